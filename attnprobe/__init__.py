@@ -1,0 +1,1 @@
+"""Attention diagnostics for vision transformers."""

@@ -1,0 +1,60 @@
+"""What can go wrong, and which exit code each kind of trouble has on the command line.
+
+Every message says what was expected, what came instead and what to do next, in one line.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class AttnprobeError(Exception):
+    """Base of every error attnprobe raises on purpose; the command line prints it as one line."""
+
+    exit_code = 2
+
+
+class InputError(AttnprobeError, ValueError):
+    """The user's input (name, option, file, image) cannot be used as it is."""
+
+
+class ShapeError(InputError):
+    """A tensor has other axes than its noun promises."""
+
+
+class CheckpointError(InputError):
+    """A checkpoint is missing, damaged, unsafe, or of another architecture."""
+
+
+class MapsFileError(InputError):
+    """A maps file or folder is truncated, damaged, foreign, incomplete or of a newer schema."""
+
+
+class CaptureError(AttnprobeError, RuntimeError):
+    """Attention could not be captured, or what was captured is not what the model computed."""
+
+
+class WorkError(AttnprobeError, RuntimeError):
+    """Good input, but the work failed: disk full, I/O error, out of memory, loss not finite."""
+
+    exit_code = 1
+
+
+class GateFailed(AttnprobeError):
+    """A `--fail-on` expression was true."""
+
+    exit_code = 3
+
+
+class Stopped(AttnprobeError):
+    """Stopped on request, or the output is in use; running the same command again goes on."""
+
+    exit_code = 75
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of an error message about an unknown name: the nearest known ones, then the list."""
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    shown = known if len(known) <= 24 else [*known[:24], f"and {len(known) - 24} more"]
+    return f"{hint} Known: {', '.join(shown)}."

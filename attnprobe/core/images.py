@@ -1,0 +1,90 @@
+"""What do images look like on their way into a model?"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from attnprobe.core.errors import ShapeError
+
+
+@dataclass(frozen=True, slots=True)
+class InputSpec:
+    """How a model wants its pixels.
+
+    Attributes:
+        size: rows and columns of the input.
+        mean, std: per channel, subtracted from and divided into pixels that lie in [0, 1].
+        interpolation: how images of another size are resized.
+        crop_pct: share of the resized image that the centre crop keeps.
+    """
+
+    size: tuple[int, int] = (224, 224)
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    interpolation: str = "bicubic"
+    crop_pct: float = 1.0
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """[image, 3, row, col] in [0, 1] -> what the model sees."""
+        mean = pixels.new_tensor(self.mean).view(1, 3, 1, 1)
+        std = pixels.new_tensor(self.std).view(1, 3, 1, 1)
+        return (pixels - mean) / std
+
+    def restore(self, pixels: Tensor) -> Tensor:
+        """What the model sees -> [image, 3, row, col] in [0, 1], for the eye."""
+        mean = pixels.new_tensor(self.mean).view(1, 3, 1, 1)
+        std = pixels.new_tensor(self.std).view(1, 3, 1, 1)
+        return (pixels * std + mean).clamp(0, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageBatch:
+    """Pixels and what they are.
+
+    Attributes:
+        pixels: [image, 3, row, col], normalised as the source's `InputSpec` says.
+        labels: [image], integer class, -1 where unknown.
+        ids: stable strings: dataset index or relative path.
+    """
+
+    pixels: Tensor
+    labels: Tensor
+    ids: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        shape = tuple(self.pixels.shape)
+        if len(shape) != 4 or shape[0] != len(self.ids) or tuple(self.labels.shape) != (shape[0],):
+            raise ShapeError(
+                "an ImageBatch needs pixels [image, channel, row, col], labels [image] and one id per image, got "
+                f"pixels {shape}, labels {tuple(self.labels.shape)}, {len(self.ids)} ids."
+            )
+
+
+@runtime_checkable
+class ImageSource(Protocol):
+    """Anything that yields `ImageBatch`es and knows how many images it has.
+
+    Attributes:
+        name: what to write in a report, such as "digits/val".
+        spec: how the pixels were prepared.
+        class_names: one per class, in label order; empty if there are no classes.
+    """
+
+    name: str
+    spec: InputSpec
+    class_names: tuple[str, ...]
+
+    def __len__(self) -> int: ...
+
+    def batches(
+        self,
+        batch_size: int,
+        *,
+        device: torch.device | str = "cpu",
+        order: Sequence[int] | None = None,
+    ) -> Iterator[ImageBatch]:
+        """Yield the images at positions `order` (all, in order, if None) in batches on `device`."""
+        ...

@@ -1,0 +1,138 @@
+"""What is an attention map here, and which of its tokens is where in the picture?"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from attnprobe.core.errors import ShapeError
+from attnprobe.core.tap import Site
+
+
+@dataclass(frozen=True, slots=True)
+class TokenGrid:
+    """Where each token sits: first the prefix tokens, then the patches row by row.
+
+    Attributes:
+        rows, cols: patches along the height and the width of the picture.
+        prefix: names of the tokens before the patches, such as ("cls",) or ("cls", "reg0").
+        patch: height and width of one patch in pixels of the model's input.
+    """
+
+    rows: int
+    cols: int
+    prefix: tuple[str, ...] = ("cls",)
+    patch: tuple[int, int] = (16, 16)
+
+    @property
+    def n_prefix(self) -> int:
+        return len(self.prefix)
+
+    @property
+    def n_tokens(self) -> int:
+        return self.n_prefix + self.rows * self.cols
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What the model said about the same images. All tensors are [image].
+
+    Attributes:
+        labels: the true class, -1 where unknown.
+        prediction: the class with the largest logit.
+        probability: softmax probability of that class.
+    """
+
+    labels: Tensor
+    prediction: Tensor
+    probability: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionMaps:
+    """Attention matrices of a few images, from every layer and head of one stage of a model.
+
+    Attributes:
+        values: [image, layer, head, query, key], a float type, no unit. At site "weights" every
+            row over `key` sums to 1; at "scores" (before the softmax) and "effective" (after a
+            variant mixed its heads) it need not: see `stochastic`.
+        image_ids: one stable id per image, in order; joins maps to labels and pixels.
+        grid: which tokens are patches, and where they sit in the picture.
+        site: where in the layer the matrix was read.
+        is_effective: the values are also what is multiplied with V. True at site "effective", and
+            at site "weights" of a layer that does not change its map after the softmax.
+        stochastic: every row over `key` sums to 1 and no value is negative.
+        layers: names of the layers, in order; empty if unknown.
+        stage: consecutive layers of equal shape and kind; a plain ViT has one, "trunk".
+        kind: what a map is: self, window, grid, class, pool, cross, channel.
+        tokens: [image, layer, token, width], the output of each layer's block, if captured.
+        outcome: labels and predictions of the images, if known.
+
+    Raises:
+        ShapeError: `values` has other axes, or disagrees with `image_ids`, `layers` or `grid`.
+
+    Source: A in Vaswani et al. 2017, arXiv:1706.03762, Eq. (1): A = softmax(Q K^T / sqrt(P)).
+    """
+
+    values: Tensor
+    image_ids: tuple[str, ...]
+    grid: TokenGrid
+    site: Site = "weights"
+    is_effective: bool = True
+    stochastic: bool = True
+    layers: tuple[str, ...] = ()
+    stage: str = "trunk"
+    kind: str = "self"
+    tokens: Tensor | None = None
+    outcome: Outcome | None = None
+
+    def __post_init__(self) -> None:
+        shape = tuple(self.values.shape)
+        if len(shape) != 5:
+            raise ShapeError(
+                f"AttentionMaps.values must be [image, layer, head, query, key], got {len(shape)} axes {shape}. "
+                "One layer is [image, head, query, key]: stack layers on axis 1."
+            )
+        if not self.values.is_floating_point():
+            raise ShapeError(f"AttentionMaps.values must be floating point, got {self.values.dtype}.")
+        if shape[0] != len(self.image_ids):
+            raise ShapeError(
+                f"{shape[0]} images of maps but {len(self.image_ids)} image_ids; give one id per image."
+            )
+        if self.layers and shape[1] != len(self.layers):
+            raise ShapeError(f"{shape[1]} layers of maps but {len(self.layers)} layer names {self.layers}.")
+        if self.kind == "self" and shape[3:] != (self.grid.n_tokens,) * 2:
+            raise ShapeError(
+                f"self-attention over {self.grid} needs {self.grid.n_tokens} queries and keys, got {shape[3:]}."
+            )
+
+    @property
+    def n_images(self) -> int:
+        return len(self.image_ids)
+
+    def images(self, start: int, stop: int) -> "AttentionMaps":
+        """The maps of images start..stop-1, as views of the same memory."""
+        cut = slice(start, stop)
+        outcome = self.outcome and Outcome(
+            self.outcome.labels[cut], self.outcome.prediction[cut], self.outcome.probability[cut]
+        )
+        tokens = None if self.tokens is None else self.tokens[cut]
+        return replace(
+            self, values=self.values[cut], image_ids=self.image_ids[cut], tokens=tokens, outcome=outcome
+        )
+
+
+def uniform_maps(like: AttentionMaps) -> AttentionMaps:
+    """One image of maps of the same shape in which every query attends equally to every key."""
+    shape = (1, *like.values.shape[1:])
+    values = torch.full(shape, 1.0 / shape[-1], dtype=torch.float32, device=like.values.device)
+    return replace(
+        like,
+        values=values,
+        image_ids=("uniform",),
+        site="weights",
+        is_effective=True,
+        stochastic=True,
+        tokens=None,
+        outcome=None,
+    )

@@ -1,0 +1,130 @@
+"""What is a metric, and what is its value on a set of images?"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from attnprobe.core.errors import InputError, did_you_mean
+from attnprobe.core.maps import AttentionMaps
+from attnprobe.core.tap import Site
+
+GIVEN = ("maps", "grid", "tokens")
+"""Parameter names of a metric function that are filled from `AttentionMaps`; all others are settings."""
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A pure per-image function and what its numbers mean.
+
+    Calling a metric calls its function: `layer_similarity(tensor)` works as written.
+
+    Attributes:
+        name: its name in the table and in every file.
+        function: (maps [I, L, H, Q, K], grid, tokens [I, L, T, D]; any of them, by these parameter
+            names; then settings with defaults) -> [I, *axes].
+        axes: what the axes after the image are, such as ("layer", "head").
+        value_range: smallest and largest value there can be; None where there is no bound.
+        unit: "nats", "pixels" ... or "" for none.
+        needs_stochastic: refuses maps whose rows do not sum to 1.
+        summarise: (Measurement) -> dict of JSON-able derived numbers, such as counts.
+        coords: labels of axes that are not plain indices, computed from the settings.
+    """
+
+    name: str
+    function: Callable[..., Tensor]
+    axes: tuple[str, ...]
+    value_range: tuple[float | None, float | None] = (None, None)
+    unit: str = ""
+    needs_stochastic: bool = False
+    sites: tuple[Site, ...] = ("weights", "effective")
+    summarise: "Callable[[Measurement], dict[str, Any]] | None" = None
+    coords: Callable[..., dict[str, list[float]]] | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        return self.function(*args, **{**self.settings, **kwargs})
+
+    @property
+    def parameters(self) -> Mapping[str, inspect.Parameter]:
+        return inspect.signature(self.function).parameters
+
+    @property
+    def all_settings(self) -> dict[str, Any]:
+        """Every setting with the value it will have."""
+        defaults = {n: p.default for n, p in self.parameters.items() if n not in GIVEN}
+        return {**defaults, **self.settings}
+
+    def with_settings(self, **settings: Any) -> "Metric":
+        """The same metric with other settings.
+
+        Raises:
+            InputError: a setting this metric does not have.
+        """
+        for name in settings:
+            if name not in self.all_settings:
+                raise InputError(
+                    f"metric {self.name!r} has no setting {name!r}.{did_you_mean(name, self.all_settings)}"
+                )
+        return replace(self, settings={**self.settings, **settings})
+
+    def per_image(self, maps: AttentionMaps) -> Tensor:
+        """[image, *axes] of these maps."""
+        given = {"maps": maps.values, "grid": maps.grid, "tokens": maps.tokens}
+        return self(**{name: given[name] for name in GIVEN if name in self.parameters})
+
+    def accepts(self, maps: AttentionMaps) -> bool:
+        """Whether this metric has a meaning on these maps."""
+        has_tokens = maps.tokens is not None or "tokens" not in self.parameters
+        has_rows = maps.stochastic or not self.needs_stochastic
+        return maps.site in self.sites and has_tokens and has_rows
+
+
+def metric(**meaning: Any) -> Callable[[Callable[..., Tensor]], Metric]:
+    """Turn a pure function into a `Metric` of the same name."""
+
+    def decorate(function: Callable[..., Tensor]) -> Metric:
+        made = Metric(function.__name__, function, **meaning)
+        return made
+
+    return decorate
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Measurement:
+    """A metric on a set of images.
+
+    Attributes:
+        metric, site, stage: what was measured where. `is_effective` as in `AttentionMaps`.
+        axes, value_range, unit: as in `Metric`; `coords` labels axes that are not plain indices.
+        mean, std: [*axes], over images, ignoring images whose value is not finite.
+        ci: [2, *axes], bounds of the 95 % interval of the mean; NaN where n_images < 2.
+        n_images: images measured; `n_excluded` of them had a value that is not finite in some cell.
+        per_image: [image, *axes], or None when there were too many to keep.
+        image_ids: one per row of `per_image`.
+        settings: everything that changes the number, defaults included.
+        summary: derived numbers (counts, intervals), JSON-able.
+        baselines: the same metric on "untrained" and "uniform" attention, where measured.
+    """
+
+    metric: str
+    site: Site
+    stage: str
+    is_effective: bool
+    axes: tuple[str, ...]
+    value_range: tuple[float | None, float | None]
+    unit: str
+    mean: np.ndarray
+    std: np.ndarray
+    ci: np.ndarray
+    n_images: int
+    n_excluded: int
+    settings: Mapping[str, Any]
+    coords: Mapping[str, list[float]] = field(default_factory=dict)
+    per_image: np.ndarray | None = None
+    image_ids: tuple[str, ...] = ()
+    summary: Mapping[str, Any] = field(default_factory=dict)
+    baselines: "Mapping[str, Measurement]" = field(default_factory=dict)

@@ -1,0 +1,22 @@
+"""Fixtures every test may use: small attention maps whose numbers are known."""
+
+import pytest
+import torch
+
+from attnprobe.core.maps import AttentionMaps, TokenGrid
+
+
+@pytest.fixture
+def make_maps():
+    """Build softmax maps of any size from a seed, float64 unless asked otherwise."""
+
+    def make(images=2, layers=3, heads=2, rows=2, cols=3, prefix=("cls",), seed=0, spread=1.0, **fields):
+        grid = TokenGrid(rows, cols, prefix, patch=(4, 4))
+        generator = torch.Generator().manual_seed(seed)
+        shape = (images, layers, heads, grid.n_tokens, grid.n_tokens)
+        values = (spread * torch.randn(shape, generator=generator, dtype=torch.float64)).softmax(-1)
+        values = values.to(fields.pop("dtype", torch.float64))
+        ids = tuple(f"image{i}" for i in range(images))
+        return AttentionMaps(values, ids, grid, **fields)
+
+    return make
