@@ -96,9 +96,7 @@ class AttentionMaps:
         if not self.values.is_floating_point():
             raise ShapeError(f"AttentionMaps.values must be floating point, got {self.values.dtype}.")
         if shape[0] != len(self.image_ids):
-            raise ShapeError(
-                f"{shape[0]} images of maps but {len(self.image_ids)} image_ids; give one id per image."
-            )
+            raise ShapeError(f"{shape[0]} images of maps but {len(self.image_ids)} image_ids; give one id per image.")
         if self.layers and shape[1] != len(self.layers):
             raise ShapeError(f"{shape[1]} layers of maps but {len(self.layers)} layer names {self.layers}.")
         if self.kind == "self" and shape[3:] != (self.grid.n_tokens,) * 2:
@@ -117,9 +115,7 @@ class AttentionMaps:
             self.outcome.labels[cut], self.outcome.prediction[cut], self.outcome.probability[cut]
         )
         tokens = None if self.tokens is None else self.tokens[cut]
-        return replace(
-            self, values=self.values[cut], image_ids=self.image_ids[cut], tokens=tokens, outcome=outcome
-        )
+        return replace(self, values=self.values[cut], image_ids=self.image_ids[cut], tokens=tokens, outcome=outcome)
 
 
 def uniform_maps(like: AttentionMaps) -> AttentionMaps:
