@@ -53,7 +53,7 @@ class Stopped(AttnprobeError):
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """The end of an error message about an unknown name: the nearest known ones, then the list."""
-    known = sorted(known)
+    known = sorted(set(known))
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     shown = known if len(known) <= 24 else [*known[:24], f"and {len(known) - 24} more"]

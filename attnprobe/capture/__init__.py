@@ -1,0 +1,14 @@
+"""Any image batch through a model -> its attention maps, proved to be the model's own.
+
+Question: hooks, or a copy of the forward pass? Choice: hooks on the model itself, because a copy silently goes out of
+date; timm layers are switched from the fused kernel to the explicit softmax only while we look, and switched back.
+Maps are copied into one reused stack per site (about 2 % of the forward pass; fresh memory for each batch cost 20 %,
+16 blocks, 12 heads, 197 tokens on two CPU cores). Reconsider when a kernel hands out its softmax for free.
+"""
+
+from attnprobe.capture.capturing import Capture, capture
+from attnprobe.capture.certificate import Certificate, certify
+from attnprobe.capture.layers import find_layers
+from attnprobe.capture.recorder import Recorder, record
+
+__all__ = ["Capture", "Certificate", "Recorder", "capture", "certify", "find_layers", "record"]

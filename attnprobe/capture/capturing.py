@@ -1,0 +1,112 @@
+"""Images -> their attention maps, batch by batch, with proof."""
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from attnprobe.capture.certificate import Certificate, certify
+from attnprobe.capture.layers import unwrap
+from attnprobe.capture.recorder import record
+from attnprobe.core.errors import CaptureError
+from attnprobe.core.images import ImageBatch, ImageSource
+from attnprobe.core.maps import AttentionMaps, Outcome
+from attnprobe.core.tap import Site
+
+
+def capture(
+    model: nn.Module,
+    images: ImageSource | Tensor,
+    site: Site | Sequence[Site] = "effective",
+    *,
+    tokens: bool = False,
+    batch_size: int = 16,
+) -> "Capture":
+    """Run `model` over `images` and yield the attention maps of each batch.
+
+    Args:
+        model: one of attnprobe's variants or a timm vision transformer, on the device it should run on.
+        images: an `ImageSource`, or pixels [image, 3, row, col] already normalised.
+        site: "weights" (the softmax), "effective" (what multiplies V), or both as a tuple.
+        tokens: keep the output of each block, too; `token_similarity` needs it.
+        batch_size: images per forward pass; results do not depend on it beyond rounding.
+
+    Returns:
+        An iterable of `AttentionMaps`, one per batch and site. The first step proves, layer by layer, that the
+        captured maps are what the model computed: see `.certificate`.
+
+    Raises:
+        CaptureError: (while iterating) no image, no attention layer, or a failed proof.
+    """
+    return Capture(model, images, (site,) if isinstance(site, str) else tuple(site), tokens, batch_size)
+
+
+class Capture:
+    """An iterable of `AttentionMaps`; made by `capture`. Memory does not grow with the number of images."""
+
+    def __init__(
+        self, model: nn.Module, images: ImageSource | Tensor, sites: Sequence[Site], tokens: bool, batch_size: int
+    ) -> None:
+        self.model, self.images = unwrap(model), images
+        self.sites, self.tokens, self.batch_size = tuple(sites), tokens, batch_size
+        parameter = next(self.model.parameters(), torch.empty(0))
+        self._device, self._dtype = parameter.device, parameter.dtype
+
+    def __iter__(self) -> Iterator[AttentionMaps]:
+        for maps in self.batches():
+            yield from maps
+
+    @cached_property
+    def certificate(self) -> Certificate:
+        """The proof, made on the first two images."""
+        first = next(self._image_batches(2, range(min(2, len(self.images)))), None)
+        if first is None:
+            raise CaptureError("no image to capture; the source is empty.")
+        with _evaluating(self.model):
+            return certify(self.model, first.pixels.to(self._dtype))
+
+    def batches(self, order: Sequence[int] | None = None) -> Iterator[list[AttentionMaps]]:
+        """All maps of one batch at a time, of the images at positions `order` (all if None)."""
+        _ = self.certificate  # nothing is delivered unproved
+        with (
+            _evaluating(self.model),
+            torch.inference_mode(),
+            record(self.model, self.sites, tokens=self.tokens) as recorder,
+        ):
+            for batch in self._image_batches(self.batch_size, order):
+                output = self.model(batch.pixels.to(self._dtype))
+                yield recorder.take(batch.ids, _outcome(output, batch.labels))
+
+    def _image_batches(self, batch_size: int, order: Sequence[int] | None) -> Iterator[ImageBatch]:
+        if not isinstance(self.images, Tensor):
+            yield from self.images.batches(batch_size, device=self._device, order=order)
+            return
+        chosen = range(len(self.images)) if order is None else order
+        for start in range(0, len(chosen), batch_size):
+            part = list(chosen[start : start + batch_size])
+            pixels = self.images[part].to(self._device)
+            yield ImageBatch(pixels, torch.full((len(part),), -1), tuple(str(i) for i in part))
+
+
+class _evaluating:
+    """Eval mode for the duration; each module's own mode is put back."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.training = [module for module in model.modules() if module.training]
+        self.model = model
+
+    def __enter__(self) -> None:
+        self.model.eval()
+
+    def __exit__(self, *_exc: object) -> None:
+        for module in self.training:
+            module.training = True
+
+
+def _outcome(output: object, labels: Tensor) -> Outcome | None:
+    """Predictions, if the model returns class logits."""
+    if not isinstance(output, Tensor) or output.ndim != 2:
+        return None
+    probability, prediction = output.float().softmax(-1).max(-1)
+    return Outcome(labels.to(prediction.device), prediction, probability)

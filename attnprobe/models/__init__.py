@@ -1,0 +1,23 @@
+"""Names and checkpoints -> modules whose attention can be read.
+
+Question: our own transformer, or timm's? Choice: timm's `VisionTransformer`, subclassed once per paper, because
+users know it, and every option, checkpoint and tool of timm's then works. A variant's file shows only what the
+paper changes. Parameter names are the authors', so published checkpoints load strictly.
+Reconsider if timm changes its block's call: `variants/` and `conv_stem.py` are what would have to follow.
+"""
+
+from attnprobe.models.build import build_model, input_spec
+from attnprobe.models.load import Checkpoint, load_model, read_checkpoint
+from attnprobe.models.presets import ALIASES, MODELS
+from attnprobe.models.variants import VARIANTS
+
+__all__ = [
+    "ALIASES",
+    "MODELS",
+    "VARIANTS",
+    "Checkpoint",
+    "build_model",
+    "input_spec",
+    "load_model",
+    "read_checkpoint",
+]

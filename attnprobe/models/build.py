@@ -1,0 +1,68 @@
+"""A name -> a model, freshly initialised (or with timm's own pretrained weights)."""
+
+from typing import Any
+
+import timm
+import torch
+from timm.data import resolve_data_config
+from torch import nn
+
+from attnprobe.core.errors import InputError, did_you_mean
+from attnprobe.core.images import InputSpec
+from attnprobe.models import presets  # registers our models with timm
+
+
+def build_model(name: str, *, num_classes: int | None = None, seed: int | None = None, **options: Any) -> nn.Module:
+    """Build a model by name: ours, any of timm's, `local-dir:PATH` or `hf-hub:ID`.
+
+    Args:
+        name: such as "deepvit_16" or "vit_small_patch16_224".
+        num_classes: size of the head; the model's own default if None.
+        seed: seed of the initial weights; PyTorch's current random state if None.
+        options: passed on to the model's class: img_size, drop_path_rate, pretrained ...
+
+    Raises:
+        InputError: the name is unknown, or an option does not fit (image and patch size, an unknown keyword).
+    """
+    if num_classes is not None:
+        options["num_classes"] = num_classes
+    if ":" not in name and not timm.is_model(name):
+        known = [*presets.MODELS, *presets.ALIASES, *timm.list_models("vit_*")]
+        raise InputError(f"no model named {name!r}.{did_you_mean(name, known)}")
+    with torch.random.fork_rng(enabled=seed is not None):
+        if seed is not None:
+            torch.manual_seed(seed)
+        try:
+            model = timm.create_model(name, **options)
+        except (TypeError, AssertionError, ValueError, RuntimeError, OSError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise InputError(f"{name!r} cannot be built with {options or 'its defaults'}: {reason}") from error
+    _check_patches_fit(name, model)
+    return model
+
+
+def input_spec(model: nn.Module) -> InputSpec:
+    """How `model` wants its pixels, as timm resolves it; its own image size wins over its default."""
+    config = resolve_data_config({}, model=model)
+    size = getattr(getattr(model, "patch_embed", None), "img_size", None) or config["input_size"][-2:]
+    return InputSpec(
+        size=tuple(int(side) for side in size),
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+        interpolation=config["interpolation"],
+        crop_pct=float(config["crop_pct"] or 1.0),
+    )
+
+
+def _check_patches_fit(name: str, model: nn.Module) -> None:
+    """timm rounds the grid down without a word, which would drop the right and lower edge of every image."""
+    embed = getattr(model, "patch_embed", None)
+    size, patch = getattr(embed, "img_size", None), getattr(embed, "patch_size", None)
+    if not size or not patch or getattr(embed, "dynamic_img_pad", False):
+        return
+    if any(side % p for side, p in zip(size, patch, strict=True)):
+        nearest = tuple(max(round(side / p), 1) * p for side, p in zip(size, patch, strict=True))
+        raise InputError(
+            f"{name!r}: image size {tuple(size)} is not a multiple of the patch size {tuple(patch)}; "
+            f"use img_size={nearest if nearest[0] != nearest[1] else nearest[0]}."
+        )

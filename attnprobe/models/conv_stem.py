@@ -1,0 +1,51 @@
+"""Patches from a small convolutional network instead of one strided convolution."""
+
+import torch.nn.functional as F
+from timm.layers import PatchEmbed
+from timm.layers.format import nchw_to
+from torch import Tensor, nn
+
+from attnprobe.core.errors import ShapeError
+
+
+class ConvStemEmbed(PatchEmbed):
+    """DeepViT's patch embedding: 7x7 stride 2, 3x3, then a strided convolution for the rest of the patch.
+
+    The first two convolutions have 64 channels, no bias, and are followed by batch norm and ReLU;
+    the last has kernel = stride = patch / 2 and a bias. Drop-in for timm's `PatchEmbed`.
+
+    Raises:
+        ShapeError: an odd patch size, which the stride of 2 cannot make, or images of another size.
+
+    Source: the public code of Zhou et al. 2021, arXiv:2103.11886.
+    """
+
+    channels = 64
+
+    def __init__(self, *args, in_chans: int = 3, embed_dim: int = 768, bias: bool = True, **kwargs) -> None:
+        super().__init__(*args, in_chans=in_chans, embed_dim=embed_dim, bias=bias, **kwargs)
+        if any(side % 2 for side in self.patch_size):
+            raise ShapeError(f"a convolutional stem needs an even patch size, got {self.patch_size}.")
+        half = (self.patch_size[0] // 2, self.patch_size[1] // 2)
+        dd = {"device": self.proj.weight.device, "dtype": self.proj.weight.dtype}
+        self.conv1 = nn.Conv2d(in_chans, self.channels, 7, stride=2, padding=3, bias=False, **dd)
+        self.bn1 = nn.BatchNorm2d(self.channels, **dd)
+        self.conv2 = nn.Conv2d(self.channels, self.channels, 3, padding=1, bias=False, **dd)
+        self.bn2 = nn.BatchNorm2d(self.channels, **dd)
+        self.proj = nn.Conv2d(self.channels, embed_dim, half, stride=half, bias=bias, **dd)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """[image, channel, row, col] -> [image, token, width], or as `output_fmt` says."""
+        size = tuple(pixels.shape[-2:])
+        if self.strict_img_size and self.img_size is not None and size != tuple(self.img_size):
+            raise ShapeError(f"this model takes images of {tuple(self.img_size)} pixels, got {size}; resize them.")
+        pad_rows, pad_cols = (-side % patch for side, patch in zip(size, self.patch_size, strict=True))
+        if pad_rows or pad_cols:
+            if not self.dynamic_img_pad:
+                raise ShapeError(f"image size {size} is not a multiple of the patch size {self.patch_size}.")
+            pixels = F.pad(pixels, (0, pad_cols, 0, pad_rows))
+        x = F.relu(self.bn1(self.conv1(pixels)))
+        x = F.relu(self.bn2(self.conv2(x)))
+        x = self.proj(x)
+        x = x.flatten(2).transpose(1, 2) if self.flatten else nchw_to(x, self.output_fmt)
+        return self.norm(x)

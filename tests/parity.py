@@ -1,0 +1,225 @@
+"""Do our variants reproduce the numbers recorded from the authors' own code?
+
+    python -m tests.parity FOLDER
+
+For every NAME.json / NAME.safetensors pair in FOLDER whose variant is known: builds the model from the JSON's
+`config`, loads `state/*` strictly, and compares logits, every attention map, block outputs, training logits, loss,
+gradients and batch-norm statistics, in float32 (the file's own tolerances) and in float64 (logits, loss and gradient
+norms against the float64 reference). Exits 1 if anything exceeds its tolerance; lists what is not covered.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from timm.layers import LayerNorm
+from torch import Tensor, nn
+
+from attnprobe.capture import record
+from attnprobe.models.variants.deepvit import DeepViT
+from attnprobe.models.variants.vit import PlainViT
+
+FLOAT64_TOLERANCE = 1e-10
+"""Agreement asked for in float64, relative to the largest value: only this sees a layer-norm eps of 1e-5."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One compared quantity: its largest difference, as a multiple of what is allowed."""
+
+    quantity: str
+    largest: float
+    excess: float
+
+
+def geometry(config: dict[str, Any]) -> dict[str, Any]:
+    """The part of a configuration that every variant shares, in timm's words."""
+    eps = config.pop("layernorm_eps", 1e-6)
+    names = ("img_size", "patch_size", "in_chans", "num_classes", "embed_dim", "num_heads", "mlp_ratio", "qkv_bias")
+    shared = {name: config.pop(name) for name in names if name in config}
+    return {**shared, "norm_layer": partial(LayerNorm, eps=eps)}
+
+
+def deepvit(config: dict[str, Any]) -> nn.Module:
+    options = geometry(config)
+    transform = config.pop("apply_transform")
+    return DeepViT(
+        **options,
+        depth=config.pop("depth", len(transform)),
+        reattention=[i for i, on in enumerate(transform) if on],
+        transform_scale=config.pop("transform_scale", False),
+        scale_adjustment=config.pop("scale_adjustment", 1.0),
+        conv_stem=config.pop("use_cnn_embed", False),
+    )
+
+
+def plain_vit(config: dict[str, Any]) -> nn.Module:
+    options = geometry(config)
+    transform = config.pop("apply_transform", ())
+    for ignored in ("re_atten", "scale_adjustment", "transform_scale"):  # the control's code takes and ignores them
+        config.pop(ignored, None)
+    return PlainViT(**options, depth=config.pop("depth", len(transform)), conv_stem=config.pop("use_cnn_embed", False))
+
+
+BUILDERS: dict[str, Callable[[dict[str, Any]], nn.Module]] = {"deepvit": deepvit, "plain_vit": plain_vit}
+
+
+def build(description: dict[str, Any]) -> nn.Module:
+    """The model a golden JSON describes; refuses an option it does not know rather than ignoring it."""
+    config = dict(description["config"])
+    model = BUILDERS[description["variant"]](config)
+    if config:
+        raise KeyError(f"{description['name']}: options not understood: {sorted(config)}")
+    return model
+
+
+def observe(model: nn.Module, pixels: Tensor) -> dict[str, Tensor]:
+    """One evaluation forward: logits, embedding, maps at both sites, and block outputs."""
+    model.eval()
+    seen: dict[str, Tensor] = {}
+    handle = model.blocks[0].register_forward_pre_hook(lambda _m, args: seen.update(embed=args[0].detach()))
+    with torch.no_grad(), record(model, sites=("weights", "effective"), tokens=True) as recorder:
+        seen["logits"] = model(pixels)
+        taken = recorder.take(tuple(str(i) for i in range(len(pixels))))
+    handle.remove()
+    for maps in taken:
+        for layer in range(maps.values.shape[1]):
+            if maps.is_effective:
+                seen[f"attn/{layer}"] = maps.values[:, layer]
+            if maps.site == "weights":
+                seen[f"attn_softmax/{layer}"] = maps.values[:, layer]
+            seen[f"tokens/{layer}"] = maps.tokens[:, layer]
+    return seen
+
+
+def train_step(model: nn.Module, golden: dict[str, Tensor], pixels: Tensor) -> dict[str, Tensor]:
+    """One training forward and backward from the loaded state, with the recorded cotangent."""
+    model.train()
+    pixels = pixels.clone().requires_grad_()
+    logits = model(pixels)
+    loss = (logits * golden["train/cotangent_logits"].to(logits)).sum()
+    loss.backward()
+    seen = {"train/logits": logits.detach(), "train/loss": loss.detach().reshape(1), "train/grad_input": pixels.grad}
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    seen |= {f"train/grad/{name}": grad for name, grad in gradients.items()}
+    seen |= {f"train/bn/{name}": value for name, value in model.named_buffers()}
+    seen["gradients"] = gradients
+    return seen
+
+
+def compare(quantity: str, ours: Tensor, theirs: Tensor, atol: float, rtol: float) -> Difference:
+    gap = (ours.detach().double() - theirs.double()).abs()
+    allowed = atol + rtol * theirs.double().abs()
+    if ours.shape != theirs.shape:
+        return Difference(quantity, float("inf"), float("inf"))
+    return Difference(quantity, gap.max().item(), (gap / allowed).max().item())
+
+
+def compare_float32(description: dict[str, Any], golden: dict[str, Tensor]) -> Iterator[Difference]:
+    """Every recorded tensor against ours, with the file's own tolerances."""
+    model = build(description)
+    model.load_state_dict(states(golden), strict=True)
+    seen = observe(model, golden["input"])
+    model.load_state_dict(states(golden), strict=True)
+    step = train_step(model, golden, golden["input"])
+    gradients = step.pop("gradients")
+    order = description["train"]["grad_norm_order"]
+    seen |= step
+    seen["train/grad_norms"] = torch.stack([gradients[name].norm() for name in order])
+    skip = ("state/", "const/", "train/cotangent")
+    for key, theirs in golden.items():
+        if key.startswith(skip) or key == "input":
+            continue
+        quantity = key if key in description["tolerances"] else key.rsplit("/", 1)[0]
+        quantity = next(q for q in (key, quantity, "/".join(key.split("/")[:2]), key.split("/")[0])
+                        if q in description["tolerances"])  # fmt: skip
+        tolerance = description["tolerances"][quantity]
+        yield compare(quantity, seen[key], theirs, tolerance["atol"], tolerance["rtol"])
+
+
+def compare_float64(description: dict[str, Any], golden: dict[str, Tensor]) -> Iterator[Difference]:
+    """Logits, training logits, loss and gradient norms against the reference run in float64."""
+    reference = description["float64_reference"]
+    pixels = golden["input"].double()
+    model = build(description).double()
+    double = {k: v.double() if v.is_floating_point() else v for k, v in states(golden).items()}
+    model.load_state_dict(double, strict=True)
+    seen = observe(model, pixels)
+    model.load_state_dict(double, strict=True)
+    step = train_step(model, golden, pixels)
+    norms = torch.stack([step["gradients"][n].norm() for n in description["train"]["grad_norm_order"]])
+    pairs = {
+        "logits": (seen["logits"], reference["logits"]),
+        "train_logits": (step["train/logits"], reference["train_logits"]),
+        "train_loss": (step["train/loss"], reference["train_loss"]),
+        "train_grad_norms": (norms, reference["train_grad_norms"]),
+    }
+    for quantity, (ours, theirs) in pairs.items():
+        theirs = torch.tensor(theirs, dtype=torch.float64).reshape(ours.shape)
+        scale = theirs.abs().max().item()
+        yield compare(quantity, ours, theirs, FLOAT64_TOLERANCE * scale, FLOAT64_TOLERANCE)
+
+
+def states(golden: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key.removeprefix("state/"): value for key, value in golden.items() if key.startswith("state/")}
+
+
+def check(path: Path) -> dict[str, list[Difference]]:
+    """The worst difference per quantity, for one golden pair: {"float32": [...], "float64": [...]}."""
+    description = json.loads(path.read_text())
+    golden = load_file(path.with_suffix(".safetensors"))
+    worst: dict[str, list[Difference]] = {}
+    for precision, differences in (
+        ("float32", compare_float32(description, golden)),
+        ("float64", compare_float64(description, golden)),
+    ):
+        by_quantity: dict[str, Difference] = {}
+        for difference in differences:
+            known = by_quantity.get(difference.quantity)
+            if known is None or not difference.excess <= known.excess:  # a NaN counts as worse
+                by_quantity[difference.quantity] = difference
+        worst[precision] = list(by_quantity.values())
+    return worst
+
+
+def pairs(folder: Path) -> tuple[list[Path], list[str]]:
+    """The golden model files we can build, and the names of those we cannot."""
+    covered, uncovered = [], []
+    for path in sorted(folder.glob("*.json")):
+        description = json.loads(path.read_text())
+        if not path.with_suffix(".safetensors").exists() or not isinstance(description, dict):
+            continue
+        variant = description.get("variant")
+        (covered.append(path) if variant in BUILDERS else uncovered.append(f"{path.stem} ({variant or 'no variant'})"))
+    return covered, uncovered
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.parity", description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="a folder of NAME.json / NAME.safetensors pairs")
+    folder = parser.parse_args(arguments).folder
+    covered, uncovered = pairs(folder)
+    failed = 0
+    for path in covered:
+        for precision, differences in check(path).items():
+            bad = [d for d in differences if not d.excess <= 1]
+            failed += bool(bad)
+            told = "  ".join(f"{d.quantity} {d.largest:.1e}" for d in differences)
+            print(f"{'FAIL' if bad else 'ok  '} {path.stem:32} {precision}  {told}")
+            for d in bad:
+                print(f"     {d.quantity}: {d.largest:.3e} is {d.excess:.1f} times what is allowed")
+    if uncovered:
+        print(f"not covered: {', '.join(uncovered)}")
+    print(f"{len(covered)} files, {failed} comparisons out of tolerance")
+    return 1 if failed or not covered else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
