@@ -1,0 +1,33 @@
+"""How does long work show how far it is? On a terminal with an estimate, elsewhere silently."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+
+class Advance(Protocol):
+    """Call with the number of steps just done, and a few words on the state of things."""
+
+    def __call__(self, steps: int = 1, note: str = "") -> None: ...
+
+
+@contextmanager
+def progress(description: str, total: int, *, done: int = 0) -> Iterator[Advance]:
+    """A bar on stderr: `with progress("capture", 360) as advance: advance(16, "16 images/s")`."""
+    if not sys.stderr.isatty():
+        yield lambda steps=1, note="": None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(description, total=total, completed=done, note="")
+        yield lambda steps=1, note="": bar.update(task, advance=steps, note=note)

@@ -1,0 +1,12 @@
+"""(model, images, TrainConfig) -> checkpoint and log.
+
+Question: a trainer class with hooks, or a loop? Choice: one loop a person reads top to bottom, built from timm's
+optimiser, scheduler and moving average. Exact resume comes from seeding each epoch by (seed, epoch) instead of
+storing random states: fewer bytes, and any epoch can be run again alone. Reconsider when checkpoints are wanted
+inside an epoch.
+"""
+
+from attnprobe.training.config import TrainConfig
+from attnprobe.training.loop import TrainResult, evaluate, pick_device, train
+
+__all__ = ["TrainConfig", "TrainResult", "evaluate", "pick_device", "train"]

@@ -1,0 +1,198 @@
+"""The training loop, in reading order."""
+
+import csv
+import io
+import math
+import time
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from timm.utils import ModelEmaV3, dispatch_clip_grad
+from torch import Tensor, nn
+
+from attnprobe.core import fs
+from attnprobe.core.errors import InputError, WorkError
+from attnprobe.core.images import ImageSource
+from attnprobe.core.progress import progress as progress_bar
+from attnprobe.core.run import Run
+from attnprobe.training.augment import augment
+from attnprobe.training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from attnprobe.training.config import TrainConfig
+
+LOG_FIELDS = ("epoch", "lr", "train_loss", "val_loss", "val_top1", "seconds")
+
+
+@dataclass(frozen=True, slots=True)
+class TrainResult:
+    """What came out: validation accuracy (in [0, 1]) after the last epoch and the best, and the log's rows."""
+
+    run: Run
+    top1: float
+    best: float
+    best_epoch: int
+    log: tuple[Mapping[str, float], ...]
+
+
+def train(
+    model: nn.Module,
+    images: ImageSource,
+    val_images: ImageSource,
+    config: TrainConfig,
+    run: Run,
+    *,
+    config_json: Mapping[str, Any],
+) -> TrainResult:
+    """Train `model` on `images`; goes on from the newest checkpoint in `run` if there is one.
+
+    Every epoch ends with a validation, a row of log.csv and a committed checkpoint, so a killed run loses at most
+    one epoch and, on a CPU, ends with the same weights as one that was never stopped.
+
+    Args:
+        model: any classifier; moved to the device `config.device` names.
+        images, val_images: what to train and validate on.
+        run: the directory for the log and the checkpoints.
+        config_json: timm's config.json of the model, saved beside the weights.
+
+    Raises:
+        InputError: no training image, or labels the model has no class for.
+        WorkError: the loss is not finite, or the disk fails; the last good checkpoint is named.
+    """
+    device = pick_device(config.device)
+    if len(images) == 0 or not images.class_names:
+        raise InputError(f"{images.name} has {len(images)} images and {len(images.class_names)} classes; cannot train.")
+    model = model.to(device)
+    optimizer = create_optimizer_v2(
+        model,
+        opt=config.opt,
+        lr=config.lr,
+        weight_decay=config.weight_decay,
+        **({"eps": config.opt_eps} if config.opt_eps is not None else {}),
+    )
+    steps_per_epoch = math.ceil(len(images) / config.batch_size)
+    scheduler, _ = create_scheduler_v2(
+        optimizer,
+        sched=config.sched,
+        num_epochs=config.epochs,
+        warmup_epochs=config.warmup_epochs,
+        warmup_lr=config.warmup_lr,
+        min_lr=config.min_lr,
+        step_on_epochs=False,
+        updates_per_epoch=steps_per_epoch,
+    )
+    ema = ModelEmaV3(model, decay=config.model_ema_decay, use_warmup=True) if config.model_ema else None
+    deployed = ema.module if ema else model
+    autocast = torch.autocast(device.type, torch.bfloat16) if config.amp and _has_bfloat16(device) else nullcontext()
+
+    progress = load_checkpoint(run, model=model, deployed=deployed, optimizer=optimizer) or Progress()
+    log = read_log(run)[: progress.epoch]
+
+    with progress_bar(config.model, config.epochs * steps_per_epoch, done=progress.epoch * steps_per_epoch) as advance:
+        for epoch in range(progress.epoch, config.epochs):
+            started = time.monotonic()
+            torch.manual_seed(config.seed + 1_000_003 * (epoch + 1))  # all randomness of an epoch follows from this
+            model.train()
+            order = torch.randperm(len(images)).tolist()
+            total_loss = torch.zeros((), device=device)
+            for step, batch in enumerate(images.batches(config.batch_size, device=device, order=order)):
+                update = epoch * steps_per_epoch + step
+                scheduler.step_update(update)
+                with autocast:
+                    logits = model(augment(batch.pixels, config))
+                    loss = F.cross_entropy(logits, batch.labels, label_smoothing=config.smoothing)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                if config.clip_grad is not None:
+                    dispatch_clip_grad(model.parameters(), config.clip_grad)
+                optimizer.step()
+                if ema:
+                    ema.update(model, step=update)
+                total_loss += loss.detach() * len(batch.ids)
+                advance(1, f"epoch {epoch + 1}/{config.epochs}  best {max(progress.best, 0):.1%}")
+
+            train_loss = total_loss.item() / len(images)
+            if not math.isfinite(train_loss):
+                kept = run.latest_checkpoint()
+                raise WorkError(
+                    f"the training loss is {train_loss} in epoch {epoch + 1}; lower --set lr={config.lr / 3:.2g}. "
+                    f"Last good checkpoint: {kept or 'none'}."
+                )
+            val_loss, top1 = evaluate(deployed, val_images, batch_size=config.batch_size * 2, device=device)
+            progress.epoch = epoch + 1
+            if top1 > progress.best:
+                progress.best, progress.best_epoch = top1, progress.epoch
+            lr = optimizer.param_groups[0]["lr"]
+            row = (progress.epoch, lr, train_loss, val_loss, top1, time.monotonic() - started)
+            log.append(dict(zip(LOG_FIELDS, row, strict=True)))
+            write_log(run, log)
+            save_checkpoint(
+                run,
+                progress,
+                model=model,
+                deployed=deployed,
+                optimizer=optimizer,
+                config_json=config_json,
+                keep=config.keep_checkpoints,
+            )
+    return TrainResult(run, log[-1]["val_top1"], progress.best, progress.best_epoch, tuple(log))
+
+
+@torch.inference_mode()
+def evaluate(model: nn.Module, images: ImageSource, *, batch_size: int, device: torch.device) -> tuple[float, float]:
+    """Mean cross-entropy (nats) and top-1 accuracy (in [0, 1]) of `model` on `images`."""
+    model.eval()
+    loss = torch.zeros((), device=device, dtype=torch.float64)
+    correct = torch.zeros((), device=device, dtype=torch.int64)
+    n = 0
+    for batch in images.batches(batch_size, device=device):
+        logits: Tensor = model(batch.pixels).float()
+        loss += F.cross_entropy(logits, batch.labels, reduction="sum")
+        correct += (logits.argmax(-1) == batch.labels).sum()
+        n += len(batch.ids)
+    if n == 0:
+        raise InputError(f"{images.name} has no image to validate on.")
+    return loss.item() / n, correct.item() / n
+
+
+def pick_device(name: str) -> torch.device:
+    """The device called `name`; "auto" takes a GPU if there is one.
+
+    Raises:
+        InputError: this machine has no such device.
+    """
+    if name == "auto":
+        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        return accelerator or torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"no device {name!r} here ({str(error).splitlines()[0]}); try --device cpu.") from error
+    return device
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.is_bf16_supported()
+
+
+def read_log(run: Run) -> list[dict[str, float]]:
+    """The rows of log.csv; none if there is no log yet."""
+    if not run.log.exists():
+        return []
+    with run.log.open(newline="") as file:
+        rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    return [{**row, "epoch": int(row["epoch"])} for row in rows]
+
+
+def write_log(run: Run, rows: list[dict[str, float]]) -> None:
+    """Replace log.csv by these rows, whole or not at all."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, LOG_FIELDS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    fs.write_file(run.log, text.getvalue().encode(), overwrite=True)
