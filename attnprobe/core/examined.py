@@ -1,0 +1,58 @@
+"""What does a report need to know about one model?"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from attnprobe.core.maps import TokenGrid
+from attnprobe.core.measurement import Measurement
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Picture:
+    """One image and where the model looks in it.
+
+    Attributes:
+        image_id: as in the maps file.
+        pixels: [row, col, 3], uint8.
+        label, prediction: class names, "" where unknown; `probability` of the prediction, NaN where unknown.
+        attention: [layer, head, row, col] over the patch grid: how much the class token attends to each patch
+            (the mean over queries where there is no class token), at `site`.
+    """
+
+    image_id: str
+    pixels: np.ndarray
+    label: str
+    prediction: str
+    probability: float
+    attention: np.ndarray
+    site: str = "weights"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Examined:
+    """One model's measurements, and everything needed to show and to trust them.
+
+    Attributes:
+        name: short name for tables and legends; unique within a report.
+        measurements: as returned by `measure`, baselines included.
+        info: what the maps file's header says: model, variant, data, n_images, accuracy, checkpoint_sha256, seed,
+            device, versions, created. Plain values; keys may be missing.
+        certificate: as in the maps file: {"layers": [{layer, route, row_sum_error, value_error}], "output_equal",
+            "fused_difference", "n_images"}; empty if unknown.
+        layers: names of the layers.
+        grid: the tokens.
+        pictures: a handful of images.
+        notes: sentences a reader must see beside the numbers ("trained for 6 epochs only (--fast)").
+    """
+
+    name: str
+    measurements: Mapping[str, Measurement]
+    info: Mapping[str, Any]
+    layers: tuple[str, ...]
+    grid: TokenGrid
+    certificate: Mapping[str, Any] = field(default_factory=dict)
+    pictures: tuple[Picture, ...] = ()
+    notes: tuple[str, ...] = ()
