@@ -4,7 +4,7 @@ Every message says what was expected, what came instead and what to do next, in 
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class AttnprobeError(Exception):
@@ -58,3 +58,9 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     hint = f" Did you mean {near[0]!r}?" if near else ""
     shown = known if len(known) <= 24 else [*known[:24], f"and {len(known) - 24} more"]
     return f"{hint} Known: {', '.join(shown)}."
+
+
+def check_choice(option: str, value: object, choices: Sequence[object]) -> None:
+    """Raises InputError unless `value` is one of the `choices` of an option."""
+    if value not in choices:
+        raise InputError(f"{option}={value!r} is not a choice.{did_you_mean(str(value), map(str, choices))}")

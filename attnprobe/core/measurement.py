@@ -30,8 +30,10 @@ class Metric:
         value_range: smallest and largest value there can be; None where there is no bound.
         unit: "nats", "pixels" ... or "" for none.
         needs_stochastic: refuses maps whose rows do not sum to 1.
+        needs_prefix: refuses maps without a class token or registers.
         summarise: (Measurement) -> dict of JSON-able derived numbers, such as counts.
-        coords: labels of axes that are not plain indices, computed from the settings.
+        coords: (grid, **settings) -> labels of axes that are not plain indices.
+        narrow_range: (stochastic, **settings) -> a value range tighter than `value_range`.
     """
 
     name: str
@@ -40,9 +42,11 @@ class Metric:
     value_range: tuple[float | None, float | None] = (None, None)
     unit: str = ""
     needs_stochastic: bool = False
+    needs_prefix: bool = False
     sites: tuple[Site, ...] = ("weights", "effective")
     summarise: "Callable[[Measurement], dict[str, Any]] | None" = None
-    coords: Callable[..., dict[str, list[float]]] | None = None
+    coords: Callable[..., dict[str, list[float] | list[str]]] | None = None
+    narrow_range: Callable[..., tuple[float | None, float | None]] | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -76,19 +80,30 @@ class Metric:
         given = {"maps": maps.values, "grid": maps.grid, "tokens": maps.tokens}
         return self(**{name: given[name] for name in GIVEN if name in self.parameters})
 
+    def refusal(self, maps: AttentionMaps) -> str:
+        """Why this metric has no meaning on these maps, and what to do; empty if it has one."""
+        if maps.site not in self.sites:
+            return f"it is defined at site {' or '.join(self.sites)}, not at {maps.site!r}"
+        if self.needs_stochastic and not maps.stochastic:
+            return f"rows must sum to 1, which they do not at site {maps.site!r}: capture site='weights'"
+        if self.needs_prefix and not maps.grid.prefix:
+            return "there is neither a class token nor a register"
+        if "tokens" in self.parameters and maps.tokens is None:
+            return "the block outputs were not captured: capture with tokens=True"
+        if "grid" in self.parameters and maps.kind != "self":
+            return f"queries and keys must be the tokens of the picture, not those of {maps.kind!r} maps"
+        return ""
+
     def accepts(self, maps: AttentionMaps) -> bool:
         """Whether this metric has a meaning on these maps."""
-        has_tokens = maps.tokens is not None or "tokens" not in self.parameters
-        has_rows = maps.stochastic or not self.needs_stochastic
-        return maps.site in self.sites and has_tokens and has_rows
+        return not self.refusal(maps)
 
 
 def metric(**meaning: Any) -> Callable[[Callable[..., Tensor]], Metric]:
     """Turn a pure function into a `Metric` of the same name."""
 
     def decorate(function: Callable[..., Tensor]) -> Metric:
-        made = Metric(function.__name__, function, **meaning)
-        return made
+        return Metric(function.__name__, function, **meaning)
 
     return decorate
 
@@ -105,7 +120,8 @@ class Measurement:
         n_images: images measured; `n_excluded` of them had a value that is not finite in some cell.
         per_image: [image, *axes], or None when there were too many to keep.
         image_ids: one per row of `per_image`.
-        settings: everything that changes the number, defaults included.
+        settings: everything that changes the numbers, defaults included: the metric's own, and
+            "interval" ("bootstrap" or "normal"), "bootstrap" (resamples) and "bootstrap_seed".
         summary: derived numbers (counts, intervals), JSON-able.
         baselines: the same metric on "untrained" and "uniform" attention, where measured.
     """
@@ -123,7 +139,7 @@ class Measurement:
     n_images: int
     n_excluded: int
     settings: Mapping[str, Any]
-    coords: Mapping[str, list[float]] = field(default_factory=dict)
+    coords: Mapping[str, list[float] | list[str]] = field(default_factory=dict)
     per_image: np.ndarray | None = None
     image_ids: tuple[str, ...] = ()
     summary: Mapping[str, Any] = field(default_factory=dict)

@@ -1,0 +1,44 @@
+"""How far away, in pixels, does a patch look?"""
+
+import torch
+from torch import Tensor
+
+from attnprobe.core.maps import TokenGrid
+from attnprobe.core.measurement import metric
+
+
+@metric(axes=("layer", "head"), value_range=(0.0, None), unit="pixels", needs_stochastic=True)
+def attention_distance(maps: Tensor, grid: TokenGrid) -> Tensor:
+    """Mean distance between a query patch and the patches it attends to, weighted by the attention.
+
+        D[l, h] = mean over patches i of  sum_j A[i, j] |pos_i - pos_j| / sum_j A[i, j],      j over patches
+
+    pos is the centre of a patch in pixels of the model's input, so patches need not be square. Class token and
+    registers are dropped as queries and as keys, and each row is scaled back to sum 1 over the patches that remain;
+    a query that puts nothing on patches is left out, and a head with only such queries is NaN.
+    Dosovitskiy et al. 2021, arXiv:2010.11929; by layer and head: Raghu et al. 2021, arXiv:2108.08810.
+
+    Args:
+        maps: [image, layer, head, query, key], rows that sum to 1.
+        grid: where the tokens sit.
+
+    Returns:
+        [image, layer, head], pixels.
+    """
+    pixels = _distances(grid).to(maps)
+    patches = slice(grid.n_prefix, None)
+    layers = []
+    for layer in maps.unbind(1):
+        weights = layer[..., patches, patches]
+        mass, moment = weights.sum(-1), (weights * pixels).sum(-1)
+        looks = mass != 0
+        layers.append((moment / torch.where(looks, mass, 1.0)).sum(-1) / looks.sum(-1))
+    return torch.stack(layers, 1)
+
+
+def _distances(grid: TokenGrid) -> Tensor:
+    """[patch, patch], pixels between the centres of patches, float64."""
+    rows = torch.arange(grid.rows, dtype=torch.float64) * grid.patch[0]
+    cols = torch.arange(grid.cols, dtype=torch.float64) * grid.patch[1]
+    centres = torch.cartesian_prod(rows, cols).view(-1, 2)
+    return torch.linalg.vector_norm(centres[:, None] - centres, dim=-1)

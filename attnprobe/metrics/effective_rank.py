@@ -1,0 +1,45 @@
+"""How many independent patterns does one attention map hold?"""
+
+import torch
+from torch import Tensor
+
+from attnprobe.core.errors import check_choice
+from attnprobe.core.measurement import metric
+
+
+@metric(axes=("layer", "head"), value_range=(1.0, None))
+def effective_rank(maps: Tensor, *, order: int = 2) -> Tensor:
+    """Effective rank of every attention map, from its singular values s.
+
+        order=1:  exp(- sum_k p_k ln p_k),  p = s / sum(s)       Roy & Vetterli 2007, computed exactly
+        order=2:  (sum_k s_k^2)^2 / sum_k s_k^4                  participation ratio of the squared singular values
+
+    Both are 1 for equal rows and T for a permutation of T tokens. Order 2 is the exponential of the Renyi-2 entropy of
+    s^2 / sum(s^2); it is never above order 1 and is another number, so quote the order.
+
+    Order 2 is the default because every metric runs by default and it needs one matrix product (0.3 of a forward pass
+    at 197 tokens) where the singular values cost three passes (float64, by the SVD: square roots of a Gram matrix's
+    eigenvalues keep half of the digits).
+
+    Args:
+        maps: [image, layer, head, query, key].
+        order: 1 or 2.
+
+    Returns:
+        [image, layer, head]; NaN for a map that is zero everywhere.
+    """
+    check_choice("order", order, (1, 2))
+    return torch.stack([(_exact if order == 1 else _participation)(layer) for layer in maps.unbind(1)], 1)
+
+
+def _exact(matrix: Tensor) -> Tensor:
+    finite = matrix.isfinite().all(-1).all(-1)  # the SVD raises on NaN
+    s = torch.linalg.svdvals(torch.where(finite[..., None, None], matrix, 0.0).double())
+    p = s / s.sum(-1, keepdim=True)
+    entropy = -torch.special.xlogy(p, p).sum(-1)
+    return torch.where(finite, entropy.exp(), torch.nan).to(matrix.dtype)
+
+
+def _participation(matrix: Tensor) -> Tensor:
+    gram = matrix @ matrix.mT if matrix.shape[-2] <= matrix.shape[-1] else matrix.mT @ matrix
+    return matrix.square().sum((-2, -1)).square() / gram.square().sum((-2, -1))

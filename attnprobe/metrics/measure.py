@@ -1,0 +1,220 @@
+"""How does a stream of attention maps become measurements?"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from attnprobe.core.errors import InputError, ShapeError
+from attnprobe.core.maps import AttentionMaps, uniform_maps
+from attnprobe.core.measurement import Measurement, Metric
+from attnprobe.core.tap import Site
+from attnprobe.metrics.bootstrap import interval_of_mean
+from attnprobe.metrics.collected import Collected
+
+PIECE_BYTES = 16 * 2**20
+"""Maps that go through a metric at once on a CPU, in float32; its temporaries are of that size."""
+
+
+def measure(
+    chunks: Iterable[AttentionMaps],
+    metrics: Sequence[Metric] | None = None,
+    *,
+    bootstrap: int = 1000,
+    seed: int = 0,
+    baselines: Mapping[str, Iterable[AttentionMaps]] | None = None,
+) -> dict[str, Measurement]:
+    """Measure a stream of attention maps; memory does not grow with the number of images.
+
+    Args:
+        chunks: maps of some images each, of any number of stages and sites; read once, in float32 (float64 stays).
+            A chunk may reuse its memory once the next one is asked for.
+        metrics: what to measure; None for all of `METRICS` that have a meaning on the maps.
+        bootstrap: resamples of the images for the 95 % intervals; 0 for the normal approximation, which also serves
+            where a metric has more than 128 MiB of values.
+        seed: of the resampling, the same for all metrics.
+        baselines: maps to compare with, such as {"untrained": chunks}, measured in the same way. "uniform" attention
+            is always added to metrics of maps.
+
+    Returns:
+        {name: Measurement}, named after the metric. Where a metric was measured at two sites of one stage, the plain
+        name is what multiplies V and the other is "name@weights"; stages but "trunk" are named "stage/name".
+        Metrics of tokens alone are measured once per stage.
+
+    Raises:
+        InputError: no maps, a metric asked for that none of them suits, or two metrics of one name.
+        ShapeError: chunks of one stage and site differ in more than their images, or a metric broke its promise.
+    """
+    from attnprobe.metrics import METRICS  # late: the table imports the metrics, and this module with them
+
+    wanted = tuple(METRICS.values()) if metrics is None else tuple(metrics)
+    names = [metric.name for metric in wanted]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise InputError(
+            f"two metrics are named {min(twice)!r}; rename one: dataclasses.replace(metric, name='another')."
+        )
+    if bootstrap < 0:
+        raise InputError(f"bootstrap={bootstrap} must be the number of resamples, 0 or more.")
+    places = _collect(chunks, wanted)
+    _check_measured(places, wanted, asked=metrics is not None)
+    result = _measurements(places, wanted, bootstrap, seed)
+    for name, maps in (baselines or {}).items():
+        other = _measurements(_collect(maps, wanted), wanted, bootstrap, seed)
+        for key in result.keys() & other.keys():
+            bare = replace(other[key], baselines={})
+            result[key] = replace(result[key], baselines={**result[key].baselines, name: bare})
+    return result
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """What was collected at one site of one stage; `uniform` has the shape, grid and kind of its maps."""
+
+    stage: str
+    site: Site
+    is_effective: bool
+    stochastic: bool
+    uniform: AttentionMaps
+    refusals: dict[str, str]
+    collected: dict[str, Collected]
+    image_ids: list[str]
+
+    @classmethod
+    def of(cls, maps: AttentionMaps, metrics: Sequence[Metric]) -> "_Place":
+        refusals = {metric.name: metric.refusal(maps) for metric in metrics}
+        collected = {name: Collected() for name, refusal in refusals.items() if not refusal}
+        about = (maps.stage, maps.site, maps.is_effective, maps.stochastic)
+        return cls(*about, uniform_maps(maps), refusals, collected, [])
+
+    def check_same(self, maps: AttentionMaps) -> None:
+        """Raises ShapeError if these maps cannot be averaged with the earlier ones."""
+        earlier = (tuple(self.uniform.values.shape[1:]), self.uniform.grid, self.stochastic, self.is_effective)
+        now = (tuple(maps.values.shape[1:]), maps.grid, maps.stochastic, maps.is_effective)
+        if earlier != now:
+            raise ShapeError(
+                f"all {self.stage} maps at site {self.site!r} must be alike: (layer, head, query, key), grid, "
+                f"stochastic and is_effective were {earlier}, now {now}. Measure different models one by one."
+            )
+
+
+def _collect(chunks: Iterable[AttentionMaps], metrics: Sequence[Metric]) -> list[_Place]:
+    """Run the metrics over all chunks."""
+    places: dict[tuple[str, Site], _Place] = {}
+    for chunk in chunks:
+        if chunk.n_images == 0:
+            continue
+        place = places.get((chunk.stage, chunk.site))
+        if place is None:
+            seen = {name for other in places.values() if other.stage == chunk.stage for name in other.collected}
+            new = [metric for metric in metrics if "maps" in metric.parameters or metric.name not in seen]
+            place = places[chunk.stage, chunk.site] = _Place.of(chunk, new)
+        place.check_same(chunk)
+        place.image_ids.extend(chunk.image_ids)
+        suited = [metric for metric in metrics if metric.name in place.collected]
+        with torch.inference_mode():
+            for piece in _pieces(chunk):
+                for metric in suited:
+                    place.collected[metric.name].add(_values(metric, piece))
+    if not places:
+        raise InputError("no attention maps to measure: the stream of chunks was empty.")
+    return list(places.values())
+
+
+def _pieces(maps: AttentionMaps) -> Iterator[AttentionMaps]:
+    """The maps in working precision, a few images at a time on a CPU."""
+    wide = maps.values.dtype == torch.float64
+    bytes_per_image = maps.values[0].numel() * (8 if wide else 4)
+    step = max(1, PIECE_BYTES // bytes_per_image) if maps.values.is_cpu else maps.n_images
+    for start in range(0, maps.n_images, step):
+        piece = maps.images(start, min(start + step, maps.n_images))
+        tokens = None if piece.tokens is None else _working(piece.tokens)
+        yield replace(piece, values=_working(piece.values), tokens=tokens)
+
+
+def _working(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def _values(metric: Metric, piece: AttentionMaps) -> np.ndarray:
+    """[image, *axes] on the host, in memory of its own."""
+    values = metric.per_image(piece)
+    if values.ndim != 1 + len(metric.axes) or len(values) != piece.n_images:
+        raise ShapeError(
+            f"metric {metric.name!r} must return [image, {', '.join(metric.axes)}] for {piece.n_images} images, "
+            f"got {tuple(values.shape)}."
+        )
+    return np.array(_working(values).cpu())
+
+
+def _check_measured(places: list[_Place], metrics: Sequence[Metric], asked: bool) -> None:
+    """Raises InputError if a metric was asked for in vain, or if there is nothing at all."""
+    for metric in metrics:
+        if any(metric.name in place.collected for place in places):
+            continue
+        reasons = [f"{p.stage} at site {p.site!r}: {p.refusals[metric.name]}" for p in places]
+        if asked:
+            raise InputError(f"metric {metric.name!r} has no meaning on these maps. {'; '.join(reasons)}.")
+    if not any(place.collected for place in places):
+        raise InputError(f"none of {len(metrics)} metrics has a meaning on these maps; capture site='weights'.")
+
+
+def _measurements(places: list[_Place], metrics: Sequence[Metric], bootstrap: int, seed: int) -> dict[str, Measurement]:
+    """Name every series and summarise it."""
+    result = {}
+    for stage in dict.fromkeys(place.stage for place in places):
+        for metric in metrics:
+            measured = [place for place in places if place.stage == stage and metric.name in place.collected]
+            measured.sort(key=lambda place: not place.is_effective)  # stable: first come, first named
+            for rank, place in enumerate(measured):
+                name = metric.name if rank == 0 else f"{metric.name}@{place.site}"
+                key = name if stage == "trunk" else f"{stage}/{name}"
+                m = _measurement(place, metric, place.collected[metric.name], bootstrap, seed)
+                result[key] = replace(m, baselines=_uniform_baseline(place, metric, bootstrap, seed))
+    return result
+
+
+def _uniform_baseline(place: _Place, metric: Metric, bootstrap: int, seed: int) -> dict[str, Measurement]:
+    """The metric on one image of uniform attention, if it is a metric of maps."""
+    if "maps" not in metric.parameters or not metric.accepts(place.uniform):
+        return {}
+    collected = Collected()
+    with torch.inference_mode():
+        collected.add(_values(metric, place.uniform))
+    about = replace(place, site="weights", is_effective=True, stochastic=True, image_ids=["uniform"])
+    return {"uniform": _measurement(about, metric, collected, bootstrap, seed)}
+
+
+def _measurement(place: _Place, metric: Metric, collected: Collected, bootstrap: int, seed: int) -> Measurement:
+    settings = metric.all_settings
+    moments, per_image = collected.moments(), collected.per_image
+    mean, std = moments.mean_and_std()
+    resampled = per_image is not None and bootstrap > 0
+    ci = interval_of_mean(per_image, bootstrap, seed) if resampled else moments.normal_interval()
+    m = Measurement(
+        metric=metric.name,
+        site=place.site,
+        stage=place.stage,
+        is_effective=place.is_effective,
+        axes=metric.axes,
+        value_range=metric.narrow_range(stochastic=place.stochastic, **settings)
+        if metric.narrow_range
+        else metric.value_range,
+        unit=metric.unit,
+        mean=mean,
+        std=std,
+        ci=np.where(moments.n > 1, ci, np.nan),
+        n_images=collected.n_images,
+        n_excluded=collected.n_excluded,
+        settings={
+            **settings,
+            "interval": "bootstrap" if resampled else "normal",
+            "bootstrap": bootstrap,
+            "bootstrap_seed": seed,
+        },
+        coords=metric.coords(grid=place.uniform.grid, **settings) if metric.coords else {},
+        per_image=per_image,
+        image_ids=() if per_image is None else tuple(place.image_ids),
+    )
+    return replace(m, summary=metric.summarise(m)) if metric.summarise else m

@@ -1,0 +1,37 @@
+"""How much attention goes to the class token and the registers?"""
+
+from typing import Any
+
+from torch import Tensor
+
+from attnprobe.core.maps import TokenGrid
+from attnprobe.core.measurement import metric
+
+
+def _names(grid: TokenGrid, **_: Any) -> dict[str, list[str]]:
+    return {"prefix": list(grid.prefix)}
+
+
+@metric(
+    axes=("layer", "head", "prefix"),
+    value_range=(0.0, 1.0),
+    needs_stochastic=True,
+    needs_prefix=True,
+    coords=_names,
+)
+def prefix_mass(maps: Tensor, grid: TokenGrid) -> Tensor:
+    """Mean attention that each prefix token receives, over all queries.
+
+        P[l, h, t] = mean over i of A[l, h, i, t],      t a class token or register
+
+    All queries count, the prefix tokens themselves included. Uniform attention gives 1/K. Attention sinks, heads that
+    leave most of their mass on one such token: arXiv:2410.10781; registers: arXiv:2309.16588.
+
+    Args:
+        maps: [image, layer, head, query, key], rows that sum to 1.
+        grid: which tokens are prefix tokens; there must be one.
+
+    Returns:
+        [image, layer, head, prefix].
+    """
+    return maps[..., : grid.n_prefix].mean(-2)

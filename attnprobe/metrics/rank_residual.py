@@ -1,0 +1,45 @@
+"""How far is a head from giving every query the same attention?"""
+
+import torch
+from torch import Tensor
+
+from attnprobe.core.errors import check_choice
+from attnprobe.core.measurement import metric
+
+
+def _range(stochastic: bool, norm: str) -> tuple[float, float | None]:
+    return (0.0, 1.0) if norm == "frobenius" else (0.0, None)
+
+
+@metric(axes=("layer", "head"), value_range=(0.0, None), narrow_range=_range)
+def rank_residual(maps: Tensor, *, norm: str = "frobenius") -> Tensor:
+    """Relative distance of an attention map from equal rows, the rank-one form 1 x^T.
+
+        R[l, h] = |A - 1 x^T| / |A|,      x_j = mean over i of A[l, h, i, j]
+
+    After the residual of Dong et al. 2021, arXiv:2103.03404, who take it of the tokens X; of the map A it is ours.
+    norm="frobenius": x is then the minimiser, and R lies in [0, 1]. norm="composite": the paper's
+    sqrt(|.|_1 |.|_inf), the largest column sum times the largest row sum of absolute values; x stays the column mean,
+    which does not minimise that norm, so R is an upper bound of the paper's residual and may exceed 1.
+    0 means every query attends alike: uniform attention, or all queries on the same tokens.
+
+    Args:
+        maps: [image, layer, head, query, key].
+        norm: "frobenius" or "composite".
+
+    Returns:
+        [image, layer, head]; NaN for a map that is zero everywhere.
+    """
+    check_choice("norm", norm, ("frobenius", "composite"))
+    size = _frobenius if norm == "frobenius" else _composite
+    layers = maps.unbind(1)  # one layer at a time stays in cache
+    return torch.stack([size(layer - layer.mean(-2, keepdim=True)) / size(layer) for layer in layers], 1)
+
+
+def _frobenius(matrix: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(matrix.flatten(-2), dim=-1)
+
+
+def _composite(matrix: Tensor) -> Tensor:
+    absolute = matrix.abs()
+    return (absolute.sum(-2).amax(-1) * absolute.sum(-1).amax(-1)).sqrt()

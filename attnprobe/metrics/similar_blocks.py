@@ -1,0 +1,180 @@
+"""From which block on has a network's attention collapsed?"""
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from attnprobe.core.errors import InputError, check_choice
+from attnprobe.core.maps import TokenGrid
+from attnprobe.core.measurement import Measurement, metric
+from attnprobe.metrics.bootstrap import percentile_interval, resampled_means
+from attnprobe.metrics.token_vectors import unit_vectors
+
+CURVE = tuple(round(0.5 + step / 100, 2) for step in range(50))
+"""Thresholds of the curve, since no published one exists: 0.50, 0.51 ... 0.99."""
+
+COMPARE = ("previous", "next", "neighbors", "any")
+
+
+def _thresholds(tau: float | str) -> list[float]:
+    """The curve's thresholds and the chosen one; NaN, last, stands for a threshold that depends on the image."""
+    if tau == "nbr-mean":
+        return [*CURVE, math.nan]
+    if isinstance(tau, str) or not -1 <= tau < 1:
+        raise InputError(f"tau={tau!r} must be a cosine in [-1, 1) or 'nbr-mean'.")
+    return sorted({*CURVE, float(tau)})
+
+
+def _coords(grid: TokenGrid, tau: float | str, **_: Any) -> dict[str, list[float]]:
+    return {"threshold": _thresholds(tau)}
+
+
+def _summary(m: Measurement) -> dict[str, Any]:
+    """Which blocks are similar, how many, from where on; numbers of blocks count from 1. See `similar_blocks`."""
+    thresholds, rho, tau = m.coords["threshold"], m.settings["rho"], m.settings["tau"]
+    chosen = len(thresholds) - 1 if tau == "nbr-mean" else thresholds.index(tau)
+    n_blocks = m.mean.shape[-1]
+    similar = [block + 1 for block in range(n_blocks) if m.mean[chosen, block] > rho]
+    first = last = n_blocks - 1 if m.settings["compare"] == "next" else n_blocks
+    while first in similar:
+        first -= 1
+    counts = (m.mean > rho).sum(-1).tolist()
+    low, high = _count_interval(m, rho)
+    curve = [i for i, threshold in enumerate(thresholds) if not math.isnan(threshold)]
+    return {
+        "count": counts[chosen],
+        "count_ci": [low[chosen], high[chosen]],
+        "of": n_blocks,
+        "ratio": [_or_none(x) for x in m.mean[chosen]],
+        "ratio_ci": [[_or_none(bound) for bound in block] for block in m.ci[:, chosen].T],
+        "similar": similar,
+        "collapsed_from": first + 1 if first < last else None,
+        "curve": {
+            "threshold": [thresholds[i] for i in curve],
+            "count": [counts[i] for i in curve],
+            "low": [low[i] for i in curve],
+            "high": [high[i] for i in curve],
+        },
+        "tau": tau,
+        "rho": rho,
+        "compare": m.settings["compare"],
+        "n_images": m.n_images,
+    }
+
+
+@metric(axes=("threshold", "layer"), value_range=(0.0, 1.0), coords=_coords, summarise=_summary)
+def similar_blocks(
+    maps: Tensor,
+    *,
+    tau: float | str = 0.9,
+    rho: float = 0.9,
+    compare: str = "previous",
+    k: int = 2,
+    pool: str = "head",
+    axis: str = "key",
+    center: str = "none",
+    exclude_prefix: int = 0,
+) -> Tensor:
+    """Share of a block's token vectors that repeat those of the block before, at every threshold.
+
+    With s[l, h, t] the cosine of the token vectors of head h, token t in block l and in the block it is compared with:
+
+        r[threshold, l] = mean over h, t of  1 if s[l, h, t] > threshold else 0
+
+    and, from the mean of r over images (`Measurement.summary`): block l is similar if r[tau, l] > rho; `count` is the
+    number of similar blocks, `collapsed_from` the first block that is similar with every compared block after it.
+
+    Zhou et al. 2021, arXiv:2103.11886, count "similar blocks" in this spirit, but neither the threshold of the cosine
+    nor its pooling over heads, tokens and images is known; reviews report the ratio of 0.9. All other choices are ours,
+    so the summary repeats them and adds the curve of the count against the threshold.
+
+    Caveat: near-uniform maps, of an untrained network for instance, are similar at any threshold (see
+    `layer_similarity`). Compare with the baselines and with center="mean".
+
+    Args:
+        maps: [image, layer, head, query, key].
+        tau: the threshold of the summary. "nbr-mean": per image and block l, the mean of s over heads, tokens and the
+            blocks within k of l, l included, that are compared with something.
+        rho: the share of vectors above tau that makes a block similar; used by the summary only.
+        compare: "previous" block; "next"; "neighbors": s is the mean cosine with the other blocks within k; "any": the
+            largest cosine with any other block. A block with nothing to compare, as the first under "previous", has
+            ratio 0 and is never similar.
+        k: reach of "neighbors" and "nbr-mean", in blocks.
+        pool: "head": each head on its own; "head_mean_map": average the maps of all heads first.
+        axis, center, exclude_prefix: which vectors, see `unit_vectors`.
+
+    Returns:
+        [image, threshold, layer].
+
+    Raises:
+        InputError: an unknown option, or a threshold that is no cosine.
+    """
+    check_choice("compare", compare, COMPARE)
+    check_choice("pool", pool, ("head", "head_mean_map"))
+    thresholds = _thresholds(tau)
+    if pool == "head_mean_map":
+        maps = maps.mean(2, keepdim=True)
+    partners = [_partners(block, maps.shape[1], compare, k) for block in range(maps.shape[1])]
+    units = [unit_vectors(layer, axis, center, exclude_prefix) for layer in maps.unbind(1)]
+    s = _cosines(units, partners, -2 if axis == "key" else -1, "max" if compare == "any" else "mean")
+
+    compared = torch.tensor([bool(others) for others in partners]).to(s)
+    mean_s = s.mean(-1)
+    ratios = []
+    for threshold in thresholds:
+        bar = threshold
+        if math.isnan(threshold):
+            bar = _mean_of_neighbours(mean_s, compared, k).unsqueeze(-1)
+        ratios.append((s > bar).to(s).mean(-1))
+    return torch.stack(ratios, 1) * compared + 0 * mean_s.unsqueeze(1)  # 0 * NaN: a comparison would hide it
+
+
+def _partners(block: int, n_blocks: int, compare: str, k: int) -> list[int]:
+    """The blocks that `block` is compared with."""
+    reach = {"previous": [block - 1], "next": [block + 1], "neighbors": range(block - k, block + k + 1)}
+    return [other for other in reach.get(compare, range(n_blocks)) if 0 <= other < n_blocks and other != block]
+
+
+def _cosines(units: list[Tensor], partners: list[list[int]], entry: int, pooled: str) -> Tensor:
+    """[image, layer, head x token]: cosine of each vector with the same one of the partners, pooled over partners."""
+    pairs: dict[tuple[int, int], Tensor] = {}
+    blocks = []
+    for block, others in enumerate(partners):
+        found = []
+        for other in others:
+            pair = (min(block, other), max(block, other))
+            if pair not in pairs:
+                pairs[pair] = (units[block] * units[other]).sum(entry).flatten(1)
+            found.append(pairs[pair])
+        if not found:
+            blocks.append(torch.zeros_like(units[block].select(entry, 0)).flatten(1))
+        else:
+            stacked = torch.stack(found)
+            blocks.append(stacked.amax(0) if pooled == "max" else stacked.mean(0))
+    return torch.stack(blocks, 1)
+
+
+def _mean_of_neighbours(mean_s: Tensor, compared: Tensor, k: int) -> Tensor:
+    """[image, layer]: mean of `mean_s` over the compared blocks within k of each block, itself included."""
+    block = torch.arange(len(compared), device=mean_s.device)
+    near = ((block[:, None] - block).abs() <= k).to(mean_s) * compared
+    return mean_s @ near.mT / near.sum(-1).clamp_min(1)
+
+
+def _count_interval(m: Measurement, rho: float) -> tuple[list[int | None], list[int | None]]:
+    """95 % interval of the number of similar blocks at each threshold; None where there is one image."""
+    if m.n_images < 2:
+        return [None] * len(m.mean), [None] * len(m.mean)
+    means = resampled_means(m)
+    if means is None:  # too many images to keep: all blocks at their lower bounds, then all at their upper bounds
+        low, high = (m.ci > rho).sum(-1)
+    else:
+        low, high = percentile_interval((means > rho).sum(-1))
+    return np.asarray(low, int).tolist(), np.asarray(high, int).tolist()
+
+
+def _or_none(x: float) -> float | None:
+    return None if math.isnan(x) else float(x)

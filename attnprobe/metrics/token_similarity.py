@@ -1,0 +1,28 @@
+"""Are the tokens of a layer becoming one token?"""
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from attnprobe.core.measurement import metric
+
+
+@metric(axes=("layer",), value_range=(-1.0, 1.0))
+def token_similarity(tokens: Tensor) -> Tensor:
+    """Mean cosine similarity of the outputs of a block, over all pairs of different tokens.
+
+        S[l] = mean over i != j of cos(x_i, x_j) = (|sum_i u_i|^2 - sum_i |u_i|^2) / (T (T - 1)),   u_i = x_i / |x_i|
+
+    The right-hand side costs O(T D) instead of O(T^2 D). Over-smoothing: 1 means that all tokens point the same way.
+    The quantity behind arXiv:2104.12753 and arXiv:2203.06345. All tokens count, the class token included.
+
+    Args:
+        tokens: [image, layer, token, width], the output of each block.
+
+    Returns:
+        [image, layer]; NaN if there is only one token.
+    """
+    n_tokens = tokens.shape[-2]
+    units = F.normalize(tokens, dim=-1)
+    together = units.sum(-2).square().sum(-1)
+    alone = units.square().sum((-2, -1))
+    return (together - alone) / (n_tokens * (n_tokens - 1))
