@@ -1,0 +1,134 @@
+"""How do images reach the model when there are too many to keep? Decoded as they are asked for, by other processes."""
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+from timm.data import create_transform
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from attnprobe.core.errors import InputError, WorkError
+from attnprobe.core.images import ImageBatch, InputSpec
+from attnprobe.data.order import position_batches
+from attnprobe.data.pillow import why_unreadable
+
+BadImages = Literal["refuse", "skip"]
+
+Reader = Callable[[int], tuple[Image.Image, int]]
+"""From a position to an opened image and its label, -1 where unknown; must pickle, for worker processes."""
+
+
+def eval_transform(spec: InputSpec) -> Any:
+    """timm's evaluation transform up to bytes: a picture -> [3, row, col], uint8.
+
+    What remains, a division by 255 and `spec.normalise`, is done on the device: a quarter of the bytes to move.
+    """
+    return create_transform(
+        (3, *spec.size), interpolation=spec.interpolation, crop_pct=spec.crop_pct, use_prefetcher=True
+    )
+
+
+class Decoder(Dataset):
+    """Position -> (position, label, [3, row, col] or None, why there are no pixels); lives in the workers."""
+
+    def __init__(self, read: Reader, spec: InputSpec) -> None:
+        self.read, self.transform = read, eval_transform(spec)
+
+    def __getitem__(self, position: int) -> tuple[int, int, Tensor | None, str]:
+        try:
+            image, label = self.read(position)
+            with image:
+                return position, label, torch.as_tensor(self.transform(image.convert("RGB"))), ""
+        except Exception as error:
+            return position, -1, None, why_unreadable(error)
+
+
+def gather(samples: list) -> tuple[list[int], list[int], Tensor | None, list[tuple[int, str]]]:
+    """One batch in the worker: positions, labels and pixels of the good images, and the bad ones with reasons.
+
+    One tensor crosses to this process, not one per image, each of which would hold a file descriptor open.
+    """
+    good = [sample for sample in samples if sample[2] is not None]
+    bad = [(position, why) for position, _label, pixels, why in samples if pixels is None]
+    pixels = torch.stack([sample[2] for sample in good]) if good else None
+    return [sample[0] for sample in good], [sample[1] for sample in good], pixels, bad
+
+
+class DecodedImages:
+    """An `ImageSource` that opens image `ids[k]` by `read(k)` when its turn comes.
+
+    At most 2 batches per worker wait in memory, whatever the number of images. An image that cannot be decoded
+    is dropped from its batch and added to `bad` (bad_images="skip"), or ends the iteration with an `InputError`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        spec: InputSpec,
+        *,
+        read: Reader,
+        ids: Sequence[str],
+        class_names: Sequence[str],
+        fingerprint: str,
+        bad: Sequence[str] = (),
+        bad_images: BadImages = "refuse",
+        workers: int = 0,
+    ) -> None:
+        self.name, self.spec, self.fingerprint = name, spec, fingerprint
+        self.class_names = tuple(class_names)
+        self.bad = list(bad)
+        self.ids, self.bad_images, self.workers = tuple(ids), bad_images, workers
+        self.decoder = Decoder(read, spec)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def batches(
+        self, batch_size: int, *, device: torch.device | str = "cpu", order: Sequence[int] | None = None
+    ) -> Iterator[ImageBatch]:
+        """Yield the images at positions `order` (all, if None) in batches on `device`.
+
+        Raises:
+            InputError: an image cannot be decoded and bad_images is "refuse".
+            WorkError: a worker process died.
+        """
+        device = torch.device(device)
+        loader = DataLoader(
+            self.decoder,
+            batch_sampler=list(position_batches(len(self), batch_size, order)),
+            num_workers=self.workers,
+            collate_fn=gather,
+            generator=torch.Generator(),  # its own, or starting workers would advance the global one
+        )
+        for positions, labels, pixels, bad in guard_workers(loader):
+            for position, why in bad:
+                self.drop(position, why)
+            if pixels is not None:
+                shown = self.spec.normalise(pixels.to(device).float() / 255)
+                ids = tuple(self.ids[position] for position in positions)
+                yield ImageBatch(shown, torch.tensor(labels, device=device), ids)
+
+    def drop(self, position: int, why: str) -> None:
+        """Record an image that turned out to be unreadable, or refuse it."""
+        name = self.ids[position]
+        if self.bad_images == "refuse":
+            raise InputError(f"image {name!r} of {self.name} cannot be read: {why}. Repair it, or skip bad images.")
+        if name not in self.bad:
+            self.bad.append(name)
+            warnings.warn(f"image {name!r} of {self.name} cannot be read and is skipped: {why}.", stacklevel=3)
+
+
+def guard_workers(loader: DataLoader) -> Iterator[tuple]:
+    """The batches of a loader; a dead worker is a `WorkError` rather than a traceback of its internals."""
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        said = str(error).splitlines()[0]
+        raise WorkError(
+            f"a process that decodes images died ({said}). Use fewer workers: memory may be short."
+        ) from error

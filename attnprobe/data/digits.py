@@ -1,0 +1,42 @@
+"""Which real images are always at hand? The 1,797 handwritten digits that come with scikit-learn.
+
+8 x 8 pixels of 17 grey values; the test half of Alpaydin and Kaynak 1998, "Optical Recognition of Handwritten
+Digits", UCI Machine Learning Repository.
+"""
+
+import torch
+
+from attnprobe.core.errors import InputError
+from attnprobe.core.images import InputSpec
+from attnprobe.data.device_resident import DeviceResident
+from attnprobe.data.order import balanced_subset
+
+N_VAL = 360
+"""36 of every digit; the other 1,437 are for training."""
+
+
+def digits(name: str = "digits", split: str = "val", *, spec: InputSpec, limit: int | None = None) -> DeviceResident:
+    """The digits of one split, resized to `spec.size` on the device. An id is "digits/" and the row in scikit-learn.
+
+    Raises:
+        InputError: no such split.
+    """
+    from sklearn.datasets import load_digits  # 0.9 s, and only this set needs it
+
+    if split not in ("train", "val"):
+        raise InputError(f"{name} has no split {split!r}; it has train and val.")
+    bunch = load_digits()
+    ids = [f"digits/{row:04d}" for row in range(len(bunch.target))]
+    val = set(balanced_subset(ids, bunch.target.tolist(), N_VAL))
+    rows = [row for row in range(len(ids)) if (row in val) == (split == "val")]
+    rows = [rows[k] for k in balanced_subset([ids[r] for r in rows], bunch.target[rows].tolist(), limit)]
+    return DeviceResident(
+        f"digits/{split}",
+        spec,
+        pixels=torch.from_numpy(bunch.images[rows]).to(torch.uint8)[:, None],
+        labels=torch.from_numpy(bunch.target[rows]),
+        ids=[ids[row] for row in rows],
+        class_names=[str(c) for c in range(10)],
+        fingerprint=f"digits:1 split={split} images={len(rows)}",
+        white=16,
+    )

@@ -1,0 +1,27 @@
+"""Which images, and in which batches?"""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
+
+def balanced_subset(ids: Sequence[str], labels: Sequence[int], size: int | None) -> list[int]:
+    """Ascending positions of `size` images, as many of each class as there are; all if `size` is None.
+
+    Within a class, images are ranked by the SHA-256 of their id, so the choice is the same on every
+    machine for ever, hardly moves when images are added, and a smaller subset lies inside a larger one.
+    """
+    if size is None or size >= len(ids):
+        return list(range(len(ids)))
+    members = defaultdict(list)
+    for position, (name, label) in enumerate(zip(ids, labels, strict=True)):
+        members[label].append((hashlib.sha256(name.encode()).digest(), position))
+    ranked = sorted((rank, *member) for group in members.values() for rank, member in enumerate(sorted(group)))
+    return sorted(position for _rank, _digest, position in ranked[:size])
+
+
+def position_batches(n_images: int, batch_size: int, order: Sequence[int] | None) -> Iterator[list[int]]:
+    """Cut `order` (every position, ascending, if None) into lists of `batch_size`; the last may be shorter."""
+    positions = range(n_images) if order is None else order
+    for start in range(0, len(positions), batch_size):
+        yield [int(position) for position in positions[start : start + batch_size]]

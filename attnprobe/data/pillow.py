@@ -1,0 +1,70 @@
+"""Which files are images that can be read to the end?"""
+
+import os
+import stat
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import BinaryIO
+
+from PIL import Image, UnidentifiedImageError
+
+from attnprobe.core.errors import InputError
+
+MAX_PIXELS = 64_000_000
+"""192 MB when decoded. Pillow's own limit (179 Mpx) would let a file of some kilobytes take 540 MB."""
+
+
+def open_image(file: str | BinaryIO) -> Image.Image:
+    """Open an image without decoding it.
+
+    Raises:
+        InputError: not a regular file, empty, or of more than `MAX_PIXELS`.
+        OSError, SyntaxError, ValueError ...: whatever else Pillow raises; see `why_unreadable`.
+    """
+    if isinstance(file, str):
+        status = os.stat(file)
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+            raise InputError("not a regular file")
+        if status.st_size == 0:
+            raise InputError("empty file")
+    image = Image.open(file)
+    if image.width * image.height > MAX_PIXELS:
+        size = f"{image.width} x {image.height}"
+        image.close()
+        raise InputError(f"{size} pixels, more than {MAX_PIXELS / 1e6:.0f} million")
+    return image
+
+
+def why_unreadable(error: Exception) -> str:
+    """An exception from opening or decoding an image, in a few words."""
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image Pillow can read"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    said = (str(error).strip().splitlines() or [""])[0]
+    return said if said and isinstance(error, InputError | OSError) else f"{type(error).__name__} {said}".strip()
+
+
+def check(file: str) -> str:
+    """Decode the whole file; "" if that works, else why not. JPEG is decoded at 1/8 of its size, in half the time."""
+    try:
+        with open_image(file) as image:
+            image.draft(None, (1, 1))
+            image.load()
+    except Exception as error:  # Pillow's plugins raise OSError, SyntaxError, ValueError, struct.error and others
+        return why_unreadable(error)
+    return ""
+
+
+def pre_scan(files: Iterable[str], threads: int = 1) -> list[str]:
+    """`check` of every file, in order. Pillow decodes outside the interpreter lock, so threads help."""
+    with ThreadPoolExecutor(max(1, threads)) as pool:
+        return list(pool.map(check, files))
+
+
+def some_unreadable(found: list[tuple[str, str]], n_images: int) -> str:
+    """The sentence about unreadable images, given as (id, reason): how many, and the first five."""
+    first = "; ".join(f"{name!r}: {why}" for name, why in found[:5])
+    return f"{len(found)} of {n_images} images cannot be read ({first}{'; ...' if len(found) > 5 else ''})"

@@ -1,0 +1,164 @@
+"""How are the data sets that timm knows by name (torch/cifar10, hfds/..., wds/...) turned into an `ImageSource`?"""
+
+import contextlib
+import os
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data import create_dataset
+
+from attnprobe.core.errors import InputError, WorkError, did_you_mean
+from attnprobe.core.images import InputSpec
+from attnprobe.core.registry import UnknownName
+from attnprobe.data.decode import BadImages, DecodedImages
+from attnprobe.data.device_resident import DeviceResident
+from attnprobe.data.order import balanced_subset
+from attnprobe.data.pillow import open_image
+from attnprobe.data.streamed import StreamedImages
+
+PACKAGES = {
+    "torch": {},
+    "hfds": {"datasets": "datasets"},
+    "hfids": {"datasets": "datasets"},
+    "wds": {"webdataset": "webdataset"},
+    "tfds": {"tensorflow": "tensorflow", "tensorflow_datasets": "tensorflow-datasets"},
+}
+"""Prefix -> the modules it needs beyond torchvision, and how pip calls them."""
+
+TORCH_SETS = (
+    "cifar10",
+    "cifar100",
+    "mnist",
+    "fashion_mnist",
+    "kmnist",
+    "qmnist",
+    "imagenet",
+    "places365",
+    "inaturalist",
+)
+
+SPLITS = {"train": ("train",), "val": ("validation", "val", "test"), "validation": ("validation",), "test": ("test",)}
+"""Names of a split, and what to ask timm for, best first."""
+
+
+def cache_folder() -> Path:
+    """Where torchvision's sets are looked for, and downloaded to, if the user names no folder."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "attnprobe"
+
+
+def open_named(name: str, split: str, root: Path | None, download: bool) -> Any:
+    """timm's data set of that name.
+
+    Raises:
+        InputError: no such set or split, not on disk, or a missing package.
+        WorkError: the download failed.
+    """
+    prefix, _, rest = name.partition("/")
+    missing = [pip for module, pip in PACKAGES[prefix].items() if find_spec(module) is None]
+    if missing:
+        raise InputError(f"{name!r} needs {' and '.join(missing)}: pip install {' '.join(missing)}.")
+    if prefix == "torch" and rest not in TORCH_SETS:
+        raise UnknownName(f"no torchvision data set named {name!r}.{did_you_mean(rest, TORCH_SETS)}")
+    if prefix == "torch" and split not in SPLITS:  # timm would take any other name for the test set
+        raise InputError(f"{name!r} has no split {split!r}; ask for {', '.join(SPLITS)}.")
+    if not rest or (prefix == "wds" and root is None):
+        raise InputError(
+            f"cannot open {name!r}: expected {prefix}/NAME, and for wds the folder of the shards (--data-dir)."
+        )
+    first_error = None
+    for asked in SPLITS.get(split, (split,))[: 1 if prefix == "torch" else None]:
+        try:
+            with contextlib.redirect_stdout(sys.stderr):  # some readers print
+                return create_dataset(name, root=root and str(root), split=asked, download=download)
+        except Exception as error:  # each reader has its own
+            first_error = first_error or error
+    said = (str(first_error).strip().splitlines() or [type(first_error).__name__])[0].rstrip(".")
+    if download and isinstance(first_error, OSError):
+        raise WorkError(f"could not download {name!r}: {said}. Check the network, or give --data-dir.") from first_error
+    hint = (
+        f"looked in {root or 'its own cache'}; pass the folder that holds it as --data-dir, or --download to fetch it"
+    )
+    raise InputError(f"cannot open split {split!r} of {name!r}: {said} ({hint}).") from first_error
+
+
+class NamedReader:
+    """Position -> opened image and label; `rows` are the positions wanted of the data set."""
+
+    def __init__(self, dataset: Any, rows: Sequence[int]) -> None:
+        self.dataset, self.rows = dataset, rows
+
+    def __call__(self, position: int) -> tuple[Image.Image, int]:
+        row = self.rows[position]
+        if hasattr(self.dataset, "reader"):  # timm's own __getitem__ puts a neighbour in place of a bad image
+            file, label, *_features = self.dataset.reader[row]
+            return open_image(file), -1 if label is None else int(label)
+        image, label = self.dataset[row]
+        return image, int(label)
+
+
+def labels_of(dataset: Any) -> list[int] | None:
+    """All labels, if the data set tells them without opening images."""
+    reader = getattr(dataset, "reader", None)
+    if hasattr(reader, "iter_targets"):
+        return [-1 if label is None else int(label) for label in reader.iter_targets()]
+    targets = getattr(dataset, "targets", None)
+    return None if targets is None else np.asarray(targets).reshape(len(targets), -1)[:, 0].tolist()
+
+
+def class_names_of(dataset: Any) -> tuple[str, ...]:
+    """The names of the classes, in label order, or none."""
+    number = getattr(getattr(dataset, "reader", None), "class_to_idx", None) or {}
+    names = getattr(dataset, "classes", None) or sorted(number, key=number.__getitem__)
+    return tuple(name if isinstance(name, str) else ", ".join(name) for name in names)
+
+
+def needs_no_resize(dataset: Any, spec: InputSpec) -> bool:
+    """Whether timm's transform would leave the stored bytes [image, row, col, 3] as they are."""
+    data = getattr(dataset, "data", None)
+    is_bytes = isinstance(data, np.ndarray) and data.dtype == np.uint8 and data.ndim == 4
+    return is_bytes and tuple(data.shape[1:3]) == tuple(spec.size) and spec.crop_pct == 1.0
+
+
+def timm_named(
+    name: str,
+    split: str = "val",
+    *,
+    spec: InputSpec,
+    data_dir: Path | None = None,
+    limit: int | None = None,
+    bad_images: BadImages = "refuse",
+    workers: int = 0,
+    download: bool = False,
+) -> DecodedImages | DeviceResident | StreamedImages:
+    """A data set timm's `create_dataset` knows, with its evaluation transform.
+
+    CIFAR at its own size lives on the device; sets of random access are decoded on demand; hfids, wds and tfds
+    are streams, which come in their own order only and whose `limit` means the first images.
+
+    Raises:
+        InputError, WorkError: see `open_named`.
+    """
+    root = Path(data_dir).expanduser() if data_dir else cache_folder() if name.startswith("torch/") else None
+    dataset = open_named(name, split, root, download)
+    source, class_names = f"{name}/{split}", class_names_of(dataset)
+    if isinstance(dataset, torch.utils.data.IterableDataset):
+        return StreamedImages(source, spec, dataset, class_names=class_names, limit=limit, bad_images=bad_images)
+    labels = labels_of(dataset)
+    ids = [f"{source}/{row:07d}" for row in range(len(dataset))]
+    rows = balanced_subset(ids, labels or [-1] * len(ids), limit)
+    described = {
+        "ids": [ids[row] for row in rows],
+        "class_names": class_names,
+        "fingerprint": f"{source} of {len(ids)} images={len(rows)}",
+    }
+    if labels and needs_no_resize(dataset, spec):
+        pixels = torch.from_numpy(dataset.data[rows]).permute(0, 3, 1, 2).contiguous()
+        return DeviceResident(source, spec, pixels=pixels, labels=torch.tensor(labels)[rows], **described)
+    reader = NamedReader(dataset, rows)
+    return DecodedImages(source, spec, read=reader, bad_images=bad_images, workers=workers, **described)
