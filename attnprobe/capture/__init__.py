@@ -6,9 +6,23 @@ Maps are copied into one reused stack per site (about 2 % of the forward pass; f
 16 blocks, 12 heads, 197 tokens on two CPU cores). Reconsider when a kernel hands out its softmax for free.
 """
 
+import sys
+from types import ModuleType
+from typing import Any
+
 from attnprobe.capture.capturing import Capture, capture
 from attnprobe.capture.certificate import Certificate, certify
 from attnprobe.capture.layers import find_layers
 from attnprobe.capture.recorder import Recorder, record
 
 __all__ = ["Capture", "Certificate", "Recorder", "capture", "certify", "find_layers", "record"]
+
+
+class _CallableModule(ModuleType):
+    """This package shares its name with the call users make, `attnprobe.capture(model, images)`; both must work."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Capture:
+        return capture(*args, **kwargs)
+
+
+sys.modules[__name__].__class__ = _CallableModule

@@ -67,8 +67,8 @@ class Recorder:
             stack = self._room_for(matrix)
         if matrix.shape != stack[:, layer].shape:
             raise CaptureError(
-                f"{self._layers[layer].name} has maps of {tuple(matrix.shape)}, earlier layers {tuple(stack[:, 0].shape)}: "
-                "models whose token count or head count changes with depth are not covered yet."
+                f"{self._layers[layer].name} has maps of {tuple(matrix.shape)}, the first layer "
+                f"{tuple(stack[:, 0].shape)}; capture needs token and head counts that do not change with depth."
             )
         stack[:, layer].copy_(matrix)
         return stack

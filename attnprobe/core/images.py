@@ -71,11 +71,15 @@ class ImageSource(Protocol):
         name: what to write in a report, such as "digits/val".
         spec: how the pixels were prepared.
         class_names: one per class, in label order; empty if there are no classes.
+        ids: one stable id per image, in order.
+        fingerprint: tells two sets of images apart.
     """
 
     name: str
     spec: InputSpec
     class_names: tuple[str, ...]
+    ids: tuple[str, ...]
+    fingerprint: str
 
     def __len__(self) -> int: ...
 

@@ -17,6 +17,7 @@ from safetensors.torch import load as safetensors_load
 from torch import Tensor, nn
 
 from attnprobe.core.errors import CheckpointError
+from attnprobe.core.run import MANIFEST, Run, damaged_files
 from attnprobe.models.build import build_model
 from attnprobe.models.presets import ALIASES
 
@@ -108,7 +109,14 @@ def read_checkpoint(path: Path | str) -> Checkpoint:
 
 
 def _read_folder(folder: Path) -> Checkpoint:
-    folder = folder / "checkpoint" if (folder / "checkpoint").is_dir() else folder
+    run = Run(folder)
+    if run.checkpoints.is_dir():
+        newest = run.latest_checkpoint()
+        if newest is None:
+            raise CheckpointError(f"{folder} has no intact checkpoint; train it again, or give another one.")
+        folder = newest
+    elif (folder / MANIFEST).exists() and (damaged := damaged_files(folder)):
+        raise CheckpointError(f"{folder}: {damaged[0]} is not what was written; use an earlier checkpoint.")
     config_path, weights = folder / "config.json", folder / "model.safetensors"
     if not config_path.exists() or not weights.exists():
         raise CheckpointError(f"{folder} has no config.json and model.safetensors; is it a run or a model folder?")
@@ -145,7 +153,8 @@ def _read_pickle(path: Path) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         needs = str(error).split("GLOBAL ")[-1].split(" ")[0] if "GLOBAL " in str(error) else "arbitrary objects"
         raise CheckpointError(
-            f"{path.name} wants to build {needs} while loading; nothing was run. Ask its author for a .safetensors file."
+            f"{path.name} wants to build {needs} while loading; nothing was run. "
+            "Ask its author for a .safetensors file."
         ) from error
     except Exception as error:  # a damaged file raises any of ten types
         first = str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -8,8 +8,11 @@ No random state is stored: every epoch seeds its generators from (seed, epoch), 
 """
 
 import json
+import secrets
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -64,10 +67,11 @@ def save_checkpoint(
         "state.json": json.dumps(state).encode(),
     }
     files[MANIFEST] = manifest_of(files)
-    fs.commit_folder(run.checkpoint(progress.epoch), files)
+    with fs.as_work_error(f"writing the checkpoint of epoch {progress.epoch}"):
+        _commit(run.checkpoint(progress.epoch), files)
     for epoch in run.epochs()[:-keep]:
         if epoch != progress.best_epoch:
-            fs.remove_folder(run.checkpoint(epoch))
+            _remove(run.checkpoint(epoch))
 
 
 def load_checkpoint(
@@ -92,6 +96,35 @@ def load_checkpoint(
         raise CheckpointError(f"{folder} is of another model; train into a new folder (-o).") from error
     _restore_optimizer(optimizer, tensors, state["optimizer"])
     return Progress(state["epoch"], state["best"], state["best_epoch"])
+
+
+def _commit(final: Path, files: Mapping[str, bytes]) -> None:
+    """Write `files` into a folder that appears under its name whole or not at all."""
+    fs.make_folder(final.parent)
+    if final.exists():  # damaged, or training would not be doing this epoch again
+        fs.rename(final, final.with_name(f"damaged-{final.name}-{secrets.token_hex(2)}"))
+    unfinished = fs.temporary_in(final.parent)
+    fs.make_folder(unfinished)
+    try:
+        for name, data in files.items():
+            fs.write_file(unfinished / name, data)
+        fs.commit_folder(unfinished, final)
+    except OSError:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+
+
+def _remove(folder: Path) -> None:
+    """Drop a checkpoint; renamed first, so that a kill half way leaves no half checkpoint under its name."""
+    doomed = fs.temporary_in(folder.parent)
+    fs.rename(folder, doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def remove_unfinished(run: Run) -> None:
+    """Drop what a killed run left half written."""
+    for folder in run.checkpoints.glob(f"{fs.TEMPORARY}*"):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _to_bytes(tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> bytes:

@@ -22,7 +22,7 @@ from attnprobe.core.images import ImageSource
 from attnprobe.core.progress import progress as progress_bar
 from attnprobe.core.run import Run
 from attnprobe.training.augment import augment
-from attnprobe.training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from attnprobe.training.checkpoint import Progress, load_checkpoint, remove_unfinished, save_checkpoint
 from attnprobe.training.config import TrainConfig
 
 LOG_FIELDS = ("epoch", "lr", "train_loss", "val_loss", "val_top1", "seconds")
@@ -89,6 +89,7 @@ def train(
     deployed = ema.module if ema else model
     autocast = torch.autocast(device.type, torch.bfloat16) if config.amp and _has_bfloat16(device) else nullcontext()
 
+    remove_unfinished(run)
     progress = load_checkpoint(run, model=model, deployed=deployed, optimizer=optimizer) or Progress()
     log = read_log(run)[: progress.epoch]
 
@@ -195,4 +196,5 @@ def write_log(run: Run, rows: list[dict[str, float]]) -> None:
     writer = csv.DictWriter(text, LOG_FIELDS, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    fs.write_file(run.log, text.getvalue().encode(), overwrite=True)
+    with fs.as_work_error("writing log.csv"):
+        fs.write_file(run.log, text.getvalue().encode(), overwrite=True)

@@ -1,0 +1,284 @@
+"""The command line: one subcommand per pipeline function, no logic; torch loads only when a command runs.
+
+Data goes to stdout, progress and messages to stderr. Exit codes: 0 fine, 1 the work failed (disk full, memory),
+2 usage or bad input, 75 stopped and resumable, 130 Ctrl-C.
+"""
+
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from attnprobe.core.errors import AttnprobeError, InputError, Stopped, did_you_mean
+
+Format = Literal["html", "json", "csv", "md"]
+Positional = tyro.conf.Positional
+Repeated = tyro.conf.UseAppendAction
+Short = tyro.conf.arg
+
+DESCRIPTION = """Has my vision transformer's attention collapsed, and from which block on?
+
+Start with:  attnprobe demo --fast
+Then:        attnprobe capture RUN|CHECKPOINT|NAME --data FOLDER   and   attnprobe report maps.h5"""
+
+
+def demo(
+    out: Annotated[Path, Short(aliases=["-o"])] = Path("attnprobe-demo"),
+    fast: bool = False,
+) -> None:
+    """Digits -> train ViT-16 and DeepViT-16 -> capture both -> a report of the two side by side. Needs no network.
+
+    Run again, it goes on where it was stopped.
+
+    For example:
+
+        attnprobe demo
+
+        attnprobe demo --fast -o /tmp/demo
+
+    Args:
+        out: folder for the two runs and the report.
+        fast: train for a few epochs only; the report says so.
+    """
+    from attnprobe import pipeline
+
+    _show(*pipeline.demo(out, fast=fast))
+
+
+def train(
+    recipe: Positional[str],
+    out: Annotated[Path, Short(aliases=["-o"])],
+    data_dir: Path | None = None,
+    set: Annotated[Repeated[tuple[str, ...]], Short(metavar="NAME=VALUE")] = (),
+) -> None:
+    """Train a model; the same command goes on where a stopped run ended.
+
+    For example:
+
+        attnprobe train digits_vit_16 -o runs/vit
+
+        attnprobe train digits_deepvit_16 -o runs/deep --set epochs=10 --set lr=1e-3
+
+        attnprobe train my_recipe.yaml -o runs/mine --data-dir ~/images
+
+    Args:
+        recipe: name of a shipped recipe (`attnprobe list recipes`) or a YAML file.
+        out: the run's directory.
+        data_dir: where the data set lives.
+        set: an option that replaces the recipe's, named as in timm's train.py; repeat for several.
+    """
+    from attnprobe import pipeline
+    from attnprobe.core.config import parse_settings
+
+    settings = parse_settings(set) | ({"data_dir": str(data_dir)} if data_dir else {})
+    result = pipeline.train(recipe, out, settings=settings)
+    print(f"{result.run.path}: top-1 {result.top1:.2%} after {len(result.log)} epochs, "
+          f"best {result.best:.2%} at epoch {result.best_epoch}")  # fmt: skip
+
+
+def capture(
+    model: Positional[str],
+    architecture: Annotated[str | None, Short(name="model")] = None,
+    data: str | None = None,
+    data_dir: Path | None = None,
+    split: str = "val",
+    images: int | None = None,
+    what: tuple[Literal["weights", "effective", "tokens"], ...] = ("weights", "effective", "tokens"),
+    out: Annotated[Path | None, Short(aliases=["-o"])] = None,
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16",
+    batch_size: int = 16,
+    untrained: int = 64,
+    device: str = "auto",
+    bad_images: Literal["refuse", "skip"] = "refuse",
+    workers: int = 0,
+    seed: int = 0,
+    overwrite: bool = False,
+    keep_shards: bool = False,
+    allow_nonfinite: bool = False,
+) -> None:
+    """Store a model's attention maps in one HDF5 file; the same command goes on where a stopped one ended.
+
+    For example:
+
+        attnprobe capture runs/vit
+
+        attnprobe capture vit_small_patch16_224 --data path/to/images --images 256 -o maps.h5
+
+        attnprobe capture old.pth --model deepvit_16 --data fractals:10
+
+    Args:
+        model: a run's directory, a checkpoint (folder, .safetensors, .pth), or the name of a model.
+        architecture: the model's name, for checkpoint files that do not say it.
+        data: digits, fractals, a folder, a list of files, torch/cifar10 ...; the run's own data if not given.
+        data_dir: where the data set lives.
+        split: train or val.
+        images: a fixed, class-balanced subset of this many.
+        what: softmax maps, maps that multiply V (stored only where they differ), block outputs.
+        out: the file; maps.h5 in the run, or MODEL.h5 here, if not given.
+        dtype: how maps are stored.
+        batch_size: images per forward pass.
+        untrained: images of the untrained baseline, stored beside in NAME.untrained.h5; 0 for none.
+        device: cpu, cuda, cuda:1, mps; auto takes a GPU if there is one.
+        bad_images: what to do about unreadable files.
+        workers: processes that decode images.
+        seed: of initial weights.
+        overwrite: replace an existing file.
+        keep_shards: leave the parts beside the file.
+        allow_nonfinite: accept NaN and infinite weights.
+    """
+    from attnprobe import pipeline
+
+    print(
+        pipeline.capture(
+            model,
+            architecture=architecture,
+            data=data,
+            data_dir=data_dir,
+            split=split,
+            images=images,
+            what=what,
+            out=out,
+            dtype=dtype,
+            overwrite=overwrite,
+            keep_shards=keep_shards,
+            batch_size=batch_size,
+            untrained=untrained,
+            device=device,
+            bad_images=bad_images,
+            workers=workers,
+            seed=seed,
+            allow_nonfinite=allow_nonfinite,
+        )
+    )
+
+
+def report(
+    maps: Positional[tuple[Path, ...]],
+    out: Annotated[Path, Short(aliases=["-o"])] = Path("attnprobe-report"),
+    formats: tuple[Format, ...] = ("html", "json", "csv", "md"),
+    metric: Repeated[tuple[str, ...]] = (),
+) -> None:
+    """Measure maps files or runs and report on all of them side by side.
+
+    For example:
+
+        attnprobe report runs/vit
+
+        attnprobe report runs/vit runs/deepvit -o comparison
+
+        attnprobe report maps.h5 --metric similar_blocks --metric row_entropy --formats json
+
+    Args:
+        maps: maps files, or runs that have one.
+        out: folder for report.html, measurements.json, measurements.csv and report.md.
+        formats: which of them to write.
+        metric: name of a metric (`attnprobe list metrics`); repeat for several; all that fit if not given.
+    """
+    from attnprobe import pipeline
+
+    _show(*pipeline.report(maps, out=out, formats=formats, metrics=metric or None))
+
+
+def list_(what: Positional[Literal["variants", "models", "recipes", "data", "metrics", "plots"]]) -> None:
+    """Show what there is: variants, models, recipes, data sets, metrics or plots.
+
+    Args:
+        what: which table.
+    """
+    import attnprobe
+
+    tables = {"models": "MODELS", "variants": "VARIANTS", "recipes": "RECIPES", "data": "DATASETS",
+              "metrics": "METRICS", "plots": "PLOTS"}  # fmt: skip
+    table = getattr(attnprobe, tables[what])
+    width = max(map(len, table))
+    for name, thing in table.items():
+        summary = (
+            getattr(thing, "summary", None) or (getattr(thing, "function", thing).__doc__ or "").partition("\n")[0]
+        )
+        print(f"{name:{width}}  {summary}")
+
+
+def verify(maps: Positional[Path]) -> None:
+    """Check every byte of a maps file against its checksum.
+
+    Args:
+        maps: a maps file or a folder of shards.
+    """
+    from attnprobe.store import open_maps
+
+    reader = open_maps(maps)
+    reader.verify()
+    print(f"{maps}: {len(reader)} images, every checksum right")
+
+
+COMMANDS: dict[str, Callable[..., Any]] = {
+    "demo": demo,
+    "train": train,
+    "capture": capture,
+    "report": report,
+    "list": list_,
+    "verify": verify,
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a command and end the process with its exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    signal.signal(signal.SIGTERM, _stop)
+    if not sys.warnoptions:  # a user reads what we say, not what libraries tell developers
+        warnings.simplefilter("ignore")
+        warnings.filterwarnings("default", module=r"attnprobe\b")
+    try:
+        if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
+            raise InputError(f"no command {arguments[0]!r}.{did_you_mean(arguments[0], COMMANDS)}")
+        tyro.extras.subcommand_cli_from_dict(
+            COMMANDS,
+            prog="attnprobe",
+            description=DESCRIPTION,
+            args=arguments or ["--help"],
+            config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff),
+        )
+    except AttnprobeError as error:
+        _end(error, error.exit_code)
+    except KeyboardInterrupt:
+        _end("stopped; run the same command again to go on", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads us any more, as in `| head`
+        sys.exit(0)
+    except (MemoryError, OSError) as error:
+        _end(f"{type(error).__name__}: {error}; free some space or memory and run the same command again", 1)
+    except Exception as error:
+        if os.environ.get("ATTNPROBE_DEBUG"):
+            raise
+        _end(f"bug: {type(error).__name__}: {error} (ATTNPROBE_DEBUG=1 shows where; please report it)", 1)
+
+
+def _show(examined: Any, files: list[Path]) -> None:
+    from rich.console import Console
+
+    from attnprobe.reports import print_report
+
+    console = Console(soft_wrap=True) if not sys.stdout.isatty() else Console()
+    print_report(examined, console)
+    for path in files:
+        print(path)
+
+
+def _stop(*_signal: object) -> None:
+    raise Stopped("stopped on request; run the same command again to go on.")
+
+
+def _end(message: object, code: int) -> None:
+    """One line on stderr, whatever the message holds."""
+    line = " ".join(str(message).split())
+    print(f"attnprobe: {line}", file=sys.stderr)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""Which model is meant by a run, a checkpoint or a name, and how is it written down so that others can build it?"""
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+from attnprobe.models.build import build_model, input_spec
+from attnprobe.models.load import model_from, read_checkpoint
+from attnprobe.models.variants import VARIANTS
+
+WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin", ".tar")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What a maps file says about its model.
+
+    Attributes:
+        model: the name `build_model` takes; `options` are its arguments.
+        variant: the name in `VARIANTS`, or the class's name.
+        sha256: of the weights; "" for initial weights.
+        parameters: how many numbers were (or could be) trained.
+    """
+
+    model: str
+    variant: str
+    sha256: str
+    options: Mapping[str, Any]
+    parameters: int
+
+
+def resolve_model(
+    ref: str | Path, architecture: str | None = None, *, seed: int = 0, allow_nonfinite: bool = False
+) -> tuple[nn.Module, ModelFacts]:
+    """A run's directory, a checkpoint, or a name (with timm's pretrained weights where it has some).
+
+    Raises:
+        CheckpointError, InputError: see `load_model` and `build_model`.
+    """
+    path = Path(ref)
+    if path.exists() or path.suffix in WEIGHT_FILES or (os.sep in str(ref) and ":" not in str(ref)):
+        checkpoint = read_checkpoint(path)
+        model = model_from(checkpoint, model=architecture, allow_nonfinite=allow_nonfinite)
+        name, sha256, options = architecture or checkpoint.architecture, checkpoint.sha256, dict(checkpoint.options)
+    else:
+        name, options = str(ref), {}
+        pretrained = ":" in name or timm.models.is_model_pretrained(name)
+        model = build_model(name, seed=seed, **({"pretrained": True} if pretrained else {}))
+        sha256 = _sha256(model) if pretrained else ""
+    facts = ModelFacts(
+        model=name or "",
+        variant=next((v.name for v in VARIANTS.values() if type(model) is v.model), type(model).__name__),
+        sha256=sha256,
+        options={**options, "num_classes": model.num_classes},
+        parameters=sum(p.numel() for p in model.parameters()),
+    )
+    return model, facts
+
+
+def config_json(name: str, model: nn.Module, options: Mapping[str, Any]) -> dict[str, Any]:
+    """timm's config.json: beside model.safetensors it makes a folder that `local-dir:` opens.
+
+    Args:
+        options: arguments `model` was built with; those that only matter in training are left out.
+    """
+    spec = input_spec(model)
+    kept = {k: v for k, v in model.pretrained_cfg.items() if k in ("first_conv", "classifier", "fixed_input_size")}
+    return {
+        "architecture": name,
+        "num_classes": model.num_classes,
+        "num_features": model.num_features,
+        "model_args": {k: v for k, v in options.items() if k not in ("num_classes", "drop_path_rate")},
+        "pretrained_cfg": {
+            **kept,
+            "input_size": [3, *spec.size],
+            "mean": list(spec.mean),
+            "std": list(spec.std),
+            "interpolation": spec.interpolation,
+            "crop_pct": spec.crop_pct,
+            "num_classes": model.num_classes,
+        },
+    }
+
+
+def _sha256(model: nn.Module) -> str:
+    total = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        total.update(name.encode() + value.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()
