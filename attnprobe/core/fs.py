@@ -1,0 +1,239 @@
+"""How does a file appear complete or not at all, even on a full disk or after kill -9?
+
+Every file operation that matters goes through this module, so that tests can make the n-th one fail:
+`ATTNPROBE_FAULT=<operation>:<n>:<kill|ENOSPC|EIO|EINTR|short>`, where the operation is one of
+`OPERATIONS` or "any". `kill` strikes just before the operation, in `write` after half of the bytes.
+
+The commit: a temporary file in the same file system, space reserved, written, fsynced; then one atomic
+step (`link`, which cannot overwrite, or `rename`, which replaces) gives it its name; then the folder is
+fsynced. A failed fsync is never retried: the kernel may have dropped the pages and report success.
+"""
+
+import errno
+import os
+import secrets
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from attnprobe.core.errors import WorkError
+
+OPERATIONS = ("make_folder", "create", "reserve", "write", "fsync", "link", "rename", "unlink", "fsync_folder")
+TEMPORARY = ".tmp-"
+"""How the name of every unfinished file starts."""
+
+matched = 0
+"""Operations so far that the fault in force names; the fault strikes when it reaches n."""
+
+
+def _strikes(operation: str) -> str:
+    """The kind of fault that hits this very operation, "" for none."""
+    global matched
+    fault = os.environ.get("ATTNPROBE_FAULT")
+    if not fault:
+        return ""
+    name, number, kind = fault.split(":")
+    if name not in (operation, "any"):
+        return ""
+    matched += 1
+    return kind if matched == int(number) else ""
+
+
+def _kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _fail(kind: str, path: Path) -> None:
+    code = getattr(errno, kind)
+    raise OSError(code, os.strerror(code), str(path))
+
+
+def _perform(operation: str, path: Path, call: Callable[[], Any]) -> Any:
+    while True:
+        try:
+            kind = _strikes(operation)
+            if kind == "kill":
+                _kill()
+            if kind not in ("", "short"):
+                _fail(kind, path)
+            return call()
+        except InterruptedError:
+            continue
+
+
+def make_folder(path: Path) -> None:
+    """Create the folder if it is not there; its name is durable when this returns."""
+    if not path.is_dir():
+        _perform("make_folder", path, lambda: path.mkdir(parents=True, exist_ok=True))
+        fsync_folder(path.parent)
+
+
+def create(path: Path) -> int:
+    """A descriptor of a new file, for reading and writing; FileExistsError if the name is taken."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+    return _perform("create", path, lambda: os.open(path, flags, 0o666))
+
+
+def reserve(descriptor: int, size: int, path: Path) -> None:
+    """Take `size` bytes from the disk now, so that a full disk shows before any byte is written."""
+
+    def allocate() -> None:
+        try:
+            os.posix_fallocate(descriptor, 0, size)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):  # not offered by this file system
+                raise
+
+    if size and hasattr(os, "posix_fallocate"):
+        _perform("reserve", path, allocate)
+
+
+def write(descriptor: int, data: Any, path: Path) -> None:
+    """All of `data` (anything with a buffer) at the descriptor's position."""
+    left = memoryview(data).cast("B")
+    while left:
+        kind = _strikes("write")
+        if kind in ("kill", "short"):
+            done = os.write(descriptor, left[: max(1, len(left) // 2)])
+            if kind == "kill":
+                _kill()
+        elif kind == "EINTR":
+            continue
+        elif kind:
+            _fail(kind, path)
+        else:
+            done = os.write(descriptor, left)
+        left = left[done:]
+
+
+def fsync(descriptor: int, path: Path) -> None:
+    def flush() -> None:
+        if sys.platform == "darwin":  # fsync there stops at the drive's cache
+            import fcntl
+
+            fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+        else:
+            os.fsync(descriptor)
+
+    _perform("fsync", path, flush)
+
+
+def fsync_folder(path: Path) -> None:
+    """Make the names in a folder durable."""
+    if os.name == "nt":  # folders cannot be opened there
+        return
+
+    def flush() -> None:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    _perform("fsync_folder", path, flush)
+
+
+def link(source: Path, name: Path) -> None:
+    """Give a file a second name; FileExistsError if the name is taken."""
+
+    def call() -> None:
+        try:
+            os.link(source, name)
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
+                raise
+            if name.exists():  # no hard links on this file system (exFAT, SMB): the caller's lock must do
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(name)) from error
+            os.rename(source, name)
+
+    _perform("link", name, call)
+
+
+def rename(source: Path, name: Path) -> None:
+    """Move a file or folder; a file that has the name already is replaced."""
+    _perform("rename", name, lambda: os.replace(source, name))
+
+
+def unlink(path: Path) -> None:
+    """Remove a file; no error if it is gone."""
+    _perform("unlink", path, lambda: path.unlink(missing_ok=True))
+
+
+def temporary_in(folder: Path) -> Path:
+    """A fresh name for an unfinished file, which tells whose it is."""
+    return folder / f"{TEMPORARY}{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+
+
+def publish(temporary: Path, final: Path, *, overwrite: bool = False) -> None:
+    """Give a finished, fsynced file its name: the commit point.
+
+    Raises:
+        FileExistsError: the name is taken and `overwrite` is False.
+    """
+    if overwrite:
+        rename(temporary, final)
+    else:
+        link(temporary, final)
+        unlink(temporary)
+    fsync_folder(final.parent)
+
+
+def write_file(path: Path, data: Any, *, overwrite: bool = False) -> None:
+    """Create a file that is there with all of `data` or not at all; durable when this returns.
+
+    Raises:
+        FileExistsError: the name is taken and `overwrite` is False.
+        OSError: the disk is full or fails; nothing is left behind.
+    """
+    temporary = temporary_in(path.parent)
+    try:
+        descriptor = create(temporary)
+        try:
+            reserve(descriptor, memoryview(data).nbytes, temporary)
+            write(descriptor, data, temporary)
+            fsync(descriptor, temporary)
+        finally:
+            os.close(descriptor)
+        publish(temporary, path, overwrite=overwrite)
+    except BaseException:
+        with suppress(OSError):
+            unlink(temporary)
+        raise
+
+
+def commit_folder(temporary: Path, final: Path) -> None:
+    """Give a folder of finished files its name; all of it is durable when this returns.
+
+    Raises:
+        OSError: `final` is there already and not empty, or the disk fails.
+    """
+    for path in sorted(temporary.rglob("*"), reverse=True):  # files before the folder they are in
+        if path.is_dir():
+            fsync_folder(path)
+        else:
+            descriptor = os.open(path, os.O_RDWR)
+            try:
+                fsync(descriptor, path)
+            finally:
+                os.close(descriptor)
+    fsync_folder(temporary)
+    rename(temporary, final)
+    fsync_folder(final.parent)
+
+
+@contextmanager
+def as_work_error(work: str, after: str = "run the same command again") -> Iterator[None]:
+    """Say in one line what the disk refused: `work` is what was going on, `after` what to do then."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise WorkError(f"no space left on the disk while {work}. Free some, then {after}.") from error
+        reason = error.strerror or str(error)
+        raise WorkError(
+            f"{work} failed: {reason} ({error.filename or 'disk'}). Check the disk, then {after}."
+        ) from error

@@ -1,0 +1,76 @@
+"""What do the first maps decide for the whole file?"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from attnprobe.core.errors import InputError, ShapeError
+from attnprobe.core.maps import AttentionMaps
+from attnprobe.store.layout import (
+    ITEM_BYTES,
+    SITES,
+    DatasetLayout,
+    Layout,
+    StageLayout,
+    chunk_shape,
+    shard_images,
+)
+from attnprobe.store.shard import encoded, tensors
+
+
+def stage_layouts(maps: Sequence[AttentionMaps], dtype: str) -> tuple[StageLayout, ...]:
+    """The stages and datasets that hold these maps, all of the same images.
+
+    Raises:
+        ShapeError: two sites of a stage, or its tokens, disagree about layers, grid or shape.
+        InputError: a stage has a site twice, or a name that cannot be a group's.
+    """
+    by_stage: dict[str, list[AttentionMaps]] = {}
+    for m in maps:
+        by_stage.setdefault(m.stage, []).append(m)
+    return tuple(_stage_layout(name, members, ITEM_BYTES[dtype]) for name, members in by_stage.items())
+
+
+def _stage_layout(name: str, maps: list[AttentionMaps], item_bytes: int) -> StageLayout:
+    first = maps[0]
+    if not name or "/" in name or name.startswith("."):
+        raise InputError(f"a stage needs a plain name such as 'trunk', got {name!r}.")
+    if len({m.site for m in maps}) != len(maps):
+        raise InputError(f"stage {name!r} came with sites {[m.site for m in maps]}; append each site once.")
+    for m in maps[1:]:
+        described = [(x.values.shape[1:], x.grid, x.kind, x.layers) for x in (first, m)]
+        if described[0] != described[1]:
+            raise ShapeError(
+                f"sites {first.site} and {m.site} of stage {name!r} must agree in shape, grid, kind and layers, got "
+                f"{described[0]} and {described[1]}."
+            )
+    datasets = []
+    for m in sorted(maps, key=lambda m: SITES.index(m.site)):
+        shape = tuple(m.values.shape[1:])
+        datasets.append(DatasetLayout(m.site, shape, chunk_shape(shape, item_bytes), m.stochastic, m.is_effective))
+    tokens = first.tokens
+    if tokens is not None:
+        shape = tuple(tokens.shape[1:])
+        if tokens.ndim != 4 or tokens.shape[:2] != first.values.shape[:2]:
+            raise ShapeError(
+                f"tokens must be [image, layer, token, width] with the maps' {tuple(first.values.shape[:2])} first, "
+                f"got {tuple(tokens.shape)}."
+            )
+        datasets.append(DatasetLayout("tokens", shape, chunk_shape(shape, item_bytes), False, False))
+    grid = first.grid
+    return StageLayout(
+        name, first.kind, first.layers, grid.rows, grid.cols, grid.prefix, tuple(grid.patch), tuple(datasets)
+    )
+
+
+def decide(maps: Sequence[AttentionMaps], dtype: str) -> Layout:
+    """The layout of the whole file, its shard size from what the first images take when compressed."""
+    stages = stage_layouts(maps, dtype)
+    image_bytes = 0.0
+    for _, layout, values in tensors(maps, stages):
+        few = values[: layout.chunk[0]].to(getattr(torch, dtype))
+        image_bytes += sum(len(data) for _, data in encoded(layout, few)) / len(few)
+    images_per_chunk = max(layout.chunk[0] for stage in stages for layout in stage.datasets)
+    stored = math.ceil(image_bytes)
+    return Layout(dtype, shard_images(stored, images_per_chunk), stored, stages)

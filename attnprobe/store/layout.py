@@ -1,0 +1,155 @@
+"""What is in a maps file, and how is each dataset cut into chunks?"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+SCHEMA_VERSION = 1
+SITES = ("weights", "effective", "scores")
+"""Datasets of maps, in the order a reader gives them."""
+
+ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+MAP_AXES = ("image", "layer", "head", "query", "key")
+TOKEN_AXES = ("image", "layer", "token", "width")
+
+LARGEST_CHUNK = 4 << 20
+SMALLEST_CHUNK = 64 << 10
+SEVERAL_MAPS = 256 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetLayout:
+    """One dataset of a stage.
+
+    Attributes:
+        name: a site, or "tokens".
+        shape: without the image axis: (layer, head, query, key), or (layer, token, width).
+        chunk: with the image axis.
+        stochastic, is_effective: as in `AttentionMaps`; False for tokens.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    chunk: tuple[int, ...]
+    stochastic: bool
+    is_effective: bool
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        return TOKEN_AXES if self.name == "tokens" else MAP_AXES
+
+    def full_shape(self, n_images: int) -> tuple[int, ...]:
+        return (n_images, *self.shape)
+
+    def n_chunks(self, n_images: int) -> int:
+        return math.prod(math.ceil(n / c) for n, c in zip(self.full_shape(n_images), self.chunk, strict=True))
+
+    def corners(self) -> Iterator[tuple[int, ...]]:
+        """Where the chunks of one row of images begin, on the axes after the image."""
+
+        def walk(axis: int) -> Iterator[tuple[int, ...]]:
+            if axis == len(self.shape):
+                yield ()
+                return
+            for start in range(0, self.shape[axis], self.chunk[axis + 1]):
+                for rest in walk(axis + 1):
+                    yield (start, *rest)
+
+        return walk(0)
+
+
+@dataclass(frozen=True, slots=True)
+class StageLayout:
+    """One stage: what its maps are, and its datasets. Fields as in `AttentionMaps` and `TokenGrid`."""
+
+    name: str
+    kind: str
+    layers: tuple[str, ...]
+    rows: int
+    cols: int
+    prefix: tuple[str, ...]
+    patch: tuple[int, int]
+    datasets: tuple[DatasetLayout, ...]
+
+    @property
+    def dimensions(self) -> dict[str, int]:
+        """Length of every axis but the image's, by name."""
+        return {axis: n for d in self.datasets for axis, n in zip(d.axes[1:], d.shape, strict=True)}
+
+    def dataset(self, name: str) -> DatasetLayout | None:
+        return next((d for d in self.datasets if d.name == name), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What the first batch decides: the shapes, the file's type, the images of one shard.
+
+    Attributes:
+        dtype: of every dataset in the file: bfloat16, float16 or float32.
+        shard_images: images of one shard; shard k holds images k * shard_images and on.
+        image_bytes: estimated stored bytes of one image.
+    """
+
+    dtype: str
+    shard_images: int
+    image_bytes: int
+    stages: tuple[StageLayout, ...]
+
+    def shard(self, k: int, n_images: int) -> range:
+        """Positions of the images of shard k."""
+        return range(k * self.shard_images, min(n_images, (k + 1) * self.shard_images))
+
+    def n_shards(self, n_images: int) -> int:
+        return math.ceil(n_images / self.shard_images)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Layout":
+        """The inverse of `dataclasses.asdict` and JSON, which turns tuples into lists."""
+
+        def tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
+            return {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+
+        stages = tuple(
+            StageLayout(**tuples({**stage, "datasets": [DatasetLayout(**tuples(d)) for d in stage["datasets"]]}))
+            for stage in data["stages"]
+        )
+        return cls(**{**data, "stages": stages})
+
+
+def chunk_shape(shape: tuple[int, ...], item_bytes: int) -> tuple[int, ...]:
+    """The chunk of a dataset whose axes after the image are `shape`: (layer, [head,] query, key).
+
+    A chunk is the unit of reading, and each costs an index entry and a call. All heads of one layer of one
+    image are read together, so that is a chunk, (1, 1, H, Q, K), unless it is
+    - above 4 MiB: then it is cut, first between heads, then between queries;
+    - below 64 kB: then it spans several layers, and if all of them are still below, several images, up to
+      256 kB. Small models would otherwise pay more for the index than for the maps (17 tokens and 3 heads
+      are 1.7 kB a layer): reading is slow, and deflate starts anew too often to find repeats.
+    Images per chunk are a power of two, so that one shard size can suit every dataset.
+    """
+    one_map = item_bytes * math.prod(shape[1:])
+    if one_map >= SMALLEST_CHUNK:
+        chunk = list(shape[1:])
+        for axis in range(len(chunk) - 1):
+            rest = item_bytes * math.prod(chunk[axis + 1 :])
+            chunk[axis] = _even_part(chunk[axis], rest, LARGEST_CHUNK)
+        return (1, 1, *chunk)
+    layers = _even_part(shape[0], one_map, SEVERAL_MAPS)
+    images = 1
+    if layers == shape[0]:
+        while 2 * images * layers * one_map <= SEVERAL_MAPS and images < 256:
+            images *= 2
+    return (images, layers, *shape[1:])
+
+
+def _even_part(length: int, unit_bytes: int, limit: int) -> int:
+    """Cut `length` units into as few nearly equal parts as stay within `limit` bytes; units in the largest."""
+    n_parts = math.ceil(length / max(1, limit // unit_bytes))
+    return math.ceil(length / n_parts)
+
+
+def shard_images(image_bytes: int, images_per_chunk: int, shard_bytes: int = 64 << 20) -> int:
+    """Images of a shard of about 64 MiB: at most 1024, and a whole number of chunks."""
+    wanted = min(1024, max(1, shard_bytes // max(1, image_bytes)))
+    return max(images_per_chunk, wanted // images_per_chunk * images_per_chunk)

@@ -1,0 +1,133 @@
+"""How do the shards of NAME.parts become one NAME.h5?
+
+libhdf5 writes the merged file, and on a full disk it would crash the process that does so. So that happens
+in a child, `python -m attnprobe.store.merge PARTS TARGET`, into a temporary file; chunks are copied as they
+are, compressed, and compared afterwards with the shards. The parent seals and commits the file.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from attnprobe.core import fs
+from attnprobe.core.errors import WorkError
+from attnprobe.store import hdf5, structure
+from attnprobe.store.parts import open_shard, read_certificate
+from attnprobe.store.plan import Pinned, read_plan
+from attnprobe.store.seal import seal, steps
+
+
+def merge(folder: Path, final: Path, pinned: Pinned, *, overwrite: bool) -> None:
+    """Commit `final` from all shards of `folder`, which stay.
+
+    Raises:
+        FileExistsError: `final` is there and `overwrite` is False.
+        MapsFileError: a shard is damaged.
+        WorkError: the child failed, most often for want of space.
+        OSError: the disk failed afterwards.
+    """
+    temporary = fs.temporary_in(folder)
+    try:
+        _run_child(folder, temporary)
+        descriptor = os.open(temporary, os.O_RDWR)
+        try:
+            with open(descriptor, "rb", closefd=False) as file:
+                size = os.fstat(descriptor).st_size
+                found = seal(pinned.plan_id, None, size, steps(file))
+            os.lseek(descriptor, 0, os.SEEK_SET)
+            fs.write(descriptor, found.block(), temporary)
+            fs.fsync(descriptor, temporary)
+        finally:
+            os.close(descriptor)
+        fs.publish(temporary, final, overwrite=overwrite)
+    except BaseException:
+        with suppress(OSError):
+            fs.unlink(temporary)
+        raise
+
+
+def _run_child(folder: Path, target: Path) -> None:
+    import attnprobe
+
+    root = str(Path(attnprobe.__file__).parents[1])
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))}
+    command = [sys.executable, "-P", "-m", "attnprobe.store.merge", str(folder.resolve()), str(target.resolve())]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, env=environment, text=True, **pipes) as child:
+        try:
+            said = child.stderr.read()  # not communicate(): it would close stdin, by which the child knows we live
+            child.wait()
+        except BaseException:
+            child.kill()
+            raise
+    if child.returncode:
+        last = (said.strip().splitlines() or [f"exit status {child.returncode}"])[-1]
+        raise WorkError(
+            f"merging the shards of {folder} failed: {last}. The shards stay; run the same command again, after "
+            "freeing space if that was it."
+        )
+
+
+def _copy(folder: Path, target: Path) -> None:
+    pinned, ids, _ = read_plan(folder)
+    outcomes: dict[str, list[np.ndarray]] = {name: [] for name in hdf5.OUTCOMES}
+    merged = hdf5.create(target, pinned, ids, certificate=read_certificate(folder))
+    for shard in _shards(folder, pinned):
+        for name, column in outcomes.items():
+            column.append(shard[f"images/{name}"][:])
+        for path, here, there in _chunks(pinned, shard):
+            merged[path].id.write_direct_chunk(there, shard[path].id.read_direct_chunk(here)[1])
+    for name, column in outcomes.items():
+        merged[f"images/{name}"][:] = np.concatenate(column)
+    merged.close()
+    with h5py.File(target, "r") as merged:
+        for shard in _shards(folder, pinned):
+            for path, here, there in _chunks(pinned, shard):
+                if merged[path].id.read_direct_chunk(there)[1] != shard[path].id.read_direct_chunk(here)[1]:
+                    raise OSError(f"chunk {there} of {path} was not written as it was read")
+
+
+def _shards(folder: Path, pinned: Pinned) -> Iterator[h5py.File]:
+    for number in range(pinned.n_shards):
+        with open_shard(folder, number, pinned.plan_id) as shard:
+            yield shard
+
+
+def _chunks(pinned: Pinned, shard: h5py.File) -> Iterator[tuple[str, tuple[int, ...], tuple[int, ...]]]:
+    """Every chunk of a shard: dataset, where it begins in the shard, where in the merged file."""
+    first = int(shard.attrs["first_image"])
+    for path, layout in structure.datasets(pinned):
+        for image in range(0, int(shard.attrs["n_images"]), layout.chunk[0]):
+            for corner in layout.corners():
+                yield path, (image, *corner), (first + image, *corner)
+
+
+def _leave_with_parent() -> None:
+    sys.stdin.read()
+    os._exit(1)
+
+
+def main(arguments: list[str]) -> None:
+    """The child: a finished file and exit status 0, or one line on stderr and 1."""
+    folder, target = map(Path, arguments)
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    status = 0
+    try:
+        _copy(folder, target)
+    except BaseException as error:
+        full = shutil.disk_usage(folder).free < 1 << 20  # libhdf5 often loses the error number on its way
+        print("no space left on the disk" if full else " ".join(str(error).split()), file=sys.stderr, flush=True)
+        status = 1
+    os._exit(status)  # after a failed write libhdf5 would crash in its own clean-up
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

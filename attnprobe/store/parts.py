@@ -1,0 +1,143 @@
+"""What is in NAME.parts, the folder in which a capture works?
+
+plan.json          what is captured, written once, before the first shard
+shards/s000000.h5  one slice of images each; the listing is the only record of what is done
+quarantine/        damaged shards, for whoever wants to know why; never read, never deleted
+certificate.json   what capture proved about the maps, when it is over
+run.lock           held by the process that writes
+"""
+
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import h5py
+
+from attnprobe.core import fs
+from attnprobe.core.errors import MapsFileError
+from attnprobe.store import structure
+from attnprobe.store.plan import Pinned, canonical
+from attnprobe.store.seal import read_seal, read_whole, verify
+
+
+def parts_of(path: Path) -> Path:
+    """NAME.parts of NAME.h5."""
+    return path.with_suffix(".parts")
+
+
+def shard_path(folder: Path, number: int) -> Path:
+    """Where shard `number` is."""
+    return folder / "shards" / f"s{number:06d}.h5"
+
+
+def open_shard(folder: Path, number: int, plan_id: str) -> h5py.File:
+    """One shard, after its hash and its structure were found right.
+
+    Raises:
+        MapsFileError: it is missing, damaged, or of another capture.
+    """
+    path = shard_path(folder, number)
+    found, data = read_whole(path)
+    _require_own(path, found.part, found.plan, number, plan_id)
+    file = h5py.File(path if data is None else data, "r")
+    try:
+        structure.check(file, path, found)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _require_own(path: Path, part: int | None, plan: str, number: int, plan_id: str) -> None:
+    if (part, plan) != (number, plan_id):
+        raise MapsFileError(f"{path} belongs to another capture. Restore the right one or capture again.")
+
+
+def present(folder: Path, pinned: Pinned) -> list[int]:
+    """Numbers of the shards that are there and say they belong here; their content is not read.
+
+    Raises:
+        MapsFileError: one is truncated, not ours, or of another capture.
+    """
+    numbers = [k for k in range(pinned.n_shards) if shard_path(folder, k).exists()]
+    for number in numbers:
+        found = read_seal(shard_path(folder, number))
+        _require_own(shard_path(folder, number), found.part, found.plan, number, pinned.plan_id)
+    return numbers
+
+
+def recover(folder: Path, pinned: Pinned) -> list[int]:
+    """Numbers of the good shards, every byte of them checked; the others go to quarantine.
+
+    Only for the holder of the lock.
+    """
+    good = []
+    for number in range(pinned.n_shards):
+        path = shard_path(folder, number)
+        if not path.exists():
+            continue
+        try:
+            found = verify(path)
+            _require_own(path, found.part, found.plan, number, pinned.plan_id)
+            good.append(number)
+        except MapsFileError:
+            _quarantine(folder, path)
+    return good
+
+
+def _quarantine(folder: Path, path: Path) -> None:
+    shelf = folder / "quarantine"
+    fs.make_folder(shelf)
+    name, n = shelf / path.name, 1
+    while name.exists():
+        name, n = shelf / f"{path.stem}-{n}.h5", n + 1
+    fs.rename(path, name)
+    fs.fsync_folder(shelf)
+    fs.fsync_folder(path.parent)
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Remove what a killed process left half-written. Only for the holder of the lock."""
+    for path in [*folder.glob(f"{fs.TEMPORARY}*"), *(folder / "shards").glob(f"{fs.TEMPORARY}*")]:
+        fs.unlink(path)
+
+
+def discard(folder: Path) -> None:
+    """Remove the capture, plan.json last, so that whatever interrupts this can be told from other states.
+
+    Only for the holder of the lock, whose file stays. Quarantine stays too.
+    """
+    remove_temporaries(folder)
+    shards = folder / "shards"
+    for path in sorted(shards.glob("*.h5")):
+        fs.unlink(path)
+    fs.unlink(folder / "certificate.json")
+    if shards.is_dir():
+        fs.fsync_folder(shards)
+        with suppress(OSError):  # something of the user's is in it
+            shards.rmdir()
+    fs.fsync_folder(folder)
+    fs.unlink(folder / "plan.json")
+    fs.fsync_folder(folder)
+
+
+def write_certificate(folder: Path, certificate: Mapping[str, Any]) -> None:
+    """Keep what capture proved."""
+    fs.write_file(folder / "certificate.json", canonical(dict(certificate)).encode(), overwrite=True)
+
+
+def read_certificate(folder: Path) -> dict[str, Any]:
+    """What capture proved; empty while it is not over.
+
+    Raises:
+        MapsFileError: damaged.
+    """
+    path = folder / "certificate.json"
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise MapsFileError(f"{path} is damaged: {error}. Remove it to read the maps without it.") from None

@@ -1,0 +1,198 @@
+"""What exactly is being captured, so that a second run can tell whether it may go on with the first?"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from attnprobe.core import fs
+from attnprobe.core.errors import InputError, MapsFileError
+from attnprobe.store.layout import SCHEMA_VERSION, Layout
+
+
+def canonical(data: Any) -> str:
+    """JSON with one spelling only: sorted keys, no spaces."""
+    return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str)
+
+
+def digest(data: Any) -> str:
+    """SHA-256 of the canonical JSON."""
+    return hashlib.sha256(canonical(data).encode()).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class CapturePlan:
+    """What a capture is about to do; two captures with equal plans give the same maps.
+
+    Attributes:
+        image_ids: all images in the order they are stored; no id twice.
+        labels: one class per image, -1 where unknown; empty if the labels come with the maps.
+        model, variant, checkpoint_sha256, config: which network, with which weights.
+        versions: of torch, timm, attnprobe.
+        data: which images, such as "digits/val".
+        settings: sites, dtype of the forward pass and all else that changes the numbers.
+
+    Raises:
+        InputError: no image, an id twice, or another number of labels than images.
+    """
+
+    image_ids: tuple[str, ...]
+    model: str
+    labels: tuple[int, ...] = ()
+    variant: str = ""
+    checkpoint_sha256: str = ""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    data: str = ""
+    seed: int | None = None
+    device: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        n, distinct = len(self.image_ids), len(set(self.image_ids))
+        if n == 0:
+            raise InputError("a capture needs at least one image, got none; check the folder or the data set's split.")
+        if n != distinct:
+            raise InputError(f"every image needs an id of its own, got {distinct} ids for {n} images.")
+        if self.labels and len(self.labels) != n:
+            raise InputError(f"a plan needs one label per image or none, got {len(self.labels)} for {n} images.")
+
+    def facts(self) -> dict[str, Any]:
+        """Everything as plain JSON, the lists of images replaced by their hashes."""
+        facts = json.loads(canonical({f.name: getattr(self, f.name) for f in fields(self)}))
+        ids, labels = facts.pop("image_ids"), facts.pop("labels")
+        return {**facts, "n_images": len(ids), "image_ids_sha256": digest(ids), "labels_sha256": digest(labels)}
+
+
+@dataclass(frozen=True)
+class Pinned:
+    """A plan with all that was decided when it started; every shard names it by `plan_id`.
+
+    Attributes:
+        facts: `CapturePlan.facts` of the plan.
+        created: when it started; makes the id one of this run.
+    """
+
+    facts: Mapping[str, Any]
+    layout: Layout
+    created: str
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "facts": dict(self.facts),
+            "layout": asdict(self.layout),
+            "created": self.created,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Pinned":
+        return cls(data["facts"], Layout.from_json(data["layout"]), data["created"])
+
+    @property
+    def plan_id(self) -> str:
+        return digest(self.to_json())
+
+    @property
+    def n_images(self) -> int:
+        return self.facts["n_images"]
+
+    @property
+    def n_shards(self) -> int:
+        return self.layout.n_shards(self.n_images)
+
+    def shard(self, k: int) -> range:
+        """Positions of the images of shard k."""
+        return self.layout.shard(k, self.n_images)
+
+
+def write_plan(folder: Path, plan: CapturePlan, pinned: Pinned) -> None:
+    """Write plan.json, once: FileExistsError if it is there."""
+    data = {**pinned.to_json(), "image_ids": list(plan.image_ids), "labels": list(plan.labels)}
+    fs.write_file(folder / "plan.json", canonical({**data, "plan_id": pinned.plan_id}).encode())
+
+
+def read_plan(folder: Path) -> tuple[Pinned, tuple[str, ...], tuple[int, ...]]:
+    """The plan of NAME.parts, its image ids and its labels.
+
+    Raises:
+        MapsFileError: there is no plan, it is damaged, or of a newer schema.
+    """
+    path = folder / "plan.json"
+    try:
+        text = path.read_bytes().decode()
+    except FileNotFoundError:
+        raise MapsFileError(
+            f"{folder} has no plan.json: it is no folder of maps, or its capture never began."
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise MapsFileError(f"{path} cannot be read: {error}. Capture again with --overwrite.") from None
+    damaged = MapsFileError(f"{path} is damaged: it does not match its own hash. Capture again with --overwrite.")
+    try:
+        data = json.loads(text)
+        plan_id, ids, labels = data.pop("plan_id"), data.pop("image_ids"), data.pop("labels")
+        require_known_schema(path, data["schema_version"])
+        whole = canonical({**data, "plan_id": plan_id, "image_ids": ids, "labels": labels}) == text
+        pinned = Pinned.from_json(data)
+        lists = digest(ids), digest(labels)
+        facts = pinned.facts["image_ids_sha256"], pinned.facts["labels_sha256"]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, MapsFileError):
+            raise
+        raise damaged from None
+    if not whole or digest(data) != plan_id or lists != facts:
+        raise damaged
+    return pinned, tuple(ids), tuple(labels)
+
+
+def require_known_schema(path: Path, version: Any) -> None:
+    """Refuse what a later attnprobe wrote."""
+    if not isinstance(version, int) or not 1 <= version <= SCHEMA_VERSION:
+        raise MapsFileError(
+            f"{path} has schema {version}, this attnprobe reads 1 to {SCHEMA_VERSION}; upgrade attnprobe."
+        )
+
+
+def require_same_plan(folder: Path, plan: CapturePlan, dtype: str) -> Pinned:
+    """The plan that began in NAME.parts, if it is the one that is wanted now.
+
+    Raises:
+        InputError: it is another; the message names the first field that differs.
+    """
+    pinned, ids, _ = read_plan(folder)
+    then, now = dict(pinned.facts), plan.facts()
+    remedy = "Restore it to go on, choose another output, or start anew with --overwrite."
+    if then["image_ids_sha256"] != now["image_ids_sha256"]:
+        gone, new = set(ids) - set(plan.image_ids), set(plan.image_ids) - set(ids)
+        change = next((f"{min(s)!r} is {how}" for s, how in ((gone, "gone"), (new, "new")) if s), "in another order")
+        raise InputError(
+            f"{folder} was begun with other images: {len(ids)} then, {len(plan.image_ids)} now ({change}). {remedy}"
+        )
+    difference = _first_difference(then, now)
+    if difference:
+        name, before, after = difference
+        raise InputError(f"{folder} was begun with another {name}: {before} then, {after} now. {remedy}")
+    if pinned.layout.dtype != dtype:
+        raise InputError(f"{folder} was begun with dtype {pinned.layout.dtype}, now it is {dtype}. {remedy}")
+    return pinned
+
+
+def _first_difference(then: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, str, str] | None:
+    """Name and both values of the first field that differs, dotted where it lies inside another."""
+    for name in sorted({*then, *now}):
+        before, after = then.get(name), now.get(name)
+        if before == after:
+            continue
+        if isinstance(before, dict) and isinstance(after, dict):
+            inner = _first_difference(before, after)
+            assert inner is not None, "unequal dictionaries differ in some key"
+            return f"{name}.{inner[0]}", *inner[1:]
+        return name.removesuffix("_sha256"), _short(before), _short(after)
+    return None
+
+
+def _short(value: Any, longest: int = 60) -> str:
+    text = canonical(value)
+    return text if len(text) <= longest else text[: longest - 3] + "..."

@@ -1,0 +1,139 @@
+"""How do the maps of one slice of images become the bytes of a shard?"""
+
+import io
+from collections.abc import Iterator, Sequence
+
+import h5py
+import numpy as np
+import torch
+from isal import isal_zlib
+from torch import Tensor
+
+from attnprobe.core.maps import AttentionMaps, Outcome
+from attnprobe.store import hdf5
+from attnprobe.store.layout import DatasetLayout, StageLayout
+from attnprobe.store.plan import Pinned
+from attnprobe.store.seal import BLOCK, seal
+
+_WORDS = {1: (torch.uint8, np.uint8), 2: (torch.int16, np.uint16), 4: (torch.int32, np.uint32)}
+
+
+def words(values: Tensor) -> np.ndarray:
+    """The bit patterns of a tensor as unsigned integers of the same size, on the CPU, without a copy there."""
+    signed, unsigned = _WORDS[values.element_size()]
+    return values.detach().cpu().contiguous().view(signed).numpy().view(unsigned)
+
+
+def deflated(chunk: np.ndarray) -> bytes:
+    """One chunk of words through HDF5's shuffle and deflate filters.
+
+    Shuffle puts the first bytes of all words together, then the second ones ...: exponents repeat, mantissas
+    do not. Shifting and narrowing whole arrays is 3 times as fast as transposing bytes (4.4 GB/s).
+    """
+    flat = chunk.reshape(-1)
+    planes = np.empty((flat.itemsize, flat.size), np.uint8)
+    for byte in range(flat.itemsize):
+        planes[byte] = (flat >> (8 * byte)).astype(np.uint8) if byte else flat.astype(np.uint8)
+    return isal_zlib.compress(planes, 1)
+
+
+def encoded(layout: DatasetLayout, values: Tensor) -> Iterator[tuple[tuple[int, ...], bytes]]:
+    """The chunks of one row of images, compressed; each with where it begins on the axes after the image."""
+    row = words(values)
+    for corner in layout.corners():
+        inner = tuple(slice(start, start + n) for start, n in zip(corner, layout.chunk[1:], strict=True))
+        chunk = row[(slice(None), *inner)]
+        if chunk.shape != layout.chunk:  # at the edge a chunk still has its full size in the file
+            chunk = np.pad(chunk, [(0, full - n) for full, n in zip(layout.chunk, chunk.shape, strict=True)])
+        yield corner, deflated(chunk)
+
+
+def tensors(
+    maps: Sequence[AttentionMaps], stages: Sequence[StageLayout]
+) -> Iterator[tuple[str, DatasetLayout, Tensor]]:
+    """Path in the file, layout and tensor of every dataset. A stage's tokens come from the first of its maps."""
+    for stage in stages:
+        sites = {m.site: m for m in maps if m.stage == stage.name}
+        for layout in stage.datasets:
+            first = next(iter(sites.values()))
+            values = first.tokens if layout.name == "tokens" else sites[layout.name].values
+            yield f"stages/{stage.name}/{layout.name}", layout, values
+
+
+class Shard:
+    """Shard `number` of a plan, filled image by image in memory; libhdf5 never touches the disk here.
+
+    Images that do not fill a chunk yet wait, already in the file's type, for those that follow.
+    """
+
+    def __init__(self, pinned: Pinned, ids: Sequence[str], labels: Sequence[int], number: int) -> None:
+        self.pinned, self.number = pinned, number
+        self.positions = pinned.shard(number)
+        self._n = len(self.positions)
+        self._added = 0
+        self._dtype = getattr(torch, pinned.layout.dtype)
+        self._waiting: dict[str, Tensor] = {}
+        self._outcomes = {name: np.full(self._n, hdf5.UNKNOWN[name], hdf5.OUTCOMES[name]) for name in hdf5.OUTCOMES}
+        here = slice(self.positions.start, self.positions.stop)
+        self._has_labels = bool(labels)
+        if labels:
+            self._outcomes["label"][:] = labels[here]
+        self._buffer = io.BytesIO()
+        self._file = hdf5.create(self._buffer, pinned, ids[here], self.positions.start)
+
+    @property
+    def full(self) -> bool:
+        return self._added == self._n
+
+    def add(self, maps: Sequence[AttentionMaps]) -> None:
+        """The next images: all their maps, of every stage and site."""
+        outcome = next((m.outcome for m in maps if m.outcome is not None), None)
+        if outcome is not None:
+            self._note(outcome)
+        for path, layout, values in tensors(maps, self.pinned.layout.stages):
+            self._add(path, layout, values)
+        self._added += maps[0].n_images
+
+    def _note(self, outcome: Outcome) -> None:
+        here = slice(self._added, self._added + len(outcome.prediction))
+        self._outcomes["prediction"][here] = outcome.prediction.cpu().numpy()
+        self._outcomes["probability"][here] = outcome.probability.detach().float().cpu().numpy()
+        if not self._has_labels:
+            self._outcomes["label"][here] = outcome.labels.cpu().numpy()
+
+    def _add(self, path: str, layout: DatasetLayout, values: Tensor) -> None:
+        step = layout.chunk[0]
+        begin = self._added
+        if path in self._waiting:
+            waiting = self._waiting.pop(path)
+            begin -= len(waiting)
+            values = torch.cat([waiting, values.detach().to("cpu", self._dtype)])
+        last = begin + len(values) == self._n
+        whole = len(values) if last else len(values) // step * step
+        for start in range(0, whole, step):
+            self._write_row(path, layout, begin + start, values[start : min(start + step, whole)])
+        if whole < len(values):
+            self._waiting[path] = values[whole:].detach().to("cpu", self._dtype, copy=True)
+
+    def _write_row(self, path: str, layout: DatasetLayout, image: int, values: Tensor) -> None:
+        dataset = self._file[path].id
+        for corner, data in encoded(layout, values.to(self._dtype)):
+            dataset.write_direct_chunk((image, *corner), data)
+
+    def finish(self) -> memoryview:
+        """The bytes of the finished file, sealed."""
+        assert self.full and not self._waiting, "a shard is finished once, when all its images are in"
+        for name, column in self._outcomes.items():
+            self._file[f"images/{name}"][:] = column
+        for stage in self.pinned.layout.stages:
+            for layout in stage.datasets:
+                dataset: h5py.Dataset = self._file[f"stages/{stage.name}/{layout.name}"]
+                assert dataset.id.get_num_chunks() == layout.n_chunks(self._n), "every chunk is written"
+        self._file.close()
+        data = self._buffer.getbuffer()
+        data[:BLOCK] = seal(self.pinned.plan_id, self.number, len(data), [data[BLOCK:]]).block()
+        return data
+
+    def close(self) -> None:
+        """Forget an unfinished shard."""
+        self._file.close()
