@@ -23,8 +23,11 @@ Short = tyro.conf.arg
 
 DESCRIPTION = """Has my vision transformer's attention collapsed, and from which block on?
 
-Start with:  attnprobe demo --fast
-Then:        attnprobe capture RUN|CHECKPOINT|NAME --data FOLDER   and   attnprobe report maps.h5"""
+Start with:
+
+$ attnprobe demo --fast
+$ attnprobe capture RUN|CHECKPOINT|NAME --data FOLDER -o maps.h5
+$ attnprobe report maps.h5"""
 
 
 def demo(
@@ -37,9 +40,8 @@ def demo(
 
     For example:
 
-        attnprobe demo
-
-        attnprobe demo --fast -o /tmp/demo
+    $ attnprobe demo
+    $ attnprobe demo --fast -o /tmp/demo
 
     Args:
         out: folder for the two runs and the report.
@@ -60,11 +62,9 @@ def train(
 
     For example:
 
-        attnprobe train digits_vit_16 -o runs/vit
-
-        attnprobe train digits_deepvit_16 -o runs/deep --set epochs=10 --set lr=1e-3
-
-        attnprobe train my_recipe.yaml -o runs/mine --data-dir ~/images
+    $ attnprobe train digits_vit_16 -o runs/vit
+    $ attnprobe train digits_deepvit_16 -o runs/deep --set epochs=10 --set lr=1e-3
+    $ attnprobe train my_recipe.yaml -o runs/mine --data-dir ~/images
 
     Args:
         recipe: name of a shipped recipe (`attnprobe list recipes`) or a YAML file.
@@ -105,11 +105,9 @@ def capture(
 
     For example:
 
-        attnprobe capture runs/vit
-
-        attnprobe capture vit_small_patch16_224 --data path/to/images --images 256 -o maps.h5
-
-        attnprobe capture old.pth --model deepvit_16 --data fractals:10
+    $ attnprobe capture runs/vit
+    $ attnprobe capture vit_small_patch16_224 --data path/to/images --images 256 -o maps.h5
+    $ attnprobe capture old.pth --model deepvit_16 --data fractals:10
 
     Args:
         model: a run's directory, a checkpoint (folder, .safetensors, .pth), or the name of a model.
@@ -167,11 +165,9 @@ def report(
 
     For example:
 
-        attnprobe report runs/vit
-
-        attnprobe report runs/vit runs/deepvit -o comparison
-
-        attnprobe report maps.h5 --metric similar_blocks --metric row_entropy --formats json
+    $ attnprobe report runs/vit
+    $ attnprobe report runs/vit runs/deepvit -o comparison
+    $ attnprobe report maps.h5 --metric similar_blocks --metric row_entropy --formats json
 
     Args:
         maps: maps files, or runs that have one.

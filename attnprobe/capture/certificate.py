@@ -99,7 +99,7 @@ def _prove(
             f"{layer.name}: rows of its softmax sum to 1 only within {row_sum_error:.1e}; this layer is not a softmax."
         )
     value_error = None
-    if flow is not None:
+    if flow and flow.keys() == {"qkv", "out"}:
         heads, tokens = effective.shape[1], effective.shape[-1]
         v = flow["qkv"].unflatten(-1, (3, heads, -1))[:, :, 2].transpose(1, 2)  # [image, head, token, width]
         ours = (effective.to(v.dtype) @ v).transpose(1, 2).reshape(len(v), tokens, -1)
@@ -119,7 +119,8 @@ def _values_of(layers: list[AttentionLayer]) -> Iterator[dict[str, dict[str, Ten
     with ExitStack() as stack:
         for layer in layers:
             qkv, proj = getattr(layer.module, "qkv", None), getattr(layer.module, "proj", None)
-            before = getattr(layer.module, "norm", None) or proj
+            norm = getattr(layer.module, "norm", None)
+            before = proj if norm is None or isinstance(norm, nn.Identity) else norm
             gated = getattr(layer.module, "gate", None) is not None
             if qkv is None or proj is None or gated:
                 continue

@@ -124,6 +124,8 @@ def _read_folder(folder: Path) -> Checkpoint:
         config = json.loads(config_path.read_text())
         architecture, options = config["architecture"], dict(config.get("model_args") or {})
         cfg = dict(config.get("pretrained_cfg") or {})
+        if not isinstance(architecture, str):
+            raise TypeError(f"architecture is {architecture!r}")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{config_path} is not a model configuration: {error!r}; save the model again."

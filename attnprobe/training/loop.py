@@ -89,6 +89,8 @@ def train(
     deployed = ema.module if ema else model
     autocast = torch.autocast(device.type, torch.bfloat16) if config.amp and _has_bfloat16(device) else nullcontext()
 
+    with fs.as_work_error(f"starting the run in {run.path}"):
+        fs.make_folder(run.path)
     remove_unfinished(run)
     progress = load_checkpoint(run, model=model, deployed=deployed, optimizer=optimizer) or Progress()
     log = read_log(run)[: progress.epoch]

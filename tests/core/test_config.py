@@ -1,0 +1,38 @@
+"""YAML and NAME=VALUE -> a checked configuration, and back."""
+
+import pytest
+
+from attnprobe.core.config import from_mapping, parse_settings, read_yaml, to_yaml
+from attnprobe.core.errors import InputError
+from attnprobe.training import TrainConfig
+
+
+def test_a_configuration_survives_yaml(tmp_path):
+    config = TrainConfig(model="x", dataset="y", scale=(0.3, 1.0), model_kwargs={"depth": 2}, clip_grad=None)
+    (tmp_path / "c.yaml").write_text(to_yaml(config))
+    assert from_mapping(TrainConfig, read_yaml(tmp_path / "c.yaml")) == config
+
+
+def test_settings_are_read_as_yaml_values():
+    parsed = parse_settings(["epochs=2", "lr=1e-3", "clip-grad=null", "scale=[0.5, 1]", "model_ema=false"])
+    config = from_mapping(TrainConfig, {"model": "x", "dataset": "y", "warmup_epochs": 0, **parsed})
+    assert (config.epochs, config.lr, config.clip_grad, config.scale, config.model_ema) == (
+        2,
+        1e-3,
+        None,
+        (0.5, 1),
+        False,
+    )
+
+
+@pytest.mark.parametrize("setting", ["epochs", "=3", "a=[1"])
+def test_settings_that_are_none_are_refused(setting):
+    with pytest.raises(InputError, match="--set"):
+        parse_settings([setting])
+
+
+@pytest.mark.parametrize("text", ["- a\n- b", "a: [", "3"])
+def test_files_that_hold_no_options_are_refused(tmp_path, text):
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(InputError, match=r"c\.yaml"):
+        read_yaml(tmp_path / "c.yaml")

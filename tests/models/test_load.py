@@ -1,0 +1,133 @@
+"""Checkpoints of every kind people have: loaded, or refused in one line; nothing in them is ever run."""
+
+import argparse
+import json
+import os
+import zipfile
+
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from attnprobe.core.errors import CheckpointError
+from attnprobe.models import build_model, load_model, read_checkpoint
+from attnprobe.models.describe import config_json, resolve_model
+
+NAME, OPTIONS = "deepvit_16_digits", {"num_classes": 5, "depth": 2}
+
+
+@pytest.fixture
+def model():
+    return build_model("vit_16_digits", num_classes=1000, seed=1)
+
+
+def same_weights(a, b):
+    return all(torch.equal(x, b.state_dict()[k]) for k, x in a.state_dict().items())
+
+
+@pytest.mark.parametrize("wrap", ["bare", "state_dict", "model", "state_dict_ema", "ddp", "compiled"])
+def test_training_scripts_checkpoints_load(tmp_path, model, wrap):
+    state = model.state_dict()
+    other = {k: torch.zeros_like(v) for k, v in state.items()}
+    content = {
+        "bare": state,
+        "state_dict": {"state_dict": state, "epoch": 3},
+        "model": {"model": state, "optimizer": {"state": {}, "param_groups": []}},
+        "state_dict_ema": {"state_dict": other, "state_dict_ema": state},
+        "ddp": {"state_dict": {f"module.{k}": v for k, v in state.items()}},
+        "compiled": {"state_dict": {f"_orig_mod.{k}": v for k, v in state.items()}},
+    }[wrap]
+    torch.save(content, tmp_path / "x.pth")
+    assert same_weights(load_model(tmp_path / "x.pth", model="vit_16_digits"), model)
+
+
+def test_a_timm_checkpoint_names_its_own_model(tmp_path, model):
+    args = argparse.Namespace(model="vit_16_digits", num_classes=1000, lr=0.1)
+    metric = np.float64(81.2)
+    torch.save({"state_dict": model.state_dict(), "args": args, "metric": metric}, tmp_path / "x.pth.tar")
+    assert same_weights(load_model(tmp_path / "x.pth.tar"), model)
+
+
+def test_the_number_of_classes_is_read_off_the_head(tmp_path):
+    small = build_model("vit_16_digits", num_classes=7, seed=0)
+    save_file(small.state_dict(), tmp_path / "x.safetensors")
+    assert load_model(tmp_path / "x.safetensors", model="vit_16_digits").num_classes == 7
+
+
+def test_our_folder_opens_in_timm_too(tmp_path):
+    model = build_model(NAME, seed=0, **OPTIONS)
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(config_json(NAME, model, OPTIONS)))
+    theirs = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
+    assert same_weights(theirs, model) and same_weights(load_model(tmp_path), model)
+    assert theirs.pretrained_cfg["mean"] == [0.5, 0.5, 0.5] or tuple(theirs.pretrained_cfg["mean"]) == (0.5, 0.5, 0.5)
+    _, facts = resolve_model(tmp_path)
+    assert (facts.variant, facts.model, facts.options["num_classes"]) == ("deepvit", NAME, 5)
+
+
+class Canary:
+    """Would create a file if anybody unpickled it."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+def test_nothing_in_a_pickle_is_run(tmp_path):
+    torch.save({"state_dict": {}, "payload": Canary(tmp_path / "canary")}, tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match="nothing was run"):
+        read_checkpoint(tmp_path / "x.pth")
+    assert not (tmp_path / "canary").exists()
+
+
+def test_bombs_are_refused_before_they_expand(tmp_path):
+    torch.save({"w": torch.zeros(1 << 22)}, tmp_path / "plain.pth")
+    with (
+        zipfile.ZipFile(tmp_path / "plain.pth") as source,
+        zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as bomb,
+    ):
+        for entry in source.infolist():
+            bomb.writestr(entry.filename, source.read(entry))
+    with pytest.raises(CheckpointError, match="decompression bomb"):
+        read_checkpoint(tmp_path / "bomb.pth")
+    torch.save({"w": torch.zeros(1).expand(10**6, 10**6)}, tmp_path / "stride.pth")
+    with pytest.raises(CheckpointError, match="declares"):
+        read_checkpoint(tmp_path / "stride.pth")
+
+
+@pytest.mark.parametrize("name", ["x.pth", "x.safetensors"])
+def test_truncated_files_say_so(tmp_path, model, name):
+    path = tmp_path / name
+    torch.save(model.state_dict(), path) if name.endswith("pth") else save_file(model.state_dict(), path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(CheckpointError, match="truncated") as caught:
+        load_model(path, model="vit_16_digits")
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_architecture_other_architecture_and_nan_are_named(tmp_path, model):
+    save_file(model.state_dict(), tmp_path / "x.safetensors")
+    with pytest.raises(CheckpointError, match="does not say which model"):
+        load_model(tmp_path / "x.safetensors")
+    with pytest.raises(CheckpointError, match="not a 'deepvit_16_digits' checkpoint.*missing"):
+        load_model(tmp_path / "x.safetensors", model="deepvit_16_digits")
+    with pytest.raises(CheckpointError, match="no checkpoint at"):
+        load_model(tmp_path / "y.safetensors")
+    state = model.state_dict()
+    state["blocks.2.attn.qkv.weight"][0, 0] = float("nan")
+    save_file(state, tmp_path / "nan.safetensors")
+    with pytest.raises(CheckpointError, match=r"1 tensors, first 'blocks.2.attn.qkv.weight'"):
+        load_model(tmp_path / "nan.safetensors", model="vit_16_digits")
+    load_model(tmp_path / "nan.safetensors", model="vit_16_digits", allow_nonfinite=True)
+
+
+@pytest.mark.parametrize("config", ["{", "[]", '{"architecture": 1}', "{}"])
+def test_a_broken_config_is_named(tmp_path, model, config):
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(config)
+    with pytest.raises(CheckpointError):
+        load_model(tmp_path)

@@ -1,0 +1,177 @@
+"""The loop: learns, logs, resumes to the same bits, and says what went wrong."""
+
+import csv
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from attnprobe.core.config import from_mapping
+from attnprobe.core.errors import InputError, WorkError
+from attnprobe.core.images import InputSpec
+from attnprobe.core.run import Run, damaged_files
+from attnprobe.data import load_images
+from attnprobe.models import build_model, load_model
+from attnprobe.models.describe import config_json
+from attnprobe.training import TrainConfig, evaluate, pick_device, train
+from attnprobe.training.loop import read_log
+
+SPEC = InputSpec(size=(16, 16))
+OPTIONS = {"depth": 2, "embed_dim": 24, "num_heads": 2, "img_size": 16, "patch_size": 4, "num_classes": 10}
+
+
+def config(**options):
+    defaults = {"model": "deepvit_16_digits", "dataset": "digits", "epochs": 3, "warmup_epochs": 1, "clip_grad": 1.0,
+                "scale": (0.8, 1.0), "drop_path": 0.1, "device": "cpu"}  # fmt: skip
+    return TrainConfig(**{**defaults, **options})
+
+
+def run_training(path, config, limit=192):
+    options = {**OPTIONS, "drop_path_rate": config.drop_path}
+    model = build_model(config.model, seed=config.seed, **options)
+    sets = [load_images("digits", split, spec=SPEC, limit=limit) for split in ("train", "val")]
+    cfg = config_json(config.model, model, OPTIONS)
+    return train(model, *sets, config, Run(path), config_json=cfg)
+
+
+def weights(run):
+    return load_model(run.path).state_dict()
+
+
+def test_a_stopped_run_ends_with_the_same_bits_as_an_unbroken_one(tmp_path):
+    whole = run_training(tmp_path / "whole", config())
+
+    class Stop(Exception):
+        pass
+
+    from attnprobe.training import loop
+
+    original, calls = loop.save_checkpoint, []
+
+    def stop_after_first(*args, **kwargs):
+        original(*args, **kwargs)
+        calls.append(1)
+        if len(calls) == 1:
+            raise Stop
+
+    loop.save_checkpoint = stop_after_first
+    try:
+        with pytest.raises(Stop):
+            run_training(tmp_path / "broken", config())
+    finally:
+        loop.save_checkpoint = original
+    resumed = run_training(tmp_path / "broken", config())
+    one, two = weights(whole.run), weights(resumed.run)
+    assert one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one)
+    strip = [[{k: v for k, v in row.items() if k != "seconds"} for row in r.log] for r in (whole, resumed)]
+    assert strip[0] == strip[1]
+
+
+def test_the_last_and_the_best_checkpoints_are_kept_and_whole(tmp_path):
+    result = run_training(tmp_path, config(epochs=4, keep_checkpoints=1))
+    assert set(result.run.epochs()) == {4, result.best_epoch}
+    for epoch in result.run.epochs():
+        assert not damaged_files(result.run.checkpoint(epoch))
+    files = {p.name for p in result.run.checkpoint(4).iterdir()}
+    assert files == {"model.safetensors", "config.json", "train_state.safetensors", "state.json", "MANIFEST.json"}
+    rows = list(csv.DictReader((tmp_path / "log.csv").read_text().splitlines()))
+    assert [int(row["epoch"]) for row in rows] == [1, 2, 3, 4]
+    assert rows == [{k: str(v) for k, v in row.items()} for row in read_log(result.run)]
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path):
+    first = run_training(tmp_path, config(epochs=2))
+    second = run_training(tmp_path, config(epochs=2))
+    assert second.log == first.log
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path):
+    result = run_training(tmp_path, config(epochs=3))
+    before = weights(result.run)
+    path = result.run.checkpoint(3) / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(data)
+    assert result.run.latest_checkpoint() == result.run.checkpoint(2)
+    again = run_training(tmp_path, config(epochs=3))
+    after = weights(again.run)
+    assert all(torch.equal(before[k], after[k]) for k in before)
+
+
+def test_saved_weights_are_the_validated_moving_average(tmp_path):
+    result = run_training(tmp_path, config(epochs=2))
+    val = load_images("digits", "val", spec=SPEC, limit=192)
+    _, top1 = evaluate(load_model(tmp_path), val, batch_size=64, device=torch.device("cpu"))
+    assert top1 == result.top1
+    state = json.loads((result.run.checkpoint(2) / "state.json").read_text())
+    assert state["epoch"] == 2
+
+
+def test_it_learns(tmp_path):
+    result = run_training(tmp_path, config(epochs=12, lr=3e-3, drop_path=0.0, scale=(1.0, 1.0), model_ema=False), 1400)
+    assert result.best > 0.6
+    assert result.log[-1]["train_loss"] < result.log[0]["train_loss"] - 0.3
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_last_good_checkpoint_named(tmp_path):
+    with pytest.raises(WorkError, match=r"training loss is (nan|inf) in epoch \d.*Last good checkpoint") as caught:
+        run_training(tmp_path, config(lr=1e30, opt="sgd", clip_grad=None, warmup_epochs=0))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_full_disk_keeps_earlier_checkpoints(tmp_path, monkeypatch):
+    result = run_training(tmp_path, config(epochs=1, warmup_epochs=0))
+    kept = weights(result.run)
+    monkeypatch.setenv("ATTNPROBE_FAULT", "reserve:2:ENOSPC")
+    monkeypatch.setattr("attnprobe.core.fs.matched", 0)
+    options = config(epochs=2, warmup_epochs=0)
+    with pytest.raises(WorkError, match="no space left"):
+        run_training(tmp_path, options)
+    monkeypatch.delenv("ATTNPROBE_FAULT")
+    assert result.run.epochs() == [1] and all(torch.equal(v, weights(result.run)[k]) for k, v in kept.items())
+    assert not list(result.run.checkpoints.glob(".tmp-*"))
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from tests.training.test_loop import config, run_training
+run_training(Path(sys.argv[1]), config(epochs=2, warmup_epochs=0), 64)
+"""
+
+
+@pytest.mark.parametrize("fault", ["write:9", "fsync:8", "rename:2", "rename:4", "fsync_folder:9"])
+def test_kill_9_while_writing_a_checkpoint_loses_nothing(tmp_path, fault):
+    import os
+
+    env = {**os.environ, "ATTNPROBE_FAULT": f"{fault}:kill"}
+    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "a")], env=env, check=False)
+    assert done.returncode == -9
+    resumed = run_training(tmp_path / "a", config(epochs=2, warmup_epochs=0), 64)
+    whole = run_training(tmp_path / "b", config(epochs=2, warmup_epochs=0), 64)
+    one, two = weights(resumed.run), weights(whole.run)
+    assert all(torch.equal(one[k], two[k]) for k in one)
+    assert not list(resumed.run.checkpoints.glob(".tmp-*"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"warmup_epochs": 9, "epochs": 3}, r"warmup_epochs=9 must lie in \[0, epochs=3\)"),
+        ({"scale": [0, 1]}, "scale=.* must be two shares"),
+        ({"epoch": 3}, "no option named 'epoch'. Did you mean 'epochs'?"),
+        ({"lr": "fast"}, "lr: expected float, got 'fast'"),
+        ({"epochs": 2.5}, "epochs: expected int, got 2.5"),
+        ({"bad_images": "eat"}, "expected one of refuse, skip"),
+    ],
+)
+def test_wrong_options_are_named(options, message):
+    with pytest.raises(InputError, match=message):
+        from_mapping(TrainConfig, {"model": "x", "dataset": "y", **options})
+
+
+def test_unknown_devices_are_refused():
+    with pytest.raises(InputError, match="no device 'tpu9'"):
+        pick_device("tpu9")
