@@ -1,0 +1,157 @@
+"""What do capture, metrics and storage cost, in units of the model's own forward pass?
+
+    python examples/benchmarks/pipeline.py [--rounds 5] [--images 16] [--threads 1]
+
+A 16-block, 12-head, 197-token ViT with random weights. Every line is a ratio of two things run in turn in one process:
+process CPU time (all threads), median over rounds. Memory is the growth of the process's peak resident size.
+"""
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from attnprobe.capture import Capture, find_layers
+from attnprobe.capture.layers import unfused
+from attnprobe.core.maps import AttentionMaps, TokenGrid
+from attnprobe.metrics import METRICS, measure
+from attnprobe.models import build_model
+from attnprobe.store import CapturePlan, MapWriter
+
+BATCH = 4
+SITES = ("weights", "effective")
+
+
+def cpu(work: Callable[[], object]) -> float:
+    start = time.process_time()
+    work()
+    return time.process_time() - start
+
+
+def in_turn(rounds: int, reference: Callable[[], object], work: Callable[[], object]) -> tuple[float, float]:
+    """Median CPU seconds of both, after one warm-up of each."""
+    reference(), work()
+    pairs = [(cpu(reference), cpu(work)) for _ in range(rounds)]
+    return statistics.median(a for a, _ in pairs), statistics.median(b for _, b in pairs)
+
+
+def plain_forward(model: torch.nn.Module, pixels: torch.Tensor) -> None:
+    """The same forward pass with the explicit softmax, nobody listening."""
+    with torch.inference_mode(), unfused(find_layers(model)):
+        for start in range(0, len(pixels), BATCH):
+            model(pixels[start : start + BATCH])
+
+
+def double_loop(values: torch.Tensor) -> torch.Tensor:
+    """Column cosine of every layer pair the way a throw-away script does it."""
+    layers = values.shape[1]
+    out = torch.empty(len(values), layers, layers)
+    for p in range(layers):
+        for r in range(layers):
+            out[:, p, r] = F.cosine_similarity(values[:, p], values[:, r], dim=-2).mean((-1, -2))
+    return out
+
+
+def peaky_maps(images: int) -> AttentionMaps:
+    """Softmax of logits with standard deviation 3, as trained deep networks have."""
+    generator = torch.Generator().manual_seed(0)
+    values = (3 * torch.randn(images, 16, 12, 197, 197, generator=generator)).softmax(-1)
+    return AttentionMaps(values, tuple(str(i) for i in range(images)), TokenGrid(14, 14))
+
+
+def store(maps_of_batches: Callable[[], object], ids: tuple[str, ...], certificate: dict) -> int:
+    """Write to a fresh file; returns its size in bytes."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "maps.h5"
+        with MapWriter(path, CapturePlan(image_ids=ids, model="benchmark")) as writer:
+            for maps in maps_of_batches():
+                writer.append(maps)
+            writer.close(certificate)
+        return path.stat().st_size
+
+
+def peak_growth(work: Callable[[], object]) -> int:
+    """Bytes by which the peak resident size exceeds the resident size before."""
+    Path("/proc/self/clear_refs").write_text("5")  # the kernel forgets the peak so far
+
+    def resident(field: str) -> int:
+        status = Path("/proc/self/status").read_text()
+        return int(next(line for line in status.splitlines() if line.startswith(field)).split()[1]) * 1024
+
+    before = resident("VmRSS")
+    work()
+    return resident("VmHWM") - before
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--images", type=int, default=16)
+    parser.add_argument("--threads", type=int, default=1, help="of PyTorch; the writer has one thread of its own")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    model = build_model("vit_16", seed=0).eval()
+    pixels = torch.randn(options.images, 3, 224, 224)
+    ids = tuple(str(i) for i in range(options.images))
+    capturing = Capture(model, pixels, SITES, tokens=False, batch_size=BATCH)
+    certificate = capturing.certificate.to_dict()
+
+    def forward() -> None:
+        plain_forward(model, pixels)
+
+    def measured(*names: str) -> Callable[[], object]:
+        return lambda: measure(capturing, [METRICS[name] for name in names], bootstrap=0)
+
+    def hand_on() -> None:
+        for _ in capturing.batches():
+            pass
+
+    rows: list[tuple[str, float, str]] = []
+
+    def ratio(what: str, work: Callable[[], object], goal: str) -> None:
+        plain, ours = in_turn(options.rounds, forward, work)
+        rows.append((what, plain / ours, goal))
+        print(f"{what:58} {plain / ours:6.3f}  {goal}", flush=True)
+
+    print(f"{options.images} images, batch {BATCH}, {options.threads} thread(s), torch {torch.__version__}, "
+          f"{options.rounds} rounds\n{'plain unfused forward / this':58} {'ratio':>6}  goal")  # fmt: skip
+    ratio("capture, maps handed on", hand_on, ">= 0.95")
+    three = ("row_entropy", "head_similarity", "layer_similarity")
+    ratio("capture + entropy + head cosine + cross-layer cosine", measured(*three), ">= 0.85")
+    ratio("the same + exact Jensen-Shannon", measured(*three, "head_divergence"), ">= 0.70")
+    ratio("capture to disk", lambda: store(capturing.batches, ids, certificate), ">= 0.80")
+
+    maps = next(iter(capturing)).values.clone()
+    cosine = METRICS["layer_similarity"]
+    batch = pixels[: len(maps)]
+    plain, ours = in_turn(options.rounds, lambda: plain_forward(model, batch), lambda: cosine(maps))
+    print(f"{'all-pairs column cosine, in forward passes':58} {ours / plain:6.3f}  <= 0.12")
+    loop, ours = in_turn(options.rounds, lambda: double_loop(maps), lambda: cosine(maps))
+    print(f"{'double loop of F.cosine_similarity / all-pairs column cosine':58} {loop / ours:6.1f}  >= 15")
+
+    peaky = peaky_maps(8)
+    size = store(lambda: iter([[peaky]]), peaky.image_ids, {})
+    print(f"{'file size / float32 bytes, peaky maps':58} {size / peaky.values.numel() / 4:6.3f}  <= 0.40")
+    del peaky, maps
+
+    if sys.platform == "linux":
+        one_batch = BATCH * 16 * 12 * 197 * 197 * 4
+        for factor in (1, 3):
+            more = pixels.repeat(factor, 1, 1, 1)
+            capturing = Capture(model, more, SITES, tokens=False, batch_size=BATCH)
+            many = tuple(str(i) for i in range(len(more)))
+            handed = peak_growth(hand_on)
+            stored = peak_growth(lambda many=many: store(capturing.batches, many, certificate))
+            print(f"peak memory beyond the model, {len(more):3} images: handed on {handed / one_batch:.2f} x one batch's "
+                  f"maps (goal <= 2), stored {stored / 2**20:.0f} MiB = {stored / one_batch:.2f} x")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
