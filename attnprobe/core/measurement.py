@@ -45,7 +45,7 @@ class Metric:
     needs_prefix: bool = False
     sites: tuple[Site, ...] = ("weights", "effective")
     summarise: "Callable[[Measurement], dict[str, Any]] | None" = None
-    coords: Callable[..., dict[str, list[float] | list[str]]] | None = None
+    coords: Callable[..., dict[str, list[Any]]] | None = None
     narrow_range: Callable[..., tuple[float | None, float | None]] | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
 
@@ -139,7 +139,7 @@ class Measurement:
     n_images: int
     n_excluded: int
     settings: Mapping[str, Any]
-    coords: Mapping[str, list[float] | list[str]] = field(default_factory=dict)
+    coords: Mapping[str, list[Any]] = field(default_factory=dict)
     per_image: np.ndarray | None = None
     image_ids: tuple[str, ...] = ()
     summary: Mapping[str, Any] = field(default_factory=dict)

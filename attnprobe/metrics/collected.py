@@ -61,36 +61,30 @@ class Collected:
         self.n_images = self.n_excluded = 0
         self._keep_bytes = keep_bytes
         self._bytes = 0
-        self._kept: list[np.ndarray] | None = []
-        self._moments: Moments | None = None
+        self._kept: list[np.ndarray] = []
+        self._folded: Moments | None = None
 
     def add(self, values: np.ndarray) -> None:
         """Take [image, *axes] in."""
         self.n_images += len(values)
         self.n_excluded += int((~np.isfinite(values.reshape(len(values), -1)).all(1)).sum())
         self._bytes += values.nbytes
-        if self._kept is None:
-            self._fold(values)
-            return
         self._kept.append(values)
         if self._bytes > self._keep_bytes:
-            kept, self._kept = self._kept, None
-            for part in kept:
-                self._fold(part)
+            parts = map(Moments.of, self._kept)
+            self._folded = reduce(Moments.merge, parts, self._folded or next(parts))
+            self._kept = []
 
     @property
     def per_image(self) -> np.ndarray | None:
         """[image, *axes], or None when there were too many."""
-        return None if self._kept is None else np.concatenate(self._kept)
+        return np.concatenate(self._kept) if self._folded is None else None
 
     def moments(self) -> Moments:
         """Sums over all images; from kept values they do not depend on the sizes in which these came."""
-        kept = self.per_image
-        return self._moments if kept is None else reduce(Moments.merge, map(Moments.of, _blocks(kept)))
-
-    def _fold(self, values: np.ndarray) -> None:
-        new = Moments.of(values)
-        self._moments = new if self._moments is None else self._moments.merge(new)
+        if self._folded is not None:
+            return self._folded
+        return reduce(Moments.merge, map(Moments.of, _blocks(np.concatenate(self._kept))))
 
 
 def _blocks(values: np.ndarray) -> Iterator[np.ndarray]:

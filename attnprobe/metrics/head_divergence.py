@@ -72,15 +72,17 @@ def head_divergence(maps: Tensor, *, cut: float = 0.05) -> Tensor:
         [image, layer, head, head], nats; symmetric, 0 on the diagonal.
     """
     images, layers, heads, n_queries, _ = maps.shape
-    divergence = maps.new_zeros(images, layers, heads, heads, dtype=torch.float64)  # a difference of large sums
+    own = maps.new_zeros(images, layers, heads, dtype=torch.float64)  # sums of p ln p: D is their small difference
+    mixed = maps.new_zeros(images, layers, heads, heads, dtype=torch.float64)
     for layer in range(layers):
         rows = floor_at_smallest(maps[:, layer])
-        own = sum_x_ln_x(rows).sum(-1, dtype=torch.float64)
+        own[:, layer] = sum_x_ln_x(rows).sum(-1, dtype=torch.float64)
         half = rows / 2
         for h in range(heads - 1):  # one head against all later ones: what the cache holds
-            mixed = sum_x_ln_x(half[:, h, None] + half[:, h + 1 :]).sum(-1, dtype=torch.float64)
-            divergence[:, layer, h, h + 1 :] = (own[:, h, None] + own[:, h + 1 :]) / 2 - mixed
-    divergence = (divergence / n_queries).clamp_min(0)  # rounding; NaN stays NaN
+            mixtures = half[:, h, None] + half[:, h + 1 :]
+            mixed[:, layer, h, h + 1 :] = sum_x_ln_x(mixtures).sum(-1, dtype=torch.float64)
+    divergence = (own.unsqueeze(-1) + own.unsqueeze(-2)) / 2 - mixed
+    divergence = (divergence / n_queries).triu(1).clamp_min(0)  # below 0 by rounding only; NaN stays NaN
     return (divergence + divergence.mT).to(maps.dtype)
 
 
@@ -91,7 +93,10 @@ def _cluster(distances: np.ndarray, cut: float) -> list[int]:
     from sklearn.cluster import AgglomerativeClustering  # 1 s of CPU to import, and only summaries need it
 
     clustering = AgglomerativeClustering(
-        n_clusters=None, metric="precomputed", linkage="average", distance_threshold=cut
+        n_clusters=None,  # type: ignore[arg-type]  # scikit-learn's annotation forgets None
+        metric="precomputed",
+        linkage="average",
+        distance_threshold=cut,
     )
     order: dict[int, int] = {}
     return [order.setdefault(label, len(order)) for label in clustering.fit_predict(distances).tolist()]

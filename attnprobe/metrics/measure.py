@@ -45,7 +45,8 @@ def measure(
 
     Raises:
         InputError: no maps, a metric asked for that none of them suits, or two metrics of one name.
-        ShapeError: chunks of one stage and site differ in more than their images, or a metric broke its promise.
+        ShapeError: chunks of one stage and site differ in more than their images, a baseline has another shape, or a
+            metric did not return what its axes promise.
     """
     from attnprobe.metrics import METRICS  # late: the table imports the metrics, and this module with them
 
@@ -64,6 +65,11 @@ def measure(
         other = _measurements(_collect(maps, wanted), wanted, bootstrap, seed)
         for key in result.keys() & other.keys():
             bare = replace(other[key], baselines={})
+            if bare.mean.shape != result[key].mean.shape:
+                raise ShapeError(
+                    f"baseline {name!r} has {key} of {bare.mean.shape}, the maps {result[key].mean.shape}; "
+                    "a baseline needs the same number of layers and heads."
+                )
             result[key] = replace(result[key], baselines={**result[key].baselines, name: bare})
     return result
 
@@ -145,7 +151,7 @@ def _values(metric: Metric, piece: AttentionMaps) -> np.ndarray:
             f"metric {metric.name!r} must return [image, {', '.join(metric.axes)}] for {piece.n_images} images, "
             f"got {tuple(values.shape)}."
         )
-    return np.array(_working(values).cpu())
+    return _working(values).cpu().numpy().copy()
 
 
 def _check_measured(places: list[_Place], metrics: Sequence[Metric], asked: bool) -> None:
@@ -190,29 +196,27 @@ def _measurement(place: _Place, metric: Metric, collected: Collected, bootstrap:
     settings = metric.all_settings
     moments, per_image = collected.moments(), collected.per_image
     mean, std = moments.mean_and_std()
-    resampled = per_image is not None and bootstrap > 0
-    ci = interval_of_mean(per_image, bootstrap, seed) if resampled else moments.normal_interval()
+    if per_image is not None and bootstrap > 0:
+        interval, ci = "bootstrap", interval_of_mean(per_image, bootstrap, seed)
+    else:
+        interval, ci = "normal", moments.normal_interval()
+    value_range = metric.value_range
+    if metric.narrow_range is not None:
+        value_range = metric.narrow_range(stochastic=place.stochastic, **settings)
     m = Measurement(
         metric=metric.name,
         site=place.site,
         stage=place.stage,
         is_effective=place.is_effective,
         axes=metric.axes,
-        value_range=metric.narrow_range(stochastic=place.stochastic, **settings)
-        if metric.narrow_range
-        else metric.value_range,
+        value_range=value_range,
         unit=metric.unit,
         mean=mean,
         std=std,
         ci=np.where(moments.n > 1, ci, np.nan),
         n_images=collected.n_images,
         n_excluded=collected.n_excluded,
-        settings={
-            **settings,
-            "interval": "bootstrap" if resampled else "normal",
-            "bootstrap": bootstrap,
-            "bootstrap_seed": seed,
-        },
+        settings={**settings, "interval": interval, "bootstrap": bootstrap, "bootstrap_seed": seed},
         coords=metric.coords(grid=place.uniform.grid, **settings) if metric.coords else {},
         per_image=per_image,
         image_ids=() if per_image is None else tuple(place.image_ids),

@@ -8,7 +8,7 @@ from attnprobe.core.maps import TokenGrid
 from attnprobe.core.measurement import metric
 
 
-def _names(grid: TokenGrid, **_: Any) -> dict[str, list[str]]:
+def _names(grid: TokenGrid, **_: Any) -> dict[str, list[Any]]:
     return {"prefix": list(grid.prefix)}
 
 

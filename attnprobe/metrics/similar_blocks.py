@@ -28,7 +28,7 @@ def _thresholds(tau: float | str) -> list[float]:
     return sorted({*CURVE, float(tau)})
 
 
-def _coords(grid: TokenGrid, tau: float | str, **_: Any) -> dict[str, list[float]]:
+def _coords(grid: TokenGrid, tau: float | str, **_: Any) -> dict[str, list[Any]]:
     return {"threshold": _thresholds(tau)}
 
 
