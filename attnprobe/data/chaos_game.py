@@ -8,17 +8,21 @@ the result of each to the last bit, so a picture does not depend on the batch it
 sines would: vectorised and scalar loops round them differently.
 """
 
+from functools import lru_cache
+
 import numpy as np
 import torch
 from torch import Tensor
 
-N_WALKERS = 512
 WARM_UP = 16
 """Steps before the first point is drawn: walkers start together on one fixed point and have to spread."""
 
-POINTS_PER_PIXEL = 6
-POINTS_AT_ONCE = 1 << 22
-"""Bounds memory: about 60 bytes per point."""
+STEPS = 48
+PIXELS_PER_WALKER = 8
+"""Together: 6 points per pixel, in as many steps whatever the size of the picture."""
+
+POINTS_AT_ONCE = 1 << 21
+"""Bounds memory: about 80 bytes per point."""
 
 MARGIN = 0.06
 
@@ -39,37 +43,47 @@ def uniform(*coordinates: int | np.ndarray) -> np.ndarray:
     return (state >> np.uint64(11)) * 2.0**-53
 
 
-def visit(maps: Tensor, shares: Tensor, n_points: int) -> tuple[Tensor, Tensor, Tensor]:
+@lru_cache(maxsize=4)
+def choices(walkers: int) -> Tensor:
+    """The number in [0, 1) by which each walker picks its map at each step: [step, walker], the same for all images."""
+    numbers = uniform(np.arange(WARM_UP + STEPS)[:, None], np.arange(walkers)[None])
+    return torch.from_numpy(numbers.astype(np.float32))
+
+
+def visit(maps: Tensor, shares: Tensor, walkers: int) -> tuple[Tensor, Tensor, Tensor]:
     """Walk over the attractors of some systems.
 
     Args:
         maps: [image, map, 6], float32; (a, b, c, d, e, f) moves (x, y) to (a x + b y + e, c x + d y + f).
         shares: [image, map], the probability of each map; sums to 1.
-        n_points: wanted per image; rounded up to whole steps of all walkers.
+        walkers: per image; each makes `STEPS` points.
 
     Returns:
         x, y: [image, point]; map: [image, point], the map that made the point.
     """
     n_images, n_maps = shares.shape
-    n_steps = -(-n_points // N_WALKERS)
-    noise = uniform(np.arange(WARM_UP + n_steps)[:, None], np.arange(N_WALKERS)[None])
-    noise = torch.from_numpy(noise.astype(np.float32)).to(maps.device)
+    noise = choices(walkers).to(maps.device)
     ends = shares.cumsum(1)[:, :-1, None]
     first_row = torch.arange(n_images, device=maps.device)[:, None] * n_maps
     rows = maps.reshape(-1, 6)
 
     a, b, c, d, e, f = maps[:, :1].unbind(-1)  # start on the fixed point of the first map: it is on the attractor
     determinant = (1 - a) * (1 - d) - b * c
-    x = (((1 - d) * e + b * f) / determinant).expand(-1, N_WALKERS)
-    y = (((1 - a) * f + c * e) / determinant).expand(-1, N_WALKERS)
+    x = (((1 - d) * e + b * f) / determinant).expand(-1, walkers)
+    y = (((1 - a) * f + c * e) / determinant).expand(-1, walkers)
     xs, ys, chosen = [], [], []
-    for step in range(WARM_UP + n_steps):
+    for step in range(WARM_UP + STEPS):
         choice = (noise[step] >= ends).sum(1)
         a, b, c, d, e, f = rows[first_row + choice].unbind(-1)
         x, y = a * x + b * y + e, c * x + d * y + f
         if step >= WARM_UP:
             xs.append(x), ys.append(y), chosen.append(choice)
     return torch.cat(xs, 1), torch.cat(ys, 1), torch.cat(chosen, 1)
+
+
+def n_walkers(size: tuple[int, int]) -> int:
+    """How many points move in parallel for a picture of this size."""
+    return -(-size[0] * size[1] // PIXELS_PER_WALKER)
 
 
 def density(maps: Tensor, shares: Tensor, size: tuple[int, int], view: Tensor | None = None) -> Tensor:
@@ -80,7 +94,7 @@ def density(maps: Tensor, shares: Tensor, size: tuple[int, int], view: Tensor | 
     """
     rows, cols = size
     n_images, n_maps = shares.shape
-    x, y, chosen = visit(maps, shares, POINTS_PER_PIXEL * rows * cols)
+    x, y, chosen = visit(maps, shares, n_walkers(size))
     if view is not None:
         a, b, c, d = view[:, None].unbind(-1)
         x, y = a * x + b * y, c * x + d * y
@@ -101,7 +115,7 @@ def render(maps: Tensor, shares: Tensor, view: Tensor, palette: Tensor, size: tu
     mean of the colours `palette` [image, map, 3] of the maps that made its points.
     """
     pictures = []
-    at_once = max(1, POINTS_AT_ONCE // (POINTS_PER_PIXEL * size[0] * size[1]))
+    at_once = max(1, POINTS_AT_ONCE // (STEPS * n_walkers(size)))
     for cut in (slice(start, start + at_once) for start in range(0, len(maps), at_once)):
         counts = density(maps[cut], shares[cut], size, view[cut])
         visits = counts.sum(1, keepdim=True)

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from attnprobe.core.errors import InputError, WorkError
 from attnprobe.core.images import ImageBatch, InputSpec
 from attnprobe.data.order import position_batches
-from attnprobe.data.pillow import why_unreadable
+from attnprobe.data.pillow import pillow_quiet, why_unreadable
 
 BadImages = Literal["refuse", "skip"]
 
@@ -39,9 +39,10 @@ class Decoder(Dataset):
 
     def __getitem__(self, position: int) -> tuple[int, int, Tensor | None, str]:
         try:
-            image, label = self.read(position)
-            with image:
-                return position, label, torch.as_tensor(self.transform(image.convert("RGB"))), ""
+            with pillow_quiet():
+                image, label = self.read(position)
+                with image:
+                    return position, label, torch.as_tensor(self.transform(image.convert("RGB"))), ""
         except Exception as error:
             return position, -1, None, why_unreadable(error)
 

@@ -116,8 +116,8 @@ def image_folder(
     Raises:
         InputError: see `list_folder` and `from_listing`; or there is no such folder, or it may not be read.
     """
-    root = Path(name).expanduser()
-    if not root.is_dir():
+    root = Path(os.path.expanduser(name))
+    if not os.path.isdir(root):
         raise InputError(f"no folder {name!r}. Expected a folder of images, or a text file with one path per line.")
     try:
         listing = list_folder(root, split)

@@ -85,6 +85,7 @@ class Fractals:
         self.bad: list[str] = []
         self.split, self.seed = split, seed
         self.n_images = min(n_classes * per_class, limit or n_classes * per_class)
+        self.ids = tuple(f"fractals/{seed}/{split}/{k % n_classes}/{k // n_classes}" for k in range(self.n_images))
         self.fingerprint = f"fractals:1 seed={seed} classes={n_classes} split={split} images={self.n_images}"
         self.maps, self.shares = accepted_systems(seed, n_classes)
 
@@ -109,7 +110,7 @@ class Fractals:
                 0.3 + 0.7 * colour.reshape(-1, N_MAPS, 3),
             )
             pictures = render(*(torch.from_numpy(part).float().to(device) for part in described), self.spec.size)
-            ids = tuple(f"fractals/{self.seed}/{self.split}/{c}/{i}" for c, i in zip(label, index, strict=True))
+            ids = tuple(self.ids[position] for position in positions)
             yield ImageBatch(self.spec.normalise(pictures), torch.from_numpy(label).to(device), ids)
 
 

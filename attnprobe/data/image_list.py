@@ -1,5 +1,6 @@
 """Which images does a text file name? One path per line, and, if wanted, a tab and a class."""
 
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -35,8 +36,12 @@ def list_lines(where: Path) -> Listing:
     """
     try:
         text = where.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{str(where)!r} is not a text file in UTF-8 with one path per line: {error}.") from error
+    except OSError as error:
+        raise InputError(f"cannot read the list {str(where)!r}: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{str(where)!r} is not a text file in UTF-8; expected one path of an image per line."
+        ) from error
     lines = [line.rstrip("\r").split("\t") for line in text.split("\n") if line.strip()]  # names may hold U+2028
     if not lines:
         raise InputError(f"no image found in {where}: the list is empty. Expected one path per line.")
@@ -48,7 +53,7 @@ def list_lines(where: Path) -> Listing:
             )
             raise InputError(f"{where}: expected {expected}, got {chr(9).join(line)!r}.")
     folder = where.parent
-    paths = [folder / Path(line[0]).expanduser() for line in lines]
+    paths = [folder / line[0] for line in lines]
     path, times = Counter(paths).most_common(1)[0]
     if times > 1:
         raise InputError(f"{where} names {str(path)!r} {times} times; expected every image once.")
@@ -74,7 +79,7 @@ def image_list(
     Raises:
         InputError: see `list_lines` and `from_listing`; or a split other than val, which a list does not have.
     """
-    where = Path(name).expanduser()
+    where = Path(os.path.expanduser(name))
     if split not in ("val", "validation", "test"):
         raise InputError(
             f"the list {where} has no split {split!r}; ask for val, or arrange a folder as train/ and val/."

@@ -2,8 +2,10 @@
 
 import os
 import stat
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import BinaryIO
 
 from PIL import Image, UnidentifiedImageError
@@ -47,6 +49,14 @@ def why_unreadable(error: Exception) -> str:
     return said if said and isinstance(error, InputError | OSError) else f"{type(error).__name__} {said}".strip()
 
 
+@contextmanager
+def pillow_quiet() -> Iterator[None]:
+    """Hide Pillow's warnings (odd EXIF data, palettes): an image is readable or not. Enter from one thread only."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="PIL")
+        yield
+
+
 def check(file: str) -> str:
     """Decode the whole file; "" if that works, else why not. JPEG is decoded at 1/8 of its size, in half the time."""
     try:
@@ -60,7 +70,7 @@ def check(file: str) -> str:
 
 def pre_scan(files: Iterable[str], threads: int = 1) -> list[str]:
     """`check` of every file, in order. Pillow decodes outside the interpreter lock, so threads help."""
-    with ThreadPoolExecutor(max(1, threads)) as pool:
+    with pillow_quiet(), ThreadPoolExecutor(max(1, threads)) as pool:
         return list(pool.map(check, files))
 
 

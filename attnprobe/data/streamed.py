@@ -1,8 +1,8 @@
-"""What if a data set can only be read from front to back? Then it is read so, and nothing else is promised."""
+"""What if a data set can only be read from front to back? Then it is read so, and images are passed over."""
 
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -10,13 +10,14 @@ import torch
 from attnprobe.core.errors import InputError
 from attnprobe.core.images import ImageBatch, InputSpec
 from attnprobe.data.decode import BadImages, eval_transform
+from attnprobe.data.order import position_batches
 
 
 class StreamedImages:
-    """An `ImageSource` over a stream of known length, read in this process.
+    """An `ImageSource` over a stream of known length, read in this process; an id is the place in the stream.
 
-    An id is the place in the stream. Readers of streams drop images they cannot decode; if fewer came than
-    announced, that is said at the end (bad_images="skip") or is an `InputError`.
+    Readers of streams drop images they cannot decode. If fewer came than were announced, the missing ones at
+    the end are added to `bad` (bad_images="skip") or are an `InputError`.
     """
 
     def __init__(
@@ -31,37 +32,54 @@ class StreamedImages:
     ) -> None:
         announced = len(stream)  # type: ignore[arg-type]
         if not announced:
-            raise InputError(f"{name} does not say how many images it has; its info file should.")
+            raise InputError(f"{name} does not say how many images it has; expected a number in its info file.")
         self.name, self.spec, self.class_names = name, spec, tuple(class_names)
+        self.ids = tuple(f"{name}/{place:07d}" for place in range(min(announced, limit or announced)))
         self.bad: list[str] = []
-        self.stream, self.bad_images = stream, bad_images
-        self.n_images = min(announced, limit or announced)
-        self.fingerprint = f"{name} of {announced} images={self.n_images}"
+        self.fingerprint = f"{name} of {announced} images={len(self.ids)}"
+        self.bad_images, self.transform = bad_images, eval_transform(spec)
+        self.stream, self.reading, self.place = stream, iter(()), len(self.ids)
 
     def __len__(self) -> int:
-        return self.n_images
+        return len(self.ids)
 
     def batches(
         self, batch_size: int, *, device: torch.device | str = "cpu", order: Sequence[int] | None = None
     ) -> Iterator[ImageBatch]:
-        """Yield all images in their own order.
+        """Yield the images at positions `order`, which must ascend; going on after the last call costs nothing.
 
         Raises:
-            InputError: another order is asked for, an image cannot be read, or images are missing at the end.
+            InputError: `order` does not ascend, or images are missing at the end and bad_images is "refuse".
         """
-        if order is not None and list(order) != list(range(len(self))):
-            raise InputError(f"{self.name} is a stream and has one order; use hfds/ or a folder of images to shuffle.")
-        transform, n_read = eval_transform(self.spec), 0
-        stream = islice(iter(self.stream), len(self))
-        while chunk := list(islice(stream, batch_size)):
-            shown = torch.stack([torch.as_tensor(transform(image.convert("RGB"))) for image, _label in chunk])
-            labels = [-1 if label is None else int(label) for _image, label in chunk]
-            ids = tuple(f"{self.name}/{n_read + k:07d}" for k in range(len(chunk)))
-            n_read += len(chunk)
-            shown = self.spec.normalise(shown.to(device).float() / 255)
-            yield ImageBatch(shown, torch.tensor(labels, device=device), ids)
-        if n_read < len(self):
-            missing = f"{self.name} announced {len(self)} images, but {n_read} could be read"
-            if self.bad_images == "refuse":
-                raise InputError(f"{missing}. Repair it, or skip bad images.")
-            warnings.warn(f"{missing}; the others are skipped.", stacklevel=2)
+        order = range(len(self)) if order is None else order
+        if any(later <= earlier for earlier, later in pairwise(order)):
+            raise InputError(
+                f"{self.name} is a stream and cannot be shuffled; use hfds/, torch/ or a folder of images."
+            )
+        for positions in position_batches(len(self), batch_size, order):
+            samples = [(position, sample) for position in positions if (sample := self.at(position)) is not None]
+            if samples:
+                shown = torch.stack(
+                    [torch.as_tensor(self.transform(image.convert("RGB"))) for _, (image, _) in samples]
+                )
+                labels = [-1 if label is None else int(label) for _, (_, label) in samples]
+                shown = self.spec.normalise(shown.to(device).float() / 255)
+                ids = tuple(self.ids[position] for position, _ in samples)
+                yield ImageBatch(shown, torch.tensor(labels, device=device), ids)
+
+    def at(self, position: int) -> tuple[Any, Any] | None:
+        """Image and label at a position, from the start again if it lies behind; None if the stream has ended."""
+        if position < self.place:
+            self.reading, self.place = iter(self.stream), 0
+        for sample in self.reading:
+            self.place += 1
+            if self.place == position + 1:
+                return sample
+        said = f"{self.name} has only {self.place} readable images where {len(self)} were expected"
+        if self.bad_images == "refuse":
+            raise InputError(f"{said}. Repair it, limit the images to that number, or skip bad images.")
+        if self.ids[position] not in self.bad:
+            self.bad.append(self.ids[position])
+            if len(self.bad) == 1:
+                warnings.warn(f"{said}; the rest is skipped.", stacklevel=3)
+        return None

@@ -49,7 +49,7 @@ SPLITS = {"train": ("train",), "val": ("validation", "val", "test"), "validation
 
 def cache_folder() -> Path:
     """Where torchvision's sets are looked for, and downloaded to, if the user names no folder."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "attnprobe"
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "attnprobe"
 
 
 def open_named(name: str, split: str, root: Path | None, download: bool) -> Any:
@@ -139,12 +139,12 @@ def timm_named(
     """A data set timm's `create_dataset` knows, with its evaluation transform.
 
     CIFAR at its own size lives on the device; sets of random access are decoded on demand; hfids, wds and tfds
-    are streams, which come in their own order only and whose `limit` means the first images.
+    are streams, which cannot be shuffled and whose `limit` means the first images.
 
     Raises:
         InputError, WorkError: see `open_named`.
     """
-    root = Path(data_dir).expanduser() if data_dir else cache_folder() if name.startswith("torch/") else None
+    root = Path(os.path.expanduser(data_dir)) if data_dir else cache_folder() if name.startswith("torch/") else None
     dataset = open_named(name, split, root, download)
     source, class_names = f"{name}/{split}", class_names_of(dataset)
     if isinstance(dataset, torch.utils.data.IterableDataset):
