@@ -4,6 +4,7 @@
 Digits", UCI Machine Learning Repository.
 """
 
+import numpy as np
 import torch
 
 from attnprobe.core.errors import InputError
@@ -25,16 +26,16 @@ def digits(name: str = "digits", split: str = "val", *, spec: InputSpec, limit: 
 
     if split not in ("train", "val"):
         raise InputError(f"{name} has no split {split!r}; it has train and val.")
-    bunch = load_digits()
-    ids = [f"digits/{row:04d}" for row in range(len(bunch.target))]
-    val = set(balanced_subset(ids, bunch.target.tolist(), N_VAL))
+    images, targets = (np.asarray(part) for part in load_digits(return_X_y=True))
+    ids = [f"digits/{row:04d}" for row in range(len(targets))]
+    val = set(balanced_subset(ids, targets.tolist(), N_VAL))
     rows = [row for row in range(len(ids)) if (row in val) == (split == "val")]
-    rows = [rows[k] for k in balanced_subset([ids[r] for r in rows], bunch.target[rows].tolist(), limit)]
+    rows = [rows[k] for k in balanced_subset([ids[r] for r in rows], targets[rows].tolist(), limit)]
     return DeviceResident(
         f"digits/{split}",
         spec,
-        pixels=torch.from_numpy(bunch.images[rows]).to(torch.uint8)[:, None],
-        labels=torch.from_numpy(bunch.target[rows]),
+        pixels=torch.from_numpy(images[rows]).to(torch.uint8).view(-1, 1, 8, 8),
+        labels=torch.from_numpy(targets[rows]),
         ids=[ids[row] for row in rows],
         class_names=[str(c) for c in range(10)],
         fingerprint=f"digits:1 split={split} images={len(rows)}",

@@ -103,13 +103,11 @@ class Fractals:
             n_numbers = N_MAPS * 6 + 4 + N_MAPS * 3
             draw = uniform(IMAGE_DRAWS, self.seed, label[:, None], first + index[:, None], np.arange(n_numbers))
             jitter, view, colour = np.split(draw, [N_MAPS * 6, N_MAPS * 6 + 4], axis=1)
-            described = (
-                self.maps[label] + JITTER * (2 * jitter.reshape(-1, N_MAPS, 6) - 1),
-                self.shares[label],
-                np.eye(2).flatten() + VIEW * (2 * view - 1),
-                0.3 + 0.7 * colour.reshape(-1, N_MAPS, 3),
-            )
-            pictures = render(*(torch.from_numpy(part).float().to(device) for part in described), self.spec.size)
+            maps = self.maps[label] + JITTER * (2 * jitter.reshape(-1, N_MAPS, 6) - 1)
+            view = np.eye(2).flatten() + VIEW * (2 * view - 1)
+            palette = 0.3 + 0.7 * colour.reshape(-1, N_MAPS, 3)
+            system = (torch.from_numpy(part).float().to(device) for part in (maps, self.shares[label], view, palette))
+            pictures = render(*system, size=self.spec.size)
             ids = tuple(self.ids[position] for position in positions)
             yield ImageBatch(self.spec.normalise(pictures), torch.from_numpy(label).to(device), ids)
 

@@ -32,8 +32,8 @@ class Listing:
 
     def pick(self, positions: list[int]) -> "Listing":
         """The files at some positions."""
-        columns = ([column[k] for k in positions] for column in (self.files, self.ids, self.labels))
-        return Listing(*columns, self.class_names)
+        files, ids = [self.files[k] for k in positions], [self.ids[k] for k in positions]
+        return Listing(files, ids, [self.labels[k] for k in positions], self.class_names)
 
     def read(self, position: int) -> tuple[Image.Image, int]:
         """Open one image, with its label."""

@@ -104,9 +104,9 @@ class NamedReader:
 
 def labels_of(dataset: Any) -> list[int] | None:
     """All labels, if the data set tells them without opening images."""
-    reader = getattr(dataset, "reader", None)
-    if hasattr(reader, "iter_targets"):
-        return [-1 if label is None else int(label) for label in reader.iter_targets()]
+    iter_targets = getattr(getattr(dataset, "reader", None), "iter_targets", None)
+    if iter_targets:
+        return [-1 if label is None else int(label) for label in iter_targets()]
     targets = getattr(dataset, "targets", None)
     return None if targets is None else np.asarray(targets).reshape(len(targets), -1)[:, 0].tolist()
 
@@ -121,8 +121,9 @@ def class_names_of(dataset: Any) -> tuple[str, ...]:
 def needs_no_resize(dataset: Any, spec: InputSpec) -> bool:
     """Whether timm's transform would leave the stored bytes [image, row, col, 3] as they are."""
     data = getattr(dataset, "data", None)
-    is_bytes = isinstance(data, np.ndarray) and data.dtype == np.uint8 and data.ndim == 4
-    return is_bytes and tuple(data.shape[1:3]) == tuple(spec.size) and spec.crop_pct == 1.0
+    if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 4:
+        return False
+    return tuple(data.shape[1:3]) == tuple(spec.size) and spec.crop_pct == 1.0
 
 
 def timm_named(
