@@ -1,0 +1,113 @@
+"""Every stage in a row, on real images."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import attnprobe as ap
+from attnprobe import pipeline
+from attnprobe.core.errors import InputError
+
+TINY = {"epochs": 2, "warmup_epochs": 1, "model_kwargs": {"depth": 3, "embed_dim": 24}}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A tiny ViT and a tiny DeepViT, trained and captured."""
+    folder = tmp_path_factory.mktemp("runs")
+    for recipe in ("digits_vit_16", "digits_deepvit_16"):
+        pipeline.train(recipe, folder / recipe, settings=TINY)
+        pipeline.capture(folder / recipe, images=40, untrained=20, batch_size=16)
+    return folder
+
+
+def test_maps_on_disk_are_the_models_own(runs):
+    run = runs / "digits_deepvit_16"
+    reader = ap.open_maps(run / "maps.h5")
+    model = ap.load_model(run)
+    images = ap.load_images("digits", "val", spec=ap.input_spec(model), limit=40)
+    live = list(ap.capture(model, images, ("weights", "effective"), tokens=True, batch_size=40))
+    for site, maps in zip(("weights", "effective"), live, strict=True):
+        stored = reader.maps(site=site)
+        assert stored.image_ids == maps.image_ids
+        expected = maps.values.to(torch.bfloat16).float()
+        torch.testing.assert_close(stored.values, expected, rtol=8e-3, atol=1e-6)  # one step of bfloat16
+        assert (stored.values == expected).float().mean() > 0.99
+    assert reader.attrs["variant"] == "deepvit" and reader.attrs["certificate"]["output_equal"]
+
+
+def test_examining_gives_measurements_baselines_pictures_and_provenance(runs):
+    vit, deep = (pipeline.examine(runs / name) for name in ("digits_vit_16", "digits_deepvit_16"))
+    assert "similar_blocks@weights" in deep.measurements and "similar_blocks@weights" not in vit.measurements
+    for e in (vit, deep):
+        assert {"untrained", "uniform"} <= set(e.measurements["layer_similarity"].baselines)
+        assert e.info["n_images"] == 40 and 0 <= e.info["accuracy"] <= 1
+        picture = e.pictures[0]
+        assert picture.pixels.shape == (32, 32, 3) and picture.attention.shape == (3, 6, 4, 4)
+        assert set(e.measurements) >= set(ap.METRICS) - {"rank_residual"}
+
+
+def test_report_measures_what_a_live_capture_measures(runs):
+    run = runs / "digits_vit_16"
+    model = ap.load_model(run)
+    images = ap.load_images("digits", "val", spec=ap.input_spec(model), limit=40)
+    live = ap.measure(ap.capture(model, images, tokens=True))
+    stored = pipeline.examine(run).measurements
+    for name in ("layer_similarity", "row_entropy", "token_similarity", "head_similarity"):
+        np.testing.assert_allclose(stored[name].mean, live[name].mean, atol=4e-3)
+
+
+def test_report_writes_its_files_and_names_both_runs(runs, tmp_path):
+    examined, files = pipeline.report([runs / "digits_vit_16", runs / "digits_deepvit_16"], out=tmp_path / "page")
+    assert [e.name for e in examined] == ["digits_vit_16", "digits_deepvit_16"]
+    assert {f.name for f in files} >= {"report.html", "measurements.json", "measurements.csv", "report.md"}
+    content = json.loads((tmp_path / "page" / "measurements.json").read_text())
+    assert "digits_deepvit_16" in json.dumps(content)
+    html = (tmp_path / "page" / "report.html").read_text()
+    assert "digits_vit_16" in html and "<script" not in html.lower()
+
+
+def test_a_run_is_not_mixed_with_other_options(runs):
+    with pytest.raises(InputError, match="holds a run with another epochs"):
+        pipeline.train("digits_vit_16", runs / "digits_vit_16", settings={**TINY, "epochs": 3})
+
+
+def test_capture_goes_on_after_being_interrupted(runs, tmp_path, monkeypatch):
+    run, out = runs / "digits_vit_16", tmp_path / "maps.h5"
+    arguments = {"images": 40, "untrained": 0, "out": out, "batch_size": 8}
+
+    class Stop(Exception):
+        pass
+
+    original, seen = pipeline.MapWriter.append, []
+
+    def stop_at_third(self, maps):
+        if len(seen) == 2:
+            raise Stop
+        seen.append(1)
+        original(self, maps)
+
+    monkeypatch.setattr(pipeline.MapWriter, "append", stop_at_third)
+    with pytest.raises(Stop):
+        pipeline.capture(run, **arguments)
+    assert not out.exists()
+    monkeypatch.undo()
+    pipeline.capture(run, **arguments)
+    ids = ap.open_maps(out).image_ids
+    assert len(ids) == len(set(ids)) == 40
+
+
+def test_a_timm_model_and_a_folder_of_images(tmp_path):
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for name in ("a/1.png", "a/2.jpg", "b/3.png"):
+        path = tmp_path / "images" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (40, 56, 3), dtype=np.uint8)).save(path)
+    out = pipeline.capture("vit_16_digits", data=str(tmp_path / "images"), out=tmp_path / "maps.h5")
+    examined = pipeline.examine(out)
+    assert examined.info["n_images"] == 3 and len(examined.pictures) == 3
+    assert not pipeline.untrained_maps(out).exists(), "initial weights are their own baseline"
