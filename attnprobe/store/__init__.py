@@ -8,6 +8,25 @@ Who writes? libhdf5 only ever writes to memory, or in a child process to a file 
 Who checks? Every file opens with 512 bytes of our own: plan, size and SHA-256 of everything. A file is hashed
     before libhdf5 sees it (up to 256 MB; above that its structure, and the Adler-32 in every chunk).
 Which type? bfloat16: small weights survive (float16 turns them to zero), and plain h5py reads it as float32.
-Which compression? shuffle + deflate, level 1 of ISA-L: standard gzip to every reader. Measured on one core on maps
-    of logit deviation 3 with 197 tokens: {numbers}
+Which compression? shuffle + deflate, level 1 of ISA-L: standard gzip to every reader, 0.36 of the float32 bytes on
+    maps of logit deviation 3 with 197 tokens. See `deflate`, `layout.chunk_shape`.
+
+Names load on first use: the child process that merges shards starts without torch, in a tenth of the time.
 """
+
+import importlib
+from typing import Any
+
+_WHERE = {
+    "CapturePlan": "attnprobe.store.plan",
+    "MapReader": "attnprobe.store.reader",
+    "MapWriter": "attnprobe.store.writer",
+    "open_maps": "attnprobe.store.reader",
+}
+__all__ = sorted(_WHERE)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'attnprobe.store' has no attribute {name!r}")
+    return getattr(importlib.import_module(_WHERE[name]), name)

@@ -69,8 +69,8 @@ def decide(maps: Sequence[AttentionMaps], dtype: str) -> Layout:
     stages = stage_layouts(maps, dtype)
     image_bytes = 0.0
     for _, layout, values in tensors(maps, stages):
-        few = values[: layout.chunk[0]].to(getattr(torch, dtype))
-        image_bytes += sum(len(data) for _, data in encoded(layout, few)) / len(few)
+        few = values[: layout.chunk[0]]
+        image_bytes += sum(len(data) for _, data in encoded(layout, few, getattr(torch, dtype))) / len(few)
     images_per_chunk = max(layout.chunk[0] for stage in stages for layout in stage.datasets)
     stored = math.ceil(image_bytes)
     return Layout(dtype, shard_images(stored, images_per_chunk), stored, stages)

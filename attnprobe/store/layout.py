@@ -16,6 +16,8 @@ TOKEN_AXES = ("image", "layer", "token", "width")
 LARGEST_CHUNK = 4 << 20
 SMALLEST_CHUNK = 64 << 10
 SEVERAL_MAPS = 256 << 10
+SHARD_BYTES = 64 << 20
+MOST_SHARD_IMAGES = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +151,7 @@ def _even_part(length: int, unit_bytes: int, limit: int) -> int:
     return math.ceil(length / n_parts)
 
 
-def shard_images(image_bytes: int, images_per_chunk: int, shard_bytes: int = 64 << 20) -> int:
+def shard_images(image_bytes: int, images_per_chunk: int) -> int:
     """Images of a shard of about 64 MiB: at most 1024, and a whole number of chunks."""
-    wanted = min(1024, max(1, shard_bytes // max(1, image_bytes)))
+    wanted = min(MOST_SHARD_IMAGES, max(1, SHARD_BYTES // max(1, image_bytes)))
     return max(images_per_chunk, wanted // images_per_chunk * images_per_chunk)

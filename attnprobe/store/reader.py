@@ -21,7 +21,7 @@ from attnprobe.store.layout import SCHEMA_VERSION, DatasetLayout, StageLayout
 from attnprobe.store.plan import Pinned, read_plan
 from attnprobe.store.seal import read_whole, verify
 
-CHUNK_BYTES = 128 << 20
+CHUNK_BYTES = 64 << 20
 """Largest `AttentionMaps` that iterating gives, in float32, if one image is not larger already."""
 
 
@@ -30,7 +30,7 @@ def open_maps(path: Path | str, *, allow_partial: bool = False, chunk_images: in
 
     Args:
         allow_partial: of an unfinished folder, read the shards that are there.
-        chunk_images: images per `AttentionMaps` when iterating; by default what 128 MB hold.
+        chunk_images: images per `AttentionMaps` when iterating; by default what 64 MB hold.
 
     Raises:
         MapsFileError: missing, truncated, damaged, foreign, of a newer schema, or shards are missing.
@@ -90,7 +90,7 @@ class MapReader:
     """The maps of one capture; made by `open_maps`.
 
     Iterating gives `AttentionMaps` of at most `chunk_images` images: for each run of images every stage, and of each
-    stage every site, weights first. `len(reader)` is how many that are. Values are float32.
+    stage every site, weights first. Values are float32. `len(reader)` is the number of images.
 
     Attributes:
         path: what was opened.
@@ -192,7 +192,7 @@ class MapReader:
                     yield self._maps(layout, layout.dataset(site), positions, tokens, outcome)
 
     def __len__(self) -> int:
-        return len(self._runs()) * sum(len(self.sites(stage)) for stage in self.stages)
+        return self.n_images
 
     def verify(self) -> None:
         """Hash every byte.
@@ -308,10 +308,10 @@ class MapReader:
 
 
 def _read(dataset: h5py.Dataset, images: slice, dtype: str) -> Tensor:
-    """Some images of a dataset in float32: raw bits from HDF5, their meaning from torch, which is exact."""
+    """Some images of a dataset in the file's type: raw bits from HDF5, their meaning from torch."""
     shape = (images.stop - images.start, *dataset.shape[1:])
     bits = np.empty(shape, {"bfloat16": np.int16, "float16": np.int16, "float32": np.int32}[dtype])
     space = dataset.id.get_space()
     space.select_hyperslab((images.start, *(0,) * (len(shape) - 1)), shape)
     dataset.id.read(h5py.h5s.create_simple(shape), space, bits, mtype=dataset.id.get_type())
-    return torch.from_numpy(bits).view(getattr(torch, dtype)).float()
+    return torch.from_numpy(bits).view(getattr(torch, dtype))

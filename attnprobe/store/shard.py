@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 import h5py
 import numpy as np
 import torch
-from isal import isal_zlib
 from torch import Tensor
 
 from attnprobe.core.maps import AttentionMaps, Outcome
 from attnprobe.store import hdf5
+from attnprobe.store.deflate import shuffled_deflated
 from attnprobe.store.layout import DatasetLayout, StageLayout
 from attnprobe.store.plan import Pinned
 from attnprobe.store.seal import BLOCK, seal
@@ -24,28 +24,16 @@ def words(values: Tensor) -> np.ndarray:
     return values.detach().cpu().contiguous().view(signed).numpy().view(unsigned)
 
 
-def deflated(chunk: np.ndarray) -> bytes:
-    """One chunk of words through HDF5's shuffle and deflate filters.
-
-    Shuffle puts the first bytes of all words together, then the second ones ...: exponents repeat, mantissas
-    do not. Shifting and narrowing whole arrays is 3 times as fast as transposing bytes (4.4 GB/s).
-    """
-    flat = chunk.reshape(-1)
-    planes = np.empty((flat.itemsize, flat.size), np.uint8)
-    for byte in range(flat.itemsize):
-        planes[byte] = (flat >> (8 * byte)).astype(np.uint8) if byte else flat.astype(np.uint8)
-    return isal_zlib.compress(planes, 1)
-
-
-def encoded(layout: DatasetLayout, values: Tensor) -> Iterator[tuple[tuple[int, ...], bytes]]:
+def encoded(layout: DatasetLayout, values: Tensor, dtype: torch.dtype) -> Iterator[tuple[tuple[int, ...], bytes]]:
     """The chunks of one row of images, compressed; each with where it begins on the axes after the image."""
-    row = words(values)
+    if values.device.type != "cpu":
+        values = values.to(dtype).cpu()
     for corner in layout.corners():
         inner = tuple(slice(start, start + n) for start, n in zip(corner, layout.chunk[1:], strict=True))
-        chunk = row[(slice(None), *inner)]
+        chunk = words(values[(slice(None), *inner)].to(dtype))  # chunk by chunk: it stays in the cache
         if chunk.shape != layout.chunk:  # at the edge a chunk still has its full size in the file
             chunk = np.pad(chunk, [(0, full - n) for full, n in zip(layout.chunk, chunk.shape, strict=True)])
-        yield corner, deflated(chunk)
+        yield corner, shuffled_deflated(chunk)
 
 
 def tensors(
@@ -117,7 +105,7 @@ class Shard:
 
     def _write_row(self, path: str, layout: DatasetLayout, image: int, values: Tensor) -> None:
         dataset = self._file[path].id
-        for corner, data in encoded(layout, values.to(self._dtype)):
+        for corner, data in encoded(layout, values, self._dtype):
             dataset.write_direct_chunk((image, *corner), data)
 
     def finish(self) -> memoryview:

@@ -21,8 +21,6 @@ from attnprobe.store.plan import CapturePlan, Pinned, require_same_plan, write_p
 from attnprobe.store.seal import read_seal, verify
 from attnprobe.store.shard import Shard
 
-__all__ = ["CapturePlan", "MapWriter"]
-
 
 class MapWriter:
     """Writes NAME.h5 by way of NAME.parts, and goes on with what an earlier process left there.
