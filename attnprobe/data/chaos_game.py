@@ -4,8 +4,8 @@ The chaos game (Barnsley 1988, "Fractals Everywhere"): a point that is moved aga
 random visits the attractor of the maps. Here many points per image move in parallel, many images at once.
 
 Only additions, products, quotients, square roots and comparisons are used, one per torch kernel. IEEE 754 fixes
-the result of each to the last bit, so a picture does not depend on the batch it is drawn in. Logarithms and
-sines would: vectorised and scalar loops round them differently.
+the result of each to the last bit, so a picture does not depend on the batch it is drawn in. A power would:
+`x**0.25` rounded 1.8 % of numbers otherwise in short tensors (scalar loop) than in long ones (vectorised).
 """
 
 from functools import lru_cache
@@ -77,7 +77,9 @@ def visit(maps: Tensor, shares: Tensor, walkers: int) -> tuple[Tensor, Tensor, T
         a, b, c, d, e, f = rows[first_row + choice].unbind(-1)
         x, y = a * x + b * y + e, c * x + d * y + f
         if step >= WARM_UP:
-            xs.append(x), ys.append(y), chosen.append(choice)
+            xs.append(x)
+            ys.append(y)
+            chosen.append(choice)
     return torch.cat(xs, 1), torch.cat(ys, 1), torch.cat(chosen, 1)
 
 
@@ -123,5 +125,5 @@ def render(maps: Tensor, shares: Tensor, view: Tensor, palette: Tensor, size: tu
         mixed = torch.zeros(len(counts), 3, *size, device=maps.device)
         for m in range(counts.shape[1]):
             mixed = mixed + palette[cut, m, :, None, None] * counts[:, m : m + 1]
-        pictures.append(brightness * (mixed / visits.clamp(min=1)))
+        pictures.append((brightness * (mixed / visits.clamp(min=1))).clamp(max=1))  # the mean may round above 1
     return torch.cat(pictures)

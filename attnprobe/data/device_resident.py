@@ -57,7 +57,8 @@ class DeviceResident:
         """Yield the images at positions `order` (all, if None); the first call on a device copies them there."""
         device = torch.device(device)
         if device not in self.kept:
-            self.kept[device] = tuple(part.to(device) for part in self.kept[torch.device("cpu")])
+            pixels, labels = self.kept[torch.device("cpu")]
+            self.kept[device] = pixels.to(device), labels.to(device)
         pixels, labels = self.kept[device]
         for positions in position_batches(len(self), batch_size, order):
             picked = torch.tensor(positions, device=device)

@@ -1,3 +1,5 @@
+from importlib import import_module
+
 import numpy as np
 import pytest
 import torch
@@ -74,6 +76,13 @@ def test_classes_can_be_told_apart_by_shape():
         sets[split] = (batch.pixels.mean(1).flatten(1).numpy(), batch.labels.numpy())
     model = LogisticRegression(C=1.0, max_iter=500).fit(*sets["train"])
     assert model.score(*sets["val"]) > 0.7  # chance is 0.1
+
+
+def test_images_of_a_class_differ_in_shape_and_not_by_view_alone(collect, monkeypatch):
+    monkeypatch.setitem(vars(import_module("attnprobe.data.fractals")), "VIEW", 0.0)
+    source = fractals("fractals:2", spec=InputSpec((32, 32), mean=(0, 0, 0), std=(1, 1, 1)), limit=20)
+    shapes = [(pixels.sum(0) > 0, label) for pixels, label in collect(source).values()]
+    assert len({(shape.numpy().tobytes(), label) for shape, label in shapes}) == 20
 
 
 def test_limit_is_a_balanced_prefix_and_changes_the_fingerprint():
