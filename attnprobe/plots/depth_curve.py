@@ -1,0 +1,81 @@
+"""How does a number change with depth? One line per run, with its interval and what it is without training."""
+
+import math
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from attnprobe.core.measurement import Measurement
+from attnprobe.plots.style import legend, line_label, new_axes, number_from_one, quantity, require_axes
+
+Series = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Mean, lower and upper bound, each [layer]."""
+
+
+def depth_curve(m: Measurement, ax: Axes | None = None, *, label: str = "", baselines: bool = True, **line) -> Axes:
+    """Draw one value per block, a band for its 95 % interval, and dotted baselines. Call again to add a run.
+
+    (layer,) is drawn as it is; of (layer, head) the mean over heads; of similar blocks, (threshold, layer), the share
+    of similar vectors at the threshold `tau` of its settings.
+
+    Args:
+        m: what to draw.
+        ax: where; a new figure if None.
+        label: name in the legend; the metric if empty.
+        baselines: draw "untrained" and "uniform" too, if they were measured.
+        line: passed to `Axes.plot`, such as color or linestyle.
+
+    Raises:
+        ShapeError: other axes.
+    """
+    require_axes(m, "depth_curve", ("layer",), ("layer", "head"), ("threshold", "layer"))
+    ax = new_axes(5.2, 3.4) if ax is None else ax
+    mean, low, high = by_depth(m)
+    blocks = np.arange(len(mean))
+    options = {"marker": "o", "markersize": 3, "linewidth": 1.5, **line}
+    (drawn,) = ax.plot(blocks, mean, label=line_label(label or m.metric.replace("_", " ")), **options)
+    ax.fill_between(blocks, low, high, color=drawn.get_color(), alpha=0.2, linewidth=0)
+    for name, style in (("untrained", ":"), ("uniform", "-.")):
+        if baselines and name in m.baselines:
+            colour = drawn.get_color() if name == "untrained" else "#808080"
+            ax.plot(blocks, by_depth(m.baselines[name])[0], label=name, color=colour, linestyle=style, linewidth=1.2)
+    deepest = max(len(drawn.get_xdata()) for drawn in ax.get_lines())
+    number_from_one(ax.xaxis, deepest)
+    ax.set_xlim(-0.5, deepest - 0.5)
+    ax.set(xlabel="block", ylabel=_name(m))
+    if m.axes == ("threshold", "layer"):
+        ax.axhline(m.settings["rho"], color="#808080", linewidth=0.8)
+        ax.set_ylim(-0.03, 1.03)
+    legend(ax)
+    return ax
+
+
+def by_depth(m: Measurement) -> Series:
+    """The values `depth_curve` draws.
+
+    The mean of the heads' bounds stands for the interval of the mean over heads: never too narrow, since the mean
+    varies at most as much as the heads do on average.
+    """
+    low, high = m.ci
+    if m.axes == ("layer",):
+        return m.mean, low, high
+    if m.axes == ("layer", "head"):
+        return m.mean.mean(1), low.mean(1), high.mean(1)
+    at = chosen_threshold(m)
+    ratio, low, high = (np.array(values[at], dtype=float) for values in (m.mean, low, high))
+    alone = {"previous": 0, "next": -1}.get(m.settings["compare"])
+    if alone is not None:  # it has nothing to be compared with, and its 0 means nothing
+        ratio[alone] = low[alone] = high[alone] = math.nan
+    return ratio, low, high
+
+
+def chosen_threshold(m: Measurement) -> int:
+    """Position of the setting `tau` among the thresholds; a threshold that depends on the image is the last."""
+    tau = m.settings["tau"]
+    return len(m.coords["threshold"]) - 1 if isinstance(tau, str) else list(m.coords["threshold"]).index(tau)
+
+
+def _name(m: Measurement) -> str:
+    if m.axes == ("threshold", "layer"):
+        return f"share of vectors with cosine > {m.settings['tau']}"
+    return quantity(m) + (", mean over heads" if m.axes == ("layer", "head") else "")

@@ -1,0 +1,49 @@
+"""Which layers look alike? One square per pair of layers."""
+
+from matplotlib.axes import Axes
+
+from attnprobe.core.measurement import Measurement
+from attnprobe.plots.style import (
+    Limits,
+    colour_bar,
+    colours,
+    heading,
+    new_axes,
+    number_from_one,
+    quantity,
+    require_axes,
+    shared_limits,
+)
+
+
+def layer_matrix(
+    m: Measurement,
+    ax: Axes | None = None,
+    *,
+    limits: Limits | None = None,
+    title: str | None = None,
+    colorbar: bool = True,
+) -> Axes:
+    """Draw a measurement over (layer, layer), the first block at the bottom left.
+
+    Args:
+        m: what to draw; the mean over images is shown.
+        ax: where; a new figure if None.
+        limits: lowest and highest value of the colours; the metric's range if None. Give several figures the same.
+        title: replaces the metric's name, site and number of images.
+        colorbar: False if several Axes share one.
+
+    Raises:
+        ShapeError: other axes.
+    """
+    require_axes(m, "layer_matrix", ("layer", "layer"))
+    ax = new_axes(4.6, 4.2) if ax is None else ax
+    scale = colours(limits or shared_limits([m]))
+    ax.imshow(m.mean, origin="lower", cmap=scale.cmap, norm=scale.norm)
+    for axis in (ax.xaxis, ax.yaxis):
+        number_from_one(axis, len(m.mean))
+    ax.set(xlabel="block", ylabel="block")
+    ax.set_title(heading(m) if title is None else title, fontsize="medium", parse_math=False)
+    if colorbar:
+        colour_bar(ax, scale, quantity(m), m.mean, shrink=0.8)
+    return ax

@@ -1,0 +1,122 @@
+"""What do all figures have in common: blocks counted from 1, colours every eye can tell apart, one scale."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+
+from attnprobe.core.errors import ShapeError
+from attnprobe.core.measurement import Measurement
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+"""Okabe & Ito's palette without black and yellow, which vanish on a dark or a light page."""
+
+MISSING = "#9a9a9a"
+"""The colour of a cell that has no finite value."""
+
+SITES = {"weights": "softmax maps", "effective": "effective maps", "scores": "scores"}
+
+Limits = tuple[float, float]
+
+
+def new_axes(width: float, height: float) -> Axes:
+    """Axes of a new figure of this many inches, which notebooks show by themselves."""
+    from matplotlib import pyplot  # picks a backend, which callers with an Axes of their own need not
+
+    ax = pyplot.figure(figsize=(width, height), layout="constrained").add_subplot()
+    ax.set_prop_cycle(color=COLOURS)
+    return ax
+
+
+def require_axes(m: Measurement, plot: str, *allowed: tuple[str, ...]) -> None:
+    """Raises ShapeError unless the measurement has axes that this plot draws."""
+    if m.axes not in allowed:
+        wanted = " or ".join(f"({', '.join(axes)})" for axes in allowed)
+        raise ShapeError(
+            f"{plot} draws axes {wanted}, but {m.metric!r} has ({', '.join(m.axes)}); attnprobe.plot picks by axes."
+        )
+
+
+def quantity(m: Measurement) -> str:
+    """The metric's name with its unit, for an axis."""
+    return m.metric.replace("_", " ") + (f" [{m.unit}]" if m.unit else "")
+
+
+def heading(m: Measurement) -> str:
+    """Two short lines: what was measured; where, on how many images."""
+    return f"{m.metric.replace('_', ' ')}\n{SITES[m.site]}, mean of {m.n_images} images"
+
+
+def number_from_one(axis: Axis, n: int, most: int = 12) -> None:
+    """Label positions 0 .. n-1 of an axis 1 .. n: all if at most `most`, else 1 and every 4th, 8th, 16th ..."""
+    step = 1
+    if n > most:
+        step = 4
+        while n / step > 8:
+            step *= 2
+    numbers = [1, *range(step, n + 1, step)] if step > 1 else list(range(1, n + 1))
+    axis.set_ticks([number - 1 for number in numbers], labels=[str(number) for number in numbers])
+
+
+def shared_limits(measurements: Sequence[Measurement]) -> Limits:
+    """The colour range that suits all of them: their value range, the extremes of their means where it is open.
+
+    A signed range starts at 0 if nothing is below -0.1: means of unrelated maps scatter a little around 0, and half
+    of the colours would go unused.
+    """
+    values = np.concatenate([m.mean[np.isfinite(m.mean)] for m in measurements])
+    smallest, largest = (values.min(), values.max()) if values.size else (0.0, 1.0)
+    lows, highs = zip(*(m.value_range for m in measurements), strict=True)
+    low = smallest if None in lows else min(lows)
+    high = largest if None in highs else max(highs)
+    if low < 0 and smallest >= -0.1:
+        low = 0.0
+    return float(low), float(high if high > low else low + 1)
+
+
+def colours(limits: Limits) -> ScalarMappable:
+    """Value -> colour: viridis, or red and blue around a white 0 where the range has both signs."""
+    low, high = limits
+    name = "viridis"
+    if low < 0 < high:
+        name, high = "RdBu_r", max(-low, high)
+        low = -high
+    return ScalarMappable(Normalize(low, high), colormaps[name].with_extremes(bad=MISSING))
+
+
+def colour_bar(ax: Axes | Sequence[Axes], scale: ScalarMappable, label: str, values: np.ndarray, **options) -> None:
+    """A colour bar beside `ax`, with arrows where `values` leave the scale."""
+    finite = values[np.isfinite(values)]
+    below, above = (finite < scale.norm.vmin).any(), (finite > scale.norm.vmax).any()
+    extend = {(True, True): "both", (True, False): "min", (False, True): "max"}.get((below, above), "neither")
+    figure = (ax if isinstance(ax, Axes) else ax[0]).figure
+    figure.colorbar(scale, ax=ax, label=label, extend=extend, **options)
+
+
+def line_label(name: str) -> str:
+    """A name as matplotlib keeps it: one that starts with an underscore would be left out of the legend."""
+    return f" {name}" if name.startswith("_") else name
+
+
+def legend(ax: Axes) -> None:
+    """Name the lines above the Axes, each name once."""
+    lines = {}
+    for line in ax.get_lines():
+        if not line.get_label().startswith("_"):
+            lines.setdefault(line.get_label(), line)
+    box = ax.legend(
+        list(lines.values()),
+        list(lines),
+        loc="lower left",
+        bbox_to_anchor=(0, 1.01),
+        ncols=2 if max(map(len, lines)) <= 30 else 1,
+        fontsize="small",
+        frameon=False,
+        borderaxespad=0,
+    )
+    for text in box.get_texts():
+        text.set_parse_math(False)

@@ -1,0 +1,63 @@
+"""How do many small pictures, one per block, share one Axes?
+
+One Axes per block would be the obvious way, but laying out 48 of them takes seconds.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from matplotlib.axes import Axes
+
+GAP = 0.1
+"""Between tiles of one row, in widths of a tile."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tiles:
+    """Tiles of width 1 in reading order, as nearly square as a whole as possible.
+
+    Attributes:
+        n: how many.
+        height: of one tile.
+        most_columns: at most so many in a row.
+    """
+
+    n: int
+    height: float = 1.0
+    most_columns: int = 8
+
+    @property
+    def columns(self) -> int:
+        return min(self.n, self.most_columns, math.ceil(math.sqrt(self.n * max(self.height, 0.5))))
+
+    @property
+    def rows(self) -> int:
+        return math.ceil(self.n / self.columns)
+
+    @property
+    def _label(self) -> float:
+        """Room above a tile: letters keep their size where tiles are small."""
+        return 0.07 + 0.045 * self.columns
+
+    @property
+    def size(self) -> tuple[float, float]:
+        """Width and height of the whole."""
+        return self.columns * (1 + GAP) - GAP, self.rows * (self.height + self._label)
+
+    def extent(self, i: int) -> tuple[float, float, float, float]:
+        """Left, right, bottom and top of a tile, as `Axes.imshow` wants it."""
+        row, column = divmod(i, self.columns)
+        left, top = column * (1 + GAP), -self._label - row * (self.height + self._label)
+        return left, left + 1, top - self.height, top
+
+    def prepare(self, ax: Axes, labels: Sequence[str]) -> None:
+        """Empty the Axes but for a label above each tile, and fix its limits to the tiles."""
+        ax.set_axis_off()
+        ax.set_aspect("equal")
+        width, height = self.size
+        ax.set_xlim(0, width)
+        ax.set_ylim(-height, 0)
+        for i, label in enumerate(labels):
+            left, right, _, top = self.extent(i)
+            ax.text((left + right) / 2, top + 0.03, label, ha="center", va="bottom", size="small", parse_math=False)

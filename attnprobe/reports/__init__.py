@@ -1,0 +1,17 @@
+"""Examined models -> a verdict in words, tables, and pages that can be sent to others.
+
+Question: what comes first? Choice: the answer in one sentence, then its settings and every reason to doubt it, then
+numbers, then figures: most readers stop after the first line, so it must not be surer than the rest. A count of similar
+blocks that the untrained network reaches as well is "cannot say", not "collapsed".
+Question: a live page or a dead one? Choice: dead: one file without script or network, which opens in ten years and in a
+mail. Text from outside is escaped, hidden characters are spelt out, and a Content-Security-Policy forbids the rest.
+Question: compare with the untrained network, or with a threshold? Choice: show both beside every count; reconsider when
+published numbers with their settings exist.
+"""
+
+from attnprobe.reports.report import write_report
+from attnprobe.reports.tables import long_table, summary_table
+from attnprobe.reports.terminal import print_report
+from attnprobe.reports.verdict import Verdict, verdict
+
+__all__ = ["Verdict", "long_table", "print_report", "summary_table", "verdict", "write_report"]

@@ -1,0 +1,87 @@
+"""Why might a verdict mislead? Every reason that the data themselves give, the weightiest first."""
+
+import math
+from collections.abc import Iterator
+
+from attnprobe.core.examined import Examined
+from attnprobe.core.measurement import Measurement
+from attnprobe.plots.style import SITES
+from attnprobe.reports.numbers import blocks_text, ci_text, neighbour_mean, number
+from attnprobe.reports.sites import at_sites, changes_its_maps
+
+FEW_IMAGES = 16
+"""Below this many images a resampled interval is too narrow to be called one of 95 %."""
+
+
+def caveats(e: Examined, m: Measurement | None) -> Iterator[str]:
+    """Sentences to show beside the verdict on `e`, which rests on the similar blocks `m`."""
+    yield from e.notes
+    if m is not None and m.summary["count"]:
+        if "untrained" not in m.baselines:
+            yield "no untrained baseline: similar blocks may only mean maps that never left their near-uniform start."
+        elif no_more_than_untrained(m):
+            yield _near_uniform(e, m)
+    if changes_its_maps(e):
+        yield _two_matrices(e)
+    ratios = [] if m is None else m.summary["ratio"]
+    if unknown := [block for block, ratio in enumerate(ratios, 1) if ratio is None]:
+        yield f"{blocks_text(unknown)} without a finite value in any image; counted as not similar."
+    if excluded := max((other.n_excluded for other in e.measurements.values()), default=0):
+        yield f"values that are not finite, in up to {excluded} images, were left out; see the settings of each metric."
+    n_images = max((other.n_images for other in e.measurements.values()), default=0)
+    if n_images < FEW_IMAGES:
+        yield f"only {n_images} image{'s' if n_images != 1 else ''}: use {FEW_IMAGES} or more for intervals to hold."
+    if near_chance := _near_chance(e):
+        yield near_chance
+    if not e.certificate:
+        yield "no certificate: that the captured maps are what the model computed was not proved."
+
+
+def no_more_than_untrained(m: Measurement) -> bool:
+    """Whether the untrained network has as many similar blocks as are sure: the lower bound of the count."""
+    if "untrained" not in m.baselines:
+        return False
+    low = m.summary["count_ci"][0]
+    return (m.summary["count"] if low is None else low) <= m.baselines["untrained"].summary["count"]
+
+
+def _near_uniform(e: Examined, m: Measurement) -> str:
+    """Why the count says nothing, and the number that says more."""
+    text = (
+        "the untrained network scores as high: near-uniform maps have a raw cosine near 1 whatever they look at. "
+        "Read the centred cosine"
+    )
+    centred = next((c for c in at_sites(e, "layer_similarity_centred") if c.site == m.site), None)
+    if centred is None:
+        return f"{text} (layer_similarity_centred), which was not measured."
+    fresh = centred.baselines.get("untrained")
+    beside = f", untrained {number(neighbour_mean(fresh))}" if fresh is not None else ""
+    return (
+        f"{text} of neighbouring blocks: {number(neighbour_mean(centred))}{beside} "
+        f"({SITES[centred.site]}, {centred.n_images} images)."
+    )
+
+
+def _two_matrices(e: Examined) -> str:
+    """Both counts, named by their matrix."""
+    text = (
+        "this variant changes its maps after the softmax, so cosines of its effective maps (what multiplies V; not "
+        "rows that sum to 1) are not comparable with those of softmax maps"
+    )
+    counts = [
+        f"{m.summary['count']} of {m.summary['of']}{ci_text(m.summary['count_ci'])} at the {SITES[m.site]}"
+        + (f", {m.baselines['untrained'].summary['count']} untrained" if "untrained" in m.baselines else "")
+        for m in at_sites(e, "similar_blocks")
+    ]
+    return f"{text}. Similar blocks: {'; '.join(counts)}." if counts else f"{text}."
+
+
+def _near_chance(e: Examined) -> str:
+    """A sentence if the accuracy could be that of guessing (three standard deviations); empty otherwise."""
+    accuracy, classes, n = (e.info.get(name) for name in ("accuracy", "n_classes", "n_images"))
+    if accuracy is None or not n or not classes or classes < 2:
+        return ""
+    chance = 1 / classes
+    if accuracy > chance + 3 * math.sqrt(chance * (1 - chance) / n):
+        return ""
+    return f"accuracy {accuracy:.1%} is near chance ({chance:.1%}, {classes} classes): this network has learnt little."

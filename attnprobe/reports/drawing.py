@@ -1,0 +1,74 @@
+"""How does a figure become part of a page that loads nothing, in the light and in the dark?
+
+As an image in a data URI: an SVG inside <img> can neither run a script nor load anything, and its letters are drawn as
+outlines, so names from outside never become markup. Ink has the colour of the page's text, whichever theme is on.
+"""
+
+import base64
+import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import matplotlib as mpl
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from attnprobe.plots.style import COLOURS
+
+INK = "#010203"
+"""Stands for the text colour until the SVG is written; no figure uses it for anything else."""
+
+GREY = "#808080"
+"""Ink of figures with photographs, which are bitmaps: legible on white and on black (contrast 3.9 and 5.3)."""
+
+THEMED = "<style>svg{color:#1c2024}@media(prefers-color-scheme:dark){svg{color:#dfe3e8}}</style>"  # as the page's text
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """A figure ready for a page: `title` says what it is, `alt` what it shows, `settings` how it came about."""
+
+    src: Markup
+    alt: str
+    title: str
+    settings: str
+
+
+@contextmanager
+def canvas(width: float, height: float, *, ink: str = INK) -> Iterator[Figure]:
+    """A figure of this many inches, transparent, outside of pyplot; draw on it inside the `with`."""
+    names = ("text.color", "axes.labelcolor", "axes.edgecolor", "axes.titlecolor", "xtick.color", "ytick.color")
+    style = dict.fromkeys(names, ink) | {
+        "axes.facecolor": "none",
+        "axes.prop_cycle": mpl.cycler(color=COLOURS),
+        "legend.labelcolor": ink,
+        "svg.fonttype": "path",
+        "svg.hashsalt": "attnprobe",
+    }
+    with mpl.rc_context(style), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # a box, as in any terminal
+        yield Figure(figsize=(width, height), layout="compressed", facecolor="none")
+
+
+def as_svg(figure: Figure, alt: str, title: str, settings: str) -> Drawing:
+    """Lines and heat maps: sharp at any size, in the page's theme. Call inside `canvas`."""
+    file = io.BytesIO()
+    figure.savefig(file, format="svg", dpi=144, metadata={"Date": None, "Creator": None})
+    svg = file.getvalue().decode()
+    svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
+    start = svg.index(">") + 1
+    svg = svg[:start] + THEMED + svg[start:]
+    return Drawing(_uri("image/svg+xml", svg.encode()), alt, title, settings)
+
+
+def as_photograph(figure: Figure, alt: str, title: str, settings: str) -> Drawing:
+    """Figures with photographs, at twice the size a page shows: WebP has a tenth of the bytes of PNG here."""
+    file = io.BytesIO()
+    figure.savefig(file, format="webp", dpi=192, pil_kwargs={"quality": 80, "method": 4})
+    return Drawing(_uri("image/webp", file.getvalue()), alt, title, settings)
+
+
+def _uri(kind: str, data: bytes) -> Markup:
+    return Markup(f"data:{kind};base64,{base64.b64encode(data).decode()}")  # base64 holds no markup

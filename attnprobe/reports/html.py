@@ -1,0 +1,77 @@
+"""One self-contained page: verdict first, then the summary, the figures, and what the numbers rest on."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from attnprobe.core.examined import Examined
+from attnprobe.reports.figures import sections
+from attnprobe.reports.json_report import plain
+from attnprobe.reports.numbers import settings_text
+from attnprobe.reports.sites import untrained
+from attnprobe.reports.tables import summary_table
+from attnprobe.reports.verdict import verdict
+from attnprobe.reports.visible import visible
+
+
+def to_html(runs: Sequence[Examined]) -> str:
+    """The page; loads nothing, runs nothing, and shows text from outside as text."""
+    environment = Environment(
+        loader=PackageLoader("attnprobe.reports"),
+        autoescape=True,  # for every template, whatever its name ends in
+        finalize=lambda value: value if isinstance(value, Markup) else visible(value),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    shown = [run for e in runs for run in (e, untrained(e)) if run is not None]
+    return environment.get_template("report.html").render(
+        runs=[(e, verdict(e)) for e in runs],
+        summary=summary_table(shown),
+        sections=sections(runs),
+        metrics=[(e.name, m, settings_text(m)) for e in runs for m in e.measurements.values()],
+        provenance=_provenance(runs),
+        certificates=[(e, proof_of(e.certificate)) for e in runs],
+    )
+
+
+def _provenance(runs: Sequence[Examined]) -> list[tuple[str, list[str]]]:
+    """(fact, its value for each run), in the order in which runs tell them."""
+    facts = dict.fromkeys(name for e in runs for name in e.info)
+    rows = [(name, [_text(plain(e.info.get(name))) for e in runs]) for name in facts]
+    rows.append(("blocks", [str(len(e.layers)) for e in runs]))
+    rows.append(("tokens", [_tokens(e) for e in runs]))
+    return rows
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_text(inner)}" for key, inner in value.items())
+    if isinstance(value, list):
+        return ", ".join(_text(inner) for inner in value)
+    return "–" if value is None else str(value)
+
+
+def _tokens(e: Examined) -> str:
+    grid = e.grid
+    prefix = f" + {', '.join(grid.prefix)}" if grid.prefix else ""
+    return f"{grid.rows} x {grid.cols} patches of {grid.patch[0]} x {grid.patch[1]} px{prefix}"
+
+
+def proof_of(certificate: Mapping[str, Any]) -> str:
+    """In a sentence, what was checked at capture."""
+    layers = certificate.get("layers") or []
+    if not layers:
+        return "no certificate: it was not proved that the maps are what the model computed."
+    rows = max(layer["row_sum_error"] for layer in layers)
+    values = [layer["value_error"] for layer in layers if layer["value_error"] is not None]
+    equal = "equals" if certificate.get("output_equal") else "is within rounding of"
+    proofs = [
+        f"softmax rows of all {len(layers)} layers sum to 1 within {rows:.1e}",
+        f"in {len(values)} of them map times V is what the layer passes on within {max(values):.1e}" if values else "",
+        f"the model's output with hooks {equal} the output without",
+        f"with an explicit instead of a fused softmax it moves by {certificate.get('fused_difference', 0):.1e}",
+    ]
+    return f"Checked on {certificate.get('n_images', '?')} images: {'; '.join(p for p in proofs if p)}."

@@ -1,0 +1,70 @@
+"""Everything the report knows, for programs: strict JSON, NaN and infinities as null, names as they are."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from attnprobe.core.examined import Examined
+from attnprobe.core.measurement import Measurement
+from attnprobe.reports.verdict import verdict
+
+SCHEMA_VERSION = 1
+"""Rises when a key changes its meaning or goes; new keys do not count."""
+
+
+def to_json(runs: Sequence[Examined]) -> str:
+    """{"format", "schema_version", "runs": [{name, verdict, info, certificate, notes, layers, grid, measurements}]}.
+
+    Arrays are nested lists over the axes named in "axes"; blocks and heads in words count from 1.
+    """
+    document = {
+        "format": "attnprobe report",
+        "schema_version": SCHEMA_VERSION,
+        "runs": [_run(e) for e in runs],
+    }
+    return json.dumps(plain(document), allow_nan=False, separators=(",", ":")) + "\n"
+
+
+def _run(e: Examined) -> dict[str, Any]:
+    return {
+        "name": e.name,
+        "verdict": asdict(verdict(e)),
+        "info": e.info,
+        "certificate": e.certificate,
+        "notes": e.notes,
+        "layers": e.layers,
+        "grid": asdict(e.grid),
+        "measurements": {key: _measurement(m) for key, m in e.measurements.items()},
+    }
+
+
+def _measurement(m: Measurement) -> dict[str, Any]:
+    about = ("metric", "site", "stage", "is_effective", "axes", "coords", "unit", "value_range", "settings", "summary")
+    values = ("n_images", "n_excluded", "mean", "std", "ci")
+    return {
+        **{name: getattr(m, name) for name in (*about, *values)},
+        "baselines": {
+            name: {"mean": b.mean, "n_images": b.n_images, "summary": b.summary} for name, b in m.baselines.items()
+        },
+    }
+
+
+def plain(value: Any) -> Any:
+    """The same in JSON's own types; numbers that are not finite become None, unknown objects their text."""
+    if isinstance(value, np.ndarray):
+        return plain(value.tolist())
+    if isinstance(value, np.generic):
+        return plain(value.item())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(inner) for inner in value]
+    return str(value)

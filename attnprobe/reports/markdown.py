@@ -1,0 +1,26 @@
+"""The summary as Markdown, to paste into an issue, a README or a paper's notes."""
+
+from collections.abc import Sequence
+
+from attnprobe.core.examined import Examined
+from attnprobe.reports.sites import untrained
+from attnprobe.reports.tables import summary_table
+from attnprobe.reports.verdict import verdict
+from attnprobe.reports.visible import markdown
+
+
+def to_markdown(runs: Sequence[Examined]) -> str:
+    """Verdicts with their settings and warnings, then the summary table with the untrained networks beside."""
+    lines = ["# Attention report", ""]
+    for e in runs:
+        found = verdict(e)
+        lines += [f"**{markdown(e.name)}**: {markdown(found.headline)}", ""]
+        lines += [f"- {markdown(sentence)}" for sentence in (*found.warnings, found.settings) if sentence]
+        lines += [""]
+    shown = [run for e in runs for run in (e, untrained(e)) if run is not None]
+    table = summary_table(shown)
+    lines += [f"| mean over images (95 % CI) | {' | '.join(markdown(name) for name in table.columns)} |"]
+    lines += ["|---" + "|--:" * len(shown) + "|"]
+    for label, *cells in table.itertuples(name=None):
+        lines += [f"| {markdown(label)} | {' | '.join(markdown(cell) for cell in cells)} |"]
+    return "\n".join([*lines, ""])

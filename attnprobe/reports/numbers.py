@@ -1,0 +1,95 @@
+"""How is a number written, and the mean of many with its interval?"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from attnprobe.core.measurement import Measurement
+
+NONE = "–"
+"""Stands for: not measured, or not a number."""
+
+
+def number(x: float | None) -> str:
+    """Counts as they are; anything else with three digits, the third decimal at most where it is not tiny."""
+    if x is None or not math.isfinite(x):
+        return NONE
+    if isinstance(x, int):
+        return str(x)
+    size = abs(x)
+    if 0 < size < 0.0005 or size >= 1e7:
+        return f"{x:.1e}"
+    return f"{x:.3f}" if size < 0.9995 else f"{x:#.3g}".rstrip(".") if size < 999.5 else f"{x:.0f}"
+
+
+def interval(low: float | None, high: float | None) -> str:
+    """`4–6`; empty where there is none."""
+    if low is None or high is None or not (math.isfinite(low) and math.isfinite(high)):
+        return ""
+    return f"{number(low)} to {number(high)}" if low < 0 else f"{number(low)}–{number(high)}"
+
+
+def with_interval(x: float | None, low: float | None, high: float | None) -> str:
+    """`5 (4–6)`."""
+    bounds = interval(low, high)
+    return f"{number(x)} ({bounds})" if bounds and x is not None else number(x)
+
+
+def ci_text(bounds: Sequence[float | None]) -> str:
+    """` (95% CI 4–6)`; empty where there is none."""
+    text = interval(*bounds)
+    return f" (95% CI {text})" if text else ""
+
+
+def blocks_text(blocks: Sequence[int]) -> str:
+    """[3, 4, 5, 9] -> `blocks 3–5 and 9`; at least one block, in order."""
+    runs: list[list[int]] = []
+    for block in blocks:
+        if runs and block == runs[-1][-1] + 1:
+            runs[-1].append(block)
+        else:
+            runs.append([block])
+    words = [str(run[0]) if len(run) == 1 else f"{run[0]}–{run[-1]}" for run in runs]
+    listed = " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else words[0]
+    return f"block{'s' if len(blocks) > 1 else ''} {listed}"
+
+
+def mean_of_cells(m: Measurement, where: np.ndarray | None = None) -> str:
+    """The mean over the cells (all, or those `where` picks), with the mean of their bounds.
+
+    That interval is never too narrow, since a mean over cells varies at most as much as they do on average.
+    """
+    cells = np.ones(m.mean.shape, bool) if where is None else where
+    values, (low, high) = m.mean[cells], m.ci[:, cells]
+    finite = np.isfinite(values)
+    if not finite.any():
+        return NONE
+    return with_interval(*(float(part[finite].mean()) for part in (values, low, high)))
+
+
+def neighbours(m: Measurement) -> np.ndarray:
+    """Which cells of [layer, layer] compare a block with the one before it."""
+    return np.eye(len(m.mean), k=1, dtype=bool)
+
+
+def neighbour_mean(m: Measurement) -> float:
+    """The mean over those cells; NaN for a single block."""
+    values = m.mean[neighbours(m)]
+    values = values[np.isfinite(values)]
+    return float(values.mean()) if len(values) else math.nan
+
+
+def settings_text(m: Measurement) -> str:
+    """Everything that changes the numbers, in one line: what must stand beside any of them."""
+    chosen = {k: v for k, v in m.settings.items() if k not in ("interval", "bootstrap", "bootstrap_seed")}
+    parts = [f"{name}={value}" for name, value in chosen.items()]
+    how = f"{m.settings['bootstrap']} resamples of the images"
+    if m.settings.get("interval") != "bootstrap":
+        how = "normal approximation"
+    parts.append(f"{m.n_images} images" if m.n_images != 1 else "1 image")
+    if m.n_excluded:
+        parts.append(f"{m.n_excluded} of them not finite somewhere and left out there")
+    if m.n_images > 1:
+        parts.append(f"95 % interval from {how}")
+    return ", ".join(parts)

@@ -1,0 +1,56 @@
+"""Which files is a report made of? Each is there whole or not at all."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from attnprobe.core import fs
+from attnprobe.core.errors import InputError, check_choice
+from attnprobe.core.examined import Examined
+from attnprobe.reports.html import to_html
+from attnprobe.reports.json_report import to_json
+from attnprobe.reports.markdown import to_markdown
+from attnprobe.reports.tables import long_table
+
+FORMATS: dict[str, tuple[str, Callable[[Sequence[Examined]], str]]] = {
+    "html": ("report.html", to_html),
+    "json": ("measurements.json", to_json),
+    "csv": ("measurements.csv", lambda runs: long_table(runs).to_csv(index=False, lineterminator="\n")),
+    "md": ("report.md", to_markdown),
+}
+
+
+def write_report(
+    runs: Sequence[Examined], out: Path, formats: Sequence[str] = ("html", "json", "csv", "md")
+) -> list[Path]:
+    """Write the report of one or several models side by side into the folder `out`.
+
+    Files of an earlier report are replaced, each in one step.
+
+    Args:
+        runs: what was examined; names must differ.
+        out: created if it is not there.
+        formats: of html, json, csv, md.
+
+    Returns:
+        The files, in the order of `formats`.
+
+    Raises:
+        InputError: nothing to report, two runs of one name, or an unknown format.
+        WorkError: the disk is full or fails; files already written stay.
+    """
+    if not runs:
+        raise InputError("nothing to report: give at least one examined model.")
+    names = [e.name for e in runs]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise InputError(f"two runs are named {min(twice)!r}; names must differ, rename one of them.")
+    for name in formats:
+        check_choice("format", name, tuple(FORMATS))
+    written = []
+    for name in formats:
+        file, make = FORMATS[name]
+        text = make(runs)
+        with fs.as_work_error(f"writing {file} into {out}"):
+            fs.make_folder(Path(out))
+            fs.write_file(Path(out) / file, text.encode("utf-8", "backslashreplace"), overwrite=True)
+        written.append(Path(out) / file)
+    return written

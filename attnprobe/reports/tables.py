@@ -1,0 +1,129 @@
+"""All numbers as one long table, and the few that answer most questions as a small one."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import pandas as pd
+
+from attnprobe.core.examined import Examined
+from attnprobe.core.measurement import Measurement
+from attnprobe.reports.numbers import NONE, mean_of_cells, neighbours, number, with_interval
+from attnprobe.reports.sites import at_effective, at_softmax, changes_its_maps
+
+COUNTED = ("layer", "head")
+"""Axes whose positions are numbered from 1; the others have labels (a threshold, the name of a token)."""
+
+
+def long_table(runs: Sequence[Examined]) -> pd.DataFrame:
+    """One row per value: run, metric, where, which block and head (from 1), mean, std, interval, baselines.
+
+    A second axis of the same name is `layer_2` or `head_2`. What does not apply to a row is missing.
+    """
+    parts = [_rows(e.name, m) for e in runs for m in e.measurements.values()]
+    table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+    first = ["run", "metric", "site", "effective", "stage", "unit", "layer", "layer_2", "head", "head_2"]
+    last = ["mean", "std", "low", "high", "n_images", "n_excluded", "untrained", "uniform"]
+    labels = [column for column in table.columns if column not in first + last]
+    return table.reindex(columns=[*first, *labels, *last])
+
+
+def _rows(run: str, m: Measurement) -> pd.DataFrame:
+    place = {"run": run, "metric": m.metric, "site": m.site, "effective": m.is_effective, "stage": m.stage}
+    columns: dict[str, object] = {name: np.repeat(value, m.mean.size) for name, value in place.items()}
+    columns["unit"] = np.repeat(m.unit, m.mean.size)
+    positions = np.indices(m.mean.shape).reshape(len(m.axes), -1)
+    for i, (axis, position) in enumerate(zip(m.axes, positions, strict=True)):
+        name = axis if axis not in m.axes[:i] else f"{axis}_2"
+        if axis in COUNTED or axis not in m.coords:
+            columns[name] = pd.array(position + 1, dtype="Int64")
+        else:
+            columns[name] = [m.coords[axis][p] for p in position]
+    low, high = m.ci
+    values = {"mean": m.mean, "std": m.std, "low": low, "high": high}
+    columns |= {name: np.asarray(v, dtype=float).ravel() for name, v in values.items()}
+    columns |= {"n_images": np.repeat(m.n_images, m.mean.size), "n_excluded": np.repeat(m.n_excluded, m.mean.size)}
+    for name in ("untrained", "uniform"):
+        baseline = m.baselines.get(name)
+        columns[name] = np.full(m.mean.size, np.nan) if baseline is None else np.ravel(baseline.mean).astype(float)
+    return pd.DataFrame(columns)
+
+
+def summary_table(runs: Sequence[Examined]) -> pd.DataFrame:
+    """Words and numbers for reading: quantities down, runs across, cells such as `5 of 16 (4–6)`.
+
+    Rows that no run can fill are left out. Where a variant changes its maps after the softmax, cosines have a row for
+    each matrix.
+    """
+    rows = {label: cells for label, cell in _quantities(runs) if set(cells := [cell(e) for e in runs]) != {NONE}}
+    return pd.DataFrame.from_dict(rows, orient="index", columns=[e.name for e in runs])
+
+
+Cell = Callable[[Examined], str]
+
+
+def _quantities(runs: Sequence[Examined]) -> Iterator[tuple[str, Cell]]:
+    """The rows of the summary: a label, and what to write for a run."""
+    both = any(changes_its_maps(e) for e in runs)
+    yield "accuracy", lambda e: f"{e.info['accuracy']:.1%}" if e.info.get("accuracy") is not None else NONE
+    yield "images", lambda e: str(max((m.n_images for m in e.measurements.values()), default=0))
+    for metric, label, write in (
+        ("similar_blocks", "similar blocks", _count),
+        ("similar_blocks", "similar from block", lambda m: number(m.summary["collapsed_from"])),
+        ("layer_similarity", "cosine of neighbours", lambda m: mean_of_cells(m, neighbours(m))),
+        ("layer_similarity_centred", "the same, centred", lambda m: mean_of_cells(m, neighbours(m))),
+    ):
+        yield label + (", effective" if both else ""), _cell(at_effective, metric, write)
+        if both:
+            yield f"{label}, softmax", _cell(at_softmax, metric, write)
+    for metric, label, write in (
+        ("head_divergence", "redundant heads", _redundant),
+        ("head_divergence", "effective heads per block", _heads),
+        ("row_entropy", "row entropy [nats]", mean_of_cells),
+        ("rank_residual", "rank residual", mean_of_cells),
+        ("effective_rank", "effective rank", mean_of_cells),
+        ("attention_distance", "attention distance [px]", mean_of_cells),
+        ("prefix_mass", "attention on prefix tokens", _prefix),
+    ):
+        yield label, _cell(at_softmax, metric, write)
+    yield "token similarity, last block", _cell(_anywhere, "token_similarity", _last)
+
+
+def _cell(
+    where: Callable[[Examined, str], Measurement | None], metric: str, write: Callable[[Measurement], str]
+) -> Cell:
+    def cell(e: Examined) -> str:
+        m = where(e, metric)
+        return NONE if m is None else write(m)
+
+    return cell
+
+
+def _anywhere(e: Examined, metric: str) -> Measurement | None:
+    return at_softmax(e, metric) or at_effective(e, metric)
+
+
+def _count(m: Measurement) -> str:
+    s = m.summary
+    return _of(s["count"], s["of"], *s["count_ci"])
+
+
+def _redundant(m: Measurement) -> str:
+    s = m.summary
+    return _of(s["redundant"], s["of"], *s["redundant_ci"]) if s else NONE
+
+
+def _heads(m: Measurement) -> str:
+    return f"{number(float(np.mean(m.summary['effective_heads'])))} of {m.mean.shape[1]}" if m.summary else NONE
+
+
+def _of(count: int, total: int, low: int | None, high: int | None) -> str:
+    bounds = with_interval(count, low, high).partition(" ")[2]
+    return f"{count} of {total} {bounds}".rstrip()
+
+
+def _prefix(m: Measurement) -> str:
+    return number(float(np.nansum(m.mean, axis=-1).mean()))
+
+
+def _last(m: Measurement) -> str:
+    return with_interval(float(m.mean[-1]), float(m.ci[0, -1]), float(m.ci[1, -1]))

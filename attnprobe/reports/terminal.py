@@ -1,0 +1,41 @@
+"""What does a person see who ran a report: a table that fits 80 columns, then the verdict of each run."""
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from attnprobe.core.examined import Examined
+from attnprobe.reports.tables import summary_table
+from attnprobe.reports.verdict import verdict
+from attnprobe.reports.visible import visible
+
+LABEL_WIDTH, RUN_WIDTH = 32, 18
+
+STYLES = {"collapsed": "bold red", "partly collapsed": "bold yellow", "not collapsed": "bold green"}
+
+
+def print_report(runs: Sequence[Examined], console: Console) -> None:
+    """Print the summary of all runs side by side and a verdict for each; more runs than fit become several tables."""
+    at_once = max(1, (console.width - LABEL_WIDTH) // (RUN_WIDTH + 3))
+    for start in range(0, len(runs), at_once):
+        console.print(_table(runs[start : start + at_once]))
+    for e in runs:
+        found = verdict(e)
+        headline = Text.assemble((visible(e.name), "bold"), ": ", (found.headline, STYLES.get(found.status, "bold")))
+        console.print(headline)
+        for sentence in filter(None, (*(f"! {warning}" for warning in found.warnings), found.settings)):
+            console.print(Padding(Text(visible(sentence)), (0, 0, 0, 2), expand=False))
+
+
+def _table(runs: Sequence[Examined]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    table.add_column("mean over images (95 % CI)", max_width=LABEL_WIDTH, overflow="fold")
+    for e in runs:
+        table.add_column(Text(visible(e.name)), justify="right", overflow="fold")
+    for label, *cells in summary_table(runs).itertuples(name=None):
+        table.add_row(Text(label), *cells)
+    return table

@@ -1,0 +1,92 @@
+"""Has the attention collapsed, and from which block on? In plain words, and no surer than the numbers are."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from attnprobe.core.examined import Examined
+from attnprobe.core.measurement import Measurement
+from attnprobe.plots.style import SITES
+from attnprobe.reports.caveats import caveats, no_more_than_untrained
+from attnprobe.reports.numbers import blocks_text, ci_text
+from attnprobe.reports.sites import at_sites, at_softmax
+
+COMPARED = {
+    "previous": "the block before",
+    "next": "the block after",
+    "neighbors": "the mean of the blocks nearby",
+    "any": "the block most alike",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a report says first.
+
+    Attributes:
+        status: the answer in one or two words.
+        headline: the answer with its numbers.
+        settings: what "similar" and "redundant" mean here; travels with the headline.
+        warnings: sentences that a reader must weigh; a report shows them beside the headline.
+    """
+
+    status: Literal["collapsed", "partly collapsed", "not collapsed", "cannot say"]
+    headline: str
+    settings: str
+    warnings: tuple[str, ...]
+
+
+def verdict(e: Examined) -> Verdict:
+    """Judge one model by its similar blocks, at the maps that multiply V.
+
+    The count is believed only where it is beyond the untrained network's: near-uniform maps, which are what a network
+    starts with, have a raw cosine near 1 whatever they look at.
+    """
+    m = next(iter(at_sites(e, "similar_blocks")), None)
+    if m is None:
+        return Verdict("cannot say", "cannot say: similar_blocks was not measured", "", tuple(caveats(e, None)))
+    s = m.summary
+    untrained = m.baselines["untrained"].summary["count"] if "untrained" in m.baselines else None
+    count = f"{s['count']} of {s['of']} blocks similar{ci_text(s['count_ci'])}"
+    parts = []
+    if s["count"] == 0:
+        status = "not collapsed"
+        parts.append(f"not collapsed: {count}")
+    elif no_more_than_untrained(m):
+        status = "cannot say"
+        parts.append(f"cannot say: {count}, but untrained {untrained} are as well")
+    elif s["collapsed_from"] is not None:
+        status = "collapsed"
+        before = [block for block in s["similar"] if block < s["collapsed_from"]]
+        also = f", {blocks_text(before)} included" if before else ""
+        parts.append(f"collapsed from block {s['collapsed_from']}: {count}{also}")
+    else:
+        status = "partly collapsed"
+        parts.append(f"partly collapsed: {blocks_text(s['similar'])} of {s['of']} similar{ci_text(s['count_ci'])}")
+    if untrained is not None and status != "cannot say":
+        parts.append(f"untrained baseline {untrained}")
+    heads = at_softmax(e, "head_divergence")
+    if heads is not None and heads.summary:
+        parts.append(f"{heads.summary['redundant']} of {heads.summary['of']} heads redundant")
+    return Verdict(status, "; ".join(parts), _settings(m, heads), tuple(caveats(e, m)))
+
+
+def _settings(m: Measurement, heads: Measurement | None) -> str:
+    """What the words of the headline mean."""
+    s, chosen = m.summary, m.settings
+    vectors = "columns (key vectors)" if chosen["axis"] == "key" else "rows (query vectors)"
+    details = ["each head on its own" if chosen["pool"] == "head" else "after the mean over heads"]
+    if chosen["center"] != "none":
+        details.append(f"centred ({chosen['center']})")
+    if chosen["exclude_prefix"]:
+        details.append(f"without the first {chosen['exclude_prefix']} tokens")
+    text = (
+        f"similar: more than {100 * s['rho']:g}% of the attention {vectors} have a cosine above {s['tau']} with "
+        f"{COMPARED[s['compare']]} (rho={s['rho']}, tau={s['tau']}, compare={s['compare']}), {', '.join(details)}; "
+        f"{SITES[m.site]}, {s['n_images']} images."
+    )
+    if heads is not None and heads.summary:
+        text += (
+            f" Redundant: heads of one block closer than {heads.summary['cut']} nats (Jensen-Shannon, average "
+            f"linkage), all but one of each group; {SITES[heads.site]}, {heads.n_images} images."
+        )
+    return text
