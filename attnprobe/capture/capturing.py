@@ -55,7 +55,8 @@ class Capture:
 
     def __iter__(self) -> Iterator[AttentionMaps]:
         for maps in self.batches():
-            yield from maps
+            while maps:  # hold no batch while the next one is computed: its memory is then used again
+                yield maps.pop(0)
 
     @cached_property
     def certificate(self) -> Certificate:
