@@ -6,10 +6,10 @@ One file or many? Work happens in NAME.parts/, one shard per fixed slice of imag
 Who writes? libhdf5 only ever writes to memory, or in a child process to a file that is not yet ours: on a full
     disk it leaves rows of zeros and crashes the process at exit. The bytes reach the disk through `core.fs`.
 Who checks? Every file opens with 512 bytes of our own: plan, size and SHA-256 of everything. A file is hashed
-    before libhdf5 sees it (up to 256 MB; above that its structure, and the Adler-32 in every chunk).
+    before libhdf5 sees it (up to 256 MB; above that its structure, and a checksum in every chunk).
 Which type? bfloat16: small weights survive (float16 turns them to zero), and plain h5py reads it as float32.
 Which compression? shuffle + deflate, level 1 of ISA-L: standard gzip to every reader, 0.36 of the float32 bytes on
-    maps of logit deviation 3 with 197 tokens. See `deflate`, `layout.chunk_shape`.
+    maps of logit deviation 3 with 197 tokens. See `deflate`, `fletcher`, `layout.chunk_shape`.
 
 Names load on first use: the child process that merges shards starts without torch, in a tenth of the time.
 """

@@ -70,7 +70,7 @@ def create(
     columns = {"id": images.create_dataset("id", data=list(ids), dtype=TEXT)}
     for name, dtype in OUTCOMES.items():
         columns[name] = images.create_dataset(
-            name, shape=(len(ids),), dtype=dtype, chunks=(len(ids),), compression="gzip", shuffle=True
+            name, shape=(len(ids),), dtype=dtype, chunks=(len(ids),), compression="gzip", fletcher32=True
         )
     for column in columns.values():
         column.dims[0].attach_scale(scale)
@@ -96,6 +96,7 @@ def _create_dataset(group: h5py.Group, layout: DatasetLayout, n_images: int, dty
     properties.set_chunk(layout.chunk)
     properties.set_shuffle()
     properties.set_deflate(1)
+    properties.set_fletcher32()
     properties.set_obj_track_times(False)
     space = h5py.h5s.create_simple(shape, largest)
     dataset = h5py.Dataset(h5py.h5d.create(group.id, layout.name.encode(), file_type(dtype), space, properties))

@@ -2,7 +2,7 @@
 
 libhdf5 writes the merged file, and on a full disk it would crash the process that does so. So that happens
 in a child, `python -m attnprobe.store.merge PARTS TARGET`, into a temporary file; chunks are copied as they
-are, compressed, and compared afterwards with the shards. The parent seals and commits the file.
+are, compressed, and read back afterwards. The parent seals and commits the file.
 """
 
 import os
@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -79,20 +80,22 @@ def _run_child(folder: Path, target: Path) -> None:
 def _copy(folder: Path, target: Path) -> None:
     pinned, ids, _ = read_plan(folder)
     outcomes: dict[str, list[np.ndarray]] = {name: [] for name in hdf5.OUTCOMES}
+    copied: list[tuple[str, tuple[int, ...], int]] = []
     merged = hdf5.create(target, pinned, ids, certificate=read_certificate(folder))
     for shard in _shards(folder, pinned):
         for name, column in outcomes.items():
             column.append(shard[f"images/{name}"][:])
         for path, here, there in _chunks(pinned, shard):
-            merged[path].id.write_direct_chunk(there, shard[path].id.read_direct_chunk(here)[1])
+            data = shard[path].id.read_direct_chunk(here)[1]
+            merged[path].id.write_direct_chunk(there, data)
+            copied.append((path, there, zlib.crc32(data)))
     for name, column in outcomes.items():
         merged[f"images/{name}"][:] = np.concatenate(column)
     merged.close()
     with h5py.File(target, "r") as merged:
-        for shard in _shards(folder, pinned):
-            for path, here, there in _chunks(pinned, shard):
-                if merged[path].id.read_direct_chunk(there)[1] != shard[path].id.read_direct_chunk(here)[1]:
-                    raise OSError(f"chunk {there} of {path} was not written as it was read")
+        for path, there, checksum in copied:
+            if zlib.crc32(merged[path].id.read_direct_chunk(there)[1]) != checksum:
+                raise OSError(f"chunk {there} of {path} was not written as it was read")
 
 
 def _shards(folder: Path, pinned: Pinned) -> Iterator[h5py.File]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from attnprobe.core.maps import AttentionMaps, Outcome
 from attnprobe.store import hdf5
 from attnprobe.store.deflate import shuffled_deflated
+from attnprobe.store.fletcher import checked
 from attnprobe.store.layout import DatasetLayout, StageLayout
 from attnprobe.store.plan import Pinned
 from attnprobe.store.seal import BLOCK, seal
@@ -33,7 +34,7 @@ def encoded(layout: DatasetLayout, values: Tensor, dtype: torch.dtype) -> Iterat
         chunk = words(values[(slice(None), *inner)].to(dtype))  # chunk by chunk: it stays in the cache
         if chunk.shape != layout.chunk:  # at the edge a chunk still has its full size in the file
             chunk = np.pad(chunk, [(0, full - n) for full, n in zip(layout.chunk, chunk.shape, strict=True)])
-        yield corner, shuffled_deflated(chunk)
+        yield corner, checked(shuffled_deflated(chunk))
 
 
 def tensors(

@@ -20,7 +20,7 @@ from attnprobe.store.layout import ITEM_BYTES, DatasetLayout
 from attnprobe.store.plan import Pinned, digest, require_known_schema
 from attnprobe.store.seal import Seal
 
-FILTERS = {h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_DEFLATE}
+FILTERS = {h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_FLETCHER32}
 LARGEST_RATIO = 1032
 """Deflate cannot pack tighter, so a file that declares more than this times its size lies."""
 ALWAYS_ALLOWED = 4 << 30
@@ -109,7 +109,7 @@ def _own_storage(path: Path, dataset: h5py.Dataset) -> None:
         raise _refusal(path, f"{dataset.name} keeps its data outside the file")
     properties = dataset.id.get_create_plist()
     if not {properties.get_filter(i)[0] for i in range(properties.get_nfilters())} <= FILTERS:
-        raise _refusal(path, f"{dataset.name} has a filter other than shuffle and deflate")
+        raise _refusal(path, f"{dataset.name} has a filter other than shuffle, deflate and fletcher32")
 
 
 def _same_column(path: Path, dataset: h5py.Dataset, length: int, dtype: Any) -> None:

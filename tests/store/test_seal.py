@@ -1,0 +1,119 @@
+import hashlib
+import json
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from attnprobe.core.errors import MapsFileError
+from attnprobe.core.maps import AttentionMaps, TokenGrid
+from attnprobe.store import open_maps, seal
+from attnprobe.store.parts import open_shard, shard_path
+from attnprobe.store.plan import canonical, read_plan
+from tests.store.capturing import capture
+
+
+def damaged_copies(content, n, seed=0):
+    """`n` copies with one byte changed: every byte of the first 600, the others anywhere."""
+    generator = np.random.default_rng(seed)
+    positions = [*range(600), *generator.integers(0, len(content), n - 600)]
+    for position in positions:
+        copy = bytearray(content)
+        copy[position] ^= int(generator.integers(1, 256))
+        yield position, bytes(copy)
+
+
+def test_every_changed_byte_of_a_merged_file_is_found_before_hdf5_sees_it(tmp_path, ten_maps, monkeypatch):
+    path = capture(tmp_path / "maps.h5", [ten_maps])
+    content = path.read_bytes()
+    monkeypatch.setattr(h5py, "File", None)  # calling it would be a TypeError
+    for position, copy in damaged_copies(content, 3000):
+        path.write_bytes(copy)
+        with pytest.raises(MapsFileError) as caught:
+            open_maps(path)
+        assert "\n" not in str(caught.value), position
+
+
+def test_every_changed_byte_of_a_shard_is_found_before_hdf5_sees_it(tmp_path, ten_maps, small_shards, monkeypatch):
+    folder = capture(tmp_path / "maps.h5", [ten_maps], keep_shards=True)
+    plan_id = read_plan(folder)[0].plan_id
+    path = shard_path(folder, 1)
+    content = path.read_bytes()
+    monkeypatch.setattr(h5py, "File", None)
+    for _, copy in damaged_copies(content, 3000):
+        path.write_bytes(copy)
+        with pytest.raises(MapsFileError):
+            open_shard(folder, 1, plan_id)
+
+
+@given(st.data())
+@settings(max_examples=60, deadline=None)
+def test_no_truncation_or_growth_passes(whole_file, data):
+    path, content = whole_file
+    size = data.draw(st.integers(0, len(content) + 50).filter(lambda n: n != len(content)))
+    path.write_bytes(content[:size] + b"\0" * (size - len(content)))
+    with pytest.raises(MapsFileError):
+        open_maps(path)
+
+
+@pytest.fixture(scope="module")
+def whole_file(tmp_path_factory):
+    maps = AttentionMaps(torch.rand(2, 2, 2, 5, 5), ("a", "b"), TokenGrid(2, 2))
+    path = capture(tmp_path_factory.mktemp("whole") / "maps.h5", [maps])
+    return path, path.read_bytes()
+
+
+def test_the_hash_is_what_the_docstring_says(whole_file):
+    path, content = whole_file
+    path.write_bytes(content)
+    block = json.loads(content[8:512].rstrip(b"\0"))
+    stated = block.pop("sha256")
+    assert hashlib.sha256(canonical(block).encode() + b"\0" + content[512:]).hexdigest() == stated
+    assert content[:8] == b"ATPROBE\x01" and content[512:520] == b"\x89HDF\r\n\x1a\n"
+    assert block == {"part": None, "plan": block["plan"], "size": len(content), "v": 1}
+
+
+def test_a_file_of_a_newer_schema_says_upgrade(whole_file):
+    path, content = whole_file
+    path.write_bytes(content[:512].replace(b'"v":1', b'"v":2') + content[512:])
+    with pytest.raises(MapsFileError, match="schema 2, this attnprobe reads 1 to 1; upgrade attnprobe"):
+        open_maps(path)
+
+
+def test_foreign_files_are_refused(tmp_path):
+    with h5py.File(tmp_path / "foreign.h5", "w") as file:
+        file["stages/trunk/weights"] = np.ones((1, 1, 1, 2, 2))
+    (tmp_path / "text.h5").write_text("not HDF5 at all")
+    (tmp_path / "empty.h5").write_bytes(b"")
+    for name in ("foreign.h5", "text.h5", "empty.h5"):
+        with pytest.raises(MapsFileError, match=f"{name} is no maps file of attnprobe"):
+            open_maps(tmp_path / name)
+
+
+def test_large_files_are_hashed_only_on_request(whole_file, monkeypatch):
+    path, content = whole_file
+    path.write_bytes(content)
+    monkeypatch.setattr(seal, "HASH_AT_ONCE", 100)
+    hashed = []
+    monkeypatch.setattr(seal, "_compare", lambda *args: hashed.append(args))
+    with open_maps(path) as reader:
+        assert reader.n_images == 2 and not hashed
+        reader.verify()
+    assert len(hashed) == 1
+
+
+def test_verify_finds_a_changed_byte_in_a_large_file(whole_file, monkeypatch):
+    path, content = whole_file
+    monkeypatch.setattr(seal, "HASH_AT_ONCE", 100)
+    monkeypatch.setattr(seal, "_STEP", 1000)
+    for position in (100, 513, len(content) - 1):
+        copy = bytearray(content)
+        copy[position] ^= 4
+        path.write_bytes(copy)
+        with pytest.raises(MapsFileError):
+            seal.verify(path)
+    path.write_bytes(content)
+    assert seal.verify(path).size == len(content)
