@@ -1,4 +1,6 @@
 import io
+import shutil
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -11,19 +13,23 @@ from attnprobe.store import open_maps, seal
 from tests.store.capturing import capture
 
 
-@pytest.fixture
-def forge(tmp_path):
-    """A file changed by someone who can compute hashes: `forge(change)` returns its path, sealed anew."""
+@pytest.fixture(scope="module")
+def honest(tmp_path_factory):
     tokens = torch.rand(3, 2, 5, 4)
     maps = AttentionMaps(torch.rand(3, 2, 2, 5, 5), ("a", "b", "c"), TokenGrid(2, 2), tokens=tokens)
-    path = capture(tmp_path / "maps.h5", [maps])
+    return capture(tmp_path_factory.mktemp("honest") / "maps.h5", [maps])
+
+
+@pytest.fixture
+def forge(honest, tmp_path):
+    """A file changed by someone who can compute hashes: `forge(change)` returns its path, sealed anew."""
+    path = Path(shutil.copy(honest, tmp_path))
 
     def change_and_seal(change):
-        plan = seal.read_seal(path).plan
         with h5py.File(path, "r+") as file:
             change(file)
         content = bytearray(path.read_bytes())
-        content[:512] = seal.seal(plan, None, len(content), [content[512:]]).block()
+        content[:512] = seal.seal(seal.read_seal(honest).plan, None, len(content), [content[512:]]).block()
         path.write_bytes(content)
         return path
 
