@@ -56,7 +56,7 @@ def number_from_one(axis: Axis, n: int, most: int = 12) -> None:
     step = 1
     if n > most:
         step = 4
-        while n / step > 8:
+        while n / step > 6:
             step *= 2
     numbers = [1, *range(step, n + 1, step)] if step > 1 else list(range(1, n + 1))
     axis.set_ticks([number - 1 for number in numbers], labels=[str(number) for number in numbers])

@@ -60,8 +60,8 @@ def sections(runs: Sequence[Examined]) -> list[Section]:
         ),
         Section(
             "Do the heads of a block differ?",
-            "One square matrix per block, one row and column per head. Dark away from the diagonal: two heads that "
-            "attend alike.",
+            "One square matrix per block, one row and column per head. Where a cell has the colour of the diagonal, "
+            "two heads attend alike.",
             tuple(_head_grids(runs)),
         ),
         Section(
@@ -105,11 +105,14 @@ def _short_names(runs: Sequence[Examined]) -> list[str]:
 
 
 def _settings(shown: Sequence[Shown]) -> str:
-    """The settings behind a figure: once where all runs share them."""
-    texts = {settings_text(s.m) for s in shown}
-    if len(texts) == 1:
-        return f"{texts.pop()}."
-    return "; ".join(f"{s.name}, {s.place}: {settings_text(s.m)}" for s in shown) + "."
+    """The settings behind a figure, once for all runs that share them."""
+    sharing: dict[str, list[str]] = {}
+    for s in shown:
+        twice = [other.name for other in shown].count(s.name) > 1
+        sharing.setdefault(settings_text(s.m), []).append(f"{s.name} ({s.place})" if twice else s.name)
+    if len(sharing) == 1:
+        return f"{next(iter(sharing))}."
+    return "; ".join(f"{', '.join(names)}: {text}" for text, names in sharing.items()) + "."
 
 
 def _matrices(runs: Sequence[Examined]) -> Iterator[Drawing]:
@@ -143,7 +146,8 @@ def _curves(runs: Sequence[Examined]) -> Iterator[Drawing]:
     shown = _shown(runs, "similar_blocks")
     if not shown:
         return
-    with canvas(WIDTH, 3.4) as figure:
+    height = 3.0 + 0.1 * len(shown)  # for the legend
+    with canvas(WIDTH, height) as figure:
         _draw_lines(figure.add_subplot(), shown, depth_curve)
         found = [f"{s.name}, {s.place}: {_largest(s.m)}" for s in shown]
         yield as_svg(
@@ -152,7 +156,7 @@ def _curves(runs: Sequence[Examined]) -> Iterator[Drawing]:
             "Similarity ratio against depth",
             _settings(shown),
         )
-    with canvas(WIDTH, 3.4) as figure:
+    with canvas(WIDTH, height) as figure:
         _draw_lines(figure.add_subplot(), shown, threshold_curve)
         found = [f"{s.name}, {s.place}: {_range_of_counts(s.m)}" for s in shown]
         yield as_svg(
@@ -205,12 +209,12 @@ def _heat_maps(runs: Sequence[Examined]) -> Iterator[Drawing]:
             continue
         limits = shared_limits([s.m for s in shown])
         heights = [0.75 + max(1.0, 0.12 * s.m.mean.shape[1]) for s in shown]
-        with canvas(WIDTH, 0.1 + sum(heights)) as figure:
+        with canvas(WIDTH, max(2.4, 0.1 + sum(heights))) as figure:  # room for the label of the colour bar
             axes = figure.subplots(len(shown), 1, squeeze=False, height_ratios=heights)[:, 0]
             for ax, s in zip(axes, shown, strict=True):
                 layer_head(s.m, ax, limits=limits, title=f"{s.name}, {s.place}", colorbar=False)
             values = np.concatenate([s.m.mean.ravel() for s in shown])
-            colour_bar(list(axes), colours(limits), quantity(shown[0].m), values)
+            colour_bar(list(axes), colours(limits), quantity(shown[0].m), values, aspect=20 * len(shown))
             found = [f"{s.name}, {s.place}: {_first_and_last(s.m)}" for s in shown]
             alt = f"{quantity(shown[0].m)} of every head. Mean over heads, {'; '.join(found)}."
             yield as_svg(figure, alt, f"{quantity(shown[0].m)} by block and head", _settings(shown))

@@ -37,7 +37,7 @@ def measurement(name, values, *, site="weights", is_effective=True, settings=Non
         ci=np.stack([values - half, values + half]),
         n_images=images,
         n_excluded=0,
-        settings={**metric.all_settings, "interval": "bootstrap", "bootstrap": 100, "bootstrap_seed": 0},
+        settings={**metric.all_settings, "interval": "bootstrap", "bootstrap": 20, "bootstrap_seed": 0},
         coords=coords or (metric.coords(grid=grid, **metric.all_settings) if metric.coords else {}),
         per_image=per_image,
         image_ids=tuple(f"image{i}" for i in range(images)),
@@ -134,14 +134,14 @@ def examined(
         fresh = all_metrics(layers, heads, similar=untrained, far=0.95 if untrained else 0.1, images=16)
         for key in measurements:
             baselines.setdefault(key, {})["untrained"] = fresh[key]
-    measurements = {key: replace(m, baselines=baselines[key]) for key, m in measurements.items()}
+    measurements = {key: replace(m, baselines=baselines.get(key, {})) for key, m in measurements.items()}
     if effective_similar is not None:
         changed = all_metrics(layers, heads, similar=effective_similar, images=images, site="effective")
         measurements = {
             f"{key}@weights" if key in changed else key: replace(m, is_effective=False)
             for key, m in measurements.items()
         }
-        measurements |= {key: replace(m, baselines=baselines[key]) for key, m in changed.items()}
+        measurements |= {key: replace(m, baselines=baselines.get(key, {})) for key, m in changed.items()}
     info = {
         "model": f"{name}_digits",
         "variant": "vit",
@@ -163,4 +163,4 @@ def examined(
         "certificate": {"layers": proofs, "output_equal": True, "fused_difference": 3e-7, "n_images": 2},
         "pictures": tuple(picture(layers, heads, image_id=f"val/{i}") for i in range(pictures)),
     }
-    return Examined(name=name, measurements=measurements, **{**given, **fields})
+    return Examined(**{"name": name, "measurements": measurements, **given, **fields})

@@ -1,0 +1,82 @@
+import numpy as np
+import pytest
+
+from attnprobe.core.errors import ShapeError
+from attnprobe.plots import depth_curve
+from attnprobe.plots.depth_curve import by_depth
+from tests.reports.formulas import examined, layer_cosine, measurement, similar_blocks
+
+
+def line(ax, label):
+    return next(line for line in ax.get_lines() if line.get_label() == label)
+
+
+def test_every_size_has_blocks_from_one_and_all_letters_inside(layers, heads, clipped, labels):
+    e = examined(layers=layers, heads=heads, similar=range(layers // 2 + 1, layers + 1))
+    ax = depth_curve(e.measurements["similar_blocks"], label="a name of twenty-four chr")
+    depth_curve(e.measurements["similar_blocks"], ax, label="another one, just as long")
+    assert clipped(ax.figure) == []
+    assert labels(ax.xaxis)[0] == (0, "1")
+    assert all(int(text) == at + 1 for at, text in labels(ax.xaxis))
+
+
+def test_the_ratio_is_that_at_tau_without_the_block_that_has_none_before():
+    m = similar_blocks(6, similar=(5, 6), settings={"tau": 0.7})
+    ratio, low, high = by_depth(m)
+    at = m.coords["threshold"].index(0.7)
+    np.testing.assert_array_equal(ratio[1:], m.mean[at, 1:])
+    np.testing.assert_array_equal(low[1:], m.ci[0, at, 1:])
+    np.testing.assert_array_equal(high[1:], m.ci[1, at, 1:])
+    assert np.isnan([ratio[0], low[0], high[0]]).all()
+
+
+@pytest.mark.parametrize(("compare", "alone"), [("previous", [0]), ("next", [5]), ("any", []), ("neighbors", [])])
+def test_the_block_without_a_partner_is_left_out(compare, alone):
+    m = similar_blocks(6, similar=(5,), settings={"compare": compare})
+    assert np.flatnonzero(np.isnan(by_depth(m)[0])).tolist() == alone
+
+
+def test_a_threshold_that_depends_on_the_image_is_the_last_row():
+    values = np.zeros((51, 3))
+    values[-1] = [0.1, 0.2, 0.3]
+    m = measurement("similar_blocks", values, settings={"tau": "nbr-mean"})
+    np.testing.assert_array_equal(by_depth(m)[0][1:], [0.2, 0.3])
+
+
+def test_the_mean_over_heads_is_drawn_with_an_interval_no_narrower_than_the_exact_one():
+    rng = np.random.default_rng(0)
+    m = measurement("row_entropy", rng.random((5, 4)))
+    mean, low, high = by_depth(m)
+    np.testing.assert_allclose(mean, m.mean.mean(1))
+    of_heads = m.per_image.mean(2)  # the exact interval of the mean over heads
+    half = 1.96 * of_heads.std(0, ddof=1) / np.sqrt(m.n_images)
+    assert (high - low >= 2 * half - 1e-12).all()
+
+
+def test_runs_share_an_axes_in_different_colours_and_baselines_are_named_once():
+    runs = [examined(name, layers=6, heads=2, similar=(5, 6)) for name in "ab"]
+    ax = None
+    for e in runs:
+        ax = depth_curve(e.measurements["similar_blocks"], ax, label=e.name)
+    assert line(ax, "a").get_color() != line(ax, "b").get_color()
+    named = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert sorted(named) == ["a", "b", "uniform", "untrained"]
+    dotted = [drawn for drawn in ax.get_lines() if drawn.get_label() == "untrained"]
+    assert [drawn.get_color() for drawn in dotted] == [line(ax, "a").get_color(), line(ax, "b").get_color()]
+
+
+def test_runs_of_different_depth_show_all_blocks_of_the_deeper_one(labels):
+    ax = depth_curve(similar_blocks(8, similar=()), label="8")
+    depth_curve(similar_blocks(4, similar=()), ax, label="4")
+    assert labels(ax.xaxis)[-1] == (7, "8")
+
+
+def test_a_name_that_starts_with_an_underscore_is_in_the_legend():
+    ax = depth_curve(similar_blocks(4, similar=()), label="_x$y")
+    assert "_x$y" in [text.get_text().strip() for text in ax.get_legend().get_texts()]
+    ax.figure.canvas.draw()
+
+
+def test_other_axes_are_refused():
+    with pytest.raises(ShapeError, match="depth_curve draws"):
+        depth_curve(measurement("layer_similarity", layer_cosine(3, 0.5)))

@@ -1,0 +1,67 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from matplotlib.figure import Figure
+
+from attnprobe.plots.style import COLOURS, colours, number_from_one, shared_limits
+from tests.reports.formulas import layer_cosine, measurement
+
+
+@given(n=st.integers(1, 500), most=st.integers(1, 12))
+@settings(max_examples=60, deadline=None)
+def test_numbers_start_at_one_sit_on_their_positions_and_are_few(n, most):
+    axis = Figure().add_subplot().xaxis
+    number_from_one(axis, n, most)
+    positions = axis.get_ticklocs()
+    texts = [label.get_text() for label in axis.get_ticklabels()]
+    assert texts[0] == "1"
+    assert [int(text) - 1 for text in texts] == list(positions)
+    assert max(positions) < n
+    assert len(texts) <= max(most, 9)
+
+
+def cosine(values, **fields):
+    return replace(measurement("layer_similarity_centred", values, settings={"center": "mean"}), **fields)
+
+
+def test_a_bounded_metric_keeps_its_whole_range_whatever_the_data():
+    m = measurement("layer_similarity", layer_cosine(5, 0.9))
+    assert shared_limits([m]) == (0.0, 1.0)
+
+
+def test_open_ranges_span_all_runs():
+    few, many = (measurement("effective_rank", np.full((2, 2), value)) for value in (2.0, 7.0))
+    assert shared_limits([few, many]) == (1.0, 7.0)
+
+
+@pytest.mark.parametrize(("smallest", "low"), [(0.3, 0.0), (-0.05, 0.0), (-0.2, -1.0)])
+def test_a_signed_range_is_shown_only_if_something_is_clearly_negative(smallest, low):
+    assert shared_limits([cosine([[1.0, smallest], [smallest, 1.0]])]) == (low, 1.0)
+
+
+def test_limits_exist_where_no_value_does():
+    low, high = shared_limits([measurement("effective_rank", np.full((2, 2), np.nan))])
+    assert low < high
+
+
+def test_zero_is_white_where_both_signs_occur():
+    scale = colours((-0.4, 1.0))
+    assert (scale.norm.vmin, scale.norm.vmax) == (-1.0, 1.0)
+    assert min(scale.to_rgba(0.0)[:3]) > 0.95
+    assert scale.to_rgba(np.nan) != scale.to_rgba(0.0)
+
+
+def luminance(colour):
+    channels = np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+    return linear @ [0.2126, 0.7152, 0.0722]
+
+
+@pytest.mark.parametrize("page", ["#ffffff", "#1a1f25"])
+def test_lines_can_be_seen_on_a_light_and_on_a_dark_page(page):
+    for colour in COLOURS:
+        dark, light = sorted((luminance(colour), luminance(page)))
+        assert (light + 0.05) / (dark + 0.05) > 2.0, colour

@@ -1,0 +1,163 @@
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+from markupsafe import Markup
+
+from attnprobe.core.examined import Examined
+from attnprobe.reports import html
+from attnprobe.reports.drawing import Drawing
+from attnprobe.reports.figures import Section
+from attnprobe.reports.html import proof_of, to_html
+from tests.reports.formulas import examined, picture
+
+PAYLOADS = [
+    "<script>alert(1)</script>",
+    "</script><svg onload=alert(1)>",
+    "</style><style>*{display:none}</style>",
+    "</title><meta http-equiv=refresh content='0;url=http://x'>",
+    '"><img src=http://x/y onerror=alert(1)>',
+    "' onmouseover='alert(1)",
+    "--><b>x</b><!--",
+    "{{ 7 * 7 }}{% raw %}",
+    "javascript:alert(1)",
+    "&lt;b&gt; &amp;#60;",
+    "\x00\x1b\x7f\u2028\ufeff",
+    "\u202egpj.exe\u2066\u2069\u200f",
+    "\ud800 lone surrogate",
+]
+
+
+class Elements(HTMLParser):
+    """Every element with its attributes, all text, and the text in elements that hold raw text."""
+
+    def __init__(self):
+        super().__init__()
+        self.elements, self.text = [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, tuple(name for name, _ in attrs)))
+        self.values = getattr(self, "values", []) + [(tag, name, value) for name, value in attrs]
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def parsed(page):
+    reader = Elements()
+    reader.feed(page)
+    reader.close()
+    return reader
+
+
+def dressed(text: str) -> Examined:
+    """A model with `text` in every field that takes words."""
+    e = examined(text, layers=3, heads=2, pictures=0, effective_similar=())
+    measurements = {
+        key: replace(m, unit=text, settings={**m.settings, "word": text}) for key, m in e.measurements.items()
+    }
+    prefix = measurements["prefix_mass"]
+    measurements["prefix_mass"] = replace(prefix, metric=text, coords={"prefix": [text]})
+    layer = {"layer": text, "route": text, "row_sum_error": 0.0, "value_error": None}
+    return replace(
+        e,
+        measurements=measurements,
+        info={"model": text, text: text, "versions": {text: [text]}, "n_images": 40},
+        layers=(text,) * 3,
+        grid=replace(e.grid, prefix=(text,)),
+        certificate={"layers": [layer], "output_equal": False, "fused_difference": 0.0, "n_images": text},
+        notes=(text,),
+    )
+
+
+@pytest.fixture
+def no_figures(monkeypatch):
+    """Figures take seconds and are tested on their own; here one stands in, with words to be escaped."""
+
+    def stand_in(runs):
+        word = runs[0].name
+        return [Section(word, word, (Drawing(Markup("data:image/png;base64,AA=="), word, word, word),))]
+
+    monkeypatch.setattr(html, "sections", stand_in)
+
+
+@pytest.mark.parametrize("payload", PAYLOADS, ids=range(len(PAYLOADS)))
+def test_hostile_text_in_every_field_adds_no_element_and_no_attribute(payload, no_figures):
+    hostile, harmless = (parsed(to_html([dressed(text)])) for text in (payload, "plain words"))
+    assert hostile.elements == harmless.elements
+    assert not [name for _, names in hostile.elements for name in names if name.startswith("on")]
+
+
+def test_text_is_shown_as_it_was_written(no_figures):
+    text = "".join(parsed(to_html([dressed("<b>\"'&{{ 1 }}</b>")])).text)
+    assert "<b>\"'&{{ 1 }}</b>" in text
+
+
+def test_hidden_characters_are_spelt_out(no_figures):
+    page = to_html([dressed("a\u202eb\x07\ud800")])
+    page.encode("utf-8")
+    assert "a‹U+202E›b‹U+0007›‹U+D800›" in page
+    assert not re.search("[\u202a-\u202e\u2066-\u2069\u200e\u200f\x00-\x08\x0b-\x1f\x7f]", page)
+
+
+@pytest.fixture(scope="module")
+def page():
+    hostile = picture(4, 2, image_id=PAYLOADS[0], label=PAYLOADS[4], prediction=PAYLOADS[5])
+    runs = [
+        examined("vit_16", layers=4, heads=2, similar=(4,), pictures=0),
+        examined(PAYLOADS[1], layers=4, heads=2, effective_similar=(), pictures=0),
+    ]
+    return to_html([runs[0], replace(runs[1], pictures=(hostile,))])
+
+
+def test_the_whole_page_with_figures_runs_and_loads_nothing(page):
+    reader = parsed(page)
+    tags = {tag for tag, _ in reader.elements}
+    assert not tags & {"script", "link", "iframe", "object", "embed", "form", "input", "base", "svg", "video", "audio"}
+    loading = [v for _, name, v in reader.values if name in ("src", "href", "srcset", "action", "data", "poster")]
+    assert loading and all(value.startswith(("data:image/", "#")) for value in loading)
+    assert "url(" not in page and "@import" not in page
+    assert not [name for _, name, _ in reader.values if name.startswith("on")]
+
+
+def test_the_policy_forbids_everything_but_inline_images_and_styles(page):
+    metas = [v for tag, name, v in parsed(page).values if tag == "meta" and name == "content"]
+    (policy,) = [v for v in metas if "default-src" in v]
+    assert "default-src 'none'" in policy and "img-src data:" in policy and "script" not in policy
+    assert page.index("Content-Security-Policy") < page.index("<style>")
+
+
+def test_every_figure_has_words_for_those_who_cannot_see_it(page):
+    alts = [v for tag, name, v in parsed(page).values if (tag, name) == ("img", "alt")]
+    assert len(alts) == page.count("<img ") > 8
+    assert all(len(alt) > 30 for alt in alts)
+
+
+def test_the_verdict_comes_before_the_numbers_and_these_before_the_figures(page):
+    order = ["collapsed from block 4", "rho=0.9", "<h2>Summary", "<img ", "Is this what the model computed?", "torch"]
+    positions = [page.index(words) for words in order]
+    assert positions == sorted(positions)
+
+
+def test_the_summary_shows_untrained_networks_beside(page):
+    assert "vit_16, untrained" in page
+
+
+def test_nothing_measured_is_still_a_page(no_figures):
+    page = to_html([replace(examined("empty"), measurements={}, info={}, certificate={}, layers=())])
+    assert "cannot say" in page and "no certificate" in page
+
+
+def test_the_proof_is_told_in_a_sentence():
+    certificate = examined(layers=3).certificate
+    told = proof_of(certificate)
+    assert "Checked on 2 images" in told and "all 3 layers" in told and "1.0e-07" in told and "2.0e-07" in told
+    assert "equals the output" in told
+    assert "is within rounding" in proof_of({**certificate, "output_equal": False})
+    unchecked = json.loads(json.dumps(certificate))
+    for layer in unchecked["layers"]:
+        layer["value_error"] = None
+    assert "map times V" not in proof_of(unchecked)
+    assert proof_of({}).startswith("no certificate")

@@ -1,0 +1,160 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from attnprobe.reports import verdict
+from tests.reports.formulas import all_metrics, examined, similar_blocks
+
+
+def without(e, *metrics):
+    return replace(e, measurements={k: m for k, m in e.measurements.items() if m.metric not in metrics})
+
+
+def warned(e, words):
+    return [warning for warning in verdict(e).warnings if words in warning]
+
+
+def test_collapse_names_the_block_the_count_its_interval_the_baseline_and_the_heads():
+    found = verdict(examined(similar=range(12, 17), untrained=()))
+    assert found.status == "collapsed"
+    assert found.headline == (
+        "collapsed from block 12: 5 of 16 blocks similar (95% CI 5–5); untrained baseline 0; 16 of 96 heads redundant"
+    )
+    assert found.warnings == ()
+
+
+def test_nothing_similar_is_not_collapsed_even_if_the_untrained_network_is():
+    found = verdict(examined(untrained=range(2, 17)))
+    assert found.status == "not collapsed"
+    assert found.headline.startswith("not collapsed: 0 of 16 blocks similar (95% CI 0–0); untrained baseline 15; ")
+
+
+def test_similar_blocks_that_are_not_the_last_ones_are_a_partial_collapse():
+    found = verdict(examined(similar=(3, 7)))
+    assert found.status == "partly collapsed"
+    assert found.headline.startswith("partly collapsed: blocks 3 and 7 of 16 similar (95% CI 2–2); untrained")
+
+
+def test_earlier_similar_blocks_are_not_passed_over():
+    assert "collapsed from block 15: 4 of 16 blocks similar (95% CI 4–4), blocks 3–4 included" in (
+        verdict(examined(similar=(3, 4, 15, 16))).headline
+    )
+
+
+@pytest.mark.parametrize("fresh", [range(12, 17), range(2, 17)])
+def test_no_verdict_where_the_untrained_network_scores_as_high(fresh):
+    e = examined(similar=range(12, 17), untrained=fresh)
+    found = verdict(e)
+    assert found.status == "cannot say"
+    assert found.headline.startswith(
+        f"cannot say: 5 of 16 blocks similar (95% CI 5–5), but untrained {len(fresh)} are as well"
+    )
+    (warning,) = warned(e, "near-uniform maps have a raw cosine near 1")
+    assert "centred cosine of neighbouring blocks: 0.967, untrained 0.970 (softmax maps, 40 images)" in warning
+    assert warned(without(e, "layer_similarity_centred"), "which was not measured")
+
+
+def test_fewer_similar_blocks_untrained_do_not_block_the_verdict():
+    assert verdict(examined(similar=range(12, 17), untrained=(2, 3, 4, 5))).status == "collapsed"
+
+
+def test_an_interval_that_reaches_the_baseline_blocks_the_verdict():
+    e = examined(similar=range(12, 17), untrained=(2, 3))
+    m = e.measurements["similar_blocks"]
+    unsure = replace(m, summary={**m.summary, "count_ci": [2, 6]})
+    found = verdict(replace(e, measurements={**e.measurements, "similar_blocks": unsure}))
+    assert found.status == "cannot say"
+
+
+def test_without_a_baseline_the_verdict_says_so():
+    e = examined(similar=(15, 16), untrained=None)
+    assert (
+        verdict(e).headline == "collapsed from block 15: 2 of 16 blocks similar (95% CI 2–2); 16 of 96 heads redundant"
+    )
+    assert warned(e, "no untrained baseline")
+    assert not warned(examined(untrained=None), "no untrained baseline")
+
+
+def test_the_effective_maps_decide_and_both_counts_are_named_by_their_matrix():
+    e = examined(similar=range(2, 17), effective_similar=(), untrained=(2,))
+    found = verdict(e)
+    assert found.status == "not collapsed"
+    assert "effective maps, 40 images" in found.settings
+    (warning,) = warned(e, "changes its maps after the softmax")
+    assert "0 of 16 (95% CI 0–0) at the effective maps, 1 untrained" in warning
+    assert "15 of 16 (95% CI 15–15) at the softmax maps, 1 untrained" in warning
+
+
+def test_settings_travel_with_the_count():
+    settings = verdict(examined(similar=(16,))).settings
+    for words in ("rho=0.9", "tau=0.9", "compare=previous", "softmax maps", "40 images", "90% of", "0.05 nats"):
+        assert words in settings
+
+
+def test_other_settings_are_worded():
+    chosen = {"axis": "query", "pool": "head_mean_map", "center": "mean", "exclude_prefix": 1, "rho": 0.85}
+    m = similar_blocks(6, similar=(), settings={**chosen, "compare": "any"})
+    text = verdict(replace(examined(layers=6), measurements={"similar_blocks": m})).settings
+    for words in (
+        "rows (query vectors)",
+        "after the mean over heads",
+        "centred (mean)",
+        "first 1 tokens",
+        "most alike",
+    ):
+        assert words in text
+    assert "more than 85%" in text
+
+
+@pytest.mark.parametrize(("images", "warns"), [(1, True), (15, True), (16, False)])
+def test_few_images_are_pointed_out(images, warns):
+    assert bool(warned(examined(layers=4, images=images), f"only {images} image")) == warns
+
+
+def test_one_image_gives_a_count_without_an_interval():
+    found = verdict(examined(layers=4, similar=(4,), untrained=(), images=1))
+    assert found.headline.startswith("collapsed from block 4: 1 of 4 blocks similar; untrained baseline 0")
+
+
+@pytest.mark.parametrize(("accuracy", "warns"), [(0.1, True), (0.2, True), (0.3, False), (None, False)])
+def test_an_accuracy_that_guessing_reaches_is_pointed_out(accuracy, warns):
+    info = {"accuracy": accuracy, "n_classes": 10, "n_images": 40}  # chance 10 % + 3 deviations = 24 %
+    assert bool(warned(examined(layers=4, info=info), "near chance (10.0%, 10 classes)")) == warns
+
+
+def test_unknown_numbers_of_classes_give_no_warning():
+    assert not warned(examined(layers=4, info={"accuracy": 0.0}), "near chance")
+
+
+def test_notes_come_first_and_a_missing_certificate_last():
+    warnings = verdict(examined(layers=4, notes=("trained for 6 epochs only",), certificate={}, images=3)).warnings
+    assert warnings[0] == "trained for 6 epochs only"
+    assert warnings[-1].startswith("no certificate")
+
+
+def test_values_that_are_not_finite_are_counted():
+    e = examined(layers=4)
+    broken = replace(e.measurements["row_entropy"], n_excluded=7)
+    assert warned(replace(e, measurements={**e.measurements, "row_entropy": broken}), "in up to 7 images")
+
+
+def test_a_block_without_a_finite_ratio_is_named():
+    e = examined(layers=4)
+    m = e.measurements["similar_blocks"]
+    unknown = replace(m, summary={**m.summary, "ratio": [0.0, None, 0.5, None]})
+    measurements = {**e.measurements, "similar_blocks": unknown}
+    assert warned(replace(e, measurements=measurements), "blocks 2 and 4 without a finite value")
+
+
+def test_unmeasured_similar_blocks_and_heads_are_no_reason_to_fail():
+    found = verdict(without(examined(layers=4), "similar_blocks"))
+    assert found.status == "cannot say" and "was not measured" in found.headline and found.settings == ""
+    assert "redundant" not in verdict(without(examined(layers=4), "head_divergence")).headline
+
+
+def test_a_head_metric_that_could_not_be_clustered_is_left_out():
+    measurements = all_metrics(4, 3)
+    unclustered = replace(measurements["head_divergence"], summary={}, mean=np.full((4, 3, 3), np.nan))
+    e = replace(examined(layers=4), measurements={**measurements, "head_divergence": unclustered})
+    assert "redundant" not in verdict(e).headline.lower() + verdict(e).settings.lower()
