@@ -41,7 +41,7 @@ def attention_grid(
     for block, values in enumerate(attention):
         extent = tiles.extent(block + 1)
         ax.imshow(grey, extent=extent, aspect="equal", cmap="gray", vmin=0, vmax=255)
-        ax.imshow(values, extent=extent, aspect="equal", cmap=scale.cmap, norm=scale.norm, alpha=OPACITY)
+        ax.imshow(values, extent=extent, aspect="equal", **scale._asdict(), alpha=OPACITY)
     ax.set_title(_title(picture) if title is None else title, fontsize="medium", parse_math=False)
     if colorbar:
         colour_bar(ax, scale, "attention, mean over heads", attention, shrink=0.8)

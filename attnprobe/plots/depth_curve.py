@@ -39,7 +39,7 @@ def depth_curve(m: Measurement, ax: Axes | None = None, *, label: str = "", base
         if baselines and name in m.baselines:
             colour = drawn.get_color() if name == "untrained" else "#808080"
             ax.plot(blocks, by_depth(m.baselines[name])[0], label=name, color=colour, linestyle=style, linewidth=1.2)
-    deepest = max(len(drawn.get_xdata()) for drawn in ax.get_lines())
+    deepest = max(np.size(drawn.get_xdata()) for drawn in ax.get_lines())
     number_from_one(ax.xaxis, deepest)
     ax.set_xlim(-0.5, deepest - 0.5)
     ax.set(xlabel="block", ylabel=_name(m))

@@ -34,7 +34,7 @@ def head_grid(
     scale = colours(limits or shared_limits([m]))
     tiles.prepare(ax, [str(block + 1) for block in range(tiles.n)])
     for block, matrix in enumerate(m.mean):
-        ax.imshow(matrix, extent=tiles.extent(block), aspect="equal", cmap=scale.cmap, norm=scale.norm)
+        ax.imshow(matrix, extent=tiles.extent(block), aspect="equal", **scale._asdict())
     ax.set_title(heading(m) if title is None else title, fontsize="medium", parse_math=False)
     if colorbar:
         colour_bar(ax, scale, quantity(m), m.mean, shrink=0.8)

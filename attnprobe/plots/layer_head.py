@@ -35,7 +35,7 @@ def layer_head(
     blocks, heads = values.shape
     ax = new_axes(5.2, 1.5 + 0.16 * max(heads, 6)) if ax is None else ax
     scale = colours(limits or shared_limits([m]))
-    ax.imshow(values.T, origin="lower", aspect="auto", cmap=scale.cmap, norm=scale.norm)
+    ax.imshow(values.T, origin="lower", aspect="auto", **scale._asdict())
     number_from_one(ax.xaxis, blocks)
     number_from_one(ax.yaxis, heads, most=6)
     ax.set(xlabel="block", ylabel="head")

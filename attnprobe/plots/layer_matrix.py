@@ -39,7 +39,7 @@ def layer_matrix(
     require_axes(m, "layer_matrix", ("layer", "layer"))
     ax = new_axes(4.6, 4.2) if ax is None else ax
     scale = colours(limits or shared_limits([m]))
-    ax.imshow(m.mean, origin="lower", cmap=scale.cmap, norm=scale.norm)
+    ax.imshow(m.mean, origin="lower", **scale._asdict())
     for axis in (ax.xaxis, ax.yaxis):
         number_from_one(axis, len(m.mean))
     ax.set(xlabel="block", ylabel="block")

@@ -1,13 +1,14 @@
 """What do all figures have in common: blocks counted from 1, colours every eye can tell apart, one scale."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
+from matplotlib.colors import Colormap, Normalize
 
 from attnprobe.core.errors import ShapeError
 from attnprobe.core.measurement import Measurement
@@ -78,23 +79,30 @@ def shared_limits(measurements: Sequence[Measurement]) -> Limits:
     return float(low), float(high if high > low else low + 1)
 
 
-def colours(limits: Limits) -> ScalarMappable:
+class Scale(NamedTuple):
+    """Value -> colour, as `Axes.imshow(..., **scale._asdict())` takes it."""
+
+    norm: Normalize
+    cmap: Colormap
+
+
+def colours(limits: Limits) -> Scale:
     """Value -> colour: viridis, or red and blue around a white 0 where the range has both signs."""
     low, high = limits
     name = "viridis"
     if low < 0 < high:
         name, high = "RdBu_r", max(-low, high)
         low = -high
-    return ScalarMappable(Normalize(low, high), colormaps[name].with_extremes(bad=MISSING))
+    return Scale(Normalize(low, high), colormaps[name].with_extremes(bad=MISSING))
 
 
-def colour_bar(ax: Axes | Sequence[Axes], scale: ScalarMappable, label: str, values: np.ndarray, **options) -> None:
+def colour_bar(ax: Axes | Sequence[Axes], scale: Scale, label: str, values: np.ndarray, **options) -> None:
     """A colour bar beside `ax`, with arrows where `values` leave the scale."""
     finite = values[np.isfinite(values)]
-    below, above = (finite < scale.norm.vmin).any(), (finite > scale.norm.vmax).any()
-    extend = {(True, True): "both", (True, False): "min", (False, True): "max"}.get((below, above), "neither")
+    below, above = np.any(finite < scale.norm.vmin), np.any(finite > scale.norm.vmax)
+    extend = "both" if below and above else "min" if below else "max" if above else "neither"
     figure = (ax if isinstance(ax, Axes) else ax[0]).figure
-    figure.colorbar(scale, ax=ax, label=label, extend=extend, **options)
+    figure.colorbar(ScalarMappable(**scale._asdict()), ax=ax, label=label, extend=extend, **options)
 
 
 def line_label(name: str) -> str:
@@ -106,8 +114,8 @@ def legend(ax: Axes) -> None:
     """Name the lines above the Axes, each name once."""
     lines = {}
     for line in ax.get_lines():
-        if not line.get_label().startswith("_"):
-            lines.setdefault(line.get_label(), line)
+        if not str(line.get_label()).startswith("_"):
+            lines.setdefault(str(line.get_label()), line)
     box = ax.legend(
         list(lines.values()),
         list(lines),

@@ -1,6 +1,7 @@
 """Does the count of similar blocks hang on the threshold? No published one exists, so look at all of them."""
 
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from attnprobe.core.errors import ShapeError
 from attnprobe.core.measurement import Measurement
@@ -33,6 +34,6 @@ def threshold_curve(m: Measurement, ax: Axes | None = None, *, label: str = "", 
         ax.axvline(m.summary["tau"], color="#808080", linewidth=0.8)
     ax.set(xlabel="threshold of the cosine (tau)", ylabel=f"similar blocks (share > {m.summary['rho']})")
     ax.set_ylim(bottom=-0.02 * m.summary["of"], top=max(1.02 * m.summary["of"], ax.get_ylim()[1]))
-    ax.yaxis.get_major_locator().set_params(integer=True)
+    ax.yaxis.set_major_locator(MaxNLocator(integer=True))
     legend(ax)
     return ax

