@@ -66,7 +66,7 @@ def as_svg(figure: Figure, alt: str, title: str, settings: str) -> Drawing:
 
 
 def as_photograph(figure: Figure, alt: str, title: str, settings: str) -> Drawing:
-    """Figures with photographs, at twice the size a page shows: a photograph with 16 blocks is 41 kB as WebP, 408 kB as PNG."""
+    """Figures with photographs, at twice the size a page shows; with 16 blocks 41 kB as WebP, 408 kB as PNG."""
     file = io.BytesIO()
     figure.savefig(file, format="webp", dpi=192, pil_kwargs={"quality": 80, "method": 4})
     return Drawing(_uri("image/webp", file.getvalue()), alt, title, settings)
