@@ -8,6 +8,7 @@ everything: 1.3 times as fast to write (1.0 GB/s of float32), 1.8 times to read,
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from isal import isal_zlib
@@ -23,7 +24,8 @@ WINDOW_BITS = 9
 def shuffled_deflated(chunk: np.ndarray) -> bytes:
     """A chunk of unsigned integers, as HDF5 stores it behind the filters shuffle and deflate."""
     flat = chunk.reshape(-1)
-    parts, checksum = [ZLIB_HEADER], 1
+    parts: list[Any] = [ZLIB_HEADER]
+    checksum = 1
     for byte in range(flat.itemsize):
         plane = (flat >> (8 * byte)).astype(np.uint8)  # 3 times as fast as transposing bytes
         parts += _stored(plane) if _is_noise(plane) else [_compressed(plane)]
@@ -45,8 +47,8 @@ def _compressed(plane: np.ndarray) -> bytes:
     return stream.compress(plane) + stream.flush(isal_zlib.Z_SYNC_FLUSH)
 
 
-def _stored(plane: np.ndarray) -> Iterator[memoryview | bytes]:
-    data = memoryview(plane)
+def _stored(plane: np.ndarray) -> Iterator[Any]:
+    data = memoryview(plane.data)
     for start in range(0, len(data), LONGEST_BLOCK):
         block = data[start : start + LONGEST_BLOCK]
         yield b"\x00" + len(block).to_bytes(2, "little") + (len(block) ^ 0xFFFF).to_bytes(2, "little")

@@ -59,9 +59,7 @@ def _stage_layout(name: str, maps: list[AttentionMaps], item_bytes: int) -> Stag
             )
         datasets.append(DatasetLayout("tokens", shape, chunk_shape(shape, item_bytes), False, False))
     grid = first.grid
-    return StageLayout(
-        name, first.kind, first.layers, grid.rows, grid.cols, grid.prefix, tuple(grid.patch), tuple(datasets)
-    )
+    return StageLayout(name, first.kind, first.layers, grid.rows, grid.cols, grid.prefix, grid.patch, tuple(datasets))
 
 
 def decide(maps: Sequence[AttentionMaps], dtype: str) -> Layout:
@@ -74,3 +72,21 @@ def decide(maps: Sequence[AttentionMaps], dtype: str) -> Layout:
     images_per_chunk = max(layout.chunk[0] for stage in stages for layout in stage.datasets)
     stored = math.ceil(image_bytes)
     return Layout(dtype, shard_images(stored, images_per_chunk), stored, stages)
+
+
+def difference(first: Sequence[StageLayout], now: Sequence[StageLayout]) -> str:
+    """In what maps are unlike the first ones; "" if in nothing."""
+    if tuple(first) == tuple(now):
+        return ""
+    if [s.name for s in first] != [s.name for s in now]:
+        return f"stages {[s.name for s in now]}, not {[s.name for s in first]}"
+    before, after = next((a, b) for a, b in zip(first, now, strict=True) if a != b)
+    if [d.name for d in before.datasets] != [d.name for d in after.datasets]:
+        return f"stage {after.name} has {[d.name for d in after.datasets]}, not {[d.name for d in before.datasets]}"
+    for old, new in zip(before.datasets, after.datasets, strict=True):
+        if old != new:
+            return (
+                f"{after.name}/{new.name} is {new.shape}, stochastic={new.stochastic}, "
+                f"is_effective={new.is_effective}, not {old.shape}, {old.stochastic}, {old.is_effective}"
+            )
+    return f"stage {after.name} has other layer names, grid or kind"

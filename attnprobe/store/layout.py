@@ -79,6 +79,11 @@ class StageLayout:
         """Length of every axis but the image's, by name."""
         return {axis: n for d in self.datasets for axis, n in zip(d.axes[1:], d.shape, strict=True)}
 
+    @property
+    def maps(self) -> tuple[DatasetLayout, ...]:
+        """The datasets of maps, weights first."""
+        return tuple(d for d in self.datasets if d.name != "tokens")
+
     def dataset(self, name: str) -> DatasetLayout | None:
         return next((d for d in self.datasets if d.name == name), None)
 

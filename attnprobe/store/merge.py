@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -61,8 +62,9 @@ def _run_child(folder: Path, target: Path) -> None:
     root = str(Path(attnprobe.__file__).parents[1])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))}
     command = [sys.executable, "-P", "-m", "attnprobe.store.merge", str(folder.resolve()), str(target.resolve())]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, env=environment, text=True, **pipes) as child:
+    pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL
+    with subprocess.Popen(command, env=environment, text=True, stdin=pipe, stdout=nowhere, stderr=pipe) as child:
+        assert child.stderr is not None
         try:
             said = child.stderr.read()  # not communicate(): it would close stdin, by which the child knows we live
             child.wait()
@@ -81,7 +83,7 @@ def _copy(folder: Path, target: Path) -> None:
     pinned, ids, _ = read_plan(folder)
     outcomes: dict[str, list[np.ndarray]] = {name: [] for name in hdf5.OUTCOMES}
     copied: list[tuple[str, tuple[int, ...], int]] = []
-    merged = hdf5.create(target, pinned, ids, certificate=read_certificate(folder))
+    merged: Any = hdf5.create(target, pinned, ids, certificate=read_certificate(folder))
     for shard in _shards(folder, pinned):
         for name, column in outcomes.items():
             column.append(shard[f"images/{name}"][:])
@@ -98,13 +100,13 @@ def _copy(folder: Path, target: Path) -> None:
                 raise OSError(f"chunk {there} of {path} was not written as it was read")
 
 
-def _shards(folder: Path, pinned: Pinned) -> Iterator[h5py.File]:
+def _shards(folder: Path, pinned: Pinned) -> Iterator[Any]:
     for number in range(pinned.n_shards):
         with open_shard(folder, number, pinned.plan_id) as shard:
             yield shard
 
 
-def _chunks(pinned: Pinned, shard: h5py.File) -> Iterator[tuple[str, tuple[int, ...], tuple[int, ...]]]:
+def _chunks(pinned: Pinned, shard: Any) -> Iterator[tuple[str, tuple[int, ...], tuple[int, ...]]]:
     """Every chunk of a shard: dataset, where it begins in the shard, where in the merged file."""
     first = int(shard.attrs["first_image"])
     for path, layout in structure.datasets(pinned):

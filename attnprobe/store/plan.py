@@ -107,6 +107,19 @@ class Pinned:
         """Positions of the images of shard k."""
         return self.layout.shard(k, self.n_images)
 
+    def description(self, n_images: int) -> dict[str, Any]:
+        """What a reader of `n_images` of them tells about the capture, as plain Python."""
+        facts = {name: value for name, value in self.facts.items() if name not in ("image_ids_sha256", "labels_sha256")}
+        return {
+            **facts,
+            "format": "attnprobe",
+            "schema_version": SCHEMA_VERSION,
+            "created": self.created,
+            "dtype": self.layout.dtype,
+            "n_images": n_images,
+            "complete": n_images == self.n_images,
+        }
+
 
 def write_plan(folder: Path, plan: CapturePlan, pinned: Pinned) -> None:
     """Write plan.json, once: FileExistsError if it is there."""

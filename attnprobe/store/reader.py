@@ -16,8 +16,8 @@ from torch import Tensor
 from attnprobe.core.errors import InputError, MapsFileError, did_you_mean
 from attnprobe.core.maps import AttentionMaps, Outcome, TokenGrid
 from attnprobe.core.tap import Site
-from attnprobe.store import hdf5, parts, structure
-from attnprobe.store.layout import SCHEMA_VERSION, DatasetLayout, StageLayout
+from attnprobe.store import bits, hdf5, parts, structure
+from attnprobe.store.layout import DatasetLayout, StageLayout
 from attnprobe.store.plan import Pinned, read_plan
 from attnprobe.store.seal import read_whole, verify
 
@@ -52,7 +52,7 @@ def open_maps(path: Path | str, *, allow_partial: bool = False, chunk_images: in
     try:
         pinned = structure.check(file, path, found)
         ids = tuple(structure.read_ids(file))
-        certificate = json.loads(file.attrs["certificate"])
+        certificate = json.loads(str(file.attrs["certificate"]))
     except BaseException:
         file.close()
         raise
@@ -117,17 +117,7 @@ class MapReader:
         self._layouts = {stage.name: stage for stage in pinned.layout.stages}
         self.stages = tuple(self._layouts)
         self.complete = len(image_ids) == pinned.n_images
-        facts = {k: v for k, v in pinned.facts.items() if not k.endswith("_sha256") or k == "checkpoint_sha256"}
-        self.attrs: dict[str, Any] = {
-            **facts,
-            "format": "attnprobe",
-            "schema_version": SCHEMA_VERSION,
-            "created": pinned.created,
-            "dtype": pinned.layout.dtype,
-            "certificate": certificate,
-            "n_images": len(image_ids),
-            "complete": self.complete,
-        }
+        self.attrs = {**pinned.description(len(image_ids)), "certificate": certificate}
         self.chunk_images = chunk_images or self._usual_chunk()
 
     @property
@@ -156,7 +146,7 @@ class MapReader:
 
     def sites(self, stage: str = "trunk") -> tuple[Site, ...]:
         """Sites stored for a stage, weights first."""
-        return tuple(d.name for d in self._stage(stage).datasets if d.name != "tokens")  # type: ignore[misc]
+        return tuple(d.name for d in self._stage(stage).maps)  # type: ignore[misc]
 
     def maps(
         self, stage: str = "trunk", site: Site = "effective", images: slice | Sequence[int] = slice(None)
@@ -180,7 +170,7 @@ class MapReader:
         try:
             positions = everything[images] if isinstance(images, slice) else [everything[i] for i in images]
         except IndexError:
-            raise InputError(f"{self.path} has images 0 to {self.n_images - 1}, asked for {list(images)}.") from None
+            raise InputError(f"{self.path} has images 0 to {self.n_images - 1}, asked for {images}.") from None
         return self._maps(layout, dataset, positions, self._tokens(layout, positions), self._outcome(positions))
 
     def __iter__(self) -> Iterator[AttentionMaps]:
@@ -188,8 +178,8 @@ class MapReader:
             outcome = self._outcome(positions)
             for layout in self._layouts.values():
                 tokens = self._tokens(layout, positions)
-                for site in self.sites(layout.name):
-                    yield self._maps(layout, layout.dataset(site), positions, tokens, outcome)
+                for dataset in layout.maps:
+                    yield self._maps(layout, dataset, positions, tokens, outcome)
 
     def __len__(self) -> int:
         return self.n_images
@@ -263,9 +253,10 @@ class MapReader:
 
     def _values(self, stage: StageLayout, dataset: DatasetLayout, positions: Sequence[int]) -> Tensor:
         values = torch.empty(len(positions), *dataset.shape)
+        dtype = getattr(torch, self._pinned.layout.dtype)
         for here, file, there in self._slices(positions):
             with self._readable():
-                values[here] = _read(file[f"stages/{stage.name}/{dataset.name}"], there, self._pinned.layout.dtype)
+                values[here] = bits.read(file[f"stages/{stage.name}/{dataset.name}"], there, dtype)
         return values
 
     def _outcome(self, positions: Sequence[int]) -> Outcome:
@@ -276,7 +267,7 @@ class MapReader:
                     column[here] = file[f"images/{name}"][there]
         return Outcome(*(torch.from_numpy(columns[name]) for name in ("label", "prediction", "probability")))
 
-    def _slices(self, positions: Sequence[int]) -> Iterator[tuple[slice, h5py.File, slice]]:
+    def _slices(self, positions: Sequence[int]) -> Iterator[tuple[slice, Any, slice]]:
         """Consecutive positions in one file: where they go, the file, where they are in it."""
         start = 0
         while start < len(positions):
@@ -305,13 +296,3 @@ class MapReader:
             if isinstance(error, InputError):
                 raise
             raise MapsFileError(f"{self.path} is damaged: {error}. Restore it or capture again.") from error
-
-
-def _read(dataset: h5py.Dataset, images: slice, dtype: str) -> Tensor:
-    """Some images of a dataset in the file's type: raw bits from HDF5, their meaning from torch."""
-    shape = (images.stop - images.start, *dataset.shape[1:])
-    bits = np.empty(shape, {"bfloat16": np.int16, "float16": np.int16, "float32": np.int32}[dtype])
-    space = dataset.id.get_space()
-    space.select_hyperslab((images.start, *(0,) * (len(shape) - 1)), shape)
-    dataset.id.read(h5py.h5s.create_simple(shape), space, bits, mtype=dataset.id.get_type())
-    return torch.from_numpy(bits).view(getattr(torch, dtype))

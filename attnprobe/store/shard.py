@@ -2,27 +2,20 @@
 
 import io
 from collections.abc import Iterator, Sequence
+from typing import Any
 
-import h5py
 import numpy as np
 import torch
 from torch import Tensor
 
 from attnprobe.core.maps import AttentionMaps, Outcome
 from attnprobe.store import hdf5
+from attnprobe.store.bits import words
 from attnprobe.store.deflate import shuffled_deflated
 from attnprobe.store.fletcher import checked
 from attnprobe.store.layout import DatasetLayout, StageLayout
 from attnprobe.store.plan import Pinned
 from attnprobe.store.seal import BLOCK, seal
-
-_WORDS = {1: (torch.uint8, np.uint8), 2: (torch.int16, np.uint16), 4: (torch.int32, np.uint32)}
-
-
-def words(values: Tensor) -> np.ndarray:
-    """The bit patterns of a tensor as unsigned integers of the same size, on the CPU, without a copy there."""
-    signed, unsigned = _WORDS[values.element_size()]
-    return values.detach().cpu().contiguous().view(signed).numpy().view(unsigned)
 
 
 def encoded(layout: DatasetLayout, values: Tensor, dtype: torch.dtype) -> Iterator[tuple[tuple[int, ...], bytes]]:
@@ -46,6 +39,7 @@ def tensors(
         for layout in stage.datasets:
             first = next(iter(sites.values()))
             values = first.tokens if layout.name == "tokens" else sites[layout.name].values
+            assert values is not None, "the layout has tokens where the maps have"
             yield f"stages/{stage.name}/{layout.name}", layout, values
 
 
@@ -68,7 +62,7 @@ class Shard:
         if labels:
             self._outcomes["label"][:] = labels[here]
         self._buffer = io.BytesIO()
-        self._file = hdf5.create(self._buffer, pinned, ids[here], self.positions.start)
+        self._file: Any = hdf5.create(self._buffer, pinned, ids[here], self.positions.start)
 
     @property
     def full(self) -> bool:
@@ -116,7 +110,7 @@ class Shard:
             self._file[f"images/{name}"][:] = column
         for stage in self.pinned.layout.stages:
             for layout in stage.datasets:
-                dataset: h5py.Dataset = self._file[f"stages/{stage.name}/{layout.name}"]
+                dataset = self._file[f"stages/{stage.name}/{layout.name}"]
                 assert dataset.id.get_num_chunks() == layout.n_chunks(self._n), "every chunk is written"
         self._file.close()
         data = self._buffer.getbuffer()

@@ -44,7 +44,7 @@ def _refusal(path: Path, what: str) -> MapsFileError:
     return MapsFileError(f"{path} is refused: {what}. Restore it or capture again.")
 
 
-def _check(file: h5py.File, path: Path, seal: Seal) -> Pinned:
+def _check(file: Any, path: Path, seal: Seal) -> Pinned:
     version = file.attrs.get("schema_version")
     require_known_schema(path, None if version is None else int(version))
     text = file.attrs["plan"]
@@ -87,12 +87,12 @@ def datasets(pinned: Pinned) -> list[tuple[str, DatasetLayout]]:
     return [(f"stages/{s.name}/{d.name}", d) for s in pinned.layout.stages for d in s.datasets]
 
 
-def read_ids(file: h5py.File) -> list[str]:
+def read_ids(file: Any) -> list[str]:
     """The image ids of an open file."""
     return list(file["images/id"].asstr()[:])
 
 
-def _only(path: Path, group: h5py.Group, names: dict[str, Any]) -> None:
+def _only(path: Path, group: Any, names: dict[str, Any]) -> None:
     """Nothing but these names, each a hard link to an object of that class."""
     if set(group) != set(names):
         odd = sorted(set(group) ^ set(names))[0]

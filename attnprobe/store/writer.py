@@ -14,7 +14,7 @@ from attnprobe.core.errors import InputError, MapsFileError, WorkError, did_you_
 from attnprobe.core.lock import FileLock
 from attnprobe.core.maps import AttentionMaps
 from attnprobe.store import parts
-from attnprobe.store.first_batch import decide, stage_layouts
+from attnprobe.store.first_batch import decide, difference, stage_layouts
 from attnprobe.store.layout import ITEM_BYTES
 from attnprobe.store.merge import merge
 from attnprobe.store.plan import CapturePlan, Pinned, require_same_plan, write_plan
@@ -113,16 +113,15 @@ class MapWriter:
         if self._result or self._merged:
             raise InputError(f"{self.path} is complete; nothing can be appended.")
         start = self._place(maps)
-        if self._pinned is None:
-            self._pin(maps)
-        stages = stage_layouts(maps, self._dtype)
-        if stages != self._pinned.layout.stages:
+        pinned = self._pinned or self._pin(maps)
+        unlike = difference(pinned.layout.stages, stage_layouts(maps, self._dtype))
+        if unlike:
             raise InputError(
-                f"these maps are unlike the first ones in {self.folder}: {_first_unlike(self._pinned, stages)}. Append "
-                "every stage and site of each image, or start anew with --overwrite."
+                f"these maps are unlike the first ones in {self.folder}: {unlike}. Append every stage and site of each "
+                "image, or start anew with --overwrite."
             )
-        self._claim(start, maps[0].n_images)
-        self._work = self._thread.submit(self._store, start, list(maps))
+        self._claim(pinned, start, maps[0].n_images)
+        self._work = self._thread.submit(self._store, pinned, start, list(maps))
 
     def close(self, certificate: Mapping[str, Any] | None = None) -> Path:
         """Wait for the last shard, merge, and return what was made: NAME.h5, or NAME.parts if shards are kept.
@@ -192,11 +191,12 @@ class MapWriter:
             raise InputError(f"images {ids[:2]} and on do not follow one another in the plan; capture in plan order.")
         return start
 
-    def _claim(self, start: int, n_images: int) -> None:
-        size = self._pinned.layout.shard_images
+    def _claim(self, pinned: Pinned, start: int, n_images: int) -> None:
+        """These images are next, or begin a shard that nobody began."""
+        size = pinned.layout.shard_images
         spans = set(range(start // size, (start + n_images - 1) // size + 1))
         if start != self._next:
-            between_shards = self._next % size == 0 or self._next == self._pinned.n_images
+            between_shards = self._next % size == 0 or self._next == pinned.n_images
             if not (between_shards and start % size == 0):
                 raise InputError(
                     f"image {self.plan.image_ids[start]!r} (position {start}) came where position {self._next} was "
@@ -210,7 +210,7 @@ class MapWriter:
         self._begun |= spans
         self._next = start + n_images
 
-    def _pin(self, maps: Sequence[AttentionMaps]) -> None:
+    def _pin(self, maps: Sequence[AttentionMaps]) -> Pinned:
         layout = decide(maps, self._dtype)
         pinned = Pinned(self.plan.facts(), layout, datetime.now(UTC).isoformat())
         self._require_room(pinned)
@@ -218,6 +218,7 @@ class MapWriter:
             fs.make_folder(self.folder / "shards")
             write_plan(self.folder, self.plan, pinned)
         self._pinned = pinned
+        return pinned
 
     def _require_room(self, pinned: Pinned) -> None:
         n_images = sum(len(pinned.shard(k)) for k in range(pinned.n_shards) if k not in self._done)
@@ -228,14 +229,14 @@ class MapWriter:
                 f"{free / 1e6:.0f} MB. Free some, choose another disk, or capture fewer images."
             )
 
-    def _store(self, start: int, maps: Sequence[AttentionMaps]) -> None:
+    def _store(self, pinned: Pinned, start: int, maps: Sequence[AttentionMaps]) -> None:
         """In the writer's thread: hand the images to their shards and commit those that are full."""
         stop = start + maps[0].n_images
         at = start
         while at < stop:
-            number = at // self._pinned.layout.shard_images
+            number = at // pinned.layout.shard_images
             if self._shard is None:
-                self._shard = Shard(self._pinned, self.plan.image_ids, self.plan.labels, number)
+                self._shard = Shard(pinned, self.plan.image_ids, self.plan.labels, number)
             until = min(stop, self._shard.positions.stop)
             self._shard.add([m.images(at - start, until - start) for m in maps])
             if self._shard.full:
@@ -245,7 +246,7 @@ class MapWriter:
 
     def _commit(self, shard: Shard) -> None:
         name = parts.shard_path(self.folder, shard.number)
-        done = f"{len(self._done)} of {self._pinned.n_shards} are done and stay"
+        done = f"{len(self._done)} of {shard.pinned.n_shards} are done and stay"
         with fs.as_work_error(f"writing {name} ({done})"):
             try:
                 fs.write_file(name, shard.finish())
@@ -260,22 +261,24 @@ class MapWriter:
                 f"{missing} of {len(self.plan.image_ids)} images were not captured; finished shards stay in "
                 f"{self.folder}. Run the same command again to capture the rest."
             )
+        pinned = self._pinned
+        assert pinned is not None, "no image is missing, so there was a first batch"
         with fs.as_work_error(f"finishing {self.path}; all shards are in {self.folder}"):
             if not self._merged:
                 if certificate is not None:
                     parts.write_certificate(self.folder, certificate)
-                if self._keep_shards or not self._room_for_both():
+                if self._keep_shards or not self._room_for_both(pinned):
                     return self.folder
                 try:
-                    merge(self.folder, self.path, self._pinned, overwrite=self._overwrite)
+                    merge(self.folder, self.path, pinned, overwrite=self._overwrite)
                 except FileExistsError:
                     self._refuse_existing()
                     raise
             parts.discard(self.folder)
         return self.path
 
-    def _room_for_both(self) -> bool:
-        shards = sum(parts.shard_path(self.folder, k).stat().st_size for k in range(self._pinned.n_shards))
+    def _room_for_both(self, pinned: Pinned) -> bool:
+        shards = sum(parts.shard_path(self.folder, k).stat().st_size for k in range(pinned.n_shards))
         return shutil.disk_usage(self.folder).free > shards + (1 << 20)
 
     def _wait(self) -> None:
@@ -295,19 +298,3 @@ class MapWriter:
             with suppress(OSError):
                 self.folder.rmdir()
         self._lock.release()
-
-
-def _first_unlike(pinned: Pinned, stages: Sequence[Any]) -> str:
-    then = {s.name: s for s in pinned.layout.stages}
-    now = {s.name: s for s in stages}
-    if list(then) != list(now):
-        return f"stages {list(now)}, not {list(then)}"
-    stage = next(name for name in then if then[name] != now[name])
-    before, after = ({d.name: d for d in s[stage].datasets} for s in (then, now))
-    if list(before) != list(after):
-        return f"stage {stage} has {list(after)}, not {list(before)}"
-    for name, old in before.items():
-        new = after[name]
-        if old != new:
-            return f"{stage}/{name} is {new.shape}, stochastic={new.stochastic}, not {old.shape}, {old.stochastic}"
-    return f"stage {stage} has other layers, grid or kind"

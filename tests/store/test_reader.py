@@ -14,6 +14,8 @@ from attnprobe.store import MapWriter, open_maps, seal
 from attnprobe.store.parts import shard_path
 from tests.store.capturing import capture, plan_for
 
+pytestmark = pytest.mark.usefixtures("merging_here")
+
 
 @pytest.fixture(params=["file", "folder"])
 def stored(request, tmp_path, ten_maps, small_shards):

@@ -13,6 +13,8 @@ from attnprobe.store.parts import shard_path
 from attnprobe.store.shard import Shard
 from tests.store.capturing import CERTIFICATE, capture, plan_for
 
+pytestmark = pytest.mark.usefixtures("merging_here")
+
 
 def stored(path, **options):
     with open_maps(path, **options) as reader:
@@ -122,7 +124,7 @@ def test_kept_shards_read_like_the_file_and_merge_later(tmp_path, ten_maps, smal
 
 
 def test_shards_are_kept_where_the_disk_cannot_hold_both(tmp_path, ten_maps, small_shards, monkeypatch):
-    monkeypatch.setattr(MapWriter, "_room_for_both", lambda self: False)
+    monkeypatch.setattr(MapWriter, "_room_for_both", lambda self, pinned: False)
     folder = capture(tmp_path / "maps.h5", [ten_maps])
     assert folder == tmp_path / "maps.parts" and stored(folder)["trunk", "weights"].n_images == 10
 
