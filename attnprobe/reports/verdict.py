@@ -38,8 +38,9 @@ class Verdict:
 def verdict(e: Examined) -> Verdict:
     """Judge one model by its similar blocks, at the maps that multiply V.
 
-    The count is believed only where it is beyond the untrained network's: near-uniform maps, which are what a network
-    starts with, have a raw cosine near 1 whatever they look at.
+    Near-uniform maps, which are what a network starts with, have a raw cosine near 1 whatever they look at, so a count
+    is an upper bound unless it is beyond the untrained network's: with as many untrained, a collapse of the last blocks
+    cannot be told, and single similar blocks are "at most partly collapsed".
     """
     m = next(iter(at_sites(e, "similar_blocks")), None)
     if m is None:
@@ -51,17 +52,18 @@ def verdict(e: Examined) -> Verdict:
     if s["count"] == 0:
         status = "not collapsed"
         parts.append(f"not collapsed: {count}")
+    elif s["collapsed_from"] is None:
+        status = "partly collapsed"
+        surely = "at most partly" if no_more_than_untrained(m) else "partly"
+        parts.append(f"{surely} collapsed: {blocks_text(s['similar'])} of {s['of']} similar{ci_text(s['count_ci'])}")
     elif no_more_than_untrained(m):
         status = "cannot say"
         parts.append(f"cannot say: {count}, but untrained {untrained} are as well")
-    elif s["collapsed_from"] is not None:
+    else:
         status = "collapsed"
         before = [block for block in s["similar"] if block < s["collapsed_from"]]
         also = f", {blocks_text(before)} included" if before else ""
         parts.append(f"collapsed from block {s['collapsed_from']}: {count}{also}")
-    else:
-        status = "partly collapsed"
-        parts.append(f"partly collapsed: {blocks_text(s['similar'])} of {s['of']} similar{ci_text(s['count_ci'])}")
     if untrained is not None and status != "cannot say":
         parts.append(f"untrained baseline {untrained}")
     heads = at_softmax(e, "head_divergence")

@@ -55,6 +55,13 @@ def test_no_verdict_where_the_untrained_network_scores_as_high(fresh):
     assert warned(without(e, "layer_similarity_centred"), "which was not measured")
 
 
+def test_single_similar_blocks_are_an_upper_bound_where_the_untrained_network_scores_as_high():
+    found = verdict(examined(similar=(3, 7), untrained=range(2, 17)))
+    assert found.status == "partly collapsed"
+    assert found.headline.startswith("at most partly collapsed: blocks 3 and 7 of 16 similar (95% CI 2–2)")
+    assert "untrained baseline 15" in found.headline
+
+
 def test_fewer_similar_blocks_untrained_do_not_block_the_verdict():
     assert verdict(examined(similar=range(12, 17), untrained=(2, 3, 4, 5))).status == "collapsed"
 
