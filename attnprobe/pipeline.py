@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torch import nn
 
 from attnprobe.capture import Capture
 from attnprobe.capture.capturing import capture as capture_maps
+from attnprobe.capture.recorder import SITES
 from attnprobe.core import fs
 from attnprobe.core.config import from_mapping, read_yaml, to_yaml
 from attnprobe.core.errors import AttnprobeError, InputError
@@ -25,6 +26,7 @@ from attnprobe.core.maps import AttentionMaps
 from attnprobe.core.progress import Advance, progress
 from attnprobe.core.registry import Registry
 from attnprobe.core.run import Run
+from attnprobe.core.tap import Site
 from attnprobe.data import load_images
 from attnprobe.metrics import METRICS, measure
 from attnprobe.models import build_model, input_spec, read_checkpoint
@@ -75,7 +77,7 @@ def train(recipe: str | Path, out: Path, *, settings: dict[str, Any] | None = No
             config.dataset,
             split,
             spec=spec,
-            data_dir=config.data_dir and Path(config.data_dir),
+            data_dir=Path(config.data_dir) if config.data_dir else None,
             bad_images=config.bad_images,
             workers=config.workers,
         )
@@ -98,13 +100,13 @@ def capture(
     images: int | None = None,
     what: Sequence[str] = ("weights", "effective", "tokens"),
     out: Path | None = None,
-    dtype: str = "bfloat16",
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16",
     overwrite: bool = False,
     keep_shards: bool = False,
     batch_size: int = 16,
     untrained: int = 64,
     device: str = "auto",
-    bad_images: str = "refuse",
+    bad_images: Literal["refuse", "skip"] = "refuse",
     workers: int = 0,
     seed: int = 0,
     allow_nonfinite: bool = False,
@@ -189,7 +191,7 @@ def _store(
     options: dict[str, Any],
 ) -> None:
     """Model + images -> one maps file, shard by shard."""
-    sites = tuple(site for site in what if site != "tokens")
+    sites: tuple[Site, ...] = tuple(site for site in SITES if site in what)
     capturing: Capture = capture_maps(model, source, sites, tokens="tokens" in what, batch_size=batch_size)
     with MapWriter(out, plan, **options) as writer:
         pending = writer.pending()
@@ -345,7 +347,7 @@ def _pictures(reader: MapReader, count: int) -> tuple[Picture, ...]:
     reference, spec = config.get("images"), config.get("spec")
     if not reference or not spec or not count:
         return ()
-    spec = InputSpec(**{k: tuple(v) if isinstance(v, list) else v for k, v in spec.items()})
+    spec = from_mapping(InputSpec, spec, source="maps file")
     folder = reference["data_dir"] and Path(reference["data_dir"])
     try:
         source = load_images(

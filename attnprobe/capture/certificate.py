@@ -122,7 +122,7 @@ def _values_of(layers: list[AttentionLayer]) -> Iterator[dict[str, dict[str, Ten
             norm = getattr(layer.module, "norm", None)
             before = proj if norm is None or isinstance(norm, nn.Identity) else norm
             gated = getattr(layer.module, "gate", None) is not None
-            if qkv is None or proj is None or gated:
+            if qkv is None or proj is None or before is None or gated:
                 continue
             flow = flows.setdefault(layer.name, {})
             hooks = (

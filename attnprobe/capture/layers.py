@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,9 @@ Route = Literal["taps", "unfused"]
 
 Keep = Callable[[str, Tensor], None]
 
+Duck = Any
+"""A module of somebody else's model: known by the attributes it has, not by its class."""
+
 
 @dataclass(frozen=True, slots=True)
 class AttentionLayer:
@@ -29,18 +32,14 @@ class AttentionLayer:
     """
 
     name: str
-    module: nn.Module
+    module: Duck
     block: nn.Module
     route: Route
 
     def listen(self, keep: Keep) -> list[torch.utils.hooks.RemovableHandle]:
         """Call `keep(site, matrix)` at "weights", then at "effective", on every forward pass."""
         if self.route == "taps":
-            taps: nn.ModuleDict = self.module.taps
-            return [
-                tap.register_forward_hook(lambda _m, _args, out, site=site: keep(site, out))
-                for site, tap in taps.items()
-            ]
+            return [tap.register_forward_hook(_tell(keep, site)) for site, tap in self.module.taps.items()]
 
         def dropout_hook(_module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
             keep("weights", args[0])
@@ -49,7 +48,11 @@ class AttentionLayer:
         return [self.module.attn_drop.register_forward_hook(dropout_hook)]
 
 
-def unwrap(model: nn.Module) -> nn.Module:
+def _tell(keep: Keep, site: str) -> Callable[..., None]:
+    return lambda _tap, _args, matrix: keep(site, matrix)
+
+
+def unwrap(model: Duck) -> Duck:
     """The module inside `torch.compile` and DataParallel wrappers."""
     while True:
         if hasattr(model, "_orig_mod"):
@@ -60,13 +63,13 @@ def unwrap(model: nn.Module) -> nn.Module:
             return model
 
 
-def find_layers(model: nn.Module) -> list[AttentionLayer]:
+def find_layers(model: Duck) -> list[AttentionLayer]:
     """Every attention layer that can be read, in order.
 
     Raises:
         CaptureError: there is none, or one of them cannot be read.
     """
-    modules = dict(model.named_modules())
+    modules: dict[str, Duck] = dict(model.named_modules())
     layers = []
     for name, module in modules.items():
         if isinstance(getattr(module, "taps", None), nn.ModuleDict) and any(
@@ -99,7 +102,7 @@ def unfused(layers: list[AttentionLayer]) -> Iterator[None]:
             module.fused_attn = True
 
 
-def patch_size(model: nn.Module) -> tuple[int, int]:
+def patch_size(model: Duck) -> tuple[int, int]:
     """Rows and columns of one patch in pixels.
 
     Raises:
@@ -114,7 +117,7 @@ def patch_size(model: nn.Module) -> tuple[int, int]:
     return int(patch[0]), int(patch[1])
 
 
-def token_grid(model: nn.Module, size: tuple[int, int]) -> TokenGrid:
+def token_grid(model: Duck, size: tuple[int, int]) -> TokenGrid:
     """Where the tokens of an image of `size` pixels sit; raises as `patch_size`."""
     patch = patch_size(model)
     rows, cols = (-(-side // p) for side, p in zip(size, patch, strict=True))  # rounded up: timm may pad

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +35,7 @@ class Recorder:
         self._differs = False
 
     def _see_pixels(self, pixels: Tensor) -> None:
-        self._size = tuple(pixels.shape[-2:])
+        self._size = (pixels.shape[-2], pixels.shape[-1])
 
     def _keep(self, layer: int, site: str, matrix: Tensor) -> None:
         """Copy one layer's [image, head, query, key] into the stack of its site."""
@@ -46,6 +48,7 @@ class Recorder:
                 self._weights = self._store(self._weights, layer, matrix)
             return
         weights, self._last_weights = self._last_weights, None
+        assert weights is not None, "a layer shows its weights before what it makes of them"
         if not self._differs and not _same_memory(matrix, weights):
             self._differs = True
             if "effective" in self._sites and self._weights is not None:
@@ -54,7 +57,7 @@ class Recorder:
         if self._differs and "effective" in self._sites:
             self._effective = self._store(self._effective, layer, matrix)
 
-    def _keep_tokens(self, layer: int, out: Tensor) -> None:
+    def _keep_tokens(self, layer: int, _block: nn.Module, _args: object, out: Any) -> None:
         if not isinstance(out, Tensor) or out.ndim != 3:
             raise CaptureError(f"the block of {self._layers[layer].name} returns no [image, token, width] tensor.")
         if self._tokens is None:
@@ -151,12 +154,10 @@ def record(model: nn.Module, sites: Sequence[Site] | Site = "effective", *, toke
         for handle in handles:
             stack.callback(handle.remove)
         for index, layer in enumerate(layers):
-            for handle in layer.listen(lambda site, matrix, index=index: recorder._keep(index, site, matrix.detach())):
+            for handle in layer.listen(partial(recorder._keep, index)):
                 stack.callback(handle.remove)
             if tokens:
-                handle = layer.block.register_forward_hook(
-                    lambda _m, _args, out, index=index: recorder._keep_tokens(index, out.detach())
-                )
+                handle = layer.block.register_forward_hook(partial(recorder._keep_tokens, index))
                 stack.callback(handle.remove)
         yield recorder
 

@@ -86,12 +86,12 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
         if value not in arguments:
             raise InputError(f"{where}: expected one of {', '.join(map(str, arguments))}, got {value!r}.")
         return value
-    plain = origin or hint
+    plain: Any = origin or hint
     if plain is float and isinstance(value, int | float | str) and not isinstance(value, bool):
         try:
             return float(value)  # YAML reads 1e-3 as text
         except ValueError:
             pass
     if plain is Any or (isinstance(value, plain) and not (plain is int and isinstance(value, bool))):
-        return dict(value) if plain is dict else value
+        return value
     raise InputError(f"{where}: expected {plain.__name__}, got {value!r}.")

@@ -46,7 +46,7 @@ def input_spec(model: nn.Module) -> InputSpec:
     config = resolve_data_config({}, model=model)
     size = getattr(getattr(model, "patch_embed", None), "img_size", None) or config["input_size"][-2:]
     return InputSpec(
-        size=tuple(int(side) for side in size),
+        size=(int(size[0]), int(size[1])),
         mean=tuple(config["mean"]),
         std=tuple(config["std"]),
         interpolation=config["interpolation"],

@@ -1,7 +1,7 @@
 """Patches from a small convolutional network instead of one strided convolution."""
 
 import torch.nn.functional as F
-from timm.layers import PatchEmbed
+from timm.layers import PatchEmbed, to_2tuple
 from timm.layers.format import nchw_to
 from torch import Tensor, nn
 
@@ -26,7 +26,8 @@ class ConvStemEmbed(PatchEmbed):
         super().__init__(*args, in_chans=in_chans, embed_dim=embed_dim, bias=bias, **kwargs)
         if any(side % 2 for side in self.patch_size):
             raise ShapeError(f"a convolutional stem needs an even patch size, got {self.patch_size}.")
-        half = (self.patch_size[0] // 2, self.patch_size[1] // 2)
+        patch = (int(self.patch_size[0]), int(self.patch_size[1]))
+        half = (patch[0] // 2, patch[1] // 2)
         dd = {"device": self.proj.weight.device, "dtype": self.proj.weight.dtype}
         self.conv1 = nn.Conv2d(in_chans, self.channels, 7, stride=2, padding=3, bias=False, **dd)
         self.bn1 = nn.BatchNorm2d(self.channels, **dd)
@@ -37,9 +38,9 @@ class ConvStemEmbed(PatchEmbed):
     def forward(self, pixels: Tensor) -> Tensor:
         """[image, channel, row, col] -> [image, token, width], or as `output_fmt` says."""
         size = tuple(pixels.shape[-2:])
-        if self.strict_img_size and self.img_size is not None and size != tuple(self.img_size):
-            raise ShapeError(f"this model takes images of {tuple(self.img_size)} pixels, got {size}; resize them.")
-        pad_rows, pad_cols = (-side % patch for side, patch in zip(size, self.patch_size, strict=True))
+        if self.strict_img_size and self.img_size is not None and size != to_2tuple(self.img_size):
+            raise ShapeError(f"this model takes images of {to_2tuple(self.img_size)} pixels, got {size}; resize them.")
+        pad_rows, pad_cols = (-side % int(p) for side, p in zip(size, self.patch_size, strict=True))
         if pad_rows or pad_cols:
             if not self.dynamic_img_pad:
                 raise ShapeError(f"image size {size} is not a multiple of the patch size {self.patch_size}.")

@@ -64,7 +64,7 @@ def resolve_model(
     return model, facts
 
 
-def config_json(name: str, model: nn.Module, options: Mapping[str, Any]) -> dict[str, Any]:
+def config_json(name: str, model: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     """timm's config.json: beside model.safetensors it makes a folder that `local-dir:` opens.
 
     Args:

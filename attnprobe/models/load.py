@@ -78,7 +78,7 @@ def model_from(checkpoint: Checkpoint, *, model: str | None = None, allow_nonfin
     options = dict(checkpoint.options)
     if "num_classes" not in options and "head.weight" in checkpoint.state:
         options["num_classes"] = checkpoint.state["head.weight"].shape[0]
-    built = build_model(name, **options)
+    built: Any = build_model(name, **options)
     _check_fits(checkpoint, name, built)
     built.load_state_dict(dict(checkpoint.state), strict=True)
     if checkpoint.pretrained_cfg:
@@ -147,7 +147,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 def _read_pickle(path: Path) -> dict[str, Any]:
     """A PyTorch file as plain data: tensors, numbers, strings, containers, argparse.Namespace, numpy scalars."""
     _check_zip(path)
-    plain = [argparse.Namespace, np.dtype, np._core.multiarray.scalar]
+    plain = [argparse.Namespace, np.dtype, np._core.multiarray.scalar]  # type: ignore[attr-defined]
     plain += [type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "u1", "?")]
     try:
         with torch.serialization.safe_globals(plain):

@@ -25,7 +25,7 @@ from attnprobe.training.augment import augment
 from attnprobe.training.checkpoint import Progress, load_checkpoint, remove_unfinished, save_checkpoint
 from attnprobe.training.config import TrainConfig
 
-LOG_FIELDS = ("epoch", "lr", "train_loss", "val_loss", "val_top1", "seconds")
+LOG_FIELDS: tuple[str, ...] = ("epoch", "lr", "train_loss", "val_loss", "val_top1", "seconds")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +67,8 @@ def train(
     if len(images) == 0 or not images.class_names:
         raise InputError(f"{images.name} has {len(images)} images and {len(images.class_names)} classes; cannot train.")
     model = model.to(device)
-    optimizer = create_optimizer_v2(
-        model,
-        opt=config.opt,
-        lr=config.lr,
-        weight_decay=config.weight_decay,
-        **({"eps": config.opt_eps} if config.opt_eps is not None else {}),
-    )
+    more: dict[str, Any] = {} if config.opt_eps is None else {"eps": config.opt_eps}
+    optimizer = create_optimizer_v2(model, opt=config.opt, lr=config.lr, weight_decay=config.weight_decay, **more)
     steps_per_epoch = math.ceil(len(images) / config.batch_size)
     scheduler, _ = create_scheduler_v2(
         optimizer,
@@ -85,6 +80,7 @@ def train(
         step_on_epochs=False,
         updates_per_epoch=steps_per_epoch,
     )
+    assert scheduler is not None, "timm returns none only for sched='none'"
     ema = ModelEmaV3(model, decay=config.model_ema_decay, use_warmup=True) if config.model_ema else None
     deployed = ema.module if ema else model
     autocast = torch.autocast(device.type, torch.bfloat16) if config.amp and _has_bfloat16(device) else nullcontext()
@@ -195,7 +191,7 @@ def read_log(run: Run) -> list[dict[str, float]]:
 def write_log(run: Run, rows: list[dict[str, float]]) -> None:
     """Replace log.csv by these rows, whole or not at all."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, LOG_FIELDS, lineterminator="\n")
+    writer = csv.DictWriter(text, list(LOG_FIELDS), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     with fs.as_work_error("writing log.csv"):

@@ -89,6 +89,23 @@ def peak_growth(work: Callable[[], object]) -> int:
     return resident("VmHWM") - before
 
 
+def hand_on(capturing: Capture) -> None:
+    for maps in capturing.batches():
+        del maps  # or two batches would be alive while the next one is computed
+
+
+def memory(capturing: Capture, one_batch: int) -> None:
+    """Print the peak memory beyond the model of handing on and of storing, in units of one batch's maps."""
+    certificate = capturing.certificate.to_dict()
+    n = len(capturing.images)
+    handed = peak_growth(lambda: hand_on(capturing))
+    stored = peak_growth(lambda: store(capturing.batches, tuple(str(i) for i in range(n)), certificate))
+    print(
+        f"memory beyond the model, {n:3} images: handed on {handed / one_batch:.2f} x one batch of maps (goal <= 2), "
+        f"stored {stored / 2**20:.0f} MiB = {stored / one_batch:.2f} x (goal <= 2 and two shards)"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
@@ -109,10 +126,6 @@ def main() -> None:
     def measured(*names: str) -> Callable[[], object]:
         return lambda: measure(capturing, [METRICS[name] for name in names], bootstrap=0)
 
-    def hand_on() -> None:
-        for maps in capturing.batches():
-            del maps  # or two batches would be alive while the next one is computed
-
     rows: list[tuple[str, float, str]] = []
 
     def ratio(what: str, work: Callable[[], object], goal: str) -> None:
@@ -122,7 +135,7 @@ def main() -> None:
 
     print(f"{options.images} images, batch {BATCH}, {options.threads} thread(s), torch {torch.__version__}, "
           f"{options.rounds} rounds\n{'plain unfused forward / this':58} {'ratio':>6}  goal")  # fmt: skip
-    ratio("capture, maps handed on", hand_on, ">= 0.95")
+    ratio("capture, maps handed on", lambda: hand_on(capturing), ">= 0.95")
     three = ("row_entropy", "head_similarity", "layer_similarity")
     ratio("capture + entropy + head cosine + cross-layer cosine", measured(*three), ">= 0.85")
     ratio("the same + exact Jensen-Shannon", measured(*three, "head_divergence"), ">= 0.70")
@@ -144,13 +157,7 @@ def main() -> None:
     if sys.platform == "linux":
         one_batch = BATCH * 16 * 12 * 197 * 197 * 4
         for factor in (1, 3):
-            more = pixels.repeat(factor, 1, 1, 1)
-            capturing = Capture(model, more, SITES, tokens=False, batch_size=BATCH)
-            many = tuple(str(i) for i in range(len(more)))
-            handed = peak_growth(hand_on)
-            stored = peak_growth(lambda many=many: store(capturing.batches, many, certificate))
-            print(f"peak memory beyond the model, {len(more):3} images: handed on {handed / one_batch:.2f} x one batch's "
-                  f"maps (goal <= 2), stored {stored / 2**20:.0f} MiB = {stored / one_batch:.2f} x")  # fmt: skip
+            memory(Capture(model, pixels.repeat(factor, 1, 1, 1), SITES, tokens=False, batch_size=BATCH), one_batch)
 
 
 if __name__ == "__main__":

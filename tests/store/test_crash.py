@@ -73,6 +73,7 @@ def test_a_resumed_capture_does_not_touch_what_is_committed(tmp_path, ten_maps, 
         fault("")
         before = committed(path.with_suffix(".parts"))
         capture(path, [ten_maps], keep_shards=True)
+        assert not list(path.parent.rglob(".tmp-*")), "what a killed process left half-written goes"
         after = committed(path.with_suffix(".parts"))
         assert len(after) == 3 and before.items() <= after.items()
 

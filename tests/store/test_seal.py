@@ -83,6 +83,24 @@ def test_a_file_of_a_newer_schema_says_upgrade(whole_file):
         open_maps(path)
 
 
+def test_the_first_bytes_have_one_spelling(whole_file):
+    """The hash does not cover how its own JSON is written."""
+    path, content = whole_file
+    text = content[8:512].rstrip(b"\0")
+    for other in (text + b" ", b" " + text, json.dumps(json.loads(text)).encode()):
+        path.write_bytes(content[:8] + other.ljust(504, b"\0") + content[512:])
+        with pytest.raises(MapsFileError, match="in its first 512 bytes"):
+            open_maps(path)
+
+
+def test_a_truncated_shard_is_found_before_anything_is_read(tmp_path, ten_maps, small_shards):
+    folder = capture(tmp_path / "maps.h5", [ten_maps], keep_shards=True)
+    content = shard_path(folder, 2).read_bytes()
+    shard_path(folder, 2).write_bytes(content[:-1])
+    with pytest.raises(MapsFileError, match=f"expected {len(content)} bytes, got {len(content) - 1}"):
+        open_maps(folder)
+
+
 def test_foreign_files_are_refused(tmp_path):
     with h5py.File(tmp_path / "foreign.h5", "w") as file:
         file["stages/trunk/weights"] = np.ones((1, 1, 1, 2, 2))

@@ -1,5 +1,6 @@
 import os
 import threading
+import weakref
 
 import pytest
 import torch
@@ -350,25 +351,33 @@ def test_the_caller_goes_on_while_one_batch_is_stored_and_waits_before_the_next(
         assert not second.is_alive()
 
 
-def test_stored_batches_are_not_held_any_longer(tmp_path, make_maps):
-    import weakref
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_stored_batches_are_not_held_any_longer(tmp_path, make_maps, dtype):
+    """Capture takes the memory of a batch back when nobody holds a view of it."""
+    maps = make_maps(images=4, dtype=dtype)
+    with MapWriter(tmp_path / "maps.h5", plan_for([maps])) as maps_writer:
+        for start in (0, 2):
+            memory = maps.values[start : start + 2].view(torch.uint8).numpy().copy()
+            values = torch.from_numpy(memory).view(dtype)
+            gone = weakref.ref(memory)
+            part = AttentionMaps(values, maps.image_ids[start : start + 2], maps.grid)
+            maps_writer.append([part])
+            maps_writer.pending()
+            del part, values, memory
+            assert gone() is None
+    assert torch.equal(stored(tmp_path / "maps.h5")["trunk", "weights"].values, maps.values.bfloat16().float())
 
-    maps = make_maps(images=4, dtype=torch.float32)
-    with pytest.raises(WorkError), MapWriter(tmp_path / "maps.h5", plan_for([maps])) as maps_writer:
-        values = maps.values[:2].clone()
-        part = AttentionMaps(values, maps.image_ids[:2], maps.grid)
-        gone = weakref.ref(values)
-        maps_writer.append([part])
-        maps_writer.pending()
-        del part, values
-        assert gone() is None
 
-
-def test_every_shard_is_durable_before_the_next_and_the_plan_before_all(tmp_path, ten_maps, small_shards, monkeypatch):
+def test_everything_is_durable_before_it_is_named_and_named_before_something_is_removed(
+    tmp_path, ten_maps, small_shards, monkeypatch
+):
     done = []
     monkeypatch.setattr(fs, "_strikes", lambda operation: done.append(operation) or "")
-    capture(tmp_path / "maps.h5", [ten_maps], keep_shards=True)
-    commit = ["create", "reserve", "write", "fsync", "link", "unlink", "fsync_folder"]
-    folders = ["make_folder", "fsync_folder"]
+    capture(tmp_path / "maps.h5", [ten_maps])
+    name = ["link", "unlink", "fsync_folder"]
+    commit = ["create", "reserve", "write", "fsync", *name]
+    folder = ["make_folder", "fsync_folder"]
     certificate = ["create", "reserve", "write", "fsync", "rename", "fsync_folder"]
-    assert done == [*folders, *folders, *commit, *commit * 3, *certificate]
+    merged = ["write", "fsync", *name]
+    removal = ["unlink"] * 3 + ["unlink", "fsync_folder", "fsync_folder", "unlink", "fsync_folder"]
+    assert done == [*folder, *folder, *commit, *commit * 3, *certificate, *merged, *removal]

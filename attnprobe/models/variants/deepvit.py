@@ -10,6 +10,7 @@ The mixed map may be negative and its rows do not sum to 1.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from timm.layers import Attention
 from timm.models.vision_transformer import Block, VisionTransformer
@@ -42,7 +43,9 @@ class ReAttention(Attention):
         """
         theta = self.reatten_matrix.weight.flatten(1)
         mixed = (theta @ weights.flatten(2)).unflatten(2, weights.shape[2:])
-        mixed = self.var_norm(mixed + self.reatten_matrix.bias.view(-1, 1, 1))
+        bias = self.reatten_matrix.bias
+        assert bias is not None, "the authors' convolution has a bias"
+        mixed = self.var_norm(mixed + bias.view(-1, 1, 1))
         return mixed if self.effective_scale == 1.0 else mixed * self.effective_scale
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
@@ -103,6 +106,7 @@ class DeepViT(VisionTransformer):
         chosen = range(len(self.blocks)) if reattention is None else reattention
         if not set(chosen) <= set(range(len(self.blocks))):
             raise ShapeError(f"reattention={list(chosen)} names blocks outside 0..{len(self.blocks) - 1}.")
+        block: Any
         for index, block in enumerate(self.blocks):
             block.scale_adjustment = scale_adjustment
             if index in chosen:
