@@ -6,6 +6,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from attnprobe.capture.buffers import BufferPool
 from attnprobe.capture.certificate import Certificate, certify
 from attnprobe.capture.layers import unwrap
 from attnprobe.capture.recorder import record
@@ -50,6 +51,7 @@ class Capture:
     ) -> None:
         self.model, self.images = unwrap(model), images
         self.sites, self.tokens, self.batch_size = tuple(sites), tokens, batch_size
+        self._pool = BufferPool()
         parameter = next(self.model.parameters(), torch.empty(0))
         self._device, self._dtype = parameter.device, parameter.dtype
 
@@ -73,7 +75,7 @@ class Capture:
         with (
             _evaluating(self.model),
             torch.inference_mode(),
-            record(self.model, self.sites, tokens=self.tokens) as recorder,
+            record(self.model, self.sites, tokens=self.tokens, pool=self._pool) as recorder,
         ):
             for batch in self._image_batches(self.batch_size, order):
                 output = self.model(batch.pixels.to(self._dtype))

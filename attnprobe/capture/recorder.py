@@ -20,9 +20,11 @@ SITES: tuple[Site, ...] = ("weights", "effective")
 class Recorder:
     """Collects the maps of one forward pass at a time; made by `record`."""
 
-    def __init__(self, model: nn.Module, layers: list[AttentionLayer], sites: Sequence[Site], tokens: bool) -> None:
+    def __init__(
+        self, model: nn.Module, layers: list[AttentionLayer], sites: Sequence[Site], tokens: bool, pool: BufferPool
+    ) -> None:
         self._model, self._layers, self._sites, self._wants_tokens = model, layers, tuple(sites), tokens
-        self._pool = BufferPool()
+        self._pool = pool
         self._reset()
 
     def _reset(self) -> None:
@@ -123,7 +125,13 @@ class Recorder:
 
 
 @contextmanager
-def record(model: nn.Module, sites: Sequence[Site] | Site = "effective", *, tokens: bool = False) -> Iterator[Recorder]:
+def record(
+    model: nn.Module,
+    sites: Sequence[Site] | Site = "effective",
+    *,
+    tokens: bool = False,
+    pool: BufferPool | None = None,
+) -> Iterator[Recorder]:
     """Listen to a model's attention: `with record(m) as r: m(x); maps = r.take()`.
 
     Args:
@@ -132,6 +140,7 @@ def record(model: nn.Module, sites: Sequence[Site] | Site = "effective", *, toke
         sites: "weights", "effective" or both. Where a layer multiplies V with its softmax itself, both are one matrix,
             delivered once as site "weights" with `is_effective=True`.
         tokens: keep the output of each layer's block, too.
+        pool: where maps get their memory; one of this recording's own if None.
 
     Hooks and switches are removed at the end, also after an exception.
 
@@ -145,7 +154,7 @@ def record(model: nn.Module, sites: Sequence[Site] | Site = "effective", *, toke
     inner = unwrap(model)
     layers = find_layers(inner)
     patch_size(inner)  # fails early where tokens could not be placed
-    recorder = Recorder(inner, layers, sites, tokens)
+    recorder = Recorder(inner, layers, sites, tokens, pool or BufferPool())
     with ExitStack() as stack:
         stack.enter_context(unfused(layers))
         if inner is not model:

@@ -39,6 +39,10 @@ def layer_similarity(maps: Tensor, *, axis: str = "key", center: str = "none", e
     Returns:
         [image, layer, layer].
     """
+    if maps.is_cpu and len(maps) > 1:  # a fourth of the time: one image's head stays in the cache
+        one = layer_similarity.function
+        parts = [one(image, axis=axis, center=center, exclude_prefix=exclude_prefix) for image in maps.split(1)]
+        return torch.cat(parts)
     images, layers, heads = maps.shape[:3]
     total = maps.new_zeros(images, layers, layers, dtype=torch.float64)
     n_vectors = 0

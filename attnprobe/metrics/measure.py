@@ -123,6 +123,8 @@ def _collect(chunks: Iterable[AttentionMaps], metrics: Sequence[Metric]) -> list
             for piece in _pieces(chunk):
                 for metric in suited:
                     place.collected[metric.name].add(_values(metric, piece))
+            del piece
+        del chunk  # its memory is free for the next one, which is computed when the loop asks for it
     if not places:
         raise InputError("no attention maps to measure: the stream of chunks was empty.")
     return list(places.values())

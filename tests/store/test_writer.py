@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from attnprobe.core import fs
-from attnprobe.core.errors import InputError, ShapeError, Stopped, WorkError
+from attnprobe.core.errors import InputError, MapsFileError, ShapeError, Stopped, WorkError
 from attnprobe.core.lock import FileLock
 from attnprobe.core.maps import AttentionMaps, TokenGrid
 from attnprobe.store import MapWriter, open_maps, writer
@@ -72,6 +72,17 @@ def test_two_sites_tokens_and_stages_come_back_as_they_were(tmp_path, make_maps,
             assert getattr(after, name) == getattr(before, name), name
     assert torch.equal(came[0].tokens, tokens.bfloat16().float()) and came[1].tokens is came[0].tokens
     assert came[2].tokens is None
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_maps_on_the_gpu_are_stored_as_those_on_the_cpu(tmp_path, ten_maps, small_shards):
+    cuda = AttentionMaps(
+        ten_maps.values.cuda(), ten_maps.image_ids, ten_maps.grid, tokens=torch.rand(10, 3, 7, 4).cuda()
+    )
+    came = stored(capture(tmp_path / "maps.h5", [cuda]))["trunk", "weights"]
+    assert torch.equal(came.values, ten_maps.values.bfloat16().float())
+    assert torch.equal(came.tokens, cuda.tokens.bfloat16().float().cpu())
 
 
 @pytest.mark.parametrize(
@@ -259,6 +270,19 @@ def test_another_process_that_was_first_without_locks_is_believed_if_its_shard_i
     assert first.close() == tmp_path / "maps.h5" and theirs.st_nlink == 1
     assert torch.equal(stored(tmp_path / "maps.h5")["trunk", "weights"].values, ten_maps.values.bfloat16().float())
     second._release()
+
+
+def test_another_process_that_was_first_without_locks_is_not_believed_if_its_shard_is_damaged(
+    tmp_path, ten_maps, small_shards, monkeypatch
+):
+    monkeypatch.setattr(FileLock, "_acquire", lambda self: None)
+    writer = MapWriter(tmp_path / "maps.h5", plan_for([ten_maps]))
+    writer.append([ten_maps.images(0, 4)])
+    writer.pending()
+    shard_path(tmp_path / "maps.parts", 1).write_bytes(b"half a shard")
+    writer.append([ten_maps.images(4, 8)])
+    with pytest.raises(MapsFileError, match=r"s000001.h5 is no maps file"):
+        writer.close()
 
 
 def test_a_damaged_shard_goes_to_quarantine_and_its_images_are_captured_again(tmp_path, ten_maps, small_shards):
