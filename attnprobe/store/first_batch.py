@@ -63,12 +63,14 @@ def _stage_layout(name: str, maps: list[AttentionMaps], item_bytes: int) -> Stag
 
 
 def decide(maps: Sequence[AttentionMaps], dtype: str) -> Layout:
-    """The layout of the whole file, its shard size from what the first images take when compressed."""
+    """The layout of the whole file, its shard size from what a few chunks of the first images take."""
     stages = stage_layouts(maps, dtype)
     image_bytes = 0.0
     for _, layout, values in tensors(maps, stages):
-        few = values[: layout.chunk[0]]
-        image_bytes += sum(len(data) for _, data in encoded(layout, few, getattr(torch, dtype))) / len(few)
+        few, corners = values[: layout.chunk[0]], list(layout.corners())
+        some = corners[:: math.ceil(len(corners) / 4)]
+        sizes = [len(data) for _, data in encoded(layout, few, getattr(torch, dtype), some)]
+        image_bytes += sum(sizes) / len(sizes) * len(corners) / len(few)
     images_per_chunk = max(layout.chunk[0] for stage in stages for layout in stage.datasets)
     stored = math.ceil(image_bytes)
     return Layout(dtype, shard_images(stored, images_per_chunk), stored, stages)

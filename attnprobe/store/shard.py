@@ -1,7 +1,7 @@
 """How do the maps of one slice of images become the bytes of a shard?"""
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,12 +17,17 @@ from attnprobe.store.layout import DatasetLayout, StageLayout
 from attnprobe.store.plan import Pinned
 from attnprobe.store.seal import BLOCK, seal
 
+Corner = tuple[int, ...]
+"""Where a chunk begins, on the axes after the image."""
 
-def encoded(layout: DatasetLayout, values: Tensor, dtype: torch.dtype) -> Iterator[tuple[tuple[int, ...], bytes]]:
-    """The chunks of one row of images, compressed; each with where it begins on the axes after the image."""
+
+def encoded(
+    layout: DatasetLayout, values: Tensor, dtype: torch.dtype, corners: Iterable[Corner]
+) -> Iterator[tuple[Corner, bytes]]:
+    """The chunks that begin at `corners`, of one row of images, compressed."""
     if values.device.type != "cpu":
         values = values.to(dtype).cpu()
-    for corner in layout.corners():
+    for corner in corners:
         inner = tuple(slice(start, start + n) for start, n in zip(corner, layout.chunk[1:], strict=True))
         chunk = words(values[(slice(None), *inner)].to(dtype))  # chunk by chunk: it stays in the cache
         if chunk.shape != layout.chunk:  # at the edge a chunk still has its full size in the file
@@ -100,7 +105,7 @@ class Shard:
 
     def _write_row(self, path: str, layout: DatasetLayout, image: int, values: Tensor) -> None:
         dataset = self._file[path].id
-        for corner, data in encoded(layout, values, self._dtype):
+        for corner, data in encoded(layout, values, self._dtype, layout.corners()):
             dataset.write_direct_chunk((image, *corner), data)
 
     def finish(self) -> memoryview:

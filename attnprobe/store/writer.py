@@ -32,7 +32,7 @@ class MapWriter:
             writer.close(certificate)
 
     One thread casts, compresses and commits, while the caller computes the next batch: in memory are at
-    most that one batch, the shard being built and its sealed bytes. Tensors belong to the writer once
+    most that one batch and one shard. Tensors belong to the writer once
     appended. A finished shard survives whatever comes; an unfinished one is lost with the process.
 
     Args:
