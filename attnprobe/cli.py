@@ -226,7 +226,6 @@ def main(arguments: list[str] | None = None) -> None:
     """Run a command and end the process with its exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     signal.signal(signal.SIGTERM, _stop)
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads slow a busy machine down many times
     if not sys.warnoptions:  # a user reads what we say, not what libraries tell developers
         warnings.simplefilter("ignore")
         warnings.filterwarnings("default", module=r"attnprobe\b")

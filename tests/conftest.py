@@ -1,5 +1,9 @@
 """Fixtures every test may use: small attention maps whose numbers are known."""
 
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: tiny models on many threads only wait for each other
+
 import pytest
 import torch
 
