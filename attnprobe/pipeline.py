@@ -4,6 +4,7 @@ train -> a run's directory     capture -> maps.h5     examine -> measurements   
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -85,9 +86,9 @@ def train(recipe: str | Path, out: Path, *, settings: dict[str, Any] | None = No
     }
     options = {**_model_options(config), "num_classes": len(sets["train"].class_names)}
     model = build_model(config.model, seed=config.seed, **options)
-    return run_training(
-        model, sets["train"], sets["val"], config, run, config_json=config_json(config.model, model, options)
-    )
+    facts = config_json(config.model, model, options)
+    with _threads(config.threads):
+        return run_training(model, sets["train"], sets["val"], config, run, config_json=facts)
 
 
 def capture(
@@ -280,6 +281,17 @@ def untrained_maps(path: Path) -> Path:
 
 
 # --- what the steps above share ------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """PyTorch's threads on a CPU for the duration."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _open_run(out: Path, config: TrainConfig) -> Run:

@@ -64,8 +64,6 @@ def train(
         WorkError: the loss is not finite, or the disk fails; the last good checkpoint is named.
     """
     device = pick_device(config.device)
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
     if len(images) == 0 or not images.class_names:
         raise InputError(f"{images.name} has {len(images)} images and {len(images.class_names)} classes; cannot train.")
     model = model.to(device)
