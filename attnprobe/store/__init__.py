@@ -6,11 +6,12 @@ One file or many? Work happens in NAME.parts/, one shard per fixed slice of imag
 Who writes? libhdf5 only ever writes to memory, or in a child process to a file that is not yet ours: on a full
     disk it leaves rows of zeros and crashes the process at exit. The bytes reach the disk through `core.fs`.
 Who checks? Every file opens with 512 bytes of our own: plan, size and SHA-256 of everything. A file is hashed
-    before libhdf5 sees it (up to 256 MB; above that its structure, and a checksum in every chunk).
+    before libhdf5 sees it; above 256 MB all but the chunks, which HDF5 checks by Fletcher-32 as it reads them. Of
+    24,000 files with one bit flipped, read as large ones, none gave other values and none was mistaken for whole.
 Which type? bfloat16: small weights survive (float16 turns them to zero), and plain h5py reads it as float32.
 Which compression? shuffle + deflate, level 1 of ISA-L: standard gzip to every reader, 0.36 of the float32 bytes on
-    maps of logit deviation 3 with 197 tokens, 0.21 on those of an untrained ViT. All of writing, hash and fsync
-    included, takes 55 and 34 ms of one core per 30 MB of float32 (16 blocks, 12 heads). See `deflate`, `fletcher`, `layout.chunk_shape`.
+    maps of logit deviation 3 with 197 tokens, 0.21 on those of an untrained ViT. Writing takes 55 and 34 ms of one
+    core per image of 30 MB (16 blocks, 12 heads), hash and fsync included. See `deflate`, `fletcher`, `layout`.
 
 Names load on first use: the child process that merges shards starts without torch, in a tenth of the time.
 """

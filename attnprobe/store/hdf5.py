@@ -2,7 +2,7 @@
 
 /                         attributes: format, schema_version, created, model, variant, checkpoint_sha256,
                           config (JSON), versions (JSON), data, seed, device, settings (JSON), certificate
-                          (JSON), n_images, first_image, complete, and plan: all of it as the seal names it
+                          (JSON) and its hash, n_images, first_image, complete, and plan: all of it as the seal names it
 /images/                  id, label, prediction, probability                                    [image]
 /stages/<name>/           attributes: kind, layers, heads, rows, cols, prefix, patch
 /stages/<name>/weights    [image, layer, head, query, key], attributes stochastic, is_effective; also
@@ -18,7 +18,7 @@ import h5py
 import numpy as np
 
 from attnprobe.store.layout import SCHEMA_VERSION, DatasetLayout
-from attnprobe.store.plan import Pinned, canonical
+from attnprobe.store.plan import Pinned, canonical, digest
 from attnprobe.store.seal import BLOCK
 
 OUTCOMES = {"label": "i8", "prediction": "i8", "probability": "f4"}
@@ -60,6 +60,7 @@ def create(
         created=pinned.created,
         seed=-1 if facts["seed"] is None else facts["seed"],
         certificate=canonical(certificate or {}),
+        certificate_sha256=digest(certificate or {}),
         n_images=len(ids),
         first_image=first_image,
         complete=len(ids) == pinned.n_images,

@@ -5,6 +5,7 @@ in a child, `python -m attnprobe.store.merge PARTS TARGET`, into a temporary fil
 are, compressed, and read back afterwards. The parent seals and commits the file.
 """
 
+import json
 import os
 import shutil
 import subprocess
@@ -14,7 +15,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import h5py
 import numpy as np
@@ -24,7 +25,7 @@ from attnprobe.core.errors import WorkError
 from attnprobe.store import hdf5, structure
 from attnprobe.store.parts import open_shard, read_certificate
 from attnprobe.store.plan import Pinned, read_plan
-from attnprobe.store.seal import seal, steps
+from attnprobe.store.seal import BLOCK, joined, seal_merged
 
 
 def merge(folder: Path, final: Path, pinned: Pinned, *, overwrite: bool) -> None:
@@ -38,12 +39,11 @@ def merge(folder: Path, final: Path, pinned: Pinned, *, overwrite: bool) -> None
     """
     temporary = fs.temporary_in(folder)
     try:
-        _run_child(folder, temporary)
+        chunks = _run_child(folder, temporary)
         descriptor = os.open(temporary, os.O_RDWR)
         try:
             with open(descriptor, "rb", closefd=False) as file:
-                size = os.fstat(descriptor).st_size
-                found = seal(pinned.plan_id, None, size, steps(file))
+                found = seal_merged(pinned.plan_id, file, chunks)
             os.lseek(descriptor, 0, os.SEEK_SET)
             fs.write(descriptor, found.block(), temporary)
             fs.fsync(descriptor, temporary)
@@ -56,30 +56,32 @@ def merge(folder: Path, final: Path, pinned: Pinned, *, overwrite: bool) -> None
         raise
 
 
-def _run_child(folder: Path, target: Path) -> None:
+def _run_child(folder: Path, target: Path) -> list[tuple[int, int]]:
+    """Make `target`; returns where its chunks are, start and stop."""
     import attnprobe
 
     root = str(Path(attnprobe.__file__).parents[1])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))}
     command = [sys.executable, "-P", "-m", "attnprobe.store.merge", str(folder.resolve()), str(target.resolve())]
-    pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL
-    with subprocess.Popen(command, env=environment, text=True, stdin=pipe, stdout=nowhere, stderr=pipe) as child:
-        assert child.stderr is not None
+    pipe, same = subprocess.PIPE, subprocess.STDOUT
+    with subprocess.Popen(command, env=environment, text=True, stdin=pipe, stdout=pipe, stderr=same) as child:
+        assert child.stdout is not None
         try:
-            said = child.stderr.read()  # not communicate(): it would close stdin, by which the child knows we live
+            said = child.stdout.read()  # not communicate(): it would close stdin, by which the child knows we live
             child.wait()
         except BaseException:
             child.kill()
             raise
+    last = (said.strip().splitlines() or [f"exit status {child.returncode}"])[-1]
     if child.returncode:
-        last = (said.strip().splitlines() or [f"exit status {child.returncode}"])[-1]
         raise WorkError(
             f"merging the shards of {folder} failed: {last}. The shards stay; run the same command again, after "
             "freeing space if that was it."
         )
+    return json.loads(last)
 
 
-def _copy(folder: Path, target: Path) -> None:
+def _copy(folder: Path, target: Path) -> list[tuple[int, int]]:
     pinned, ids, _ = read_plan(folder)
     outcomes: dict[str, list[np.ndarray]] = {name: [] for name in hdf5.OUTCOMES}
     copied: list[tuple[str, tuple[int, ...], int]] = []
@@ -94,10 +96,19 @@ def _copy(folder: Path, target: Path) -> None:
     for name, column in outcomes.items():
         merged[f"images/{name}"][:] = np.concatenate(column)
     merged.close()
-    with h5py.File(target, "r") as merged:
-        for path, there, checksum in copied:
-            if zlib.crc32(merged[path].id.read_direct_chunk(there)[1]) != checksum:
-                raise OSError(f"chunk {there} of {path} was not written as it was read")
+    with h5py.File(target, "r") as merged, target.open("rb") as raw:
+        return joined(
+            _found(raw, merged[path].id.get_chunk_info_by_coord(there), checksum) for path, there, checksum in copied
+        )
+
+
+def _found(raw: BinaryIO, chunk: Any, checksum: int) -> tuple[int, int]:
+    """Where in the file a chunk starts and stops, after it was read back."""
+    for begin in (0, BLOCK):  # HDF5 before 1.14 counts from the end of the user block
+        raw.seek(begin + chunk.byte_offset)
+        if zlib.crc32(raw.read(chunk.size)) == checksum:
+            return begin + chunk.byte_offset, begin + chunk.byte_offset + chunk.size
+    raise OSError(f"the chunk at {chunk.chunk_offset} was not written as it was read")
 
 
 def _shards(folder: Path, pinned: Pinned) -> Iterator[Any]:
@@ -121,15 +132,15 @@ def _leave_with_parent() -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """The child: a finished file and exit status 0, or one line on stderr and 1."""
+    """The child: a finished file, where its chunks are as JSON, and exit status 0; or one line and 1."""
     folder, target = map(Path, arguments)
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     status = 0
     try:
-        _copy(folder, target)
+        print(json.dumps(_copy(folder, target)), flush=True)
     except BaseException as error:
         full = shutil.disk_usage(folder).free < 1 << 20  # libhdf5 often loses the error number on its way
-        print("no space left on the disk" if full else " ".join(str(error).split()), file=sys.stderr, flush=True)
+        print("no space left on the disk" if full else " ".join(str(error).split()), flush=True)
         status = 1
     os._exit(status)  # after a failed write libhdf5 would crash in its own clean-up
 

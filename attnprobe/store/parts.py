@@ -19,7 +19,7 @@ from attnprobe.core import fs
 from attnprobe.core.errors import MapsFileError
 from attnprobe.store import structure
 from attnprobe.store.plan import Pinned, canonical
-from attnprobe.store.seal import read_seal, read_whole, verify
+from attnprobe.store.seal import read_checked, read_seal, verify
 
 
 def parts_of(path: Path) -> Path:
@@ -39,7 +39,7 @@ def open_shard(folder: Path, number: int, plan_id: str) -> h5py.File:
         MapsFileError: it is missing, damaged, or of another capture.
     """
     path = shard_path(folder, number)
-    found, data = read_whole(path)
+    found, data = read_checked(path)
     _require_own(path, found.part, found.plan, number, plan_id)
     file = h5py.File(path if data is None else data, "r")
     try:

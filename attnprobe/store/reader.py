@@ -1,6 +1,5 @@
 """How do stored maps come back, a bounded piece at a time?"""
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from attnprobe.core.tap import Site
 from attnprobe.store import bits, hdf5, parts, structure
 from attnprobe.store.layout import DatasetLayout, StageLayout
 from attnprobe.store.plan import Pinned, read_plan
-from attnprobe.store.seal import read_whole, verify
+from attnprobe.store.seal import read_checked, verify
 
 CHUNK_BYTES = 64 << 20
 """Largest `AttentionMaps` that iterating gives, in float32, if one image is not larger already."""
@@ -42,7 +41,7 @@ def open_maps(path: Path | str, *, allow_partial: bool = False, chunk_images: in
         file, folder = path.with_suffix(".h5"), parts.parts_of(path)
         hint = next((f" {p} is there: open that." for p in (file, folder) if p != path and p.exists()), "")
         raise MapsFileError(f"no maps at {path}.{hint or ' Make them with `attnprobe capture`.'}")
-    found, data = read_whole(path)
+    found, data = read_checked(path)
     if found.part is not None:
         raise MapsFileError(f"{path} is shard {found.part} of a capture; open the folder {path.parent.parent}.")
     try:
@@ -52,7 +51,7 @@ def open_maps(path: Path | str, *, allow_partial: bool = False, chunk_images: in
     try:
         pinned = structure.check(file, path, found)
         ids = tuple(structure.read_ids(file))
-        certificate = json.loads(str(file.attrs["certificate"]))
+        certificate = structure.read_certificate(file)
     except BaseException:
         file.close()
         raise

@@ -15,7 +15,7 @@ from attnprobe.store.deflate import shuffled_deflated
 from attnprobe.store.fletcher import checked
 from attnprobe.store.layout import DatasetLayout, StageLayout
 from attnprobe.store.plan import Pinned
-from attnprobe.store.seal import BLOCK, seal
+from attnprobe.store.seal import BLOCK, seal_shard
 
 Corner = tuple[int, ...]
 """Where a chunk begins, on the axes after the image."""
@@ -119,7 +119,7 @@ class Shard:
                 assert dataset.id.get_num_chunks() == layout.n_chunks(self._n), "every chunk is written"
         self._file.close()
         data = self._buffer.getbuffer()
-        data[:BLOCK] = seal(self.pinned.plan_id, self.number, len(data), [data[BLOCK:]]).block()
+        data[:BLOCK] = seal_shard(self.pinned.plan_id, self.number, data).block()
         return data
 
     def close(self) -> None:

@@ -77,6 +77,8 @@ def _check(file: Any, path: Path, seal: Seal) -> Pinned:
         for layout in stage.datasets:
             _check_maps(path, group[layout.name], layout, n_images, pinned.layout.dtype)
 
+    if digest(read_certificate(file)) != file.attrs["certificate_sha256"]:
+        raise _refusal(path, "its certificate is damaged")
     if seal.part is None and digest(read_ids(file)) != pinned.facts["image_ids_sha256"]:
         raise _refusal(path, "its image ids are not those of its plan")
     return pinned
@@ -85,6 +87,11 @@ def _check(file: Any, path: Path, seal: Seal) -> Pinned:
 def datasets(pinned: Pinned) -> list[tuple[str, DatasetLayout]]:
     """Path in the file and layout of every dataset of maps or tokens."""
     return [(f"stages/{s.name}/{d.name}", d) for s in pinned.layout.stages for d in s.datasets]
+
+
+def read_certificate(file: Any) -> dict[str, Any]:
+    """What capture proved, of an open file."""
+    return json.loads(file.attrs["certificate"])
 
 
 def read_ids(file: Any) -> list[str]:

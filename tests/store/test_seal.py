@@ -1,4 +1,5 @@
 import hashlib
+import io
 import json
 
 import h5py
@@ -66,14 +67,36 @@ def whole_file(tmp_path_factory):
     return path, path.read_bytes()
 
 
-def test_the_hash_is_what_the_docstring_says(whole_file):
+def test_the_hashes_are_what_the_docstring_says(whole_file):
     path, content = whole_file
     path.write_bytes(content)
     block = json.loads(content[8:512].rstrip(b"\0"))
-    stated = block.pop("sha256")
-    assert hashlib.sha256(canonical(block).encode() + b"\0" + content[512:]).hexdigest() == stated
+    ((start, stop),) = block["data"]
+    outside, block["outside"] = block["outside"], ""
+    prefix = canonical(block).encode() + b"\0"
+    assert hashlib.sha256(prefix + content[512:start] + content[stop:]).hexdigest() == outside
+    whole, block["sha256"] = block["sha256"], ""
+    prefix = canonical(block).encode() + b"\0"
+    assert hashlib.sha256(prefix + content[512:]).hexdigest() == whole
     assert content[:8] == b"ATPROBE\x01" and content[512:520] == b"\x89HDF\r\n\x1a\n"
-    assert block == {"part": None, "plan": block["plan"], "size": len(content), "v": 1}
+    assert (block["part"], block["size"], block["v"]) == (None, len(content), 1)
+
+
+def test_the_ranges_hold_the_chunks_and_nothing_else(tmp_path, ten_maps, small_shards):
+    path = capture(tmp_path / "maps.h5", [ten_maps])
+    found = seal.read_seal(path)
+    with h5py.File(path) as file:
+        chunks = file["stages/trunk/weights"].id
+        places = [chunks.get_chunk_info(i) for i in range(chunks.get_num_chunks())]
+    assert len(places) == 3
+    assert list(found.data) == seal.joined((p.byte_offset, p.byte_offset + p.size) for p in places)
+
+
+def test_ranges_that_touch_are_one_and_the_largest_are_named():
+    assert seal.joined([(30, 40), (0, 10), (10, 20), (41, 50)]) == [(0, 20), (30, 40), (41, 50)]
+    chunks = [(1000 * n, 1000 * n + 10 * n) for n in range(1, 8)]
+    found = seal.seal_merged("id", io.BytesIO(bytes(9000)), chunks)
+    assert list(found.data) == chunks[-4:] and found.size == 9000
 
 
 def test_a_file_of_a_newer_schema_says_upgrade(whole_file):
@@ -111,21 +134,62 @@ def test_foreign_files_are_refused(tmp_path):
             open_maps(tmp_path / name)
 
 
-def test_large_files_are_hashed_only_on_request(whole_file, monkeypatch):
+@pytest.fixture
+def large(monkeypatch):
+    """Every file counts as too large to be hashed whole."""
+    monkeypatch.setattr(seal, "HASH_AT_ONCE", 100)
+
+
+def test_of_a_large_file_only_the_chunks_are_not_hashed_at_once(whole_file, large, monkeypatch):
     path, content = whole_file
     path.write_bytes(content)
-    monkeypatch.setattr(seal, "HASH_AT_ONCE", 100)
-    hashed = []
-    monkeypatch.setattr(seal, "_compare", lambda *args: hashed.append(args))
+    hashed, sha256 = [], hashlib.sha256
+
+    class Counting:
+        def __init__(self, data):
+            self.sha256 = sha256(data)
+            self.hexdigest = self.sha256.hexdigest
+
+        def update(self, data):
+            hashed.append(len(data))
+            self.sha256.update(data)
+
+    ((start, stop),) = seal.read_seal(path).data
+    monkeypatch.setattr(seal.hashlib, "sha256", Counting)
     with open_maps(path) as reader:
-        assert reader.n_images == 2 and not hashed
+        assert sum(hashed) == len(content) - 512 - (stop - start)
         reader.verify()
-    assert len(hashed) == 1
+        assert sum(hashed) == 3 * (len(content) - 512) - 2 * (stop - start)
 
 
-def test_verify_finds_a_changed_byte_in_a_large_file(whole_file, monkeypatch):
+def test_of_a_large_file_a_changed_byte_is_found_before_hdf5_or_by_the_chunks_checksum(
+    tmp_path, ten_maps, small_shards, large, monkeypatch
+):
+    path = capture(tmp_path / "maps.h5", [ten_maps])
+    content, ranges = path.read_bytes(), seal.read_seal(path).data
+    for position, copy in damaged_copies(content, 2000):
+        path.write_bytes(copy)
+        if any(start <= position < stop for start, stop in ranges):
+            with open_maps(path) as reader, pytest.raises(MapsFileError, match="filter returned failure"):
+                reader.maps()
+        else:
+            with monkeypatch.context() as patch, pytest.raises(MapsFileError):
+                patch.setattr(h5py, "File", None)
+                open_maps(path)
+
+
+def test_a_large_shard_is_hashed_whole(tmp_path, ten_maps, small_shards, large, monkeypatch):
+    folder = capture(tmp_path / "maps.h5", [ten_maps], keep_shards=True)
+    content = bytearray(shard_path(folder, 0).read_bytes())
+    content[-3] ^= 1
+    shard_path(folder, 0).write_bytes(content)
+    monkeypatch.setattr(h5py, "File", None)
+    with open_maps(folder) as reader, pytest.raises(MapsFileError, match="s000000.h5 is damaged"):
+        reader.maps()
+
+
+def test_verify_finds_a_changed_byte_in_a_large_file(whole_file, large, monkeypatch):
     path, content = whole_file
-    monkeypatch.setattr(seal, "HASH_AT_ONCE", 100)
     monkeypatch.setattr(seal, "_STEP", 1000)
     for position in (100, 513, len(content) - 1):
         copy = bytearray(content)
