@@ -21,7 +21,7 @@ _WHERE = {
     "load_model": "attnprobe.models",
     "input_spec": "attnprobe.models",
     # training
-    "RECIPES": "attnprobe.pipeline",
+    "RECIPES": "attnprobe.training",
     "train": "attnprobe.pipeline",
     # capture and store
     "AttentionMaps": "attnprobe.core.maps",

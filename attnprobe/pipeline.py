@@ -25,7 +25,6 @@ from attnprobe.core.examined import Examined, Picture
 from attnprobe.core.images import ImageSource, InputSpec
 from attnprobe.core.maps import AttentionMaps
 from attnprobe.core.progress import Advance, progress
-from attnprobe.core.registry import Registry
 from attnprobe.core.run import Run
 from attnprobe.core.tap import Site
 from attnprobe.data import load_images
@@ -34,24 +33,11 @@ from attnprobe.models import build_model, input_spec, read_checkpoint
 from attnprobe.models.describe import config_json, resolve_model
 from attnprobe.reports import write_report
 from attnprobe.store import CapturePlan, MapReader, MapWriter, open_maps
-from attnprobe.training import TrainConfig, TrainResult, pick_device
+from attnprobe.training import TrainConfig, TrainResult, pick_device, read_recipe
 from attnprobe.training import train as run_training
-
-RECIPE_FOLDER = Path(__file__).parent / "recipes"
-
-
-class Recipe:
-    """A shipped YAML file; its header says how to run it."""
-
-    def __init__(self, path: Path) -> None:
-        self.name, self.path = path.stem, path
-        self.summary = path.read_text().splitlines()[0].removeprefix("# ")
-
 
 FAST_EPOCHS, FAST_IMAGES = 6, 120
 """What `demo --fast` trains for and captures, instead of the recipes' epochs and all validation images."""
-
-RECIPES = Registry("recipe", *(Recipe(path) for path in sorted(RECIPE_FOLDER.glob("*.yaml"))))
 
 
 def train(recipe: str | Path, out: Path, *, settings: dict[str, Any] | None = None) -> TrainResult:
@@ -66,10 +52,7 @@ def train(recipe: str | Path, out: Path, *, settings: dict[str, Any] | None = No
         InputError: unknown recipe or option, or `out` holds a run with other options.
         WorkError: see `attnprobe.training.train`.
     """
-    path = Path(recipe)
-    is_file = path.suffix in (".yaml", ".yml") or path.is_file()
-    values = read_yaml(path if is_file else RECIPES[str(recipe)].path)
-    config = from_mapping(TrainConfig, {**values, **(settings or {})}, source=str(recipe))
+    config = from_mapping(TrainConfig, {**read_recipe(recipe), **(settings or {})}, source=str(recipe))
     run = _open_run(Path(out), config)
     with torch.device("meta"):  # only to ask what it wants to see
         spec = input_spec(build_model(config.model, **_model_options(config)))
@@ -147,6 +130,8 @@ def capture(
         workers=workers,
     )
     out = Path(out) if out else _default_maps(Path(model))
+    if out.exists() and not overwrite:
+        raise InputError(f"{out} exists. Choose another output with -o, or replace it with --overwrite.")
     chosen = pick_device(device)
     reference = {"data": data, "split": split, "data_dir": data_dir and str(data_dir), "images": images}
     settings = {"what": list(what), "autocast": False}
@@ -170,15 +155,15 @@ def capture(
         device=chosen.type,
         settings=settings,
     )
-    _store(loaded.to(chosen), source, plan, out, what, batch_size, shared)
-    if untrained and facts.sha256:
+    if untrained and facts.sha256:  # first, so that a command that was stopped here can be run again
         fresh = build_model(facts.model, seed=seed, **facts.options).to(chosen)
         few = load_images(
             data, split, spec=spec, data_dir=data_dir, limit=min(untrained, len(source)),
             bad_images=bad_images, workers=workers,
         )  # fmt: skip
         base = replace(plan, image_ids=tuple(few.ids), checkpoint_sha256="", data=few.fingerprint)
-        _store(fresh, few, base, untrained_maps(out), what, batch_size, shared)
+        _store(fresh, few, base, untrained_maps(out), what, batch_size, {**shared, "overwrite": True})
+    _store(loaded.to(chosen), source, plan, out, what, batch_size, shared)
     return out
 
 

@@ -99,6 +99,29 @@ def test_capture_goes_on_after_being_interrupted(runs, tmp_path, monkeypatch):
     assert len(ids) == len(set(ids)) == 40
 
 
+def test_a_command_stopped_between_its_two_files_can_be_run_again(runs, tmp_path, monkeypatch):
+    out, arguments = tmp_path / "maps.h5", {"images": 20, "untrained": 10, "out": tmp_path / "maps.h5"}
+
+    class Stop(Exception):
+        pass
+
+    original = pipeline._store
+
+    def only_the_baseline(model, source, plan, path, *rest):
+        if path == out:
+            raise Stop
+        original(model, source, plan, path, *rest)
+
+    monkeypatch.setattr(pipeline, "_store", only_the_baseline)
+    with pytest.raises(Stop):
+        pipeline.capture(runs / "digits_vit_16", **arguments)
+    monkeypatch.undo()
+    assert pipeline.capture(runs / "digits_vit_16", **arguments) == out
+    assert len(ap.open_maps(pipeline.untrained_maps(out))) == 10
+    with pytest.raises(InputError, match="--overwrite"):
+        pipeline.capture(runs / "digits_vit_16", **arguments)
+
+
 def test_a_timm_model_and_a_folder_of_images(tmp_path):
     from PIL import Image
 

@@ -8,5 +8,6 @@ inside an epoch.
 
 from attnprobe.training.config import TrainConfig
 from attnprobe.training.loop import TrainResult, evaluate, pick_device, train
+from attnprobe.training.recipes import RECIPES, read_recipe
 
-__all__ = ["TrainConfig", "TrainResult", "evaluate", "pick_device", "train"]
+__all__ = ["RECIPES", "TrainConfig", "TrainResult", "evaluate", "pick_device", "read_recipe", "train"]

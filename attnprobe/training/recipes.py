@@ -1,0 +1,35 @@
+"""Which training recipes are shipped? One YAML file each, with timm's names for the options."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from attnprobe.core.config import read_yaml
+from attnprobe.core.registry import Registry
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """A shipped YAML file; its first line says how to run it."""
+
+    name: str
+    path: Path
+    summary: str
+
+
+def _shipped(path: Path) -> Recipe:
+    return Recipe(path.stem, path, path.read_text().splitlines()[0].removeprefix("# "))
+
+
+RECIPES = Registry("recipe", *map(_shipped, sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))))
+
+
+def read_recipe(recipe: str | Path) -> dict[str, Any]:
+    """The options of a shipped recipe, by name, or of a YAML file.
+
+    Raises:
+        UnknownName: no recipe of this name. InputError: a file that holds no options.
+    """
+    path = Path(recipe)
+    is_file = path.suffix in (".yaml", ".yml") or path.is_file()
+    return read_yaml(path if is_file else RECIPES[str(recipe)].path)
