@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from attnprobe.capture import record
 from attnprobe.models.variants.deepvit import DeepViT
+from attnprobe.models.variants.refiner import Refiner
 from attnprobe.models.variants.vit import PlainViT
 
 FLOAT64_TOLERANCE = 1e-10
@@ -68,7 +69,26 @@ def plain_vit(config: dict[str, Any]) -> nn.Module:
     return PlainViT(**options, depth=config.pop("depth", len(transform)), conv_stem=config.pop("use_cnn_embed", False))
 
 
-BUILDERS: dict[str, Callable[[dict[str, Any]], nn.Module]] = {"deepvit": deepvit, "plain_vit": plain_vit}
+def refiner(config: dict[str, Any]) -> nn.Module:
+    options = geometry(config)
+    share, refine = config.pop("share_blocks"), config.pop("apply_transform")
+    return Refiner(
+        **options,
+        depth=config.pop("depth"),
+        share=share,
+        refine=refine,
+        head_expand=config.pop("head_expand", 3),
+        dense=config.pop("return_dense", False),
+        mix_token=config.pop("mix_token", False),
+        conv_stem=config.pop("use_cnn_embed", False),
+    )
+
+
+BUILDERS: dict[str, Callable[[dict[str, Any]], nn.Module]] = {
+    "deepvit": deepvit,
+    "plain_vit": plain_vit,
+    "refiner": refiner,
+}
 
 
 def build(description: dict[str, Any]) -> nn.Module:
@@ -89,6 +109,13 @@ def observe(model: nn.Module, pixels: Tensor) -> dict[str, Tensor]:
         seen["logits"] = model(pixels)
         taken = recorder.take(tuple(str(i) for i in range(len(pixels))))
     handle.remove()
+    if getattr(model, "dense", False):
+        with torch.no_grad():
+            tokens = model.forward_features(pixels)
+            seen["logits_cls"] = model.forward_head(tokens)
+            seen["logits_aux"] = model.aux_head(tokens[:, model.num_prefix_tokens :])
+    else:
+        seen["logits_cls"] = seen["logits"]
     for maps in taken:
         for layer in range(maps.values.shape[1]):
             if maps.is_effective:
@@ -103,10 +130,15 @@ def train_step(model: nn.Module, golden: dict[str, Tensor], pixels: Tensor) -> d
     """One training forward and backward from the loaded state, with the recorded cotangent."""
     model.train()
     pixels = pixels.clone().requires_grad_()
-    logits = model(pixels)
-    loss = (logits * golden["train/cotangent_logits"].to(logits)).sum()
+    if "train/bbox" in golden:
+        box = tuple(golden["train/bbox"].tolist())
+        model._box = lambda: box  # it is random; take the recorded one
+    outputs = model(pixels)
+    named = dict(zip(("logits", "aux_logits"), outputs if isinstance(outputs, tuple) else (outputs,), strict=False))
+    loss = sum((value * golden[f"train/cotangent_{name}"].to(value)).sum() for name, value in named.items())
     loss.backward()
-    seen = {"train/logits": logits.detach(), "train/loss": loss.detach().reshape(1), "train/grad_input": pixels.grad}
+    seen = {"train/loss": loss.detach().reshape(1), "train/grad_input": pixels.grad}
+    seen |= {f"train/{name}": value.detach() for name, value in named.items()}
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     seen |= {f"train/grad/{name}": grad for name, grad in gradients.items()}
     seen |= {f"train/bn/{name}": value for name, value in model.named_buffers()}
@@ -135,7 +167,7 @@ def compare_float32(description: dict[str, Any], golden: dict[str, Tensor]) -> I
     seen["train/grad_norms"] = torch.stack([gradients[name].norm() for name in order])
     skip = ("state/", "const/", "train/cotangent")
     for key, theirs in golden.items():
-        if key.startswith(skip) or key == "input":
+        if key.startswith(skip) or key in ("input", "train/bbox"):
             continue
         quantity = key if key in description["tolerances"] else key.rsplit("/", 1)[0]
         quantity = next(q for q in (key, quantity, "/".join(key.split("/")[:2]), key.split("/")[0])
@@ -159,6 +191,11 @@ def compare_float64(description: dict[str, Any], golden: dict[str, Tensor]) -> I
         "logits": (seen["logits"], reference["logits"]),
         "train_logits": (step["train/logits"], reference["train_logits"]),
         "train_loss": (step["train/loss"], reference["train_loss"]),
+        **(
+            {"train_aux_logits": (step["train/aux_logits"], reference["train_aux_logits"])}
+            if "train/aux_logits" in step
+            else {}
+        ),
         "train_grad_norms": (norms, reference["train_grad_norms"]),
     }
     for quantity, (ours, theirs) in pairs.items():

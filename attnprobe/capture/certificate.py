@@ -101,7 +101,8 @@ def _prove(
     value_error = None
     if flow and flow.keys() == {"qkv", "out"}:
         heads, tokens = effective.shape[1], effective.shape[-1]
-        v = flow["qkv"].unflatten(-1, (3, heads, -1))[:, :, 2].transpose(1, 2)  # [image, head, token, width]
+        v = flow["qkv"][..., -flow["out"].shape[-1] :]  # V comes last, or alone where the map is another layer's
+        v = v.unflatten(-1, (heads, -1)).transpose(1, 2)  # [image, head, token, width]
         ours = (effective.to(v.dtype) @ v).transpose(1, 2).reshape(len(v), tokens, -1)
         value_error = ((ours - flow["out"]).abs().max() / flow["out"].abs().max().clamp_min(1e-12)).item()
         if not value_error <= tolerance:

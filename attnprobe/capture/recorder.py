@@ -60,6 +60,7 @@ class Recorder:
             self._effective = self._store(self._effective, layer, matrix)
 
     def _keep_tokens(self, layer: int, _block: nn.Module, _args: object, out: Any) -> None:
+        out = out[0] if isinstance(out, tuple) else out  # a block may hand on more than its tokens
         if not isinstance(out, Tensor) or out.ndim != 3:
             raise CaptureError(f"the block of {self._layers[layer].name} returns no [image, token, width] tensor.")
         if self._tokens is None:

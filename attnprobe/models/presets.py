@@ -14,6 +14,7 @@ from torch import nn
 from attnprobe.core.registry import Registry
 from attnprobe.models.variant import Variant
 from attnprobe.models.variants.deepvit import DEEPVIT
+from attnprobe.models.variants.refiner import REFINER
 from attnprobe.models.variants.vit import VIT
 
 
@@ -45,6 +46,13 @@ def _small(depth: int, width: int, reattention: int, **options: Any) -> dict[str
     return {**_papers(depth), **more, **options}
 
 
+def _refiner(depth: int, width: int, heads: int, size: int = 224) -> dict[str, Any]:
+    """Refiner-S, -M and -L: every second block shares a map, dense head and mix-token on."""
+    share = tuple(block % 2 == 1 for block in range(depth))
+    more = {"embed_dim": width, "num_heads": heads, "img_size": size, "share": share}
+    return {**_papers(depth), **more, "dense": True, "mix_token": True, "conv_stem": True}
+
+
 MODELS = Registry(
     "model",
     Preset("vit_16", VIT, _papers(16), "plain ViT, 16 blocks, width 384"),
@@ -62,6 +70,13 @@ MODELS = Registry(
     Preset("deepvit_s", DEEPVIT, _small(16, 396, 5, transform_scale=True), "DeepViT-S, 27.3M", ("deepvit_S",)),
     Preset("deepvit_l", DEEPVIT, _small(32, 420, 12), "DeepViT-L, 58.9M", ("deepvit_L",)),
     Preset("deepvit_l_384", DEEPVIT, _small(32, 420, 12, img_size=384), "DeepViT-L at 384 px", ("deepvit_L_384",)),
+    Preset("refiner_s", REFINER, _refiner(16, 384, 12), "Refiner-S, 25.4M", ("Refiner_ViT_S",)),
+    Preset("refiner_m", REFINER, _refiner(32, 420, 12), "Refiner-M, 55.5M", ("Refiner_ViT_M",)),
+    Preset("refiner_l", REFINER, _refiner(32, 512, 16), "Refiner-L, 81.2M", ("Refiner_ViT_L",)),
+    Preset("refiner_s_384", REFINER, _refiner(16, 384, 12, 384), "Refiner-S at 384 px"),
+    Preset("refiner_m_384", REFINER, _refiner(32, 420, 12, 384), "Refiner-M at 384 px"),
+    Preset("refiner_l_384", REFINER, _refiner(32, 512, 16, 384), "Refiner-L at 384 px"),
+    Preset("refiner_l_448", REFINER, _refiner(32, 512, 16, 448), "Refiner-L at 448 px"),
 )
 
 

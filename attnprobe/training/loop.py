@@ -103,6 +103,11 @@ def train(
                 scheduler.step_update(update)
                 with autocast:
                     logits = model(augment(batch.pixels, config))
+                    if not isinstance(logits, Tensor):
+                        raise InputError(
+                            f"{config.model} returns {len(logits)} outputs in training; this loss takes class logits "
+                            "alone. Refiner: --set 'model_kwargs={dense: false, mix_token: false}'."
+                        )
                     loss = F.cross_entropy(logits, batch.labels, label_smoothing=config.smoothing)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()

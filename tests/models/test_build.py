@@ -10,6 +10,8 @@ from attnprobe.models import ALIASES, MODELS, build_model, input_spec
 PARAMETERS = {  # counted from the authors' code, 1000 classes
     "vit_16": 24_423_784, "vit_24": 36_257_128, "vit_32": 48_090_472,
     "deepvit_16": 24_426_664, "deepvit_24": 36_261_448, "deepvit_32": 48_096_232,
+    "refiner_s": 25_408_656, "refiner_m": 55_450_932, "refiner_l": 81_150_192,
+    "refiner_s_384": 25_554_576, "refiner_m_384": 55_610_532, "refiner_l_384": 81_344_752,
     "deepvit_s": 27_312_632, "deepvit_l": 58_883_708, "deepvit_l_384": 59_043_308,
 }  # fmt: skip
 

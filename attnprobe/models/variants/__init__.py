@@ -2,6 +2,7 @@
 
 from attnprobe.core.registry import Registry
 from attnprobe.models.variants.deepvit import DEEPVIT
+from attnprobe.models.variants.refiner import REFINER
 from attnprobe.models.variants.vit import VIT
 
-VARIANTS = Registry("variant", VIT, DEEPVIT)
+VARIANTS = Registry("variant", VIT, DEEPVIT, REFINER)
