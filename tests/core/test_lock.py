@@ -30,7 +30,9 @@ def test_a_second_process_is_told_who_holds_the_lock(tmp_path):
 def test_the_lock_of_a_killed_process_is_free(tmp_path):
     with holder(tmp_path / "run.lock") as process:
         process.kill()
-    FileLock(tmp_path / "run.lock").release()
+    lock = FileLock(tmp_path / "run.lock")  # raises Stopped if it is held
+    assert lock.path == tmp_path / "run.lock"
+    lock.release()
 
 
 def test_the_same_process_cannot_take_it_twice(tmp_path):
