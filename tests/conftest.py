@@ -24,13 +24,3 @@ def make_maps():
         return AttentionMaps(values, ids, grid, **fields)
 
     return make
-
-
-@pytest.fixture(autouse=True)
-def no_figure_is_left_open():
-    """pyplot keeps figures until they are closed, and warns of the twenty-first."""
-    yield
-    import sys
-
-    if "matplotlib.pyplot" in sys.modules:
-        sys.modules["matplotlib.pyplot"].close("all")

@@ -33,9 +33,7 @@ def layer_head(
     require_axes(m, "layer_head", ("layer", "head"), ("layer", "head", "prefix"))
     values = m.mean if m.mean.ndim == 2 else m.mean.sum(-1)
     blocks, heads = values.shape
-    ax = new_axes(
-        5.2, 1.9 + 0.16 * max(heads, 6)
-    )  # high enough for the longest name beside the colours if ax is None else ax
+    ax = new_axes(5.2, 1.9 + 0.16 * max(heads, 6)) if ax is None else ax
     scale = colours(limits or shared_limits([m]))
     ax.imshow(values.T, origin="lower", aspect="auto", **scale._asdict())
     number_from_one(ax.xaxis, blocks)

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from attnprobe.core.errors import ShapeError
 from attnprobe.plots import layer_head
@@ -36,3 +37,8 @@ def test_a_cell_without_a_value_has_its_own_colour():
 def test_other_axes_are_refused():
     with pytest.raises(ShapeError, match="layer_head draws"):
         layer_head(measurement("layer_similarity", layer_cosine(3, 0.5)))
+
+
+def test_it_draws_on_the_axes_it_is_given():
+    ax = Figure().add_subplot()
+    assert layer_head(measurement("row_entropy", np.ones((2, 3))), ax=ax) is ax
