@@ -13,7 +13,7 @@ from torch import nn
 
 from attnprobe.models.build import build_model, input_spec
 from attnprobe.models.load import model_from, read_checkpoint
-from attnprobe.models.variants import VARIANTS
+from attnprobe.models.presets import ALIASES, MODELS
 
 WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin", ".tar")
 
@@ -54,9 +54,10 @@ def resolve_model(
         pretrained = ":" in name or timm.models.is_model_pretrained(name)
         model = build_model(name, seed=seed, **({"pretrained": True} if pretrained else {}))
         sha256 = _sha256(model) if pretrained else ""
+    name = ALIASES.get(name or "", name)
     facts = ModelFacts(
         model=name or "",
-        variant=next((v.name for v in VARIANTS.values() if type(model) is v.model), type(model).__name__),
+        variant=MODELS[name].variant.name if name in MODELS else type(model).__name__,
         sha256=sha256,
         options={**options, "num_classes": model.num_classes},
         parameters=sum(p.numel() for p in model.parameters()),

@@ -13,9 +13,9 @@ from torch import nn
 
 from attnprobe.core.registry import Registry
 from attnprobe.models.variant import Variant
+from attnprobe.models.variants import VARIANTS
 from attnprobe.models.variants.deepvit import DEEPVIT
 from attnprobe.models.variants.refiner import REFINER
-from attnprobe.models.variants.vit import VIT
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,6 @@ class Preset:
     variant: Variant
     options: Mapping[str, Any]
     summary: str
-    aliases: tuple[str, ...] = ()
 
 
 def _papers(depth: int) -> dict[str, Any]:
@@ -39,7 +38,21 @@ def _digits(depth: int) -> dict[str, Any]:
     return {"depth": depth, "embed_dim": 96, "num_heads": 6, "mlp_ratio": 3, "patch_size": 8, "img_size": 32}
 
 
-def _small(depth: int, width: int, reattention: int, **options: Any) -> dict[str, Any]:
+def _at_every_depth(variant: Variant) -> list[Preset]:
+    """NAME_16, NAME_24, NAME_32, and the same with _digits: one variant at the geometries all share."""
+    return [
+        Preset(
+            f"{variant.name}_{depth}{suffix}",
+            variant,
+            {**geometry(depth), **variant.options},
+            f"{variant.summary}; {depth} blocks, {words}",
+        )
+        for suffix, geometry, words in (("", _papers, "width 384, 224 px"), ("_digits", _digits, "width 96, 32 px"))
+        for depth in (16, 24, 32)
+    ]
+
+
+def _deepvit(depth: int, width: int, reattention: int, **options: Any) -> dict[str, Any]:
     """DeepViT-S and -L: re-attention in the last blocks only, convolutional stem, doubled branches."""
     last = tuple(range(depth - reattention, depth))
     more = {"embed_dim": width, "reattention": last, "scale_adjustment": 0.5, "conv_stem": True}
@@ -48,36 +61,37 @@ def _small(depth: int, width: int, reattention: int, **options: Any) -> dict[str
 
 def _refiner(depth: int, width: int, heads: int, size: int = 224) -> dict[str, Any]:
     """Refiner-S, -M and -L: every second block shares a map, dense head and mix-token on."""
-    share = tuple(block % 2 == 1 for block in range(depth))
-    more = {"embed_dim": width, "num_heads": heads, "img_size": size, "share": share}
+    more = {"embed_dim": width, "num_heads": heads, "img_size": size, "share": "alternate"}
     return {**_papers(depth), **more, "dense": True, "mix_token": True, "conv_stem": True}
 
 
 MODELS = Registry(
     "model",
-    Preset("vit_16", VIT, _papers(16), "plain ViT, 16 blocks, width 384"),
-    Preset("vit_24", VIT, _papers(24), "plain ViT, 24 blocks, width 384"),
-    Preset("vit_32", VIT, _papers(32), "plain ViT, 32 blocks, width 384"),
-    Preset("vit_16_digits", VIT, _digits(16), "plain ViT, 16 blocks, width 96, 32 px"),
-    Preset("vit_24_digits", VIT, _digits(24), "plain ViT, 24 blocks, width 96, 32 px"),
-    Preset("vit_32_digits", VIT, _digits(32), "plain ViT, 32 blocks, width 96, 32 px"),
-    Preset("deepvit_16", DEEPVIT, _papers(16), "re-attention in all 16 blocks", ("deepvit_patch16_224_re_attn_16b",)),
-    Preset("deepvit_24", DEEPVIT, _papers(24), "re-attention in all 24 blocks", ("deepvit_patch16_224_re_attn_24b",)),
-    Preset("deepvit_32", DEEPVIT, _papers(32), "re-attention in all 32 blocks", ("deepvit_patch16_224_re_attn_32b",)),
-    Preset("deepvit_16_digits", DEEPVIT, _digits(16), "re-attention, 16 blocks, width 96, 32 px"),
-    Preset("deepvit_24_digits", DEEPVIT, _digits(24), "re-attention, 24 blocks, width 96, 32 px"),
-    Preset("deepvit_32_digits", DEEPVIT, _digits(32), "re-attention, 32 blocks, width 96, 32 px"),
-    Preset("deepvit_s", DEEPVIT, _small(16, 396, 5, transform_scale=True), "DeepViT-S, 27.3M", ("deepvit_S",)),
-    Preset("deepvit_l", DEEPVIT, _small(32, 420, 12), "DeepViT-L, 58.9M", ("deepvit_L",)),
-    Preset("deepvit_l_384", DEEPVIT, _small(32, 420, 12, img_size=384), "DeepViT-L at 384 px", ("deepvit_L_384",)),
-    Preset("refiner_s", REFINER, _refiner(16, 384, 12), "Refiner-S, 25.4M", ("Refiner_ViT_S",)),
-    Preset("refiner_m", REFINER, _refiner(32, 420, 12), "Refiner-M, 55.5M", ("Refiner_ViT_M",)),
-    Preset("refiner_l", REFINER, _refiner(32, 512, 16), "Refiner-L, 81.2M", ("Refiner_ViT_L",)),
+    *(preset for variant in VARIANTS.values() for preset in _at_every_depth(variant)),
+    Preset("deepvit_s", DEEPVIT, _deepvit(16, 396, 5, transform_scale=True), "DeepViT-S, 27.3M"),
+    Preset("deepvit_l", DEEPVIT, _deepvit(32, 420, 12), "DeepViT-L, 58.9M"),
+    Preset("deepvit_l_384", DEEPVIT, _deepvit(32, 420, 12, img_size=384), "DeepViT-L at 384 px"),
+    Preset("refiner_s", REFINER, _refiner(16, 384, 12), "Refiner-S, 25.4M"),
+    Preset("refiner_m", REFINER, _refiner(32, 420, 12), "Refiner-M, 55.5M"),
+    Preset("refiner_l", REFINER, _refiner(32, 512, 16), "Refiner-L, 81.2M"),
     Preset("refiner_s_384", REFINER, _refiner(16, 384, 12, 384), "Refiner-S at 384 px"),
     Preset("refiner_m_384", REFINER, _refiner(32, 420, 12, 384), "Refiner-M at 384 px"),
     Preset("refiner_l_384", REFINER, _refiner(32, 512, 16, 384), "Refiner-L at 384 px"),
     Preset("refiner_l_448", REFINER, _refiner(32, 512, 16, 448), "Refiner-L at 448 px"),
 )
+
+ALIASES = {
+    "deepvit_patch16_224_re_attn_16b": "deepvit_16",
+    "deepvit_patch16_224_re_attn_24b": "deepvit_24",
+    "deepvit_patch16_224_re_attn_32b": "deepvit_32",
+    "deepvit_S": "deepvit_s",
+    "deepvit_L": "deepvit_l",
+    "deepvit_L_384": "deepvit_l_384",
+    "Refiner_ViT_S": "refiner_s",
+    "Refiner_ViT_M": "refiner_m",
+    "Refiner_ViT_L": "refiner_l",
+}
+"""The authors' names of our models."""
 
 
 def _default_cfg(preset: Preset) -> dict[str, Any]:
@@ -113,10 +127,7 @@ def _entry_point(name: str, preset: Preset):
     return build
 
 
-ALIASES = {alias: preset.name for preset in MODELS.values() for alias in preset.aliases}
-default_cfgs = generate_default_cfgs(
-    {name: _default_cfg(preset) for preset in MODELS.values() for name in (preset.name, *preset.aliases)}
-)
-for _preset in MODELS.values():
-    for _name in (_preset.name, *_preset.aliases):
-        register_model(_entry_point(_name, _preset))
+_ENTRIES = {**{name: MODELS[name] for name in MODELS}, **{alias: MODELS[name] for alias, name in ALIASES.items()}}
+default_cfgs = generate_default_cfgs({name: _default_cfg(preset) for name, preset in _ENTRIES.items()})
+for _name, _preset in _ENTRIES.items():
+    register_model(_entry_point(_name, _preset))

@@ -10,7 +10,7 @@ has a per-channel scale that starts at 1e-5.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from attnprobe.core.errors import InputError, ShapeError
-from attnprobe.core.tap import Tap
+from attnprobe.models.attention import TappedAttention, mix_heads, replace_attention
 from attnprobe.models.cascade import Cascade, CascadeBlock
 from attnprobe.models.conv_stem import RefinerStemEmbed
 from attnprobe.models.variant import Paper, Variant
@@ -60,24 +60,17 @@ class DLA(nn.Module):
         return maps + y if self.adds_input else y
 
 
-def mix_heads(weight: Tensor, maps: Tensor) -> Tensor:
-    """A 1x1 convolution over heads as one matrix product."""
-    return (weight.flatten(1) @ maps.flatten(2)).unflatten(2, maps.shape[2:])
-
-
-class RefinedAttention(Attention):
+class RefinedAttention(TappedAttention):
     """Attention of one Refiner block: with its own softmax, or sharing the map of the block before."""
+
+    mixes = True
 
     def __init__(self, *args, shares: bool = False, refines: bool = False, expand: float = 3, **kwargs) -> None:
         super().__init__(*args, **kwargs)
-        self.shares = shares
-        if shares:
-            self.qkv = nn.Linear(self.qkv.in_features, self.attn_dim, bias=self.qkv.bias is not None)
+        self.shares, self.refines = shares, refines
         if shares or refines:
             self.DLA = DLA(self.num_heads, SHARED_EXPANSION if shares else expand)
             self.adapt_bn = nn.BatchNorm2d(self.num_heads)
-        self.refines = refines
-        self.taps = nn.ModuleDict({"weights": Tap(), "effective": Tap()})
 
     def forward(self, x: Tensor, carried: Carried | None = None) -> tuple[Tensor, Carried]:
         """[image, token, width] and the map of the block before -> the output and the map for the next block."""
@@ -87,7 +80,7 @@ class RefinedAttention(Attention):
             self.taps["weights"](carried.softmax)
             used = self.adapt_bn(self.DLA(carried.map)) * self.scale
         else:
-            q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4)
+            q, k, v = self.split(x)
             root = self.scale**0.5
             softmax = self.taps["weights"]((q * root @ (k * root).mT).softmax(dim=-1))
             used = softmax if carried is None else softmax + self.scale * carried.map
@@ -95,8 +88,7 @@ class RefinedAttention(Attention):
             if self.refines:
                 used = self.adapt_bn(self.DLA(used))
             carried = Carried(used, softmax)
-        y = (self.taps["effective"](used) @ v).transpose(1, 2).flatten(2)
-        return self.proj_drop(self.proj(y)), carried
+        return self.join(self.taps["effective"](used) @ v, x), carried
 
 
 class ScaledMlp(Mlp):
@@ -114,7 +106,8 @@ class Refiner(VisionTransformer):
     """A ViT with refined attention.
 
     Args:
-        share: per block, whether it reuses the map of the block before; None for none.
+        share: per block, whether it reuses the map of the block before; "alternate" for every second block, as the
+            registered models do; None for none.
         refine: per block, whether it refines its own map; None for none. No registered model does.
         head_expand: expansion in blocks that refine their own map (sharing blocks always expand by 3).
         dense: a second head on every patch; evaluation adds half of its maximum over patches, training returns
@@ -131,7 +124,7 @@ class Refiner(VisionTransformer):
     def __init__(
         self,
         *args,
-        share: Sequence[bool] | None = None,
+        share: Sequence[bool] | Literal["alternate"] | None = None,
         refine: Sequence[bool] | None = None,
         head_expand: float = 3,
         dense: bool = False,
@@ -143,6 +136,8 @@ class Refiner(VisionTransformer):
             kwargs["embed_layer"] = RefinerStemEmbed
         super().__init__(*args, block_fn=CascadeBlock, mlp_layer=ScaledMlp, **kwargs)
         depth = len(self.blocks)
+        if share == "alternate":
+            share = [block % 2 == 1 for block in range(depth)]
         share = tuple(share) if share is not None else (False,) * depth
         refine = tuple(refine) if refine is not None else (False,) * depth
         if len(share) != depth or len(refine) != depth:
@@ -210,22 +205,10 @@ class Refiner(VisionTransformer):
 
 
 def _refined(plain: Attention, shares: bool, refines: bool, expand: float) -> RefinedAttention:
-    """The same layer with refined attention: keeps the modules timm built and initialised, but for a sharing `qkv`."""
-    attention = RefinedAttention(
-        plain.qkv.in_features,
-        num_heads=plain.num_heads,
-        qkv_bias=plain.qkv.bias is not None,
-        attn_drop=plain.attn_drop.p,
-        proj_drop=plain.proj_drop.p,
-        shares=shares,
-        refines=refines,
-        expand=expand,
-    )
-    for name, module in plain.named_children():
-        if not (shares and name == "qkv"):
-            setattr(attention, name, module)
-    if shares:
-        _as_timm_starts(attention.qkv)
+    attention = replace_attention(RefinedAttention, plain, shares=shares, refines=refines, expand=expand)
+    if shares:  # neither queries nor keys
+        wide = attention.qkv
+        attention.qkv = _as_timm_starts(nn.Linear(wide.in_features, attention.attn_dim, bias=wide.bias is not None))
     return attention
 
 
@@ -240,6 +223,8 @@ def _as_timm_starts(linear: nn.Linear) -> nn.Linear:
 REFINER = Variant(
     name="refiner",
     summary="maps expanded over heads and convolved before they multiply V; every second block shares a map",
-    paper=Paper("zhou2021refiner", "2106.03714"),
+    paper=Paper("zhou2021refiner", "2106.03714", 2021),
     model=Refiner,
+    options={"share": "alternate"},
+    sites=("weights", "effective"),
 )

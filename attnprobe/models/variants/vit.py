@@ -18,6 +18,6 @@ class PlainViT(VisionTransformer):
 VIT = Variant(
     name="vit",
     summary="plain softmax self-attention",
-    paper=Paper("dosovitskiy2021image", "2010.11929"),
+    paper=Paper("dosovitskiy2021image", "2010.11929", 2021),
     model=PlainViT,
 )
