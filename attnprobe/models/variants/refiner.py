@@ -38,13 +38,24 @@ class Carried(NamedTuple):
 class DLA(nn.Module):
     """Distributed local attention: [image, head, query, key] -> the same, class-token row and column included.
 
-    Parameter names are the authors'. With `expand=1` the first convolution, its norm and ReLU6 are missing.
+    Parameter names are the authors'. With `expand=1` the first convolution, its norm and ReLU6 are missing;
+    `mode="conv"` is one dense convolution over heads, queries and keys, with neither norm nor identity.
     """
 
-    def __init__(self, heads: int, expand: float = SHARED_EXPANSION, kernel: int = 3, heads_out: int | None = None):
+    def __init__(
+        self,
+        heads: int,
+        expand: float = SHARED_EXPANSION,
+        kernel: int = 3,
+        heads_out: int | None = None,
+        mode: Literal["expand", "conv"] = "expand",
+    ) -> None:
         super().__init__()
         wide, heads_out = round(heads * expand), heads_out or heads
-        self.expands, self.adds_input = expand != 1, heads == heads_out
+        self.mode, self.expands, self.adds_input = mode, expand != 1, heads == heads_out
+        if mode == "conv":
+            self.conv = nn.Conv2d(heads, heads_out, kernel, padding=kernel // 2, bias=False)
+            return
         if self.expands:
             self.conv_exp = nn.Conv2d(heads, wide, 1, bias=False)
             self.bn1 = nn.BatchNorm2d(wide)
@@ -54,6 +65,8 @@ class DLA(nn.Module):
         self.bn3 = nn.BatchNorm2d(heads_out)
 
     def forward(self, maps: Tensor) -> Tensor:
+        if self.mode == "conv":
+            return self.conv(maps)
         y = F.relu6(self.bn1(mix_heads(self.conv_exp.weight, maps))) if self.expands else maps
         y = F.relu6(self.bn2(self.depth_sep_conv(y)))
         y = self.bn3(mix_heads(self.conv_pro.weight, y))

@@ -1,18 +1,7 @@
-"""Do our variants reproduce the numbers recorded from the authors' own code?
+"""Whole models: logits, every map, block outputs, gradients and batch-norm statistics of each golden pair."""
 
-    python -m tests.parity FOLDER
-
-For every NAME.json / NAME.safetensors pair in FOLDER whose variant is known: builds the model from the JSON's
-`config`, loads `state/*` strictly, and compares logits, every attention map, block outputs, training logits, loss,
-gradients and batch-norm statistics, in float32 (the file's own tolerances) and in float64 (logits, loss and gradient
-norms against the float64 reference). Exits 1 if anything exceeds its tolerance; lists what is not covered.
-"""
-
-import argparse
 import json
-import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,18 +15,7 @@ from attnprobe.capture import record
 from attnprobe.models.variants.deepvit import DeepViT
 from attnprobe.models.variants.refiner import Refiner
 from attnprobe.models.variants.vit import PlainViT
-
-FLOAT64_TOLERANCE = 1e-10
-"""Agreement asked for in float64, relative to the largest value: only this sees a layer-norm eps of 1e-5."""
-
-
-@dataclass(frozen=True)
-class Difference:
-    """One compared quantity: its largest difference, as a multiple of what is allowed."""
-
-    quantity: str
-    largest: float
-    excess: float
+from tests.parity.difference import FLOAT64_TOLERANCE, Difference, compare, worst_of_each
 
 
 def geometry(config: dict[str, Any]) -> dict[str, Any]:
@@ -146,14 +124,6 @@ def train_step(model: nn.Module, golden: dict[str, Tensor], pixels: Tensor) -> d
     return seen
 
 
-def compare(quantity: str, ours: Tensor, theirs: Tensor, atol: float, rtol: float) -> Difference:
-    gap = (ours.detach().double() - theirs.double()).abs()
-    allowed = atol + rtol * theirs.double().abs()
-    if ours.shape != theirs.shape:
-        return Difference(quantity, float("inf"), float("inf"))
-    return Difference(quantity, gap.max().item(), (gap / allowed).max().item())
-
-
 def compare_float32(description: dict[str, Any], golden: dict[str, Tensor]) -> Iterator[Difference]:
     """Every recorded tensor against ours, with the file's own tolerances."""
     model = build(description)
@@ -208,55 +178,14 @@ def states(golden: dict[str, Tensor]) -> dict[str, Tensor]:
     return {key.removeprefix("state/"): value for key, value in golden.items() if key.startswith("state/")}
 
 
-def check(path: Path) -> dict[str, list[Difference]]:
-    """The worst difference per quantity, for one golden pair: {"float32": [...], "float64": [...]}."""
+def covers(path: Path) -> bool:
+    """Whether NAME.json describes a model we can build."""
+    return path.with_suffix(".safetensors").exists() and json.loads(path.read_text()).get("variant") in BUILDERS
+
+
+def check(path: Path) -> Iterator[tuple[str, list[Difference]]]:
+    """("NAME float32" or "NAME float64", the worst difference of every quantity) of one golden pair."""
     description = json.loads(path.read_text())
     golden = load_file(path.with_suffix(".safetensors"))
-    worst: dict[str, list[Difference]] = {}
-    for precision, differences in (
-        ("float32", compare_float32(description, golden)),
-        ("float64", compare_float64(description, golden)),
-    ):
-        by_quantity: dict[str, Difference] = {}
-        for difference in differences:
-            known = by_quantity.get(difference.quantity)
-            if known is None or not difference.excess <= known.excess:  # a NaN counts as worse
-                by_quantity[difference.quantity] = difference
-        worst[precision] = list(by_quantity.values())
-    return worst
-
-
-def pairs(folder: Path) -> tuple[list[Path], list[str]]:
-    """The golden model files we can build, and the names of those we cannot."""
-    covered, uncovered = [], []
-    for path in sorted(folder.glob("*.json")):
-        description = json.loads(path.read_text())
-        if not path.with_suffix(".safetensors").exists() or not isinstance(description, dict):
-            continue
-        variant = description.get("variant")
-        (covered.append(path) if variant in BUILDERS else uncovered.append(f"{path.stem} ({variant or 'no variant'})"))
-    return covered, uncovered
-
-
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.parity", description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, help="a folder of NAME.json / NAME.safetensors pairs")
-    folder = parser.parse_args(arguments).folder
-    covered, uncovered = pairs(folder)
-    failed = 0
-    for path in covered:
-        for precision, differences in check(path).items():
-            bad = [d for d in differences if not d.excess <= 1]
-            failed += bool(bad)
-            told = "  ".join(f"{d.quantity} {d.largest:.1e}" for d in differences)
-            print(f"{'FAIL' if bad else 'ok  '} {path.stem:32} {precision}  {told}")
-            for d in bad:
-                print(f"     {d.quantity}: {d.largest:.3e} is {d.excess:.1f} times what is allowed")
-    if uncovered:
-        print(f"not covered: {', '.join(uncovered)}")
-    print(f"{len(covered)} files, {failed} comparisons out of tolerance")
-    return 1 if failed or not covered else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    yield f"{path.stem} float32", worst_of_each(compare_float32(description, golden))
+    yield f"{path.stem} float64", worst_of_each(compare_float64(description, golden))

@@ -1,0 +1,49 @@
+"""Do our variants reproduce the numbers recorded from the authors' own code?
+
+    python -m tests.parity FOLDER
+
+Checks every file of FOLDER somebody here understands: NAME.json / NAME.safetensors pairs of whole models (float32 with
+the file's own tolerances, float64 to 1e-10), single parts (units), initialisers, and model sizes (params.json). Exits
+1 if anything exceeds its tolerance; lists what is not covered.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from tests.parity import units, variants
+
+CHECKERS = (variants, units)
+"""Modules with `covers(path)` and `check(path)`, asked in this order."""
+
+NOTHING_TO_CHECK = {"verification.json"}
+"""Records of how the golden files were made, with no number of a model in them."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.parity", description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="a folder of golden files")
+    folder = parser.parse_args(arguments).folder
+    checked, comparisons, failed, uncovered = 0, 0, 0, []
+    for path in sorted(folder.glob("*.json")):
+        checker = next((c for c in CHECKERS if c.covers(path)), None)
+        if checker is None:
+            uncovered += [path.stem] if path.name not in NOTHING_TO_CHECK else []
+            continue
+        checked += 1
+        for name, differences in checker.check(path):
+            bad = [d for d in differences if not d.excess <= 1]
+            comparisons += 1
+            failed += bool(bad)
+            told = "  ".join(f"{d.quantity} {d.largest:.1e}" for d in differences)
+            print(f"{'FAIL' if bad else 'ok  '} {name:40} {told}", flush=True)
+            for d in bad:
+                print(f"     {d.quantity}: {d.largest:.3e} is {d.excess:.1f} times what is allowed")
+    if uncovered:
+        print(f"not covered: {', '.join(uncovered)}")
+    print(f"{checked} files, {failed} of {comparisons} comparisons out of tolerance")
+    return 1 if failed or not checked else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
