@@ -59,6 +59,13 @@ class TrainConfig:
     reprob: float = 0.0
     """Probability of random erasing."""
 
+    cos_reg_component: int = 0
+    """Neighbouring pairs of layers, from the first, whose maps' cosine is added to the loss; 0 for none."""
+
+    cos_reg_weight: float = 0.1
+    cos_reg_dim: Literal["head", "key"] = "head"
+    """Vectors across heads, as DeepViT's code has them; or attention columns, as the paper measures similarity."""
+
     model_ema: bool = True
     """Keep a moving average of the weights; it is what is validated and saved for use."""
 
@@ -90,6 +97,8 @@ class TrainConfig:
             raise ValueError(f"scale={self.scale} must be two shares of the area, 0 < low <= high <= 1.")
         if not 0 < self.ratio[0] <= self.ratio[1]:
             raise ValueError(f"ratio={self.ratio} must be two aspect ratios, 0 < low <= high.")
+        if self.cos_reg_component < 0:
+            raise ValueError(f"cos_reg_component={self.cos_reg_component} is a number of pairs of layers; 0 for none.")
         for name in ("smoothing", "drop_path", "hflip", "reprob"):
             if not 0 <= getattr(self, name) < 1 and not (name == "hflip" and self.hflip == 1):
                 raise ValueError(f"{name}={getattr(self, name)} must lie in [0, 1).")

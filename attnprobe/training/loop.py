@@ -24,6 +24,7 @@ from attnprobe.core.run import Run
 from attnprobe.training.augment import augment
 from attnprobe.training.checkpoint import Progress, load_checkpoint, remove_unfinished, save_checkpoint
 from attnprobe.training.config import TrainConfig
+from attnprobe.training.cosine_regulariser import cosine_penalty, listening
 
 LOG_FIELDS: tuple[str, ...] = ("epoch", "lr", "train_loss", "val_loss", "val_top1", "seconds")
 
@@ -91,7 +92,9 @@ def train(
     progress = load_checkpoint(run, model=model, deployed=deployed, optimizer=optimizer) or Progress()
     log = read_log(run)[: progress.epoch]
 
-    with progress_bar(config.model, config.epochs * steps_per_epoch, done=progress.epoch * steps_per_epoch) as advance:
+    regularised = listening(model, config.cos_reg_component + 1) if config.cos_reg_component else nullcontext()
+    total_steps, done = config.epochs * steps_per_epoch, progress.epoch * steps_per_epoch
+    with regularised as listener, progress_bar(config.model, total_steps, done=done) as advance:
         for epoch in range(progress.epoch, config.epochs):
             started = time.monotonic()
             torch.manual_seed(config.seed + 1_000_003 * (epoch + 1))  # all randomness of an epoch follows from this
@@ -109,6 +112,8 @@ def train(
                             "alone. Refiner: --set 'model_kwargs={dense: false, mix_token: false}'."
                         )
                     loss = F.cross_entropy(logits, batch.labels, label_smoothing=config.smoothing)
+                    if listener:
+                        loss = loss + config.cos_reg_weight * cosine_penalty(listener.take(), config.cos_reg_dim)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 if config.clip_grad is not None:

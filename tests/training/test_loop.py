@@ -115,6 +115,16 @@ def test_it_learns(tmp_path):
     assert result.log[-1]["train_loss"] < result.log[0]["train_loss"] - 0.3
 
 
+@pytest.mark.parametrize("ema", [True, False])
+def test_the_cosine_regulariser_is_part_of_the_loss_and_of_nothing_else(tmp_path, ema):
+    options = {"epochs": 2, "warmup_epochs": 0, "lr": 1e-5, "min_lr": 0.0, "model_ema": ema}
+    plain = run_training(tmp_path / "plain", config(**options))
+    regularised = run_training(tmp_path / "cos", config(**options, cos_reg_component=2, cos_reg_weight=10.0))
+    for before, after in zip(plain.log, regularised.log, strict=True):
+        assert after["train_loss"] > before["train_loss"] + 1
+        assert after["val_loss"] == pytest.approx(before["val_loss"], abs=0.1)
+
+
 def test_a_loss_that_is_not_finite_stops_with_the_last_good_checkpoint_named(tmp_path):
     with pytest.raises(WorkError, match=r"training loss is (nan|inf) in epoch \d.*Last good checkpoint") as caught:
         run_training(tmp_path, config(lr=1e30, opt="sgd", clip_grad=None, warmup_epochs=0))
