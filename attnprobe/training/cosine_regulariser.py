@@ -10,6 +10,7 @@ similarity that the paper measures is that of columns, one for every head and ke
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -29,7 +30,7 @@ def cosine_penalty(maps: Sequence[Tensor], dim: Literal["head", "key"] = "head")
         maps: of n + 1 layers, in order.
         dim: vectors across heads, as the authors' code; or attention columns, as the paper's similarity.
     """
-    pairs = [F.cosine_similarity(a.float(), b.float(), dim=AXES[dim]) for a, b in zip(maps, maps[1:], strict=False)]
+    pairs = [F.cosine_similarity(a.float(), b.float(), dim=AXES[dim]) for a, b in pairwise(maps)]
     return torch.stack([cosine.mean() for cosine in pairs]).mean()
 
 

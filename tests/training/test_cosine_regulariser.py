@@ -1,6 +1,7 @@
 """The regulariser against loops written from the formula."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ def test_penalty_equals_the_formula(dim):
     generator = torch.Generator().manual_seed(0)
     maps = [torch.randn(2, 3, 4, 4, generator=generator) for _ in range(4)]
     total, count = 0.0, 0
-    for first, second in zip(maps, maps[1:], strict=False):
+    for first, second in pairwise(maps):
         for image in range(2):
             if dim == "head":
                 vectors = [((image, slice(None), q, k)) for q in range(4) for k in range(4)]
