@@ -84,6 +84,7 @@ def train(
 def capture(
     model: Positional[str],
     architecture: Annotated[str | None, Short(name="model")] = None,
+    img_size: int | None = None,
     data: str | None = None,
     data_dir: Path | None = None,
     split: str = "val",
@@ -111,7 +112,8 @@ def capture(
 
     Args:
         model: a run's directory, a checkpoint (folder, .safetensors, .pth), or the name of a model.
-        architecture: the model's name, for checkpoint files that do not say it.
+        architecture: the model's name, for checkpoint files that neither say it nor show it.
+        img_size: another resolution than the model's own; the position table is resized.
         data: digits, fractals, a folder, a list of files, torch/cifar10 ...; the run's own data if not given.
         data_dir: where the data set lives.
         split: train or val.
@@ -135,6 +137,7 @@ def capture(
         pipeline.capture(
             model,
             architecture=architecture,
+            img_size=img_size,
             data=data,
             data_dir=data_dir,
             split=split,
@@ -229,6 +232,7 @@ def main(arguments: list[str] | None = None) -> None:
     if not sys.warnoptions:  # a user reads what we say, not what libraries tell developers
         warnings.simplefilter("ignore")
         warnings.filterwarnings("default", module=r"attnprobe\b")
+        warnings.showwarning = lambda message, *_where, **_more: print(f"attnprobe: {message}", file=sys.stderr)
     try:
         if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
             raise InputError(f"no command {arguments[0]!r}.{did_you_mean(arguments[0], COMMANDS)}")

@@ -3,6 +3,7 @@
 train -> a run's directory     capture -> maps.h5     examine -> measurements     report -> pages and tables
 """
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -78,6 +79,7 @@ def capture(
     model: str | Path,
     *,
     architecture: str | None = None,
+    img_size: int | None = None,
     data: str | None = None,
     data_dir: Path | None = None,
     split: str = "val",
@@ -100,6 +102,7 @@ def capture(
     Args:
         model: a run's directory, a checkpoint, or the name of a model.
         architecture: the model's name, for checkpoint files that do not say it.
+        img_size: another resolution than the model's own.
         data: what `load_images` understands; the run's own data if None.
         images: a class-balanced subset of this many; all if None.
         what: of "weights", "effective", "tokens".
@@ -110,7 +113,9 @@ def capture(
     Returns:
         The path of the maps file.
     """
-    loaded, facts = resolve_model(model, architecture, seed=seed, allow_nonfinite=allow_nonfinite)
+    loaded, facts = resolve_model(model, architecture, img_size=img_size, seed=seed, allow_nonfinite=allow_nonfinite)
+    for note in facts.notes:
+        warnings.warn(note, stacklevel=2)
     spec = input_spec(loaded)
     recipe = _recipe_of(Path(model))
     data = data or recipe.get("dataset")
@@ -144,6 +149,7 @@ def capture(
         config={
             "model_args": facts.options,
             "parameters": facts.parameters,
+            "notes": list(facts.notes),
             "spec": asdict(spec),
             "images": reference,
             "class_names": list(source.class_names),

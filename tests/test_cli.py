@@ -40,6 +40,7 @@ def check_one_line(code, err, expected_code, pattern):
 def weights(tmp_path):
     model = build_model("vit_16_digits", num_classes=10, seed=0)
     save_file(model.state_dict(), tmp_path / "vit.safetensors")
+    save_file({"conv.weight": torch.zeros(3)}, tmp_path / "unknown.safetensors")
     return model
 
 
@@ -57,7 +58,7 @@ def weights(tmp_path):
         (["capture", "vit_16_digits"], "--data digits"),
         (["capture", "no/such/run", "--data", "digits"], "no checkpoint at no/such/run"),
         (["capture", "missing.pth", "--data", "digits"], "no checkpoint at missing.pth"),
-        (["capture", "vit.safetensors", "--data", "digits"], "does not say which model"),
+        (["capture", "unknown.safetensors", "--data", "digits"], "does not say which model"),
         (["capture", "vit.safetensors", "--model", "deepvit_16", "--data", "digits"], "not a 'deepvit_16'"),
         (["capture", "vit.safetensors", "--model", "vit_16_digits", "--data", "empty"], "empty"),
         (["report", "nothing.h5"], "nothing.h5"),

@@ -7,8 +7,9 @@ Reconsider if timm changes its block's call: `variants/` and `conv_stem.py` are 
 """
 
 from attnprobe.models.build import build_model, input_spec
-from attnprobe.models.load import Checkpoint, load_model, read_checkpoint
+from attnprobe.models.load import load_model
 from attnprobe.models.presets import ALIASES, MODELS
+from attnprobe.models.read import Checkpoint, read_checkpoint
 from attnprobe.models.variants import VARIANTS
 
 __all__ = [

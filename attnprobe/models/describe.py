@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from attnprobe.models.build import build_model, input_spec
-from attnprobe.models.load import model_from, read_checkpoint
+from attnprobe.models.load import Loaded, model_from
 from attnprobe.models.presets import ALIASES, MODELS
+from attnprobe.models.read import read_checkpoint
 
 WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin", ".tar")
 
@@ -27,6 +28,7 @@ class ModelFacts:
         variant: the name in `VARIANTS`, or the class's name.
         sha256: of the weights; "" for initial weights.
         parameters: how many numbers were (or could be) trained.
+        notes: what was adapted or assumed when the checkpoint was loaded.
     """
 
     model: str
@@ -34,12 +36,21 @@ class ModelFacts:
     sha256: str
     options: Mapping[str, Any]
     parameters: int
+    notes: tuple[str, ...] = ()
 
 
 def resolve_model(
-    ref: str | Path, architecture: str | None = None, *, seed: int = 0, allow_nonfinite: bool = False
+    ref: str | Path,
+    architecture: str | None = None,
+    *,
+    img_size: int | None = None,
+    seed: int = 0,
+    allow_nonfinite: bool = False,
 ) -> tuple[nn.Module, ModelFacts]:
     """A run's directory, a checkpoint, or a name (with timm's pretrained weights where it has some).
+
+    Args:
+        img_size: another resolution than the model's own.
 
     Raises:
         CheckpointError, InputError: see `load_model` and `build_model`.
@@ -47,20 +58,22 @@ def resolve_model(
     path = Path(ref)
     if path.exists() or path.suffix in WEIGHT_FILES or (os.sep in str(ref) and ":" not in str(ref)):
         checkpoint = read_checkpoint(path)
-        model = model_from(checkpoint, model=architecture, allow_nonfinite=allow_nonfinite)
-        name, sha256, options = architecture or checkpoint.architecture, checkpoint.sha256, dict(checkpoint.options)
+        loaded = model_from(checkpoint, model=architecture, img_size=img_size, allow_nonfinite=allow_nonfinite)
+        model, sha256 = loaded.module, checkpoint.sha256
     else:
-        name, options = str(ref), {}
-        pretrained = ":" in name or timm.models.is_model_pretrained(name)
-        model = build_model(name, seed=seed, **({"pretrained": True} if pretrained else {}))
+        options: dict[str, Any] = {} if img_size is None else {"img_size": img_size}
+        pretrained = ":" in str(ref) or timm.models.is_model_pretrained(str(ref))
+        model = build_model(str(ref), seed=seed, **options, **({"pretrained": True} if pretrained else {}))
         sha256 = _sha256(model) if pretrained else ""
-    name = ALIASES.get(name or "", name)
+        loaded = Loaded(model, str(ref), options)
+    name = ALIASES.get(loaded.name, loaded.name)
     facts = ModelFacts(
-        model=name or "",
+        model=name,
         variant=MODELS[name].variant.name if name in MODELS else type(model).__name__,
         sha256=sha256,
-        options={**options, "num_classes": model.num_classes},
+        options={**loaded.options, "num_classes": model.num_classes},
         parameters=sum(p.numel() for p in model.parameters()),
+        notes=loaded.notes,
     )
     return model, facts
 

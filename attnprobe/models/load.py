@@ -1,204 +1,146 @@
-"""A checkpoint, ours or anybody's -> a model with those weights, without ever running code from the file."""
+"""A checkpoint -> a model with those weights, loaded strictly after declared adaptations."""
 
-import argparse
-import hashlib
-import json
-import pickle
-import zipfile
+import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as safetensors_load
+from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from attnprobe.core.errors import CheckpointError
-from attnprobe.core.run import MANIFEST, Run, damaged_files
+from attnprobe.models.adapt import resize_positions
 from attnprobe.models.build import build_model
-from attnprobe.models.presets import ALIASES
+from attnprobe.models.identify import identify, own_img_size
+from attnprobe.models.read import Checkpoint, read_checkpoint
+from attnprobe.models.variants.deepvit import DeepViT
+from attnprobe.models.variants.refiner import Refiner
 
-MAX_EXPANSION = 20
-"""A stored tensor deflates by a factor near 1; 20 leaves room for zeros and stops a deflate bomb."""
-
-STATE_KEYS = ("state_dict_ema", "model_ema", "ema_state_dict", "state_dict", "model")
-"""Where training scripts keep the weights, the averaged ones first: those are the published ones."""
-
-PREFIXES = ("module.", "_orig_mod.", "model.")
-"""Left in front of parameter names by DataParallel, torch.compile and wrappers."""
+HEADS = ("head.weight", "head.bias", "aux_head.weight", "aux_head.bias")
 
 
 @dataclass(frozen=True, slots=True)
-class Checkpoint:
-    """What a checkpoint file or folder says, read safely.
+class Loaded:
+    """A model with a checkpoint's weights.
 
     Attributes:
-        path: the file the weights are in.
-        sha256: of that file, as hex.
-        architecture: the model's name, or None where the file does not say.
-        options: arguments the model was built with.
-        state: parameters and buffers by name.
-        pretrained_cfg: pixels, crop and so on, as timm writes them.
+        module: the model.
+        name: what `build_model` takes; `options` are its arguments.
+        notes: what was adapted or assumed on the way, a sentence each.
     """
 
-    path: Path
-    sha256: str
-    architecture: str | None
-    state: Mapping[str, Tensor]
-    options: Mapping[str, Any] = field(default_factory=dict)
-    pretrained_cfg: Mapping[str, Any] = field(default_factory=dict)
+    module: nn.Module
+    name: str
+    options: Mapping[str, Any]
+    notes: tuple[str, ...] = ()
 
 
-def load_model(checkpoint: Path | str, *, model: str | None = None, allow_nonfinite: bool = False) -> nn.Module:
-    """Build the checkpoint's model and load its weights strictly.
+def load_model(
+    checkpoint: Path | str,
+    *,
+    model: str | None = None,
+    num_classes: int | None = None,
+    img_size: int | tuple[int, int] | None = None,
+    allow_nonfinite: bool = False,
+) -> nn.Module:
+    """Build the checkpoint's model and load its weights strictly; what had to be adapted is warned about.
 
     Args:
         checkpoint: a folder with config.json and model.safetensors (ours, timm's `local-dir:`), a run of
-            `attnprobe train`, or a .safetensors, .pth, .pt, .bin or .tar file.
-        model: the architecture, for files that do not say it.
+            `attnprobe train`, or a .safetensors, .pth, .pth.tar, .pt or .bin file.
+        model: the architecture, for files that neither say it nor are recognised by their parameters.
+        num_classes: of a new head with initial weights, if the checkpoint's is of another size.
+        img_size: another resolution; the position table is resized.
         allow_nonfinite: accept NaN and infinite weights.
 
     Raises:
         CheckpointError: missing, damaged, unsafe, of another architecture, or not finite.
     """
-    return model_from(read_checkpoint(checkpoint), model=model, allow_nonfinite=allow_nonfinite)
+    loaded = model_from(
+        read_checkpoint(checkpoint),
+        model=model,
+        num_classes=num_classes,
+        img_size=img_size,
+        allow_nonfinite=allow_nonfinite,
+    )
+    for note in loaded.notes:
+        warnings.warn(note, stacklevel=2)
+    return loaded.module
 
 
-def model_from(checkpoint: Checkpoint, *, model: str | None = None, allow_nonfinite: bool = False) -> nn.Module:
-    """As `load_model`, from a checkpoint already read."""
-    name = model or checkpoint.architecture
-    if name is None:
-        raise CheckpointError(
-            f"{checkpoint.path.name} does not say which model it is; name it, as in --model deepvit_16."
-        )
+def model_from(
+    checkpoint: Checkpoint,
+    *,
+    model: str | None = None,
+    num_classes: int | None = None,
+    img_size: int | tuple[int, int] | None = None,
+    allow_nonfinite: bool = False,
+) -> Loaded:
+    """As `load_model`, from a checkpoint already read, with what was adapted."""
     _check_finite(checkpoint, allow_nonfinite)
-    options = dict(checkpoint.options)
-    if "num_classes" not in options and "head.weight" in checkpoint.state:
-        options["num_classes"] = checkpoint.state["head.weight"].shape[0]
+    name, options, notes = _which_model(checkpoint, model)
+    state = dict(checkpoint.state)
+    if "num_classes" not in options and "head.weight" in state:
+        options["num_classes"] = state["head.weight"].shape[0]
+    if num_classes is not None and num_classes != options.get("num_classes"):
+        state = {key: value for key, value in state.items() if key not in HEADS}
+        notes.append(f"the head has {num_classes} classes and initial weights (was {options.get('num_classes')})")
+        options["num_classes"] = num_classes
+    if img_size is not None:
+        options["img_size"] = img_size
     built: Any = build_model(name, **options)
-    _check_fits(checkpoint, name, built)
-    built.load_state_dict(dict(checkpoint.state), strict=True)
+    if img_size is None and model is None and (own := own_img_size(state)) and not _same_positions(state, built):
+        options["img_size"] = own  # used at the resolution it was trained for
+        built = build_model(name, **options)
+    notes += _fit_positions(state, built)
+    if num_classes is not None:
+        state |= {key: value for key, value in built.state_dict().items() if key in HEADS and key not in state}
+    _check_fits(checkpoint, state, name, built)
+    built.load_state_dict(state, strict=True)
     if checkpoint.pretrained_cfg:
         built.pretrained_cfg = {**built.pretrained_cfg, **checkpoint.pretrained_cfg}
-    return built
+    return Loaded(built, name, options, tuple(f"{checkpoint.path.name}: {note}." for note in notes))
 
 
-def read_checkpoint(path: Path | str) -> Checkpoint:
-    """Read a checkpoint's weights and what it says about its model; nothing in it is executed.
-
-    Raises:
-        CheckpointError: missing, truncated, or in need of unpickling something that is not plain data.
-    """
-    path = Path(path)
-    if not path.exists():
+def _which_model(checkpoint: Checkpoint, named: str | None) -> tuple[str, dict[str, Any], list[str]]:
+    """Name, options, and what is assumed: as the user says, as the file says, or as the parameters show."""
+    if named is not None and named != checkpoint.architecture:
+        return named, {}, []
+    if checkpoint.architecture is not None:
+        return checkpoint.architecture, dict(checkpoint.options), []
+    found = identify(checkpoint.state)
+    if found is None:
         raise CheckpointError(
-            f"no checkpoint at {path}; give a folder with config.json, a .safetensors or a .pth file."
+            f"{checkpoint.path.name} does not say which model it is, and its parameters do not show it "
+            "(of a plain ViT, the number of heads does not); name it, as in --model deepvit_16."
         )
-    if path.is_dir():
-        return _read_folder(path)
-    if path.suffix == ".safetensors":
-        return Checkpoint(path, _sha256(path), None, _read_safetensors(path))
-    loaded = _read_pickle(path)
-    state, args = _find_state(path, loaded)
-    architecture = args.get("model") or (loaded.get("arch") if isinstance(loaded.get("arch"), str) else None)
-    options = {"num_classes": args["num_classes"]} if isinstance(args.get("num_classes"), int) else {}
-    return Checkpoint(path, _sha256(path), architecture and ALIASES.get(architecture, architecture), state, options)
+    assumed = ", ".join(f"{option}={value}" for option, value in found.assumed.items())
+    notes = [f"taken for {found.name} with its sizes read off the weights; {assumed} assumed, which no weight shows"]
+    return found.name, dict(found.options), notes if assumed else []
 
 
-def _read_folder(folder: Path) -> Checkpoint:
-    run = Run(folder)
-    if run.checkpoints.is_dir():
-        newest = run.latest_checkpoint()
-        if newest is None:
-            raise CheckpointError(f"{folder} has no intact checkpoint; train it again, or give another one.")
-        folder = newest
-    elif (folder / MANIFEST).exists() and (damaged := damaged_files(folder)):
-        raise CheckpointError(f"{folder}: {damaged[0]} is not what was written; use an earlier checkpoint.")
-    config_path, weights = folder / "config.json", folder / "model.safetensors"
-    if not config_path.exists() or not weights.exists():
-        raise CheckpointError(f"{folder} has no config.json and model.safetensors; is it a run or a model folder?")
-    try:
-        config = json.loads(config_path.read_text())
-        architecture, options = config["architecture"], dict(config.get("model_args") or {})
-        cfg = dict(config.get("pretrained_cfg") or {})
-        if not isinstance(architecture, str):
-            raise TypeError(f"architecture is {architecture!r}")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            f"{config_path} is not a model configuration: {error!r}; save the model again."
-        ) from error
-    if isinstance(config.get("num_classes"), int):
-        options["num_classes"] = config["num_classes"]
-    return Checkpoint(weights, _sha256(weights), architecture, _read_safetensors(weights), options, cfg)
+def _same_positions(state: Mapping[str, Tensor], model: Any) -> bool:
+    """False where both have a table of positions, for another number of patches."""
+    table, wanted = state.get("pos_embed"), model.state_dict().get("pos_embed")
+    if table is None or wanted is None or table.ndim != 3 or table.shape[2] != wanted.shape[2]:
+        return True
+    return table.shape[1] == wanted.shape[1]
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return safetensors_load(path.read_bytes())
-    except (SafetensorError, ValueError, OSError) as error:
-        raise CheckpointError(
-            f"{path.name} is truncated or not a safetensors file ({error}); copy it again."
-        ) from error
-
-
-def _read_pickle(path: Path) -> dict[str, Any]:
-    """A PyTorch file as plain data: tensors, numbers, strings, containers, argparse.Namespace, numpy scalars."""
-    _check_zip(path)
-    plain = [argparse.Namespace, np.dtype, np._core.multiarray.scalar]  # type: ignore[attr-defined]
-    plain += [type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "u1", "?")]
-    try:
-        with torch.serialization.safe_globals(plain):
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        needs = str(error).split("GLOBAL ")[-1].split(" ")[0] if "GLOBAL " in str(error) else "arbitrary objects"
-        raise CheckpointError(
-            f"{path.name} wants to build {needs} while loading; nothing was run. "
-            "Ask its author for a .safetensors file."
-        ) from error
-    except Exception as error:  # a damaged file raises any of ten types
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(
-            f"{path.name} is truncated or not a PyTorch checkpoint ({first}); copy it again."
-        ) from error
-    return loaded if isinstance(loaded, dict) else {"state_dict": loaded}
-
-
-def _check_zip(path: Path) -> None:
-    """Refuse a deflate bomb before torch expands it."""
-    if not zipfile.is_zipfile(path):
-        return
-    with zipfile.ZipFile(path) as archive:
-        for entry in archive.infolist():
-            if entry.file_size > MAX_EXPANSION * max(entry.compress_size, 4096):
-                raise CheckpointError(
-                    f"{path.name}: {entry.filename} would expand {entry.compress_size} bytes to {entry.file_size}; "
-                    "refused as a decompression bomb. Ask its author for a .safetensors file."
-                )
-
-
-def _find_state(path: Path, loaded: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The parameters in a training script's dictionary, and the arguments it was started with."""
-    args = loaded.get("args") or loaded.get("hyper_parameters") or {}
-    args = vars(args) if isinstance(args, argparse.Namespace) else args
-    state = next((loaded[key] for key in STATE_KEYS if isinstance(loaded.get(key), Mapping)), loaded)
-    state = {name: value for name, value in state.items() if isinstance(value, Tensor)}
-    for prefix in PREFIXES:
-        if state and all(name.startswith(prefix) for name in state):
-            state = {name.removeprefix(prefix): value for name, value in state.items()}
-    if not state:
-        raise CheckpointError(
-            f"{path.name} holds no weights, only {', '.join(map(str, list(loaded)[:5])) or 'nothing'}."
-        )
-    for name, value in state.items():
-        if value.layout != torch.strided or value.numel() * value.element_size() > value.untyped_storage().nbytes():
-            raise CheckpointError(
-                f"{path.name}: {name!r} declares {tuple(value.shape)} but stores {value.untyped_storage().nbytes()} "
-                "bytes; refused. Ask its author for a .safetensors file."
-            )
-    return state, args if isinstance(args, dict) else {}
+def _fit_positions(state: dict[str, Tensor], model: Any) -> list[str]:
+    """Resize the position table in `state` if only its number of patches is another; says so."""
+    if _same_positions(state, model):
+        return []
+    table, wanted = state["pos_embed"], model.state_dict()["pos_embed"]
+    n_prefix = 0 if model.no_embed_class else model.num_prefix_tokens
+    grid = model.patch_embed.grid_size
+    if isinstance(model, DeepViT | Refiner):
+        state["pos_embed"] = resize_positions(table, grid, n_prefix=n_prefix)
+    else:
+        state["pos_embed"] = resample_abs_pos_embed(table, list(grid), num_prefix_tokens=n_prefix)
+    return [f"the position table was resized from {table.shape[1]} to {wanted.shape[1]} entries"]
 
 
 def _check_finite(checkpoint: Checkpoint, allow: bool) -> None:
@@ -210,19 +152,16 @@ def _check_finite(checkpoint: Checkpoint, allow: bool) -> None:
         )
 
 
-def _check_fits(checkpoint: Checkpoint, name: str, model: nn.Module) -> None:
-    wanted, got = model.state_dict(), checkpoint.state
+def _check_fits(checkpoint: Checkpoint, got: Mapping[str, Tensor], name: str, model: nn.Module) -> None:
+    wanted = model.state_dict()
     wrong = [f"{k} is {tuple(got[k].shape)}, model wants {tuple(v.shape)}" for k, v in wanted.items()
              if k in got and got[k].shape != v.shape]  # fmt: skip
     missing, extra = sorted(set(wanted) - set(got)), sorted(set(got) - set(wanted))
     if wrong or missing or extra:
         parts = [("of other shapes", wrong), ("missing", missing), ("unknown to it", extra)]
         told = "; ".join(f"{len(items)} {what} ({', '.join(items[:2])})" for what, items in parts if items)
-        raise CheckpointError(
-            f"{checkpoint.path.name} is not a {name!r} checkpoint: {told}. Name its model with --model."
+        likely = identify(checkpoint.state)
+        advice = (
+            f"It looks like {likely.name!r}; try --model {likely.name}" if likely else "Name its model with --model"
         )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        raise CheckpointError(f"{checkpoint.path.name} is not a {name!r} checkpoint: {told}. {advice}.")

@@ -110,10 +110,11 @@ def test_truncated_files_say_so(tmp_path, model, name):
 
 
 def test_missing_architecture_other_architecture_and_nan_are_named(tmp_path, model):
-    save_file(model.state_dict(), tmp_path / "x.safetensors")
+    save_file({"conv.weight": torch.zeros(3)}, tmp_path / "unknown.safetensors")
     with pytest.raises(CheckpointError, match="does not say which model"):
-        load_model(tmp_path / "x.safetensors")
-    with pytest.raises(CheckpointError, match="not a 'deepvit_16_digits' checkpoint.*missing"):
+        load_model(tmp_path / "unknown.safetensors")
+    save_file(model.state_dict(), tmp_path / "x.safetensors")
+    with pytest.raises(CheckpointError, match="not a 'deepvit_16_digits' checkpoint.*missing.*--model vit_16_digits"):
         load_model(tmp_path / "x.safetensors", model="deepvit_16_digits")
     with pytest.raises(CheckpointError, match="no checkpoint at"):
         load_model(tmp_path / "y.safetensors")

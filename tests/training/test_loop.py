@@ -121,7 +121,7 @@ def test_the_cosine_regulariser_is_part_of_the_loss_and_of_nothing_else(tmp_path
     plain = run_training(tmp_path / "plain", config(**options))
     regularised = run_training(tmp_path / "cos", config(**options, cos_reg_component=1, cos_reg_weight=10.0))
     for before, after in zip(plain.log, regularised.log, strict=True):
-        assert after["train_loss"] > before["train_loss"] + 1
+        assert abs(after["train_loss"] - before["train_loss"]) > 0.5  # a cosine may have either sign
         assert after["val_loss"] == pytest.approx(before["val_loss"], abs=0.1)
 
 

@@ -1,0 +1,104 @@
+"""Weights alone tell which model they are of, whatever its depth, width and options."""
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from attnprobe.core.errors import CheckpointError
+from attnprobe.models import MODELS, build_model, load_model
+from attnprobe.models.describe import resolve_model
+from attnprobe.models.identify import identify
+from attnprobe.models.variants.deepvit import DeepViT
+from attnprobe.models.variants.refiner import Refiner
+
+SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "mlp_ratio": 3, "num_classes": 5}
+NAMED = [
+    name for name, preset in MODELS.items()
+    if preset.variant.name in ("deepvit", "refiner") or name in ("vit_16", "vit_24", "vit_32_digits")
+]  # fmt: skip
+
+
+def on_meta(name, **options):
+    with torch.device("meta"):
+        return build_model(name, **options)
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_every_named_model_is_recognised_with_any_head(name):
+    found = identify(on_meta(name, num_classes=7).state_dict())
+    rebuilt = on_meta(found.name, **found.options)
+    expected = MODELS[name].options
+    assert (found.name, found.options["num_classes"]) == (name, 7) or (
+        MODELS[found.name].options["depth"] == expected["depth"]
+        and rebuilt.patch_embed.img_size[0] == expected["img_size"]
+    )
+    assert rebuilt.blocks[0].attn.num_heads == expected["num_heads"]
+    for block, same in zip(rebuilt.blocks, on_meta(name).blocks, strict=True):
+        assert getattr(block, "scale_adjustment", None) == getattr(same, "scale_adjustment", None)
+        assert getattr(block.attn, "effective_scale", None) == getattr(same.attn, "effective_scale", None)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda: DeepViT(**SMALL, depth=4, num_heads=3, reattention=(2, 3)),
+        lambda: DeepViT(**{**SMALL, "img_size": 48}, depth=2, num_heads=4, conv_stem=True, in_chans=1),
+        lambda: Refiner(**SMALL, depth=4, num_heads=3, share="alternate", dense=True, conv_stem=True),
+        lambda: Refiner(**SMALL, depth=3, num_heads=2, refine=(True, False, True), head_expand=2),
+        lambda: Refiner(**SMALL, depth=4, num_heads=2, refine=(1, 0, 1, 0), share=(0, 1, 0, 1), head_expand=1),
+    ],
+)
+def test_options_of_any_other_size_are_read_off_the_shapes(model, tmp_path):
+    torch.manual_seed(0)
+    original = model().eval()
+    torch.save({"state_dict_ema": {f"module.{k}": v for k, v in original.state_dict().items()}}, tmp_path / "x.pth")
+    loaded, facts = resolve_model(tmp_path / "x.pth")
+    pixels = torch.randn(2, original.in_chans, *original.patch_embed.img_size)
+    assert torch.equal(loaded.eval()(pixels), original(pixels))
+    assert facts.variant == ("deepvit" if isinstance(original, DeepViT) else "refiner")
+    assert bool(facts.notes) == isinstance(original, DeepViT)  # its branch scale shows in no weight
+
+
+def test_what_no_weight_shows_is_said(tmp_path):
+    save_file(DeepViT(**SMALL, depth=2, num_heads=3).state_dict(), tmp_path / "x.safetensors")
+    with pytest.warns(UserWarning, match=r"scale_adjustment=1.0, transform_scale=False assumed"):
+        load_model(tmp_path / "x.safetensors")
+    save_file(build_model("vit_16_digits", num_classes=3).state_dict(), tmp_path / "y.safetensors")
+    with pytest.warns(UserWarning, match=r"taken for vit_16_digits .*num_heads=6 assumed"):
+        load_model(tmp_path / "y.safetensors")
+
+
+def test_a_plain_vit_of_unknown_size_is_not_guessed():
+    plain = build_model("vit_16_digits", depth=3, embed_dim=48)
+    assert identify(plain.state_dict()) is None
+    assert identify({"conv.weight": torch.zeros(1)}) is None
+
+
+def test_a_new_head_and_another_resolution_are_declared(tmp_path):
+    model = build_model("deepvit_16_digits", num_classes=10, seed=0)
+    save_file(model.state_dict(), tmp_path / "x.safetensors")
+    with pytest.warns(UserWarning) as told:
+        other = load_model(tmp_path / "x.safetensors", num_classes=3, img_size=64)
+    assert [str(w.message) for w in told] == [
+        "x.safetensors: the head has 3 classes and initial weights (was 10).",
+        "x.safetensors: the position table was resized from 17 to 65 entries.",
+    ]
+    assert other.head.weight.shape[0] == 3 and other.pos_embed.shape[1] == 65
+    assert torch.equal(other.blocks[3].attn.qkv.weight, model.blocks[3].attn.qkv.weight)
+    assert torch.equal(other.pos_embed[:, 0], model.pos_embed[:, 0])
+    torch.testing.assert_close(other.pos_embed[0, [1, 8, 57, 64]], model.pos_embed[0, [1, 4, 13, 16]])  # corners
+
+
+def test_a_file_at_another_resolution_keeps_it(tmp_path):
+    model = build_model("deepvit_16_digits", num_classes=10, img_size=64, seed=0)
+    save_file(model.state_dict(), tmp_path / "x.safetensors")
+    assert torch.equal(load_model(tmp_path / "x.safetensors").pos_embed, model.pos_embed)
+    torch.save({"arch": "deepvit_16_digits", "state_dict": model.state_dict()}, tmp_path / "x.pth.tar")
+    assert torch.equal(load_model(tmp_path / "x.pth.tar").pos_embed, model.pos_embed)
+
+
+def test_the_first_mismatches_and_the_likely_model_are_listed(tmp_path):
+    state = on_meta("deepvit_s").state_dict()
+    save_file({k: torch.zeros(v.shape, dtype=v.dtype) for k, v in state.items()}, tmp_path / "x.safetensors")
+    with pytest.raises(CheckpointError, match=r"of other shapes \(cls_token is .*It looks like 'deepvit_s'"):
+        load_model(tmp_path / "x.safetensors", model="refiner_m")
