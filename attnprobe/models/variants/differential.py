@@ -7,7 +7,7 @@ H heads of width P make H/2 pairs with values of width 2P: heads 2j and 2j + 1 o
 are shaped alike. A has H/2 heads. "weights" is the first softmax of each pair, of the same shape; "effective" is A,
 and (weights - effective) / lambda is the second softmax.
 
-With lambda = 0, RMSNorm removed and both heads of a pair alike in Q and K, this is the plain ViT, bit for bit.
+With lambda = 0, no RMSNorm and both heads of a pair alike in Q and K, this is the plain ViT, bit for bit (unfused).
 Dropout acts on each softmax, so that two fused kernels can take the place of A.
 """
 
@@ -25,15 +25,17 @@ from attnprobe.models.attention import TappedAttention, replace_attention
 from attnprobe.models.variant import Paper, Variant
 
 
-class PairNorm(nn.RMSNorm):
+class PairNorm(nn.Module):
     """RMS norm over the values of each pair of heads, then a constant scale: [image, token, width] -> the same."""
 
     def __init__(self, width: int, scale: float, **like: Any) -> None:
-        super().__init__(width, eps=1e-5, **like)
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width, **like))
         self.scale = scale
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.unflatten(-1, (-1, *self.normalized_shape))).flatten(-2) * self.scale
+        pairs = x.unflatten(-1, (-1, len(self.weight)))
+        return (F.rms_norm(pairs, self.weight.shape, eps=1e-5) * (self.scale * self.weight)).flatten(-2)
 
 
 class DifferentialAttention(TappedAttention):

@@ -38,7 +38,7 @@ class SigmaLinear(nn.Linear):
         like = {"device": plain.weight.device, "dtype": plain.weight.dtype}
         layer = cls(plain.in_features, plain.out_features, bias=plain.bias is not None, **like)
         layer.weight, layer.bias = plain.weight, plain.bias
-        for _ in range(FIRST_ITERATIONS):
+        for _ in range(0 if plain.weight.is_meta else FIRST_ITERATIONS):
             layer.iterate()
         return layer
 
