@@ -191,15 +191,22 @@ def list_(what: Positional[Literal["variants", "models", "recipes", "data", "met
     """
     import attnprobe
 
-    tables = {"models": "MODELS", "variants": "VARIANTS", "recipes": "RECIPES", "data": "DATASETS",
-              "metrics": "METRICS", "plots": "PLOTS"}  # fmt: skip
-    table = getattr(attnprobe, tables[what])
-    width = max(map(len, table))
-    for name, thing in table.items():
-        summary = (
-            getattr(thing, "summary", None) or (getattr(thing, "function", thing).__doc__ or "").partition("\n")[0]
-        )
-        print(f"{name:{width}}  {summary}")
+    if what == "variants":
+        from attnprobe.models.describe import variant_table
+
+        rows = variant_table()
+    else:
+        tables = {"models": "MODELS", "recipes": "RECIPES", "data": "DATASETS", "metrics": "METRICS", "plots": "PLOTS"}
+        table = getattr(attnprobe, tables[what])
+        rows = [(name, _summary(thing)) for name, thing in table.items()]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _summary(thing: Any) -> str:
+    """What a table's entry says of itself in one line."""
+    return getattr(thing, "summary", None) or (getattr(thing, "function", thing).__doc__ or "").partition("\n")[0]
 
 
 def verify(maps: Positional[Path]) -> None:

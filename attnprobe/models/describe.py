@@ -15,6 +15,7 @@ from attnprobe.models.build import build_model, input_spec
 from attnprobe.models.load import Loaded, model_from
 from attnprobe.models.presets import ALIASES, MODELS
 from attnprobe.models.read import read_checkpoint
+from attnprobe.models.variants import VARIANTS
 
 WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin", ".tar")
 
@@ -76,6 +77,18 @@ def resolve_model(
         notes=loaded.notes,
     )
     return model, facts
+
+
+def variant_table() -> list[tuple[str, ...]]:
+    """A header and one row per variant: name, paper, year, parameters of NAME_16, sites that differ, what it changes."""
+    rows = [("name", "arXiv", "year", "parameters", "maps", "what differs")]
+    for variant in VARIANTS.values():
+        with torch.device("meta"):
+            count = sum(p.numel() for p in build_model(f"{variant.name}_16").parameters())
+        maps = "weights = effective" if variant.sites == ("weights",) else "weights, effective"
+        paper = variant.paper
+        rows.append((variant.name, paper.arxiv or "-", str(paper.year), f"{count:,}", maps, variant.summary))
+    return rows
 
 
 def config_json(name: str, model: Any, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -37,10 +37,8 @@ class ReAttention(TappedAttention):
         self.effective_scale = self.scale if transform_scale else 1.0
 
     def mix(self, weights: Tensor) -> Tensor:
-        """Theta^T A and the norm; `mix_heads` takes 0.7x the time of the 1x1 convolution it equals."""
-        bias = self.reatten_matrix.bias
-        assert bias is not None, "the authors' convolution has a bias"
-        mixed = self.var_norm(mix_heads(self.reatten_matrix.weight, weights) + bias.view(-1, 1, 1))
+        """Theta^T A and the norm."""
+        mixed = self.var_norm(mix_heads(self.reatten_matrix.weight, weights, self.reatten_matrix.bias))
         return mixed if self.effective_scale == 1.0 else mixed * self.effective_scale
 
 
