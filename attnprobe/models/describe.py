@@ -80,7 +80,7 @@ def resolve_model(
 
 
 def variant_table() -> list[tuple[str, ...]]:
-    """A header and one row per variant: name, paper, year, parameters of NAME_16, sites that differ, what it changes."""
+    """A header and one row per variant: name, paper, year, parameters of NAME_16, sites, what it changes."""
     rows = [("name", "arXiv", "year", "parameters", "maps", "what differs")]
     for variant in VARIANTS.values():
         with torch.device("meta"):
