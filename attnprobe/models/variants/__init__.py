@@ -13,6 +13,7 @@ from attnprobe.models.variants.refiner import REFINER
 from attnprobe.models.variants.registers import REGISTERS
 from attnprobe.models.variants.rich import RICHVIT
 from attnprobe.models.variants.sigma_reparam import SIGMA_REPARAM
+from attnprobe.models.variants.structured import MIMETIC, STRUCTURED
 from attnprobe.models.variants.talking_heads import TALKING_HEADS
 from attnprobe.models.variants.vit import VIT
 
@@ -32,4 +33,6 @@ VARIANTS = Registry(
     SIGMA_REPARAM,
     DIFFERENTIAL,
     GATED,
+    STRUCTURED,
+    MIMETIC,
 )
