@@ -27,8 +27,8 @@ def build(name):
 
 @functools.cache
 def handwriting():
-    """64 digits as the models want them: [64, 3, 32, 32] and their labels."""
-    batch = next(iter(digits(split="train", spec=input_spec(_built("vit")), limit=64).batches(64, device="cpu")))
+    """32 digits as the models want them: [32, 3, 32, 32] and their labels."""
+    batch = next(iter(digits(split="train", spec=input_spec(_built("vit")), limit=32).batches(32, device="cpu")))
     return batch.pixels, batch.labels
 
 
@@ -78,11 +78,11 @@ def test_compiles_as_one_graph(name):
 @pytest.mark.slow
 def test_compiles_to_machine_code(name):
     torch.compiler.reset()
-    model, (pixels, labels) = build(name).train(), handwriting()
-    other = copy.deepcopy(model)
+    model, (pixels, labels) = build(name).double().train(), handwriting()
+    pixels, other = pixels.double(), copy.deepcopy(model)
     F.cross_entropy(torch.compile(model, fullgraph=True)(pixels), labels).backward()
     for n, expected in gradients(other, pixels, labels).items():
-        torch.testing.assert_close(model.get_parameter(n).grad, expected, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(model.get_parameter(n).grad, expected, rtol=1e-8, atol=1e-10)
 
 
 def test_bfloat16_autocast_is_close_to_float32(name):
@@ -153,6 +153,6 @@ def test_register_tokens_work_everywhere(name):
 
 def test_builds_without_memory_at_full_size(name):
     with torch.device("meta"):
-        model = build_model(f"{name}_32")
+        model = build_model(f"{name}_16")
         shape = model(torch.empty(2, 3, 224, 224)).shape
     assert shape == (2, 1000) and all(p.is_meta for p in model.parameters())
