@@ -30,7 +30,7 @@ from attnprobe.core.run import Run
 from attnprobe.core.tap import Site
 from attnprobe.data import load_images
 from attnprobe.metrics import METRICS, measure
-from attnprobe.models import build_model, input_spec, read_checkpoint
+from attnprobe.models import build_model, input_spec, load_weights, read_checkpoint
 from attnprobe.models.describe import config_json, resolve_model
 from attnprobe.reports import write_report
 from attnprobe.store import CapturePlan, MapReader, MapWriter, open_maps
@@ -70,6 +70,10 @@ def train(recipe: str | Path, out: Path, *, settings: dict[str, Any] | None = No
     }
     options = {**_model_options(config), "num_classes": len(sets["train"].class_names)}
     model = build_model(config.model, seed=config.seed, **options)
+    if config.initial_checkpoint:
+        start = read_checkpoint(config.initial_checkpoint)
+        for note in load_weights(model, start, name=config.model, new_head=True):
+            warnings.warn(f"{start.path.name}: {note}.", stacklevel=2)
     facts = config_json(config.model, model, options)
     with _threads(config.threads):
         return run_training(model, sets["train"], sets["val"], config, run, config_json=facts)
@@ -303,7 +307,8 @@ def _open_run(out: Path, config: TrainConfig) -> Run:
 
 
 def _model_options(config: TrainConfig) -> dict[str, Any]:
-    return {**config.model_kwargs, **({"drop_path_rate": config.drop_path} if config.drop_path else {})}
+    named = {"img_size": config.img_size, "drop_rate": config.drop, "drop_path_rate": config.drop_path}
+    return {**config.model_kwargs, **{name: value for name, value in named.items() if value}}
 
 
 def _recipe_of(run: Path) -> dict[str, Any]:

@@ -7,7 +7,7 @@ Reconsider if timm changes its block's call: `variants/` and `conv_stem.py` are 
 """
 
 from attnprobe.models.build import build_model, input_spec
-from attnprobe.models.load import load_model
+from attnprobe.models.load import load_model, load_weights
 from attnprobe.models.presets import ALIASES, MODELS
 from attnprobe.models.read import Checkpoint, read_checkpoint
 from attnprobe.models.variants import VARIANTS
@@ -20,5 +20,6 @@ __all__ = [
     "build_model",
     "input_spec",
     "load_model",
+    "load_weights",
     "read_checkpoint",
 ]

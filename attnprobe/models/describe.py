@@ -103,7 +103,7 @@ def config_json(name: str, model: Any, options: Mapping[str, Any]) -> dict[str, 
         "architecture": name,
         "num_classes": model.num_classes,
         "num_features": model.num_features,
-        "model_args": {k: v for k, v in options.items() if k not in ("num_classes", "drop_path_rate")},
+        "model_args": {k: v for k, v in options.items() if k not in ("num_classes", "drop_rate", "drop_path_rate")},
         "pretrained_cfg": {
             **kept,
             "input_size": [3, *spec.size],

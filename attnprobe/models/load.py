@@ -79,29 +79,48 @@ def model_from(
     allow_nonfinite: bool = False,
 ) -> Loaded:
     """As `load_model`, from a checkpoint already read, with what was adapted."""
-    _check_finite(checkpoint, allow_nonfinite)
     name, options, notes = _which_model(checkpoint, model)
-    state = dict(checkpoint.state)
-    if "num_classes" not in options and "head.weight" in state:
-        options["num_classes"] = state["head.weight"].shape[0]
-    if num_classes is not None and num_classes != options.get("num_classes"):
-        state = {key: value for key, value in state.items() if key not in HEADS}
-        notes.append(f"the head has {num_classes} classes and initial weights (was {options.get('num_classes')})")
-        options["num_classes"] = num_classes
+    classes = checkpoint.state["head.weight"].shape[0] if "head.weight" in checkpoint.state else None
+    if num_classes is not None or ("num_classes" not in options and classes is not None):
+        options["num_classes"] = classes if num_classes is None else num_classes
     if img_size is not None:
         options["img_size"] = img_size
     built: Any = build_model(name, **options)
-    if img_size is None and model is None and (own := own_img_size(state)) and not _same_positions(state, built):
-        options["img_size"] = own  # used at the resolution it was trained for
+    if img_size is None and model is None and not _same_positions(checkpoint.state, built):
+        options["img_size"] = own_img_size(checkpoint.state)  # used at the resolution it was trained for
         built = build_model(name, **options)
-    notes += _fit_positions(state, built)
-    if num_classes is not None:
-        state |= {key: value for key, value in built.state_dict().items() if key in HEADS and key not in state}
-    _check_fits(checkpoint, state, name, built)
-    built.load_state_dict(state, strict=True)
-    if checkpoint.pretrained_cfg:
-        built.pretrained_cfg = {**built.pretrained_cfg, **checkpoint.pretrained_cfg}
+    new_head = num_classes is not None
+    notes += load_weights(built, checkpoint, name=name, new_head=new_head, allow_nonfinite=allow_nonfinite)
     return Loaded(built, name, options, tuple(f"{checkpoint.path.name}: {note}." for note in notes))
+
+
+def load_weights(
+    model: Any, checkpoint: Checkpoint, *, name: str, new_head: bool, allow_nonfinite: bool = False
+) -> list[str]:
+    """Load a checkpoint strictly into a model, its position table resized where the resolution is another.
+
+    Args:
+        name: how messages call the model.
+        new_head: a head for another number of classes keeps the model's own weights instead of being an error.
+
+    Returns:
+        What was adapted, a sentence each.
+
+    Raises:
+        CheckpointError: not finite, or of another architecture.
+    """
+    _check_finite(checkpoint, allow_nonfinite)
+    state, own = dict(checkpoint.state), model.state_dict()
+    notes = _fit_positions(state, model)
+    heads = [key for key in HEADS if key in own]
+    if new_head and any(key not in state or state[key].shape != own[key].shape for key in heads):
+        notes.append(f"the head for {model.num_classes} classes has initial weights")
+        state = {key: value for key, value in state.items() if key not in HEADS} | {key: own[key] for key in heads}
+    _check_fits(checkpoint, state, name, model)
+    model.load_state_dict(state, strict=True)
+    if checkpoint.pretrained_cfg:
+        model.pretrained_cfg = {**model.pretrained_cfg, **checkpoint.pretrained_cfg}
+    return notes
 
 
 def _which_model(checkpoint: Checkpoint, named: str | None) -> tuple[str, dict[str, Any], list[str]]:

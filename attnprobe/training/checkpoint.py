@@ -40,6 +40,7 @@ def save_checkpoint(
     model: nn.Module,
     deployed: nn.Module,
     optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
     config_json: Mapping[str, Any],
     keep: int,
 ) -> None:
@@ -59,6 +60,7 @@ def save_checkpoint(
         "best": progress.best,
         "best_epoch": progress.best_epoch,
         "optimizer": plain,
+        "scaler": scaler.state_dict(),
     }
     files = {
         "model.safetensors": _to_bytes(deployed.state_dict(), {"format": "pt"}),
@@ -75,7 +77,12 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    run: Run, *, model: nn.Module, deployed: nn.Module, optimizer: torch.optim.Optimizer
+    run: Run,
+    *,
+    model: nn.Module,
+    deployed: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
 ) -> Progress | None:
     """Put the newest intact checkpoint of `run` into these objects; None if there is none.
 
@@ -95,6 +102,8 @@ def load_checkpoint(
     except RuntimeError as error:
         raise CheckpointError(f"{folder} is of another model; train into a new folder (-o).") from error
     _restore_optimizer(optimizer, tensors, state["optimizer"])
+    if state.get("scaler"):
+        scaler.load_state_dict(state["scaler"])
     return Progress(state["epoch"], state["best"], state["best_epoch"])
 
 

@@ -9,10 +9,9 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from timm.optim import create_optimizer_v2
-from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3, dispatch_clip_grad
 from torch import Tensor, nn
 
@@ -25,6 +24,8 @@ from attnprobe.training.augment import augment
 from attnprobe.training.checkpoint import Progress, load_checkpoint, remove_unfinished, save_checkpoint
 from attnprobe.training.config import TrainConfig
 from attnprobe.training.cosine_regulariser import cosine_penalty, listening
+from attnprobe.training.objective import classification_loss
+from attnprobe.training.optimisation import build_optimizer, build_schedule, freeze
 
 LOG_FIELDS: tuple[str, ...] = ("epoch", "lr", "train_loss", "val_loss", "val_top1", "seconds")
 
@@ -67,68 +68,69 @@ def train(
     device = pick_device(config.device)
     if len(images) == 0 or not images.class_names:
         raise InputError(f"{images.name} has {len(images)} images and {len(images.class_names)} classes; cannot train.")
-    model = model.to(device)
-    more: dict[str, Any] = {} if config.opt_eps is None else {"eps": config.opt_eps}
-    optimizer = create_optimizer_v2(model, opt=config.opt, lr=config.lr, weight_decay=config.weight_decay, **more)
+    layout = torch.channels_last if config.channels_last else torch.contiguous_format
+    model = model.to(device, memory_format=layout)
+    freeze(model, config.freeze)
     steps_per_epoch = math.ceil(len(images) / config.batch_size)
-    scheduler, _ = create_scheduler_v2(
-        optimizer,
-        sched=config.sched,
-        num_epochs=config.epochs,
-        warmup_epochs=config.warmup_epochs,
-        warmup_lr=config.warmup_lr,
-        min_lr=config.min_lr,
-        step_on_epochs=False,
-        updates_per_epoch=steps_per_epoch,
-    )
-    assert scheduler is not None, "timm returns none only for sched='none'"
+    updates_per_epoch = math.ceil(steps_per_epoch / config.grad_accum_steps)
+    optimizer = build_optimizer(model, config, images_per_step=config.batch_size * config.grad_accum_steps)
+    scheduler, epochs = build_schedule(optimizer, config, updates=updates_per_epoch)
     ema = ModelEmaV3(model, decay=config.model_ema_decay, use_warmup=True) if config.model_ema else None
     deployed = ema.module if ema else model
-    autocast = torch.autocast(device.type, torch.bfloat16) if config.amp and _has_bfloat16(device) else nullcontext()
+    amp_dtype = _amp_dtype(config, device)
+    autocast = torch.autocast(device.type, amp_dtype) if amp_dtype else nullcontext()
+    scaler = torch.amp.GradScaler(device.type, enabled=amp_dtype is torch.float16)
+    if config.grad_checkpointing:
+        _switch_on_checkpointing(model)
 
     with fs.as_work_error(f"starting the run in {run.path}"):
         fs.make_folder(run.path)
     remove_unfinished(run)
-    progress = load_checkpoint(run, model=model, deployed=deployed, optimizer=optimizer) or Progress()
+    resumed = load_checkpoint(run, model=model, deployed=deployed, optimizer=optimizer, scaler=scaler)
+    progress = resumed or Progress()
     log = read_log(run)[: progress.epoch]
 
     regularised = listening(model, config.cos_reg_component + 1) if config.cos_reg_component else nullcontext()
-    total_steps, done = config.epochs * steps_per_epoch, progress.epoch * steps_per_epoch
+    total_steps, done = epochs * steps_per_epoch, progress.epoch * steps_per_epoch
     with regularised as listener, progress_bar(config.model, total_steps, done=done) as advance:
-        for epoch in range(progress.epoch, config.epochs):
+        trained = torch.compile(model) if config.torchcompile else model
+        for epoch in range(progress.epoch, epochs):
+            if config.early_stop is not None and epoch - progress.best_epoch >= config.early_stop:
+                break
             started = time.monotonic()
-            torch.manual_seed(config.seed + 1_000_003 * (epoch + 1))  # all randomness of an epoch follows from this
+            _seed(config.seed + 1_000_003 * (epoch + 1))  # all randomness of an epoch follows from this
             model.train()
-            order = torch.randperm(len(images)).tolist()
+            scheduler.step(epoch)
             total_loss = torch.zeros((), device=device)
-            for step, batch in enumerate(images.batches(config.batch_size, device=device, order=order)):
-                update = epoch * steps_per_epoch + step
+            batches = images.batches(config.batch_size, device=device, order=_order(len(images), config.aug_repeats))
+            for step, batch in enumerate(batches):
+                update, part = divmod(step, config.grad_accum_steps)
+                parts = min(config.grad_accum_steps, steps_per_epoch - update * config.grad_accum_steps)
+                update += epoch * updates_per_epoch
                 scheduler.step_update(update)
+                pixels = augment(batch.pixels, config).contiguous(memory_format=layout)
                 with autocast:
-                    logits = model(augment(batch.pixels, config))
-                    if not isinstance(logits, Tensor):
-                        raise InputError(
-                            f"{config.model} returns {len(logits)} outputs in training; this loss takes class logits "
-                            "alone. Refiner: --set 'model_kwargs={dense: false, mix_token: false}'."
-                        )
-                    loss = F.cross_entropy(logits, batch.labels, label_smoothing=config.smoothing)
+                    loss = classification_loss(trained(pixels), batch.labels, config)
                     if listener:
                         loss = loss + config.cos_reg_weight * cosine_penalty(listener.take(), config.cos_reg_dim)
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                if config.clip_grad is not None:
-                    dispatch_clip_grad(model.parameters(), config.clip_grad)
-                optimizer.step()
-                if ema:
-                    ema.update(model, step=update)
+                scaler.scale(loss / parts).backward()
+                if part == parts - 1:
+                    if config.clip_grad is not None:
+                        scaler.unscale_(optimizer)
+                        dispatch_clip_grad(model.parameters(), config.clip_grad, mode=config.clip_mode)
+                    scaler.step(optimizer)
+                    scaler.update()
+                    optimizer.zero_grad(set_to_none=True)
+                    if ema:
+                        ema.update(model, step=update)
                 total_loss += loss.detach() * len(batch.ids)
-                advance(1, f"epoch {epoch + 1}/{config.epochs}  best {max(progress.best, 0):.1%}")
+                advance(1, f"epoch {epoch + 1}/{epochs}  best {max(progress.best, 0):.1%}")
 
             train_loss = total_loss.item() / len(images)
             if not math.isfinite(train_loss):
-                kept = run.latest_checkpoint()
+                kept, lower = run.latest_checkpoint(), optimizer.param_groups[0]["lr"] / 3
                 raise WorkError(
-                    f"the training loss is {train_loss} in epoch {epoch + 1}; lower --set lr={config.lr / 3:.2g}. "
+                    f"the training loss is {train_loss} in epoch {epoch + 1}; lower --set lr={lower:.2g}. "
                     f"Last good checkpoint: {kept or 'none'}."
                 )
             val_loss, top1 = evaluate(deployed, val_images, batch_size=config.batch_size * 2, device=device)
@@ -145,6 +147,7 @@ def train(
                 model=model,
                 deployed=deployed,
                 optimizer=optimizer,
+                scaler=scaler,
                 config_json=config_json,
                 keep=config.keep_checkpoints,
             )
@@ -185,8 +188,31 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def _has_bfloat16(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.is_bf16_supported()
+def _amp_dtype(config: TrainConfig, device: torch.device) -> torch.dtype | None:
+    """What autocast computes in; None for float32, as always on a CPU."""
+    if not config.amp or device.type == "cpu":
+        return None
+    if config.amp_dtype == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        return torch.float16
+    return getattr(torch, config.amp_dtype)
+
+
+def _seed(seed: int) -> None:
+    """Everything an epoch's randomness comes from: order and augmentation (torch), mixing (numpy)."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)  # timm's mixup draws from it
+
+
+def _order(n: int, repeats: int) -> list[int]:
+    """A random order of n images; with repeated augmentation each comes `repeats` times in a row, n in all."""
+    order = torch.randperm(n)
+    return (order.repeat_interleave(repeats)[:n] if repeats > 1 else order).tolist()
+
+
+def _switch_on_checkpointing(model: Any) -> None:
+    if not hasattr(model, "set_grad_checkpointing"):
+        raise InputError(f"{type(model).__name__} has no gradient checkpointing; leave grad_checkpointing out.")
+    model.set_grad_checkpointing()
 
 
 def read_log(run: Run) -> list[dict[str, float]]:

@@ -80,8 +80,8 @@ def test_a_new_head_and_another_resolution_are_declared(tmp_path):
     with pytest.warns(UserWarning) as told:
         other = load_model(tmp_path / "x.safetensors", num_classes=3, img_size=64)
     assert [str(w.message) for w in told] == [
-        "x.safetensors: the head has 3 classes and initial weights (was 10).",
         "x.safetensors: the position table was resized from 17 to 65 entries.",
+        "x.safetensors: the head for 3 classes has initial weights.",
     ]
     assert other.head.weight.shape[0] == 3 and other.pos_embed.shape[1] == 65
     assert torch.equal(other.blocks[3].attn.qkv.weight, model.blocks[3].attn.qkv.weight)

@@ -115,6 +115,43 @@ def test_it_learns(tmp_path):
     assert result.log[-1]["train_loss"] < result.log[0]["train_loss"] - 0.3
 
 
+def test_accumulated_gradients_equal_those_of_the_larger_batch(tmp_path):
+    options = {"epochs": 1, "warmup_epochs": 0, "drop_path": 0.0, "scale": (1.0, 1.0), "opt": "sgd", "clip_grad": None,
+               "lr": 0.1, "model": "vit_16_digits", "model_ema": False}  # fmt: skip
+    one = run_training(tmp_path / "one", config(**options, batch_size=64))
+    two = run_training(tmp_path / "two", config(**options, batch_size=16, grad_accum_steps=4))
+    for (name, a), (_, b) in zip(weights(one.run).items(), weights(two.run).items(), strict=True):
+        torch.testing.assert_close(a, b, msg=name, rtol=1e-4, atol=1e-6)
+
+
+def test_frozen_parameters_keep_their_values_and_cool_down_adds_epochs(tmp_path):
+    options = config(epochs=2, cooldown_epochs=1, warmup_epochs=0, freeze=("blocks.0.*",), model_ema=False)
+    result = run_training(tmp_path, options)
+    initial = build_model(options.model, seed=options.seed, **OPTIONS, drop_path_rate=0.1).state_dict()
+    trained = weights(result.run)
+    assert len(result.log) == 3 and result.log[-1]["lr"] == pytest.approx(options.min_lr)
+    assert torch.equal(trained["blocks.0.attn.qkv.weight"], initial["blocks.0.attn.qkv.weight"])
+    assert not torch.equal(trained["blocks.1.attn.qkv.weight"], initial["blocks.1.attn.qkv.weight"])
+
+
+def test_it_stops_early_when_nothing_gets_better(tmp_path):
+    result = run_training(tmp_path, config(epochs=9, warmup_epochs=0, lr=0.0, min_lr=0.0, opt="sgd", early_stop=2))
+    assert len(result.log) == result.best_epoch + 2
+    again = run_training(tmp_path, config(epochs=9, warmup_epochs=0, lr=0.0, min_lr=0.0, opt="sgd", early_stop=2))
+    assert len(again.log) == len(result.log)
+
+
+@pytest.mark.parametrize("option", [{"channels_last": True}, {"grad_checkpointing": True}, {"aug_repeats": 3}])
+def test_ways_of_computing_do_not_change_what_is_learnt(tmp_path, option):
+    options = {"epochs": 2, "warmup_epochs": 0, "drop_path": 0.0, "scale": (1.0, 1.0)}
+    plain = run_training(tmp_path / "plain", config(**options))
+    other = run_training(tmp_path / "other", config(**options, **option))
+    if "aug_repeats" in option:  # a third of the images an epoch, three times each
+        assert other.log[0]["train_loss"] != plain.log[0]["train_loss"]
+    else:
+        assert other.log[-1]["train_loss"] == pytest.approx(plain.log[-1]["train_loss"], rel=1e-3)
+
+
 @pytest.mark.parametrize("ema", [True, False])
 def test_the_cosine_regulariser_is_part_of_the_loss_and_of_nothing_else(tmp_path, ema):
     options = {"epochs": 2, "warmup_epochs": 0, "lr": 1e-5, "min_lr": 0.0, "model_ema": ema}

@@ -1,0 +1,46 @@
+"""What is minimised: cross-entropy on classes, and on patches where the model has a dense head."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from attnprobe.core.errors import InputError
+from attnprobe.training.config import TrainConfig
+
+
+def classification_loss(outputs: Tensor | tuple, targets: Tensor, config: TrainConfig) -> Tensor:
+    """Loss of one batch.
+
+    Args:
+        outputs: class logits [image, class]; or, from a model with a dense head, (class logits, patch logits
+            [image, patch, class], box), where patches in the box (row0, col0, row1, col1; ends exclusive) came from
+            the batch in reverse order.
+        targets: labels [image], or probabilities [image, class].
+
+    With a dense head the class target is mixed by the share of patches that stayed, and every patch has its own
+    image's target: `cls_weight * CE(class) + dense_weight * CE(patches)` (TokenLabeling, arXiv:2104.10858, with one
+    label per image instead of a label map).
+
+    Raises:
+        InputError: the model returns something else in training.
+    """
+    if isinstance(outputs, Tensor):
+        smoothing = config.smoothing if targets.ndim == 1 else 0.0
+        return F.cross_entropy(outputs.float(), targets, label_smoothing=smoothing)
+    if len(outputs) != 3:
+        raise InputError(f"{config.model} returns {len(outputs)} outputs in training; expected logits, or 3 of them.")
+    logits, patch_logits, (row0, col0, row1, col1) = outputs
+    if targets.ndim == 1:
+        targets = smoothed(targets, logits.shape[-1], config.smoothing)
+    n_patches = patch_logits.shape[1]
+    stayed = 1 - (row1 - row0) * (col1 - col0) / n_patches
+    classes = F.cross_entropy(logits.float(), stayed * targets + (1 - stayed) * targets.flip(0))
+    patches = F.cross_entropy(patch_logits.float().flatten(0, 1), targets.repeat_interleave(n_patches, 0))
+    return config.cls_weight * classes + config.dense_weight * patches
+
+
+def smoothed(labels: Tensor, num_classes: int, smoothing: float) -> Tensor:
+    """Labels [image] as probabilities [image, class], `smoothing` of which is spread over all classes."""
+    probabilities = torch.full((len(labels), num_classes), smoothing / num_classes, device=labels.device)
+    probabilities[torch.arange(len(labels), device=labels.device), labels] += 1 - smoothing
+    return probabilities
