@@ -23,7 +23,7 @@ class GatedAttention(TappedAttention):
         super().__init__(*args, **kwargs)
         wide = self.qkv
         like = {"device": wide.weight.device, "dtype": wide.weight.dtype}
-        self.gate = nn.Linear(wide.in_features, self.attn_dim, bias=wide.bias is not None, **like)
+        self.gate = nn.Linear(wide.in_features, self.proj.in_features, bias=wide.bias is not None, **like)
         nn.init.trunc_normal_(self.gate.weight, std=0.02)  # as all linear layers of a timm ViT
         if self.gate.bias is not None:
             nn.init.zeros_(self.gate.bias)
