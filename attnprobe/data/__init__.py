@@ -95,10 +95,10 @@ def load_images(
     Besides what the protocol asks for, every source has `bad`, the ids of the images it skipped.
 
     Args:
-        name: an entry of `DATASETS` as its summary writes it, or a path.
+        name: an entry of `DATASETS` as its summary writes it, or a path; "folder" for the path `data_dir`.
         split: "train" or "val"; what else there is depends on the set.
         spec: how the model wants its pixels.
-        data_dir: where sets of torch, hfds ... lie on disk.
+        data_dir: where sets of torch, hfds ... lie on disk, or the folder.
         limit: at most so many images: the same ones every time, classes balanced.
         bad_images: "refuse" the whole set if an image cannot be read, or "skip" such images.
         seed: of the classes of fractals; no other set depends on it.
@@ -112,6 +112,8 @@ def load_images(
     if limit is not None and limit < 1:
         raise InputError(f"limit={limit} must be at least 1 image, or None for all.")
     check_choice("bad_images", bad_images, ("refuse", "skip"))
+    if name in ("folder", "list") and data_dir is not None:
+        name = str(data_dir)
     load = DATASETS[kind_of(name)].load
     settings = {
         "spec": spec,

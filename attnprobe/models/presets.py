@@ -16,6 +16,8 @@ from attnprobe.models.variant import Variant
 from attnprobe.models.variants import VARIANTS
 from attnprobe.models.variants.deepvit import DEEPVIT
 from attnprobe.models.variants.refiner import REFINER
+from attnprobe.models.variants.rich import RICHVIT
+from attnprobe.models.variants.structured import STRUCTURED
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,14 @@ def _refiner(depth: int, width: int, heads: int, size: int = 224) -> dict[str, A
     return {**_papers(depth), **more, "dense": True, "mix_token": True, "conv_stem": True}
 
 
+def _tiny(img_size: int, patch_size: int) -> dict[str, Any]:
+    """The structured-initialisation papers' tiny ViT: no class token, fixed sinusoidal positions, average pooling."""
+    geometry = {"depth": 12, "embed_dim": 192, "num_heads": 3, "mlp_ratio": 4}
+    return {**geometry, "img_size": img_size, "patch_size": patch_size, **STRUCTURED.options}
+
+
+_VIT_B16 = {"depth": 12, "embed_dim": 768, "num_heads": 12, "mlp_ratio": 4, "patch_size": 16, "img_size": 224}
+
 MODELS = Registry(
     "model",
     *(preset for variant in VARIANTS.values() for preset in _at_every_depth(variant)),
@@ -78,6 +88,9 @@ MODELS = Registry(
     Preset("refiner_m_384", REFINER, _refiner(32, 420, 12, 384), "Refiner-M at 384 px"),
     Preset("refiner_l_384", REFINER, _refiner(32, 512, 16, 384), "Refiner-L at 384 px"),
     Preset("refiner_l_448", REFINER, _refiner(32, 512, 16, 448), "Refiner-L at 448 px"),
+    Preset("structured_tiny_patch2_32", STRUCTURED, _tiny(32, 2), "ViT-Ti/2 at 32 px, impulse initialisation"),
+    Preset("structured_tiny_patch16_224", STRUCTURED, _tiny(224, 16), "ViT-Ti/16, impulse initialisation"),
+    Preset("richvit_b16", RICHVIT, _VIT_B16, "rich head interaction (our reading) in ViT-B/16"),
 )
 
 ALIASES = {
@@ -90,8 +103,9 @@ ALIASES = {
     "Refiner_ViT_S": "refiner_s",
     "Refiner_ViT_M": "refiner_m",
     "Refiner_ViT_L": "refiner_l",
+    "vit_tiny_patch2_32": "structured_tiny_patch2_32",
 }
-"""The authors' names of our models."""
+"""The authors' names of our models. Their `vit_tiny_patch16_224` is a name of timm's, and stays timm's."""
 
 
 def _default_cfg(preset: Preset) -> dict[str, Any]:

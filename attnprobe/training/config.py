@@ -152,6 +152,8 @@ class TrainConfig:
     """Keep a moving average of the weights; it is what is validated and saved for use."""
 
     model_ema_decay: float = 0.99
+    model_ema_warmup: bool = True
+    """Let the average follow faster in the beginning, while `model_ema_decay` would mostly remember initial weights."""
 
     amp: bool = True
     """Autocast where the device has it (not on a CPU)."""

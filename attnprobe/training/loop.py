@@ -75,7 +75,8 @@ def train(
     updates_per_epoch = math.ceil(steps_per_epoch / config.grad_accum_steps)
     optimizer = build_optimizer(model, config, images_per_step=config.batch_size * config.grad_accum_steps)
     scheduler, epochs = build_schedule(optimizer, config, updates=updates_per_epoch)
-    ema = ModelEmaV3(model, decay=config.model_ema_decay, use_warmup=True) if config.model_ema else None
+    average = {"decay": config.model_ema_decay, "use_warmup": config.model_ema_warmup}
+    ema = ModelEmaV3(model, **average) if config.model_ema else None
     deployed = ema.module if ema else model
     amp_dtype = _amp_dtype(config, device)
     autocast = torch.autocast(device.type, amp_dtype) if amp_dtype else nullcontext()
