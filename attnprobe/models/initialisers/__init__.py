@@ -9,17 +9,26 @@ Question: where do random numbers come from? Choice: the CPU's global generator,
 gives the authors' own draws on every device.
 """
 
+from attnprobe.models.initialisers.convmixer import CONVMIXERS, StructuredConvMixer
+from attnprobe.models.initialisers.filters import filter_maps, initialise_filters
 from attnprobe.models.initialisers.initialise import Impulses, initialise, reset_tables
+from attnprobe.models.initialisers.maps import position_maps, target_maps
 from attnprobe.models.initialisers.names import Impulse, Mimetic, parse
 from attnprobe.models.initialisers.positions import sinusoidal_positions, use_sinusoidal_positions
 
 __all__ = [
+    "CONVMIXERS",
     "Impulse",
     "Impulses",
     "Mimetic",
+    "StructuredConvMixer",
+    "filter_maps",
     "initialise",
+    "initialise_filters",
     "parse",
+    "position_maps",
     "reset_tables",
     "sinusoidal_positions",
+    "target_maps",
     "use_sinusoidal_positions",
 ]

@@ -102,7 +102,7 @@ def check(model: Any, recipe: Mimetic | Impulse | str, solver: Solver = "closed_
     """
     if isinstance(recipe, str):
         return
-    layers = _attention_layers(model)
+    layers = attention_layers(model)
     if len(layers) < 2:
         raise InputError(f"{recipe} needs 2 blocks or more: the authors' code divides by depth - 1; got {len(layers)}.")
     width, inner = model.embed_dim, layers[0].num_heads * layers[0].head_dim
@@ -159,7 +159,7 @@ def _as_timm(model: Any, mode: str) -> None:
 
 
 def _mimetic(model: Any, recipe: Mimetic, compat: mimetic.Compat) -> None:
-    layers, width = _attention_layers(model), model.embed_dim
+    layers, width = attention_layers(model), model.embed_dim
     noise = [mimetic.uniform_noise(layer.num_heads, width, width) for layer in layers]
     for layer, z in zip(layers, noise, strict=True):
         device = layer.qkv.weight.device
@@ -169,7 +169,7 @@ def _mimetic(model: Any, recipe: Mimetic, compat: mimetic.Compat) -> None:
 
 
 def _impulse_by_adam(model: Any, recipe: Impulse, inputs: tuple[str, str], init_once: bool) -> Impulses:
-    layers, table, solutions, offsets = _attention_layers(model), patch_positions(model), [], []
+    layers, table, solutions, offsets = attention_layers(model), patch_positions(model), [], []
     device = layers[0].qkv.weight.device
     tokens = torch.empty(0)
     for index, layer in enumerate(layers[:1] if init_once else layers):
@@ -187,7 +187,7 @@ def _impulse_by_adam(model: Any, recipe: Impulse, inputs: tuple[str, str], init_
 
 
 def _impulse_in_closed_form(model: Any, recipe: Impulse, inputs: tuple[str, str], init_once: bool) -> Impulses:
-    layers, table = _attention_layers(model), patch_positions(model)
+    layers, table = attention_layers(model), patch_positions(model)
     device, head_width = layers[0].qkv.weight.device, layers[0].head_dim
     first = pseudo_input(inputs[0], table)
     rest = first if inputs == ("P", "P") else pseudo_input(inputs[1], table)
@@ -228,7 +228,7 @@ def _thirds(layer: Any) -> Tensor:
     return layer.qkv.weight.detach().unflatten(0, (3, layer.num_heads, layer.head_dim))
 
 
-def _attention_layers(model: Any) -> list[Any]:
+def attention_layers(model: Any) -> list[Any]:
     """The attention of every block; raises InputError if q, k and v are not rows of one layer `qkv`."""
     layers = [getattr(block, "attn", None) for block in getattr(model, "blocks", ())]
     for index, layer in enumerate(layers):
