@@ -52,17 +52,18 @@ def initialise_filters(model: nn.Module, init: str, *, num_heads: int | None = N
         trainable: whether the filters (not their biases) learn.
 
     Raises:
-        InputError: unknown `init`, no depthwise convolution, or more taps than the kernel has.
+        InputError: unknown `init`, no depthwise convolution, more taps than the kernel has, or filters that an earlier
+            call shared or softmaxed.
         ShapeError: the channels cannot be shared among `num_heads` filters, or a kernel is not square and odd.
     """
     for name, conv in depthwise(model).items():
+        if parametrize.is_parametrized(conv, "weight"):
+            raise InputError(f"the filters of {name} are shared or softmaxed already; build the model anew.")
         channels = conv.out_channels
         heads = num_heads or channels
         if channels % heads:
             raise ShapeError(f"{name} has {channels} channels, which {heads} filters cannot share equally.")
         filters = drawn_filters(init, heads, _kernel(name, conv))
-        if parametrize.is_parametrized(conv, "weight"):  # by an earlier call
-            parametrize.remove_parametrizations(conv, "weight")
         with torch.no_grad():
             conv.weight.copy_(filters.repeat_interleave(channels // heads, dim=0))
         if heads < channels:
