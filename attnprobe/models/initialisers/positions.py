@@ -26,11 +26,12 @@ def sinusoidal_positions(rows: int, cols: int, width: int) -> Tensor:
             f"sinusoidal positions put sine and cosine of row and column in a quarter of the width each; "
             f"{width} is not a multiple of 4."
         )
-    frequencies = 10000.0 ** -(torch.arange(width // 4, dtype=torch.float64, device="cpu") / (width // 4))
-    row = torch.arange(rows, dtype=torch.float64, device="cpu")[:, None, None] * frequencies
-    col = torch.arange(cols, dtype=torch.float64, device="cpu")[None, :, None] * frequencies
+    exponents = torch.arange(width // 4, dtype=torch.float32, device="cpu") / (width // 4)
+    frequencies = 1 / 10000.0**exponents  # float32 throughout, in this order: equal to the authors' table to the bit
+    row = torch.arange(rows, dtype=torch.float32, device="cpu")[:, None, None] * frequencies
+    col = torch.arange(cols, dtype=torch.float32, device="cpu")[None, :, None] * frequencies
     quarters = torch.broadcast_tensors(row.sin(), col.sin(), row.cos(), col.cos())
-    return torch.cat(quarters, dim=-1).flatten(0, 1).float()
+    return torch.cat(quarters, dim=-1).flatten(0, 1)
 
 
 def use_sinusoidal_positions(model: Any) -> None:
