@@ -20,7 +20,7 @@ COVERED = [(path, checker) for path in FILES for checker in CHECKERS if checker.
 @pytest.mark.skipif(not FILES, reason="no golden files here; tests/models has loop-written references")
 @pytest.mark.parametrize(("path", "checker"), COVERED, ids=lambda value: getattr(value, "stem", ""))
 def test_ours_equal_the_authors_numbers(path, checker):
-    for name, differences in checker.check(path):
+    for name, differences in checker.check(path, quick=True):
         bad = [d for d in differences if not d.excess <= 1]
         assert not bad, f"{name}: {bad}"
 

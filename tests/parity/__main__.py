@@ -11,9 +11,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from tests.parity import units, variants
+from tests.parity import initialisers, sizes, units, variants
 
-CHECKERS = (variants, units)
+CHECKERS = (variants, units, initialisers, sizes)
 """Modules with `covers(path)` and `check(path)`, asked in this order."""
 
 NOTHING_TO_CHECK = {"verification.json"}
@@ -23,7 +23,9 @@ NOTHING_TO_CHECK = {"verification.json"}
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.parity", description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="a folder of golden files")
-    folder = parser.parse_args(arguments).folder
+    parser.add_argument("--quick", action="store_true", help="leave out what takes 10,000 steps of Adam")
+    options = parser.parse_args(arguments)
+    folder = options.folder
     checked, comparisons, failed, uncovered = 0, 0, 0, []
     for path in sorted(folder.glob("*.json")):
         checker = next((c for c in CHECKERS if c.covers(path)), None)
@@ -31,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
             uncovered += [path.stem] if path.name not in NOTHING_TO_CHECK else []
             continue
         checked += 1
-        for name, differences in checker.check(path):
+        for name, differences in checker.check(path, quick=options.quick):
             bad = [d for d in differences if not d.excess <= 1]
             comparisons += 1
             failed += bool(bad)

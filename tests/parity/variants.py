@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from attnprobe.capture import record
 from attnprobe.models.variants.deepvit import DeepViT
 from attnprobe.models.variants.refiner import Refiner
+from attnprobe.models.variants.structured import StructuredViT
 from attnprobe.models.variants.vit import PlainViT
 from tests.parity.difference import FLOAT64_TOLERANCE, Difference, compare, worst_of_each
 
@@ -62,10 +63,17 @@ def refiner(config: dict[str, Any]) -> nn.Module:
     )
 
 
+def structured_init(config: dict[str, Any]) -> nn.Module:
+    options = geometry(config)
+    names = ("depth", "class_token", "no_embed_class", "sin_pe", "global_pool", "weight_init")
+    return StructuredViT(**options, **{name: config.pop(name) for name in names if name in config})
+
+
 BUILDERS: dict[str, Callable[[dict[str, Any]], nn.Module]] = {
     "deepvit": deepvit,
     "plain_vit": plain_vit,
     "refiner": refiner,
+    "structured_init": structured_init,
 }
 
 
@@ -183,7 +191,7 @@ def covers(path: Path) -> bool:
     return path.with_suffix(".safetensors").exists() and json.loads(path.read_text()).get("variant") in BUILDERS
 
 
-def check(path: Path) -> Iterator[tuple[str, list[Difference]]]:
+def check(path: Path, quick: bool = False) -> Iterator[tuple[str, list[Difference]]]:
     """("NAME float32" or "NAME float64", the worst difference of every quantity) of one golden pair."""
     description = json.loads(path.read_text())
     golden = load_file(path.with_suffix(".safetensors"))

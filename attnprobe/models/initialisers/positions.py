@@ -14,7 +14,7 @@ PSEUDO_INPUTS = ("P", "U", "G", "A", "B")
 
 
 def sinusoidal_positions(rows: int, cols: int, width: int) -> Tensor:
-    """A fixed table [patch, width], patches row by row, as in timm's `build_sincos2d_pos_embed` and MoCo v3.
+    """A fixed table [patch, width], patches row by row.
 
     Quarters of the width hold sin(row f), sin(col f), cos(row f), cos(col f), with f_j = 10000^(-j / (width / 4)).
 

@@ -15,12 +15,12 @@ from typing import Any, Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from timm.layers import Attention, Mlp
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from attnprobe.core.errors import InputError, ShapeError
 from attnprobe.models.attention import TappedAttention, mix_heads, replace_attention
-from attnprobe.models.cascade import Cascade, CascadeBlock
+from attnprobe.models.cascade import CascadeViT
+from attnprobe.models.class_attention import ClassBlock
 from attnprobe.models.conv_stem import RefinerStemEmbed
 from attnprobe.models.variant import Paper, Variant
 
@@ -115,7 +115,7 @@ class ScaledMlp(Mlp):
         return super().forward(x) * self.scale_channel
 
 
-class Refiner(VisionTransformer):
+class Refiner(CascadeViT):
     """A ViT with refined attention.
 
     Args:
@@ -127,6 +127,7 @@ class Refiner(VisionTransformer):
             (class logits, patch logits [image, patch, class], box).
         mix_token: in training, swap a random box of patches with the batch in reverse order. Needs `dense`.
         conv_stem: the three-layer convolutional patch embedding.
+        class_blocks: blocks of class attention after the others; they lie unused in the authors' code.
         Everything else as timm's `VisionTransformer`.
 
     Raises:
@@ -143,11 +144,12 @@ class Refiner(VisionTransformer):
         dense: bool = False,
         mix_token: bool = False,
         conv_stem: bool = False,
+        class_blocks: int = 0,
         **kwargs,
     ) -> None:
         if conv_stem:
             kwargs["embed_layer"] = RefinerStemEmbed
-        super().__init__(*args, block_fn=CascadeBlock, mlp_layer=ScaledMlp, **kwargs)
+        super().__init__(*args, mlp_layer=ScaledMlp, **kwargs)
         depth = len(self.blocks)
         if share == "alternate":
             share = [block % 2 == 1 for block in range(depth)]
@@ -161,11 +163,11 @@ class Refiner(VisionTransformer):
             raise InputError("the first block cannot share: there is no attention map before it (share[0]=True).")
         if mix_token and not dense:
             raise InputError("mix_token needs the dense head: its patch labels say which image a patch came from.")
-        self.blocks = Cascade(*self.blocks)
         block: Any
         for block, shares, refines in zip(self.blocks, share, refine, strict=True):
             block.scale_adjustment = 0.5
             block.attn = _refined(block.attn, shares, refines and not shares, head_expand)
+        self.class_blocks = nn.Sequential(*(_class_block(self) for _ in range(class_blocks)))
         self.dense, self.mix_token = dense, mix_token
         if dense:
             self.aux_head = _as_timm_starts(nn.Linear(self.embed_dim, self.num_classes))
@@ -192,11 +194,8 @@ class Refiner(VisionTransformer):
         patches = self.patch_embed(x)
         if any(box):
             patches = self._swapped(patches, box)
-        return self.norm(self.blocks(self.norm_pre(self.patch_drop(self._pos_embed(patches)))))
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Trade memory for a second forward pass of each block in training."""
-        self.blocks.grad_checkpointing = enable
+        tokens = self.blocks(self.norm_pre(self.patch_drop(self._pos_embed(patches))))
+        return self.norm(self.class_blocks(tokens))
 
     def _box(self) -> tuple[int, int, int, int]:
         """A CutMix box on the patch grid whose share of the patches is 1 - Beta(1, 1)."""
@@ -221,8 +220,27 @@ def _refined(plain: Attention, shares: bool, refines: bool, expand: float) -> Re
     attention = replace_attention(RefinedAttention, plain, shares=shares, refines=refines, expand=expand)
     if shares:  # neither queries nor keys
         wide = attention.qkv
-        attention.qkv = _as_timm_starts(nn.Linear(wide.in_features, attention.attn_dim, bias=wide.bias is not None))
+        attention.qkv = _as_timm_starts(nn.Linear(wide.in_features, wide.out_features // 3, bias=wide.bias is not None))
     return attention
+
+
+def _class_block(model: Any) -> ClassBlock:
+    """Class attention of the same width, with this paper's MLP, started as timm starts linear layers."""
+    if not model.has_class_token:
+        raise InputError("class attention needs the class token it updates; drop class_blocks, or class_token=False.")
+    plain, attention = model.blocks[0], model.blocks[0].attn
+    block = ClassBlock(
+        model.embed_dim,
+        attention.num_heads,
+        mlp_ratio=plain.mlp.fc1.out_features / model.embed_dim,
+        qkv_bias=attention.qkv.bias is not None,
+        norm_layer=type(plain.norm1),
+        mlp_layer=ScaledMlp,
+    )
+    for module in block.modules():
+        if isinstance(module, nn.Linear):
+            _as_timm_starts(module)
+    return block
 
 
 def _as_timm_starts(linear: nn.Linear) -> nn.Linear:
