@@ -1,0 +1,90 @@
+"""Mixup and cutmix: two images become one, and so do their labels.
+
+Zhang et al. 2017, arXiv:1710.09412, and Yun et al. 2019, arXiv:1905.04899, with timm's options and distributions.
+timm's own class wants even batches, draws from NumPy's generator and loops over images in two of its modes; this one
+takes any batch, draws from PyTorch's global generator of the CPU, and does every mode in one pass on the device.
+"""
+
+import torch
+from torch import Tensor
+
+from attnprobe.core.errors import InputError
+from attnprobe.training.augment import AugmentConfig, inside
+
+
+def soft_targets(labels: Tensor, num_classes: int, smoothing: float) -> Tensor:
+    """Integer labels [image] -> [image, class]; `smoothing` of the mass is spread evenly over all classes."""
+    targets = torch.full((len(labels), num_classes), smoothing / num_classes, device=labels.device)
+    return targets.scatter_(1, labels.view(-1, 1), 1 - smoothing + smoothing / num_classes)
+
+
+class Mix:
+    """Mixes every image of a batch with the one at the same place from the other end.
+
+    The middle image of an odd batch is its own partner. Mixing weights are of the Beta distribution of `mixup` or
+    `cutmix`; in the mode "batch" they, the choice between both and the box are one for all images, in "pair" one for
+    both partners, in "elem" each image's own.
+
+    Raises:
+        InputError: nothing to do.
+    """
+
+    def __init__(self, config: AugmentConfig, num_classes: int) -> None:
+        if not (config.mixup or config.cutmix or config.cutmix_minmax):
+            raise InputError("nothing to mix: set mixup, cutmix or cutmix_minmax; for hard labels, `soft_targets`.")
+        self.config, self.num_classes = config, num_classes
+
+    def __call__(self, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Pixels [image, 3, row, col] and labels [image] on one device -> mixed pixels and targets [image, class]."""
+        kept, box, share = (drawn.to(pixels.device, torch.float32) for drawn in self.draw(*pixels[:, 0].shape))
+        others = pixels.flip(0)
+        mixed = torch.lerp(others, pixels, kept.view(-1, 1, 1, 1).to(pixels.dtype))
+        mixed = torch.where(inside(box, *pixels.shape[-2:]), others, mixed)
+        targets = soft_targets(labels, self.num_classes, self.config.smoothing)
+        return mixed, torch.lerp(targets.flip(0), targets, share.view(-1, 1))
+
+    def draw(self, n: int, rows: int, cols: int) -> tuple[Tensor, Tensor, Tensor]:
+        """What happens to `n` images: their weight [n], the box [n, 4] their partners fill, their label's weight [n].
+
+        Boxes are top, bottom, left, right; all is on the CPU.
+        """
+        config = self.config
+        each = torch.arange(n)
+        whose = {"batch": each * 0, "pair": torch.minimum(each, each.flip(0)), "elem": each}[config.mixup_mode]
+        draws = int(whose.max()) + 1
+        cut_alpha = 1.0 if config.cutmix_minmax else config.cutmix
+        cut = torch.full((draws,), bool(cut_alpha))
+        if config.mixup and cut_alpha:
+            cut = torch.rand(draws) < config.mixup_switch_prob
+        share = torch.where(cut, _beta(cut_alpha, draws), _beta(config.mixup, draws))
+        share = torch.where(torch.rand(draws) < config.mixup_prob, share, 1.0)
+        cut = cut & (share < 1)
+        box = self._boxes(share, rows, cols) * cut.unsqueeze(1)
+        replaced = (box[:, 1] - box[:, 0]) * (box[:, 3] - box[:, 2]) / (rows * cols)
+        kept, share = torch.where(cut, 1.0, share), torch.where(cut, 1 - replaced, share)
+        return kept[whose], box[whose], share[whose]
+
+    def _boxes(self, share: Tensor, rows: int, cols: int) -> Tensor:
+        """Boxes of side sqrt(1 - share) about a uniform centre, cut at the edge; or, with `cutmix_minmax`, inside."""
+        if self.config.cutmix_minmax:
+            low, high = self.config.cutmix_minmax
+            height, width = (_whole(share, int(side * low), int(side * high)) for side in (rows, cols))
+            top, left = _whole(share, 0, rows - height + 1), _whole(share, 0, cols - width + 1)
+            return torch.stack((top, top + height, left, left + width), 1)
+        edges = []
+        for side in (rows, cols):
+            length, centre = (side * (1 - share).sqrt()).floor(), _whole(share, 0, side)
+            start, stop = centre - (length / 2).floor(), centre + ((length + 1) / 2).floor()
+            edges += [start.clamp(0, side), stop.clamp(0, side)]
+        return torch.stack(edges, 1)
+
+
+def _beta(alpha: float, n: int) -> Tensor:
+    """Beta(alpha, alpha), or ones if alpha is 0."""
+    ones = torch.ones(n, dtype=torch.float64)
+    return torch.distributions.Beta(alpha * ones, alpha * ones, validate_args=False).sample() if alpha else ones
+
+
+def _whole(like: Tensor, low: int, high: Tensor | int) -> Tensor:
+    """Uniform whole numbers from `low` up to, not including, `high`."""
+    return low + (torch.rand_like(like) * (high - low)).floor()

@@ -1,0 +1,95 @@
+"""How are training images augmented that worker processes decode? With timm's transforms, one picture at a time."""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data import auto_augment, create_transform
+from torch import Tensor
+
+from attnprobe.core.errors import InputError
+from attnprobe.core.images import InputSpec
+from attnprobe.training.augment import AugmentConfig
+from attnprobe.training.policies import parse_policy
+
+
+class TrainTransform:
+    """`transform(image, seed, epoch, position)` -> [3, row, col], uint8: a picture that depends on these numbers alone.
+
+    So it matters neither which process does it nor how many there are, and an epoch can be repeated. What remains
+    is done on the device: division by 255, `spec.normalise`, mixing and `Augmentation.erase`.
+    """
+
+    def __init__(self, timm_transform: Any) -> None:
+        self.timm_transform = timm_transform
+
+    def __call__(self, image: Image.Image, *key: int) -> Tensor:
+        """`image` is RGB; any whole numbers from 0 serve as `key`."""
+        with seeded(key):
+            return torch.as_tensor(self.timm_transform(image))
+
+
+def train_transform(config: AugmentConfig, spec: InputSpec) -> TrainTransform:
+    """timm's training transform up to bytes, with all options of `config` but mixing and erasing; it pickles.
+
+    Raises:
+        InputError: a policy that neither `parse_policy` nor, for augmix, timm understands.
+    """
+    if config.aa and not config.aa.startswith("augmix"):
+        parse_policy(config.aa)  # timm passes over what it does not know
+    try:
+        transform = create_transform(
+            (3, *spec.size),
+            is_training=True,
+            use_prefetcher=True,
+            scale=config.scale,
+            ratio=config.ratio,
+            hflip=config.hflip,
+            vflip=config.vflip,
+            color_jitter=config.color_jitter,
+            color_jitter_prob=config.color_jitter_prob,
+            auto_augment=config.aa or None,
+            interpolation=config.train_interpolation,
+            mean=spec.mean,
+            std=spec.std,
+        )
+    except (AssertionError, ValueError) as error:
+        raise InputError(f"aa={config.aa!r}: timm cannot read it ({error}); try augmix-m3-w3-d2.") from error
+    for part in getattr(transform, "transforms", ()):
+        _keep_no_bits(part)
+    return TrainTransform(transform)
+
+
+def _keep_no_bits(part: Any) -> None:
+    """Let timm's operations posterise to 0 bits: their levels reach it, but Pillow 13 refuses what older ones did."""
+    groups = getattr(part, "policy", None) or [getattr(part, "ops", [])]
+    for operation in (operation for group in groups for operation in group):
+        if operation.aug_fn is auto_augment.posterize:
+            operation.aug_fn = posterize
+
+
+def posterize(image: Image.Image, bits_to_keep: int, **options: Any) -> Image.Image:
+    """Keep the highest bits of a picture; none of them is black."""
+    if bits_to_keep < 1:
+        return Image.new(image.mode, image.size)
+    return auto_augment.posterize(image, bits_to_keep, **options)
+
+
+@contextmanager
+def seeded(key: tuple[int, ...]) -> Iterator[None]:
+    """All three generators timm draws from, seeded by `key`; afterwards as they were."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    seed = np.random.SeedSequence(key).generate_state(3).tolist()
+    try:
+        random.seed(seed[0])
+        np.random.seed(seed[1])
+        torch.default_generator.manual_seed(seed[2])  # torch.manual_seed would reseed the GPUs as well
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
