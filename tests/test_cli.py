@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+import attnprobe
 from attnprobe import cli
 from attnprobe.models import build_model
 
@@ -124,6 +125,16 @@ def test_every_command_explains_itself(run, command):
 def test_tables_are_listed(run, what):
     code, out, _ = run("list", what)
     assert code == 0 and len(out.splitlines()) >= 2
+
+
+def test_variants_are_listed_with_paper_parameters_and_maps(run):
+    code, out, _ = run("list", "variants")
+    lines = out.splitlines()
+    assert code == 0 and lines[0].split() == ["name", "arXiv", "year", "parameters", "maps", "what", "differs"]
+    deepvit = next(line for line in lines if line.startswith("deepvit "))
+    assert re.split(r"  +", deepvit)[1:5] == ["2103.11886", "2021", "24,426,664", "weights, effective"]
+    assert re.split(r"  +", lines[1])[4] == "weights = effective"
+    assert len(lines) == 1 + len(attnprobe.VARIANTS)
 
 
 def test_no_arguments_show_how_to_start(run):

@@ -87,7 +87,7 @@ def variant_table() -> list[tuple[str, ...]]:
             count = sum(p.numel() for p in build_model(f"{variant.name}_16").parameters())
         maps = "weights = effective" if variant.sites == ("weights",) else "weights, effective"
         paper = variant.paper
-        rows.append((variant.name, paper.arxiv or "-", str(paper.year), f"{count:,}", maps, variant.summary))
+        rows.append((variant.name, paper.arxiv or "-", str(paper.year or "-"), f"{count:,}", maps, variant.summary))
     return rows
 
 

@@ -18,6 +18,7 @@ from attnprobe.models.variants.deepvit import DEEPVIT
 from attnprobe.models.variants.refiner import REFINER
 from attnprobe.models.variants.rich import RICHVIT
 from attnprobe.models.variants.structured import STRUCTURED
+from attnprobe.models.variants.vit import VIT
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,11 @@ def _deepvit(depth: int, width: int, reattention: int, **options: Any) -> dict[s
     return {**_papers(depth), **more, **options}
 
 
+def _plain(depth: int, width: int, **options: Any) -> dict[str, Any]:
+    """DeepViT-S and -L without what the paper adds: no re-attention and, as in its code's control, plain branches."""
+    return {**_papers(depth), "embed_dim": width, "conv_stem": True, **options}
+
+
 def _refiner(depth: int, width: int, heads: int, size: int = 224) -> dict[str, Any]:
     """Refiner-S, -M and -L: every second block shares a map, dense head and mix-token on."""
     more = {"embed_dim": width, "num_heads": heads, "img_size": size, "share": "alternate"}
@@ -81,6 +87,9 @@ MODELS = Registry(
     Preset("deepvit_s", DEEPVIT, _deepvit(16, 396, 5, transform_scale=True), "DeepViT-S, 27.3M"),
     Preset("deepvit_l", DEEPVIT, _deepvit(32, 420, 12), "DeepViT-L, 58.9M"),
     Preset("deepvit_l_384", DEEPVIT, _deepvit(32, 420, 12, img_size=384), "DeepViT-L at 384 px"),
+    Preset("vit_conv_s", VIT, _plain(16, 396), "plain control of DeepViT-S, 27.3M"),
+    Preset("vit_conv_l", VIT, _plain(32, 420), "plain control of DeepViT-L, 58.9M"),
+    Preset("vit_conv_l_384", VIT, _plain(32, 420, img_size=384), "plain control of DeepViT-L at 384 px"),
     Preset("refiner_s", REFINER, _refiner(16, 384, 12), "Refiner-S, 25.4M"),
     Preset("refiner_m", REFINER, _refiner(32, 420, 12), "Refiner-M, 55.5M"),
     Preset("refiner_l", REFINER, _refiner(32, 512, 16), "Refiner-L, 81.2M"),

@@ -11,11 +11,11 @@ from attnprobe.core.tap import Site
 
 @dataclass(frozen=True, slots=True)
 class Paper:
-    """Where a variant comes from: a citation key, an arXiv id ("" if there is none) and the year."""
+    """Where a variant comes from: a citation key, an arXiv id and the year, "" and None if they are not known."""
 
     key: str
     arxiv: str
-    year: int
+    year: int | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from attnprobe.models import build_model
+from attnprobe.models import ALIASES, build_model
 from attnprobe.models.variants.structured import StructuredViT
-from attnprobe.models.variants.vit import PlainViT
 from tests.parity.difference import Difference
 
 
@@ -48,15 +47,16 @@ def build(name: str, facts: dict[str, Any], num_classes: int) -> nn.Module:
             **_TINY[variations[0] if variations else ""],
         )  # fmt: skip
     if "control_re_attention_off" in variations:
-        return PlainViT(
-            **options,
-            patch_size=facts["patch_size"], embed_dim=facts["embed_dim"], depth=facts["depth"],
-            num_heads=facts["heads"], mlp_ratio=facts["mlp_ratio"], conv_stem="single" not in facts["patch_embed"],
-        )  # fmt: skip
+        return build_model(_CONTROLS[ALIASES[base]], num_classes=num_classes)
     if "no_dense_head" in variations:
         options |= {"dense": False, "mix_token": False}
     return build_model(base, **options)
 
+
+_CONTROLS = {
+    **{f"deepvit_{depth}": f"vit_{depth}" for depth in (16, 24, 32)},
+    **{f"deepvit_{size}": f"vit_conv_{size}" for size in ("s", "l", "l_384")},
+}
 
 _TINY: dict[str, dict[str, Any]] = {
     "": {"class_token": False, "no_embed_class": True, "sin_pe": True, "global_pool": "avg"},

@@ -135,6 +135,6 @@ RICHVIT = Variant(
     name="richvit",
     summary="scores of all heads pass through a small network on to the next block "
     "(our reading; the paper's formula is not public)",
-    paper=Paper("zheng2021cascaded", "2105.14850", 2021),
+    paper=Paper("rich_attention_heads_interaction", "", None),
     model=RichViT,
 )
