@@ -24,7 +24,9 @@ def check_model(model: Any, recipe: Mimetic | Impulse | str, solver: str) -> Non
         return
     layers = attention_layers(model)
     if len(layers) < 2:
-        raise InputError(f"{recipe} needs 2 blocks or more: the authors' code divides by depth - 1; got {len(layers)}.")
+        raise InputError(
+            f"structured initialisation needs 2 blocks or more: the authors' code divides by depth - 1; got {len(layers)}."
+        )
     width, inner = model.embed_dim, layers[0].num_heads * layers[0].head_dim
     if layers[0].head_dim > width:
         raise InputError(

@@ -70,8 +70,9 @@ def initialise_filters(model: nn.Module, init: str, *, num_heads: int | None = N
             parametrize.register_parametrization(conv, "weight", Shared(channels // heads))
         if init == "softmax":
             parametrize.register_parametrization(conv, "weight", SoftmaxTaps())
-        stored = conv.parametrizations.weight.original if parametrize.is_parametrized(conv, "weight") else conv.weight
-        stored.requires_grad_(trainable)
+        for stored in conv.parameters():
+            if stored is not conv.bias:
+                stored.requires_grad_(trainable)
 
 
 def drawn_filters(init: str, heads: int, kernel: int) -> Tensor:

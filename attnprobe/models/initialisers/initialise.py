@@ -54,7 +54,7 @@ def initialise(
     for kind in (pseudo_input1, pseudo_input2):
         check_choice("pseudo_input", kind, PSEUDO_INPUTS)
     check_model(model, recipe, solver)
-    if model.patch_embed.proj.weight.is_meta:
+    if next(model.parameters()).is_meta:
         return None
     with torch.no_grad():
         if isinstance(recipe, str) and recipe != SKIP:

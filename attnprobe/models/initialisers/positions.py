@@ -44,7 +44,7 @@ def use_sinusoidal_positions(model: Any) -> None:
         ShapeError: the width is not a multiple of 4.
         InputError: the model's image size is not known.
     """
-    weight = model.patch_embed.proj.weight
+    weight = next(model.patch_embed.parameters())
     table = sinusoidal_positions(*grid_of(model), model.embed_dim)
     del model.pos_embed
     model.register_buffer("pos_embed", table[None].to(weight.device, weight.dtype), persistent=False)

@@ -51,7 +51,8 @@ class StructuredViT(VisionTransformer):
         if sin_pe:
             kwargs |= {"pos_embed": "none", "no_embed_class": True}
         timms = parse(weight_init) in TIMM
-        super().__init__(*args, weight_init=weight_init if timms else "skip", **kwargs)
+        kwargs["weight_init"] = weight_init if timms else "skip"
+        super().__init__(*args, **kwargs)
         self.sin_pe = sin_pe
         if sin_pe:
             use_sinusoidal_positions(self)
