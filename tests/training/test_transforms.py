@@ -1,0 +1,86 @@
+"""timm's transforms: all options arrive, a picture follows from its key, Pillow may be strict."""
+
+import pickle
+import random
+
+import numpy as np
+import pytest
+import torch
+from timm.data import auto_augment as timm_ops
+
+from attnprobe.core.errors import InputError
+from attnprobe.core.images import InputSpec
+from attnprobe.training.augment import AugmentConfig
+from attnprobe.training.transforms import TrainTransform, posterize, train_transform
+from tests.training.photos import as_bytes, photographs
+
+SPEC = InputSpec((32, 24))
+PICTURE = photographs(64)[0]
+EVERYTHING = AugmentConfig(scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), hflip=0.5, vflip=0.2, aa="rand-m9-mstd0.5-inc1")
+
+
+def test_every_option_arrives():
+    shown = repr(train_transform(EVERYTHING, SPEC).timm_transform)
+    for part in ("size=(32, 24)", "scale=(0.08, 1.0)", "HorizontalFlip(p=0.5)", "VerticalFlip(p=0.2)", "m=9, mstd=0.5"):
+        assert part in shown
+    jitter = AugmentConfig(color_jitter=(0.1, 0.2, 0.3, 0.4), color_jitter_prob=0.8, train_interpolation="bicubic")
+    shown = repr(train_transform(jitter, SPEC).timm_transform)
+    for part in ("brightness=(0.9, 1.1)", "hue=(-0.4, 0.4)", "p=0.8", "bicubic"):
+        assert part in shown
+    assert "AugMix" in repr(train_transform(AugmentConfig(aa="augmix-m3-w3"), SPEC).timm_transform)
+
+
+def test_a_key_gives_one_picture_whatever_came_before():
+    transform = train_transform(EVERYTHING, SPEC)
+    first = [transform(PICTURE, 42, 0, position) for position in range(20)]
+    random.seed(5), np.random.seed(5), torch.manual_seed(5)
+    again = [transform(PICTURE, 42, 0, position) for position in reversed(range(20))]
+    assert all(torch.equal(a, b) for a, b in zip(first, reversed(again), strict=True))
+    assert len({pixels.numpy().tobytes() for pixels in first}) == 20
+    assert not torch.equal(first[3], transform(PICTURE, 42, 1, 3))
+    assert first[0].dtype == torch.uint8 and first[0].shape == (3, 32, 24)
+
+
+def test_the_callers_generators_go_on_undisturbed():
+    def draw():
+        return random.random(), np.random.rand(), torch.rand(1).item()
+
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    expected = [draw(), draw()]
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    found = [draw()]
+    train_transform(EVERYTHING, SPEC)(PICTURE, 0)
+    assert [*found, draw()] == expected
+
+
+def test_it_travels_to_a_worker_process():
+    transform = train_transform(EVERYTHING, SPEC)
+    sent = pickle.loads(pickle.dumps(transform))
+    assert isinstance(sent, TrainTransform)
+    assert torch.equal(sent(PICTURE, 1, 2, 3), transform(PICTURE, 1, 2, 3))
+
+
+@pytest.mark.parametrize("text", ["rand-m10-inc1-p1-n4", "rand-m1-p1-n4", "v0", "v0r", "augmix-m10-w2-d4"])
+def test_no_bit_kept_is_black_and_no_error(text):
+    transform = train_transform(AugmentConfig(aa=text), SPEC)
+    for position in range(60):
+        transform(PICTURE, position)
+
+
+def test_posterisation_is_timms_where_pillow_takes_it():
+    for bits in (1, 4, 8):
+        assert posterize(PICTURE, bits).tobytes() == timm_ops.posterize(PICTURE, bits).tobytes()
+    assert as_bytes([posterize(PICTURE, 0)]).max() == 0
+    assert posterize(PICTURE, -2).size == PICTURE.size
+
+
+def test_timm_itself_is_left_alone():
+    before = timm_ops.NAME_TO_OP["Posterize"]
+    train_transform(AugmentConfig(aa="v0"), SPEC)
+    assert timm_ops.NAME_TO_OP["Posterize"] is before is timm_ops.posterize
+
+
+@pytest.mark.parametrize("text", ["rand-m9-x4", "v7", "augmix-q3", "augmix-m3.5"])
+def test_what_cannot_be_read_is_refused(text):
+    with pytest.raises(InputError, match=text.split("-")[0]):
+        train_transform(AugmentConfig(aa=text), SPEC)
