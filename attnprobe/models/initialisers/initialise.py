@@ -99,10 +99,9 @@ def _as_timm(model: Any, mode: str) -> None:
 
 def _mimetic(model: Any, recipe: Mimetic, compat: mimetic.Compat) -> None:
     layers, width = attention_layers(model), model.embed_dim
-    noise = [mimetic.uniform_noise(layer.num_heads, width, width) for layer in layers]
-    for layer, z in zip(layers, noise, strict=True):
-        device = layer.qkv.weight.device
-        write_query_key(layer, *mimetic.query_key(z.to(device), layer.head_dim, recipe.alpha, recipe.beta))
+    for layer in layers:
+        z = mimetic.uniform_noise(layer.num_heads, width, width).to(layer.qkv.weight.device)
+        write_query_key(layer, *mimetic.query_key(z, layer.head_dim, recipe.alpha, recipe.beta))
     for layer in layers:
         z = mimetic.uniform_noise(width, width).to(layer.qkv.weight.device)
         write_value_output(layer, *mimetic.value_output(z, compat))
