@@ -25,7 +25,8 @@ def check_model(model: Any, recipe: Mimetic | Impulse | str, solver: str) -> Non
     layers = attention_layers(model)
     if len(layers) < 2:
         raise InputError(
-            f"structured initialisation needs 2 blocks or more, got {len(layers)}: the authors' code divides by depth - 1."
+            f"structured initialisation needs 2 blocks or more, got {len(layers)}: "
+            "the authors' code divides by depth - 1."
         )
     width, inner = model.embed_dim, layers[0].num_heads * layers[0].head_dim
     if layers[0].head_dim > width:
