@@ -1,5 +1,7 @@
 """How do images reach the model when there are too many to keep? Decoded as they are asked for, by other processes."""
 
+import copy
+import itertools
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
@@ -21,6 +23,10 @@ Reader = Callable[[int], tuple[Image.Image, int]]
 """From a position to an opened image and its label, -1 where unknown; must pickle, for worker processes."""
 
 
+Transform = Callable[..., Any]
+"""From a picture (and numbers to draw from) to [3, row, col], uint8; must pickle."""
+
+
 def eval_transform(spec: InputSpec) -> Any:
     """timm's evaluation transform up to bytes: a picture -> [3, row, col], uint8.
 
@@ -32,17 +38,22 @@ def eval_transform(spec: InputSpec) -> Any:
 
 
 class Decoder(Dataset):
-    """Position -> (position, label, [3, row, col] or None, why there are no pixels); lives in the workers."""
+    """(place, position) -> (position, label, [3, row, col] or None, why there are no pixels); lives in the workers.
 
-    def __init__(self, read: Reader, spec: InputSpec) -> None:
-        self.read, self.transform = read, eval_transform(spec)
+    `transform` takes the picture and, in training, numbers that decide what is done to it: the key and the place.
+    """
 
-    def __getitem__(self, position: int) -> tuple[int, int, Tensor | None, str]:
+    def __init__(self, read: Reader, transform: Transform, key: tuple[int, ...] | None = None) -> None:
+        self.read, self.transform, self.key = read, transform, key
+
+    def __getitem__(self, request: tuple[int, int]) -> tuple[int, int, Tensor | None, str]:
+        place, position = request
+        numbers = () if self.key is None else (*self.key, place)
         try:
             with pillow_quiet():
                 image, label = self.read(position)
                 with image:
-                    return position, label, torch.as_tensor(self.transform(image.convert("RGB"))), ""
+                    return position, label, torch.as_tensor(self.transform(image.convert("RGB"), *numbers)), ""
         except Exception as error:
             return position, -1, None, why_unreadable(error)
 
@@ -82,7 +93,16 @@ class DecodedImages:
         self.class_names = tuple(class_names)
         self.bad = list(bad)
         self.ids, self.bad_images, self.workers = tuple(ids), bad_images, workers
-        self.decoder = Decoder(read, spec)
+        self.decoder = Decoder(read, eval_transform(spec))
+
+    def augmented(self, transform: Transform, key: tuple[int, ...]) -> "DecodedImages":
+        """The same images through a training transform, called as `transform(picture, *key, place)`.
+
+        `place` is an image's place in the order it is asked for, so that one that comes twice looks different.
+        """
+        other = copy.copy(self)
+        other.decoder = Decoder(self.decoder.read, transform, key)
+        return other
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -99,7 +119,7 @@ class DecodedImages:
         device = torch.device(device)
         loader = DataLoader(
             self.decoder,
-            batch_sampler=list(position_batches(len(self), batch_size, order)),
+            batch_sampler=list(requests(position_batches(len(self), batch_size, order))),
             num_workers=self.workers,
             collate_fn=gather,
             generator=torch.Generator(),  # its own, or starting workers would advance the global one
@@ -120,6 +140,13 @@ class DecodedImages:
         if name not in self.bad:
             self.bad.append(name)
             warnings.warn(f"image {name!r} of {self.name} cannot be read and is skipped: {why}.", stacklevel=3)
+
+
+def requests(batches: Iterator[list[int]]) -> Iterator[list[tuple[int, int]]]:
+    """Batches of positions -> batches of (place, position), places counted from 0."""
+    places = itertools.count()
+    for positions in batches:
+        yield [(next(places), position) for position in positions]
 
 
 def guard_workers(loader: DataLoader) -> Iterator[tuple]:

@@ -106,8 +106,11 @@ class TrainConfig:
     """Probability of a horizontal flip."""
 
     vflip: float = 0.0
-    color_jitter: float | None = None
+    color_jitter: float = 0.0
     """Strength of brightness, contrast and saturation changes; without effect beside `aa`, as in timm."""
+
+    color_jitter_prob: float | None = None
+    """Probability of any jitter; None for 1."""
 
     aa: str | None = None
     """Policy: rand-m9-mstd0.5-inc1, v0, original ..."""

@@ -6,10 +6,9 @@ import math
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from timm.utils import ModelEmaV3, dispatch_clip_grad
@@ -20,12 +19,14 @@ from attnprobe.core.errors import InputError, WorkError
 from attnprobe.core.images import ImageSource
 from attnprobe.core.progress import progress as progress_bar
 from attnprobe.core.run import Run
-from attnprobe.training.augment import augment
+from attnprobe.training.augment import Augmentation, AugmentConfig
 from attnprobe.training.checkpoint import Progress, load_checkpoint, remove_unfinished, save_checkpoint
 from attnprobe.training.config import TrainConfig
 from attnprobe.training.cosine_regulariser import cosine_penalty, listening
+from attnprobe.training.mix import Mix
 from attnprobe.training.objective import classification_loss
 from attnprobe.training.optimisation import build_optimizer, build_schedule, freeze
+from attnprobe.training.transforms import train_transform
 
 LOG_FIELDS: tuple[str, ...] = ("epoch", "lr", "train_loss", "val_loss", "val_top1", "seconds")
 
@@ -81,6 +82,10 @@ def train(
     amp_dtype = _amp_dtype(config, device)
     autocast = torch.autocast(device.type, amp_dtype) if amp_dtype else nullcontext()
     scaler = torch.amp.GradScaler(device.type, enabled=amp_dtype is torch.float16)
+    augmenting = AugmentConfig(**{field.name: getattr(config, field.name) for field in fields(AugmentConfig)})
+    augmentation = Augmentation(augmenting, images.spec)
+    mix = Mix(augmenting, len(images.class_names)) if config.mixup or config.cutmix or config.cutmix_minmax else None
+    by_workers = train_transform(augmenting, images.spec) if hasattr(images, "augmented") else None
     if config.grad_checkpointing:
         _switch_on_checkpointing(model)
 
@@ -99,19 +104,28 @@ def train(
             if config.early_stop is not None and epoch - progress.best_epoch >= config.early_stop:
                 break
             started = time.monotonic()
-            _seed(config.seed + 1_000_003 * (epoch + 1))  # all randomness of an epoch follows from this
+            torch.manual_seed(config.seed + 1_000_003 * (epoch + 1))  # all randomness of an epoch follows from this
             model.train()
             scheduler.step(epoch)
             total_loss = torch.zeros((), device=device)
-            batches = images.batches(config.batch_size, device=device, order=_order(len(images), config.aug_repeats))
-            for step, batch in enumerate(batches):
+            mixing = mix if not 0 < config.mixup_off_epoch <= epoch else None
+            source: Any = images
+            if by_workers:  # pictures are augmented where they are decoded, at their full size
+                source = source.augmented(by_workers, (config.seed, epoch))
+            order = _order(len(images), config.aug_repeats)
+            for step, batch in enumerate(source.batches(config.batch_size, device=device, order=order)):
                 update, part = divmod(step, config.grad_accum_steps)
                 parts = min(config.grad_accum_steps, steps_per_epoch - update * config.grad_accum_steps)
                 update += epoch * updates_per_epoch
                 scheduler.step_update(update)
-                pixels = augment(batch.pixels, config).contiguous(memory_format=layout)
+                pixels, targets = batch.pixels, batch.labels
+                if not by_workers:
+                    pixels = augmentation.picture(pixels)
+                if mixing:
+                    pixels, targets = mixing(pixels, targets)
+                pixels = augmentation.erase(pixels).contiguous(memory_format=layout)
                 with autocast:
-                    loss = classification_loss(trained(pixels), batch.labels, config)
+                    loss = classification_loss(trained(pixels), targets, config)
                     if listener:
                         loss = loss + config.cos_reg_weight * cosine_penalty(listener.take(), config.cos_reg_dim)
                 scaler.scale(loss / parts).backward()
@@ -196,12 +210,6 @@ def _amp_dtype(config: TrainConfig, device: torch.device) -> torch.dtype | None:
     if config.amp_dtype == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
         return torch.float16
     return getattr(torch, config.amp_dtype)
-
-
-def _seed(seed: int) -> None:
-    """Everything an epoch's randomness comes from: order and augmentation (torch), mixing (numpy)."""
-    torch.manual_seed(seed)
-    np.random.seed(seed % 2**32)  # timm's mixup draws from it
 
 
 def _order(n: int, repeats: int) -> list[int]:

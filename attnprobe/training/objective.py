@@ -1,11 +1,11 @@
 """What is minimised: cross-entropy on classes, and on patches where the model has a dense head."""
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from attnprobe.core.errors import InputError
 from attnprobe.training.config import TrainConfig
+from attnprobe.training.mix import soft_targets
 
 
 def classification_loss(outputs: Tensor | tuple, targets: Tensor, config: TrainConfig) -> Tensor:
@@ -31,16 +31,9 @@ def classification_loss(outputs: Tensor | tuple, targets: Tensor, config: TrainC
         raise InputError(f"{config.model} returns {len(outputs)} outputs in training; expected logits, or 3 of them.")
     logits, patch_logits, (row0, col0, row1, col1) = outputs
     if targets.ndim == 1:
-        targets = smoothed(targets, logits.shape[-1], config.smoothing)
+        targets = soft_targets(targets, logits.shape[-1], config.smoothing)
     n_patches = patch_logits.shape[1]
     stayed = 1 - (row1 - row0) * (col1 - col0) / n_patches
     classes = F.cross_entropy(logits.float(), stayed * targets + (1 - stayed) * targets.flip(0))
     patches = F.cross_entropy(patch_logits.float().flatten(0, 1), targets.repeat_interleave(n_patches, 0))
     return config.cls_weight * classes + config.dense_weight * patches
-
-
-def smoothed(labels: Tensor, num_classes: int, smoothing: float) -> Tensor:
-    """Labels [image] as probabilities [image, class], `smoothing` of which is spread over all classes."""
-    probabilities = torch.full((len(labels), num_classes), smoothing / num_classes, device=labels.device)
-    probabilities[torch.arange(len(labels), device=labels.device), labels] += 1 - smoothing
-    return probabilities

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from attnprobe.core.errors import InputError
 from attnprobe.models import build_model
 from attnprobe.training.config import TrainConfig
-from attnprobe.training.objective import classification_loss, smoothed
+from attnprobe.training.mix import soft_targets
+from attnprobe.training.objective import classification_loss
 
 CONFIG = TrainConfig(model="refiner_16_digits", dataset="digits", smoothing=0.1, cls_weight=0.7, dense_weight=0.4)
 
@@ -16,7 +17,7 @@ def test_plain_logits_have_smoothed_cross_entropy():
     logits, labels = torch.randn(4, 5), torch.tensor([0, 4, 2, 2])
     expected = F.cross_entropy(logits, labels, label_smoothing=0.1)
     torch.testing.assert_close(classification_loss(logits, labels, CONFIG), expected)
-    torch.testing.assert_close(classification_loss(logits, smoothed(labels, 5, 0.1), CONFIG), expected)
+    torch.testing.assert_close(classification_loss(logits, soft_targets(labels, 5, 0.1), CONFIG), expected)
 
 
 def test_dense_loss_equals_a_loop_over_patches():
@@ -24,7 +25,7 @@ def test_dense_loss_equals_a_loop_over_patches():
     logits = torch.randn(4, 5, generator=generator)
     patches = torch.randn(4, 6, 5, generator=generator)
     labels, box = torch.tensor([1, 3, 0, 2]), (0, 1, 2, 3)  # 4 of the 2 x 3 patches
-    targets = smoothed(labels, 5, 0.1)
+    targets = soft_targets(labels, 5, 0.1)
     total = 0.0
     for i in range(4):
         mixed = (1 - 4 / 6) * targets[i] + 4 / 6 * targets[3 - i]
