@@ -6,7 +6,7 @@ Left the closed form, right Adam. For each head: the wanted map (four of the 16 
 map its weights give on positions alone, and where one patch in the middle looks.
 """
 
-import sys
+import argparse
 from pathlib import Path
 
 import matplotlib
@@ -85,4 +85,6 @@ def draw_query(ax: Axes, attention: torch.Tensor, down: int, right: int) -> Axes
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1] if len(sys.argv) > 1 else "structured_init.png"))
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("path", type=Path, nargs="?", default=Path("structured_init.png"), help="the picture to write")
+    main(parser.parse_args().path)
