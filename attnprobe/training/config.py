@@ -150,6 +150,13 @@ class TrainConfig:
     dense_weight: float = 0.5
     """Weights of the class and the patch loss of a model with a dense head (Refiner)."""
 
+    # --- probe ---
+    probe_every: int = 0
+    """Measure attention on a few validation images every so many epochs; 0 for never."""
+
+    probe_budget: float = 0.01
+    """Share of the training time the probe may take; it skips epochs to stay below."""
+
     # --- how ---
     model_ema: bool = True
     """Keep a moving average of the weights; it is what is validated and saved for use."""

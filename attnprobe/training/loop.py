@@ -4,7 +4,7 @@ import csv
 import io
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from typing import Any
@@ -50,6 +50,7 @@ def train(
     run: Run,
     *,
     config_json: Mapping[str, Any],
+    watch: Callable[[int, nn.Module, float], str] | None = None,
 ) -> TrainResult:
     """Train `model` on `images`; goes on from the newest checkpoint in `run` if there is one.
 
@@ -61,6 +62,8 @@ def train(
         images, val_images: what to train and validate on.
         run: the directory for the log and the checkpoints.
         config_json: timm's config.json of the model, saved beside the weights.
+        watch: called after each epoch with the number of epochs done, the model as it is deployed, and the seconds the
+            epoch took; what it returns is shown beside the progress bar.
 
     Raises:
         InputError: no training image, or labels the model has no class for.
@@ -96,6 +99,7 @@ def train(
     progress = resumed or Progress()
     log = read_log(run)[: progress.epoch]
 
+    seen = ""
     regularised = listening(model, config.cos_reg_component + 1) if config.cos_reg_component else nullcontext()
     total_steps, done = epochs * steps_per_epoch, progress.epoch * steps_per_epoch
     with regularised as listener, progress_bar(config.model, total_steps, done=done) as advance:
@@ -139,7 +143,7 @@ def train(
                     if ema:
                         ema.update(model, step=update)
                 total_loss += loss.detach() * len(batch.ids)
-                advance(1, f"epoch {epoch + 1}/{epochs}  best {max(progress.best, 0):.1%}")
+                advance(1, f"epoch {epoch + 1}/{epochs}  best {max(progress.best, 0):.1%}  {seen}".rstrip())
 
             train_loss = total_loss.item() / len(images)
             if not math.isfinite(train_loss):
@@ -156,6 +160,7 @@ def train(
             row = (progress.epoch, lr, train_loss, val_loss, top1, time.monotonic() - started)
             log.append(dict(zip(LOG_FIELDS, row, strict=True)))
             write_log(run, log)
+            seen = watch(progress.epoch, deployed, time.monotonic() - started) if watch else ""
             save_checkpoint(
                 run,
                 progress,
