@@ -24,8 +24,8 @@ def resize_positions(
         ShapeError: the table has no square number of patches and `old_grid` is not given, or disagrees with it.
     """
     n_patches = table.shape[1] - n_prefix
-    if old_grid is None:
-        old_grid = (math.isqrt(n_patches),) * 2
+    side = math.isqrt(n_patches)
+    old_grid = old_grid or (side, side)
     if math.prod(old_grid) != n_patches:
         raise ShapeError(
             f"a position table of {n_patches} patches does not fill a grid of {old_grid[0]} x {old_grid[1]}; "

@@ -73,7 +73,7 @@ def train(
     if len(images) == 0 or not images.class_names:
         raise InputError(f"{images.name} has {len(images)} images and {len(images.class_names)} classes; cannot train.")
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
-    model = model.to(device, memory_format=layout)
+    model = model.to(device).to(memory_format=layout)  # type: ignore[call-overload]
     freeze(model, config.freeze)
     steps_per_epoch = math.ceil(len(images) / config.batch_size)
     updates_per_epoch = math.ceil(steps_per_epoch / config.grad_accum_steps)
