@@ -6,7 +6,7 @@ choices on every device; only the noise of erased boxes comes from the device's 
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,9 +15,6 @@ from attnprobe.core.errors import InputError, check_choice
 from attnprobe.core.images import InputSpec
 from attnprobe.training.pixel_ops import warp
 from attnprobe.training.policies import ColorJitter, Policy, parse_policy
-
-if TYPE_CHECKING:
-    from attnprobe.training.config import TrainConfig
 
 ATTEMPTS = 10
 """How often a box that does not fit is drawn again, as in timm."""
@@ -150,13 +147,6 @@ class Augmentation:
     def erase(self, pixels: Tensor) -> Tensor:
         """Random erasing of normalised pixels."""
         return erase(pixels, self.config.reprob, self.config.remode, self.config.recount)
-
-
-def augment(pixels: Tensor, config: "TrainConfig") -> Tensor:
-    """[image, 3, row, col] -> the same shape: crop, flip and noise."""
-    if config.scale != (1.0, 1.0) or config.ratio != (1.0, 1.0):
-        pixels = random_resized_crop(pixels, config.scale, config.ratio, "bilinear")
-    return erase(random_flip(pixels, config.hflip, -1), config.reprob)
 
 
 def _uniform(low: float, high: float, *shape: int) -> Tensor:
