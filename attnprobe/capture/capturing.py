@@ -23,34 +23,46 @@ def capture(
     *,
     tokens: bool = False,
     batch_size: int = 16,
+    watch: bool | None = None,
+    unwindow: bool = False,
 ) -> "Capture":
     """Run `model` over `images` and yield the attention maps of each batch.
 
     Args:
-        model: one of attnprobe's variants or a timm vision transformer, on the device it should run on.
+        model: any vision transformer, on the device it should run on.
         images: an `ImageSource`, or pixels [image, 3, row, col] already normalised.
         site: "weights" (the softmax), "effective" (what multiplies V), or both as a tuple.
-        tokens: keep the output of each block, too; `token_similarity` needs it.
+        tokens: keep the output of each block, too, where that is [image, token, width]; `token_similarity` needs it.
         batch_size: images per forward pass; results do not depend on it beyond rounding.
+        watch, unwindow: see `record`.
 
     Returns:
-        An iterable of `AttentionMaps`, one per batch and site. The first step proves, layer by layer, that the
+        An iterable of `AttentionMaps`, one per batch, stage and site. The first step proves, layer by layer, that the
         captured maps are what the model computed: see `.certificate`.
 
     Raises:
         CaptureError: (while iterating) no image, no attention layer, or a failed proof.
     """
-    return Capture(model, images, (site,) if isinstance(site, str) else tuple(site), tokens, batch_size)
+    sites = (site,) if isinstance(site, str) else tuple(site)
+    return Capture(model, images, sites, tokens, batch_size, watch, unwindow)
 
 
 class Capture:
     """An iterable of `AttentionMaps`; made by `capture`. Memory does not grow with the number of images."""
 
     def __init__(
-        self, model: nn.Module, images: ImageSource | Tensor, sites: Sequence[Site], tokens: bool, batch_size: int
+        self,
+        model: nn.Module,
+        images: ImageSource | Tensor,
+        sites: Sequence[Site],
+        tokens: bool,
+        batch_size: int,
+        watch: bool | None = None,
+        unwindow: bool = False,
     ) -> None:
         self.model, self.images = unwrap(model), images
         self.sites, self.tokens, self.batch_size = tuple(sites), tokens, batch_size
+        self._watch, self._unwindow = watch, unwindow
         self._pool = BufferPool()
         parameter = next(self.model.parameters(), torch.empty(0))
         self._device, self._dtype = parameter.device, parameter.dtype
@@ -67,7 +79,7 @@ class Capture:
         if first is None:
             raise CaptureError("no image to capture; the source is empty.")
         with _evaluating(self.model):
-            return certify(self.model, first.pixels.to(self._dtype))
+            return certify(self.model, first.pixels.to(self._dtype), watch=self._watch)
 
     def batches(self, order: Sequence[int] | None = None) -> Iterator[list[AttentionMaps]]:
         """All maps of one batch at a time, of the images at positions `order` (all if None)."""
@@ -75,7 +87,14 @@ class Capture:
         with (
             _evaluating(self.model),
             torch.inference_mode(),
-            record(self.model, self.sites, tokens=self.tokens, pool=self._pool) as recorder,
+            record(
+                self.model,
+                self.sites,
+                tokens=self.tokens,
+                watch=self._watch,
+                unwindow=self._unwindow,
+                pool=self._pool,
+            ) as recorder,
         ):
             for batch in self._image_batches(self.batch_size, order):
                 output = self.model(batch.pixels.to(self._dtype))
@@ -108,7 +127,8 @@ class _evaluating:
 
 
 def _outcome(output: object, labels: Tensor) -> Outcome | None:
-    """Predictions, if the model returns class logits."""
+    """Predictions, if the model returns class logits, alone or by that name."""
+    output = getattr(output, "logits", output)
     if not isinstance(output, Tensor) or output.ndim != 2:
         return None
     probability, prediction = output.float().softmax(-1).max(-1)

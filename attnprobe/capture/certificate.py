@@ -5,16 +5,17 @@ the rows of the softmax sum to 1, A times V is what the layer passes on, and the
 is without us. A fused kernel that a hook missed, or a changed layer, fails here and not in a figure.
 """
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from attnprobe.capture.layers import AttentionLayer, find_layers, unfused, unwrap
-from attnprobe.capture.recorder import record
+from attnprobe.capture.layers import known_layers, unfused, unheard, unwrap
+from attnprobe.capture.recorder import SITES, record
+from attnprobe.capture.watch import Product, unwatched, watching
 from attnprobe.core.errors import CaptureError
 from attnprobe.core.maps import AttentionMaps
 
@@ -28,14 +29,14 @@ class LayerProof:
 
     Attributes:
         layer, route: which layer, read how.
-        row_sum_error: largest |row sum - 1| of its softmax.
-        value_error: largest |A V - what the layer computed| relative to the largest value; None if the layer
-            has no `qkv` and `proj` to check against.
+        row_sum_error: largest |row sum - 1| of its softmax; None where one map is made of several softmaxes.
+        value_error: largest |A V - what the layer computed| relative to the largest value; None where that does not
+            show.
     """
 
     layer: str
     route: str
-    row_sum_error: float
+    row_sum_error: float | None
     value_error: float | None
 
 
@@ -60,83 +61,93 @@ class Certificate:
         return asdict(self)
 
 
-def certify(model: nn.Module, pixels: Tensor) -> Certificate:
+def certify(model: nn.Module, pixels: Tensor, *, watch: bool | None = None) -> Certificate:
     """Run the checks on `pixels` ([image, 3, row, col], two images are enough).
+
+    The model is watched besides: what was captured must be what went into each product with V, and there must be no
+    product that was not captured.
+
+    Args:
+        watch: as in `record`.
 
     Raises:
         CaptureError: what would be captured is not what the model computes; names the layer.
     """
     inner = unwrap(model)
-    layers = find_layers(inner)
+    layers = [] if watch else known_layers(inner)
+    watched = watch if watch is not None else unheard(inner, layers)
+    products: dict[str, Product] = {}
     with torch.inference_mode():
         as_run = _logits(inner(pixels))
-        with unfused(layers):
+        with unfused(layers), unwatched() if watched else nullcontext():
             unhooked = _logits(inner(pixels))
-        with record(inner, sites=("weights", "effective")) as recorder, _values_of(layers) as flows:
+        with (
+            record(inner, sites=SITES, watch=watch) as recorder,
+            watching(inner, lambda product: products.setdefault(product.layer, product) and None, check=True),
+        ):
             hooked = _logits(inner(pixels))
             taken = recorder.take()
-    scale = unhooked.abs().max().clamp_min(1e-12)
-    tolerance = TOLERANCE[taken[0].values.dtype]
-    output_error = ((hooked - unhooked).abs().max() / scale).item()
-    fused_difference = ((as_run - unhooked).abs().max() / scale).item()
-    for told, error in (("with hooks", output_error), ("with an explicit softmax", fused_difference)):
-        if not error <= tolerance:
-            raise CaptureError(
-                f"the model's output {told} is off by {error:.1e} of its size (allowed {tolerance:.0e}); "
-                "is the model in eval mode, and deterministic?"
-            )
-    proofs = tuple(_prove(layer, i, taken, flows.get(layer.name), tolerance) for i, layer in enumerate(layers))
+        scale = unhooked.abs().max().clamp_min(1e-12)
+        tolerance = TOLERANCE[hooked.dtype]
+        output_error = ((hooked - unhooked).abs().max() / scale).item()
+        fused_difference = ((as_run - unhooked).abs().max() / scale).item()
+        for told, error in (("with hooks", output_error), ("with an explicit softmax", fused_difference)):
+            if not error <= tolerance:
+                raise CaptureError(
+                    f"the model's output {told} is off by {error:.1e} of its size (allowed {tolerance:.0e}); "
+                    "is the model in eval mode, and deterministic?"
+                )
+        routes = {layer.name: layer.route for layer in layers}
+        proofs = tuple(_proofs(taken, products, routes, tolerance))
     return Certificate(proofs, bool(torch.equal(hooked, unhooked)), fused_difference, len(pixels))
 
 
-def _prove(
-    layer: AttentionLayer, index: int, taken: list[AttentionMaps], flow: dict[str, Tensor] | None, tolerance: float
-) -> LayerProof:
-    weights, effective = taken[0].values[:, index], taken[-1].values[:, index]
-    row_sum_error = (weights.float().sum(-1) - 1).abs().max().item()
-    if not row_sum_error <= max(tolerance, 1e-3):
+def _proofs(
+    taken: Sequence[AttentionMaps], products: Mapping[str, Product], routes: Mapping[str, str], tolerance: float
+) -> Iterator[LayerProof]:
+    """One for every layer, in the order they ran as far as it is known."""
+    captured: dict[str, dict[str, Tensor]] = {}
+    for maps in taken:
+        for i, layer in enumerate(maps.layers):
+            captured.setdefault(layer, {})[maps.site] = maps.values[:, i]
+    missed = [name for name in products if name not in captured]
+    if missed:
+        raise CaptureError(f"{missed[0]} computes attention that no hook reads; capture with watch=True.")
+    for layer in [*products, *(name for name in captured if name not in products)]:
+        sites, product = captured[layer], products.get(layer)
+        row_sum_error = None
+        if "weights" in sites:
+            row_sum_error = _row_sum_error(layer, sites["weights"], max(tolerance, 1e-3))
+        value_error = None
+        if product is not None and product.error_of is not None:
+            value_error = product.error_of(_unfolded_like(product.effective, sites.get("effective", sites["weights"])))
+            if not value_error <= tolerance:
+                raise CaptureError(
+                    f"{layer}: the captured map times V is off by {value_error:.1e} from what the layer computed "
+                    f"(allowed {tolerance:.0e}); its attention is not the captured matrix."
+                )
+        route = routes.get(layer) or (product.route if product else "functional")
+        yield LayerProof(layer, route, row_sum_error, value_error)
+
+
+def _row_sum_error(layer: str, weights: Tensor, tolerance: float) -> float:
+    """Largest |row sum - 1|; rows of zeros belong to queries that a mask lets look nowhere."""
+    sums = weights.float().sum(-1)
+    error = torch.where(sums == 0, 0, (sums - 1).abs()).max().item()
+    if not error <= tolerance:
         raise CaptureError(
-            f"{layer.name}: rows of its softmax sum to 1 only within {row_sum_error:.1e}; this layer is not a softmax."
+            f"{layer}: rows of its softmax sum to 1 only within {error:.1e}; this layer is not a softmax."
         )
-    value_error = None
-    if flow and flow.keys() == {"qkv", "out"}:
-        heads, tokens = effective.shape[1], effective.shape[-1]
-        v = flow["qkv"][..., -flow["out"].shape[-1] :]  # V comes last, or alone where the map is another layer's
-        v = v.unflatten(-1, (heads, -1)).transpose(1, 2)  # [image, head, token, width]
-        ours = (effective.to(v.dtype) @ v).transpose(1, 2).reshape(len(v), tokens, -1)
-        value_error = ((ours - flow["out"]).abs().max() / flow["out"].abs().max().clamp_min(1e-12)).item()
-        if not value_error <= tolerance:
-            raise CaptureError(
-                f"{layer.name}: the captured map times V is off by {value_error:.1e} from what the layer computed "
-                f"(allowed {tolerance:.0e}); its attention is not the captured matrix."
-            )
-    return LayerProof(layer.name, layer.route, row_sum_error, value_error)
+    return error
 
 
-@contextmanager
-def _values_of(layers: list[AttentionLayer]) -> Iterator[dict[str, dict[str, Tensor]]]:
-    """What goes into and comes out of A V in each layer that has timm's names for them."""
-    flows: dict[str, dict[str, Tensor]] = {}
-    with ExitStack() as stack:
-        for layer in layers:
-            qkv, proj = getattr(layer.module, "qkv", None), getattr(layer.module, "proj", None)
-            norm = getattr(layer.module, "norm", None)
-            before = proj if norm is None or isinstance(norm, nn.Identity) else norm
-            gated = getattr(layer.module, "gate", None) is not None
-            if qkv is None or proj is None or before is None or gated:
-                continue
-            flow = flows.setdefault(layer.name, {})
-            hooks = (
-                qkv.register_forward_hook(lambda _m, _args, out, flow=flow: flow.update(qkv=out)),
-                before.register_forward_pre_hook(lambda _m, args, flow=flow: flow.update(out=args[0])),
-            )
-            for hook in hooks:
-                stack.callback(hook.remove)
-        yield flows
+def _unfolded_like(maps: Tensor, captured: Tensor) -> Tensor:
+    """[image, head, window * query, key] -> [image, window, head, query, key]."""
+    return captured.unflatten(2, (maps.shape[1], maps.shape[3])).transpose(1, 2)
 
 
-def _logits(output: Tensor | tuple | dict) -> Tensor:
+def _logits(output: Any) -> Tensor:
     """The first tensor of whatever a model returns."""
-    if isinstance(output, dict):
+    if isinstance(output, Mapping):
         output = tuple(output.values())
     return output if isinstance(output, Tensor) else _logits(output[0])

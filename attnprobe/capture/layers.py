@@ -1,19 +1,28 @@
 """Which modules of a model compute attention, and how is each one's matrix read?"""
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from timm.models.beit import Beit
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from attnprobe.capture.watch import is_attention
 from attnprobe.core.errors import CaptureError
 from attnprobe.core.maps import TokenGrid
 from attnprobe.core.tap import Tap
 
 Route = Literal["taps", "unfused"]
-"""`taps`: our variants mark their sites. `unfused`: a timm layer is switched to its explicit softmax while we look."""
+"""`taps`: our variants mark their sites. `unfused`: a layer of one of timm's plain vision transformers is switched to
+its explicit softmax while we look. All others are watched: see `watch`."""
+
+PLAIN = (VisionTransformer, Eva, Beit)
+"""timm's models whose blocks all have maps of one shape, the softmax of which goes through a module, `attn_drop`."""
 
 Keep = Callable[[str, Tensor], None]
 
@@ -64,29 +73,59 @@ def unwrap(model: Duck) -> Duck:
 
 
 def find_layers(model: Duck) -> list[AttentionLayer]:
-    """Every attention layer that can be read, in order.
+    """Every attention layer that shows its map to a hook, in order.
 
     Raises:
-        CaptureError: there is none, or one of them cannot be read.
+        CaptureError: there is none.
     """
+    layers = known_layers(model)
+    if not layers:
+        raise CaptureError(
+            f"no attention layer in {type(model).__name__} shows its map to a hook; `record` finds those of any model "
+            "while it runs."
+        )
+    return layers
+
+
+def known_layers(model: Duck) -> list[AttentionLayer]:
+    """The same; empty for a model that has to be watched, or does not say how it cuts images into patches."""
+    if not (hasattr(getattr(model, "patch_embed", None), "patch_size") and hasattr(model, "num_prefix_tokens")):
+        return []
     modules: dict[str, Duck] = dict(model.named_modules())
+    plain = isinstance(model, PLAIN)
     layers = []
     for name, module in modules.items():
         if isinstance(getattr(module, "taps", None), nn.ModuleDict) and any(
             isinstance(tap, Tap) for tap in module.taps.values()
         ):
             route: Route = "taps"
-        elif hasattr(module, "fused_attn") and isinstance(getattr(module, "attn_drop", None), nn.Module):
+        elif plain and re.fullmatch(r"blocks\.\d+\.attn", name) and _shows_softmax(module):
             route = "unfused"
         else:
             continue
         layers.append(AttentionLayer(name, module, modules[name.rpartition(".")[0]], route))
-    if not layers:
-        raise CaptureError(
-            f"no attention layer found in {type(model).__name__}. Capture reads attnprobe's variants and timm's "
-            "vision transformers; is this model one?"
-        )
     return layers
+
+
+def _shows_softmax(module: Duck) -> bool:
+    return hasattr(module, "fused_attn") and isinstance(getattr(module, "attn_drop", None), nn.Module)
+
+
+def unheard(model: nn.Module, layers: list[AttentionLayer]) -> bool:
+    """Whether there may be attention besides these layers, so that the model has to be watched."""
+    known = tuple(f"{layer.name}." for layer in layers)
+    return not layers or any(
+        not f"{name}.".startswith(known)
+        and (isinstance(module, nn.MultiheadAttention) or hasattr(module, "fused_attn") or is_attention(module))
+        for name, module in model.named_modules()
+    )
+
+
+def block_names(layer: str) -> list[str]:
+    """Modules that may be the block around a layer, best first: what is numbered in a list, then the parent."""
+    parts = layer.partition("#")[0].split(".")
+    numbered = [i for i, part in enumerate(parts[:-1]) if re.search(r"\d$", part)]
+    return [".".join(parts[: i + 1]) for i in reversed(numbered)] + [".".join(parts[:-1])]
 
 
 @contextmanager
@@ -102,26 +141,12 @@ def unfused(layers: list[AttentionLayer]) -> Iterator[None]:
             module.fused_attn = True
 
 
-def patch_size(model: Duck) -> tuple[int, int]:
-    """Rows and columns of one patch in pixels.
-
-    Raises:
-        CaptureError: the model does not say how it cuts an image into patches.
-    """
-    patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
-    if patch is None or not hasattr(model, "num_prefix_tokens"):
-        raise CaptureError(
-            f"{type(model).__name__} does not say how it cuts images into patches (patch_embed.patch_size, "
-            "num_prefix_tokens); capture covers timm-style vision transformers."
-        )
-    return int(patch[0]), int(patch[1])
-
-
 def token_grid(model: Duck, size: tuple[int, int]) -> TokenGrid:
-    """Where the tokens of an image of `size` pixels sit; raises as `patch_size`."""
-    patch = patch_size(model)
+    """Where the tokens of an image of `size` pixels sit in a model with known layers."""
+    patch = (int(model.patch_embed.patch_size[0]), int(model.patch_embed.patch_size[1]))
     rows, cols = (-(-side // p) for side, p in zip(size, patch, strict=True))  # rounded up: timm may pad
     n_prefix = int(model.num_prefix_tokens)
     n_class = int(bool(getattr(model, "has_class_token", getattr(model, "cls_token", None) is not None)))
-    prefix = ("cls",) * n_class + tuple(f"reg{i}" for i in range(n_prefix - n_class))
+    named = ("cls",) * n_class + ("dist",) * (getattr(model, "dist_token", None) is not None)
+    prefix = named + tuple(f"reg{i}" for i in range(n_prefix - len(named)))
     return TokenGrid(rows, cols, prefix, patch)

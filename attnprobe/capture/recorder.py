@@ -9,7 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from attnprobe.capture.buffers import BufferPool
-from attnprobe.capture.layers import AttentionLayer, find_layers, patch_size, token_grid, unfused, unwrap
+from attnprobe.capture.calls import Call
+from attnprobe.capture.kinds import Picture, kind_of, stage_names, unplaced
+from attnprobe.capture.layers import AttentionLayer, block_names, known_layers, token_grid, unfused, unheard, unwrap
+from attnprobe.capture.stage import Stage, StageKey
+from attnprobe.capture.watch import Product, Watch, watching
+from attnprobe.capture.windows import unwindowed
 from attnprobe.core.errors import CaptureError
 from attnprobe.core.maps import AttentionMaps, Outcome
 from attnprobe.core.tap import Site
@@ -21,108 +26,180 @@ class Recorder:
     """Collects the maps of one forward pass at a time; made by `record`."""
 
     def __init__(
-        self, model: nn.Module, layers: list[AttentionLayer], sites: Sequence[Site], tokens: bool, pool: BufferPool
+        self,
+        model: nn.Module,
+        layers: Sequence[AttentionLayer],
+        sites: Sequence[Site],
+        tokens: bool,
+        unwindow: bool,
+        pool: BufferPool,
     ) -> None:
         self._model, self._layers, self._sites, self._wants_tokens = model, layers, tuple(sites), tokens
-        self._pool = pool
+        self._unwindow, self._pool = unwindow, pool
+        self._picture = Picture.of(model)
+        self._room: dict[StageKey, int] = {}
+        self._watch: Watch | None = None
+        self._first_module = ""
         self._reset()
 
     def _reset(self) -> None:
         self._size: tuple[int, int] | None = None
-        self._fired: set[int] = set()
-        self._weights: Tensor | None = None
-        self._effective: Tensor | None = None
-        self._tokens: Tensor | None = None
-        self._last_weights: Tensor | None = None
-        self._differs = False
+        self._stages: dict[StageKey, Stage] = {}
+        self._fired: dict[str, tuple[Stage, int]] = {}
+        self._waiting: dict[str, list[tuple[Stage, int]]] = {}
+        if self._watch is not None:
+            self._watch.new_pass()
 
-    def _see_pixels(self, pixels: Tensor) -> None:
+    # --- what hooks on known layers tell -----------------------------------------------------------------------------
+
+    def see_pixels(self, pixels: Tensor) -> None:
+        """The images of this pass, [image, channel, row, col]."""
         self._size = (pixels.shape[-2], pixels.shape[-1])
 
-    def _keep(self, layer: int, site: str, matrix: Tensor) -> None:
-        """Copy one layer's [image, head, query, key] into the stack of its site."""
+    def keep(self, layer: str, site: str, matrix: Tensor) -> None:
+        """One layer's [image, head, query, key], at "weights" and then at "effective"."""
         if site == "weights":
             if layer in self._fired:
-                raise CaptureError(f"{self._layers[layer].name} ran twice; call take() after each forward pass.")
-            self._fired.add(layer)
-            self._last_weights = matrix
-            if "weights" in self._sites or not self._differs:
-                self._weights = self._store(self._weights, layer, matrix)
-            return
-        weights, self._last_weights = self._last_weights, None
-        assert weights is not None, "a layer shows its weights before what it makes of them"
-        if not self._differs and not _same_memory(matrix, weights):
-            self._differs = True
-            if "effective" in self._sites and self._weights is not None:
-                self._effective = self._room_for(matrix)
-                self._effective[:, :layer].copy_(self._weights[:, :layer])  # earlier layers had one matrix for both
-        if self._differs and "effective" in self._sites:
-            self._effective = self._store(self._effective, layer, matrix)
+                raise CaptureError(f"{layer} ran twice; call take() after each forward pass.")
+            if matrix.ndim != 4:
+                raise CaptureError(f"expected maps [image, head, query, key], got {tuple(matrix.shape)}.")
+            stage = self._stage("self", matrix, matrix.shape[2], len(self._layers))
+            self._fired[layer] = (stage, stage.add_weights(layer, matrix))
+        else:
+            self._fired[layer][0].add_effective(matrix)
 
-    def _keep_tokens(self, layer: int, _block: nn.Module, _args: object, out: Any) -> None:
+    def keep_tokens(self, layer: str, _block: nn.Module, _args: object, out: Any) -> None:
+        """The output of a known layer's block."""
         out = out[0] if isinstance(out, tuple) else out  # a block may hand on more than its tokens
         if not isinstance(out, Tensor) or out.ndim != 3:
-            raise CaptureError(f"the block of {self._layers[layer].name} returns no [image, token, width] tensor.")
-        if self._tokens is None:
-            shape = (out.shape[0], len(self._layers), *out.shape[1:])
-            self._tokens = self._pool.empty(shape, out.dtype, out.device)
-        self._tokens[:, layer].copy_(out)
+            raise CaptureError(f"the block of {layer} returns no [image, token, width] tensor.")
+        stage, index = self._fired[layer]
+        stage.add_tokens(index, out)
 
-    def _store(self, stack: Tensor | None, layer: int, matrix: Tensor) -> Tensor:
-        if stack is None:
-            stack = self._room_for(matrix)
-        if matrix.shape != stack[:, layer].shape:
-            raise CaptureError(
-                f"{self._layers[layer].name} has maps of {tuple(matrix.shape)}, the first layer "
-                f"{tuple(stack[:, 0].shape)}; capture needs token and head counts that do not change with depth."
-            )
-        stack[:, layer].copy_(matrix)
-        return stack
+    # --- what watching tells -----------------------------------------------------------------------------------------
 
-    def _room_for(self, matrix: Tensor) -> Tensor:
-        if matrix.ndim != 4:
-            raise CaptureError(f"expected maps [image, head, query, key], got {tuple(matrix.shape)}.")
-        shape = (matrix.shape[0], len(self._layers), *matrix.shape[1:])
-        return self._pool.empty(shape, matrix.dtype, matrix.device)
+    def see_call(self, call: Call) -> None:
+        """A module begins."""
+        assert self._watch is not None
+        if not self._watch.calls.running:
+            if self._fired and call.name == self._first_module:
+                raise CaptureError(f"{next(iter(self._fired))} ran twice; call take() after each forward pass.")
+            self._first_module = self._first_module if self._fired else call.name
+        if self._size is None and call.given is not None and call.given.ndim == 4:
+            self.see_pixels(call.given)
+
+    def see_product(self, product: Product) -> None:
+        """A map is multiplied with V, in a layer without hooks."""
+        layer = product.layer
+        if any(layer == known.name or layer.startswith(f"{known.name}.") for known in self._layers):
+            return
+        kind = kind_of(product)
+        weights, effective = product.weights, product.effective
+        n_tokens = effective.shape[1] * effective.shape[-1]
+        if kind == "channel" and effective.shape[-2] == effective.shape[-1]:
+            n_tokens = product.value_shape[1]
+        grid = None if kind == "self" and product.pads(n_tokens) else self._picture.grid(n_tokens, self._size)
+        if self._unwindow and kind in ("window", "grid"):
+            kind, same = "self", weights is effective
+            effective = unwindowed(effective, product, grid)
+            weights = effective if same else None if weights is None else unwindowed(weights, product, grid)
+        folded = _folded(effective)
+        size = n_tokens if kind == "channel" else folded.shape[2]
+        stage = self._stage(kind, folded, size, 4)
+        stage.grid = grid or unplaced(n_tokens, kind)
+        if weights is None:
+            index = stage.add_effective_alone(layer, folded)
+        else:
+            index = stage.add_weights(layer, folded if weights is effective else _folded(weights))
+            stage.add_effective(folded)
+        self._fired[layer] = (stage, index)
+        if self._wants_tokens:
+            names = {call.name for call in product.calls}
+            block = next((name for name in block_names(layer) if name in names), "")
+            self._waiting.setdefault(block, []).append((stage, index))
+
+    def see_return(self, call: Call, out: Any) -> None:
+        """A module ends; if it is the block of some layers, its output is their tokens."""
+        places = self._waiting.pop(call.name, [])
+        out = out[0] if isinstance(out, tuple) and out else out
+        if isinstance(out, Tensor) and out.ndim == 3:
+            for stage, index in places:
+                stage.add_tokens(index, out)
+
+    def _stage(self, kind: str, matrix: Tensor, size: int, room: int) -> Stage:
+        key = (kind, size, *matrix.shape[1:])
+        if key not in self._stages:
+            room = self._room.get(key, room)
+            self._stages[key] = Stage(kind, self._sites, self._pool, room)
+        return self._stages[key]
 
     def take(self, image_ids: Sequence[str] | None = None, outcome: Outcome | None = None) -> list[AttentionMaps]:
-        """The maps of the forward pass since the last take: at "weights", then at "effective" where that differs.
+        """The maps of the forward pass since the last take, stage by stage.
+
+        Of each stage those at "weights", then those at "effective" where that differs. A stage is all layers of one
+        kind and shape.
 
         Args:
             image_ids: one per image; "0", "1", ... if None.
             outcome: labels and predictions to travel with them.
 
         Raises:
-            CaptureError: there was no forward pass, or some layer stayed silent: never an empty result.
+            CaptureError: there was no forward pass, some layer stayed silent, or nothing in the model is attention
+                that can be seen: never an empty result.
         """
-        silent = [layer.name for i, layer in enumerate(self._layers) if i not in self._fired]
-        if silent or self._size is None:
+        self._refuse_silence()
+        names = stage_names([key[:2] for key in self._stages])
+        taken = []
+        for name, (key, stage) in zip(names, self._stages.items(), strict=True):
+            self._room[key] = len(stage.layers)
+            stacks, tokens = stage.stacks(), stage.all_tokens()
+            ids = tuple(image_ids) if image_ids is not None else tuple(str(i) for i in range(len(stacks[0][1])))
+            taken += [
+                AttentionMaps(
+                    values=values,
+                    image_ids=ids,
+                    grid=stage.grid or self._known_grid(),
+                    site=site,
+                    is_effective=site == "effective" or not stage.differs,
+                    stochastic=site == "weights",
+                    layers=tuple(stage.layers),
+                    stage=name,
+                    kind=stage.kind,
+                    tokens=tokens,
+                    outcome=outcome,
+                )
+                for site, values in stacks
+            ]
+        self._reset()
+        return taken
+
+    def _known_grid(self) -> Any:
+        assert self._size is not None
+        return token_grid(self._model, self._size)
+
+    def _refuse_silence(self) -> None:
+        silent = [layer.name for layer in self._layers if layer.name not in self._fired]
+        if silent or (self._layers and self._size is None):
             raise CaptureError(
                 f"{len(silent)} of {len(self._layers)} attention layers never fired: {', '.join(silent[:3])}. "
                 "Run the model inside `with record(...)`, once before each take()."
             )
-        stacks: list[tuple[Site, Tensor]] = []
-        if self._weights is not None and ("weights" in self._sites or not self._differs):
-            stacks.append(("weights", self._weights))
-        if self._effective is not None:
-            stacks.append(("effective", self._effective))
-        ids = tuple(image_ids) if image_ids is not None else tuple(str(i) for i in range(stacks[0][1].shape[0]))
-        taken = [
-            AttentionMaps(
-                values=values,
-                image_ids=ids,
-                grid=token_grid(self._model, self._size),
-                site=site,
-                is_effective=site == "effective" or not self._differs,
-                stochastic=site == "weights",
-                layers=tuple(layer.name for layer in self._layers),
-                tokens=self._tokens,
-                outcome=outcome,
+        hidden = {} if self._watch is None else self._watch.silent
+        known = tuple(f"{layer.name}." for layer in self._layers)
+        hidden = {name: module for name, module in hidden.items() if not f"{name}.".startswith(known or "\0")}
+        if hidden:
+            name, module = next(iter(hidden.items()))
+            raise CaptureError(
+                f"{name} ({type(module).__name__}) ran, and no softmax was multiplied with its values in sight of "
+                "PyTorch: it uses a kernel of its own (flash-attn, xformers, a script) or is no softmax attention. "
+                "Switch it to PyTorch's attention, such as attn_implementation='sdpa'."
             )
-            for site, values in stacks
-        ]
-        self._reset()
-        return taken
+        if not self._fired:
+            ran = self._watch is not None and self._watch.n_images
+            raise CaptureError(
+                f"no attention layer found in {type(self._model).__name__}: "
+                + ("it ran, and nothing it computed was a softmax times values." if ran else "it has not run yet.")
+            )
 
 
 @contextmanager
@@ -131,16 +208,21 @@ def record(
     sites: Sequence[Site] | Site = "effective",
     *,
     tokens: bool = False,
+    watch: bool | None = None,
+    unwindow: bool = False,
     pool: BufferPool | None = None,
 ) -> Iterator[Recorder]:
     """Listen to a model's attention: `with record(m) as r: m(x); maps = r.take()`.
 
     Args:
-        model: one of attnprobe's variants or a timm vision transformer; compiled and parallel wrappers are looked into
-            (a compiled model runs uncompiled meanwhile).
+        model: any module; compiled and parallel wrappers are looked into (a compiled model runs uncompiled meanwhile).
         sites: "weights", "effective" or both. Where a layer multiplies V with its softmax itself, both are one matrix,
             delivered once as site "weights" with `is_effective=True`.
-        tokens: keep the output of each layer's block, too.
+        tokens: keep the output of each layer's block, too, where that is [image, token, width].
+        watch: follow every call to PyTorch, which finds the attention of unknown code; True: of known code, too; None:
+            where it is needed.
+        unwindow: maps of windows as maps of the whole picture, zero outside the window; else [image, layer, head,
+            window * query, key], where row w * Q + i is query i of window w.
         pool: where maps get their memory; one of this recording's own if None.
 
     Hooks and switches are removed at the end, also after an exception.
@@ -153,24 +235,28 @@ def record(
     if not sites or not set(sites) <= set(SITES):
         raise ValueError(f"sites must be some of {SITES}, got {sites}.")
     inner = unwrap(model)
-    layers = find_layers(inner)
-    patch_size(inner)  # fails early where tokens could not be placed
-    recorder = Recorder(inner, layers, sites, tokens, pool or BufferPool())
+    layers = [] if watch else known_layers(inner)
+    watch = watch if watch is not None else unheard(inner, layers)
+    recorder = Recorder(inner, layers, sites, tokens, unwindow, pool or BufferPool())
     with ExitStack() as stack:
         stack.enter_context(unfused(layers))
         if inner is not model:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
-        handles = [inner.patch_embed.register_forward_pre_hook(lambda _m, args: recorder._see_pixels(args[0]))]
-        for handle in handles:
-            stack.callback(handle.remove)
-        for index, layer in enumerate(layers):
-            for handle in layer.listen(partial(recorder._keep, index)):
+        if layers:
+            see = inner.patch_embed.register_forward_pre_hook(lambda _m, args: recorder.see_pixels(args[0]))
+            stack.callback(see.remove)
+        for layer in layers:
+            for handle in layer.listen(partial(recorder.keep, layer.name)):
                 stack.callback(handle.remove)
             if tokens:
-                handle = layer.block.register_forward_hook(partial(recorder._keep_tokens, index))
+                handle = layer.block.register_forward_hook(partial(recorder.keep_tokens, layer.name))
                 stack.callback(handle.remove)
+        if watch:
+            told = {"on_enter": recorder.see_call, "on_leave": recorder.see_return}
+            recorder._watch = stack.enter_context(watching(inner, recorder.see_product, **told))
         yield recorder
 
 
-def _same_memory(a: Tensor, b: Tensor) -> bool:
-    return a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride()
+def _folded(maps: Tensor) -> Tensor:
+    """[image, window, head, query, key] -> [image, head, window * query, key]; one window is not copied."""
+    return maps.transpose(1, 2).flatten(2, 3)

@@ -1,0 +1,61 @@
+"""Which module is running right now?"""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+
+@dataclass(slots=True)
+class Call:
+    """One running module: its dotted name, and the first tensor it was given."""
+
+    name: str
+    module: nn.Module
+    given: Tensor | None
+    products: int = 0
+    softmaxes: set[int] = field(default_factory=set)
+
+
+class CallStack:
+    """The modules of a model that are running, outermost first.
+
+    Args:
+        model: whose modules to follow; those of torch.nn without children are left out, they are never attention.
+        on_enter, on_leave: told of every call, with what the module returned when it leaves.
+    """
+
+    def __init__(
+        self, model: nn.Module, on_enter: Callable[[Call], None], on_leave: Callable[[Call, Any], None]
+    ) -> None:
+        self.running: list[Call] = []
+        self._hooks = ExitStack()
+        self._on_enter, self._on_leave = on_enter, on_leave
+        for name, module in model.named_modules():
+            if type(module).__module__.startswith("torch.nn.modules.") and not any(module.children()):
+                continue
+            self._hooks.callback(module.register_forward_pre_hook(self._enter(name), with_kwargs=True).remove)
+            self._hooks.callback(module.register_forward_hook(self._leave, always_call=True).remove)
+
+    def _enter(self, name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            given = next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)), None)
+            call = Call(name, module, given)
+            self._on_enter(call)
+            self.running.append(call)
+
+        return hook
+
+    def _leave(self, module: nn.Module, _args: Any, out: Any) -> None:
+        while self.running:  # after an exception some may not have been told of
+            call = self.running.pop()
+            if call.module is module:
+                self._on_leave(call, out)
+                return
+
+    def remove(self) -> None:
+        """Take the hooks off the model."""
+        self._hooks.close()
+        self.running.clear()

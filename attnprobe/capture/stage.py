@@ -1,0 +1,128 @@
+"""Where do the maps of layers of one shape come together while the model runs?"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from attnprobe.capture.buffers import BufferPool
+from attnprobe.core.errors import CaptureError
+from attnprobe.core.maps import TokenGrid
+from attnprobe.core.tap import Site
+
+StageKey = tuple[str, int, int, int, int]
+"""Kind, tokens of the picture, heads, queries and keys: what layers of a stage have in common."""
+
+
+@dataclass(slots=True)
+class Stage:
+    """Maps of layers of one kind and shape, in the order they fire.
+
+    Attributes:
+        kind: as in `AttentionMaps`.
+        grid: of its keys; None until known.
+        room: layers to have memory for; more is found when needed.
+        layers: names of those that came.
+        differs: some layer changed its map after the softmax.
+    """
+
+    kind: str
+    sites: tuple[Site, ...]
+    pool: BufferPool
+    room: int
+    grid: TokenGrid | None = None
+    layers: list[str] = field(default_factory=list)
+    differs: bool = False
+    weights: Tensor | None = None
+    effective: Tensor | None = None
+    tokens: Tensor | None = None
+    n_tokens: int = 0
+    lacks_weights: bool = False
+    _last: Tensor | None = None
+
+    def add_weights(self, layer: str, matrix: Tensor) -> int:
+        """The softmax of the next layer, [image, head, query, key]; its index in the stage."""
+        self.layers.append(layer)
+        self._last = matrix
+        if "weights" in self.sites or not self.differs:
+            self.weights = self._stored(self.weights, matrix)
+        return len(self.layers) - 1
+
+    def add_effective(self, matrix: Tensor) -> None:
+        """What that layer multiplies V with."""
+        weights, self._last = self._last, None
+        assert weights is not None, "a layer shows its weights before what it makes of them"
+        if not self.differs and not _same_memory(matrix, weights):
+            self._now_differs(len(self.layers) - 1)
+        if self.differs and "effective" in self.sites:
+            self.effective = self._stored(self.effective, matrix)
+
+    def add_effective_alone(self, layer: str, matrix: Tensor) -> int:
+        """Of a layer that makes one map of several softmaxes."""
+        self.lacks_weights = True
+        if not self.differs:
+            self._now_differs(len(self.layers))
+        self.layers.append(layer)
+        if "effective" in self.sites:
+            self.effective = self._stored(self.effective, matrix)
+        return len(self.layers) - 1
+
+    def add_tokens(self, index: int, tokens: Tensor) -> None:
+        """The output of the block of the layer of that index, [image, token, width]."""
+        if self.tokens is None and not self.n_tokens:
+            self.tokens = self._room_for(tokens)
+        if self.tokens is None or self.tokens[:, 0].shape != tokens.shape:
+            self.tokens, self.n_tokens = None, -1  # another shape: none for the stage
+            return
+        self.tokens = self._grown(self.tokens, index)
+        self.tokens[:, index].copy_(tokens)
+        self.n_tokens += 1
+
+    def stacks(self) -> list[tuple[Site, Tensor]]:
+        """The values of each site, weights first; the weights alone where they are what multiplies V."""
+        stacks: list[tuple[Site, Tensor]] = []
+        if self.weights is not None and not self.lacks_weights and ("weights" in self.sites or not self.differs):
+            stacks.append(("weights", self._cut(self.weights)))
+        if self.effective is not None:
+            stacks.append(("effective", self._cut(self.effective)))
+        if not stacks:
+            raise CaptureError(
+                f"{self.layers[0]} makes one map of several softmaxes, so it has no weights; capture site='effective'."
+            )
+        return stacks
+
+    def all_tokens(self) -> Tensor | None:
+        """[image, layer, token, width], if every layer's block gave some of one shape."""
+        return self._cut(self.tokens) if self.tokens is not None and self.n_tokens == len(self.layers) else None
+
+    def _now_differs(self, earlier: int) -> None:
+        """The layers so far had one matrix for both sites."""
+        self.differs = True
+        if "effective" in self.sites and self.weights is not None:
+            self.effective = torch.empty_like(self.weights)
+            self.effective[:, :earlier].copy_(self.weights[:, :earlier])
+
+    def _stored(self, stack: Tensor | None, matrix: Tensor) -> Tensor:
+        index = len(self.layers) - 1
+        stack = self._room_for(matrix) if stack is None else self._grown(stack, index)
+        stack[:, index].copy_(matrix)
+        return stack
+
+    def _room_for(self, matrix: Tensor) -> Tensor:
+        shape = (matrix.shape[0], self.room, *matrix.shape[1:])
+        return self.pool.empty(shape, matrix.dtype, matrix.device)
+
+    def _grown(self, stack: Tensor, index: int) -> Tensor:
+        if index < stack.shape[1]:
+            return stack
+        self.room = max(self.room, 2 * stack.shape[1])
+        more = self._room_for(stack[:, 0])
+        more[:, : stack.shape[1]].copy_(stack)
+        return more
+
+    def _cut(self, stack: Tensor) -> Tensor:
+        return stack[:, : len(self.layers)].contiguous()
+
+
+def _same_memory(a: Tensor, b: Tensor) -> bool:
+    return a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride()

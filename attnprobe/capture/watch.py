@@ -1,0 +1,309 @@
+"""What does an attention layer of unknown code multiply V with? Watch the calls to PyTorch, and follow the softmax.
+
+Every call a model makes to PyTorch passes a `TorchFunctionMode`. A softmax begins a trail; what is computed from it
+(dropout, mixing of heads, normalisation, other shapes) is on the trail, too; and where something on the trail is
+multiplied with something of the image along the axis the softmax ran over, that is the product with V, and the factor
+on the trail is the effective map. Fused calls hide both, so their softmax is computed once more, from their own q and
+k. Nothing the model computes is changed: its results are those without us, bit for bit.
+"""
+
+import inspect
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from attnprobe.capture.calls import Call, CallStack
+from attnprobe.capture.products import Factors, heads_of, of_einsum, of_matmul, softmax_of, unfolded
+from attnprobe.capture.trail import WRITES, Trail, Trails, same_storage, tensors, unseen
+from attnprobe.core.errors import CaptureError
+
+MATRIX_PRODUCTS = {"matmul", "__matmul__", "__rmatmul__", "bmm"}
+ATTENTION = re.compile("attention|attn", re.IGNORECASE)
+QUERY = re.compile(r"^(to_|in_|c_)?(q|k|v|kv|qk|qkv|query|key|value|in)(_?(proj|projection|linear|lin|conv|weight))?$")
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """One product of an attention map with V.
+
+    Attributes:
+        calls: the modules that were running, innermost last; that one is the layer.
+        occurrence: 0 for the first product of this module in a forward pass.
+        route: "functional", or "mha" for `nn.MultiheadAttention`.
+        weights: the softmax, [image, window, head, query, key]; None where a layer makes one map of several.
+        effective: what multiplies V, of the same shape; the same tensor where nothing changed in between.
+        value_shape: rows (keys) and columns of one head's V.
+        error_of: largest |map V - what the layer computed| of a map, relative to the largest value; None unless asked.
+    """
+
+    calls: tuple[Call, ...]
+    occurrence: int
+    route: Literal["functional", "mha"]
+    weights: Tensor | None
+    effective: Tensor
+    value_shape: tuple[int, int]
+    error_of: Callable[[Tensor], float] | None
+
+    @property
+    def layer(self) -> str:
+        """Dotted name of the attention module; numbered from the second time it runs."""
+        name = self.calls[-1].name
+        return f"{name}#{self.occurrence + 1}" if self.occurrence else name
+
+    def pads(self, n_tokens: int) -> bool:
+        """Whether the layer was given fewer tokens [image, token, width] than it looks at."""
+        given = self.calls[-1].given
+        return (
+            given is not None
+            and given.ndim == 3
+            and given.shape[0] == len(self.effective)
+            and (given.shape[1] < n_tokens)
+        )
+
+
+class Watch(TorchFunctionMode):
+    """Tells of every product of an attention map with V while a model runs; made by `watching`."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        on_product: Callable[[Product], None],
+        on_enter: Callable[[Call], None],
+        on_leave: Callable[[Call, Any], None],
+        check: bool,
+    ) -> None:
+        super().__init__()
+        self.calls = CallStack(model, self._enter, self._leave)
+        self.n_images = 0
+        self._told, self._told_enter, self._told_leave, self._check = on_product, on_enter, on_leave, check
+        self._trails = Trails(model)
+        self._occurrences: dict[str, int] = {}
+        self.silent: dict[str, nn.Module] = {}
+
+    def new_pass(self) -> None:
+        """Forget the last forward pass."""
+        self.n_images = 0
+        self._occurrences.clear()
+        self.silent.clear()
+
+    def _enter(self, call: Call) -> None:
+        if not self.n_images and call.given is not None:
+            self.n_images = call.given.shape[0]
+        self._told_enter(call)
+
+    def _leave(self, call: Call, out: Any) -> None:
+        if self.calls.running:
+            self.calls.running[-1].products += call.products
+        if not call.products and is_attention(call.module):
+            self.silent[call.name] = call.module
+        self._told_leave(call, out)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if name == "scaled_dot_product_attention":
+            return self._fused(func, args, kwargs)
+        if name == "multi_head_attention_forward":
+            return self._multi_head(func, args, kwargs)
+        found = self._trails.among((args, kwargs)) if self._trails else []
+        if found and WRITES.match(name) and isinstance(args[0], Tensor):
+            self._trails.before_write(args[0])
+        result = func(*args, **kwargs)
+        if name == "softmax":
+            self._trails.begin(result, kwargs.get("dim", args[1] if len(args) > 1 else None))
+        elif found and not self._is_product(name, args, kwargs, result):
+            self._trails.follow(found, (args, kwargs), result)
+        return result
+
+    def _is_product(self, name: str, args: Any, kwargs: Any, result: Any) -> bool:
+        """Whether this call was a product of a map and V; tells of it if so."""
+        if name not in MATRIX_PRODUCTS and name != "einsum":
+            return False
+        operands = list(tensors((args, kwargs)))
+        if len(operands) != 2 or not isinstance(result, Tensor):
+            return False
+        if name == "__rmatmul__":
+            operands.reverse()
+        candidates = [
+            (self._trails.get(t), i) for i, t in enumerate(operands) if not self._trails.is_fixed(operands[1 - i])
+        ]
+        for trail, i in sorted(((t, i) for t, i in candidates if t is not None), key=lambda pair: -pair[0].number):
+            with unseen():
+                if name == "einsum":
+                    equation = next((x for x in args if isinstance(x, str)), "")
+                    factors = of_einsum(equation, operands[i], operands[1 - i], result, map_is_first=i == 0)
+                elif min(operands[0].ndim, operands[1].ndim) < 2:
+                    factors = None
+                else:
+                    factors = of_matmul(operands[0], operands[1], result, map_is_left=i == 0)
+                if factors is not None and factors.map.shape[-1] == trail.n_keys:
+                    self._tell(factors, trail)
+                    return True
+        return False
+
+    def _tell(self, factors: Factors, trail: Trail) -> None:
+        layer = self.calls.running[-1] if self.calls.running else None
+        if layer is None or trail.number in layer.softmaxes:
+            return  # a second use of one map, as for the values of relative positions
+        layer.softmaxes.add(trail.number)
+        heads = heads_of(layer.module)
+        effective = self._unfolded(factors.map, heads)
+        weights: Tensor | None = effective
+        if trail.weights is not None:
+            softmax = trail.weights.movedim(trail.axis, -1)
+            if not (same_storage(softmax, factors.map) and softmax.numel() == factors.map.numel()):
+                weights = unfolded(softmax, self.n_images, heads, self._given())
+                if weights is not None and weights.shape != effective.shape:
+                    weights = None
+                elif weights is not None and torch.equal(weights, effective):
+                    weights = effective
+        self._emit("functional", weights, effective, factors, heads)
+
+    def _fused(self, func: Any, args: Any, kwargs: Any) -> Any:
+        result = func(*args, **kwargs)
+        names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+        given = dict(zip(names, args, strict=False)) | kwargs
+        q, k, v = given["query"], given["key"], given["value"]
+        with unseen():
+            causal, scale = given.get("is_causal", False), given.get("scale")
+            weights = softmax_of(q, k, given.get("attn_mask"), is_causal=causal, scale=scale)
+            if v.ndim > 2 and v.shape[-3] != q.shape[-3]:
+                v = v.repeat_interleave(q.shape[-3] // v.shape[-3], -3)
+            heads = heads_of(self._layer().module)
+            maps = self._unfolded(weights, heads)
+            self._emit("functional", maps, maps, Factors(weights, v, result), heads)
+        return result
+
+    def _multi_head(self, func: Any, args: Any, kwargs: Any) -> Any:
+        result = func(*args, **kwargs)
+        given = inspect.signature(F.multi_head_attention_forward).bind(*args, **kwargs)
+        given.apply_defaults()
+        call = given.arguments
+        call.update(need_weights=True, average_attn_weights=False)
+        with unseen():
+            _, weights = F.multi_head_attention_forward(*given.args, **given.kwargs)
+            if weights.ndim == 3:  # one image without an axis of its own
+                weights = weights.unsqueeze(0)
+            maps = weights.unsqueeze(1)
+            width = call["embed_dim_to_check"] // call["num_heads"]
+            error_of = _error_of_multi_head(call, result[0]) if self._check else None
+            self._report("mha", maps, maps, (maps.shape[-1], width), error_of)
+        return result
+
+    def _layer(self) -> Call:
+        if not self.calls.running:
+            raise CaptureError("attention was computed outside of every module of the model that is watched.")
+        return self.calls.running[-1]
+
+    def _given(self) -> int | None:
+        given = self._layer().given
+        return given.shape[0] if given is not None and given.ndim else None
+
+    def _unfolded(self, matrix: Tensor, heads: int | None) -> Tensor:
+        maps = unfolded(matrix, self.n_images, heads, self._given()) if self.n_images else None
+        if maps is None:
+            raise CaptureError(
+                f"{self._layer().name}: its maps are {tuple(matrix.shape)} for {self.n_images} images; which axis is "
+                "the image's cannot be told. Capture needs it first, alone or times windows or heads."
+            )
+        return maps
+
+    def _emit(self, route: Any, weights: Tensor | None, effective: Tensor, factors: Factors, heads: int | None) -> None:
+        error_of = None
+        if self._check:
+            batch = factors.map.shape[:-2]
+            value = self._unfolded(factors.value.expand(*batch, -1, -1), heads)
+            result = self._unfolded(factors.result, heads)
+            error_of = partial(_error_of_product, value, result)
+        self._report(route, weights, effective, tuple(factors.value.shape[-2:]), error_of)
+
+    def _report(
+        self,
+        route: Any,
+        weights: Tensor | None,
+        effective: Tensor,
+        value_shape: tuple[int, int],
+        error_of: Callable[[Tensor], float] | None,
+    ) -> None:
+        layer = self._layer()
+        occurrence = self._occurrences.get(layer.name, 0)
+        self._occurrences[layer.name] = occurrence + 1
+        layer.products += 1
+        calls = tuple(self.calls.running)
+        self._told(Product(calls, occurrence, route, weights, effective, value_shape, error_of))
+
+
+@contextmanager
+def watching(
+    model: nn.Module,
+    on_product: Callable[[Product], None],
+    *,
+    on_enter: Callable[[Call], None] = lambda call: None,
+    on_leave: Callable[[Call, Any], None] = lambda call, out: None,
+    check: bool = False,
+) -> Iterator[Watch]:
+    """Follow the attention of a model while it runs; the hooks are removed at the end, also after an exception.
+
+    Args:
+        on_product: told of every product of a map with V.
+        on_enter, on_leave: told of every module that begins and ends.
+        check: keep V and the result of each product, for `Product.error_of`.
+    """
+    watch = Watch(model, on_product, on_enter, on_leave, check)
+    try:
+        with watch:
+            yield watch
+    finally:
+        watch.calls.remove()
+
+
+class unwatched(TorchFunctionMode):
+    """Looks at nothing. In any mode PyTorch's own modules leave their fused inference kernels, so this is what to
+    compare a watched run with, bit for bit."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **(kwargs or {}))
+
+
+def is_attention(module: nn.Module) -> bool:
+    """Whether a module calls itself attention and has queries: then a run without a product with V hides it."""
+    if not ATTENTION.search(type(module).__name__):
+        return False
+    names = [name for name, _ in (*module.named_children(), *module.named_parameters(recurse=False))]
+    return any(QUERY.match(name) for name in names)
+
+
+def _relative(ours: Tensor, theirs: Tensor) -> float:
+    return ((ours - theirs).abs().max() / theirs.abs().max().clamp_min(1e-12)).item()
+
+
+def _error_of_product(value: Tensor, result: Tensor, maps: Tensor) -> float:
+    """Of maps, V and result as [image, window, head, row, column]."""
+    return _relative(maps.to(value.dtype) @ value, result)
+
+
+def _error_of_multi_head(call: dict[str, Any], out: Tensor) -> Callable[[Tensor], float] | None:
+    """The same for `nn.MultiheadAttention`, through its output projection; None where keys are added to those given."""
+    if call["bias_k"] is not None or call["add_zero_attn"] or call["static_v"] is not None:
+        return None
+    width = call["embed_dim_to_check"]
+    weight = call["v_proj_weight"] if call["use_separate_proj_weight"] else call["in_proj_weight"][2 * width :]
+    bias = None if call["in_proj_bias"] is None else call["in_proj_bias"][2 * width :]
+    value = call["value"] if call["value"].ndim == 3 else call["value"].unsqueeze(1)  # [key, image, width]
+    v = F.linear(value, weight, bias).unflatten(-1, (call["num_heads"], -1)).permute(1, 2, 0, 3)
+
+    def error_of(maps: Tensor) -> float:
+        with unseen():
+            y = (maps[:, 0].to(v.dtype) @ v).permute(2, 0, 1, 3).flatten(-2)  # [query, image, width]
+            y = F.linear(y, call["out_proj_weight"], call["out_proj_bias"])
+            return _relative(y, out if out.ndim == 3 else out.unsqueeze(1))
+
+    return error_of
