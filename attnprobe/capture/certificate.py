@@ -120,7 +120,8 @@ def _proofs(
             row_sum_error = _row_sum_error(layer, sites["weights"], max(tolerance, 1e-3))
         value_error = None
         if product is not None and product.error_of is not None:
-            value_error = product.error_of(_unfolded_like(product.effective, sites.get("effective", sites["weights"])))
+            used = sites["effective" if "effective" in sites else "weights"]
+            value_error = product.error_of(_unfolded_like(product.effective, used))
             if not value_error <= tolerance:
                 raise CaptureError(
                     f"{layer}: the captured map times V is off by {value_error:.1e} from what the layer computed "

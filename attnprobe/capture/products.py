@@ -4,10 +4,15 @@ Everything is brought to [image, window, head, query, key]; a layer without wind
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+
+from attnprobe.capture.trail import unseen
 
 HEAD_COUNTS = ("num_heads", "n_heads", "num_attention_heads", "heads", "n_head", "nhead")
 """What the field calls the number of heads."""
@@ -146,3 +151,31 @@ def softmax_of(
         scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
     weights = scores.softmax(-1)
     return weights.nan_to_num_(0.0) if mask is not None else weights
+
+
+def _relative(ours: Tensor, theirs: Tensor) -> float:
+    return ((ours - theirs).abs().max() / theirs.abs().max().clamp_min(1e-12)).item()
+
+
+def error_of_product(value: Tensor, result: Tensor, maps: Tensor) -> float:
+    """Of maps, V and result as [image, window, head, row, column]."""
+    return _relative(maps.to(value.dtype) @ value, result)
+
+
+def error_of_multi_head(call: dict[str, Any], out: Tensor) -> Callable[[Tensor], float] | None:
+    """The same for `nn.MultiheadAttention`, through its output projection; None where keys are added to those given."""
+    if call["bias_k"] is not None or call["add_zero_attn"] or call["static_v"] is not None:
+        return None
+    width = call["embed_dim_to_check"]
+    weight = call["v_proj_weight"] if call["use_separate_proj_weight"] else call["in_proj_weight"][2 * width :]
+    bias = None if call["in_proj_bias"] is None else call["in_proj_bias"][2 * width :]
+    value = call["value"] if call["value"].ndim == 3 else call["value"].unsqueeze(1)  # [key, image, width]
+    v = F.linear(value, weight, bias).unflatten(-1, (call["num_heads"], -1)).permute(1, 2, 0, 3)
+
+    def error_of(maps: Tensor) -> float:
+        with unseen():
+            y = (maps[:, 0].to(v.dtype) @ v).permute(2, 0, 1, 3).flatten(-2)  # [query, image, width]
+            y = F.linear(y, call["out_proj_weight"], call["out_proj_bias"])
+            return _relative(y, out if out.ndim == 3 else out.unsqueeze(1))
+
+    return error_of

@@ -24,12 +24,14 @@ class Trail:
         number: of the softmax; tells which came later.
         axis, n_keys: what it ran over, counted from the end, and its length.
         weights: its result; None where the tensor itself is that, so that no map outlives its use in the model.
+        several: other softmaxes went into the tensor, too.
     """
 
     number: int
     axis: int
     n_keys: int
     weights: Tensor | None
+    several: bool = False
 
 
 class Trails:
@@ -73,6 +75,8 @@ class Trails:
     def follow(self, found: list[tuple[Tensor, Trail]], args: Any, result: Any) -> None:
         """Results of the size of the map, or made of it and parameters alone, are on its trail."""
         tensor, trail = found[0]
+        if any(other.number != trail.number for _, other in found):
+            trail = replace(trail, several=True)
         mixed = all(other is tensor or self.is_fixed(other) for other in tensors(args))
         for made in tensors(result):
             if made is not tensor and made.is_floating_point() and (mixed or made.numel() == tensor.numel()):

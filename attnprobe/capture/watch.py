@@ -21,7 +21,16 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from attnprobe.capture.calls import Call, CallStack
-from attnprobe.capture.products import Factors, heads_of, of_einsum, of_matmul, softmax_of, unfolded
+from attnprobe.capture.products import (
+    Factors,
+    error_of_multi_head,
+    error_of_product,
+    heads_of,
+    of_einsum,
+    of_matmul,
+    softmax_of,
+    unfolded,
+)
 from attnprobe.capture.trail import WRITES, Trail, Trails, same_storage, tensors, unseen
 from attnprobe.core.errors import CaptureError
 
@@ -157,7 +166,9 @@ class Watch(TorchFunctionMode):
         heads = heads_of(layer.module)
         effective = self._unfolded(factors.map, heads)
         weights: Tensor | None = effective
-        if trail.weights is not None:
+        if trail.several:
+            weights = None
+        elif trail.weights is not None:
             softmax = trail.weights.movedim(trail.axis, -1)
             if not (same_storage(softmax, factors.map) and softmax.numel() == factors.map.numel()):
                 weights = unfolded(softmax, self.n_images, heads, self._given())
@@ -194,7 +205,7 @@ class Watch(TorchFunctionMode):
                 weights = weights.unsqueeze(0)
             maps = weights.unsqueeze(1)
             width = call["embed_dim_to_check"] // call["num_heads"]
-            error_of = _error_of_multi_head(call, result[0]) if self._check else None
+            error_of = error_of_multi_head(call, result[0]) if self._check else None
             self._report("mha", maps, maps, (maps.shape[-1], width), error_of)
         return result
 
@@ -222,7 +233,7 @@ class Watch(TorchFunctionMode):
             batch = factors.map.shape[:-2]
             value = self._unfolded(factors.value.expand(*batch, -1, -1), heads)
             result = self._unfolded(factors.result, heads)
-            error_of = partial(_error_of_product, value, result)
+            error_of = partial(error_of_product, value, result)
         self._report(route, weights, effective, tuple(factors.value.shape[-2:]), error_of)
 
     def _report(
@@ -279,31 +290,3 @@ def is_attention(module: nn.Module) -> bool:
         return False
     names = [name for name, _ in (*module.named_children(), *module.named_parameters(recurse=False))]
     return any(QUERY.match(name) for name in names)
-
-
-def _relative(ours: Tensor, theirs: Tensor) -> float:
-    return ((ours - theirs).abs().max() / theirs.abs().max().clamp_min(1e-12)).item()
-
-
-def _error_of_product(value: Tensor, result: Tensor, maps: Tensor) -> float:
-    """Of maps, V and result as [image, window, head, row, column]."""
-    return _relative(maps.to(value.dtype) @ value, result)
-
-
-def _error_of_multi_head(call: dict[str, Any], out: Tensor) -> Callable[[Tensor], float] | None:
-    """The same for `nn.MultiheadAttention`, through its output projection; None where keys are added to those given."""
-    if call["bias_k"] is not None or call["add_zero_attn"] or call["static_v"] is not None:
-        return None
-    width = call["embed_dim_to_check"]
-    weight = call["v_proj_weight"] if call["use_separate_proj_weight"] else call["in_proj_weight"][2 * width :]
-    bias = None if call["in_proj_bias"] is None else call["in_proj_bias"][2 * width :]
-    value = call["value"] if call["value"].ndim == 3 else call["value"].unsqueeze(1)  # [key, image, width]
-    v = F.linear(value, weight, bias).unflatten(-1, (call["num_heads"], -1)).permute(1, 2, 0, 3)
-
-    def error_of(maps: Tensor) -> float:
-        with unseen():
-            y = (maps[:, 0].to(v.dtype) @ v).permute(2, 0, 1, 3).flatten(-2)  # [query, image, width]
-            y = F.linear(y, call["out_proj_weight"], call["out_proj_bias"])
-            return _relative(y, out if out.ndim == 3 else out.unsqueeze(1))
-
-    return error_of
