@@ -65,7 +65,7 @@ def proof_of(certificate: Mapping[str, Any]) -> str:
     layers = certificate.get("layers") or []
     if not layers:
         return "no certificate: it was not proved that the maps are what the model computed."
-    rows = max(layer["row_sum_error"] for layer in layers)
+    rows = max((e for layer in layers if (e := layer["row_sum_error"]) is not None), default=0.0)
     values = [layer["value_error"] for layer in layers if layer["value_error"] is not None]
     equal = "equals" if certificate.get("output_equal") else "is within rounding of"
     proofs = [
