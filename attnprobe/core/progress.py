@@ -1,5 +1,6 @@
 """How does long work show how far it is? On a terminal with an estimate, elsewhere silently."""
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ class Advance(Protocol):
 @contextmanager
 def progress(description: str, total: int, *, done: int = 0) -> Iterator[Advance]:
     """A bar on stderr: `with progress("capture", 360) as advance: advance(16, "16 images/s")`."""
-    if not sys.stderr.isatty():
+    if not sys.stderr.isatty() or os.environ.get("RANK", "0") != "0":  # of several processes the first one speaks
         yield lambda steps=1, note="": None
         return
     from rich.console import Console

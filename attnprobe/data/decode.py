@@ -93,14 +93,16 @@ class DecodedImages:
         self.class_names = tuple(class_names)
         self.bad = list(bad)
         self.ids, self.bad_images, self.workers = tuple(ids), bad_images, workers
-        self.decoder = Decoder(read, eval_transform(spec))
+        self.decoder, self.first = Decoder(read, eval_transform(spec)), 0
 
-    def augmented(self, transform: Transform, key: tuple[int, ...]) -> "DecodedImages":
+    def augmented(self, transform: Transform, key: tuple[int, ...], first: int = 0) -> "DecodedImages":
         """The same images through a training transform, called as `transform(picture, *key, place)`.
 
-        `place` is an image's place in the order it is asked for, so that one that comes twice looks different.
+        `place` is an image's place in the order it is asked for, counted from `first`, so that one that comes twice
+        looks different, and an order can be gone on with from its middle.
         """
         other = copy.copy(self)
+        other.first = first
         other.decoder = Decoder(self.decoder.read, transform, key)
         return other
 
@@ -119,7 +121,7 @@ class DecodedImages:
         device = torch.device(device)
         loader = DataLoader(
             self.decoder,
-            batch_sampler=list(requests(position_batches(len(self), batch_size, order))),
+            batch_sampler=list(requests(position_batches(len(self), batch_size, order), self.first)),
             num_workers=self.workers,
             collate_fn=gather,
             generator=torch.Generator(),  # its own, or starting workers would advance the global one
@@ -142,9 +144,9 @@ class DecodedImages:
             warnings.warn(f"image {name!r} of {self.name} cannot be read and is skipped: {why}.", stacklevel=3)
 
 
-def requests(batches: Iterator[list[int]]) -> Iterator[list[tuple[int, int]]]:
-    """Batches of positions -> batches of (place, position), places counted from 0."""
-    places = itertools.count()
+def requests(batches: Iterator[list[int]], first: int) -> Iterator[list[tuple[int, int]]]:
+    """Batches of positions -> batches of (place, position), places counted from `first`."""
+    places = itertools.count(first)
     for positions in batches:
         yield [(next(places), position) for position in positions]
 

@@ -4,14 +4,16 @@ A folder: `model.safetensors` and `config.json` are timm's `local-dir:` layout, 
 `state.json` are for resuming; `MANIFEST.json` has the SHA-256 of each. Written beside and committed by renaming the
 folder, so that a checkpoint exists whole or not at all. Nothing is pickled.
 
-No random state is stored: every epoch seeds its generators from (seed, epoch), so an epoch can be run again alone.
+No random state is stored: every step seeds the generators from (seed, epoch, step, process), so that training can go
+on from anywhere. `epoch-NNNN` is after so many epochs; `partial-EPOCH-STEP` is inside one, written when a run is
+stopped or every `recovery_interval` steps.
 """
 
 import json
 import secrets
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,90 +23,122 @@ from torch import Tensor, nn
 
 from attnprobe.core import fs
 from attnprobe.core.errors import CheckpointError
-from attnprobe.core.run import MANIFEST, Run, manifest_of
+from attnprobe.core.run import MANIFEST, Run, damaged_files, manifest_of
+
+PARTIAL = "partial-"
 
 
 @dataclass(slots=True)
 class Progress:
-    """How far a run has come: `epoch` epochs are done; `best` is the best validation accuracy, at `best_epoch`."""
+    """How far a run has come.
+
+    Attributes:
+        epoch: epochs done; `step` batches of the next one are done, too, with the sum of their losses `loss`.
+        best: the best validation accuracy, after `best_epoch` epochs.
+    """
 
     epoch: int = 0
     best: float = -1.0
     best_epoch: int = 0
+    step: int = 0
+    loss: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Learner:
+    """Everything that changes in training.
+
+    Attributes:
+        model: the module that is trained.
+        deployed: what users load: its moving average, or itself.
+    """
+
+    model: nn.Module
+    deployed: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
 
 
 def save_checkpoint(
-    run: Run,
-    progress: Progress,
-    *,
-    model: nn.Module,
-    deployed: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    config_json: Mapping[str, Any],
-    keep: int,
+    run: Run, progress: Progress, learner: Learner, *, config_json: Mapping[str, Any], keep: int
 ) -> None:
     """Commit the state after `progress.epoch` epochs, then drop old ones, keeping the last `keep` and the best.
 
     Args:
-        model: the module that is trained; `deployed` is what users load (its moving average, or itself).
         config_json: timm's config.json of the model.
 
     Raises:
         WorkError: the disk is full or fails; earlier checkpoints stay as they are.
     """
-    tensors, plain = _optimizer_state(optimizer)
-    tensors |= {f"model/{name}": value for name, value in model.state_dict().items()}
-    state = {
-        "epoch": progress.epoch,
-        "best": progress.best,
-        "best_epoch": progress.best_epoch,
-        "optimizer": plain,
-        "scaler": scaler.state_dict(),
-    }
-    files = {
-        "model.safetensors": _to_bytes(deployed.state_dict(), {"format": "pt"}),
-        "config.json": json.dumps(config_json, indent=1).encode(),
-        "train_state.safetensors": _to_bytes(tensors),
-        "state.json": json.dumps(state).encode(),
-    }
-    files[MANIFEST] = manifest_of(files)
     with fs.as_work_error(f"writing the checkpoint of epoch {progress.epoch}"):
-        _commit(run.checkpoint(progress.epoch), files)
+        _commit(run.checkpoint(progress.epoch), _files(progress, learner, config_json))
     for epoch in run.epochs()[:-keep]:
         if epoch != progress.best_epoch:
             _remove(run.checkpoint(epoch))
+    _remove_partials(run)
 
 
-def load_checkpoint(
-    run: Run,
-    *,
-    model: nn.Module,
-    deployed: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-) -> Progress | None:
-    """Put the newest intact checkpoint of `run` into these objects; None if there is none.
+def save_partial(run: Run, progress: Progress, learner: Learner, *, config_json: Mapping[str, Any]) -> None:
+    """Commit the state inside an epoch, after `progress.step` of its batches; the one before is dropped.
+
+    Raises:
+        WorkError: as `save_checkpoint`.
+    """
+    name = f"{PARTIAL}{progress.epoch:04d}-{progress.step:08d}"
+    older = list(run.checkpoints.glob(f"{PARTIAL}*"))
+    with fs.as_work_error(f"writing the checkpoint inside epoch {progress.epoch + 1}"):
+        _commit(run.checkpoints / name, _files(progress, learner, config_json))
+    for folder in older:
+        if folder.name != name:
+            _remove(folder)
+
+
+def load_checkpoint(run: Run, learner: Learner) -> Progress:
+    """Put the newest intact checkpoint of `run` into `learner`; a fresh `Progress` if there is none.
 
     Raises:
         CheckpointError: the checkpoint is of another model.
     """
-    folder = run.latest_checkpoint()
+    folder = _newest(run)
     if folder is None:
-        return None
+        return Progress()
     state = json.loads((folder / "state.json").read_text())
     tensors = load_file(folder / "train_state.safetensors")
     weights = {name.removeprefix("model/"): v for name, v in tensors.items() if name.startswith("model/")}
     try:
-        model.load_state_dict(weights, strict=True)
-        if deployed is not model:
-            deployed.load_state_dict(load_file(folder / "model.safetensors"), strict=True)
+        learner.model.load_state_dict(weights, strict=True)
+        if learner.deployed is not learner.model:
+            learner.deployed.load_state_dict(load_file(folder / "model.safetensors"), strict=True)
     except RuntimeError as error:
         raise CheckpointError(f"{folder} is of another model; train into a new folder (-o).") from error
-    _restore_optimizer(optimizer, tensors, state["optimizer"])
+    _restore_optimizer(learner.optimizer, tensors, state["optimizer"])
     if state.get("scaler"):
-        scaler.load_state_dict(state["scaler"])
-    return Progress(state["epoch"], state["best"], state["best_epoch"])
+        learner.scaler.load_state_dict(state["scaler"])
+    return Progress(**{name: state[name] for name in ("epoch", "best", "best_epoch", "step", "loss") if name in state})
+
+
+def _newest(run: Run) -> Path | None:
+    """The newest intact checkpoint: one inside the epoch that follows the last whole one goes first."""
+    whole = run.latest_checkpoint()
+    epoch = int(whole.name.rpartition("-")[2]) if whole else 0
+    for folder in sorted(run.checkpoints.glob(f"{PARTIAL}{epoch:04d}-*"), reverse=True):
+        if not damaged_files(folder):
+            return folder
+    return whole
+
+
+def _files(progress: Progress, learner: Learner, config_json: Mapping[str, Any]) -> dict[str, bytes]:
+    """A checkpoint's files by name."""
+    tensors, plain = _optimizer_state(learner.optimizer)
+    tensors |= {f"model/{name}": value for name, value in learner.model.state_dict().items()}
+    state = {**asdict(progress), "optimizer": plain, "scaler": learner.scaler.state_dict()}
+    files = {
+        "model.safetensors": _to_bytes(learner.deployed.state_dict(), {"format": "pt"}),
+        "config.json": json.dumps(config_json, indent=1).encode(),
+        "train_state.safetensors": _to_bytes(tensors),
+        "state.json": json.dumps(state).encode(),
+    }
+    return {**files, MANIFEST: manifest_of(files)}
 
 
 def _commit(final: Path, files: Mapping[str, bytes]) -> None:
@@ -128,6 +162,11 @@ def _remove(folder: Path) -> None:
     doomed = fs.temporary_in(folder.parent)
     fs.rename(folder, doomed)
     shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _remove_partials(run: Run) -> None:
+    for folder in run.checkpoints.glob(f"{PARTIAL}*"):
+        _remove(folder)
 
 
 def remove_unfinished(run: Run) -> None:

@@ -38,7 +38,7 @@ class TrainConfig:
     """Where the data set lives; only for sets that are read from disk."""
 
     batch_size: int = 64
-    """Images per process and step."""
+    """Images per process and step. A last batch of an epoch with fewer images than processes is left out."""
 
     bad_images: Literal["refuse", "skip"] = "refuse"
     workers: int = 0
@@ -173,6 +173,9 @@ class TrainConfig:
     grad_checkpointing: bool = False
     """Trade memory for a second forward pass of each block."""
 
+    sync_bn: bool = False
+    """Batch norm over all processes' images rather than each one's own; re-attention and Refiner normalise maps so."""
+
     torchcompile: bool = False
     device: str = "auto"
     threads: int | None = None
@@ -180,6 +183,9 @@ class TrainConfig:
     gain a third on an idle machine and lose a factor of 30 on a busy one (2 cores, width 96, batch 64)."""
 
     seed: int = 42
+    recovery_interval: int = 0
+    """Also write a checkpoint every so many steps inside an epoch; 0 for none."""
+
     keep_checkpoints: int = 2
     """How many of the last checkpoints stay on disk, beside the best one."""
 

@@ -1,7 +1,5 @@
 """The training loop, in reading order."""
 
-import csv
-import io
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -9,10 +7,10 @@ from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from typing import Any
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from timm.utils import ModelEmaV3, dispatch_clip_grad
-from torch import Tensor, nn
+from torch import nn
 
 from attnprobe.core import fs
 from attnprobe.core.errors import InputError, WorkError
@@ -20,15 +18,27 @@ from attnprobe.core.images import ImageSource
 from attnprobe.core.progress import progress as progress_bar
 from attnprobe.core.run import Run
 from attnprobe.training.augment import Augmentation, AugmentConfig
-from attnprobe.training.checkpoint import Progress, load_checkpoint, remove_unfinished, save_checkpoint
+from attnprobe.training.checkpoint import (
+    Learner,
+    load_checkpoint,
+    remove_unfinished,
+    save_checkpoint,
+    save_partial,
+)
 from attnprobe.training.config import TrainConfig
 from attnprobe.training.cosine_regulariser import cosine_penalty, listening
+from attnprobe.training.devices import amp_dtype, pick_device
+from attnprobe.training.evaluate import evaluate
+from attnprobe.training.log import LOG_FIELDS, read_log, write_log
 from attnprobe.training.mix import Mix
 from attnprobe.training.objective import classification_loss
 from attnprobe.training.optimisation import build_optimizer, build_schedule, freeze
+from attnprobe.training.processes import Processes, processes
+from attnprobe.training.stopping import StopRequest, stop_requests
 from attnprobe.training.transforms import train_transform
 
-LOG_FIELDS: tuple[str, ...] = ("epoch", "lr", "train_loss", "val_loss", "val_top1", "seconds")
+Watch = Callable[[int, nn.Module, float], str]
+"""Called after each epoch with the number of epochs done, the model as it is deployed, and the epoch's seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,90 +60,124 @@ def train(
     run: Run,
     *,
     config_json: Mapping[str, Any],
-    watch: Callable[[int, nn.Module, float], str] | None = None,
+    watch: Watch | None = None,
 ) -> TrainResult:
     """Train `model` on `images`; goes on from the newest checkpoint in `run` if there is one.
 
-    Every epoch ends with a validation, a row of log.csv and a committed checkpoint, so a killed run loses at most
-    one epoch and, on a CPU, ends with the same weights as one that was never stopped.
+    Every epoch ends with a validation, a row of log.csv and a committed checkpoint; SIGTERM and Ctrl-C commit one
+    after the step they come in. A run that was stopped or killed ends, on a CPU, with the same weights and log as one
+    that was not. Under torchrun, all processes work on every batch; `config.batch_size` is each one's.
 
     Args:
         model: any classifier; moved to the device `config.device` names.
         images, val_images: what to train and validate on.
         run: the directory for the log and the checkpoints.
         config_json: timm's config.json of the model, saved beside the weights.
-        watch: called after each epoch with the number of epochs done, the model as it is deployed, and the seconds the
-            epoch took; what it returns is shown beside the progress bar.
+        watch: looks at the model after each epoch; what it returns is shown beside the progress bar.
 
     Raises:
         InputError: no training image, or labels the model has no class for.
-        WorkError: the loss is not finite, or the disk fails; the last good checkpoint is named.
+        WorkError: the loss is not finite, the disk fails, or another process is lost; run the same command again.
+        Stopped: on SIGTERM.
     """
-    device = pick_device(config.device)
+    with processes(pick_device(config.device)) as group, stop_requests() as stop:
+        return _train(model, images, val_images, config, run, config_json, watch, group, stop)
+
+
+def _train(
+    model: Any,
+    images: Any,
+    val_images: ImageSource,
+    config: TrainConfig,
+    run: Run,
+    config_json: Mapping[str, Any],
+    watch: Watch | None,
+    group: Processes,
+    stop: StopRequest,
+) -> TrainResult:
+    device = group.device
     if len(images) == 0 or not images.class_names:
         raise InputError(f"{images.name} has {len(images)} images and {len(images.class_names)} classes; cannot train.")
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
-    model = model.to(device).to(memory_format=layout)  # type: ignore[call-overload]
+    model = model.to(device).to(memory_format=layout)
     freeze(model, config.freeze)
-    steps_per_epoch = math.ceil(len(images) / config.batch_size)
+    if config.grad_checkpointing:
+        _switch_on_checkpointing(model)
+    ema = None
+    if config.model_ema:
+        ema = ModelEmaV3(model, decay=config.model_ema_decay, use_warmup=config.model_ema_warmup)
+    parallel = group.parallel(model, sync_bn=config.sync_bn)
+
+    batch_size = config.batch_size * group.world
+    steps_per_epoch = len(images) // batch_size + (len(images) % batch_size >= group.world)
     updates_per_epoch = math.ceil(steps_per_epoch / config.grad_accum_steps)
-    optimizer = build_optimizer(model, config, images_per_step=config.batch_size * config.grad_accum_steps)
+    optimizer = build_optimizer(model, config, images_per_step=batch_size * config.grad_accum_steps)
     scheduler, epochs = build_schedule(optimizer, config, updates=updates_per_epoch)
-    average = {"decay": config.model_ema_decay, "use_warmup": config.model_ema_warmup}
-    ema = ModelEmaV3(model, **average) if config.model_ema else None
-    deployed = ema.module if ema else model
-    amp_dtype = _amp_dtype(config, device)
-    autocast = torch.autocast(device.type, amp_dtype) if amp_dtype else nullcontext()
-    scaler = torch.amp.GradScaler(device.type, enabled=amp_dtype is torch.float16)
+    precision = amp_dtype(config, device)
+    autocast = torch.autocast(device.type, precision) if precision else nullcontext()
+    scaler = torch.amp.GradScaler(device.type, enabled=precision is torch.float16)
+
     augmenting = AugmentConfig(**{field.name: getattr(config, field.name) for field in fields(AugmentConfig)})
     augmentation = Augmentation(augmenting, images.spec)
     mix = Mix(augmenting, len(images.class_names)) if config.mixup or config.cutmix or config.cutmix_minmax else None
     by_workers = train_transform(augmenting, images.spec) if hasattr(images, "augmented") else None
-    if config.grad_checkpointing:
-        _switch_on_checkpointing(model)
 
-    with fs.as_work_error(f"starting the run in {run.path}"):
-        fs.make_folder(run.path)
-    remove_unfinished(run)
-    resumed = load_checkpoint(run, model=model, deployed=deployed, optimizer=optimizer, scaler=scaler)
-    progress = resumed or Progress()
+    if group.is_first:
+        with fs.as_work_error(f"starting the run in {run.path}"):
+            fs.make_folder(run.path)
+        remove_unfinished(run)
+    group.wait()
+    learner = Learner(model, ema.module if ema else model, optimizer, scaler)
+    progress = load_checkpoint(run, learner)
     log = read_log(run)[: progress.epoch]
 
     seen = ""
     regularised = listening(model, config.cos_reg_component + 1) if config.cos_reg_component else nullcontext()
-    total_steps, done = epochs * steps_per_epoch, progress.epoch * steps_per_epoch
-    with regularised as listener, progress_bar(config.model, total_steps, done=done) as advance:
-        trained = torch.compile(model) if config.torchcompile else model
+    total, done = epochs * steps_per_epoch, progress.epoch * steps_per_epoch + progress.step
+    with regularised as listener, progress_bar(config.model, total, done=done) as advance:
+        trained = torch.compile(parallel) if config.torchcompile else parallel
         for epoch in range(progress.epoch, epochs):
             if config.early_stop is not None and epoch - progress.best_epoch >= config.early_stop:
                 break
             started = time.monotonic()
-            torch.manual_seed(config.seed + 1_000_003 * (epoch + 1))  # all randomness of an epoch follows from this
             model.train()
             scheduler.step(epoch)
-            total_loss = torch.zeros((), device=device)
-            mixing = mix if not 0 < config.mixup_off_epoch <= epoch else None
-            source: Any = images
-            if by_workers:  # pictures are augmented where they are decoded, at their full size
-                source = source.augmented(by_workers, (config.seed, epoch))
+            scheduler.step_update(epoch * updates_per_epoch + max(progress.step - 1, 0) // config.grad_accum_steps)
+            _seed(config.seed, epoch)
             order = _order(len(images), config.aug_repeats)
-            for step, batch in enumerate(source.batches(config.batch_size, device=device, order=order)):
+            total_loss = torch.tensor(progress.loss, device=device)
+            mixing = mix if not 0 < config.mixup_off_epoch <= epoch else None
+            source = images
+            if by_workers:  # pictures are augmented where they are decoded, at their full size
+                done = progress.step * config.batch_size
+                source = images.augmented(by_workers, (config.seed, epoch, group.rank), first=done)
+            shares = [
+                group.share(order[step * batch_size : (step + 1) * batch_size]) for step in range(steps_per_epoch)
+            ]
+            remaining = [position for share in shares[progress.step :] for position in share]
+            for step, batch in enumerate(
+                source.batches(config.batch_size, device=device, order=remaining), progress.step
+            ):
                 update, part = divmod(step, config.grad_accum_steps)
                 parts = min(config.grad_accum_steps, steps_per_epoch - update * config.grad_accum_steps)
                 update += epoch * updates_per_epoch
                 scheduler.step_update(update)
+                _seed(config.seed, epoch, step, group.rank)  # all randomness of a step follows from this
                 pixels, targets = batch.pixels, batch.labels
                 if not by_workers:
                     pixels = augmentation.picture(pixels)
                 if mixing:
                     pixels, targets = mixing(pixels, targets)
                 pixels = augmentation.erase(pixels).contiguous(memory_format=layout)
-                with autocast:
-                    loss = classification_loss(trained(pixels), targets, config)
-                    if listener:
-                        loss = loss + config.cos_reg_weight * cosine_penalty(listener.take(), config.cos_reg_dim)
-                scaler.scale(loss / parts).backward()
-                if part == parts - 1:
+                last_part = part == parts - 1
+                with nullcontext() if last_part else group.without_averaging(parallel):
+                    with autocast:
+                        loss = classification_loss(trained(pixels), targets, config)
+                        if listener:
+                            loss = loss + config.cos_reg_weight * cosine_penalty(listener.take(), config.cos_reg_dim)
+                    n = min(batch_size, len(images) - step * batch_size)
+                    scaler.scale(loss * (len(batch.ids) * group.world / n / parts)).backward()
+                if last_part:
                     if config.clip_grad is not None:
                         scaler.unscale_(optimizer)
                         dispatch_clip_grad(model.parameters(), config.clip_grad, mode=config.clip_mode)
@@ -145,76 +189,45 @@ def train(
                 total_loss += loss.detach() * len(batch.ids)
                 advance(1, f"epoch {epoch + 1}/{epochs}  best {max(progress.best, 0):.1%}  {seen}".rstrip())
 
-            train_loss = total_loss.item() / len(images)
+                stopping = last_part and (group.world == 1 or update % 10 == 0) and group.any(stop.signal is not None)
+                due = last_part and config.recovery_interval and (step + 1) % config.recovery_interval < parts
+                if stopping or due:
+                    progress.step, progress.loss = step + 1, group.total(total_loss).item() / group.world
+                    if group.is_first:
+                        save_partial(run, progress, learner, config_json=config_json)
+                    if stopping:
+                        stop.end()
+
+            train_loss = group.total(total_loss).item() / len(images)
             if not math.isfinite(train_loss):
                 kept, lower = run.latest_checkpoint(), optimizer.param_groups[0]["lr"] / 3
                 raise WorkError(
                     f"the training loss is {train_loss} in epoch {epoch + 1}; lower --set lr={lower:.2g}. "
                     f"Last good checkpoint: {kept or 'none'}."
                 )
-            val_loss, top1 = evaluate(deployed, val_images, batch_size=config.batch_size * 2, device=device)
-            progress.epoch = epoch + 1
+            trained_seconds = time.monotonic() - started
+            val_loss, top1 = evaluate(
+                learner.deployed, val_images, batch_size=2 * config.batch_size, device=device, processes=group
+            )
+            progress.epoch, progress.step, progress.loss = epoch + 1, 0, 0.0
             if top1 > progress.best:
                 progress.best, progress.best_epoch = top1, progress.epoch
-            lr = optimizer.param_groups[0]["lr"]
-            row = (progress.epoch, lr, train_loss, val_loss, top1, time.monotonic() - started)
+            seconds, speed = time.monotonic() - started, len(images) / trained_seconds
+            row = (progress.epoch, optimizer.param_groups[0]["lr"], train_loss, val_loss, top1, seconds, speed)
             log.append(dict(zip(LOG_FIELDS, row, strict=True)))
-            write_log(run, log)
-            seen = watch(progress.epoch, deployed, time.monotonic() - started) if watch else ""
-            save_checkpoint(
-                run,
-                progress,
-                model=model,
-                deployed=deployed,
-                optimizer=optimizer,
-                scaler=scaler,
-                config_json=config_json,
-                keep=config.keep_checkpoints,
-            )
+            if group.is_first:
+                write_log(run, log)
+                seen = watch(progress.epoch, learner.deployed, seconds) if watch else ""
+                save_checkpoint(run, progress, learner, config_json=config_json, keep=config.keep_checkpoints)
+            group.wait()
+            if group.any(stop.signal is not None) and progress.epoch < epochs:
+                stop.end()
     return TrainResult(run, log[-1]["val_top1"], progress.best, progress.best_epoch, tuple(log))
 
 
-@torch.inference_mode()
-def evaluate(model: nn.Module, images: ImageSource, *, batch_size: int, device: torch.device) -> tuple[float, float]:
-    """Mean cross-entropy (nats) and top-1 accuracy (in [0, 1]) of `model` on `images`."""
-    model.eval()
-    loss = torch.zeros((), device=device, dtype=torch.float64)
-    correct = torch.zeros((), device=device, dtype=torch.int64)
-    n = 0
-    for batch in images.batches(batch_size, device=device):
-        logits: Tensor = model(batch.pixels).float()
-        loss += F.cross_entropy(logits, batch.labels, reduction="sum")
-        correct += (logits.argmax(-1) == batch.labels).sum()
-        n += len(batch.ids)
-    if n == 0:
-        raise InputError(f"{images.name} has no image to validate on.")
-    return loss.item() / n, correct.item() / n
-
-
-def pick_device(name: str) -> torch.device:
-    """The device called `name`; "auto" takes a GPU if there is one.
-
-    Raises:
-        InputError: this machine has no such device.
-    """
-    if name == "auto":
-        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        return accelerator or torch.device("cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"no device {name!r} here ({str(error).splitlines()[0]}); try --device cpu.") from error
-    return device
-
-
-def _amp_dtype(config: TrainConfig, device: torch.device) -> torch.dtype | None:
-    """What autocast computes in; None for float32, as always on a CPU."""
-    if not config.amp or device.type == "cpu":
-        return None
-    if config.amp_dtype == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
-        return torch.float16
-    return getattr(torch, config.amp_dtype)
+def _seed(*numbers: int) -> None:
+    """Seed every generator PyTorch has from these numbers."""
+    torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]))
 
 
 def _order(n: int, repeats: int) -> list[int]:
@@ -227,22 +240,3 @@ def _switch_on_checkpointing(model: Any) -> None:
     if not hasattr(model, "set_grad_checkpointing"):
         raise InputError(f"{type(model).__name__} has no gradient checkpointing; leave grad_checkpointing out.")
     model.set_grad_checkpointing()
-
-
-def read_log(run: Run) -> list[dict[str, float]]:
-    """The rows of log.csv; none if there is no log yet."""
-    if not run.log.exists():
-        return []
-    with run.log.open(newline="") as file:
-        rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
-    return [{**row, "epoch": int(row["epoch"])} for row in rows]
-
-
-def write_log(run: Run, rows: list[dict[str, float]]) -> None:
-    """Replace log.csv by these rows, whole or not at all."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(LOG_FIELDS), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    with fs.as_work_error("writing log.csv"):
-        fs.write_file(run.log, text.getvalue().encode(), overwrite=True)

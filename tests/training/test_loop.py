@@ -2,8 +2,10 @@
 
 import csv
 import json
+import random
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -28,16 +30,40 @@ def config(**options):
     return TrainConfig(**{**defaults, **options})
 
 
-def run_training(path, config, limit=192):
+class InDouble:
+    """The same images with float64 pixels."""
+
+    def __init__(self, source):
+        self.source = source
+
+    def __len__(self):
+        return len(self.source)
+
+    def __getattr__(self, name):
+        return getattr(self.source, name)
+
+    def batches(self, *args, **kwargs):
+        for batch in self.source.batches(*args, **kwargs):
+            yield replace(batch, pixels=batch.pixels.double())
+
+
+def run_training(path, config, limit=192, double=False):
     options = {**OPTIONS, "drop_path_rate": config.drop_path}
     model = build_model(config.model, seed=config.seed, **options)
     sets = [load_images("digits", split, spec=SPEC, limit=limit) for split in ("train", "val")]
     cfg = config_json(config.model, model, OPTIONS)
+    if double:
+        model, sets = model.double(), [InDouble(source) for source in sets]
     return train(model, *sets, config, Run(path), config_json=cfg)
 
 
 def weights(run):
     return load_model(run.path).state_dict()
+
+
+def losses(result):
+    """The log without what depends on the clock."""
+    return [{k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in result.log]
 
 
 def test_a_stopped_run_ends_with_the_same_bits_as_an_unbroken_one(tmp_path):
@@ -65,8 +91,7 @@ def test_a_stopped_run_ends_with_the_same_bits_as_an_unbroken_one(tmp_path):
     resumed = run_training(tmp_path / "broken", config())
     one, two = weights(whole.run), weights(resumed.run)
     assert one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one)
-    strip = [[{k: v for k, v in row.items() if k != "seconds"} for row in r.log] for r in (whole, resumed)]
-    assert strip[0] == strip[1]
+    assert losses(whole) == losses(resumed)
 
 
 def test_the_last_and_the_best_checkpoints_are_kept_and_whole(tmp_path):
@@ -201,6 +226,74 @@ def test_kill_9_while_writing_a_checkpoint_loses_nothing(tmp_path, fault):
     one, two = weights(resumed.run), weights(whole.run)
     assert all(torch.equal(one[k], two[k]) for k in one)
     assert not list(resumed.run.checkpoints.glob(".tmp-*"))
+
+
+SIGNALLED = """
+import os, signal, sys
+from pathlib import Path
+import attnprobe.training.loop as loop
+from attnprobe.core.errors import Stopped
+from tests.training.test_loop import config, run_training
+
+step, number = int(sys.argv[2]), getattr(signal, sys.argv[3])
+original, calls = loop.classification_loss, []
+def loss_and_signal(*arguments):
+    calls.append(1)
+    if len(calls) == step:
+        os.kill(os.getpid(), number)
+    return original(*arguments)
+loop.classification_loss = loss_and_signal
+try:
+    run_training(Path(sys.argv[1]), config(epochs=3, grad_accum_steps=2, batch_size=16), 128)
+except Stopped:
+    sys.exit(75)
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+
+
+@pytest.mark.parametrize(("step", "number", "code"), [(3, "SIGTERM", 75), (12, "SIGINT", 130), (8, "SIGTERM", 75)])
+def test_a_signal_saves_after_the_update_it_comes_in(tmp_path, step, number, code):
+    done = subprocess.run([sys.executable, "-c", SIGNALLED, str(tmp_path / "a"), str(step), number], check=False)
+    assert done.returncode == code
+    updated = step + step % 2
+    epoch = (updated - 1) // 8
+    saved = [folder.name for folder in Run(tmp_path / "a").checkpoints.glob("partial-*")]
+    assert saved == [f"partial-{epoch:04d}-{updated - 8 * epoch:08d}"]
+    options = config(epochs=3, grad_accum_steps=2, batch_size=16)
+    resumed, whole = run_training(tmp_path / "a", options, 128), run_training(tmp_path / "b", options, 128)
+    one, two = weights(resumed.run), weights(whole.run)
+    assert all(torch.equal(one[k], two[k]) for k in one) and losses(resumed) == losses(whole)
+    assert not list(resumed.run.checkpoints.glob("partial-*"))
+
+
+KILLED_INSIDE = """
+import sys, time, os, signal, threading
+from pathlib import Path
+from tests.training.test_loop import config, run_training
+threading.Timer(float(sys.argv[2]), lambda: os.kill(os.getpid(), signal.SIGKILL)).start()
+run_training(Path(sys.argv[1]), config(epochs=4, recovery_interval=2, batch_size=16), 128)
+os._exit(0)
+"""
+
+
+@pytest.mark.slow
+def test_twenty_kills_at_random_moments_change_nothing(tmp_path):
+    options = config(epochs=4, recovery_interval=2, batch_size=16)
+    whole = run_training(tmp_path / "whole", options, 128)
+    moments = random.Random(0)
+    killed = 0
+    for attempt in range(20):
+        moment = moments.uniform(0.2, 1.5)
+        path = tmp_path / f"run{attempt % 5}"
+        done = subprocess.run([sys.executable, "-c", KILLED_INSIDE, str(path), str(moment)], check=False)
+        killed += done.returncode == -9
+    assert killed > 5
+    for attempt in range(5):
+        resumed = run_training(tmp_path / f"run{attempt}", options, 128)
+        assert losses(resumed) == losses(whole)
+        one, two = weights(resumed.run), weights(whole.run)
+        assert all(torch.equal(one[k], two[k]) for k in one)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,32 @@
+"""What does training compute on, and in which precision?"""
+
+import torch
+
+from attnprobe.core.errors import InputError
+from attnprobe.training.config import TrainConfig
+
+
+def pick_device(name: str) -> torch.device:
+    """The device called `name`; "auto" takes a GPU if there is one.
+
+    Raises:
+        InputError: this machine has no such device.
+    """
+    if name == "auto":
+        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        return accelerator or torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"no device {name!r} here ({str(error).splitlines()[0]}); try --device cpu.") from error
+    return device
+
+
+def amp_dtype(config: TrainConfig, device: torch.device) -> torch.dtype | None:
+    """What autocast computes in; None for float32, as always on a CPU."""
+    if not config.amp or device.type == "cpu":
+        return None
+    if config.amp_dtype == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        return torch.float16
+    return getattr(torch, config.amp_dtype)

@@ -1,0 +1,38 @@
+"""How good is a model? Loss and accuracy on a set of images, each process taking its part."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from attnprobe.core.errors import InputError
+from attnprobe.core.images import ImageSource
+from attnprobe.training.processes import Processes
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module,
+    images: ImageSource,
+    *,
+    batch_size: int,
+    device: torch.device,
+    processes: Processes | None = None,
+) -> tuple[float, float]:
+    """Mean cross-entropy (nats) and top-1 accuracy (in [0, 1]) of `model` on `images`.
+
+    Raises:
+        InputError: there is no image.
+    """
+    model.eval()
+    processes = processes or Processes(device)
+    processes.same_buffers(model)
+    sums = torch.zeros(3, device=device, dtype=torch.float64)  # loss, right, images
+    for batch in images.batches(batch_size, device=device, order=processes.share(range(len(images)))):
+        logits: Tensor = model(batch.pixels).float()
+        loss = F.cross_entropy(logits, batch.labels, reduction="sum")
+        right = (logits.argmax(-1) == batch.labels).sum()
+        sums += torch.stack((loss.double(), right.double(), loss.new_tensor(len(batch.ids)).double()))
+    loss, right, n = processes.total(sums).tolist()
+    if n == 0:
+        raise InputError(f"{images.name} has no image to validate on.")
+    return loss / n, right / n

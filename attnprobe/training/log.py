@@ -1,0 +1,28 @@
+"""What is written down about every epoch? One row of log.csv."""
+
+import csv
+import io
+
+from attnprobe.core import fs
+from attnprobe.core.run import Run
+
+LOG_FIELDS: tuple[str, ...] = ("epoch", "lr", "train_loss", "val_loss", "val_top1", "seconds", "images_per_second")
+
+
+def read_log(run: Run) -> list[dict[str, float]]:
+    """The rows of log.csv; none if there is no log yet."""
+    if not run.log.exists():
+        return []
+    with run.log.open(newline="") as file:
+        rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    return [{**row, "epoch": int(row["epoch"])} for row in rows]
+
+
+def write_log(run: Run, rows: list[dict[str, float]]) -> None:
+    """Replace log.csv by these rows, whole or not at all."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(LOG_FIELDS), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    with fs.as_work_error("writing log.csv"):
+        fs.write_file(run.log, text.getvalue().encode(), overwrite=True)

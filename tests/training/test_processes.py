@@ -1,0 +1,109 @@
+"""Two processes train as one does with the same images per step."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from attnprobe.core.run import Run
+from attnprobe.training.processes import Processes
+from attnprobe.training.sync_bn import SharedBatchNorm
+from tests.training.test_loop import config, losses, run_training
+
+SCRIPT = """
+import json, sys
+from pathlib import Path
+from tests.training.test_loop import config, run_training
+run_training(Path(sys.argv[1]), config(**json.loads(sys.argv[2])), int(sys.argv[3]), double=True)
+"""
+
+SAME = {"drop_path": 0.0, "scale": [1.0, 1.0], "smoothing": 0.0, "epochs": 3, "warmup_epochs": 0, "threads": 1}
+
+
+def two_processes(tmp_path, options, limit, **more):
+    script = tmp_path / "run.py"
+    script.write_text(SCRIPT)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+               str(script), str(tmp_path / "two"), json.dumps(options), str(limit)]  # fmt: skip
+    env = {**os.environ, "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True, **more)
+
+
+@pytest.mark.parametrize(
+    ("model", "sync_bn"), [("vit_16_digits", False), ("deepvit_16_digits", True), ("refiner_16_digits", True)]
+)
+def test_two_ranks_equal_one_process_with_the_same_global_batch(tmp_path, model, sync_bn):
+    """In float64: three norms in a row multiply float32's rounding by hundreds, step by step."""
+    options = {**SAME, "model": model, "sync_bn": sync_bn, "scale": (1.0, 1.0), "epochs": 9}  # 54 steps
+    one = run_training(tmp_path / "one", config(**options, batch_size=32), 183, double=True)
+    process = two_processes(tmp_path, {**options, "batch_size": 16}, 183)
+    _, err = process.communicate()
+    assert process.returncode == 0, err
+    rows = [row.split(",") for row in Run(tmp_path / "two").log.read_text().splitlines()[1:]]
+    for row, expected in zip(rows, losses(one), strict=True):
+        assert float(row[2]) == pytest.approx(expected["train_loss"], abs=1e-5)
+        assert float(row[3]) == pytest.approx(expected["val_loss"], abs=2e-5)
+    final = [load_file(Run(p).latest_checkpoint() / "model.safetensors") for p in (one.run.path, tmp_path / "two")]
+    for name, value in final[0].items():
+        torch.testing.assert_close(final[1][name], value, rtol=1e-2, atol=1e-3, msg=name)
+
+
+def test_a_killed_process_ends_the_run_and_the_same_command_goes_on(tmp_path):
+    options = {**SAME, "model": "vit_16_digits", "batch_size": 8, "epochs": 3, "recovery_interval": 4}
+    process = two_processes(tmp_path, options, 512)
+    run = Run(tmp_path / "two")
+    deadline = time.monotonic() + 120
+    while not run.epochs() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    children = subprocess.run(
+        ["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True
+    ).stdout.split()
+    os.kill(int(children[-1]), signal.SIGKILL)
+    process.communicate(timeout=120)
+    assert process.returncode != 0
+    process = two_processes(tmp_path, options, 512)
+    _, err = process.communicate()
+    assert process.returncode == 0, err
+    resumed = load_file(run.latest_checkpoint() / "model.safetensors")
+    (tmp_path / "undisturbed").mkdir()
+    process = two_processes(tmp_path / "undisturbed", options, 512)
+    _, err = process.communicate()
+    assert process.returncode == 0, err
+    undisturbed = load_file(Run(tmp_path / "undisturbed" / "two").latest_checkpoint() / "model.safetensors")
+    assert all(torch.equal(resumed[name], undisturbed[name]) for name in undisturbed)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 5])
+@pytest.mark.parametrize("n", [5, 8, 17])
+def test_shares_cover_a_batch_once_and_hardly_differ(world, n):
+    shares = [Processes(torch.device("cpu"), rank, world).share(range(n)) for rank in range(world)]
+    assert [i for share in shares for i in share] == list(range(n))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_shared_batch_norm_of_one_process_is_batch_norm(monkeypatch):
+    monkeypatch.setattr("attnprobe.training.sync_bn.dist.all_reduce", lambda value: None)
+    monkeypatch.setattr("attnprobe.training.sync_bn.all_reduce", lambda value: value)
+    torch.manual_seed(0)
+    ours, theirs = SharedBatchNorm(3).double(), nn.BatchNorm2d(3).double()
+    with torch.no_grad():
+        for parameter in ours.parameters():
+            parameter.normal_()
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(4, 3, 5, 5, dtype=torch.float64, requires_grad=True)
+    y = x.detach().clone().requires_grad_()
+    cotangent = torch.randn(4, 3, 5, 5, dtype=torch.float64)
+    (ours(x) * cotangent).sum().backward()
+    (theirs(y) * cotangent).sum().backward()
+    torch.testing.assert_close(x.grad, y.grad)
+    torch.testing.assert_close(ours.weight.grad, theirs.weight.grad)
+    for name, buffer in theirs.named_buffers():
+        torch.testing.assert_close(dict(ours.named_buffers())[name], buffer)
+    torch.testing.assert_close(ours.eval()(x), theirs.eval()(x))
