@@ -55,16 +55,21 @@ class AttentionMaps:
     Attributes:
         values: [image, layer, head, query, key], a float type, no unit. At site "weights" every
             row over `key` sums to 1; at "scores" (before the softmax) and "effective" (after a
-            variant mixed its heads) it need not: see `stochastic`.
+            variant mixed its heads) it need not: see `stochastic`. Of maps of windows, W of Q queries
+            each, row w * Q + i is query i of window w, and the keys are those of its window.
         image_ids: one stable id per image, in order; joins maps to labels and pixels.
-        grid: which tokens are patches, and where they sit in the picture.
+        grid: which tokens are patches, and where they sit in the picture. Of the keys, where queries
+            are others; of the windows together; without patches where that is not known.
         site: where in the layer the matrix was read.
         is_effective: the values are also what is multiplied with V. True at site "effective", and
             at site "weights" of a layer that does not change its map after the softmax.
         stochastic: every row over `key` sums to 1 and no value is negative.
         layers: names of the layers, in order; empty if unknown.
-        stage: consecutive layers of equal shape and kind; a plain ViT has one, "trunk".
-        kind: what a map is: self, window, grid, class, pool, cross, channel.
+        stage: layers of equal shape and kind; a plain ViT has one, "trunk".
+        kind: what a map is: "self"; "window" or "grid" (self-attention inside a piece of the picture, or inside a
+            coarse grid over it); "pyramid" (queries or keys were pooled, Q != K); "class" (one query, the class
+            token); "pool" (a pooling head); "cross" (two sets of tokens); "channel" (keys or queries are
+            channels, not tokens).
         tokens: [image, layer, token, width], the output of each layer's block, if captured.
         outcome: labels and predictions of the images, if known.
 

@@ -31,6 +31,7 @@ class Metric:
         unit: "nats", "pixels" ... or "" for none.
         needs_stochastic: refuses maps whose rows do not sum to 1.
         needs_prefix: refuses maps without a class token or registers.
+        needs_square: refuses maps whose queries and keys are not both all tokens of the picture.
         summarise: (Measurement) -> dict of JSON-able derived numbers, such as counts.
         coords: (grid, **settings) -> labels of axes that are not plain indices.
         narrow_range: (stochastic, **settings) -> a value range tighter than `value_range`.
@@ -43,6 +44,7 @@ class Metric:
     unit: str = ""
     needs_stochastic: bool = False
     needs_prefix: bool = False
+    needs_square: bool = False
     sites: tuple[Site, ...] = ("weights", "effective")
     summarise: "Callable[[Measurement], dict[str, Any]] | None" = None
     coords: Callable[..., dict[str, list[Any]]] | None = None
@@ -90,8 +92,10 @@ class Metric:
             return "there is neither a class token nor a register"
         if "tokens" in self.parameters and maps.tokens is None:
             return "the block outputs were not captured: capture with tokens=True"
-        if "grid" in self.parameters and maps.kind != "self":
+        if ("grid" in self.parameters or self.needs_square) and maps.kind != "self":
             return f"queries and keys must be the tokens of the picture, not those of {maps.kind!r} maps"
+        if "grid" in self.parameters and not maps.grid.rows:
+            return "where its tokens sit in the picture is not known"
         return ""
 
     def accepts(self, maps: AttentionMaps) -> bool:

@@ -7,7 +7,7 @@ from attnprobe.core.errors import check_choice
 from attnprobe.core.measurement import metric
 
 
-@metric(axes=("layer", "head"), value_range=(1.0, None))
+@metric(axes=("layer", "head"), value_range=(1.0, None), needs_square=True)
 def effective_rank(maps: Tensor, *, order: int = 1) -> Tensor:
     """Effective rank of every attention map, from its singular values s.
 

@@ -15,7 +15,7 @@ def _range(stochastic: bool, center: str, **_: Any) -> tuple[float, float]:
     return (0.0, 1.0) if stochastic and center == "none" else (-1.0, 1.0)
 
 
-@metric(axes=("layer", "layer"), value_range=(-1.0, 1.0), narrow_range=_range)
+@metric(axes=("layer", "layer"), value_range=(-1.0, 1.0), needs_square=True, narrow_range=_range)
 def layer_similarity(maps: Tensor, *, axis: str = "key", center: str = "none", exclude_prefix: int = 0) -> Tensor:
     """Cosine similarity of attention columns, for every pair of layers.
 

@@ -11,7 +11,7 @@ def _range(stochastic: bool, norm: str) -> tuple[float, float | None]:
     return (0.0, 1.0) if norm == "frobenius" else (0.0, None)
 
 
-@metric(axes=("layer", "head"), value_range=(0.0, None), narrow_range=_range)
+@metric(axes=("layer", "head"), value_range=(0.0, None), needs_square=True, narrow_range=_range)
 def rank_residual(maps: Tensor, *, norm: str = "frobenius") -> Tensor:
     """Relative distance of an attention map from equal rows, the rank-one form 1 x^T.
 

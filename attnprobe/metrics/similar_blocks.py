@@ -65,7 +65,13 @@ def _summary(m: Measurement) -> dict[str, Any]:
     }
 
 
-@metric(axes=("threshold", "layer"), value_range=(0.0, 1.0), coords=_coords, summarise=_summary)
+@metric(
+    axes=("threshold", "layer"),
+    value_range=(0.0, 1.0),
+    needs_square=True,
+    coords=_coords,
+    summarise=_summary,
+)
 def similar_blocks(
     maps: Tensor,
     *,

@@ -143,14 +143,14 @@ class MapReader:
         """[image], softmax probability of the prediction, NaN where unknown."""
         return self.outcome.probability
 
-    def sites(self, stage: str = "trunk") -> tuple[Site, ...]:
-        """Sites stored for a stage, weights first."""
+    def sites(self, stage: str | None = None) -> tuple[Site, ...]:
+        """Sites stored for a stage (the first if None), weights first."""
         return tuple(d.name for d in self._stage(stage).maps)  # type: ignore[misc]
 
     def maps(
-        self, stage: str = "trunk", site: Site = "effective", images: slice | Sequence[int] = slice(None)
+        self, stage: str | None = None, site: Site = "effective", images: slice | Sequence[int] = slice(None)
     ) -> AttentionMaps:
-        """The maps of some images, in the order asked for.
+        """The maps of some images of a stage (the first if None), in the order asked for.
 
         Where the weights are what is multiplied with V, they are stored once and answer to both names.
 
@@ -164,7 +164,8 @@ class MapReader:
         if dataset is None and site == "effective" and weights is not None and weights.is_effective:
             dataset = weights
         if dataset is None or site == "tokens":
-            raise InputError(f"{self.path} has no {site!r} of stage {stage!r}.{did_you_mean(site, self.sites(stage))}")
+            known = did_you_mean(site, self.sites(stage))
+            raise InputError(f"{self.path} has no {site!r} of stage {layout.name!r}.{known}")
         everything = range(self.n_images)
         try:
             positions = everything[images] if isinstance(images, slice) else [everything[i] for i in images]
@@ -219,7 +220,8 @@ class MapReader:
             for start in range(piece.first, piece.first + piece.n_images, self.chunk_images)
         ]
 
-    def _stage(self, name: str) -> StageLayout:
+    def _stage(self, name: str | None) -> StageLayout:
+        name = self.stages[0] if name is None else name
         if name not in self._layouts:
             raise InputError(f"{self.path} has no stage {name!r}.{did_you_mean(name, self.stages)}")
         return self._layouts[name]
