@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from attnprobe.core.history import History
 from attnprobe.core.maps import TokenGrid
 from attnprobe.core.measurement import Measurement
 
@@ -45,6 +46,7 @@ class Examined:
         layers: names of the layers.
         grid: the tokens.
         pictures: a handful of images.
+        history: what the probe saw while it trained, if it was on.
         notes: sentences a reader must see beside the numbers ("trained for 6 epochs only (--fast)").
     """
 
@@ -55,4 +57,5 @@ class Examined:
     grid: TokenGrid
     certificate: Mapping[str, Any] = field(default_factory=dict)
     pictures: tuple[Picture, ...] = ()
+    history: History | None = None
     notes: tuple[str, ...] = ()

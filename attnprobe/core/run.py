@@ -31,6 +31,11 @@ class Run:
     def maps(self) -> Path:
         return self.path / "maps.h5"
 
+    @property
+    def probe(self) -> Path:
+        """The folder of what the probe saw while it trained."""
+        return self.path / "probe"
+
     def checkpoint(self, epoch: int) -> Path:
         """The folder of the checkpoint after `epoch` epochs."""
         return self.checkpoints / f"epoch-{epoch:04d}"

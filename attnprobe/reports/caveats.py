@@ -5,8 +5,9 @@ from collections.abc import Iterator
 
 from attnprobe.core.examined import Examined
 from attnprobe.core.measurement import Measurement
+from attnprobe.core.wording import blocks_text
 from attnprobe.plots.style import SITES
-from attnprobe.reports.numbers import blocks_text, ci_text, neighbour_mean, number
+from attnprobe.reports.numbers import ci_text, neighbour_mean, number
 from attnprobe.reports.sites import at_sites, changes_its_maps
 
 FEW_IMAGES = 16
@@ -16,6 +17,10 @@ FEW_IMAGES = 16
 def caveats(e: Examined, m: Measurement | None) -> Iterator[str]:
     """Sentences to show beside the verdict on `e`, which rests on the similar blocks `m`."""
     yield from e.notes
+    if e.history is not None and e.history.alarms:
+        first, *others = e.history.alarms
+        more = f"; {len(others)} more alarm{'s' if len(others) > 1 else ''} later" if others else ""
+        yield f"while it trained, from epoch {first.epoch}: {first.text}{more}."
     if m is not None and m.summary["count"]:
         if "untrained" not in m.baselines:
             yield "no untrained baseline: similar blocks may only mean maps that never left their near-uniform start."

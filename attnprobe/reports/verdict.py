@@ -5,9 +5,10 @@ from typing import Literal
 
 from attnprobe.core.examined import Examined
 from attnprobe.core.measurement import Measurement
+from attnprobe.core.wording import blocks_text
 from attnprobe.plots.style import SITES
 from attnprobe.reports.caveats import caveats, no_more_than_untrained
-from attnprobe.reports.numbers import blocks_text, ci_text
+from attnprobe.reports.numbers import ci_text
 from attnprobe.reports.sites import at_sites, at_softmax
 
 COMPARED = {

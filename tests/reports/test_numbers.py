@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 
 from attnprobe.reports.numbers import (
-    blocks_text,
     ci_text,
     interval,
     mean_of_cells,
@@ -45,19 +44,6 @@ def test_intervals_read_as_ranges_and_never_as_a_subtraction():
     assert interval(-0.5, 0.25) == "-0.500 to 0.250"
     assert interval(None, None) == interval(math.nan, 1.0) == ""
     assert ci_text([4, 6]) == " (95% CI 4–6)" and ci_text([None, None]) == ""
-
-
-@pytest.mark.parametrize(
-    ("blocks", "text"),
-    [
-        ([3], "block 3"),
-        ([3, 7], "blocks 3 and 7"),
-        ([3, 4, 5, 9], "blocks 3–5 and 9"),
-        ([1, 3, 8, 9], "blocks 1, 3 and 8–9"),
-    ],
-)
-def test_blocks_are_listed_in_words(blocks, text):
-    assert blocks_text(blocks) == text
 
 
 def test_neighbours_are_the_cells_next_to_the_diagonal():

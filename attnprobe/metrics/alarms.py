@@ -1,0 +1,147 @@
+"""When has attention gone wrong while a model trained? In words, with the numbers.
+
+Two opposite ways to fail: rows that look at one token (entropy collapse, which goes with unstable training:
+arXiv:2303.06296), and rows that look at all tokens alike, which is where a network starts. And the one that the suite
+is about: blocks that repeat the block before (arXiv:2103.11886). All thresholds are ours.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from attnprobe.core.history import Alarm, History
+from attnprobe.core.wording import blocks_text
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Thresholds:
+    """When to raise an alarm. Whether a block repeats the one before is up to the settings of `similar_blocks`."""
+
+    fall: float = 0.5
+    """Share of its highest entropy that a block has lost."""
+
+    peaked: float = 1.5
+    """Entropy collapse: rows look at fewer tokens than this, exp(entropy)."""
+
+    uniform: float = 0.98
+    """Near uniform: rows look at more than this share of the tokens. Log-normal weights of log-std 0.2 do; their cosine
+    with any others is 0.96, so such blocks are similar whatever they look at."""
+
+    settle: int = 5
+    """Epochs in which a network may still be as it started: near uniform, and therefore every block alike."""
+
+    def __post_init__(self) -> None:
+        if not (0 < self.fall < 1 and self.peaked > 1 and 0 < self.uniform < 1 and self.settle >= 0):
+            raise ValueError(f"{self} needs fall and uniform in (0, 1), peaked above 1 and settle of at least 0.")
+
+
+def alarms(history: History, thresholds: Thresholds = Thresholds()) -> tuple[Alarm, ...]:
+    """Everything that went wrong, in order; each kind of trouble once per block, when it began."""
+    found: list[Alarm] = []
+    for metric, entropy in history.blocks.items():
+        stage, _, name = metric.rpartition("/")
+        if name == "row_entropy" and metric in history.uniform:
+            ratio = history.blocks.get(f"{stage}/similar_blocks".lstrip("/"))
+            rho = history.settings.get(f"{stage}/similar_blocks".lstrip("/"), {}).get("rho", math.nan)
+            here = _Stage(history.epochs, entropy, history.uniform[metric], ratio, rho, thresholds)
+            where = f" (stage {stage})" if stage else ""
+            found += [Alarm(alarm.epoch, alarm.text + where) for alarm in here.alarms()]
+    return tuple(sorted(found, key=lambda alarm: alarm.epoch))
+
+
+@dataclass(frozen=True, slots=True)
+class _Stage:
+    """One stage of a model: epochs [epoch], entropy and ratio [epoch, block], uniform [block]: its entropy."""
+
+    epochs: np.ndarray
+    entropy: np.ndarray
+    uniform: np.ndarray
+    ratio: np.ndarray | None
+    rho: float
+    thresholds: Thresholds
+
+    def alarms(self) -> Iterator[Alarm]:
+        t = self.thresholds
+        tokens = np.exp(self.entropy)
+        highest = np.fmax.accumulate(self.entropy)
+        peaked = tokens < t.peaked
+        fallen = (self.entropy < (1 - t.fall) * highest) & ~_ever(peaked)
+        uniform = tokens > t.uniform * np.exp(self.uniform)
+        yield from self._news(~np.isfinite(self.entropy), self._not_finite)
+        yield from self._news(peaked, self._peaked)
+        yield from self._news(fallen, self._fallen)
+        yield from self._news(uniform & self._no_start(uniform), self._uniform)
+        if self.ratio is not None:
+            repeats = self.ratio > self.rho
+            yield from self._news(repeats & self._no_start(repeats) & ~uniform, self._repeats)
+
+    def _no_start(self, trouble: np.ndarray) -> np.ndarray:
+        """Where [epoch, block] is no mere beginning: it was well before, or has had its time."""
+        was_well = np.zeros_like(trouble)
+        was_well[1:] = _ever(~trouble)[:-1]
+        return was_well | (self.epochs >= self.thresholds.settle)[:, None]
+
+    def _news(self, trouble: np.ndarray, say: Callable[[int, Sequence[int]], str]) -> Iterator[Alarm]:
+        """An alarm for each row of [epoch, block] in which some block has this trouble for the first time."""
+        first = trouble & (trouble.cumsum(0) == 1)
+        for row in np.flatnonzero(first.any(1)):
+            yield Alarm(int(self.epochs[row]), say(int(row), np.flatnonzero(first[row]).tolist()))
+
+    def _not_finite(self, _row: int, blocks: Sequence[int]) -> str:
+        return f"the attention of {_text(blocks)} is not finite"
+
+    def _fallen(self, row: int, blocks: Sequence[int]) -> str:
+        worst, since = self._worst_fall(row, blocks)
+        now, before = self.entropy[row, worst], self.entropy[since, worst]
+        lost = f"{100 * (1 - now / before):.0f} % since epoch {self.epochs[since]} ({before:.2f} -> {now:.2f} nats)"
+        return f"row entropy of {_text(blocks)} fell {'' if len(blocks) == 1 else 'up to '}{lost}{_most(blocks, worst)}"
+
+    def _peaked(self, row: int, blocks: Sequence[int]) -> str:
+        worst, since = self._worst_fall(row, blocks)
+        return (
+            f"entropy collapse: rows of {_text(blocks)} look at {self._tokens(row, worst, since)}{_most(blocks, worst)}"
+        )
+
+    def _uniform(self, row: int, blocks: Sequence[int]) -> str:
+        worst = blocks[int(np.argmax(self.entropy[row, blocks]))]
+        since = int(np.nanargmin(self.entropy[: row + 1, worst]))
+        seen = self._tokens(row, worst, since)
+        return f"softmax attention of {_text(blocks)} is near uniform: rows look at {seen}{_most(blocks, worst)}"
+
+    def _tokens(self, row: int, block: int, since: int) -> str:
+        """What a block looks at now, and its entropy then, where that was another."""
+        now, before = (f"{self.entropy[when, block]:.2f}" for when in (row, since))
+        was = f", {before} at epoch {self.epochs[since]}" if before != now else ""
+        tokens, of = math.exp(self.entropy[row, block]), math.exp(self.uniform[block])
+        return f"{tokens:.1f} of {of:.0f} tokens (row entropy {now} nats{was})"
+
+    def _repeats(self, row: int, blocks: Sequence[int]) -> str:
+        assert self.ratio is not None
+        counts = (self.ratio > self.rho).sum(1)
+        fewest = int(np.argmin(counts[: row + 1]))
+        rose = counts[fewest] < counts[row]
+        change = f"{counts[fewest]} -> {counts[row]}" if rose else f"{counts[row]}"
+        verb = f"{'now' if rose else 'still'} repeat{'s' if len(blocks) == 1 else ''}"
+        since = f"since epoch {self.epochs[fewest]}"
+        return f"{_text(blocks)} {verb} the block before (similar blocks {change} of {self.ratio.shape[1]} {since})"
+
+    def _worst_fall(self, row: int, blocks: Sequence[int]) -> tuple[int, int]:
+        """The block whose entropy fell by the largest share, and the row in which it was highest."""
+        highest = np.nanmax(self.entropy[: row + 1, blocks], axis=0)
+        worst = blocks[int(np.nanargmin(self.entropy[row, blocks] / np.maximum(highest, 1e-9)))]
+        return worst, int(np.nanargmax(self.entropy[: row + 1, worst]))
+
+
+def _ever(trouble: np.ndarray) -> np.ndarray:
+    """[epoch, block]: then or before."""
+    return np.logical_or.accumulate(trouble)
+
+
+def _text(blocks: Sequence[int]) -> str:
+    return blocks_text([block + 1 for block in blocks])
+
+
+def _most(blocks: Sequence[int], worst: int) -> str:
+    return f", most in block {worst + 1}" if len(blocks) > 1 else ""
