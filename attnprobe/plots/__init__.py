@@ -18,9 +18,11 @@ from attnprobe.core.measurement import Measurement
 from attnprobe.core.registry import Registry
 from attnprobe.plots.attention_grid import attention_grid
 from attnprobe.plots.depth_curve import depth_curve
+from attnprobe.plots.filmstrip import filmstrip
 from attnprobe.plots.head_grid import head_grid
 from attnprobe.plots.layer_head import layer_head
 from attnprobe.plots.layer_matrix import layer_matrix
+from attnprobe.plots.onset import onset
 from attnprobe.plots.style import shared_limits
 from attnprobe.plots.threshold_curve import threshold_curve
 
@@ -65,9 +67,11 @@ __all__ = [
     "Plot",
     "attention_grid",
     "depth_curve",
+    "filmstrip",
     "head_grid",
     "layer_head",
     "layer_matrix",
+    "onset",
     "plot",
     "shared_limits",
     "threshold_curve",

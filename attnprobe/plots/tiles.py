@@ -21,14 +21,18 @@ class Tiles:
         n: how many.
         height: of one tile.
         most_columns: at most so many in a row.
+        in_a_row: exactly so many, if given: a strip, not a square.
     """
 
     n: int
     height: float = 1.0
     most_columns: int = 8
+    in_a_row: int | None = None
 
     @property
     def columns(self) -> int:
+        if self.in_a_row is not None:
+            return self.in_a_row
         return min(self.n, self.most_columns, math.ceil(math.sqrt(self.n * max(self.height, 0.5))))
 
     @property
