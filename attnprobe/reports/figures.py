@@ -23,6 +23,7 @@ from attnprobe.plots.depth_curve import by_depth
 from attnprobe.plots.style import SITES, colour_bar, colours, quantity
 from attnprobe.plots.tiles import Tiles
 from attnprobe.reports.drawing import GREY, Drawing, as_photograph, as_svg, canvas
+from attnprobe.reports.history import history_drawings
 from attnprobe.reports.numbers import neighbour_mean, number, settings_text
 from attnprobe.reports.sites import at_sites
 from attnprobe.reports.visible import short
@@ -35,11 +36,12 @@ MOST_PICTURES = 4
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """Figures that answer one question, and how to read them."""
+    """Figures that answer one question, how to read them, and what there is to say beside them."""
 
     title: str
     reading: str
     drawings: tuple[Drawing, ...]
+    sentences: tuple[str, ...] = ()
 
 
 def sections(runs: Sequence[Examined]) -> list[Section]:
@@ -75,6 +77,14 @@ def sections(runs: Sequence[Examined]) -> list[Section]:
             "Attention of the class token, or of the mean query where there is none, over the image: one tile per "
             "block, mean over heads; every run shows an image on the same colour scale.",
             tuple(_pictures(runs)),
+        ),
+        Section(
+            "What happened while it trained?",
+            "Measured on a few fixed images after some of the epochs. Each square compares all pairs of blocks after "
+            "one epoch. Networks start near uniform, and then every block repeats the one before; trouble is what "
+            "begins later, or stays.",
+            tuple(_histories(runs)),
+            tuple(_alarms(runs)),
         ),
     ]
     return [section for section in made if section.drawings]
@@ -229,6 +239,18 @@ def _pictures(runs: Sequence[Examined]) -> Iterator[Drawing]:
         limits = attention_limits([picture for _, picture in same])
         for name, picture in same:
             yield _picture(name, picture, limits)
+
+
+def _histories(runs: Sequence[Examined]) -> Iterator[Drawing]:
+    for name, e in zip(_short_names(runs), runs, strict=True):
+        if e.history is not None:
+            yield from history_drawings(name, e.history, WIDTH)
+
+
+def _alarms(runs: Sequence[Examined]) -> Iterator[str]:
+    for e in runs:
+        if e.history is not None:
+            yield from (f"{e.name}, epoch {alarm.epoch}: {alarm.text}." for alarm in e.history.alarms)
 
 
 def _picture(name: str, picture: Picture, limits: tuple[float, float]) -> Drawing:

@@ -17,7 +17,7 @@ SCHEMA_VERSION = 1
 
 
 def to_json(runs: Sequence[Examined]) -> str:
-    """{"format", "schema_version", "runs": [{name, verdict, info, certificate, notes, layers, grid, measurements}]}.
+    """{"format", "schema_version", "runs": [{name, verdict, info, certificate, layers, measurements, history, ...}]}.
 
     Arrays are nested lists over the axes named in "axes"; blocks and heads in words count from 1.
     """
@@ -39,6 +39,7 @@ def _run(e: Examined) -> dict[str, Any]:
         "layers": e.layers,
         "grid": asdict(e.grid),
         "measurements": {key: _measurement(m) for key, m in e.measurements.items()},
+        "history": None if e.history is None else asdict(e.history),
     }
 
 
