@@ -23,6 +23,7 @@ _WHERE = {
     # training
     "RECIPES": "attnprobe.training",
     "train": "attnprobe.pipeline",
+    "Probe": "attnprobe.probe",
     # capture and store
     "AttentionMaps": "attnprobe.core.maps",
     "TokenGrid": "attnprobe.core.maps",

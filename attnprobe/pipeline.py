@@ -21,9 +21,9 @@ from attnprobe.capture.capturing import capture as capture_maps
 from attnprobe.capture.recorder import SITES
 from attnprobe.core import fs
 from attnprobe.core.config import from_mapping, read_yaml, to_yaml
-from attnprobe.core.errors import AttnprobeError, InputError
-from attnprobe.core.examined import Examined, Picture
-from attnprobe.core.images import ImageSource, InputSpec
+from attnprobe.core.errors import InputError
+from attnprobe.core.examined import Examined
+from attnprobe.core.images import ImageSource
 from attnprobe.core.maps import AttentionMaps
 from attnprobe.core.progress import Advance, progress
 from attnprobe.core.run import Run
@@ -32,8 +32,11 @@ from attnprobe.data import load_images
 from attnprobe.metrics import METRICS, measure
 from attnprobe.models import build_model, input_spec, load_weights, read_checkpoint
 from attnprobe.models.describe import config_json, resolve_model
+from attnprobe.pictures import pictures_of
+from attnprobe.probe import Probe
 from attnprobe.reports import write_report
 from attnprobe.store import CapturePlan, MapReader, MapWriter, open_maps
+from attnprobe.store.history import read_history
 from attnprobe.training import TrainConfig, TrainResult, pick_device, read_recipe
 from attnprobe.training import train as run_training
 
@@ -75,8 +78,9 @@ def train(recipe: str | Path, out: Path, *, settings: dict[str, Any] | None = No
         for note in load_weights(model, start, name=config.model, new_head=True):
             warnings.warn(f"{start.path.name}: {note}.", stacklevel=2)
     facts = config_json(config.model, model, options)
+    probe = _probe(config, sets["val"], run) if config.probe_every else None
     with _threads(config.threads):
-        return run_training(model, sets["train"], sets["val"], config, run, config_json=facts)
+        return run_training(model, sets["train"], sets["val"], config, run, config_json=facts, watch=probe)
 
 
 def capture(
@@ -226,7 +230,8 @@ def examine(
         layers=first.layers,
         grid=first.grid,
         certificate=reader.attrs.get("certificate", {}),
-        pictures=_pictures(reader, pictures),
+        pictures=pictures_of(reader, pictures),
+        history=read_history(Run(path.parent).probe) if path == Run(path.parent).maps else None,
     )
 
 
@@ -311,6 +316,11 @@ def _model_options(config: TrainConfig) -> dict[str, Any]:
     return {**config.model_kwargs, **{name: value for name, value in named.items() if value}}
 
 
+def _probe(config: TrainConfig, images: ImageSource, run: Run) -> Probe:
+    epochs = config.epochs + config.cooldown_epochs
+    return Probe(images, run.probe, every=config.probe_every, epochs=epochs, budget=config.probe_budget)
+
+
 def _recipe_of(run: Path) -> dict[str, Any]:
     """The options a run was trained with; none for anything else."""
     config = Run(run).config
@@ -347,52 +357,3 @@ def _info(reader: MapReader) -> dict[str, Any]:
         info["accuracy"] = float((labels[known] == prediction[known]).mean())
         info["n_classes"] = len(config.get("class_names", ())) or None
     return info
-
-
-def _pictures(reader: MapReader, count: int) -> tuple[Picture, ...]:
-    """A few images, evenly spread over the file, with the attention they get; none if the data set is not at hand."""
-    config = reader.attrs.get("config", {})
-    reference, spec = config.get("images"), config.get("spec")
-    if not reference or not spec or not count:
-        return ()
-    spec = from_mapping(InputSpec, spec, source="maps file")
-    folder = reference["data_dir"] and Path(reference["data_dir"])
-    try:
-        source = load_images(
-            reference["data"],
-            reference["split"],
-            spec=spec,
-            data_dir=folder,
-            limit=reference["images"],
-            bad_images="skip",
-        )
-    except (AttnprobeError, OSError):
-        return ()
-    where = {image_id: position for position, image_id in enumerate(source.ids)}
-    chosen = [int(i) for i in np.linspace(0, len(reader) - 1, min(count, len(reader)))]
-    chosen = [i for i in chosen if reader.image_ids[i] in where]
-    if not chosen:
-        return ()
-    batch = next(source.batches(len(chosen), order=[where[reader.image_ids[i]] for i in chosen]))
-    pixels = (spec.restore(batch.pixels) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-    maps = reader.maps(site="weights", images=chosen)
-    grid = maps.grid
-    rows = maps.values[:, :, :, 0] if grid.n_prefix else maps.values.mean(3)  # [image, layer, head, key]
-    attention = rows[..., grid.n_prefix :].unflatten(-1, (grid.rows, grid.cols)).float().numpy()
-    names = config.get("class_names") or ()
-    told = maps.outcome
-
-    def class_name(index: int) -> str:
-        return names[index] if 0 <= index < len(names) else str(index) if index >= 0 else ""
-
-    return tuple(
-        Picture(
-            image_id=maps.image_ids[i],
-            pixels=pixels[i],
-            label=class_name(int(told.labels[i])) if told else "",
-            prediction=class_name(int(told.prediction[i])) if told else "",
-            probability=float(told.probability[i]) if told else float("nan"),
-            attention=attention[i],
-        )
-        for i in range(len(chosen))
-    )

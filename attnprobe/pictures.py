@@ -1,0 +1,62 @@
+"""Which images does a report show, and where does the model look in them?"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from attnprobe.core.config import from_mapping
+from attnprobe.core.errors import AttnprobeError
+from attnprobe.core.examined import Picture
+from attnprobe.core.images import InputSpec
+from attnprobe.data import load_images
+from attnprobe.store import MapReader
+
+
+def pictures_of(reader: MapReader, count: int) -> tuple[Picture, ...]:
+    """A few images, evenly spread over the file, with the attention they get; none if the data set is not at hand."""
+    config = reader.attrs.get("config", {})
+    reference, spec = config.get("images"), config.get("spec")
+    if not reference or not spec or not count:
+        return ()
+    spec = from_mapping(InputSpec, spec, source="maps file")
+    folder = reference["data_dir"] and Path(reference["data_dir"])
+    try:
+        source = load_images(
+            reference["data"],
+            reference["split"],
+            spec=spec,
+            data_dir=folder,
+            limit=reference["images"],
+            bad_images="skip",
+        )
+    except (AttnprobeError, OSError):
+        return ()
+    where = {image_id: position for position, image_id in enumerate(source.ids)}
+    chosen = [int(i) for i in np.linspace(0, len(reader) - 1, min(count, len(reader)))]
+    chosen = [i for i in chosen if reader.image_ids[i] in where]
+    if not chosen:
+        return ()
+    batch = next(source.batches(len(chosen), order=[where[reader.image_ids[i]] for i in chosen]))
+    pixels = (spec.restore(batch.pixels) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    maps = reader.maps(site="weights", images=chosen)
+    grid = maps.grid
+    rows = maps.values[:, :, :, 0] if grid.n_prefix else maps.values.mean(3)  # [image, layer, head, key]
+    attention = rows[..., grid.n_prefix :].unflatten(-1, (grid.rows, grid.cols)).float().numpy()
+    names = config.get("class_names") or ()
+    told = maps.outcome
+
+    def class_name(index: int) -> str:
+        return names[index] if 0 <= index < len(names) else str(index) if index >= 0 else ""
+
+    return tuple(
+        Picture(
+            image_id=maps.image_ids[i],
+            pixels=pixels[i],
+            label=class_name(int(told.labels[i])) if told else "",
+            prediction=class_name(int(told.prediction[i])) if told else "",
+            probability=float(told.probability[i]) if told else float("nan"),
+            attention=attention[i],
+        )
+        for i in range(len(chosen))
+    )
