@@ -77,7 +77,9 @@ def test_single_stages_keep_their_keys_and_others_carry_their_name():
     assert {"class/row_entropy", "class/head_divergence"} <= cait.keys() and "class/layer_similarity" not in cait
     swin = measure(captured(SWIN, 64), bootstrap=0)
     assert all(key.startswith(("stage1/", "stage2/")) for key in swin)
-    np.testing.assert_allclose(swin["stage1/row_entropy"].mean, np.log(16), rtol=0.05)
+    plain = np.log(16)  # nearly uniform over the 16 tokens of a window
+    shifted = (9 * np.log(16) + 6 * np.log(8) + np.log(4)) / 16  # of 16 windows 6 are cut in two by the edge, 1 in four
+    np.testing.assert_allclose(swin["stage1/row_entropy"].mean, [[plain] * 2, [shifted] * 2], rtol=1e-3)
 
 
 SQUARE = ("layer_similarity", "similar_blocks", "effective_rank", "rank_residual", "attention_distance")
