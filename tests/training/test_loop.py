@@ -48,7 +48,7 @@ class InDouble:
 
 
 def run_training(path, config, limit=192, double=False):
-    options = {**OPTIONS, "drop_path_rate": config.drop_path}
+    options = {**OPTIONS, "drop_path_rate": config.drop_path, "drop_rate": config.drop}
     model = build_model(config.model, seed=config.seed, **options)
     sets = [load_images("digits", split, spec=SPEC, limit=limit) for split in ("train", "val")]
     cfg = config_json(config.model, model, OPTIONS)
