@@ -57,6 +57,7 @@ def train(
     out: Annotated[Path, Short(aliases=["-o"])],
     data_dir: Path | None = None,
     set: Annotated[Repeated[tuple[str, ...]], Short(metavar="NAME=VALUE")] = (),
+    ignore_unknown: bool = False,
 ) -> None:
     """Train a model; the same command goes on where a stopped run ended.
 
@@ -64,21 +65,24 @@ def train(
 
     $ attnprobe train digits_vit_16 -o runs/vit
     $ attnprobe train digits_deepvit_16 -o runs/deep --set epochs=10 --set lr=1e-3
-    $ attnprobe train my_recipe.yaml -o runs/mine --data-dir ~/images
+    $ attnprobe train args.yaml -o runs/mine --data-dir ~/images
+    $ torchrun --nproc-per-node 4 -m attnprobe train deepvit_32 --data-dir ~/imagenet -o runs/deepvit_32
 
     Args:
-        recipe: name of a shipped recipe (`attnprobe list recipes`) or a YAML file.
+        recipe: name of a shipped recipe (`attnprobe list recipes`), or a YAML file of ours or for timm's train.py.
         out: the run's directory.
         data_dir: where the data set lives.
         set: an option that replaces the recipe's, named as in timm's train.py; repeat for several.
+        ignore_unknown: leave out options of the file that nobody knows.
     """
     from attnprobe import pipeline
     from attnprobe.core.config import parse_settings
 
     settings = parse_settings(set) | ({"data_dir": str(data_dir)} if data_dir else {})
-    result = pipeline.train(recipe, out, settings=settings)
-    print(f"{result.run.path}: top-1 {result.top1:.2%} after {len(result.log)} epochs, "
-          f"best {result.best:.2%} at epoch {result.best_epoch}")  # fmt: skip
+    result = pipeline.train(recipe, out, settings=settings, ignore_unknown=ignore_unknown)
+    if os.environ.get("RANK", "0") == "0":
+        print(f"{result.run.path}: top-1 {result.top1:.2%} after {len(result.log)} epochs, "
+              f"best {result.best:.2%} at epoch {result.best_epoch}")  # fmt: skip
 
 
 def capture(

@@ -3,9 +3,11 @@
 train -> a run's directory     capture -> maps.h5     examine -> measurements     report -> pages and tables
 """
 
+import json
+import os
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -21,7 +23,7 @@ from attnprobe.capture.capturing import capture as capture_maps
 from attnprobe.capture.recorder import SITES
 from attnprobe.core import fs
 from attnprobe.core.config import from_mapping, read_yaml, to_yaml
-from attnprobe.core.errors import InputError
+from attnprobe.core.errors import InputError, WorkError
 from attnprobe.core.examined import Examined
 from attnprobe.core.images import ImageSource
 from attnprobe.core.maps import AttentionMaps
@@ -44,19 +46,23 @@ FAST_EPOCHS, FAST_IMAGES = 6, 120
 """What `demo --fast` trains for and captures, instead of the recipes' epochs and all validation images."""
 
 
-def train(recipe: str | Path, out: Path, *, settings: dict[str, Any] | None = None) -> TrainResult:
+def train(
+    recipe: str | Path, out: Path, *, settings: dict[str, Any] | None = None, ignore_unknown: bool = False
+) -> TrainResult:
     """Train what a recipe describes; the same command goes on where a stopped run ended.
 
     Args:
-        recipe: a name in `RECIPES` or a YAML file.
+        recipe: a name in `RECIPES`, or a YAML file of ours or for timm's train.py.
         out: the run's directory.
         settings: options that replace the recipe's.
+        ignore_unknown: leave out what the file says and nobody knows.
 
     Raises:
         InputError: unknown recipe or option, or `out` holds a run with other options.
         WorkError: see `attnprobe.training.train`.
     """
-    config = from_mapping(TrainConfig, {**read_recipe(recipe), **(settings or {})}, source=str(recipe))
+    options = {**read_recipe(recipe, ignore_unknown=ignore_unknown), **(settings or {})}
+    config = from_mapping(TrainConfig, options, source=str(recipe))
     run = _open_run(Path(out), config)
     with torch.device("meta"):  # only to ask what it wants to see
         spec = input_spec(build_model(config.model, **_model_options(config)))
@@ -79,7 +85,7 @@ def train(recipe: str | Path, out: Path, *, settings: dict[str, Any] | None = No
             warnings.warn(f"{start.path.name}: {note}.", stacklevel=2)
     facts = config_json(config.model, model, options)
     probe = _probe(config, sets["val"], run) if config.probe_every else None
-    with _threads(config.threads):
+    with _threads(config.threads), _status(run), _memory(config):
         return run_training(model, sets["train"], sets["val"], config, run, config_json=facts, watch=probe)
 
 
@@ -294,6 +300,37 @@ def _threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+@contextmanager
+def _status(run: Run) -> Iterator[None]:
+    """Under torchrun, which always returns 1, the run's status.json says how it ended: exit code and message."""
+    code, message = 0, ""
+    try:
+        yield
+    except BaseException as error:
+        code, message = getattr(error, "exit_code", 130 if isinstance(error, KeyboardInterrupt) else 1), str(error)
+        raise
+    finally:
+        if os.environ.get("RANK") == "0":
+            text = json.dumps({"exit_code": code, "message": message})
+            with suppress(OSError):  # what went wrong before matters more
+                fs.write_file(run.path / "status.json", text.encode(), overwrite=True)
+
+
+@contextmanager
+def _memory(config: TrainConfig) -> Iterator[None]:
+    """Running out of memory says which batch size to try, and how the recipe stays the same with it."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        half, parts = config.batch_size // 2, 2 * config.grad_accum_steps
+        raise WorkError(
+            f"out of memory with batch_size={config.batch_size}; train into a new folder with "
+            f"--set batch_size={half} --set grad_accum_steps={parts}, which updates the weights with as many images."
+        ) from error
+
+
 def _open_run(out: Path, config: TrainConfig) -> Run:
     """The run's directory, with its configuration written; refuses one with other options."""
     run = Run(out)
@@ -301,7 +338,8 @@ def _open_run(out: Path, config: TrainConfig) -> Run:
         fs.make_folder(run.path)
         text = to_yaml(config)
         if not run.config.exists():
-            fs.write_file(run.config, text.encode())
+            with suppress(FileExistsError):  # of several processes one is first
+                fs.write_file(run.config, text.encode())
     if run.config.read_text() != text:
         before = read_yaml(run.config)
         differing = [name for name, value in yaml.safe_load(text).items() if before.get(name) != value]

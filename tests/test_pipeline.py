@@ -1,6 +1,9 @@
 """Every stage in a row, on real images."""
 
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -8,7 +11,8 @@ import torch
 
 import attnprobe as ap
 from attnprobe import pipeline
-from attnprobe.core.errors import InputError
+from attnprobe.core.errors import InputError, WorkError
+from attnprobe.core.run import Run
 
 TINY = {"epochs": 2, "warmup_epochs": 1, "model_kwargs": {"depth": 3, "embed_dim": 24}}
 
@@ -134,3 +138,56 @@ def test_a_timm_model_and_a_folder_of_images(tmp_path):
     examined = pipeline.examine(out)
     assert examined.info["n_images"] == 3 and len(examined.pictures) == 3
     assert not pipeline.untrained_maps(out).exists(), "initial weights are their own baseline"
+
+
+def under_torchrun(*arguments):
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "attnprobe",
+    ]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run([*command, *arguments], env=env, capture_output=True, text=True, check=False)
+
+
+def test_torchrun_trains_one_run_and_says_how_it_ended(tmp_path):
+    settings = ["epochs=1", "warmup_epochs=0", "model_kwargs={depth: 2, embed_dim: 24}", "batch_size=64"]
+    chosen = [argument for setting in settings for argument in ("--set", setting)]
+    run = tmp_path / "run"
+    done = under_torchrun("train", "digits_vit_16", "-o", str(run), *chosen)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("top-1") == 1 and Run(run).epochs() == [1]
+    assert json.loads((run / "status.json").read_text()) == {"exit_code": 0, "message": ""}
+    failed = under_torchrun("train", "digits_vit_16", "-o", str(tmp_path / "bad"), *chosen, "--set", "lr=1e30")
+    assert failed.returncode == 1
+    assert json.loads((tmp_path / "bad" / "status.json").read_text())["exit_code"] == 1
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
+def test_running_out_of_memory_says_what_to_try(tmp_path, monkeypatch, error):
+    def train(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(pipeline, "run_training", train)
+    with pytest.raises(WorkError, match=r"batch_size=64; .*--set batch_size=32 --set grad_accum_steps=2"):
+        pipeline.train("digits_vit_16", tmp_path, settings=TINY)
+
+
+def test_training_starts_from_another_runs_weights(runs, tmp_path):
+    with pytest.warns(UserWarning, match="position table was resized"):
+        result = pipeline.train(
+            "digits_vit_16",
+            tmp_path,
+            settings={**TINY, "epochs": 1, "warmup_epochs": 0, "lr": 1e-9, "min_lr": 1e-10, "weight_decay": 0.0,
+                      "initial_checkpoint": str(runs / "digits_vit_16"), "img_size": 64},
+        )  # fmt: skip
+    before, after = ap.load_model(runs / "digits_vit_16"), ap.load_model(result.run.path)
+    torch.testing.assert_close(after.blocks[1].mlp.fc1.weight, before.blocks[1].mlp.fc1.weight, atol=1e-6, rtol=0)
+    assert after.pos_embed.shape[1] == 65
