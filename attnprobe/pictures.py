@@ -39,8 +39,10 @@ def pictures_of(reader: MapReader, count: int) -> tuple[Picture, ...]:
         return ()
     batch = next(source.batches(len(chosen), order=[where[reader.image_ids[i]] for i in chosen]))
     pixels = (spec.restore(batch.pixels) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-    maps = reader.maps(site="weights", images=chosen)
+    maps = reader.maps(site=reader.sites()[0], images=chosen)
     grid = maps.grid
+    if maps.kind not in ("self", "pyramid") or maps.values.shape[-1] != grid.n_tokens or not grid.rows:
+        return ()  # what its keys are has no place in the picture
     rows = maps.values[:, :, :, 0] if grid.n_prefix else maps.values.mean(3)  # [image, layer, head, key]
     attention = rows[..., grid.n_prefix :].unflatten(-1, (grid.rows, grid.cols)).float().numpy()
     names = config.get("class_names") or ()

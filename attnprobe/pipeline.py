@@ -379,7 +379,7 @@ def _is_current(run: Run) -> bool:
 def _counted(reader: MapReader, advance: Advance) -> Iterator[AttentionMaps]:
     for maps in reader:
         yield maps
-        if maps.site == "weights":
+        if (maps.stage, maps.site) == (reader.stages[0], reader.sites()[0]):
             advance(maps.n_images)
 
 

@@ -150,7 +150,9 @@ def softmax_of(
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
     weights = scores.softmax(-1)
-    return weights.nan_to_num_(0.0) if mask is not None else weights
+    if mask is not None and weights[..., 0].isnan().any():  # a row of NaN: nowhere to look
+        weights.nan_to_num_(0.0)
+    return weights
 
 
 def _relative(ours: Tensor, theirs: Tensor) -> float:
