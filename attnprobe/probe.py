@@ -37,6 +37,7 @@ from attnprobe.core.measurement import Measurement, Metric
 from attnprobe.core.tap import Site
 from attnprobe.metrics import METRICS, measure
 from attnprobe.metrics.alarms import Thresholds, alarms
+from attnprobe.metrics.per_block import per_block
 from attnprobe.store.history import read_history, write_history
 
 CORE = ("similar_blocks", "layer_similarity", "row_entropy", "head_divergence", "token_similarity")
@@ -63,7 +64,7 @@ class Probe:
         every: int = 1,
         epochs: int | None = None,
         budget: float = 0.01,
-        metrics: Sequence[str | Metric] = CORE,
+        metrics: Sequence[str | Metric] | None = None,
         n_images: int = 32,
         batch_size: int = 16,
         thresholds: Thresholds | None = None,
@@ -78,7 +79,8 @@ class Probe:
             every: least number of epochs from one probe to the next.
             epochs: how many there will be; the last is then always probed, and what it will cost is set aside.
             budget: share of the time, training and probe together, that the probe may take.
-            metrics: names in `METRICS`, or metrics of your own.
+            metrics: names in `METRICS`, or metrics of your own; those of `CORE` that have a meaning on the model's maps
+                if None.
             n_images: how many images.
             batch_size: images per forward pass.
             thresholds: when to raise an alarm.
@@ -93,7 +95,8 @@ class Probe:
             raise InputError(f"every={every} and n_images={n_images} must be at least 1, budget={budget} in (0, 1].")
         self.out = None if out is None else Path(out)
         self.every, self.epochs, self.budget = every, epochs, budget
-        self._metrics = [_checked(metric) for metric in metrics]
+        self._metrics = [_checked(metric) for metric in (CORE if metrics is None else metrics)]
+        self._asked = metrics is not None
         self._thresholds = thresholds or Thresholds()
         self._batch_size, self._clock = batch_size, clock
         self._board = _board(self.out) if tensorboard else None
@@ -125,6 +128,8 @@ class Probe:
         if (device := _device(model)).type != "cpu":
             torch.accelerator.synchronize(device)  # what is still to be computed is no cost of ours
         begun = self._clock()
+        if self.history is not None and epoch <= self.history.epochs[-1]:
+            self.history = self.history.before(epoch) if epoch > self.history.epochs[0] else None
         self.training_seconds += begun - self._left if seconds is None else seconds
         if not self._resumed:
             self._resume(epoch)
@@ -142,14 +147,6 @@ class Probe:
     def share(self) -> float:
         """What the probe has taken of the whole time so far."""
         return self.probe_seconds / max(self.probe_seconds + self.training_seconds, 1e-9)
-
-    def overhead(self) -> str:
-        """The cost in a sentence."""
-        n = 0 if self.history is None else len(self.history)
-        return (
-            f"{n} probes took {self.probe_seconds:.2f} s beside {self.training_seconds:.1f} s of training: "
-            f"{self.share:.2%} of the time, budget {self.budget:.2%}"
-        )
 
     def _resume(self, epoch: int) -> None:
         """Take up the history in the folder, without what is about to be done again."""
@@ -178,12 +175,16 @@ class Probe:
             self._model = model
             sites: tuple[Site, ...] = ("weights", "effective")
             self._capture = capture(model, self._pixels, sites, tokens=True, batch_size=self._batch_size)
+            if not self._asked:
+                kinds = next(self._capture.batches(order=[0]))
+                self._metrics = [metric for metric in self._metrics if any(map(metric.accepts, kinds))]
         found = measure(self._capture, self._metrics, bootstrap=0)
         return {name: m for name, m in found.items() if "@" not in name}
 
     def _add(self, epoch: int, found: Mapping[str, Measurement], begun: float) -> None:
         """A row of the history, on the disk too, and its alarms."""
-        booked = 0.0 if self.history is None else float(self.history.training_seconds.sum())
+        booked = 0.0 if self.history is None else self.history.training_seconds.sum()
+        charged = 0.0 if self.history is None else self.history.probe_seconds.sum()
         row = History(
             epochs=np.array([epoch]),
             blocks={name: per_block(m)[None] for name, m in found.items()},
@@ -192,7 +193,7 @@ class Probe:
             settings={name: _settings(m) for name, m in found.items()},
             image_ids=self._ids,
             training_seconds=np.array([self.training_seconds - booked]),
-            probe_seconds=np.array([self._clock() - begun]),
+            probe_seconds=np.array([self.probe_seconds - charged + self._clock() - begun]),
         )
         history = self.history.then(row) if self.history else row
         self.history = replace(history, alarms=alarms(history, self._thresholds))
@@ -208,13 +209,15 @@ class Probe:
         """The last row in a few words, and why there is no newer one."""
         assert self.history is not None, "the first epoch is always probed"
         words = []
-        if (ratio := self.history.blocks.get("similar_blocks")) is not None:
-            rho = self.history.settings["similar_blocks"]["rho"]
-            words.append(f"similar {(ratio[-1] > rho).sum()}/{ratio.shape[1]}")
-        entropy = self.history.blocks.get("row_entropy")
-        if entropy is not None and np.isfinite(entropy[-1]).any():
-            lowest = int(np.nanargmin(entropy[-1]))
-            words.append(f"entropy {entropy[-1, lowest]:.2f} in block {lowest + 1}")
+        ratios = {name: values[-1] for name, values in self.history.blocks.items() if _is(name, "similar_blocks")}
+        if ratios:
+            similar = sum((ratio > self.history.settings[name]["rho"]).sum() for name, ratio in ratios.items())
+            words.append(f"similar {similar}/{sum(map(len, ratios.values()))}")
+        entropies = [values[-1] for name, values in self.history.blocks.items() if _is(name, "row_entropy")]
+        entropy = np.concatenate(entropies) if entropies else np.array([math.nan])
+        if np.isfinite(entropy).any():
+            lowest = int(np.nanargmin(entropy))
+            words.append(f"entropy {entropy[lowest]:.2f} in block {lowest + 1}")
         if n := len(self.history.alarms):
             words.append(f"{n} alarm{'s' if n > 1 else ''}")
         if self.history.epochs[-1] != epoch:
@@ -222,28 +225,9 @@ class Probe:
         return ", ".join([*words, *([waits] if waits else [])])
 
 
-def per_block(m: Measurement) -> np.ndarray:
-    """[block]: one number per block of a measurement; see `History.blocks`.
-
-    Raises:
-        InputError: no axis of it is the layer.
-    """
-    if m.axes == ("layer", "layer"):
-        return np.array([math.nan, *m.mean.diagonal(1)])
-    if m.axes == ("threshold", "layer"):
-        tau, thresholds = m.settings["tau"], list(m.coords["threshold"])
-        ratio = np.array(m.mean[-1 if isinstance(tau, str) else thresholds.index(tau)])
-        alone = {"previous": 0, "next": -1}.get(m.settings["compare"])
-        if alone is not None:  # it has nothing to be compared with, and its 0 means nothing
-            ratio[alone] = math.nan
-        return ratio
-    if m.axes == ("layer", "head", "head"):
-        heads = m.mean.shape[-1]
-        pairs = m.mean[:, ~np.eye(heads, dtype=bool)]
-        return pairs.mean(1) if heads > 1 else np.full(len(pairs), math.nan)
-    if m.axes[:1] != ("layer",):
-        raise InputError(f"metric {m.metric!r} has axes ({', '.join(m.axes)}), so no number per block; probe others.")
-    return m.mean.reshape(len(m.mean), -1).mean(1)
+def _is(name: str, metric: str) -> bool:
+    """Whether this is the metric, in whatever stage."""
+    return name.rpartition("/")[2] == metric
 
 
 def _checked(metric: str | Metric) -> Metric:

@@ -2,8 +2,8 @@
 
     python examples/digits_table.py [--seeds 3] [-o digits-table]
 
-Each variant has its recipe, `attnprobe train digits_NAME_16`; about two minutes a run on one CPU core. Run again, it goes
-on where it was stopped.
+Each variant has its recipe, `attnprobe train digits_NAME_16`; about two minutes a run on one CPU core. Run
+again, it goes on where it was stopped.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("-o", "--out", type=Path, default=Path("digits-table"))
     options = parser.parse_args()
     torch.set_num_threads(1)
-    print("| variant | accuracy by seed | mean | similar blocks of 16 by seed: softmax / effective (95 % CI over images) |")
+    print("| variant | accuracy by seed | mean | similar blocks of 16 by seed: softmax / effective (95 % CI) |")
     print("|---|---|---|---|")
     for variant in VARIANTS:
         accuracies, similar = [], []

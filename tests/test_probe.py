@@ -17,7 +17,7 @@ from attnprobe.core.run import Run
 from attnprobe.metrics import METRICS
 from attnprobe.metrics.alarms import Thresholds
 from attnprobe.models.describe import config_json
-from attnprobe.probe import AttentionAlarm, per_block
+from attnprobe.probe import AttentionAlarm
 from attnprobe.store.history import read_history
 from attnprobe.training import TrainConfig, train
 
@@ -243,9 +243,13 @@ def test_it_skips_epochs_to_stay_within_its_budget(probe, own_timing):
     assert watching.share <= 0.05, "the last probe's cost was set aside"
     after_second = epochs[1]
     assert max(shares[after_second - 1 :]) <= 0.05
-    assert "% of the time" not in words and f"{len(epochs)} probes took" in watching.overhead()
+    assert "% of the time" not in words
     total = watching.probe_seconds + watching.training_seconds
     assert watching.share == pytest.approx(watching.probe_seconds / total)
+    h = watching.history
+    assert h.training_seconds.sum() == pytest.approx(watching.training_seconds)
+    last_write = watching.probe_seconds - h.probe_seconds.sum()
+    assert 0 <= last_write < 0.5 and f"{len(epochs)} probes took {h.probe_seconds.sum():.2f} s" in h.overhead()
 
 
 def test_what_it_returns_tells_the_state_and_why_it_waits(probe):
@@ -312,10 +316,27 @@ def test_every_metric_gives_a_number_per_block(probe):
     assert set(watching.history.blocks) == set(METRICS)
 
 
-def test_nothing_per_block_is_refused():
-    m = ap.measure(ap.capture(build(), torch.randn(2, 3, 16, 16), "weights"), [METRICS["row_entropy"]])["row_entropy"]
-    with pytest.raises(InputError, match="no number per block"):
-        per_block(replace(m, axes=("head",)))
+def test_a_model_of_several_stages_is_probed_with_what_has_a_meaning_there(probe):
+    import timm
+
+    model = timm.create_model("swin_tiny_patch4_window7_224", img_size=16, window_size=2, depths=(2, 2), embed_dim=12,
+                              num_heads=(1, 2), num_classes=10)  # fmt: skip
+    watching = probe()
+    assert watching(1, model).startswith("similar ")
+    blocks = watching.history.blocks
+    assert len({name.rpartition("/")[0] for name in blocks}) == 2
+    assert {values.shape for values in blocks.values()} == {(1, 2)}
+    with pytest.raises(InputError, match="'token_similarity' has no meaning"):
+        probe(metrics=["token_similarity"])(1, model)
+
+
+def test_an_epoch_that_is_probed_again_replaces_what_followed(probe):
+    watching, model = probe(), build()
+    for epoch in (1, 2, 3, 2, 3, 4):
+        watching(epoch, model)
+    assert watching.history.epochs.tolist() == [1, 2, 3, 4]
+    watching(1, model)
+    assert watching.history.epochs.tolist() == [1]
 
 
 @pytest.mark.parametrize("wrong", [{"every": 0}, {"budget": 0}, {"budget": 1.5}, {"n_images": 0}])

@@ -127,7 +127,8 @@ class Recorder:
                 stage.add_tokens(index, out)
 
     def _stage(self, kind: str, matrix: Tensor, size: int, room: int) -> Stage:
-        key = (kind, size, *matrix.shape[1:])
+        heads, rows, columns = matrix.shape[1:]
+        key = (kind, size, heads, rows, columns)
         if key not in self._stages:
             room = self._room.get(key, room)
             self._stages[key] = Stage(kind, self._sites, self._pool, room)

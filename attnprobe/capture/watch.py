@@ -201,6 +201,7 @@ class Watch(TorchFunctionMode):
         call.update(need_weights=True, average_attn_weights=False)
         with unseen():
             _, weights = F.multi_head_attention_forward(*given.args, **given.kwargs)
+            assert weights is not None, "asked for"
             if weights.ndim == 3:  # one image without an axis of its own
                 weights = weights.unsqueeze(0)
             maps = weights.unsqueeze(1)
@@ -234,7 +235,7 @@ class Watch(TorchFunctionMode):
             value = self._unfolded(factors.value.expand(*batch, -1, -1), heads)
             result = self._unfolded(factors.result, heads)
             error_of = partial(error_of_product, value, result)
-        self._report(route, weights, effective, tuple(factors.value.shape[-2:]), error_of)
+        self._report(route, weights, effective, (factors.value.shape[-2], factors.value.shape[-1]), error_of)
 
     def _report(
         self,

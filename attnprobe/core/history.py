@@ -32,7 +32,8 @@ class History:
         uniform: {metric: [block]}, the value of uniform attention; ln K for the entropy of rows.
         settings: {metric: its settings}.
         image_ids: what it was measured on.
-        training_seconds, probe_seconds: [epoch], since the row before.
+        training_seconds, probe_seconds: [epoch], what each took since the row before; writing a row's files counts to
+            the next.
         alarms: what a person should know, in order.
     """
 
@@ -48,6 +49,12 @@ class History:
 
     def __len__(self) -> int:
         return len(self.epochs)
+
+    def overhead(self) -> str:
+        """What watching cost, in a sentence."""
+        probe, training = self.probe_seconds.sum(), self.training_seconds.sum()
+        share = probe / max(probe + training, 1e-9)
+        return f"{len(self)} probes took {probe:.2f} s beside {training:.1f} s of training: {share:.2%} of the time"
 
     def before(self, epoch: int) -> "History":
         """The rows of earlier epochs only."""

@@ -1,33 +1,35 @@
 """How are small images kept so that reading them costs nothing? Once, as bytes, on the device that uses them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from attnprobe.core.images import ImageBatch, InputSpec
 from attnprobe.data.order import position_batches
+from attnprobe.data.resize import as_evaluated
+
+RESIDENT_BYTES = 2 << 30
+"""Largest set that is kept, unless asked otherwise; the training pictures of Tiny-ImageNet are 1.2 GB."""
 
 
-def resize(pixels: Tensor, size: tuple[int, int], interpolation: str) -> Tensor:
-    """[image, channel, row, col] in [0, 1] -> the same at `size`, the whole picture, on its own device.
+def may_reside(shape: Sequence[int], spec: InputSpec, resident_bytes: int) -> bool:
+    """Whether pictures [image, channel, row, col] may be kept as bytes and resized on the device.
 
-    Bilinear if asked for, else bicubic, whose overshoot is cut off. Shrinking is antialiased.
+    They have to fit, and to be square and no larger than a square input: then nothing is lost where training crops
+    after resizing, and evaluation sees timm's pixels.
     """
-    rows, cols = pixels.shape[-2:]
-    if (rows, cols) == tuple(size):
-        return pixels
-    mode = "bilinear" if interpolation == "bilinear" else "bicubic"
-    shrinks = size[0] < rows or size[1] < cols
-    return F.interpolate(pixels, size=tuple(size), mode=mode, align_corners=False, antialias=shrinks).clamp(0, 1)
+    n, channels, rows, cols = shape
+    lossless = rows == cols <= spec.size[0] == spec.size[1] and spec.crop_pct <= 1
+    return lossless and n * channels * rows * cols <= resident_bytes
 
 
 class DeviceResident:
     """An `ImageSource` over one tensor of bytes, resized and normalised on the device batch by batch.
 
-    `pixels` is [image, channel, row, col], uint8 from 0 to `white`, with one channel (repeated) or three;
-    `labels` [image]. The whole picture is shown: `spec.crop_pct` has no effect.
+    `pixels` is [image, channel, row, col], uint8, with one channel (repeated) or three; `labels` [image];
+    `show(pixels, spec)` makes [image, channel, *spec.size] in [0, 1] of some of them.
     """
 
     def __init__(
@@ -40,12 +42,13 @@ class DeviceResident:
         ids: Sequence[str],
         class_names: Sequence[str],
         fingerprint: str,
-        white: int = 255,
+        bad: Sequence[str] = (),
+        show: Callable[[Tensor, InputSpec], Tensor] = as_evaluated,
     ) -> None:
         self.name, self.spec, self.fingerprint = name, spec, fingerprint
         self.class_names = tuple(class_names)
-        self.bad: list[str] = []
-        self.ids, self.white = tuple(ids), white
+        self.bad = list(bad)
+        self.ids, self.show = tuple(ids), show
         self.kept = {torch.device("cpu"): (pixels, labels.long())}
 
     def __len__(self) -> int:
@@ -62,6 +65,10 @@ class DeviceResident:
         pixels, labels = self.kept[device]
         for positions in position_batches(len(self), batch_size, order):
             picked = torch.tensor(positions, device=device)
-            shown = resize(pixels[picked].float() / self.white, self.spec.size, self.spec.interpolation)
-            shown = self.spec.normalise(shown.expand(-1, 3, -1, -1))
+            shown = self.spec.normalise(self.show(pixels[picked], self.spec).expand(-1, 3, -1, -1))
             yield ImageBatch(shown, labels[picked], tuple(self.ids[position] for position in positions))
+
+
+def shown_whole(spec: InputSpec, split: str) -> InputSpec:
+    """`spec` for images kept on the device: training crops by itself, so a training split is shown to its borders."""
+    return replace(spec, crop_pct=1.0) if split == "train" else spec

@@ -6,6 +6,8 @@ Digits", UCI Machine Learning Repository.
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from attnprobe.core.errors import InputError
 from attnprobe.core.images import InputSpec
@@ -14,6 +16,23 @@ from attnprobe.data.order import balanced_subset
 
 N_VAL = 360
 """36 of every digit; the other 1,437 are for training."""
+
+
+WHITE = 16
+
+
+def whole_picture(pixels: Tensor, spec: InputSpec) -> Tensor:
+    """[image, 1, 8, 8], 0 to `WHITE` -> [image, 1, *spec.size] in [0, 1]; `spec.crop_pct` has no effect.
+
+    17 grey values are no bytes, so nothing is rounded to one; bicubic (unless bilinear is asked for), its overshoot
+    cut off. Shrinking is antialiased.
+    """
+    shown = pixels.float() / WHITE
+    if shown.shape[-2:] == tuple(spec.size):
+        return shown
+    mode = "bilinear" if spec.interpolation == "bilinear" else "bicubic"
+    shrinks = min(spec.size) < 8
+    return F.interpolate(shown, size=tuple(spec.size), mode=mode, align_corners=False, antialias=shrinks).clamp(0, 1)
 
 
 def digits(name: str = "digits", split: str = "val", *, spec: InputSpec, limit: int | None = None) -> DeviceResident:
@@ -39,5 +58,5 @@ def digits(name: str = "digits", split: str = "val", *, spec: InputSpec, limit: 
         ids=[ids[row] for row in rows],
         class_names=[str(c) for c in range(10)],
         fingerprint=f"digits:1 split={split} images={len(rows)}",
-        white=16,
+        show=whole_picture,
     )

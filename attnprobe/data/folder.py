@@ -3,6 +3,7 @@
     photos/train/cat/a.png, photos/val/cat/b.png     splits, each with a folder per class
     photos/cat/a.png                                 a folder per class
     photos/a.png                                     no classes: every label is -1
+    tiny-imagenet-200/                               as it is unpacked; see tiny_imagenet.py
 
 Classes are sorted by name, as in torchvision, and numbered over all splits together, so that a class missing
 from one split shifts no label in it. Hidden files and files without an image's ending are ignored.
@@ -14,7 +15,9 @@ from pathlib import Path
 from attnprobe.core.errors import InputError
 from attnprobe.core.images import InputSpec
 from attnprobe.data.decode import BadImages, DecodedImages
+from attnprobe.data.device_resident import RESIDENT_BYTES, DeviceResident
 from attnprobe.data.image_files import Listing, from_listing, readable_id
+from attnprobe.data.tiny_imagenet import is_tiny_imagenet, list_tiny_imagenet
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 
@@ -110,18 +113,29 @@ def image_folder(
     limit: int | None = None,
     bad_images: BadImages = "refuse",
     workers: int = 0,
-) -> DecodedImages:
-    """The images of a folder, decoded with timm's evaluation transform; ids are paths relative to the folder.
+    resident_bytes: int = RESIDENT_BYTES,
+) -> DecodedImages | DeviceResident:
+    """The images of a folder, with timm's evaluation transform; ids are paths relative to the folder.
 
     Raises:
-        InputError: see `list_folder` and `from_listing`; or there is no such folder, or it may not be read.
+        InputError: see `list_folder`, `list_tiny_imagenet` and `from_listing`; or there is no such folder, or it may
+            not be read.
     """
     root = Path(os.path.expanduser(name))
     if not os.path.isdir(root):
         raise InputError(f"no folder {name!r}. Expected a folder of images, or a text file with one path per line.")
     try:
-        listing = list_folder(root, split)
+        listing = (list_tiny_imagenet if is_tiny_imagenet(root) else list_folder)(root, split)
     except OSError as error:
         raise InputError(f"cannot list {error.filename}: {error.strerror}. Check its permissions.") from error
     source = f"{root.resolve().name}/{split}"
-    return from_listing(source, listing, spec=spec, limit=limit, bad_images=bad_images, workers=workers)
+    return from_listing(
+        source,
+        listing,
+        spec=spec,
+        limit=limit,
+        bad_images=bad_images,
+        workers=workers,
+        resident_bytes=resident_bytes,
+        split=split,
+    )

@@ -7,6 +7,7 @@ Departures: a class is accepted by its fill rate alone; its images differ by sma
 random linear view and random colours, so that colour says nothing about the class.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -120,19 +121,23 @@ def fractals(
     limit: int | None = None,
     seed: int = 0,
     classes: int | None = None,
-    per_class: int = 500,
+    per_class: int | None = None,
 ) -> Fractals:
-    """Procedural classes: `name` is "fractals" (20 classes) or "fractals:CLASSES".
+    """Procedural classes: `name` is "fractals" (20 of them), "fractals:CLASSES" or "fractals:CLASSES:PER_CLASS".
 
-    `per_class` counts training images; validation has a tenth of them. Other seeds are other classes.
+    `per_class` counts training images (500); validation has a tenth of them. Other seeds are other classes.
 
     Raises:
         InputError: no such split, or numbers out of range.
     """
-    written = name.partition(":")[2]
-    if written and (classes is not None or not written.isdecimal()):
-        raise InputError(f"fractals are 'fractals:CLASSES' or classes=, one of them and a whole number, got {name!r}.")
-    n_classes = int(written) if written else 20 if classes is None else classes
+    written = re.fullmatch(r"fractals(?::(\d+)(?::(\d+))?)?", name)
+    if not written or (written[1] and classes is not None) or (written[2] and per_class is not None):
+        raise InputError(
+            "fractals are 'fractals:CLASSES:PER_CLASS' in whole numbers, each there or as an option, "
+            f"got {name!r}, classes={classes}, per_class={per_class}."
+        )
+    n_classes = int(written[1] or (20 if classes is None else classes))
+    per_class = int(written[2] or (500 if per_class is None else per_class))
     if split not in ("train", "val"):
         raise InputError(f"{name} has no split {split!r}; it has train and val.")
     if n_classes < 2 or per_class < 1 or seed < 0:

@@ -7,6 +7,7 @@ from pathlib import Path
 from attnprobe.core.errors import InputError
 from attnprobe.core.images import InputSpec
 from attnprobe.data.decode import BadImages, DecodedImages
+from attnprobe.data.device_resident import RESIDENT_BYTES, DeviceResident
 from attnprobe.data.image_files import Listing, from_listing, readable_id
 
 MAX_LABEL = 1_000_000
@@ -73,8 +74,9 @@ def image_list(
     limit: int | None = None,
     bad_images: BadImages = "refuse",
     workers: int = 0,
-) -> DecodedImages:
-    """The images a text file names, decoded with timm's evaluation transform.
+    resident_bytes: int = RESIDENT_BYTES,
+) -> DecodedImages | DeviceResident:
+    """The images a text file names, with timm's evaluation transform.
 
     Raises:
         InputError: see `list_lines` and `from_listing`; or a split other than val, which a list does not have.
@@ -85,4 +87,12 @@ def image_list(
             f"the list {where} has no split {split!r}; ask for val, or arrange a folder as train/ and val/."
         )
     listing = list_lines(where)
-    return from_listing(where.stem, listing, spec=spec, limit=limit, bad_images=bad_images, workers=workers)
+    return from_listing(
+        where.stem,
+        listing,
+        spec=spec,
+        limit=limit,
+        bad_images=bad_images,
+        workers=workers,
+        resident_bytes=resident_bytes,
+    )

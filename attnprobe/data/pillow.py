@@ -3,12 +3,15 @@
 import os
 import stat
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import BinaryIO
 
+import numpy as np
+import torch
 from PIL import Image, UnidentifiedImageError
+from torch import Tensor
 
 from attnprobe.core.errors import InputError
 
@@ -72,6 +75,39 @@ def pre_scan(files: Iterable[str], threads: int = 1) -> list[str]:
     """`check` of every file, in order. Pillow decodes outside the interpreter lock, so threads help."""
     with pillow_quiet(), ThreadPoolExecutor(max(1, threads)) as pool:
         return list(pool.map(check, files))
+
+
+def one_size(files: Iterable[str], at_most: tuple[int, int]) -> tuple[int, int] | None:
+    """Rows and columns of all images that can be opened; None at the first that differs or exceeds `at_most`."""
+    size = None
+    with pillow_quiet():
+        for file in files:
+            try:
+                with open_image(file) as image:
+                    rows, cols = image.height, image.width
+            except Exception:  # whoever decodes it will say why
+                continue
+            if (size and size != (rows, cols)) or rows > at_most[0] or cols > at_most[1]:
+                return None
+            size = rows, cols
+    return size
+
+
+def decode_all(files: Sequence[str], size: tuple[int, int], threads: int = 1) -> tuple[Tensor, list[str]]:
+    """All images, [image, 3, row, col], uint8, and for each "", or why there are no pixels (then they are 0)."""
+    pixels = np.zeros((len(files), 3, *size), dtype=np.uint8)
+
+    def decode(k: int) -> str:
+        try:
+            with open_image(files[k]) as image:
+                pixels[k] = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
+        except Exception as error:
+            return why_unreadable(error)
+        return ""
+
+    with pillow_quiet(), ThreadPoolExecutor(max(1, threads)) as pool:
+        reasons = list(pool.map(decode, range(len(files))))
+    return torch.from_numpy(pixels), reasons
 
 
 def some_unreadable(found: list[tuple[str, str]], n_images: int) -> str:

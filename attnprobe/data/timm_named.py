@@ -1,4 +1,8 @@
-"""How are the data sets that timm knows by name (torch/cifar10, hfds/..., wds/...) turned into an `ImageSource`?"""
+"""How are the data sets that timm knows by name (torch/cifar10, hfds/..., wds/...) turned into an `ImageSource`?
+
+CIFAR's files are pickles, which could run anything. torchvision compares the MD5 of each with the published one before
+it unpickles it, and refuses any other.
+"""
 
 import contextlib
 import os
@@ -12,12 +16,14 @@ import numpy as np
 import torch
 from PIL import Image
 from timm.data import create_dataset
+from torch import Tensor
+from torchvision.datasets import SVHN
 
 from attnprobe.core.errors import InputError, WorkError, did_you_mean
 from attnprobe.core.images import InputSpec
 from attnprobe.core.registry import UnknownName
 from attnprobe.data.decode import BadImages, DecodedImages
-from attnprobe.data.device_resident import DeviceResident
+from attnprobe.data.device_resident import RESIDENT_BYTES, DeviceResident, may_reside, shown_whole
 from attnprobe.data.order import balanced_subset
 from attnprobe.data.pillow import open_image
 from attnprobe.data.streamed import StreamedImages
@@ -34,6 +40,7 @@ PACKAGES = {
 TORCH_SETS = (
     "cifar10",
     "cifar100",
+    "svhn",
     "mnist",
     "fashion_mnist",
     "kmnist",
@@ -42,6 +49,13 @@ TORCH_SETS = (
     "places365",
     "inaturalist",
 )
+
+FILES = {
+    "cifar10": "the folder cifar-10-batches-py",
+    "cifar100": "the folder cifar-100-python",
+    "svhn": "train_32x32.mat or test_32x32.mat",
+}
+"""What torchvision looks for but does not tell."""
 
 SPLITS = {"train": ("train",), "val": ("validation", "val", "test"), "validation": ("validation",), "test": ("test",)}
 """Names of a split, and what to ask timm for, best first."""
@@ -75,16 +89,33 @@ def open_named(name: str, split: str, root: Path | None, download: bool) -> Any:
     for asked in SPLITS.get(split, (split,))[: 1 if prefix == "torch" else None]:
         try:
             with contextlib.redirect_stdout(sys.stderr):  # some readers print
+                if name == "torch/svhn":
+                    wanted = asked if asked in ("train", "extra") else "test"
+                    return NamedSVHN(str(root), split=wanted, download=download)
                 return create_dataset(name, root=root and str(root), split=asked, download=download)
         except Exception as error:  # each reader has its own
             first_error = first_error or error
     said = (str(first_error).strip().splitlines() or [type(first_error).__name__])[0].rstrip(".")
     if download and isinstance(first_error, OSError):
         raise WorkError(f"could not download {name!r}: {said}. Check the network, or give --data-dir.") from first_error
+    said = said.removesuffix(". You can use download=True to download it")
+    what = f" for {FILES[rest]}" if rest in FILES and prefix == "torch" else ""
     hint = (
-        f"looked in {root or 'its own cache'}; pass the folder that holds it as --data-dir, or --download to fetch it"
+        f"looked in {root or 'its own cache'}{what}; pass the folder that holds it as --data-dir, or --download to "
+        "fetch it"
     )
     raise InputError(f"cannot open split {split!r} of {name!r}: {said} ({hint}).") from first_error
+
+
+class NamedSVHN(SVHN):
+    """Street View House Numbers, which timm does not know, with the attributes that torchvision's other sets have."""
+
+    classes = tuple(map(str, range(10)))
+
+    @property
+    def targets(self) -> Any:
+        """[image], 0 to 9."""
+        return self.labels
 
 
 class NamedReader:
@@ -118,12 +149,15 @@ def class_names_of(dataset: Any) -> tuple[str, ...]:
     return tuple(name if isinstance(name, str) else ", ".join(name) for name in names)
 
 
-def needs_no_resize(dataset: Any, spec: InputSpec) -> bool:
-    """Whether timm's transform would leave the stored bytes [image, row, col, 3] as they are."""
+def stored_pixels(dataset: Any, rows: Sequence[int]) -> Tensor | None:
+    """Some pictures of a set that torchvision holds in memory, [image, channel, row, col], uint8; None for others."""
     data = getattr(dataset, "data", None)
-    if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 4:
-        return False
-    return tuple(data.shape[1:3]) == tuple(spec.size) and spec.crop_pct == 1.0
+    if not isinstance(data, np.ndarray | Tensor) or torch.as_tensor(data[:0]).dtype != torch.uint8:
+        return None
+    pixels = torch.as_tensor(data[rows])
+    if pixels.ndim == 3:  # MNIST and its kin
+        return pixels[:, None]
+    return pixels.permute(0, 3, 1, 2).contiguous() if pixels.shape[-1] == 3 else pixels.contiguous()
 
 
 def timm_named(
@@ -136,11 +170,12 @@ def timm_named(
     bad_images: BadImages = "refuse",
     workers: int = 0,
     download: bool = False,
+    resident_bytes: int = RESIDENT_BYTES,
 ) -> DecodedImages | DeviceResident | StreamedImages:
-    """A data set timm's `create_dataset` knows, with its evaluation transform.
+    """A data set timm's `create_dataset` knows, or SVHN, with timm's evaluation transform.
 
-    CIFAR at its own size lives on the device; sets of random access are decoded on demand; hfids, wds and tfds
-    are streams, which cannot be shuffled and whose `limit` means the first images.
+    CIFAR, SVHN, MNIST and its kin live on the device (see `may_reside`); other sets of random access are decoded on
+    demand; hfids, wds and tfds are streams, which cannot be shuffled and whose `limit` means the first images.
 
     Raises:
         InputError, WorkError: see `open_named`.
@@ -158,8 +193,9 @@ def timm_named(
         "class_names": class_names,
         "fingerprint": f"{source} of {len(ids)} images={len(rows)}",
     }
-    if labels and needs_no_resize(dataset, spec):
-        pixels = torch.from_numpy(dataset.data[rows]).permute(0, 3, 1, 2).contiguous()
+    pixels = stored_pixels(dataset, rows)
+    if labels and pixels is not None and may_reside(pixels.shape, spec, resident_bytes):
+        spec = shown_whole(spec, split)
         return DeviceResident(source, spec, pixels=pixels, labels=torch.tensor(labels)[rows], **described)
     reader = NamedReader(dataset, rows)
     return DecodedImages(source, spec, read=reader, bad_images=bad_images, workers=workers, **described)

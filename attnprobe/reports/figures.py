@@ -84,7 +84,7 @@ def sections(runs: Sequence[Examined]) -> list[Section]:
             "one epoch. Networks start near uniform, and then every block repeats the one before; trouble is what "
             "begins later, or stays.",
             tuple(_histories(runs)),
-            tuple(_alarms(runs)),
+            tuple(_told(runs)),
         ),
     ]
     return [section for section in made if section.drawings]
@@ -247,10 +247,11 @@ def _histories(runs: Sequence[Examined]) -> Iterator[Drawing]:
             yield from history_drawings(name, e.history, WIDTH)
 
 
-def _alarms(runs: Sequence[Examined]) -> Iterator[str]:
+def _told(runs: Sequence[Examined]) -> Iterator[str]:
     for e in runs:
         if e.history is not None:
             yield from (f"{e.name}, epoch {alarm.epoch}: {alarm.text}." for alarm in e.history.alarms)
+            yield f"{e.name}: {e.history.overhead()}."
 
 
 def _picture(name: str, picture: Picture, limits: tuple[float, float]) -> Drawing:

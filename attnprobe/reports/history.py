@@ -33,7 +33,7 @@ def _filmstrip(name: str, history: History, width: float) -> Drawing:
     with canvas(width, 0.9 + (width - 0.2) * rows / columns) as figure:
         ax = filmstrip(history, figure.add_subplot(), most=MOST_FRAMES, limits=limits, title="", colorbar=False)
         below = {"location": "bottom", "shrink": 0.7, "aspect": 40}
-        colour_bar(ax, colours(limits), "mean cosine of attention vectors", matrices.round(6), **below)
+        colour_bar(ax, colours(limits), "mean cosine of attention vectors", matrices.round(4), **below)
         neighbours = np.nanmean(history.blocks["layer_similarity"][:, 1:], axis=1)
         alt = (
             f"Similarity of every pair of blocks of {name} over its epochs. Mean cosine of neighbouring blocks: "

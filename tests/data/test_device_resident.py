@@ -1,18 +1,16 @@
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from attnprobe.core.images import ImageSource, InputSpec
-from attnprobe.data.device_resident import DeviceResident, resize
+from attnprobe.data.device_resident import DeviceResident, may_reside, shown_whole
 
 
-def resident(spec, n=7, channels=3, size=(8, 8), white=255):
+def resident(spec, n=7, channels=3, size=(8, 8), **options):
     generator = torch.Generator().manual_seed(0)
-    pixels = torch.randint(0, white + 1, (n, channels, *size), generator=generator, dtype=torch.uint8)
+    pixels = torch.randint(0, 256, (n, channels, *size), generator=generator, dtype=torch.uint8)
     ids = [f"r{k}" for k in range(n)]
-    described = {"ids": ids, "class_names": ["a", "b"], "fingerprint": "f"}
-    return DeviceResident("r", spec, pixels=pixels, labels=torch.arange(n) % 2, white=white, **described), pixels
+    described = {"ids": ids, "class_names": ["a", "b"], "fingerprint": "f", **options}
+    return DeviceResident("r", spec, pixels=pixels, labels=torch.arange(n) % 2, **described), pixels
 
 
 def test_at_its_own_size_an_image_is_its_bytes_normalised():
@@ -26,26 +24,43 @@ def test_at_its_own_size_an_image_is_its_bytes_normalised():
     assert batch.labels.tolist() == [0, 1, 0, 1, 0, 1, 0]
 
 
-def test_one_channel_becomes_three_equal_ones_and_white_becomes_one():
-    source, pixels = resident(InputSpec((8, 8), mean=(0, 0, 0), std=(1, 1, 1)), channels=1, white=16)
+def test_one_channel_becomes_three_equal_ones():
+    source, pixels = resident(InputSpec((8, 8), mean=(0, 0, 0), std=(1, 1, 1)), channels=1)
     (batch,) = source.batches(99)
-    assert torch.equal(batch.pixels, (pixels.float() / 16).expand(-1, 3, -1, -1))
+    assert torch.equal(batch.pixels, (pixels.float() / 255).expand(-1, 3, -1, -1))
 
 
-@pytest.mark.parametrize("size", [(20, 24), (5, 6)])
-@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
-def test_resizing_is_pillows_to_a_few_grey_values(size, mode):
-    grey = Image.fromarray(np.random.RandomState(0).randint(0, 256, (4, 4), dtype=np.uint8))
-    grey = grey.resize((11, 9), Image.Resampling.BICUBIC)
-    ours = resize(torch.from_numpy(np.array(grey))[None, None].float() / 255, size, mode)[0, 0] * 255
-    theirs = torch.from_numpy(np.array(grey.resize(size[::-1], Image.Resampling[mode.upper()]))).float()
-    # Pillow's cubic has a = -0.5; torch has that too when it shrinks, and -0.75 when it enlarges.
-    allowed = 8 if mode == "bicubic" and size == (20, 24) else 1.01
-    assert (ours - theirs).abs().max() <= allowed
-    assert ours.min() >= 0 and ours.max() <= 255
+def test_a_set_may_be_shown_in_its_own_way():
+    spec = InputSpec((3, 5), mean=(0.5,) * 3, std=(2,) * 3)
+    source, pixels = resident(spec, show=lambda pixels, spec: pixels[..., : spec.size[0], : spec.size[1]] / 510)
+    (batch,) = source.batches(99)
+    assert torch.equal(batch.pixels, (pixels[..., :3, :5] / 510 - 0.5) / 2)
 
 
-@pytest.mark.parametrize("size", [(8, 8), (16, 12), (3, 5)])
+@pytest.mark.parametrize(
+    ("shape", "spec", "resident_bytes", "may"),
+    [
+        ((10, 3, 32, 32), InputSpec((32, 32)), 30720, True),
+        ((10, 3, 32, 32), InputSpec((32, 32)), 30719, False),  # too large
+        ((10, 3, 32, 32), InputSpec((224, 224), crop_pct=0.9), 30720, True),
+        ((10, 3, 32, 32), InputSpec((31, 31)), 30720, False),  # a training crop would lose detail
+        ((10, 3, 32, 31), InputSpec((32, 32)), 30720, False),  # not square
+        ((10, 3, 32, 32), InputSpec((32, 40)), 30720, False),  # input not square
+        ((10, 1, 28, 28), InputSpec((28, 28)), 7840, True),
+        ((10, 1, 28, 28), InputSpec((28, 28), crop_pct=1.1), 7840, False),  # timm pads
+    ],
+)
+def test_small_square_pictures_that_fit_may_reside(shape, spec, resident_bytes, may):
+    assert may_reside(shape, spec, resident_bytes) is may
+
+
+def test_only_a_training_split_is_shown_to_its_borders():
+    spec = InputSpec((64, 64), crop_pct=0.8)
+    assert shown_whole(spec, "train") == InputSpec((64, 64), crop_pct=1.0)
+    assert shown_whole(spec, "val") is spec and shown_whole(spec, "test") is spec
+
+
+@pytest.mark.parametrize("size", [(8, 8), (16, 16), (5, 5)])
 def test_pixels_do_not_depend_on_the_batch(size, collect):
     source, _ = resident(InputSpec(size))
     whole, single = collect(source, 7), collect(source, 1, order=[6, 2, 0, 1, 3, 5, 4])
@@ -56,7 +71,7 @@ def test_pixels_do_not_depend_on_the_batch(size, collect):
 
 @pytest.mark.gpu
 def test_cuda_shows_what_the_cpu_shows(collect):
-    source, _ = resident(InputSpec((16, 12)))
+    source, _ = resident(InputSpec((16, 16), crop_pct=0.9))
     here, there = collect(source), collect(source, device="cuda")
     for name, (pixels, _label) in here.items():
-        torch.testing.assert_close(there[name][0].cpu(), pixels)
+        torch.testing.assert_close(there[name][0].cpu(), pixels, atol=1e-6, rtol=0)  # bytes are equal

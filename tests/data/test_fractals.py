@@ -41,6 +41,17 @@ def test_a_class_is_the_same_however_many_classes_there_are(collect):
         assert torch.equal(collect(many, order=[many.ids.index(name)])[name][0], pixels)
 
 
+def test_the_name_says_how_many_classes_and_images_of_each():
+    for split, per_class in (("train", 40), ("val", 4)):
+        named, optional = (
+            fractals("fractals:3:40", split, spec=SPEC),
+            fractals("fractals:3", split, spec=SPEC, per_class=40),
+        )
+        assert len(named) == 3 * per_class and len(named.class_names) == 3
+        assert (named.ids, named.fingerprint) == (optional.ids, optional.fingerprint)
+    assert len(fractals("fractals:3", "train", spec=SPEC)) == 3 * 500
+
+
 def test_train_and_val_share_no_picture(collect):
     train = fractals("fractals:4", split="train", spec=SPEC, per_class=20)
     val = fractals("fractals:4", split="val", spec=SPEC, per_class=200)
@@ -104,6 +115,12 @@ def test_another_seed_is_other_classes(collect):
     [
         ("fractals:x", {}),
         ("fractals:1", {}),
+        ("fractals:", {}),
+        ("fractals:4:", {}),
+        ("fractals:4:0", {}),
+        ("fractals:4:5:6", {}),
+        ("fractals:4:-5", {}),
+        ("fractals:4:5", {"per_class": 5}),
         ("fractals:4", {"classes": 5}),
         ("fractals", {"per_class": 0}),
         ("fractals", {"seed": -1}),

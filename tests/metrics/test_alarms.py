@@ -31,12 +31,20 @@ def test_a_network_that_learns_raises_none():
 
 
 def test_a_fall_is_told_once_with_where_it_began():
-    h = history(entropy=entropies(block_3=[2.1, 2.0, 1.9, 2.1, 2.1, 0.84, 0.8]))
-    assert told(h) == [(8, "row entropy of block 3 fell 60 % since epoch 1 (2.10 -> 0.84 nats)")]
+    h = history(entropy=entropies(block_3=[2.2, 2.0, 1.9, 2.1, 2.0, 0.84, 0.8]))
+    assert told(h) == [(8, "row entropy of block 3 fell 58 % since epoch 6 (2.00 -> 0.84 nats)")]
+    assert told(h, within=4) == [(8, "row entropy of block 3 fell 60 % since epoch 4 (2.10 -> 0.84 nats)")]
+    assert told(h, within=4, fall=0.61) == []
     several = history(entropy=entropies(block_3=[2.0] * 5 + [0.9, 0.8], block_5=[2.5] * 5 + [0.5, 0.45]))
-    assert told(several) == [
-        (8, "row entropy of blocks 3 and 5 fell up to 80 % since epoch 1 (2.50 -> 0.50 nats), most in block 5")
-    ]
+    text = "row entropy of blocks 3 and 5 fell up to 80 % since epoch 6 (2.50 -> 0.50 nats), most in block 5"
+    assert told(several) == [(8, text)]
+
+
+def test_a_slow_fall_is_learning_but_one_between_two_distant_probes_counts():
+    slow = np.geomspace(2.8, 0.7, 20)
+    assert told(history(epochs=range(1, 21), blocks=1, entropy=slow[:, None])) == []
+    text = "row entropy of block 1 fell 75 % since epoch 1 (2.80 -> 0.70 nats)"
+    assert told(history(epochs=(1, 20), blocks=1, entropy=slow[[0, -1], None])) == [(20, text)]
 
 
 def test_entropy_collapse_is_told_in_tokens_and_not_as_a_fall_as_well():
@@ -119,10 +127,12 @@ def test_stages_have_their_own_alarms():
     one = history()
     uniform = {f"{stage}/row_entropy": one.uniform["row_entropy"] for stage in "ab"}
     h = replace(one, blocks={"a/row_entropy": entropies(), "b/row_entropy": falls}, uniform=uniform)
-    assert told(h) == [(8, "row entropy of block 3 fell 60 % since epoch 1 (2.10 -> 0.84 nats) (stage b)")]
+    assert told(h) == [(8, "row entropy of block 3 fell 60 % since epoch 6 (2.10 -> 0.84 nats) (b)")]
 
 
-@pytest.mark.parametrize("wrong", [{"fall": 0}, {"fall": 1}, {"peaked": 1}, {"uniform": 1.2}, {"settle": -1}])
+@pytest.mark.parametrize(
+    "wrong", [{"fall": 0}, {"fall": 1}, {"peaked": 1}, {"uniform": 1.2}, {"settle": -1}, {"within": -1}]
+)
 def test_thresholds_out_of_range_are_refused(wrong):
     with pytest.raises(ValueError, match="needs fall"):
         Thresholds(**wrong)

@@ -46,6 +46,9 @@ def test_alternative_texts_state_the_finding(probed):
 
 def test_alarms_are_listed_as_text_and_the_first_stands_beside_the_verdict(probed):
     assert section([probed]).sentences[0] == "watched, epoch 4: blocks 4–6 <b>now</b> repeat the block before."
+    assert section([probed]).sentences[-1] == (
+        "watched: 7 probes took 0.35 s beside 70.0 s of training: 0.50% of the time."
+    )
     page = to_html([probed])
     assert "blocks 4–6 &lt;b&gt;now&lt;/b&gt; repeat" in page and "<b>now" not in page
     assert "watched, epoch 8: third." in page
