@@ -6,7 +6,8 @@
     tiny-imagenet-200/                               as it is unpacked; see tiny_imagenet.py
 
 Classes are sorted by name, as in torchvision, and numbered over all splits together, so that a class missing
-from one split shifts no label in it. Hidden files and files without an image's ending are ignored.
+from one split shifts no label in it; but test/ adds none beside other splits, since it often holds one folder of
+images without classes, whose labels are then -1. Hidden files and files without an image's ending are ignored.
 """
 
 import os
@@ -97,10 +98,11 @@ def list_folder(root: Path, split: str) -> Listing:
         raise InputError(f"{folder} has both images and class folders ({loose[0]!r} and others). Move one kind away.")
     if empty and not loose:
         raise InputError(f"class folder {empty[0]!r} of {folder} holds no image. Fill or remove it.")
-    class_names = sorted({name for other in folders for name in subfolders(other)}) if not loose else []
+    told = [other for other in folders if other.name != "test"] or folders
+    class_names = sorted({name for other in told for name in subfolders(other)}) if not loose else []
     label = {name: k for k, name in enumerate(class_names)}
     files = loose or [file for files in by_class.values() for file in files]
-    labels = [-1] * len(loose) or [label[name] for name, files in by_class.items() for _ in files]
+    labels = [-1] * len(loose) or [label.get(name, -1) for name, files in by_class.items() for _ in files]
     ids = [readable_id(Path(file).relative_to(root).as_posix()) for file in files]
     return Listing(files, ids, labels, tuple(readable_id(name) for name in class_names))
 

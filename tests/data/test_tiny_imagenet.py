@@ -89,6 +89,7 @@ def test_a_tree_whose_validation_images_were_sorted_into_classes_is_a_folder_lik
     (tiny / "val/images").rmdir()
     source = image_folder(str(tiny), spec=SPEC)
     assert source.class_names == tuple(sorted(WNIDS)) and len(source) == 12
+    assert {batch.labels.unique().item() for batch in image_folder(str(tiny), "test", spec=SPEC).batches(5)} == {-1}
 
 
 def cut(file, lines):
