@@ -10,10 +10,13 @@ from torch import nn
 from attnprobe.core.errors import InputError, did_you_mean
 from attnprobe.core.images import InputSpec
 from attnprobe.models import presets  # registers our models with timm
+from attnprobe.models.elsewhere import build_elsewhere, is_elsewhere, plugins
 
 
 def build_model(name: str, *, num_classes: int | None = None, seed: int | None = None, **options: Any) -> nn.Module:
-    """Build a model by name: ours, any of timm's, `local-dir:PATH` or `hf-hub:ID`.
+    """Build a model by name: ours, any of timm's, `local-dir:PATH`, `hf-hub:ID`, `torchvision:NAME`, `hf:PATH_OR_ID`.
+
+    Or one that an installed package adds: see `elsewhere`.
 
     Args:
         name: such as "deepvit_16" or "vit_small_patch16_224".
@@ -26,14 +29,17 @@ def build_model(name: str, *, num_classes: int | None = None, seed: int | None =
     """
     if num_classes is not None:
         options["num_classes"] = num_classes
-    if ":" not in name and not timm.is_model(name):
-        known = [*presets.MODELS, *presets.ALIASES, *timm.list_models("vit_*")]
+    foreign = not timm.is_model(name) and is_elsewhere(name)
+    if ":" not in name and not foreign and not timm.is_model(name):
+        known = [*presets.MODELS, *presets.ALIASES, *plugins(), *timm.list_models("vit_*")]
         raise InputError(f"no model named {name!r}.{did_you_mean(name, known)}")
     with torch.random.fork_rng(enabled=seed is not None):
         if seed is not None:
             torch.manual_seed(seed)
         try:
-            model = timm.create_model(name, **options)
+            model = build_elsewhere(name, **options) if foreign else timm.create_model(name, **options)
+        except InputError:
+            raise
         except (TypeError, AssertionError, ValueError, RuntimeError, OSError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise InputError(f"{name!r} cannot be built with {options or 'its defaults'}: {reason}") from error
@@ -42,7 +48,13 @@ def build_model(name: str, *, num_classes: int | None = None, seed: int | None =
 
 
 def input_spec(model: nn.Module) -> InputSpec:
-    """How `model` wants its pixels, as timm resolves it; its own image size wins over its default."""
+    """How `model` wants its pixels: as it says itself by `input_spec`, or as timm resolves it.
+
+    Of timm's the image size it was built for wins over its default.
+    """
+    told = getattr(model, "input_spec", None)
+    if isinstance(told, InputSpec):
+        return told
     config = resolve_data_config({}, model=model)
     size = getattr(getattr(model, "patch_embed", None), "img_size", None) or config["input_size"][-2:]
     return InputSpec(

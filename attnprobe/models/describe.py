@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from attnprobe.models.build import build_model, input_spec
+from attnprobe.models.elsewhere import plugins
 from attnprobe.models.load import Loaded, model_from
 from attnprobe.models.presets import ALIASES, MODELS
 from attnprobe.models.read import read_checkpoint
@@ -47,11 +48,13 @@ def resolve_model(
     img_size: int | None = None,
     seed: int = 0,
     allow_nonfinite: bool = False,
+    initial: bool = False,
 ) -> tuple[nn.Module, ModelFacts]:
-    """A run's directory, a checkpoint, or a name (with timm's pretrained weights where it has some).
+    """A run's directory, a checkpoint, or a name that `build_model` takes (with trained weights where it has some).
 
     Args:
         img_size: another resolution than the model's own.
+        initial: of a name, initial weights in any case.
 
     Raises:
         CheckpointError, InputError: see `load_model` and `build_model`.
@@ -63,16 +66,18 @@ def resolve_model(
         model, sha256 = loaded.module, checkpoint.sha256
     else:
         options: dict[str, Any] = {} if img_size is None else {"img_size": img_size}
-        pretrained = ":" in str(ref) or timm.models.is_model_pretrained(str(ref))
+        known = ":" in str(ref) or str(ref) in plugins() or timm.models.is_model_pretrained(str(ref))
+        pretrained = known and not initial
         model = build_model(str(ref), seed=seed, **options, **({"pretrained": True} if pretrained else {}))
         sha256 = _sha256(model) if pretrained else ""
         loaded = Loaded(model, str(ref), options)
     name = ALIASES.get(loaded.name, loaded.name)
+    classes = getattr(model, "num_classes", getattr(model, "num_labels", None))
     facts = ModelFacts(
         model=name,
         variant=MODELS[name].variant.name if name in MODELS else type(model).__name__,
         sha256=sha256,
-        options={**loaded.options, "num_classes": model.num_classes},
+        options={**loaded.options, **({} if classes is None else {"num_classes": classes})},
         parameters=sum(p.numel() for p in model.parameters()),
         notes=loaded.notes,
     )

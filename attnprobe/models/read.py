@@ -92,6 +92,8 @@ def _read_folder(folder: Path) -> Checkpoint:
         if not isinstance(architecture, str):
             raise TypeError(f"architecture is {architecture!r}")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, KeyError) and "architectures" in config:
+            raise CheckpointError(f"{folder} is a model of Hugging Face's transformers; name it hf:{folder}.") from None
         raise CheckpointError(
             f"{config_path} is not a model configuration: {error!r}; save the model again."
         ) from error

@@ -1,0 +1,153 @@
+"""How does a name become a model that is not timm's? torchvision:NAME, hf:PATH_OR_ID, and names of other packages.
+
+A package of your own adds names by the entry-point group `attnprobe.models`, in its pyproject.toml:
+
+    [project.entry-points."attnprobe.models"]
+    my_vit = "my_package.models:my_vit"
+
+where `my_vit(**options)` returns any `nn.Module`; with `pretrained=True` among the options, its trained weights. How
+it wants its pixels it says by an attribute `input_spec` (an `InputSpec`); without, as timm's models do.
+"""
+
+import importlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from torch import nn
+
+from attnprobe.core.errors import InputError, did_you_mean
+from attnprobe.core.images import InputSpec
+
+GROUP = "attnprobe.models"
+
+PILLOW = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
+"""Pillow's numbers of its filters, as image processors of Hugging Face write them."""
+
+
+def is_elsewhere(name: str) -> bool:
+    """Whether a name is one of those this file knows."""
+    return name.startswith(("torchvision:", "hf:")) or name in plugins()
+
+
+def plugins() -> dict[str, EntryPoint]:
+    """Names that installed packages add."""
+    return {entry.name: entry for entry in entry_points(group=GROUP)}
+
+
+def build_elsewhere(name: str, **options: Any) -> nn.Module:
+    """The model of a name that `is_elsewhere`; it carries its `input_spec`.
+
+    Args:
+        options: `pretrained` for trained weights, num_classes, img_size, and what else the model takes.
+
+    Raises:
+        InputError: no such model, or the package it is in is not installed.
+    """
+    where, colon, rest = name.partition(":")
+    if not colon:
+        return plugins()[name].load()(**options)
+    return {"torchvision": _torchvision, "hf": _hugging_face}[where](rest, **options)
+
+
+def _torchvision(
+    name: str,
+    *,
+    pretrained: bool = False,
+    num_classes: int | None = None,
+    img_size: int | tuple[int, int] | None = None,
+    **options: Any,
+) -> nn.Module:
+    models = importlib.import_module("torchvision").models
+    if name not in models.list_models():
+        raise InputError(f"torchvision has no model {name!r}.{did_you_mean(name, models.list_models())}")
+    if num_classes is not None:
+        options["num_classes"] = num_classes
+    if img_size is not None and name.startswith(("vit", "maxvit")):
+        maxvit = name.startswith("maxvit")
+        options["input_size" if maxvit else "image_size"] = _pair(img_size) if maxvit else _pair(img_size)[0]
+    weights = models.get_model_weights(name).DEFAULT
+    model: Any = models.get_model(name, weights=weights if pretrained else None, **options)
+    eye = weights.transforms()
+    size = _pair(img_size or eye.crop_size[0])
+    model.input_spec = InputSpec(
+        size, _triple(eye.mean), _triple(eye.std), eye.interpolation.value, eye.crop_size[0] / eye.resize_size[0]
+    )
+    return model
+
+
+def _hugging_face(
+    ref: str,
+    *,
+    pretrained: bool = False,
+    num_classes: int | None = None,
+    img_size: int | tuple[int, int] | None = None,
+    **options: Any,
+) -> nn.Module:
+    try:
+        transformers = importlib.import_module("transformers")
+    except ImportError:
+        raise InputError(f"hf:{ref} needs transformers: pip install 'attnprobe[hf]'.") from None
+    config = transformers.AutoConfig.from_pretrained(ref, **options)
+    kind = getattr(transformers, (getattr(config, "architectures", None) or ["AutoModel"])[0], transformers.AutoModel)
+    if hasattr(config, "vision_config"):  # of a pair of towers the one that sees
+        config = config.vision_config
+        kind = getattr(transformers, type(config).__name__.removesuffix("Config") + "Model", transformers.AutoModel)
+    if num_classes is not None:
+        config.num_labels = num_classes
+    if img_size is not None:
+        config.image_size = img_size if isinstance(img_size, int) else list(img_size)
+    with _quiet(transformers.logging):
+        if pretrained:
+            model, told = kind.from_pretrained(ref, config=config, dtype="float32", output_loading_info=True)
+            if lacking := sorted(told["missing_keys"]):
+                raise InputError(f"hf:{ref} has no weights for {len(lacking)} parameters, such as {lacking[0]!r}.")
+        else:
+            model = getattr(kind, "_from_config", getattr(kind, "from_config", kind))(config)
+    model.input_spec = _processing(transformers, ref, _pair(getattr(config, "image_size", None) or 224))
+    return model
+
+
+def _processing(transformers: Any, ref: str, size: tuple[int, int]) -> InputSpec:
+    """What the image processor beside the weights says; halves where there is none."""
+    try:
+        told: Mapping[str, Any] = transformers.ImageProcessingMixin.get_image_processor_dict(ref)[0]
+    except OSError:
+        return InputSpec(size)
+    crop, resize = (_side(told.get(name)) for name in ("crop_size", "size"))
+    mean, std = (told.get(name) or (0.5, 0.5, 0.5) for name in ("image_mean", "image_std"))
+    crop_pct = size[0] / resize if told.get("do_center_crop") and crop and resize else 1.0
+    return InputSpec(
+        size, _triple(mean), _triple(std), PILLOW.get(told.get("resample", 3), "bicubic"), min(1.0, crop_pct)
+    )
+
+
+def _side(size: Any) -> int | None:
+    """{"shortest_edge": 256}, {"height": 224, "width": 224} or 224."""
+    if isinstance(size, Mapping):
+        return size.get("shortest_edge") or size.get("height")
+    return size if isinstance(size, int) else None
+
+
+@contextmanager
+def _quiet(logging: Any) -> Iterator[None]:
+    """Neither bars nor remarks of transformers meanwhile."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _triple(values: Any) -> tuple[float, float, float]:
+    red, green, blue = values
+    return float(red), float(green), float(blue)
+
+
+def _pair(size: Any) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
