@@ -57,6 +57,7 @@ def train(
     out: Annotated[Path, Short(aliases=["-o"])],
     data_dir: Path | None = None,
     set: Annotated[Repeated[tuple[str, ...]], Short(metavar="NAME=VALUE")] = (),
+    auto_batch: bool = False,
     ignore_unknown: bool = False,
 ) -> None:
     """Train a model; the same command goes on where a stopped run ended.
@@ -73,12 +74,14 @@ def train(
         out: the run's directory.
         data_dir: where the data set lives.
         set: an option that replaces the recipe's, named as in timm's train.py; repeat for several.
+        auto_batch: work on parts of a batch that does not fit into memory; the recipe stays the same.
         ignore_unknown: leave out options of the file that nobody knows.
     """
     from attnprobe import pipeline
     from attnprobe.core.config import parse_settings
 
     settings = parse_settings(set) | ({"data_dir": str(data_dir)} if data_dir else {})
+    settings |= {"auto_batch": True} if auto_batch else {}
     result = pipeline.train(recipe, out, settings=settings, ignore_unknown=ignore_unknown)
     if os.environ.get("RANK", "0") == "0":
         print(f"{result.run.path}: top-1 {result.top1:.2%} after {len(result.log)} epochs, "
@@ -162,6 +165,54 @@ def capture(
     )
 
 
+def inspect(
+    model: Positional[str],
+    architecture: Annotated[str | None, Short(name="model")] = None,
+    img_size: int | None = None,
+    data: str | None = None,
+    images: int = 256,
+    what: tuple[Literal["weights", "effective", "tokens"], ...] = ("weights", "effective", "tokens"),
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16",
+    device: str = "auto",
+) -> None:
+    """Show what a capture of a model would hold and cost, and the command to run; or what is in a maps file.
+
+    For example:
+
+    $ attnprobe inspect swin_tiny_patch4_window7_224
+    $ attnprobe inspect torchvision:vit_b_16 --images 50000
+    $ attnprobe inspect maps.h5
+
+    Args:
+        model: as for capture (of a name, weights do not matter here and are not fetched); or a maps file.
+        architecture: the model's name, for checkpoint files that neither say it nor show it.
+        img_size: another resolution than the model's own.
+        data: for the command.
+        images: how many the estimates are for.
+        what: softmax maps, maps that multiply V (stored only where they differ), block outputs.
+        dtype: how maps are stored.
+        device: where to try it.
+    """
+    from rich.console import Console
+
+    from attnprobe import inspection
+
+    if Path(model).suffix in (".h5", ".parts"):
+        inspection.print_maps(*inspection.inspect_maps(Path(model)), Console())
+        return
+    found = inspection.inspect_model(
+        model,
+        architecture=architecture,
+        img_size=img_size,
+        data=data,
+        images=images,
+        what=what,
+        dtype=dtype,
+        device=device,
+    )
+    inspection.print_inspection(found, Console())
+
+
 def report(
     maps: Positional[tuple[Path, ...]],
     out: Annotated[Path, Short(aliases=["-o"])] = Path("attnprobe-report"),
@@ -229,6 +280,7 @@ def verify(maps: Positional[Path]) -> None:
 COMMANDS: dict[str, Callable[..., Any]] = {
     "demo": demo,
     "train": train,
+    "inspect": inspect,
     "capture": capture,
     "report": report,
     "list": list_,

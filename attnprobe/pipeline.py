@@ -27,6 +27,7 @@ from attnprobe.core.errors import InputError, WorkError
 from attnprobe.core.examined import Examined
 from attnprobe.core.images import ImageSource
 from attnprobe.core.maps import AttentionMaps
+from attnprobe.core.memory import is_out_of_memory
 from attnprobe.core.progress import Advance, progress
 from attnprobe.core.run import Run
 from attnprobe.core.tap import Site
@@ -322,12 +323,13 @@ def _memory(config: TrainConfig) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+        if not is_out_of_memory(error):
             raise
         half, parts = config.batch_size // 2, 2 * config.grad_accum_steps
         raise WorkError(
             f"out of memory with batch_size={config.batch_size}; train into a new folder with "
-            f"--set batch_size={half} --set grad_accum_steps={parts}, which updates the weights with as many images."
+            f"--set batch_size={half} --set grad_accum_steps={parts}, which updates the weights with as many images, "
+            "or let --auto-batch find out."
         ) from error
 
 
@@ -356,7 +358,8 @@ def _model_options(config: TrainConfig) -> dict[str, Any]:
 
 def _probe(config: TrainConfig, images: ImageSource, run: Run) -> Probe:
     epochs = config.epochs + config.cooldown_epochs
-    return Probe(images, run.probe, every=config.probe_every, epochs=epochs, budget=config.probe_budget)
+    options = {"every": config.probe_every, "budget": config.probe_budget, "tensorboard": config.log_tensorboard}
+    return Probe(images, run.probe, epochs=epochs, **options)
 
 
 def _recipe_of(run: Path) -> dict[str, Any]:

@@ -48,11 +48,13 @@ class ImageBatch:
         pixels: [image, 3, row, col], normalised as the source's `InputSpec` says.
         labels: [image], integer class, -1 where unknown.
         ids: stable strings: dataset index or relative path.
+        more: [image, ...] each, what a training transform made beside the pixels.
     """
 
     pixels: Tensor
     labels: Tensor
     ids: tuple[str, ...]
+    more: tuple[Tensor, ...] = ()
 
     def __post_init__(self) -> None:
         shape = tuple(self.pixels.shape)

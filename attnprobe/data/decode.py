@@ -24,7 +24,8 @@ Reader = Callable[[int], tuple[Image.Image, int]]
 
 
 Transform = Callable[..., Any]
-"""From a picture (and numbers to draw from) to [3, row, col], uint8; must pickle."""
+"""From a picture to [3, row, col], uint8; a training transform also takes the position and the numbers that decide what
+is done to the picture, and may return more tensors beside the pixels. Must pickle."""
 
 
 def eval_transform(spec: InputSpec) -> Any:
@@ -38,35 +39,36 @@ def eval_transform(spec: InputSpec) -> Any:
 
 
 class Decoder(Dataset):
-    """(place, position) -> (position, label, [3, row, col] or None, why there are no pixels); lives in the workers.
+    """(place, position) -> (position, label, pixels and more or None, why there are none); lives in the workers.
 
-    `transform` takes the picture and, in training, numbers that decide what is done to it: the key and the place.
+    In training, `transform` is called with (*key, place) as the numbers to draw from.
     """
 
     def __init__(self, read: Reader, transform: Transform, key: tuple[int, ...] | None = None) -> None:
         self.read, self.transform, self.key = read, transform, key
 
-    def __getitem__(self, request: tuple[int, int]) -> tuple[int, int, Tensor | None, str]:
+    def __getitem__(self, request: tuple[int, int]) -> tuple[int, int, tuple[Tensor, ...] | None, str]:
         place, position = request
-        numbers = () if self.key is None else (*self.key, place)
+        numbers = () if self.key is None else (position, (*self.key, place))
         try:
             with pillow_quiet():
                 image, label = self.read(position)
                 with image:
-                    return position, label, torch.as_tensor(self.transform(image.convert("RGB"), *numbers)), ""
+                    made = self.transform(image.convert("RGB"), *numbers)
+            return position, label, made if isinstance(made, tuple) else (torch.as_tensor(made),), ""
         except Exception as error:
             return position, -1, None, why_unreadable(error)
 
 
-def gather(samples: list) -> tuple[list[int], list[int], Tensor | None, list[tuple[int, str]]]:
-    """One batch in the worker: positions, labels and pixels of the good images, and the bad ones with reasons.
+def gather(samples: list) -> tuple[list[int], list[int], tuple[Tensor, ...], list[tuple[int, str]]]:
+    """One batch in the worker: positions, labels and tensors of the good images, and the bad ones with reasons.
 
-    One tensor crosses to this process, not one per image, each of which would hold a file descriptor open.
+    Whole batches cross to this process, not one tensor per image, each of which would hold a file descriptor open.
     """
     good = [sample for sample in samples if sample[2] is not None]
-    bad = [(position, why) for position, _label, pixels, why in samples if pixels is None]
-    pixels = torch.stack([sample[2] for sample in good]) if good else None
-    return [sample[0] for sample in good], [sample[1] for sample in good], pixels, bad
+    bad = [(position, why) for position, _label, made, why in samples if made is None]
+    tensors = tuple(map(torch.stack, zip(*(sample[2] for sample in good), strict=True)))
+    return [sample[0] for sample in good], [sample[1] for sample in good], tensors, bad
 
 
 class DecodedImages:
@@ -96,7 +98,7 @@ class DecodedImages:
         self.decoder, self.first = Decoder(read, eval_transform(spec)), 0
 
     def augmented(self, transform: Transform, key: tuple[int, ...], first: int = 0) -> "DecodedImages":
-        """The same images through a training transform, called as `transform(picture, *key, place)`.
+        """The same images through a training transform, called as `transform(picture, position, (*key, place))`.
 
         `place` is an image's place in the order it is asked for, counted from `first`, so that one that comes twice
         looks different, and an order can be gone on with from its middle.
@@ -124,15 +126,17 @@ class DecodedImages:
             batch_sampler=list(requests(position_batches(len(self), batch_size, order), self.first)),
             num_workers=self.workers,
             collate_fn=gather,
+            pin_memory=device.type == "cuda",
             generator=torch.Generator(),  # its own, or starting workers would advance the global one
         )
-        for positions, labels, pixels, bad in guard_workers(loader):
+        for positions, labels, tensors, bad in guard_workers(loader):
             for position, why in bad:
                 self.drop(position, why)
-            if pixels is not None:
-                shown = self.spec.normalise(pixels.to(device).float() / 255)
+            if positions:
+                pixels, *more = (tensor.to(device, non_blocking=True) for tensor in tensors)
+                shown = self.spec.normalise(pixels.float() / 255)
                 ids = tuple(self.ids[position] for position in positions)
-                yield ImageBatch(shown, torch.tensor(labels, device=device), ids)
+                yield ImageBatch(shown, torch.tensor(labels, device=device), ids, tuple(more))
 
     def drop(self, position: int, why: str) -> None:
         """Record an image that turned out to be unreadable, or refuse it."""

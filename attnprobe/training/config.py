@@ -40,9 +40,16 @@ class TrainConfig:
     batch_size: int = 64
     """Images per process and step. A last batch of an epoch with fewer images than processes is left out."""
 
+    auto_batch: bool = False
+    """Where a batch does not fit into memory, work on halves of it (quarters, ...), and add up their gradients. One
+    process only. The recipe stays as it is, but batch norm sees the parts, and rounding differs."""
+
     bad_images: Literal["refuse", "skip"] = "refuse"
     workers: int = 0
     """Processes that decode images; 0 for sets that live on the device."""
+
+    token_label_data: str | None = None
+    """Folder of label maps, one per training image, as TokenLabeling releases them; for models with a dense head."""
 
     # --- optimiser and schedule ---
     epochs: int = 30
@@ -189,10 +196,20 @@ class TrainConfig:
     keep_checkpoints: int = 2
     """How many of the last checkpoints stay on disk, beside the best one."""
 
+    log_tensorboard: bool = False
+    """Also write the log for TensorBoard, into tensorboard/ in the run."""
+
+    log_wandb: bool = False
+    """Also send the log to Weights & Biases."""
+
+    wandb_project: str | None = None
+
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "grad_accum_steps", "recount", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
+        if self.token_label_data and (self.mixup or self.cutmix or self.cutmix_minmax):
+            raise ValueError("token_label_data needs mixup=0 and cutmix=0: label maps do not know what was mixed in.")
         if not 0 <= self.warmup_epochs < self.epochs:
             raise ValueError(f"warmup_epochs={self.warmup_epochs} must lie in [0, epochs={self.epochs}).")
         if not 0 < self.scale[0] <= self.scale[1] <= 1:

@@ -1,4 +1,7 @@
-"""What does training compute on, and in which precision?"""
+"""What does training compute on, in which precision, and how much memory does it take?"""
+
+import resource
+import sys
 
 import torch
 
@@ -30,3 +33,11 @@ def amp_dtype(config: TrainConfig, device: torch.device) -> torch.dtype | None:
     if config.amp_dtype == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
         return torch.float16
     return getattr(torch, config.amp_dtype)
+
+
+def peak_memory(device: torch.device) -> float:
+    """The most memory in use so far, in GiB: PyTorch's on a GPU, all of this process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

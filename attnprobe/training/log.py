@@ -2,11 +2,41 @@
 
 import csv
 import io
+import time
+from collections.abc import Iterable
+from typing import Any
 
 from attnprobe.core import fs
 from attnprobe.core.run import Run
 
-LOG_FIELDS: tuple[str, ...] = ("epoch", "lr", "train_loss", "val_loss", "val_top1", "seconds", "images_per_second")
+LOG_FIELDS: tuple[str, ...] = (
+    "epoch",
+    "lr",
+    "train_loss",
+    "val_loss",
+    "val_top1",
+    "seconds",
+    "images_per_second",  # while training
+    "data_wait",  # share of the training time in which nothing was done but to wait for images
+    "memory_gib",  # the most so far
+)
+
+
+class Waiting:
+    """Iterates over `items`, and knows for how many seconds it waited for what came."""
+
+    def __init__(self, items: Iterable[Any]) -> None:
+        self.items, self.seconds = iter(items), 0.0
+
+    def __iter__(self) -> "Waiting":
+        return self
+
+    def __next__(self) -> Any:
+        asked = time.monotonic()
+        try:
+            return next(self.items)
+        finally:
+            self.seconds += time.monotonic() - asked
 
 
 def read_log(run: Run) -> list[dict[str, float]]:
@@ -14,7 +44,7 @@ def read_log(run: Run) -> list[dict[str, float]]:
     if not run.log.exists():
         return []
     with run.log.open(newline="") as file:
-        rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+        rows = [{name: float(value or "nan") for name, value in row.items()} for row in csv.DictReader(file)]
     return [{**row, "epoch": int(row["epoch"])} for row in rows]
 
 

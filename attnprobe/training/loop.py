@@ -2,24 +2,29 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from timm.utils import ModelEmaV3, dispatch_clip_grad
-from torch import nn
+from torch import Tensor, nn
 
 from attnprobe.core import fs
 from attnprobe.core.errors import InputError, WorkError
 from attnprobe.core.images import ImageSource
+from attnprobe.core.memory import free_memory, is_out_of_memory
 from attnprobe.core.progress import progress as progress_bar
 from attnprobe.core.run import Run
-from attnprobe.training.augment import Augmentation, AugmentConfig
+from attnprobe.training.augment import Augmentation, AugmentConfig, erase
+from attnprobe.training.boards import boards
 from attnprobe.training.checkpoint import (
     Learner,
+    Progress,
     load_checkpoint,
     remove_unfinished,
     save_checkpoint,
@@ -27,14 +32,15 @@ from attnprobe.training.checkpoint import (
 )
 from attnprobe.training.config import TrainConfig
 from attnprobe.training.cosine_regulariser import cosine_penalty, listening
-from attnprobe.training.devices import amp_dtype, pick_device
+from attnprobe.training.devices import amp_dtype, peak_memory, pick_device
 from attnprobe.training.evaluate import evaluate
-from attnprobe.training.log import LOG_FIELDS, read_log, write_log
+from attnprobe.training.log import LOG_FIELDS, Waiting, read_log, write_log
 from attnprobe.training.mix import Mix
 from attnprobe.training.objective import classification_loss
 from attnprobe.training.optimisation import build_optimizer, build_schedule, freeze
 from attnprobe.training.processes import Processes, processes
 from attnprobe.training.stopping import StopRequest, stop_requests
+from attnprobe.training.token_labels import LabelMaps, token_targets
 from attnprobe.training.transforms import train_transform
 
 Watch = Callable[[int, nn.Module, float], str]
@@ -81,7 +87,20 @@ def train(
         Stopped: on SIGTERM.
     """
     with processes(pick_device(config.device)) as group, stop_requests() as stop:
-        return _train(model, images, val_images, config, run, config_json, watch, group, stop)
+        if config.auto_batch and group.world > 1:
+            raise InputError("auto_batch is for one process; with several, set batch_size and grad_accum_steps.")
+        pieces = 1
+        while True:
+            try:
+                return _train(model, images, val_images, config, run, config_json, watch, group, stop, pieces)
+            except (RuntimeError, MemoryError) as error:
+                if not (config.auto_batch and is_out_of_memory(error) and 2 * pieces <= config.batch_size):
+                    raise
+            pieces *= 2
+            model.zero_grad(set_to_none=True)
+            free_memory()
+            part = math.ceil(config.batch_size / pieces)
+            warnings.warn(f"out of memory: going on with {part} images of a batch at a time.", stacklevel=2)
 
 
 def _train(
@@ -94,7 +113,9 @@ def _train(
     watch: Watch | None,
     group: Processes,
     stop: StopRequest,
+    pieces: int,
 ) -> TrainResult:
+    """`pieces`: into how many parts a batch is cut that does not fit into memory."""
     device = group.device
     if len(images) == 0 or not images.class_names:
         raise InputError(f"{images.name} has {len(images)} images and {len(images.class_names)} classes; cannot train.")
@@ -118,9 +139,13 @@ def _train(
     scaler = torch.amp.GradScaler(device.type, enabled=precision is torch.float16)
 
     augmenting = AugmentConfig(**{field.name: getattr(config, field.name) for field in fields(AugmentConfig)})
-    augmentation = Augmentation(augmenting, images.spec)
     mix = Mix(augmenting, len(images.class_names)) if config.mixup or config.cutmix or config.cutmix_minmax else None
-    by_workers = train_transform(augmenting, images.spec) if hasattr(images, "augmented") else None
+    if hasattr(images, "augmented"):  # pictures are augmented where they are decoded, at their full size
+        by_workers, augment = train_transform(augmenting, images.spec, _label_maps(config, images)), None
+    elif config.token_label_data:
+        raise InputError(f"token_label_data is for folders of images; {config.dataset} has no files.")
+    else:
+        by_workers, augment = None, Augmentation(augmenting, images.spec).picture
 
     if group.is_first:
         with fs.as_work_error(f"starting the run in {run.path}"):
@@ -130,11 +155,14 @@ def _train(
     learner = Learner(model, ema.module if ema else model, optimizer, scaler)
     progress = load_checkpoint(run, learner)
     log = read_log(run)[: progress.epoch]
+    if config.auto_batch and progress == Progress():  # where to begin again, should memory run out in this epoch
+        save_partial(run, progress, learner, config_json=config_json)
 
     seen = ""
     regularised = listening(model, config.cos_reg_component + 1) if config.cos_reg_component else nullcontext()
     total, done = epochs * steps_per_epoch, progress.epoch * steps_per_epoch + progress.step
-    with regularised as listener, progress_bar(config.model, total, done=done) as advance:
+    board = boards(config, run, progress.epoch) if group.is_first else nullcontext(lambda row: None)
+    with regularised as listener, board as show_row, progress_bar(config.model, total, done=done) as advance:
         trained = torch.compile(parallel) if config.torchcompile else parallel
         for epoch in range(progress.epoch, epochs):
             if config.early_stop is not None and epoch - progress.best_epoch >= config.early_stop:
@@ -148,35 +176,39 @@ def _train(
             total_loss = torch.tensor(progress.loss, device=device)
             mixing = mix if not 0 < config.mixup_off_epoch <= epoch else None
             source = images
-            if by_workers:  # pictures are augmented where they are decoded, at their full size
+            if by_workers:
                 done = progress.step * config.batch_size
                 source = images.augmented(by_workers, (config.seed, epoch, group.rank), first=done)
             shares = [
                 group.share(order[step * batch_size : (step + 1) * batch_size]) for step in range(steps_per_epoch)
             ]
             remaining = [position for share in shares[progress.step :] for position in share]
-            for step, batch in enumerate(
-                source.batches(config.batch_size, device=device, order=remaining), progress.step
-            ):
+            batches = Waiting(source.batches(config.batch_size, device=device, order=remaining))
+            for step, batch in enumerate(batches, progress.step):
                 update, part = divmod(step, config.grad_accum_steps)
                 parts = min(config.grad_accum_steps, steps_per_epoch - update * config.grad_accum_steps)
                 update += epoch * updates_per_epoch
                 scheduler.step_update(update)
                 _seed(config.seed, epoch, step, group.rank)  # all randomness of a step follows from this
                 pixels, targets = batch.pixels, batch.labels
-                if not by_workers:
-                    pixels = augmentation.picture(pixels)
+                if augment:
+                    pixels = augment(pixels)
                 if mixing:
                     pixels, targets = mixing(pixels, targets)
-                pixels = augmentation.erase(pixels).contiguous(memory_format=layout)
+                if batch.more:
+                    targets = token_targets(*batch.more, len(images.class_names), model.patch_embed.grid_size)
+                pixels = erase(pixels, config.reprob, config.remode, config.recount)
+                n = min(batch_size, len(images) - step * batch_size)
                 last_part = part == parts - 1
                 with nullcontext() if last_part else group.without_averaging(parallel):
-                    with autocast:
-                        loss = classification_loss(trained(pixels), targets, config)
-                        if listener:
-                            loss = loss + config.cos_reg_weight * cosine_penalty(listener.take(), config.cos_reg_dim)
-                    n = min(batch_size, len(images) - step * batch_size)
-                    scaler.scale(loss * (len(batch.ids) * group.world / n / parts)).backward()
+                    for shown, wanted in _in_pieces(pixels.contiguous(memory_format=layout), targets, pieces):
+                        with autocast:
+                            loss = classification_loss(trained(shown), wanted, config)
+                            if listener:
+                                similarity = cosine_penalty(listener.take(), config.cos_reg_dim)
+                                loss = loss + config.cos_reg_weight * similarity
+                        scaler.scale(loss * (len(shown) * group.world / n / parts)).backward()
+                        total_loss += loss.detach() * len(shown)
                 if last_part:
                     if config.clip_grad is not None:
                         scaler.unscale_(optimizer)
@@ -186,7 +218,6 @@ def _train(
                     optimizer.zero_grad(set_to_none=True)
                     if ema:
                         ema.update(model, step=update)
-                total_loss += loss.detach() * len(batch.ids)
                 advance(1, f"epoch {epoch + 1}/{epochs}  best {max(progress.best, 0):.1%}  {seen}".rstrip())
 
                 stopping = last_part and (group.world == 1 or update % 10 == 0) and group.any(stop.signal is not None)
@@ -213,16 +244,36 @@ def _train(
             if top1 > progress.best:
                 progress.best, progress.best_epoch = top1, progress.epoch
             seconds, speed = time.monotonic() - started, len(images) / trained_seconds
-            row = (progress.epoch, optimizer.param_groups[0]["lr"], train_loss, val_loss, top1, seconds, speed)
-            log.append(dict(zip(LOG_FIELDS, row, strict=True)))
+            waited, memory = batches.seconds / trained_seconds, peak_memory(device)
+            row = (progress.epoch, optimizer.param_groups[0]["lr"], train_loss, val_loss, top1, seconds, speed, waited)
+            log.append(dict(zip(LOG_FIELDS, (*row, memory), strict=True)))
             if group.is_first:
                 write_log(run, log)
+                show_row(log[-1])
                 seen = watch(progress.epoch, learner.deployed, seconds) if watch else ""
                 save_checkpoint(run, progress, learner, config_json=config_json, keep=config.keep_checkpoints)
             group.wait()
             if group.any(stop.signal is not None) and progress.epoch < epochs:
                 stop.end()
     return TrainResult(run, log[-1]["val_top1"], progress.best, progress.best_epoch, tuple(log))
+
+
+def _label_maps(config: TrainConfig, images: ImageSource) -> LabelMaps | None:
+    if config.token_label_data is None:
+        return None
+    return LabelMaps(Path(config.token_label_data).expanduser(), images.ids, len(images.class_names))
+
+
+def _in_pieces(pixels: Tensor, targets: Any, pieces: int) -> Iterator[tuple[Tensor, Any]]:
+    """A batch, cut into at most so many parts."""
+    if pieces == 1:
+        yield pixels, targets
+        return
+    one = isinstance(targets, Tensor)
+    cut = [tensor.chunk(pieces) for tensor in ((targets,) if one else targets)]
+    for k, part in enumerate(pixels.chunk(pieces)):
+        wanted = tuple(parts[k] for parts in cut)
+        yield part, wanted[0] if one else wanted
 
 
 def _seed(*numbers: int) -> None:

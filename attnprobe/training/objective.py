@@ -8,23 +8,30 @@ from attnprobe.training.config import TrainConfig
 from attnprobe.training.mix import soft_targets
 
 
-def classification_loss(outputs: Tensor | tuple, targets: Tensor, config: TrainConfig) -> Tensor:
+def classification_loss(
+    outputs: Tensor | tuple, targets: Tensor | tuple[Tensor, Tensor], config: TrainConfig
+) -> Tensor:
     """Loss of one batch.
 
     Args:
         outputs: class logits [image, class]; or, from a model with a dense head, (class logits, patch logits
             [image, patch, class], box), where patches in the box (row0, col0, row1, col1; ends exclusive) came from
             the batch in reverse order.
-        targets: labels [image], or probabilities [image, class].
+        targets: labels [image]; probabilities [image, class]; or, of label maps, those and [image, patch, class].
 
     With a dense head the class target is mixed by the share of patches that stayed, and every patch has its own
-    image's target: `cls_weight * CE(class) + dense_weight * CE(patches)` (TokenLabeling, arXiv:2104.10858, with one
-    label per image instead of a label map).
+    target or, without label maps, its image's: `cls_weight * CE(class) + dense_weight * CE(patches)` (TokenLabeling,
+    arXiv:2104.10858).
 
     Raises:
-        InputError: the model returns something else in training.
+        InputError: the model returns something else in training, or has no dense head for label maps.
     """
+    of_patches = None
+    if isinstance(targets, tuple):
+        targets, of_patches = targets
     if isinstance(outputs, Tensor):
+        if of_patches is not None:
+            raise InputError(f"{config.model} has no dense head; token_label_data needs one, as in refiner_s.")
         smoothing = config.smoothing if targets.ndim == 1 else 0.0
         return F.cross_entropy(outputs.float(), targets, label_smoothing=smoothing)
     if len(outputs) != 3:
@@ -35,5 +42,6 @@ def classification_loss(outputs: Tensor | tuple, targets: Tensor, config: TrainC
     n_patches = patch_logits.shape[1]
     stayed = 1 - (row1 - row0) * (col1 - col0) / n_patches
     classes = F.cross_entropy(logits.float(), stayed * targets + (1 - stayed) * targets.flip(0))
-    patches = F.cross_entropy(patch_logits.float().flatten(0, 1), targets.repeat_interleave(n_patches, 0))
+    of_patches = targets.repeat_interleave(n_patches, 0) if of_patches is None else of_patches.flatten(0, 1)
+    patches = F.cross_entropy(patch_logits.float().flatten(0, 1), of_patches)
     return config.cls_weight * classes + config.dense_weight * patches

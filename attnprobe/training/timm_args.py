@@ -32,11 +32,11 @@ OF_THE_MODEL = {
 WITHOUT_EFFECT = {
     "dataset_download", "dataset_trust_remote_code", "decay_milestones", "device_modules", "dist_bn",
     "eval_checkpoint", "eval_metric", "experiment", "fast_norm", "fuser", "input_img_mode", "input_key",
-    "local_rank", "log_interval", "log_wandb", "lr_cycle_decay", "lr_cycle_limit", "lr_cycle_mul", "lr_k_decay",
+    "local_rank", "log_interval", "lr_cycle_decay", "lr_cycle_limit", "lr_cycle_mul", "lr_k_decay",
     "lr_noise_pct", "lr_noise_std", "model_ema_force_cpu", "no_ddp_bb", "no_prefetcher", "no_resume_opt",
     "num_classes", "num_gpu", "output", "patience_epochs", "pin_mem", "relabel", "relabel_size", "save_images",
     "target_key", "token_label", "train_crop_mode", "train_split", "use_multi_epochs_loader", "val_split",
-    "validation_batch_size", "validation_batch_size_multiplier", "wandb_project", "warmup_prefix", "worker_seeding",
+    "validation_batch_size", "validation_batch_size_multiplier", "warmup_prefix", "worker_seeding",
     "world_size",
 }  # fmt: skip
 """Where and how timm writes, and values that are the model's own here, or that act only beside others refused below."""

@@ -1,7 +1,7 @@
 """How are training images augmented that worker processes decode? With timm's transforms, one picture at a time."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 from timm.data import auto_augment, create_transform
+from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch import Tensor
 
 from attnprobe.core.errors import InputError
@@ -17,23 +18,62 @@ from attnprobe.training.augment import AugmentConfig
 from attnprobe.training.policies import parse_policy
 
 
+class LocatedCrop(RandomResizedCropAndInterpolation):
+    """timm's random crop, which remembers where it was."""
+
+    def get_params(self, image: Image.Image, scale: Any, ratio: Any) -> tuple[int, int, int, int]:
+        top, left, height, width = super().get_params(image, scale, ratio)
+        cols, rows = image.size
+        self.box = (left / cols, top / rows, (left + width) / cols, (top + height) / rows)
+        return top, left, height, width
+
+
+class LocatedFlip(torch.nn.Module):
+    """torchvision's random flip, which remembers whether it did."""
+
+    def __init__(self, probability: float, how: Image.Transpose) -> None:
+        super().__init__()
+        self.probability, self.how = probability, how
+
+    def forward(self, image: Image.Image) -> Image.Image:
+        self.did = self.probability > 0 and bool(torch.rand(1) < self.probability)
+        return image.transpose(self.how) if self.did else image
+
+
 class TrainTransform:
-    """`transform(image, seed, epoch, position)` -> [3, row, col], uint8: a picture that depends on these numbers alone.
+    """`transform(image, position, key)` -> [3, row, col], uint8: a picture that depends on these numbers alone.
 
     So it matters neither which process does it nor how many there are, and an epoch can be repeated. What remains
-    is done on the device: division by 255, `spec.normalise`, mixing and `Augmentation.erase`.
+    is done on the device: division by 255, `spec.normalise`, mixing and `erase`.
+
+    With `label_maps` it returns (pixels, `label_maps(position)`, the place [6] that `token_targets` wants).
     """
 
-    def __init__(self, timm_transform: Any) -> None:
-        self.timm_transform = timm_transform
+    def __init__(
+        self,
+        primary: Sequence[Callable],
+        others: Sequence[Callable],
+        label_maps: Callable[[int], Tensor] | None = None,
+    ) -> None:
+        self.primary, self.others, self.label_maps = primary, others, label_maps
 
-    def __call__(self, image: Image.Image, *key: int) -> Tensor:
+    def __call__(self, image: Image.Image, position: int, key: tuple[int, ...]) -> Tensor | tuple[Tensor, ...]:
         """`image` is RGB; any whole numbers from 0 serve as `key`."""
         with seeded(key):
-            return torch.as_tensor(self.timm_transform(image))
+            shown: Any = image
+            for step in (*self.primary, *self.others):
+                shown = step(shown)
+        pixels = torch.as_tensor(shown)
+        if self.label_maps is None:
+            return pixels
+        crop, *flips = self.primary
+        place = torch.tensor([*crop.box, *(float(flip.did) for flip in flips)])
+        return pixels, self.label_maps(position), place
 
 
-def train_transform(config: AugmentConfig, spec: InputSpec) -> TrainTransform:
+def train_transform(
+    config: AugmentConfig, spec: InputSpec, label_maps: Callable[[int], Tensor] | None = None
+) -> TrainTransform:
     """timm's training transform up to bytes, with all options of `config` but mixing and erasing; it pickles.
 
     Raises:
@@ -42,26 +82,29 @@ def train_transform(config: AugmentConfig, spec: InputSpec) -> TrainTransform:
     if config.aa and not config.aa.startswith("augmix"):
         parse_policy(config.aa)  # timm passes over what it does not know
     try:
-        transform = create_transform(
+        stages: Any = create_transform(
             (3, *spec.size),
             is_training=True,
             use_prefetcher=True,
-            scale=config.scale,
-            ratio=config.ratio,
-            hflip=config.hflip,
-            vflip=config.vflip,
             color_jitter=config.color_jitter,
             color_jitter_prob=config.color_jitter_prob,
             auto_augment=config.aa or None,
             interpolation=config.train_interpolation,
             mean=spec.mean,
             std=spec.std,
+            separate=True,
         )
     except (AssertionError, ValueError) as error:
         raise InputError(f"aa={config.aa!r}: timm cannot read it ({error}); try augmix-m3-w3-d2.") from error
-    for part in getattr(transform, "transforms", ()):
-        _keep_no_bits(part)
-    return TrainTransform(transform)
+    primary = (
+        LocatedCrop(spec.size, config.scale, config.ratio, config.train_interpolation),
+        LocatedFlip(config.hflip, Image.Transpose.FLIP_LEFT_RIGHT),
+        LocatedFlip(config.vflip, Image.Transpose.FLIP_TOP_BOTTOM),
+    )
+    steps = [step for stage in stages[1:] for step in stage.transforms]
+    for step in steps:
+        _keep_no_bits(step)
+    return TrainTransform(primary, steps, label_maps)
 
 
 def _keep_no_bits(part: Any) -> None:

@@ -5,7 +5,9 @@ import json
 import random
 import subprocess
 import sys
+import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -63,7 +65,8 @@ def weights(run):
 
 def losses(result):
     """The log without what depends on the clock."""
-    return [{k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in result.log]
+    timed = ("seconds", "images_per_second", "data_wait", "memory_gib")
+    return [{k: v for k, v in row.items() if k not in timed} for row in result.log]
 
 
 def test_a_stopped_run_ends_with_the_same_bits_as_an_unbroken_one(tmp_path):
@@ -191,6 +194,102 @@ def test_a_loss_that_is_not_finite_stops_with_the_last_good_checkpoint_named(tmp
     with pytest.raises(WorkError, match=r"training loss is (nan|inf) in epoch \d.*Last good checkpoint") as caught:
         run_training(tmp_path, config(lr=1e30, opt="sgd", clip_grad=None, warmup_epochs=0))
     assert "\n" not in str(caught.value)
+
+
+def run_with_memory_for(monkeypatch, path, options, images, after=0):
+    """Train while no more than so many images fit into memory, from the step `after` on."""
+    from attnprobe.training import loop
+
+    original, calls = loop.classification_loss, []
+
+    def checked(outputs, targets, config):
+        calls.append(len(targets))
+        if len(calls) > after and len(targets) > images:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+        return original(outputs, targets, config)
+
+    monkeypatch.setattr(loop, "classification_loss", checked)
+    try:
+        return run_training(path, options), calls
+    finally:
+        monkeypatch.setattr(loop, "classification_loss", original)
+
+
+@pytest.mark.parametrize("after", [0, 5])
+def test_auto_batch_learns_the_same_from_parts_of_a_batch(tmp_path, monkeypatch, after):
+    options = config(epochs=2, warmup_epochs=0, batch_size=64, model="vit_16_digits", drop_path=0.0, auto_batch=True)
+    with pytest.warns(UserWarning, match="going on with"):
+        cut, sizes = run_with_memory_for(monkeypatch, tmp_path / "cut", options, 16, after)
+    assert set(sizes[-12:]) == {16} and cut.run.path.joinpath("log.csv").exists()
+    whole = run_training(tmp_path / "whole", options)
+    for one, two in zip(losses(cut), losses(whole), strict=True):
+        assert one == pytest.approx(two, rel=1e-4)
+    assert not list(cut.run.checkpoints.glob("partial-*"))
+
+
+def test_memory_for_not_even_one_image_ends_the_run_and_keeps_what_was_there(tmp_path, monkeypatch):
+    options = config(epochs=2, warmup_epochs=0, batch_size=4, auto_batch=True)
+    with pytest.warns(UserWarning), pytest.raises(torch.OutOfMemoryError):
+        run_with_memory_for(monkeypatch, tmp_path, options, 0)
+    with pytest.raises(torch.OutOfMemoryError):
+        run_with_memory_for(monkeypatch, tmp_path / "b", config(epochs=2, warmup_epochs=0), 8)
+
+
+def test_the_log_says_how_long_images_were_waited_for_and_how_much_memory_it_took(tmp_path):
+    class Slow(InDouble):
+        def batches(self, *args, **kwargs):
+            for batch in self.source.batches(*args, **kwargs):
+                time.sleep(0.05)
+                yield batch
+
+    options = config(epochs=1, warmup_epochs=0, batch_size=32)
+    model = build_model(options.model, seed=0, **OPTIONS)
+    sets = [load_images("digits", split, spec=SPEC, limit=96) for split in ("train", "val")]
+    cfg = config_json(options.model, model, OPTIONS)
+    (row,) = train(model, Slow(sets[0]), sets[1], options, Run(tmp_path), config_json=cfg).log
+    assert 0.15 / row["seconds"] <= row["data_wait"] * 1.01 and row["data_wait"] < 1
+    assert 0.05 < row["memory_gib"] < 64
+
+
+def test_tensorboard_has_the_log_and_a_resumed_run_goes_on_in_it(tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    options = {"warmup_epochs": 0, "log_tensorboard": True}
+    run_training(tmp_path, config(epochs=1, **options))
+    log = run_training(tmp_path, config(epochs=3, **options)).log
+    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    for name in ("val_top1", "train_loss"):
+        seen = [(event.step, event.value) for event in events.Scalars(name)]
+        assert seen == [(row["epoch"], pytest.approx(row[name], rel=1e-6)) for row in log]
+
+
+def test_weights_and_biases_gets_the_log_and_one_identity_over_resumes(tmp_path, monkeypatch):
+    class Board:
+        def __init__(self, **options):
+            self.options, self.rows, self.ended = options, [], False
+            boards.append(self)
+
+        def log(self, row, step):
+            self.rows.append((step, row["val_top1"]))
+
+        def finish(self):
+            self.ended = True
+
+    boards = []
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=Board))
+    options = {"warmup_epochs": 0, "log_wandb": True, "wandb_project": "mine"}
+    run_training(tmp_path, config(epochs=1, **options))
+    log = run_training(tmp_path, config(epochs=2, **options)).log
+    assert [row for board in boards for row in board.rows] == [(row["epoch"], row["val_top1"]) for row in log]
+    assert boards[0].options["id"] == boards[1].options["id"] and boards[0].options["project"] == "mine"
+    assert boards[0].options["resume"] == "allow" and all(board.ended for board in boards)
+
+
+@pytest.mark.parametrize("option", ["log_tensorboard", "log_wandb"])
+def test_a_board_that_is_not_installed_is_named_with_its_remedy(tmp_path, monkeypatch, option):
+    for name in ("torch.utils.tensorboard", "wandb"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(InputError, match="pip install"):
+        run_training(tmp_path, config(epochs=1, warmup_epochs=0, **{option: True}))
 
 
 def test_a_full_disk_keeps_earlier_checkpoints(tmp_path, monkeypatch):

@@ -1,0 +1,73 @@
+"""Where else does each epoch's row of log.csv go? TensorBoard and Weights & Biases, for who switches them on."""
+
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from typing import Any
+
+from attnprobe.core import fs
+from attnprobe.core.errors import InputError
+from attnprobe.core.run import Run
+from attnprobe.training.config import TrainConfig
+
+Row = Mapping[str, float]
+
+
+@contextmanager
+def boards(config: TrainConfig, run: Run, done: int) -> Iterator[Callable[[Row], None]]:
+    """A function that shows a row of the log on every board in use; a resumed run goes on after `done` epochs.
+
+    Raises:
+        InputError: a board is switched on whose package is not installed.
+    """
+    with ExitStack() as stack:
+        writers: list[Callable[[Row], None]] = []
+        if config.log_tensorboard:
+            writers.append(_tensorboard(run, done, stack))
+        if config.log_wandb:
+            writers.append(_wandb(config, run, stack))
+
+        def write(row: Row) -> None:
+            for writer in writers:
+                writer(row)
+
+        yield write
+
+
+def _tensorboard(run: Run, done: int, stack: ExitStack) -> Callable[[Row], None]:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise InputError("log_tensorboard needs TensorBoard: pip install tensorboard.") from error
+    writer = SummaryWriter(str(run.path / "tensorboard"), purge_step=done + 1)
+    stack.callback(writer.close)
+
+    def write(row: Row) -> None:
+        for name, value in row.items():
+            if name != "epoch":
+                writer.add_scalar(name, value, int(row["epoch"]))
+        writer.flush()
+
+    return write
+
+
+def _wandb(config: TrainConfig, run: Run, stack: ExitStack) -> Callable[[Row], None]:
+    try:
+        import wandb  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise InputError("log_wandb needs Weights & Biases: pip install wandb.") from error
+    known: Any = wandb
+    name = run.path / "wandb-id"
+    if not name.exists():
+        fs.write_file(name, uuid.uuid4().hex.encode())
+    board = known.init(
+        project=config.wandb_project or "attnprobe",
+        name=run.path.name,
+        id=name.read_text(),
+        resume="allow",
+        dir=str(run.path),
+        config=asdict(config),
+    )
+    stack.callback(board.finish)
+    return lambda row: board.log(dict(row), step=int(row["epoch"]))
