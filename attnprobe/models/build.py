@@ -72,6 +72,7 @@ def _check_patches_fit(name: str, model: nn.Module) -> None:
     size, patch = getattr(embed, "img_size", None), getattr(embed, "patch_size", None)
     if not size or not patch or getattr(embed, "dynamic_img_pad", False):
         return
+    patch = (patch, patch) if isinstance(patch, int) else patch
     if any(side % p for side, p in zip(size, patch, strict=True)):
         nearest = tuple(max(round(side / p), 1) * p for side, p in zip(size, patch, strict=True))
         raise InputError(
