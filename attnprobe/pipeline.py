@@ -1,93 +1,43 @@
-"""What does attnprobe do, step by step? The only module that knows every stage.
+"""What does attnprobe do, step by step? Here the stages meet; `train` is in experiment.py.
 
 train -> a run's directory     capture -> maps.h5     examine -> measurements     report -> pages and tables
 """
 
-import json
-import os
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
-import yaml
 from torch import nn
 
 from attnprobe.capture import Capture
 from attnprobe.capture.capturing import capture as capture_maps
 from attnprobe.capture.recorder import SITES
 from attnprobe.core import fs
-from attnprobe.core.config import from_mapping, read_yaml, to_yaml
-from attnprobe.core.errors import InputError, WorkError
+from attnprobe.core.config import read_yaml
+from attnprobe.core.errors import InputError
 from attnprobe.core.examined import Examined
 from attnprobe.core.images import ImageSource
 from attnprobe.core.maps import AttentionMaps
-from attnprobe.core.memory import is_out_of_memory
 from attnprobe.core.progress import Advance, progress
 from attnprobe.core.run import Run
 from attnprobe.core.tap import Site
 from attnprobe.data import load_images
+from attnprobe.experiment import train
 from attnprobe.metrics import METRICS, measure
-from attnprobe.models import build_model, input_spec, load_weights, read_checkpoint
-from attnprobe.models.describe import config_json, resolve_model
+from attnprobe.models import build_model, input_spec, read_checkpoint
+from attnprobe.models.describe import resolve_model
 from attnprobe.pictures import pictures_of
-from attnprobe.probe import Probe
 from attnprobe.reports import write_report
 from attnprobe.store import CapturePlan, MapReader, MapWriter, open_maps
 from attnprobe.store.history import read_history
-from attnprobe.training import TrainConfig, TrainResult, pick_device, read_recipe
-from attnprobe.training import train as run_training
+from attnprobe.training import pick_device
 
 FAST_EPOCHS, FAST_IMAGES = 6, 120
 """What `demo --fast` trains for and captures, instead of the recipes' epochs and all validation images."""
-
-
-def train(
-    recipe: str | Path, out: Path, *, settings: dict[str, Any] | None = None, ignore_unknown: bool = False
-) -> TrainResult:
-    """Train what a recipe describes; the same command goes on where a stopped run ended.
-
-    Args:
-        recipe: a name in `RECIPES`, or a YAML file of ours or for timm's train.py.
-        out: the run's directory.
-        settings: options that replace the recipe's.
-        ignore_unknown: leave out what the file says and nobody knows.
-
-    Raises:
-        InputError: unknown recipe or option, or `out` holds a run with other options.
-        WorkError: see `attnprobe.training.train`.
-    """
-    options = {**read_recipe(recipe, ignore_unknown=ignore_unknown), **(settings or {})}
-    config = from_mapping(TrainConfig, options, source=str(recipe))
-    run = _open_run(Path(out), config)
-    with torch.device("meta"):  # only to ask what it wants to see
-        spec = input_spec(build_model(config.model, **_model_options(config)))
-    sets = {
-        split: load_images(
-            config.dataset,
-            split,
-            spec=spec,
-            data_dir=Path(config.data_dir) if config.data_dir else None,
-            bad_images=config.bad_images,
-            workers=config.workers,
-        )
-        for split in ("train", "val")
-    }
-    options = {**_model_options(config), "num_classes": len(sets["train"].class_names)}
-    model = build_model(config.model, seed=config.seed, **options)
-    if config.initial_checkpoint:
-        start = read_checkpoint(config.initial_checkpoint)
-        for note in load_weights(model, start, name=config.model, new_head=True):
-            warnings.warn(f"{start.path.name}: {note}.", stacklevel=2)
-    facts = config_json(config.model, model, options)
-    probe = _probe(config, sets["val"], run) if config.probe_every else None
-    with _threads(config.threads), _status(run), _memory(config):
-        return run_training(model, sets["train"], sets["val"], config, run, config_json=facts, watch=probe)
 
 
 def capture(
@@ -288,78 +238,6 @@ def untrained_maps(path: Path) -> Path:
 
 
 # --- what the steps above share ------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    """PyTorch's threads on a CPU for the duration."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextmanager
-def _status(run: Run) -> Iterator[None]:
-    """Under torchrun, which always returns 1, the run's status.json says how it ended: exit code and message."""
-    code, message = 0, ""
-    try:
-        yield
-    except BaseException as error:
-        code, message = getattr(error, "exit_code", 130 if isinstance(error, KeyboardInterrupt) else 1), str(error)
-        raise
-    finally:
-        if os.environ.get("RANK") == "0":
-            text = json.dumps({"exit_code": code, "message": message})
-            with suppress(OSError):  # what went wrong before matters more
-                fs.write_file(run.path / "status.json", text.encode(), overwrite=True)
-
-
-@contextmanager
-def _memory(config: TrainConfig) -> Iterator[None]:
-    """Running out of memory says which batch size to try, and how the recipe stays the same with it."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        half, parts = config.batch_size // 2, 2 * config.grad_accum_steps
-        raise WorkError(
-            f"out of memory with batch_size={config.batch_size}; train into a new folder with "
-            f"--set batch_size={half} --set grad_accum_steps={parts}, which updates the weights with as many images, "
-            "or let --auto-batch find out."
-        ) from error
-
-
-def _open_run(out: Path, config: TrainConfig) -> Run:
-    """The run's directory, with its configuration written; refuses one with other options."""
-    run = Run(out)
-    with fs.as_work_error(f"starting the run in {out}"):
-        fs.make_folder(run.path)
-        text = to_yaml(config)
-        if not run.config.exists():
-            with suppress(FileExistsError):  # of several processes one is first
-                fs.write_file(run.config, text.encode())
-    if run.config.read_text() != text:
-        before = read_yaml(run.config)
-        differing = [name for name, value in yaml.safe_load(text).items() if before.get(name) != value]
-        raise InputError(
-            f"{out} holds a run with another {', '.join(differing[:3])}; train into a new folder (-o), or remove it."
-        )
-    return run
-
-
-def _model_options(config: TrainConfig) -> dict[str, Any]:
-    named = {"img_size": config.img_size, "drop_rate": config.drop, "drop_path_rate": config.drop_path}
-    return {**config.model_kwargs, **{name: value for name, value in named.items() if value}}
-
-
-def _probe(config: TrainConfig, images: ImageSource, run: Run) -> Probe:
-    epochs = config.epochs + config.cooldown_epochs
-    options = {"every": config.probe_every, "budget": config.probe_budget, "tensorboard": config.log_tensorboard}
-    return Probe(images, run.probe, epochs=epochs, **options)
 
 
 def _recipe_of(run: Path) -> dict[str, Any]:

@@ -8,9 +8,11 @@ import sys
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import attnprobe as ap
 from attnprobe import pipeline
+from attnprobe.core.config import read_yaml
 from attnprobe.core.errors import InputError, WorkError
 from attnprobe.core.run import Run
 
@@ -76,6 +78,44 @@ def test_report_writes_its_files_and_names_both_runs(runs, tmp_path):
 def test_a_run_is_not_mixed_with_other_options(runs):
     with pytest.raises(InputError, match="holds a run with another epochs"):
         pipeline.train("digits_vit_16", runs / "digits_vit_16", settings={**TINY, "epochs": 3})
+
+
+def test_a_run_goes_on_with_other_ways_of_working_but_not_with_other_lessons(tmp_path):
+    first = pipeline.train("digits_vit_16", tmp_path, settings=TINY)
+    again = pipeline.train("digits_vit_16", tmp_path, settings={**TINY, "auto_batch": True, "keep_checkpoints": 5})
+    assert again.log == first.log
+    assert read_yaml(tmp_path / "config.yaml")["keep_checkpoints"] == 5
+    text = (tmp_path / "config.yaml").read_text()
+    (tmp_path / "config.yaml").write_text(text.replace("auto_batch: true\n", ""))  # as an older version wrote it
+    assert pipeline.train("digits_vit_16", tmp_path, settings=TINY).log == first.log
+
+
+def test_label_maps_of_patches_are_learnt_from(tmp_path):
+    random = np.random.default_rng(0)
+    for split, count in (("train", 12), ("val", 4)):
+        for k in range(count):
+            folder = tmp_path / "photos" / split / "ab"[k % 2]
+            folder.mkdir(parents=True, exist_ok=True)
+            picture = random.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+            Image.fromarray(picture).save(folder / f"{k}.png")
+            (tmp_path / "maps" / "ab"[k % 2]).mkdir(parents=True, exist_ok=True)
+            made = torch.stack([torch.full((2, 5, 6), 4.0), torch.zeros(2, 5, 6)]).half()
+            torch.save(made, tmp_path / "maps" / "ab"[k % 2] / f"{k}.pt")
+    options = {**TINY, "model": "refiner_16_digits", "dataset": str(tmp_path / "photos"), "epochs": 1,
+               "warmup_epochs": 0, "batch_size": 6, "hflip": 0.5, "scale": [0.3, 1.0],
+               "model_kwargs": {**TINY["model_kwargs"], "dense": True, "mix_token": True}}  # fmt: skip
+    without = pipeline.train("digits_vit_16", tmp_path / "without", settings=options)
+    maps = {"token_label_data": str(tmp_path / "maps")}
+    result = pipeline.train("digits_vit_16", tmp_path / "with", settings={**options, **maps})
+    assert result.log[0]["train_loss"] != without.log[0]["train_loss"]
+    for wrong, said in (
+        ({"mixup": 0.5}, "token_label_data needs mixup=0"),
+        ({"dataset": "digits"}, "folders of images"),
+        ({"model": "vit_16_digits", "model_kwargs": TINY["model_kwargs"]}, "no dense head"),
+        ({"token_label_data": str(tmp_path / "none")}, "no label map a/0.pt"),
+    ):
+        with pytest.raises(InputError, match=said):
+            pipeline.train("digits_vit_16", tmp_path / said[:9], settings={**options, **maps, **wrong})
 
 
 def test_capture_goes_on_after_being_interrupted(runs, tmp_path, monkeypatch):
@@ -175,7 +215,7 @@ def test_running_out_of_memory_says_what_to_try(tmp_path, monkeypatch, error):
     def train(*args, **kwargs):
         raise error
 
-    monkeypatch.setattr(pipeline, "run_training", train)
+    monkeypatch.setattr("attnprobe.experiment.run_training", train)
     with pytest.raises(WorkError, match=r"batch_size=64; .*--set batch_size=32 --set grad_accum_steps=2"):
         pipeline.train("digits_vit_16", tmp_path, settings=TINY)
 

@@ -5,10 +5,10 @@ optimiser, scheduler and moving average. Exact resume comes from seeding each st
 instead of storing random states: 20 microseconds a step, and training can go on from anywhere, by any process.
 """
 
-from attnprobe.training.config import TrainConfig
+from attnprobe.training.config import MAY_CHANGE, TrainConfig
 from attnprobe.training.devices import pick_device
 from attnprobe.training.evaluate import evaluate
 from attnprobe.training.loop import TrainResult, train
 from attnprobe.training.recipes import RECIPES, read_recipe
 
-__all__ = ["RECIPES", "TrainConfig", "TrainResult", "evaluate", "pick_device", "read_recipe", "train"]
+__all__ = ["MAY_CHANGE", "RECIPES", "TrainConfig", "TrainResult", "evaluate", "pick_device", "read_recipe", "train"]

@@ -3,6 +3,12 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+MAY_CHANGE = frozenset(
+    "data_dir workers device threads auto_batch recovery_interval keep_checkpoints probe_every probe_budget "
+    "log_tensorboard log_wandb wandb_project".split()
+)
+"""Options a run can be gone on with at other values: they say where and how, not what is learnt."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
