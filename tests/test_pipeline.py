@@ -15,6 +15,7 @@ from attnprobe import pipeline
 from attnprobe.core.config import read_yaml
 from attnprobe.core.errors import InputError, WorkError
 from attnprobe.core.run import Run
+from attnprobe.metrics import DEFAULT
 
 TINY = {"epochs": 2, "warmup_epochs": 1, "model_kwargs": {"depth": 3, "embed_dim": 24}}
 
@@ -52,7 +53,7 @@ def test_examining_gives_measurements_baselines_pictures_and_provenance(runs):
         assert e.info["n_images"] == 40 and 0 <= e.info["accuracy"] <= 1
         picture = e.pictures[0]
         assert picture.pixels.shape == (32, 32, 3) and picture.attention.shape == (3, 6, 4, 4)
-        assert set(e.measurements) >= set(ap.METRICS) - {"rank_residual"}
+        assert set(e.measurements) >= set(DEFAULT)
 
 
 def test_report_measures_what_a_live_capture_measures(runs):

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from attnprobe.core.errors import InputError, did_you_mean
 from attnprobe.core.maps import AttentionMaps
+from attnprobe.core.renormalize import shares_of_magnitude
 from attnprobe.core.tap import Site
 
-GIVEN = ("maps", "grid", "tokens")
+GIVEN = ("maps", "grid", "tokens", "value_vectors")
 """Parameter names of a metric function that are filled from `AttentionMaps`; all others are settings."""
 
 
@@ -24,17 +25,20 @@ class Metric:
 
     Attributes:
         name: its name in the table and in every file.
-        function: (maps [I, L, H, Q, K], grid, tokens [I, L, T, D]; any of them, by these parameter
-            names; then settings with defaults) -> [I, *axes].
+        function: (maps [I, L, H, Q, K], grid, tokens [I, L, T, D], value_vectors [I, L, H, K, P]; any of
+            them, by these parameter names; then settings with defaults) -> [I, *axes].
         axes: what the axes after the image are, such as ("layer", "head").
         value_range: smallest and largest value there can be; None where there is no bound.
         unit: "nats", "pixels" ... or "" for none.
-        needs_stochastic: refuses maps whose rows do not sum to 1.
+        needs_stochastic: refuses maps whose rows do not sum to 1, unless it has the setting
+            renormalize=True: then it measures `shares_of_magnitude` of them.
         needs_prefix: refuses maps without a class token or registers.
         needs_square: refuses maps whose queries and keys are not both all tokens of the picture.
         summarise: (Measurement) -> dict of JSON-able derived numbers, such as counts.
         coords: (grid, **settings) -> labels of axes that are not plain indices.
         narrow_range: (stochastic, **settings) -> a value range tighter than `value_range`.
+        from_mean: (mean over images [..., *the function's axes]) -> [..., *axes], for a number that is no
+            mean over images itself, such as a ratio of means; the function then returns what is averaged.
     """
 
     name: str
@@ -49,10 +53,17 @@ class Metric:
     summarise: "Callable[[Measurement], dict[str, Any]] | None" = None
     coords: Callable[..., dict[str, list[Any]]] | None = None
     narrow_range: Callable[..., tuple[float | None, float | None]] | None = None
+    from_mean: Callable[[np.ndarray], np.ndarray] | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
-        return self.function(*args, **{**self.settings, **kwargs})
+        settings = {**self.settings, **kwargs}
+        if settings.pop("renormalize", False):
+            if "maps" in settings:
+                settings["maps"] = shares_of_magnitude(settings["maps"])
+            else:
+                args = (shares_of_magnitude(args[0]), *args[1:])
+        return self.function(*args, **settings)
 
     @property
     def parameters(self) -> Mapping[str, inspect.Parameter]:
@@ -60,7 +71,7 @@ class Metric:
 
     @property
     def all_settings(self) -> dict[str, Any]:
-        """Every setting with the value it will have."""
+        """Every setting with the value it will have; "renormalize" where it was chosen."""
         defaults = {n: p.default for n, p in self.parameters.items() if n not in GIVEN}
         return {**defaults, **self.settings}
 
@@ -71,7 +82,7 @@ class Metric:
             InputError: a setting this metric does not have.
         """
         for name in settings:
-            if name not in self.all_settings:
+            if name not in self.all_settings and not (name == "renormalize" and self.needs_stochastic):
                 raise InputError(
                     f"metric {self.name!r} has no setting {name!r}.{did_you_mean(name, self.all_settings)}"
                 )
@@ -79,19 +90,29 @@ class Metric:
 
     def per_image(self, maps: AttentionMaps) -> Tensor:
         """[image, *axes] of these maps."""
-        given = {"maps": maps.values, "grid": maps.grid, "tokens": maps.tokens}
+        given = {
+            "maps": maps.values,
+            "grid": maps.grid,
+            "tokens": maps.tokens,
+            "value_vectors": value_vectors_of(maps),
+        }
         return self(**{name: given[name] for name in GIVEN if name in self.parameters})
 
     def refusal(self, maps: AttentionMaps) -> str:
         """Why this metric has no meaning on these maps, and what to do; empty if it has one."""
         if maps.site not in self.sites:
             return f"it is defined at site {' or '.join(self.sites)}, not at {maps.site!r}"
-        if self.needs_stochastic and not maps.stochastic:
-            return f"rows must sum to 1, which they do not at site {maps.site!r}: capture site='weights'"
+        if self.needs_stochastic and not maps.stochastic and not self.settings.get("renormalize"):
+            return (
+                f"rows must sum to 1, which they do not at site {maps.site!r}: capture site='weights', or set "
+                "renormalize=True to measure shares of absolute values"
+            )
         if self.needs_prefix and not maps.grid.prefix:
             return "there is neither a class token nor a register"
         if "tokens" in self.parameters and maps.tokens is None:
             return "the block outputs were not captured: capture with tokens=True"
+        if "value_vectors" in self.parameters and value_vectors_of(maps) is None:
+            return "the value vectors were not captured, only maps: call the metric with V [image, layer, head, key, P]"
         if ("grid" in self.parameters or self.needs_square) and maps.kind != "self":
             return f"queries and keys must be the tokens of the picture, not those of {maps.kind!r} maps"
         if "grid" in self.parameters and not maps.grid.rows:
@@ -101,6 +122,11 @@ class Metric:
     def accepts(self, maps: AttentionMaps) -> bool:
         """Whether this metric has a meaning on these maps."""
         return not self.refusal(maps)
+
+
+def value_vectors_of(maps: AttentionMaps) -> Tensor | None:
+    """[image, layer, head, key, P], what the maps multiply; None where it was not captured."""
+    return getattr(maps, "value_vectors", None)
 
 
 def metric(**meaning: Any) -> Callable[[Callable[..., Tensor]], Metric]:
@@ -122,12 +148,16 @@ class Measurement:
         mean, std: [*axes], over images, ignoring images whose value is not finite.
         ci: [2, *axes], bounds of the 95 % interval of the mean; NaN where n_images < 2.
         n_images: images measured; `n_excluded` of them had a value that is not finite in some cell.
-        per_image: [image, *axes], or None when there were too many to keep.
+        per_image: [image, *axes], or None when there were too many to keep. With `from_mean`, the values whose
+            mean it takes.
         image_ids: one per row of `per_image`.
         settings: everything that changes the numbers, defaults included: the metric's own, and
             "interval" ("bootstrap" or "normal"), "bootstrap" (resamples) and "bootstrap_seed".
         summary: derived numbers (counts, intervals), JSON-able.
         baselines: the same metric on "untrained" and "uniform" attention, where measured.
+        from_mean: as in `Metric`.
+        explanation: what the metric is, in words; as in `attnprobe explain`.
+        not_finite: the first maps that held NaN or infinities, by image, layer and head.
     """
 
     metric: str
@@ -148,3 +178,6 @@ class Measurement:
     image_ids: tuple[str, ...] = ()
     summary: Mapping[str, Any] = field(default_factory=dict)
     baselines: "Mapping[str, Measurement]" = field(default_factory=dict)
+    from_mean: Callable[[np.ndarray], np.ndarray] | None = None
+    explanation: str = ""
+    not_finite: tuple[str, ...] = ()

@@ -14,30 +14,113 @@ if people measure many images at many tokens.
 from attnprobe.core.measurement import Metric
 from attnprobe.core.registry import Registry
 from attnprobe.metrics.attention_distance import attention_distance
+from attnprobe.metrics.cka import map_cka, token_cka
 from attnprobe.metrics.effective_rank import effective_rank
+from attnprobe.metrics.flow import attention_flow
+from attnprobe.metrics.head_confidence import head_confidence
+from attnprobe.metrics.head_dependence import head_dependence
 from attnprobe.metrics.head_divergence import head_divergence
 from attnprobe.metrics.head_similarity import head_similarity
+from attnprobe.metrics.heads_across_layers import head_divergence_across_layers, head_similarity_across_layers
+from attnprobe.metrics.high_norm_tokens import high_norm_tokens, largest_token_norm
 from attnprobe.metrics.layer_similarity import layer_similarity, layer_similarity_centred
 from attnprobe.metrics.measure import measure
 from attnprobe.metrics.prefix_mass import prefix_mass
+from attnprobe.metrics.query_information import query_information
+from attnprobe.metrics.rank_family import nuclear_ratio, numerical_rank, spectral_gap, stable_rank
 from attnprobe.metrics.rank_residual import rank_residual
-from attnprobe.metrics.row_entropy import row_entropy
+from attnprobe.metrics.rollout import attention_rollout
+from attnprobe.metrics.row_entropy import row_entropy, row_entropy_relative
 from attnprobe.metrics.similar_blocks import similar_blocks
+from attnprobe.metrics.sinks import sink_mass, sink_rate
+from attnprobe.metrics.sparsity import row_gini, row_hoyer, row_participation, row_small_share, row_top_mass
+from attnprobe.metrics.token_frequency import high_frequency, high_frequency_share
+from attnprobe.metrics.token_layer_similarity import token_layer_similarity
+from attnprobe.metrics.token_residual import token_residual
 from attnprobe.metrics.token_similarity import token_similarity
+from attnprobe.metrics.value_aware import (
+    head_output_norm,
+    own_value_similarity,
+    value_similarity,
+    value_weighted_prefix_mass,
+)
 
 METRICS: Registry[Metric] = Registry(
     "metric",
+    # do blocks repeat one another?
     layer_similarity,
     layer_similarity_centred,
     similar_blocks,
+    map_cka,
+    # do heads?
     head_similarity,
     head_divergence,
+    head_dependence,
+    head_similarity_across_layers,
+    head_divergence_across_layers,
+    # what does a head look at?
     row_entropy,
-    rank_residual,
-    effective_rank,
+    row_entropy_relative,
+    row_gini,
+    row_hoyer,
+    row_participation,
+    row_top_mass,
+    row_small_share,
+    head_confidence,
+    query_information,
     attention_distance,
     prefix_mass,
+    sink_mass,
+    sink_rate,
+    # how many patterns does a map hold?
+    rank_residual,
+    effective_rank,
+    numerical_rank,
+    stable_rank,
+    nuclear_ratio,
+    spectral_gap,
+    # what comes from where, through all blocks?
+    attention_rollout,
+    attention_flow,
+    # what becomes of the tokens?
     token_similarity,
+    token_layer_similarity,
+    token_cka,
+    token_residual,
+    high_frequency,
+    high_frequency_share,
+    high_norm_tokens,
+    largest_token_norm,
+    # and of the values?
+    own_value_similarity,
+    value_similarity,
+    head_output_norm,
+    value_weighted_prefix_mass,
 )
 
-__all__ = ["METRICS", "measure", *METRICS]
+DEFAULT = (
+    "layer_similarity",
+    "layer_similarity_centred",
+    "similar_blocks",
+    "head_similarity",
+    "head_divergence",
+    "row_entropy",
+    "rank_residual",
+    "effective_rank",
+    "attention_distance",
+    "prefix_mass",
+    "token_similarity",
+)
+"""What is measured when nobody says what; the others are for those who ask, by name or with "all"."""
+
+SLOW = (
+    "head_divergence_across_layers",
+    "numerical_rank",
+    "stable_rank",
+    "nuclear_ratio",
+    "spectral_gap",
+    "attention_flow",
+)
+"""Several forward passes or more: only by name, not part of "all"."""
+
+__all__ = ["DEFAULT", "METRICS", "SLOW", "measure", *METRICS]

@@ -5,7 +5,7 @@ of such means are the interval. Every metric of one measurement draws the same i
 from the resampled means as from the mean itself, stay consistent with one another.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -16,13 +16,17 @@ BLOCK_BYTES = 32 * 2**20
 
 
 def resampled_means(m: Measurement, at_most: int | None = None) -> np.ndarray | None:
-    """[resample, *axes]: the mean over images of each resample, `m.settings["bootstrap"]` of them or `at_most`.
+    """[resample, *axes]: the mean over images of each resample, or what `m.from_mean` makes of it.
+
+    There are `m.settings["bootstrap"]` of them, or `at_most`.
 
     None where there is nothing to resample: fewer than two images, no per-image values, or the bootstrap switched off.
     """
     replicates = min(m.settings["bootstrap"], at_most or m.settings["bootstrap"])
     if m.per_image is None or m.n_images < 2 or replicates == 0:
         return None
+    if m.from_mean is not None:
+        return _values_of_function(m.from_mean, m.per_image, replicates, m.settings["bootstrap_seed"])
     cells = m.per_image.reshape(m.n_images, -1)
     means = np.concatenate(list(_blocks_of_means(cells, replicates, m.settings["bootstrap_seed"])), axis=1)
     return means.reshape(replicates, *m.per_image.shape[1:])
@@ -33,6 +37,13 @@ def interval_of_mean(per_image: np.ndarray, replicates: int, seed: int) -> np.nd
     cells = per_image.reshape(len(per_image), -1)
     bounds = [percentile_interval(means) for means in _blocks_of_means(cells, replicates, seed)]
     return np.concatenate(bounds, axis=1).reshape(2, *per_image.shape[1:])
+
+
+def interval_of_function(
+    function: Callable[[np.ndarray], np.ndarray], per_image: np.ndarray, replicates: int, seed: int
+) -> np.ndarray:
+    """[2, *axes]: bounds of the 95 % interval of a function of the mean; see `Metric.from_mean`."""
+    return percentile_interval(_values_of_function(function, per_image, replicates, seed))
 
 
 def percentile_interval(replicates: np.ndarray) -> np.ndarray:
@@ -75,3 +86,21 @@ def _draws(n_images: int, replicates: int, seed: int) -> Iterator[np.ndarray]:
         n = min(rows, replicates - start)
         drawn = rng.integers(n_images, size=(n, n_images)) + n_images * np.arange(n)[:, None]
         yield np.bincount(drawn.ravel(), minlength=n * n_images).reshape(n, n_images).astype(np.float64)
+
+
+def _values_of_function(
+    function: Callable[[np.ndarray], np.ndarray], per_image: np.ndarray, replicates: int, seed: int
+) -> np.ndarray:
+    """[resample, *axes]: the function of the means of each resample, for which it needs all cells at once."""
+    n_images, values = len(per_image), per_image.reshape(len(per_image), -1).astype(np.float64)
+    finite = np.isfinite(values)
+    values, weights = np.where(finite, values, 0.0), finite.astype(np.float64)
+    at_once = max(1, BLOCK_BYTES // 8 // values.shape[1])
+    results = []
+    for counts in _draws(n_images, replicates, seed):
+        for start in range(0, len(counts), at_once):
+            some = counts[start : start + at_once]
+            with np.errstate(invalid="ignore"):  # 0 / 0 where a resample drew no finite value
+                means = some @ values / (n_images if finite.all() else some @ weights)
+            results.append(function(means.reshape(len(some), *per_image.shape[1:])))
+    return np.concatenate(results)

@@ -64,16 +64,18 @@ class Collected:
         self._kept: list[np.ndarray] = []
         self._folded: Moments | None = None
 
-    def add(self, values: np.ndarray) -> None:
-        """Take [image, *axes] in."""
+    def add(self, values: np.ndarray) -> np.ndarray:
+        """Take [image, *axes] in; which of these images are finite everywhere, [image]."""
+        finite = np.asarray(np.isfinite(values.reshape(len(values), -1)).all(1))
         self.n_images += len(values)
-        self.n_excluded += int((~np.isfinite(values.reshape(len(values), -1)).all(1)).sum())
+        self.n_excluded += int((~finite).sum())
         self._bytes += values.nbytes
         self._kept.append(values)
         if self._bytes > self._keep_bytes:
             parts = map(Moments.of, self._kept)
             self._folded = reduce(Moments.merge, parts, self._folded or next(parts))
             self._kept = []
+        return finite
 
     @property
     def per_image(self) -> np.ndarray | None:

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from attnprobe.core.errors import check_choice
 from attnprobe.core.measurement import metric
+from attnprobe.metrics.singular_values import singular_values
 
 
 @metric(axes=("layer", "head"), value_range=(1.0, None), needs_square=True)
@@ -33,11 +34,9 @@ def effective_rank(maps: Tensor, *, order: int = 1) -> Tensor:
 
 
 def _exact(matrix: Tensor) -> Tensor:
-    finite = matrix.isfinite().all(-1).all(-1)  # the SVD raises on NaN
-    s = torch.linalg.svdvals(torch.where(finite[..., None, None], matrix, 0.0).double())
+    s = singular_values(matrix)
     p = s / s.sum(-1, keepdim=True)
-    entropy = -torch.special.xlogy(p, p).sum(-1)
-    return torch.where(finite, entropy.exp(), torch.nan).to(matrix.dtype)
+    return (-torch.special.xlogy(p, p).sum(-1)).exp().to(matrix.dtype)
 
 
 def _participation(matrix: Tensor) -> Tensor:

@@ -1,46 +1,14 @@
 """How many of a layer's heads do different things?"""
 
 import math
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from attnprobe.core.measurement import Measurement, metric
-from attnprobe.metrics.bootstrap import percentile_interval, resampled_means
+from attnprobe.core.measurement import metric
+from attnprobe.metrics.head_clusters import cluster_summary
 from attnprobe.metrics.row_entropy import floor_at_smallest, sum_x_ln_x
-
-REPLICATES = 200
-"""Bootstrap resamples of the number of clusters: one clustering of 12 heads takes 0.4 ms."""
-
-
-def _summary(m: Measurement) -> dict[str, Any]:
-    """Number of clusters of heads in each layer; numbers of heads count from 1. Empty if a distance is unknown."""
-    if not np.isfinite(m.mean).all():
-        return {}
-    cut, heads = m.settings["cut"], m.mean.shape[-1]
-    labels = [_cluster(layer, cut) for layer in m.mean]
-    effective = [max(of_layer) + 1 for of_layer in labels]
-    summary = {
-        "effective_heads": effective,
-        "effective_heads_ci": [[None, None]] * len(labels),
-        "redundant": heads * len(labels) - sum(effective),
-        "redundant_ci": [None, None],
-        "of": heads * len(labels),
-        "clusters": [
-            [[head + 1 for head in range(heads) if of_layer[head] == cluster] for cluster in range(max(of_layer) + 1)]
-            for of_layer in labels
-        ],
-        "cut": cut,
-        "n_images": m.n_images,
-    }
-    means = resampled_means(m, at_most=REPLICATES)
-    if means is not None and np.isfinite(means).all():
-        counts = np.array([[max(_cluster(layer, cut)) + 1 for layer in replicate] for replicate in means])
-        summary["effective_heads_ci"] = percentile_interval(counts).T.tolist()
-        summary["redundant_ci"] = percentile_interval(heads * len(labels) - counts.sum(-1)).tolist()
-    return summary
 
 
 @metric(
@@ -48,7 +16,7 @@ def _summary(m: Measurement) -> dict[str, Any]:
     value_range=(0.0, math.log(2)),
     unit="nats",
     needs_stochastic=True,
-    summarise=_summary,
+    summarise=cluster_summary,
 )
 def head_divergence(maps: Tensor, *, cut: float = 0.05) -> Tensor:
     """Jensen-Shannon divergence between the rows of two heads, mean over queries, for every pair of heads of a layer.
@@ -94,19 +62,3 @@ def _of_mixtures(one: Tensor, others: Tensor, mixtures: Tensor, scratch: Tensor)
     m = np.add(one.numpy(), others.numpy(), out=mixtures.numpy())
     rows = np.einsum("...k,...k->...", m, np.log2(m, out=scratch.numpy()))
     return torch.from_numpy(rows.sum(-1, dtype=np.float64)) * math.log(2)
-
-
-def _cluster(distances: np.ndarray, cut: float) -> list[int]:
-    """Cluster number of each head, from 0 in order of first appearance."""
-    if len(distances) == 1:
-        return [0]
-    from sklearn.cluster import AgglomerativeClustering  # 1 s of CPU to import, and only summaries need it
-
-    clustering = AgglomerativeClustering(
-        n_clusters=None,  # type: ignore[arg-type]  # scikit-learn's annotation forgets None
-        metric="precomputed",
-        linkage="average",
-        distance_threshold=cut,
-    )
-    order: dict[int, int] = {}
-    return [order.setdefault(label, len(order)) for label in clustering.fit_predict(distances).tolist()]

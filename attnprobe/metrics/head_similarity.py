@@ -5,15 +5,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnprobe.core.measurement import metric
+from attnprobe.core.measurement import Measurement, metric
+from attnprobe.metrics.head_clusters import cluster_summary, from_cosine
 
 
-def _range(stochastic: bool, **_: Any) -> tuple[float, float]:
+def signed_unless_stochastic(stochastic: bool, **_: Any) -> tuple[float, float]:
+    """The range of a cosine; maps without negative entries have no negative one."""
     return (0.0, 1.0) if stochastic else (-1.0, 1.0)
 
 
-@metric(axes=("layer", "head", "head"), value_range=(-1.0, 1.0), narrow_range=_range)
-def head_similarity(maps: Tensor) -> Tensor:
+def _summary(m: Measurement) -> dict[str, Any]:
+    return cluster_summary(m, from_cosine)
+
+
+@metric(
+    axes=("layer", "head", "head"), value_range=(-1.0, 1.0), narrow_range=signed_unless_stochastic, summarise=_summary
+)
+def head_similarity(maps: Tensor, *, cut: float = 0.1) -> Tensor:
     """Cosine similarity of whole attention maps, for every pair of heads of a layer.
 
         C[l, h, g] = <A[l, h], A[l, g]> / (|A[l, h]| |A[l, g]|)      over all Q x K entries
@@ -22,8 +30,12 @@ def head_similarity(maps: Tensor) -> Tensor:
     negative entries are similar by construction (1 if both are uniform); `head_divergence` has no such floor. A head
     that is zero everywhere has similarity 0 with every head, itself included.
 
+    The summary clusters the heads of each layer by the distance 1 - C of the mean over images (average linkage).
+
     Args:
         maps: [image, layer, head, query, key].
+        cut: clusters at this distance or further apart stay apart; used by the summary only. 0.1, a mean cosine of 0.9
+            within a cluster, is ours.
 
     Returns:
         [image, layer, head, head].

@@ -6,7 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attnprobe.core.errors import check_choice
 from attnprobe.core.measurement import metric
+from attnprobe.metrics.head_matching import HEAD_MATCH, matching
 from attnprobe.metrics.token_vectors import unit_vectors
 
 
@@ -16,7 +18,9 @@ def _range(stochastic: bool, center: str, **_: Any) -> tuple[float, float]:
 
 
 @metric(axes=("layer", "layer"), value_range=(-1.0, 1.0), needs_square=True, narrow_range=_range)
-def layer_similarity(maps: Tensor, *, axis: str = "key", center: str = "none", exclude_prefix: int = 0) -> Tensor:
+def layer_similarity(
+    maps: Tensor, *, axis: str = "key", center: str = "none", exclude_prefix: int = 0, head_match: str = "index"
+) -> Tensor:
     """Cosine similarity of attention columns, for every pair of layers.
 
     For layers p, r, the same head h in both and key token t, with the column a = A[p, h, :, t]:
@@ -35,10 +39,16 @@ def layer_similarity(maps: Tensor, *, axis: str = "key", center: str = "none", e
     Args:
         maps: [image, layer, head, query, key].
         axis, center, exclude_prefix: which vectors, see `unit_vectors`.
+        head_match: which heads of two layers are compared. "index": equal numbers, as in the paper. "hungarian": the
+            pairing with the largest mean cosine, in each image; never below "index", and above 0 for unrelated heads
+            even where vectors are centred, so compare it with its own untrained baseline.
 
     Returns:
         [image, layer, layer].
     """
+    check_choice("head_match", head_match, HEAD_MATCH)
+    if head_match == "hungarian":
+        return _with_heads_matched(maps, axis, center, exclude_prefix)
     if maps.is_cpu and len(maps) > 1:  # a fourth of the time: one image's head stays in the cache
         one = layer_similarity.function
         parts = [one(image, axis=axis, center=center, exclude_prefix=exclude_prefix) for image in maps.split(1)]
@@ -52,6 +62,17 @@ def layer_similarity(maps: Tensor, *, axis: str = "key", center: str = "none", e
         by_query = units.transpose(1, 2)  # products of [layer, key]: as one of [layer, query x key], errors reach 4e-5
         total += (by_query @ by_query.mT).sum(1)
     return (total / n_vectors).to(maps.dtype)
+
+
+def _with_heads_matched(maps: Tensor, axis: str, center: str, exclude_prefix: int) -> Tensor:
+    """[image, layer, layer]: all pairs of heads from one product, then the best pairing of each two layers."""
+    layers, heads = maps.shape[1:3]
+    units = unit_vectors(maps, axis, center, exclude_prefix)
+    n_vectors = heads * units.shape[-1 if axis == "key" else -2]
+    flat = units.flatten(3).flatten(1, 2)
+    gains = (flat @ flat.mT).unflatten(-1, (layers, heads)).unflatten(1, (layers, heads)).transpose(2, 3)
+    partners = matching(gains).unsqueeze(-1)
+    return gains.gather(-1, partners).squeeze(-1).sum(-1) / n_vectors
 
 
 layer_similarity_centred = replace(layer_similarity, name="layer_similarity_centred", settings={"center": "mean"})

@@ -8,14 +8,19 @@ import torch
 from torch import Tensor
 
 from attnprobe.core.errors import InputError, ShapeError
+from attnprobe.core.explanation import explanation
 from attnprobe.core.maps import AttentionMaps, uniform_maps
 from attnprobe.core.measurement import Measurement, Metric
 from attnprobe.core.tap import Site
-from attnprobe.metrics.bootstrap import interval_of_mean
+from attnprobe.metrics.bootstrap import interval_of_function, interval_of_mean
 from attnprobe.metrics.collected import Collected
+from attnprobe.metrics.not_finite import maps_not_finite
 
 PIECE_BYTES = 16 * 2**20
 """Maps that go through a metric at once on a CPU, in float32; its temporaries are of that size."""
+
+NAMED = 3
+"""Maps that are not finite are named up to this many."""
 
 
 def measure(
@@ -31,7 +36,7 @@ def measure(
     Args:
         chunks: maps of some images each, of any number of stages and sites; read once, in float32 (float64 stays).
             A chunk may reuse its memory once the next one is asked for.
-        metrics: what to measure; None for all of `METRICS` that have a meaning on the maps.
+        metrics: what to measure; None for those of `DEFAULT` that have a meaning on the maps.
         bootstrap: resamples of the images for the 95 % intervals; 0 for the normal approximation, which also serves
             where a metric has more than 128 MiB of values.
         seed: of the resampling, the same for all metrics.
@@ -48,9 +53,9 @@ def measure(
         ShapeError: chunks of one stage and site differ in more than their images, a baseline has another shape, or a
             metric did not return what its axes promise.
     """
-    from attnprobe.metrics import METRICS  # late: the table imports the metrics, and this module with them
+    from attnprobe.metrics import DEFAULT, METRICS  # late: the table imports the metrics, and this module with them
 
-    wanted = tuple(METRICS.values()) if metrics is None else tuple(metrics)
+    wanted = tuple(METRICS[name] for name in DEFAULT) if metrics is None else tuple(metrics)
     names = [metric.name for metric in wanted]
     if twice := {name for name in names if names.count(name) > 1}:
         raise InputError(
@@ -86,13 +91,14 @@ class _Place:
     refusals: dict[str, str]
     collected: dict[str, Collected]
     image_ids: list[str]
+    not_finite: list[str]
 
     @classmethod
     def of(cls, maps: AttentionMaps, metrics: Sequence[Metric]) -> "_Place":
         refusals = {metric.name: metric.refusal(maps) for metric in metrics}
         collected = {name: Collected() for name, refusal in refusals.items() if not refusal}
         about = (maps.stage, maps.site, maps.is_effective, maps.stochastic)
-        return cls(*about, uniform_maps(maps), refusals, collected, [])
+        return cls(*about, uniform_maps(maps), refusals, collected, [], [])
 
     def check_same(self, maps: AttentionMaps) -> None:
         """Raises ShapeError if these maps cannot be averaged with the earlier ones."""
@@ -121,8 +127,9 @@ def _collect(chunks: Iterable[AttentionMaps], metrics: Sequence[Metric]) -> list
         suited = [metric for metric in metrics if metric.name in place.collected]
         with torch.inference_mode():
             for piece in _pieces(chunk):
-                for metric in suited:
-                    place.collected[metric.name].add(_values(metric, piece))
+                whole = [place.collected[metric.name].add(_values(metric, piece)) for metric in suited]
+                if suited and not (finite := np.logical_and.reduce(whole)).all():
+                    place.not_finite.extend(maps_not_finite(piece, ~finite, NAMED - len(place.not_finite)))
             del piece
         del chunk  # its memory is free for the next one, which is computed when the loop asks for it
     if not places:
@@ -190,21 +197,16 @@ def _uniform_baseline(place: _Place, metric: Metric, bootstrap: int, seed: int) 
     collected = Collected()
     with torch.inference_mode():
         collected.add(_values(metric, place.uniform))
-    about = replace(place, site="weights", is_effective=True, stochastic=True, image_ids=["uniform"])
+    about = replace(place, site="weights", is_effective=True, stochastic=True, image_ids=["uniform"], not_finite=[])
     return {"uniform": _measurement(about, metric, collected, bootstrap, seed)}
 
 
 def _measurement(place: _Place, metric: Metric, collected: Collected, bootstrap: int, seed: int) -> Measurement:
     settings = metric.all_settings
-    moments, per_image = collected.moments(), collected.per_image
-    mean, std = moments.mean_and_std()
-    if per_image is not None and bootstrap > 0:
-        interval, ci = "bootstrap", interval_of_mean(per_image, bootstrap, seed)
-    else:
-        interval, ci = "normal", moments.normal_interval()
+    interval, mean, std, ci = _mean_and_interval(metric, collected, bootstrap, seed)
     value_range = metric.value_range
     if metric.narrow_range is not None:
-        value_range = metric.narrow_range(stochastic=place.stochastic, **settings)
+        value_range = metric.narrow_range(stochastic=place.stochastic or "renormalize" in settings, **settings)
     m = Measurement(
         metric=metric.name,
         site=place.site,
@@ -215,12 +217,33 @@ def _measurement(place: _Place, metric: Metric, collected: Collected, bootstrap:
         unit=metric.unit,
         mean=mean,
         std=std,
-        ci=np.where(moments.n > 1, ci, np.nan),
+        ci=ci,
         n_images=collected.n_images,
         n_excluded=collected.n_excluded,
         settings={**settings, "interval": interval, "bootstrap": bootstrap, "bootstrap_seed": seed},
         coords=metric.coords(grid=place.uniform.grid, **settings) if metric.coords else {},
-        per_image=per_image,
-        image_ids=() if per_image is None else tuple(place.image_ids),
+        per_image=collected.per_image,
+        image_ids=() if collected.per_image is None else tuple(place.image_ids),
+        from_mean=metric.from_mean,
+        explanation=explanation(metric),
+        not_finite=tuple(place.not_finite),
     )
     return replace(m, summary=metric.summarise(m)) if metric.summarise else m
+
+
+def _mean_and_interval(
+    metric: Metric, collected: Collected, bootstrap: int, seed: int
+) -> tuple[str, np.ndarray, np.ndarray, np.ndarray]:
+    """How the interval was made, then mean, std [*axes] and ci [2, *axes] as in `Measurement`."""
+    moments, per_image = collected.moments(), collected.per_image
+    mean, std = moments.mean_and_std()
+    if metric.from_mean is None:
+        if per_image is None or bootstrap == 0:
+            return "normal", mean, std, moments.normal_interval()
+        ci = interval_of_mean(per_image, bootstrap, seed)
+        return "bootstrap", mean, std, np.where(moments.n > 1, ci, np.nan)
+    mean = metric.from_mean(mean)
+    unknown = np.full_like(mean, np.nan)  # no spread over images where the value of one image means nothing
+    if per_image is None or bootstrap == 0 or collected.n_images < 2:
+        return "none", mean, unknown, np.stack([unknown, unknown])
+    return "bootstrap", mean, unknown, interval_of_function(metric.from_mean, per_image, bootstrap, seed)

@@ -31,15 +31,17 @@ def rank_residual(maps: Tensor, *, norm: str = "frobenius") -> Tensor:
         [image, layer, head]; NaN for a map that is zero everywhere.
     """
     check_choice("norm", norm, ("frobenius", "composite"))
-    size = _frobenius if norm == "frobenius" else _composite
+    size = frobenius_norm if norm == "frobenius" else composite_norm
     layers = maps.unbind(1)  # one layer at a time stays in cache
     return torch.stack([size(layer - layer.mean(-2, keepdim=True)) / size(layer) for layer in layers], 1)
 
 
-def _frobenius(matrix: Tensor) -> Tensor:
+def frobenius_norm(matrix: Tensor) -> Tensor:
+    """[...] of [..., row, column]."""
     return torch.linalg.vector_norm(matrix.flatten(-2), dim=-1)
 
 
-def _composite(matrix: Tensor) -> Tensor:
+def composite_norm(matrix: Tensor) -> Tensor:
+    """[...] of [..., row, column]: the geometric mean of the largest column sum and the largest row sum."""
     absolute = matrix.abs()
     return (absolute.sum(-2).amax(-1) * absolute.sum(-1).amax(-1)).sqrt()

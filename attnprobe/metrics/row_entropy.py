@@ -27,6 +27,24 @@ def row_entropy(maps: Tensor) -> Tensor:
     return torch.stack([-sum_x_ln_x(floor_at_smallest(layer)).mean(-1) for layer in maps.unbind(1)], 1)
 
 
+@metric(axes=("layer", "head"), value_range=(0.0, 1.0), needs_stochastic=True)
+def row_entropy_relative(maps: Tensor) -> Tensor:
+    """Shannon entropy of attention rows in units of that of uniform attention, mean over the queries of a head.
+
+        E[l, h] / ln K,      E as in `row_entropy`, K keys
+
+    From 0 to 1 for any number of tokens, so that models of other sizes can stand beside. Sources as there.
+
+    Args:
+        maps: [image, layer, head, query, key], rows that sum to 1.
+
+    Returns:
+        [image, layer, head]; 0 where there is only one key.
+    """
+    n_keys = maps.shape[-1]
+    return row_entropy(maps) / (math.log(n_keys) if n_keys > 1 else 1.0)
+
+
 def floor_at_smallest(maps: Tensor) -> Tensor:
     """Lift zeros to the smallest normal number, where x ln x is zero for every purpose and the logarithm is finite."""
     return maps.clamp_min(torch.finfo(maps.dtype).tiny)

@@ -11,12 +11,13 @@ from attnprobe.core.errors import InputError, check_choice
 from attnprobe.core.maps import TokenGrid
 from attnprobe.core.measurement import Measurement, metric
 from attnprobe.metrics.bootstrap import percentile_interval, resampled_means
+from attnprobe.metrics.head_matching import HEAD_MATCH, matching
 from attnprobe.metrics.token_vectors import unit_vectors
 
 CURVE = tuple(round(0.5 + step / 100, 2) for step in range(50))
 """Thresholds of the curve, since no published one exists: 0.50, 0.51 ... 0.99."""
 
-COMPARE = ("previous", "next", "neighbors", "any")
+COMPARE = ("previous", "next", "neighbors", "neighbors-max", "any")
 
 
 def _thresholds(tau: float | str) -> list[float]:
@@ -83,6 +84,7 @@ def similar_blocks(
     axis: str = "key",
     center: str = "none",
     exclude_prefix: int = 0,
+    head_match: str = "index",
 ) -> Tensor:
     """Share of a block's token vectors that repeat those of the block before, at every threshold.
 
@@ -105,12 +107,13 @@ def similar_blocks(
         tau: the threshold of the summary. "nbr-mean": per image and block l, the mean of s over heads, tokens and the
             blocks within k of l, l included, that are compared with something.
         rho: the share of vectors above tau that makes a block similar; used by the summary only.
-        compare: "previous" block; "next"; "neighbors": s is the mean cosine with the other blocks within k; "any": the
-            largest cosine with any other block. A block with nothing to compare, as the first under "previous", has
-            ratio 0 and is never similar.
-        k: reach of "neighbors" and "nbr-mean", in blocks.
+        compare: "previous" block; "next"; "neighbors": s is the mean cosine with the other blocks within k;
+            "neighbors-max": the largest of these; "any": the largest cosine with any other block. A block with nothing
+            to compare, as the first under "previous", has ratio 0 and is never similar.
+        k: reach of "neighbors", "neighbors-max" and "nbr-mean", in blocks.
         pool: "head": each head on its own; "head_mean_map": average the maps of all heads first.
         axis, center, exclude_prefix: which vectors, see `unit_vectors`.
+        head_match: "index" or "hungarian", see `layer_similarity`; heads are matched anew for each pair of blocks.
 
     Returns:
         [image, threshold, layer].
@@ -120,12 +123,14 @@ def similar_blocks(
     """
     check_choice("compare", compare, COMPARE)
     check_choice("pool", pool, ("head", "head_mean_map"))
+    check_choice("head_match", head_match, HEAD_MATCH)
     thresholds = _thresholds(tau)
     if pool == "head_mean_map":
         maps = maps.mean(2, keepdim=True)
     partners = [_partners(block, maps.shape[1], compare, k) for block in range(maps.shape[1])]
     units = [unit_vectors(layer, axis, center, exclude_prefix) for layer in maps.unbind(1)]
-    s = _cosines(units, partners, -2 if axis == "key" else -1, "max" if compare == "any" else "mean")
+    entry, largest = -2 if axis == "key" else -1, compare in ("any", "neighbors-max")
+    s = _cosines(units, partners, entry, largest, head_match == "hungarian")
 
     compared = torch.tensor([bool(others) for others in partners]).to(s)
     mean_s = s.mean(-1)
@@ -140,27 +145,35 @@ def similar_blocks(
 
 def _partners(block: int, n_blocks: int, compare: str, k: int) -> list[int]:
     """The blocks that `block` is compared with."""
-    reach = {"previous": [block - 1], "next": [block + 1], "neighbors": range(block - k, block + k + 1)}
+    near = range(block - k, block + k + 1)
+    reach = {"previous": [block - 1], "next": [block + 1], "neighbors": near, "neighbors-max": near}
     return [other for other in reach.get(compare, range(n_blocks)) if 0 <= other < n_blocks and other != block]
 
 
-def _cosines(units: list[Tensor], partners: list[list[int]], entry: int, pooled: str) -> Tensor:
+def _cosines(units: list[Tensor], partners: list[list[int]], entry: int, largest: bool, match: bool) -> Tensor:
     """[image, layer, head x token]: cosine of each vector with the same one of the partners, pooled over partners."""
     pairs: dict[tuple[int, int], Tensor] = {}
     blocks = []
     for block, others in enumerate(partners):
         found = []
         for other in others:
-            pair = (min(block, other), max(block, other))
+            pair = (block, other) if match else (min(block, other), max(block, other))
             if pair not in pairs:
-                pairs[pair] = (units[block] * units[other]).sum(entry).flatten(1)
+                partner = _matched(units[block], units[other]) if match else units[other]
+                pairs[pair] = (units[block] * partner).sum(entry).flatten(1)
             found.append(pairs[pair])
         if not found:
             blocks.append(torch.zeros_like(units[block].select(entry, 0)).flatten(1))
         else:
             stacked = torch.stack(found)
-            blocks.append(stacked.amax(0) if pooled == "max" else stacked.mean(0))
+            blocks.append(stacked.amax(0) if largest else stacked.mean(0))
     return torch.stack(blocks, 1)
+
+
+def _matched(block: Tensor, other: Tensor) -> Tensor:
+    """The heads of `other`, [image, head, query, key], in the order in which they resemble those of `block` most."""
+    partners = matching(block.flatten(2) @ other.flatten(2).mT)
+    return other[torch.arange(len(other), device=other.device)[:, None], partners]
 
 
 def _mean_of_neighbours(mean_s: Tensor, compared: Tensor, k: int) -> Tensor:

@@ -32,7 +32,12 @@ def caveats(e: Examined, m: Measurement | None) -> Iterator[str]:
     if unknown := [block for block, ratio in enumerate(ratios, 1) if ratio is None]:
         yield f"{blocks_text(unknown)} without a finite value in any image; counted as not similar."
     if excluded := max((other.n_excluded for other in e.measurements.values()), default=0):
-        yield f"values that are not finite, in up to {excluded} images, were left out; see the settings of each metric."
+        named = next((m.not_finite for m in e.measurements.values() if m.not_finite), ())
+        first = f" The first maps: {'; '.join(named)}." if named else ""
+        yield (
+            f"values that are not finite, in up to {excluded} images, were left out; see the settings of each metric."
+            f"{first}"
+        )
     n_images = max((other.n_images for other in e.measurements.values()), default=0)
     if n_images < FEW_IMAGES:
         yield f"only {n_images} image{'s' if n_images != 1 else ''}: use {FEW_IMAGES} or more for intervals to hold."

@@ -73,10 +73,10 @@ def settings_text(m: Measurement) -> str:
     parts = [f"{name}={value}" for name, value in chosen.items()]
     how = f"{m.settings['bootstrap']} resamples of the images"
     if m.settings.get("interval") != "bootstrap":
-        how = "normal approximation"
+        how = "normal approximation" if m.settings.get("interval") == "normal" else ""
     parts.append(f"{m.n_images} images" if m.n_images != 1 else "1 image")
     if m.n_excluded:
         parts.append(f"{m.n_excluded} of them not finite somewhere and left out there")
-    if m.n_images > 1:
+    if m.n_images > 1 and how:
         parts.append(f"95 % interval from {how}")
     return ", ".join(parts)

@@ -15,6 +15,7 @@ COMPARED = {
     "previous": "the block before",
     "next": "the block after",
     "neighbors": "the mean of the blocks nearby",
+    "neighbors-max": "the block nearby that is most alike",
     "any": "the block most alike",
 }
 
@@ -80,6 +81,8 @@ def _settings(m: Measurement, heads: Measurement | None) -> str:
     details = ["each head on its own" if chosen["pool"] == "head" else "after the mean over heads"]
     if chosen["center"] != "none":
         details.append(f"centred ({chosen['center']})")
+    if chosen["head_match"] != "index":
+        details.append("heads matched")
     if chosen["exclude_prefix"]:
         details.append(f"without the first {chosen['exclude_prefix']} tokens")
     text = (

@@ -2,11 +2,12 @@ import itertools
 import math
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attnprobe.metrics import row_entropy
+from attnprobe.metrics import row_entropy, row_entropy_relative
 from tests.metrics import naive
 
 
@@ -40,3 +41,13 @@ def test_between_zero_and_ln_k_and_blind_to_the_order_of_keys(seed, spread, keys
     e = row_entropy(maps)
     assert (e >= -1e-12).all() and (e <= math.log(keys) + 1e-12).all()
     torch.testing.assert_close(e, row_entropy(maps.flip(-1)))
+
+
+def test_relative_to_uniform_attention_it_does_not_depend_on_the_number_of_tokens(soft):
+    for n in (4, 9):
+        maps = soft(2, 3, 2, n, n)
+        heads = maps.flatten(0, 2).tolist()
+        expected = [naive.mean(naive.entropy(row) / math.log(n) for row in head) for head in heads]
+        np.testing.assert_allclose(row_entropy_relative(maps).flatten(), expected)
+        assert row_entropy_relative(torch.full((1, 1, 1, n, n), 1 / n)).item() == pytest.approx(1)
+    assert row_entropy_relative(torch.ones(1, 1, 1, 3, 1)).item() == 0

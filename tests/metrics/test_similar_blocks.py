@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from attnprobe.core.errors import InputError
 from attnprobe.core.maps import AttentionMaps, TokenGrid
 from attnprobe.metrics import measure, similar_blocks
-from attnprobe.metrics.similar_blocks import CURVE
+from attnprobe.metrics.similar_blocks import COMPARE, CURVE
 from tests.metrics import naive
 
 
@@ -20,6 +20,7 @@ def compared_with(block, n, compare, k):
         "previous": [x for x in range(n) if x == block - 1],
         "next": [x for x in range(n) if x == block + 1],
         "neighbors": [x for x in range(n) if x != block and abs(x - block) <= k],
+        "neighbors-max": [x for x in range(n) if x != block and abs(x - block) <= k],
         "any": [x for x in range(n) if x != block],
     }[compare]
 
@@ -29,7 +30,7 @@ def by_loops(image, tau, compare="previous", k=2, pool="head", **vectors):
     if pool == "head_mean_map":
         image = image.mean(1, keepdim=True)
     n, heads = image.shape[:2]
-    pooled = max if compare == "any" else naive.mean
+    pooled = max if compare in ("any", "neighbors-max") else naive.mean
     s = []
     for block in range(n):
         others = compared_with(block, n, compare, k)
@@ -67,7 +68,7 @@ def summary(pattern, **options):
     return measure([blocks(pattern)], [similar_blocks.with_settings(**options)])["similar_blocks"].summary
 
 
-@pytest.mark.parametrize("compare", ["previous", "next", "neighbors", "any"])
+@pytest.mark.parametrize("compare", COMPARE)
 @pytest.mark.parametrize("pool", ["head", "head_mean_map"])
 def test_equals_loops_at_every_threshold(soft, compare, pool):
     maps = soft(2, 4, 2, 5, 5, spread=1.0)
@@ -81,7 +82,7 @@ def test_equals_loops_at_every_threshold(soft, compare, pool):
             np.testing.assert_allclose(fast[:, row], slow, atol=1e-12)
 
 
-@pytest.mark.parametrize("compare", ["previous", "next", "neighbors", "any"])
+@pytest.mark.parametrize("compare", COMPARE)
 def test_the_relative_threshold_equals_loops(soft, compare):
     maps = soft(3, 5, 2, 5, 5, spread=1.0)
     for k in (1, 2):
@@ -119,10 +120,12 @@ def test_what_a_block_is_compared_with_decides():
     assert summary("ABCDDD", compare="next")["collapsed_from"] == 4  # the last has no next block to compare with
     assert summary("ABACA", compare="any")["similar"] == [1, 3, 5]
     assert summary("ABCDDD", compare="neighbors", k=1)["similar"] == [5, 6]
+    assert summary("ABCDDD", compare="neighbors-max", k=1)["similar"] == [4, 5, 6]
+    assert summary("ABCAAB", compare="neighbors-max", k=3)["similar"] == [1, 4, 5]
 
 
 def test_one_block_is_never_similar():
-    for compare in ("previous", "next", "neighbors", "any"):
+    for compare in COMPARE:
         assert summary("A", compare=compare)["count"] == 0
         assert summary("A", compare=compare)["collapsed_from"] is None
 
@@ -163,7 +166,7 @@ def test_uniform_maps_are_similar_everywhere_and_nowhere_once_centred():
 
 
 @settings(max_examples=25, deadline=None)
-@given(seed=st.integers(0, 2**16), compare=st.sampled_from(["previous", "next", "neighbors", "any"]))
+@given(seed=st.integers(0, 2**16), compare=st.sampled_from(COMPARE))
 def test_in_range_falling_with_the_threshold_and_blind_to_head_order(seed, compare):
     maps = torch.from_numpy(np.random.default_rng(seed).normal(size=(2, 4, 3, 5, 5))).softmax(-1)
     ratio = similar_blocks(maps, compare=compare)

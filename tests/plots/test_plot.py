@@ -3,13 +3,13 @@ from dataclasses import replace
 import pytest
 
 from attnprobe.core.errors import ShapeError
-from attnprobe.metrics import METRICS
+from attnprobe.metrics import DEFAULT
 from attnprobe.plots import PLOTS, plot
 from tests.reports.formulas import examined
 
 
-@pytest.mark.parametrize("metric", METRICS)
-def test_every_metric_has_a_figure(metric, clipped):
+@pytest.mark.parametrize("metric", DEFAULT)
+def test_every_default_metric_has_a_figure(metric, clipped):
     ax = plot(examined(layers=6, heads=4).measurements[metric])
     assert clipped(ax.figure) == []
 

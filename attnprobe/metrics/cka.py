@@ -1,0 +1,58 @@
+"""Do two layers arrange the tokens of an image in the same way, whatever the basis?"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attnprobe.core.measurement import metric
+from attnprobe.metrics.hsic import gram, hsic, normalised
+
+
+def _range(estimator: str, **_: Any) -> tuple[float, float]:
+    return (0.0, 1.0) if estimator == "biased" else (-1.0, 1.0)
+
+
+@metric(axes=("layer", "layer"), value_range=(-1.0, 1.0), needs_square=True, narrow_range=_range, from_mean=normalised)
+def map_cka(maps: Tensor, *, estimator: str = "unbiased") -> Tensor:
+    """Centred kernel alignment of attention maps, for every pair of layers.
+
+    With x_i[l] the rows of query i of all heads of layer l side by side, K_l = <x_i, x_j> over queries, centred:
+
+        CKA[p, r] = mean HSIC(K_p, K_r) / sqrt(mean HSIC(K_p, K_p) mean HSIC(K_r, K_r)),      means over images
+
+    Linear CKA: Kornblith et al. 2019, arXiv:1905.00414; averaging an unbiased HSIC over minibatches before dividing:
+    Nguyen et al. 2021, arXiv:2010.15327 and Raghu et al. 2021, arXiv:2108.08810. On attention maps: arXiv:2301.02240.
+    Our reading: samples are the queries of one image, so an image is a minibatch, and heads are concatenated, not
+    averaged. CKA does not see the order of heads or of keys, nor the scale of a layer, and therefore calls layers alike
+    that `layer_similarity` keeps apart: 1 says that queries which attend alike in p attend alike in r, not that
+    they look at the same places. A layer whose queries all attend alike carries nothing and has CKA 0, with itself too.
+
+    Args:
+        maps: [image, layer, head, query, key].
+        estimator: "unbiased", or "biased", which for one image is Kornblith's and near 1 where features outnumber
+            tokens, as they do here.
+
+    Returns:
+        [image, layer, layer], the HSIC that is averaged.
+    """
+    grams = [gram(layer.transpose(1, 2).flatten(2)) for layer in maps.unbind(1)]
+    return hsic(torch.stack(grams, 1), estimator)
+
+
+@metric(axes=("layer", "layer"), value_range=(-1.0, 1.0), narrow_range=_range, from_mean=normalised)
+def token_cka(tokens: Tensor, *, estimator: str = "unbiased") -> Tensor:
+    """Centred kernel alignment of block outputs, for every pair of layers.
+
+    The same as `map_cka` of the features of the tokens; samples are the tokens of one image. Sources as there.
+    Caveat: blocks add to what came before, so neighbours are alike by construction; read it beside the untrained
+    baseline. A single token with a huge norm (see `high_norm_tokens`) can decide the number.
+
+    Args:
+        tokens: [image, layer, token, width], the output of each block.
+        estimator: "unbiased" or "biased".
+
+    Returns:
+        [image, layer, layer], the HSIC that is averaged.
+    """
+    return hsic(gram(tokens), estimator)

@@ -1,0 +1,49 @@
+"""How much could a token at most have got from each part of the input, if attention weights were pipes?"""
+
+import numpy as np
+import torch
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import maximum_flow
+from torch import Tensor
+
+from attnprobe.core.maps import TokenGrid
+from attnprobe.core.measurement import metric
+from attnprobe.metrics.rollout import with_residual
+
+UNIT = 2**24
+"""Capacities are whole numbers to SciPy: a flow of 1 is this many, so a capacity is rounded by at most 3e-8."""
+
+
+@metric(axes=("layer", "key"), value_range=(0.0, 1.0), needs_stochastic=True, needs_prefix=True)
+def attention_flow(maps: Tensor, grid: TokenGrid, *, residual: float = 0.5) -> Tensor:
+    """Attention flow: the maximum flow from the class token after each block to each input token.
+
+    The network has a node for every token after every block and the capacity A~_l[i, j] (see `attention_rollout`) from
+    token i after block l to token j before it. Abnar & Zuidema 2020, arXiv:2005.00928. Never below the rollout, whose
+    paths are one of the flows; the flows to different tokens share the pipes and do not sum to 1.
+
+    Cost: L K maximum flows over up to L K^2 edges. Seconds an image for 16 blocks of 17 tokens, hours for 197: not part
+    of "all".
+
+    Args:
+        maps: [image, layer, head, query, key], rows that sum to 1.
+        grid: there must be a class token, which is the source.
+        residual: what the skip connection carries, in [0, 1).
+
+    Returns:
+        [image, layer, key].
+    """
+    capacities = np.rint(with_residual(maps, residual).double().cpu().numpy() * UNIT)
+    flows = [_flows(image) if np.isfinite(image).all() else np.full(image.shape[:2], np.nan) for image in capacities]
+    return torch.from_numpy(np.stack(flows)).to(maps) / UNIT
+
+
+def _flows(capacities: np.ndarray) -> np.ndarray:
+    """[layer, query, key] -> [layer, key]: from node (layer + 1, token 0) to node (0, key)."""
+    layers, n, _ = capacities.shape
+    layer, query, key = np.indices(capacities.shape).reshape(3, -1)
+    ends = (layer + 1) * n + query, layer * n + key
+    graph = csr_array((capacities.astype(np.int32).ravel(), ends), shape=((layers + 1) * n,) * 2)
+    return np.array(
+        [[maximum_flow(graph, (layer + 1) * n, key).flow_value for key in range(n)] for layer in range(layers)]
+    )

@@ -1,0 +1,85 @@
+"""Does any head of the network do what another one does, in whatever layer?"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from attnprobe.core.measurement import Measurement, metric
+from attnprobe.metrics.bootstrap import percentile_interval, resampled_means
+from attnprobe.metrics.head_clusters import REPLICATES, clusters, from_cosine
+from attnprobe.metrics.head_divergence import head_divergence
+from attnprobe.metrics.head_similarity import head_similarity, signed_unless_stochastic
+
+AXES = ("layer", "head", "layer", "head")
+
+
+def _summary_of(distance: Callable[[np.ndarray], np.ndarray]) -> Callable[[Measurement], dict[str, Any]]:
+    def summary(m: Measurement) -> dict[str, Any]:
+        """Groups of heads of the whole network as [block, head], which count from 1."""
+        if not np.isfinite(m.mean).all():
+            return {}
+        layers, heads = m.mean.shape[:2]
+        n, cut = layers * heads, m.settings["cut"]
+        labels = clusters(distance(m.mean).reshape(n, n), cut)
+        groups = [[] for _ in range(max(labels) + 1)]
+        for head, label in enumerate(labels):
+            groups[label].append([head // heads + 1, head % heads + 1])
+        found = {"effective_heads": len(groups), "effective_heads_ci": [None, None], "redundant": n - len(groups)}
+        means = resampled_means(m, at_most=REPLICATES)
+        if means is not None and np.isfinite(means).all():
+            counts = [max(clusters(one, cut)) + 1 for one in distance(means).reshape(-1, n, n)]
+            found["effective_heads_ci"] = percentile_interval(np.array(counts)).tolist()
+        return found | {"of": n, "clusters": groups, "cut": cut, "n_images": m.n_images}
+
+    return summary
+
+
+@metric(axes=AXES, value_range=(-1.0, 1.0), narrow_range=signed_unless_stochastic, summarise=_summary_of(from_cosine))
+def head_similarity_across_layers(maps: Tensor, *, cut: float = 0.1) -> Tensor:
+    """Cosine similarity of whole attention maps, for every pair of heads of the network.
+
+        C[l, h, m, g] = <A[l, h], A[m, g]> / (|A[l, h]| |A[m, g]|)      over all Q x K entries
+
+    `head_similarity` across layers, with its caveats; the summary clusters all heads together (average linkage at the
+    distance 1 - C). A redundancy matrix of all heads is what Bian et al. 2021 (NAACL) look at; their distances are
+    others.
+
+    Args:
+        maps: [image, layer, head, query, key].
+        cut: clusters at this distance or further apart stay apart; used by the summary only.
+
+    Returns:
+        [image, layer, head, layer, head].
+    """
+    return _across(head_similarity.function, maps)
+
+
+@metric(
+    axes=AXES, value_range=(0.0, math.log(2)), unit="nats", needs_stochastic=True,
+    summarise=_summary_of(lambda mean: mean),
+)  # fmt: skip
+def head_divergence_across_layers(maps: Tensor, *, cut: float = 0.05) -> Tensor:
+    """Jensen-Shannon divergence between the rows of two heads, mean over queries, for all heads of the network.
+
+        D[l, h, m, g] = mean over i of JS(A[l, h, i, :], A[m, g, i, :])
+
+    `head_divergence` across layers: Clark et al. 2019, arXiv:1906.04341, compare all heads of a network so. The summary
+    clusters all heads together. Cost: (L H)^2 / 2 pairs, about five forward passes of 16 x 12 heads: not part of "all".
+
+    Args:
+        maps: [image, layer, head, query, key], rows that sum to 1.
+        cut: clusters at this distance or further apart stay apart; used by the summary only.
+
+    Returns:
+        [image, layer, head, layer, head], nats.
+    """
+    return _across(head_divergence.function, maps)
+
+
+def _across(within_a_layer: Callable[[Tensor], Tensor], maps: Tensor) -> Tensor:
+    """A metric of the heads of a layer, of all heads as if they were of one."""
+    layers, heads = maps.shape[1:3]
+    return within_a_layer(maps.flatten(1, 2).unsqueeze(1)).view(-1, layers, heads, layers, heads)

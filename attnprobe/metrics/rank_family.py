@@ -1,0 +1,95 @@
+"""How close is a map to a few patterns? Four more answers from its singular values s_0 >= s_1 >= ...
+
+`effective_rank` is the usual one. Each costs the singular values of every map, about three forward passes at 197
+tokens, so none is part of "all".
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from attnprobe.core.errors import InputError
+from attnprobe.core.measurement import metric
+from attnprobe.metrics.singular_values import singular_values
+
+
+@metric(axes=("layer", "head"), value_range=(0.0, None), needs_square=True)
+def numerical_rank(maps: Tensor, *, threshold: float = 1e-3) -> Tensor:
+    """Number of singular values that count.
+
+        N[l, h] = number of k with s_k > threshold * s_0
+
+    Between 1 and T, 0 for a map that is zero. Depends on the threshold as no other of the family does: quote it. Maps
+    stored in bfloat16 carry noise of about 0.002 s_0 and more; thresholds below that count noise.
+
+    Args:
+        maps: [image, layer, head, query, key].
+        threshold: in [0, 1), ours.
+
+    Returns:
+        [image, layer, head].
+
+    Raises:
+        InputError: a threshold out of range.
+    """
+    if not 0 <= threshold < 1:
+        raise InputError(f"threshold={threshold} must lie in [0, 1), a share of the largest singular value.")
+    return _each_layer(maps, lambda s: (s > threshold * s[..., :1]).to(s).sum(-1) + 0 * s[..., 0])
+
+
+@metric(axes=("layer", "head"), value_range=(1.0, None), needs_square=True)
+def stable_rank(maps: Tensor) -> Tensor:
+    """Energy of a map in units of its largest pattern.
+
+        S[l, h] = sum_k s_k^2 / s_0^2
+
+    From 1 (equal rows, or any other single pattern) to T; never above the rank. NaN for a map that is zero.
+
+    Args:
+        maps: [image, layer, head, query, key].
+
+    Returns:
+        [image, layer, head].
+    """
+    return _each_layer(maps, lambda s: (s / s[..., :1]).square().sum(-1))
+
+
+@metric(axes=("layer", "head"), value_range=(1.0, None), needs_square=True)
+def nuclear_ratio(maps: Tensor) -> Tensor:
+    """Sum of the singular values in units of the largest.
+
+        N[l, h] = sum_k s_k / s_0
+
+    Between `stable_rank` and the rank. With the squared form it is used for structured weights by the authors of
+    arXiv:2404.01139. NaN for a map that is zero.
+
+    Args:
+        maps: [image, layer, head, query, key].
+
+    Returns:
+        [image, layer, head].
+    """
+    return _each_layer(maps, lambda s: (s / s[..., :1]).sum(-1))
+
+
+@metric(axes=("layer", "head"), value_range=(0.0, 1.0), needs_square=True)
+def spectral_gap(maps: Tensor) -> Tensor:
+    """How far the second pattern of a map stays behind the first.
+
+        G[l, h] = 1 - s_1 / s_0
+
+    1 for a map of one pattern, to which repeated attention of this kind contracts at once; 0 where there are two of the
+    same size. NaN for a map that is zero; 1 where there is one token.
+
+    Args:
+        maps: [image, layer, head, query, key].
+
+    Returns:
+        [image, layer, head].
+    """
+    return _each_layer(maps, lambda s: 1 - s[..., 1:2].sum(-1) / s[..., 0])
+
+
+def _each_layer(maps: Tensor, measure: Callable[[Tensor], Tensor]) -> Tensor:
+    return torch.stack([measure(singular_values(layer)).to(maps.dtype) for layer in maps.unbind(1)], 1)

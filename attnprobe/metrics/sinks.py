@@ -1,0 +1,56 @@
+"""Does one token swallow the attention?"""
+
+from torch import Tensor
+
+from attnprobe.core.errors import InputError, check_choice
+from attnprobe.core.maps import TokenGrid
+from attnprobe.core.measurement import metric
+
+
+@metric(axes=("layer", "head"), value_range=(0.0, 1.0), needs_stochastic=True)
+def sink_mass(maps: Tensor) -> Tensor:
+    """Attention that the most attended token receives, mean over all queries.
+
+        S[l, h] = max_j a_j,      a_j = mean over i of A[l, h, i, j]
+
+    Which token it is may differ between images; class token and registers count like patches (theirs alone:
+    `prefix_mass`). Attention sinks: arXiv:2410.10781. 1/K for uniform attention over K keys.
+
+    Args:
+        maps: [image, layer, head, query, key], rows that sum to 1.
+
+    Returns:
+        [image, layer, head].
+    """
+    return maps.mean(-2).amax(-1)
+
+
+@metric(axes=("layer",), value_range=(0.0, 1.0), needs_stochastic=True, needs_prefix=True)
+def sink_rate(maps: Tensor, grid: TokenGrid, *, threshold: float = 0.3, token: str = "first") -> Tensor:
+    """Share of the heads of a layer that leave more than a threshold of their attention on a sink.
+
+        R[l] = mean over h of  1 if a_0[l, h] > threshold else 0,      a_j = mean over i of A[l, h, i, j]
+
+    After Gu et al. 2024, arXiv:2410.10781, who look at the first token of a text; here it is the class token. The
+    number depends on the threshold: quote it.
+
+    Args:
+        maps: [image, layer, head, query, key], rows that sum to 1.
+        grid: there must be a class token or a register.
+        threshold: in (0, 1).
+        token: "first": a_0; "prefix": the sum over class token and registers; "any": max_j a_j.
+
+    Returns:
+        [image, layer].
+
+    Raises:
+        InputError: a threshold out of range, or an unknown token.
+    """
+    check_choice("token", token, ("first", "prefix", "any"))
+    if not 0 < threshold < 1:
+        raise InputError(f"threshold={threshold} must lie in (0, 1), a share of the attention.")
+    received = maps.mean(-2)
+    of_sink = {"first": received[..., 0], "any": received.amax(-1)}.get(token)
+    if of_sink is None:
+        of_sink = received[..., : grid.n_prefix].sum(-1)
+    return ((of_sink > threshold).to(maps) + 0 * of_sink).mean(-1)  # 0 * NaN: a comparison would hide it

@@ -1,0 +1,124 @@
+"""How unevenly is a query's attention spread?
+
+Five answers, each the mean over the queries of a head; `row_entropy` is a sixth.
+"""
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from attnprobe.core.errors import InputError
+from attnprobe.core.measurement import metric
+
+
+@metric(axes=("layer", "head"), value_range=(0.0, 1.0), needs_stochastic=True)
+def row_gini(maps: Tensor) -> Tensor:
+    """Gini coefficient of attention rows, mean over the queries of a head.
+
+        G = sum_k (2 k - K - 1) a_(k) / K,      a_(1) <= ... <= a_(K) a row in ascending order
+
+    0 for uniform attention, 1 - 1/K for a row that looks at one of K keys. Hurley & Rickard 2009 prefer it among
+    measures of sparsity.
+
+    Args:
+        maps: [image, layer, head, query, key], rows that sum to 1.
+
+    Returns:
+        [image, layer, head].
+    """
+    n = maps.shape[-1]
+    weights = torch.arange(1 - n, n, 2, dtype=maps.dtype, device=maps.device) / n
+    return torch.stack([(_ascending(layer) @ weights).mean(-1) for layer in maps.unbind(1)], 1)
+
+
+@metric(axes=("layer", "head"), value_range=(0.0, 1.0), needs_stochastic=True)
+def row_hoyer(maps: Tensor) -> Tensor:
+    """Hoyer sparsity of attention rows, mean over the queries of a head.
+
+        H = (sqrt(K) - |a|_1 / |a|_2) / (sqrt(K) - 1)
+
+    Hoyer 2004. 0 for uniform attention, 1 for a row that looks at one key. NaN where there is only one key.
+
+    Args:
+        maps: [image, layer, head, query, key], rows that sum to 1.
+
+    Returns:
+        [image, layer, head].
+    """
+    root = math.sqrt(maps.shape[-1])
+    if root == 1:
+        return maps.new_full(maps.shape[:3], math.nan)
+    layers = [(layer.sum(-1) / torch.linalg.vector_norm(layer, dim=-1)).mean(-1) for layer in maps.unbind(1)]
+    return (root - torch.stack(layers, 1)) / (root - 1)
+
+
+@metric(axes=("layer", "head"), value_range=(1.0, None), unit="tokens", needs_stochastic=True)
+def row_participation(maps: Tensor) -> Tensor:
+    """Participation ratio of attention rows, mean over the queries of a head: at how many tokens does a query look?
+
+        N = (sum_j a_j)^2 / sum_j a_j^2
+
+    1 for a row that looks at one key, K for uniform attention; the exponential of the Renyi-2 entropy, and never above
+    that of the Shannon entropy (`row_entropy`).
+
+    Args:
+        maps: [image, layer, head, query, key], rows that sum to 1.
+
+    Returns:
+        [image, layer, head], tokens.
+    """
+    layers = [(layer.sum(-1).square() / layer.square().sum(-1)).mean(-1) for layer in maps.unbind(1)]
+    return torch.stack(layers, 1)
+
+
+@metric(axes=("layer", "head"), value_range=(0.0, 1.0), needs_stochastic=True)
+def row_top_mass(maps: Tensor, *, k: int = 5) -> Tensor:
+    """Attention on the k most attended keys of each query, mean over the queries of a head.
+
+        M = a_(1) + ... + a_(k),      a_(1) >= a_(2) >= ... a row in descending order
+
+    k/K for uniform attention over K keys; k = 1 is `head_confidence`.
+
+    Args:
+        maps: [image, layer, head, query, key], rows that sum to 1.
+        k: how many keys; all of them where there are fewer.
+
+    Returns:
+        [image, layer, head].
+
+    Raises:
+        InputError: k below 1.
+    """
+    if k < 1:
+        raise InputError(f"k={k} must be the number of keys to count, at least 1.")
+    return torch.stack([_ascending(layer)[..., -k:].sum(-1).mean(-1) for layer in maps.unbind(1)], 1)
+
+
+@metric(axes=("layer", "head"), value_range=(0.0, 1.0), needs_stochastic=True)
+def row_small_share(maps: Tensor, *, threshold: float = 1e-3) -> Tensor:
+    """Share of the keys that a query gives less than a threshold, mean over the queries of a head.
+
+        Z = mean over i, j of  1 if A[l, h, i, j] < threshold else 0
+
+    What a sparse kernel could leave out. The threshold is absolute: at more than 1/threshold keys uniform attention
+    is all small.
+
+    Args:
+        maps: [image, layer, head, query, key], rows that sum to 1.
+        threshold: 0.001 is ours.
+
+    Returns:
+        [image, layer, head].
+    """
+    layers = maps.unbind(1)
+    shares = [(layer < threshold).to(maps.dtype).mean((-2, -1)) + 0 * layer.sum((-2, -1)) for layer in layers]
+    return torch.stack(shares, 1)  # 0 * NaN: a comparison would hide it
+
+
+def _ascending(rows: Tensor) -> Tensor:
+    """Sorted over the last axis, NaN last; on a CPU by NumPy: 13 ms instead of 120 for 16 x 12 x 197 rows of 197."""
+    if rows.is_cpu:
+        return torch.from_numpy(np.sort(rows.numpy(), axis=-1))
+    return rows.sort(-1).values

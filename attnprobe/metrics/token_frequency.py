@@ -1,0 +1,66 @@
+"""Do the blocks smooth the picture, or keep its fine detail?"""
+
+import torch
+from torch import Tensor
+
+from attnprobe.core.errors import InputError
+from attnprobe.core.maps import TokenGrid
+from attnprobe.core.measurement import metric
+
+
+@metric(axes=("layer",))
+def high_frequency(tokens: Tensor, grid: TokenGrid) -> Tensor:
+    """Log amplitude of the highest frequency of a block's output, relative to the constant part.
+
+        D[l] = mean over channels of  ln |F(f_row, f_col)| - ln |F(0, 0)|,      f = (n - 1) // 2 along n patches
+
+    with F the two-dimensional Fourier transform of a channel over the patch grid. Park & Kim 2022, arXiv:2202.06709:
+    falling with depth where attention acts as a low-pass filter. As in their code f is the last value of the half
+    diagonal of the shifted transform, which for an even n is one below the Nyquist frequency; amplitudes below 1e-6
+    count as 1e-6.
+
+    Args:
+        tokens: [image, layer, token, width], the output of each block.
+        grid: where the patches are; prefix tokens are left out.
+
+    Returns:
+        [image, layer], natural logarithms.
+    """
+    size = _amplitudes(tokens, grid).clamp_min(1e-6).log()
+    highest = size[..., (grid.rows - 1) // 2, (grid.cols - 1) // 2]
+    return (highest - size[..., 0, 0]).mean(-1)
+
+
+@metric(axes=("layer",), value_range=(0.0, 1.0))
+def high_frequency_share(tokens: Tensor, grid: TokenGrid, *, cutoff: float = 0.5) -> Tensor:
+    """Share of the energy of a block's output at high spatial frequencies.
+
+        E[l] = sum over channels, high f of |F(f)|^2 / sum over channels, all f of |F(f)|^2
+
+    A frequency is high if it exceeds the cutoff, in units of the Nyquist frequency of half a cycle per patch, along
+    rows or columns. F as in `high_frequency`; the constant part counts in the denominator. cutoff=0 keeps everything
+    but the constant part: the square of `token_residual`, of patches. This form is ours.
+
+    Args:
+        tokens: [image, layer, token, width], the output of each block.
+        grid: where the patches are; prefix tokens are left out.
+        cutoff: in [0, 1).
+
+    Returns:
+        [image, layer]; NaN where all patches are zero.
+
+    Raises:
+        InputError: a cutoff out of range.
+    """
+    if not 0 <= cutoff < 1:
+        raise InputError(f"cutoff={cutoff} must lie in [0, 1), in units of the Nyquist frequency.")
+    energy = _amplitudes(tokens, grid).square().sum(2)
+    row, col = (torch.fft.fftfreq(n, device=tokens.device).abs() * 2 for n in (grid.rows, grid.cols))
+    high = torch.maximum(row[:, None], col) > cutoff
+    return (energy * high).sum((-2, -1)) / energy.sum((-2, -1))
+
+
+def _amplitudes(tokens: Tensor, grid: TokenGrid) -> Tensor:
+    """[image, layer, width, row frequency, column frequency]."""
+    patches = tokens[..., grid.n_prefix :, :].unflatten(-2, (grid.rows, grid.cols))
+    return torch.fft.fft2(patches.movedim(-1, 2)).abs()

@@ -1,0 +1,34 @@
+"""How far are the tokens of a layer from being one and the same?"""
+
+from torch import Tensor
+
+from attnprobe.core.errors import check_choice
+from attnprobe.core.measurement import metric
+from attnprobe.metrics.rank_residual import composite_norm, frobenius_norm
+
+
+def _range(stochastic: bool, norm: str) -> tuple[float, float | None]:
+    return (0.0, 1.0) if norm == "frobenius" else (0.0, None)
+
+
+@metric(axes=("layer",), value_range=(0.0, None), narrow_range=_range)
+def token_residual(tokens: Tensor, *, norm: str = "frobenius") -> Tensor:
+    """Relative distance of the output of a block from equal tokens, the rank-one form 1 x^T.
+
+        R[l] = |X - 1 x^T| / |X|,      x = mean over tokens of X[l, token, :]
+
+    Dong et al. 2021, arXiv:2103.03404: attention without skip connections and MLPs drives it to 0 doubly exponentially
+    with depth. norm="frobenius": x is the minimiser; also the share of amplitude that is not constant over tokens,
+    which arXiv:2203.05962 follows. norm="composite": the paper's sqrt(|.|_1 |.|_inf), see `rank_residual`; x stays the
+    mean, so R is an upper bound of the paper's residual.
+
+    Args:
+        tokens: [image, layer, token, width], the output of each block; all tokens count.
+        norm: "frobenius" or "composite".
+
+    Returns:
+        [image, layer]; NaN where all tokens are zero.
+    """
+    check_choice("norm", norm, ("frobenius", "composite"))
+    size = frobenius_norm if norm == "frobenius" else composite_norm
+    return size(tokens - tokens.mean(-2, keepdim=True)) / size(tokens)

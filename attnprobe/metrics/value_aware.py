@@ -1,0 +1,99 @@
+"""What do the maps do to the values, and what is left of a head once these count?
+
+Needs V, [image, layer, head, key, P]: the value vectors that a head's map multiplies.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from attnprobe.core.maps import TokenGrid
+from attnprobe.core.measurement import metric
+
+
+@metric(axes=("layer", "head"), value_range=(-1.0, 1.0), needs_square=True)
+def own_value_similarity(maps: Tensor, value_vectors: Tensor) -> Tensor:
+    """Cosine between what a query receives and its own value, mean over the queries of a head.
+
+        O[l, h] = mean over i of cos(y_i, v_i),      y_i = sum_j A[l, h, i, j] v_j
+
+    Near 1, attention hands back what the token already has; exclusive self-attention (arXiv:2603.09078) removes this
+    part. A zero vector has cosine 0.
+
+    Args:
+        maps: [image, layer, head, query, key], what multiplies V.
+        value_vectors: [image, layer, head, key, P].
+
+    Returns:
+        [image, layer, head].
+    """
+    received = maps @ value_vectors
+    return (F.normalize(received, dim=-1) * F.normalize(value_vectors, dim=-1)).sum(-1).mean(-1)
+
+
+@metric(axes=("layer", "head"), value_range=(-1.0, 1.0))
+def value_similarity(value_vectors: Tensor) -> Tensor:
+    """Mean cosine similarity of the values of a head, over all pairs of different tokens.
+
+        S[l, h] = mean over i != j of cos(v_i, v_j)
+
+    Where it is near 1, no map can tell tokens apart. Computed like `token_similarity`.
+
+    Args:
+        value_vectors: [image, layer, head, key, P].
+
+    Returns:
+        [image, layer, head]; NaN if there is only one token.
+    """
+    n = value_vectors.shape[-2]
+    units = F.normalize(value_vectors, dim=-1)
+    together, alone = units.sum(-2).square().sum(-1), units.square().sum((-2, -1))
+    return (together - alone) / (n * (n - 1))
+
+
+@metric(axes=("layer", "head"), value_range=(0.0, None))
+def head_output_norm(maps: Tensor, value_vectors: Tensor) -> Tensor:
+    """How much a head puts out, in units of the mean head of its layer.
+
+        N[l, h] = r_h / mean over g of r_g,      r_h = mean over i of |sum_j A[l, h, i, j] v_j|
+
+    Near 0: a dead head, whatever its map shows. Before the output projection, which may still amplify it: our reading
+    of norm-based analysis, Kobayashi et al. 2020, arXiv:2004.10102, who include the projection.
+
+    Args:
+        maps: [image, layer, head, query, key], what multiplies V.
+        value_vectors: [image, layer, head, key, P].
+
+    Returns:
+        [image, layer, head]; NaN where the whole layer puts out nothing.
+    """
+    size = (maps @ value_vectors).norm(dim=-1).mean(-1)
+    return size / size.mean(-1, keepdim=True)
+
+
+def _names(grid: TokenGrid, **_: Any) -> dict[str, list[Any]]:
+    return {"prefix": list(grid.prefix)}
+
+
+@metric(axes=("layer", "head", "prefix"), value_range=(0.0, 1.0), needs_prefix=True, coords=_names)
+def value_weighted_prefix_mass(maps: Tensor, value_vectors: Tensor, grid: TokenGrid) -> Tensor:
+    """Share of what queries receive that comes from each prefix token, weights and values both counted.
+
+        P[l, h, t] = mean over i of  |A[i, t] v_t| / sum_j |A[i, j] v_j|,      t a class token or register
+
+    Norm-based attention: Kobayashi et al. 2020, arXiv:2004.10102, who find that tokens which draw much attention can
+    have small values. Far below `prefix_mass`: a sink, which takes attention and gives nothing. Any map will do, for
+    magnitudes are what is shared.
+
+    Args:
+        maps: [image, layer, head, query, key], what multiplies V.
+        value_vectors: [image, layer, head, key, P].
+        grid: which tokens are prefix tokens; there must be one.
+
+    Returns:
+        [image, layer, head, prefix]; NaN where a query receives nothing.
+    """
+    received = maps.abs() * torch.linalg.vector_norm(value_vectors, dim=-1).unsqueeze(-2)
+    return (received[..., : grid.n_prefix] / received.sum(-1, keepdim=True)).mean(-2)

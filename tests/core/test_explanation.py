@@ -1,0 +1,32 @@
+import pytest
+
+from attnprobe.core.explanation import explanation
+from attnprobe.core.measurement import metric
+from attnprobe.metrics import METRICS, layer_similarity_centred, map_cka, prefix_mass, row_entropy
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_every_metric_is_explained_by_definition_source_and_settings(name):
+    text, of = explanation(METRICS[name]), METRICS[name]
+    assert text.count("\n\n") >= 4 and "Args:" in text and "Returns:" in text
+    assert of.function.__doc__.splitlines()[0] in text
+    assert "=" in text and f"{', '.join(of.axes)}" in text
+    for setting, default in of.all_settings.items():
+        assert f"{setting}={default}" in text and f"{setting}" in of.function.__doc__, setting
+
+
+def test_needs_and_ranges_are_told():
+    assert "rows that sum to 1 (or renormalize=True" in explanation(row_entropy)
+    assert "from 0 to unbounded nats" in explanation(row_entropy)
+    assert "a class token or registers; queries and keys that are the tokens" in explanation(prefix_mass)
+    assert "from means over images" in explanation(map_cka)
+    assert "Here with center=mean." in explanation(layer_similarity_centred)
+
+
+def test_a_metric_of_ones_own_is_explained_as_far_as_it_says_something():
+    @metric(axes=("layer",))
+    def silent(maps, *, power=2):
+        return maps.mean((2, 3, 4))
+
+    text = explanation(silent)
+    assert "No description." in text and "Settings: power=2." in text

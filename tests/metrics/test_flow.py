@@ -1,0 +1,41 @@
+import math
+
+import networkx
+import numpy as np
+import torch
+
+from attnprobe.core.maps import TokenGrid
+from attnprobe.metrics import attention_flow, attention_rollout
+
+GRID = TokenGrid(2, 2)
+
+
+def by_networkx(image, layer, key):
+    """Maximum flow in floating point, from the class token after this block to an input token."""
+    graph = networkx.DiGraph()
+    mixed = 0.5 * np.eye(image.shape[-1]) + 0.5 * image.mean(1).numpy()
+    for (above, q, k), capacity in np.ndenumerate(mixed):
+        graph.add_edge((above + 1, q), (above, k), capacity=float(capacity))
+    return networkx.maximum_flow_value(graph, (layer + 1, 0), (0, key))
+
+
+def test_equals_networkx(soft):
+    maps = soft(2, 3, 2, 5, 5)
+    flow = attention_flow(maps, GRID)
+    for i, layer, key in np.ndindex(2, 3, 5):
+        np.testing.assert_allclose(flow[i, layer, key], by_networkx(maps[i], layer, key), atol=2e-6)
+
+
+def test_one_block_is_its_map_and_flow_is_never_below_rollout(soft):
+    maps = soft(2, 3, 2, 5, 5)
+    flow, rolled = attention_flow(maps, GRID), attention_rollout(maps, GRID)
+    torch.testing.assert_close(flow[:, 0], rolled[:, 0], atol=1e-6, rtol=0)
+    assert (flow >= rolled - 2e-6).all() and (flow <= 1 + 1e-6).all()
+
+
+def test_identity_flows_straight_down_and_nan_is_kept():
+    maps = torch.eye(5).expand(2, 3, 1, 5, 5).clone()
+    maps[1, 0, 0, 2, 2] = math.nan
+    flow = attention_flow(maps, GRID)
+    np.testing.assert_allclose(flow[0], [[1, 0, 0, 0, 0]] * 3, atol=1e-6)
+    assert flow[1].isnan().all()
