@@ -20,9 +20,9 @@ from attnprobe.capture.recorder import SITES
 from attnprobe.core.images import InputSpec
 from attnprobe.core.maps import AttentionMaps
 from attnprobe.core.tap import Site
+from attnprobe.core.visible import visible
 from attnprobe.models import input_spec
 from attnprobe.models.describe import ModelFacts, resolve_model
-from attnprobe.reports.visible import visible
 from attnprobe.store import MapReader, open_maps
 from attnprobe.store.first_batch import decide
 from attnprobe.training import pick_device

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 
 from attnprobe.core.examined import Examined, Picture
 from attnprobe.core.measurement import Measurement
+from attnprobe.core.visible import short
 from attnprobe.plots import (
     attention_grid,
     depth_curve,
@@ -26,7 +27,6 @@ from attnprobe.reports.drawing import GREY, Drawing, as_photograph, as_svg, canv
 from attnprobe.reports.history import history_drawings
 from attnprobe.reports.numbers import neighbour_mean, number, settings_text
 from attnprobe.reports.sites import at_sites
-from attnprobe.reports.visible import short
 
 WIDTH = 4.8
 """Inches of every figure: two beside one another on a desk, one on a phone with letters still legible."""

@@ -7,13 +7,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from attnprobe.core.examined import Examined
+from attnprobe.core.visible import visible
 from attnprobe.reports.figures import sections
 from attnprobe.reports.json_report import plain
 from attnprobe.reports.numbers import settings_text
 from attnprobe.reports.sites import untrained
 from attnprobe.reports.tables import summary_table
 from attnprobe.reports.verdict import verdict
-from attnprobe.reports.visible import visible
 
 
 def to_html(runs: Sequence[Examined]) -> str:

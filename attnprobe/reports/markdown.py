@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 from attnprobe.core.examined import Examined
+from attnprobe.core.visible import markdown
 from attnprobe.reports.sites import untrained
 from attnprobe.reports.tables import summary_table
 from attnprobe.reports.verdict import verdict
-from attnprobe.reports.visible import markdown
 
 
 def to_markdown(runs: Sequence[Examined]) -> str:

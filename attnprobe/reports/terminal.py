@@ -9,9 +9,9 @@ from rich.table import Table
 from rich.text import Text
 
 from attnprobe.core.examined import Examined
+from attnprobe.core.visible import visible
 from attnprobe.reports.tables import summary_table
 from attnprobe.reports.verdict import verdict
-from attnprobe.reports.visible import visible
 
 LABEL_WIDTH, RUN_WIDTH = 32, 18
 

@@ -3,7 +3,7 @@ import unicodedata
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attnprobe.reports.visible import markdown, short, visible
+from attnprobe.core.visible import markdown, short, visible
 
 
 def test_bidi_and_control_characters_are_spelt_out():
