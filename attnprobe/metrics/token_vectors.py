@@ -22,7 +22,7 @@ def unit_vectors(maps: Tensor, axis: str = "key", center: str = "none", exclude_
 
     Returns:
         Like `maps` without the excluded tokens. A vector that is zero, or zero up to rounding once centred, stays zero,
-        so its cosine with everything is 0; so do vectors of entries below 1e-19, whose squares underflow in float32.
+        so its cosine with everything is 0; so do vectors shorter than 3e-16, whose squares lose digits in float32.
 
     Raises:
         InputError: an unknown axis or centre, or no token left.
@@ -35,9 +35,10 @@ def unit_vectors(maps: Tensor, axis: str = "key", center: str = "none", exclude_
         raise InputError(f"exclude_prefix={exclude_prefix} must leave at least one of {n_tokens} tokens to compare.")
     maps = maps.narrow(-3 - entry, exclude_prefix, n_tokens - exclude_prefix)
     squared_length = maps.square().sum(entry, keepdim=True)
-    floor = 0.0
+    precise = torch.finfo(maps.dtype)
+    floor = precise.tiny / precise.eps  # what is smaller has lost digits, and would come out longer than 1
     if center != "none":
-        floor = squared_length * (ROUNDING * torch.finfo(maps.dtype).eps) ** 2
+        floor = (squared_length * (ROUNDING * precise.eps) ** 2).clamp_min(floor)
         maps = maps - (maps.mean(entry, keepdim=True) if center == "mean" else 1.0 / n_keys)
         squared_length = maps.square().sum(entry, keepdim=True)
     return maps * torch.where(squared_length > floor, squared_length.rsqrt(), 0.0)
