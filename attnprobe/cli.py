@@ -226,12 +226,14 @@ def report(
     $ attnprobe report runs/vit
     $ attnprobe report runs/vit runs/deepvit -o comparison
     $ attnprobe report maps.h5 --metric similar_blocks --metric row_entropy --formats json
+    $ attnprobe report maps.h5 --metric all --metric similar_blocks:center=mean
 
     Args:
         maps: maps files, or runs that have one.
         out: folder for report.html, measurements.json, measurements.csv and report.md.
         formats: which of them to write.
-        metric: name of a metric (`attnprobe list metrics`); repeat for several; all that fit if not given.
+        metric: name of a metric (`attnprobe explain`), with settings as in similar_blocks:tau=0.8,compare=any; "all"
+            but the slow ones; "default". Repeat for several.
     """
     from attnprobe import pipeline
 
@@ -264,6 +266,26 @@ def _summary(thing: Any) -> str:
     return getattr(thing, "summary", None) or (getattr(thing, "function", thing).__doc__ or "").partition("\n")[0]
 
 
+def explain(metric: Positional[str | None] = None) -> None:
+    """What a metric is: definition, formula, source, our reading of it, caveats. Without a name: which there are.
+
+    For example:
+
+    $ attnprobe explain
+    $ attnprobe explain similar_blocks
+
+    Args:
+        metric: its name.
+    """
+    from attnprobe.core.explanation import explanation
+    from attnprobe.metrics import METRICS
+
+    if metric is None:
+        list_("metrics")
+    else:
+        print(explanation(METRICS[metric]))
+
+
 def verify(maps: Positional[Path]) -> None:
     """Check every byte of a maps file against its checksum.
 
@@ -284,6 +306,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "capture": capture,
     "report": report,
     "list": list_,
+    "explain": explain,
     "verify": verify,
 }
 

@@ -27,7 +27,8 @@ from attnprobe.core.run import Run
 from attnprobe.core.tap import Site
 from attnprobe.data import load_images
 from attnprobe.experiment import train
-from attnprobe.metrics import METRICS, measure
+from attnprobe.metrics import measure
+from attnprobe.metrics.choose import choose
 from attnprobe.models import build_model, input_spec, read_checkpoint
 from attnprobe.models.describe import resolve_model
 from attnprobe.pictures import pictures_of
@@ -168,17 +169,17 @@ def examine(
 
     Args:
         path: a maps file, or a run that has one.
-        metrics: names in `METRICS`; all that fit if None.
+        metrics: names and settings, see `attnprobe.metrics.choose`; the default ones that fit if None.
         name: how to call it in tables; its folder or file name if None.
         pictures: how many images to show attention on, if the data set is at hand.
     """
     path = Path(path)
     path = Run(path).maps if path.is_dir() and Run(path).maps.exists() else path
-    chosen = None if metrics is None else [METRICS[m] for m in metrics]
+    choose(metrics)  # a misspelt name is said before any file is opened
     reader = open_maps(path)
     with progress(f"measure {path.name}", len(reader)) as advance:
         baselines = {"untrained": open_maps(untrained_maps(path))} if untrained_maps(path).exists() else {}
-        measurements = measure(_counted(reader, advance), chosen, baselines=baselines)
+        measurements = measure(_counted(reader, advance), metrics, baselines=baselines)
     first = reader.maps(images=slice(0, 1))
     return Examined(
         name=name or (path.parent.name if path.name == "maps.h5" else path.stem) or path.stem,

@@ -13,6 +13,7 @@ from attnprobe.core.maps import AttentionMaps, uniform_maps
 from attnprobe.core.measurement import Measurement, Metric
 from attnprobe.core.tap import Site
 from attnprobe.metrics.bootstrap import interval_of_function, interval_of_mean
+from attnprobe.metrics.choose import choose
 from attnprobe.metrics.collected import Collected
 from attnprobe.metrics.not_finite import maps_not_finite
 
@@ -25,7 +26,7 @@ NAMED = 3
 
 def measure(
     chunks: Iterable[AttentionMaps],
-    metrics: Sequence[Metric] | None = None,
+    metrics: Sequence[Metric | str] | None = None,
     *,
     bootstrap: int = 1000,
     seed: int = 0,
@@ -36,7 +37,8 @@ def measure(
     Args:
         chunks: maps of some images each, of any number of stages and sites; read once, in float32 (float64 stays).
             A chunk may reuse its memory once the next one is asked for.
-        metrics: what to measure; None for those of `DEFAULT` that have a meaning on the maps.
+        metrics: what to measure, metrics or names, see `choose`; None for those of `DEFAULT` that have a meaning on
+            the maps.
         bootstrap: resamples of the images for the 95 % intervals; 0 for the normal approximation, which also serves
             where a metric has more than 128 MiB of values.
         seed: of the resampling, the same for all metrics.
@@ -53,18 +55,11 @@ def measure(
         ShapeError: chunks of one stage and site differ in more than their images, a baseline has another shape, or a
             metric did not return what its axes promise.
     """
-    from attnprobe.metrics import DEFAULT, METRICS  # late: the table imports the metrics, and this module with them
-
-    wanted = tuple(METRICS[name] for name in DEFAULT) if metrics is None else tuple(metrics)
-    names = [metric.name for metric in wanted]
-    if twice := {name for name in names if names.count(name) > 1}:
-        raise InputError(
-            f"two metrics are named {min(twice)!r}; rename one: dataclasses.replace(metric, name='another')."
-        )
+    wanted, required = choose(metrics)
     if bootstrap < 0:
         raise InputError(f"bootstrap={bootstrap} must be the number of resamples, 0 or more.")
     places = _collect(chunks, wanted)
-    _check_measured(places, wanted, asked=metrics is not None)
+    _check_measured(places, wanted, required)
     result = _measurements(places, wanted, bootstrap, seed)
     for name, maps in (baselines or {}).items():
         other = _measurements(_collect(maps, wanted), wanted, bootstrap, seed)
@@ -163,13 +158,13 @@ def _values(metric: Metric, piece: AttentionMaps) -> np.ndarray:
     return _working(values).cpu().numpy().copy()
 
 
-def _check_measured(places: list[_Place], metrics: Sequence[Metric], asked: bool) -> None:
+def _check_measured(places: list[_Place], metrics: Sequence[Metric], required: frozenset[str]) -> None:
     """Raises InputError if a metric was asked for in vain, or if there is nothing at all."""
     for metric in metrics:
         if any(metric.name in place.collected for place in places):
             continue
         reasons = [f"{p.stage} at site {p.site!r}: {p.refusals[metric.name]}" for p in places]
-        if asked:
+        if metric.name in required:
             raise InputError(f"metric {metric.name!r} has no meaning on these maps. {'; '.join(reasons)}.")
     if not any(place.collected for place in places):
         raise InputError(f"none of {len(metrics)} metrics has a meaning on these maps; capture site='weights'.")

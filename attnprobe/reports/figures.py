@@ -213,7 +213,9 @@ def _head_grids(runs: Sequence[Examined]) -> Iterator[Drawing]:
 
 def _heat_maps(runs: Sequence[Examined]) -> Iterator[Drawing]:
     """One figure per metric, the runs below one another on one scale."""
-    for metric in ("row_entropy", "attention_distance", "effective_rank", "rank_residual", "prefix_mass"):
+    usual = ("row_entropy", "attention_distance", "effective_rank", "rank_residual", "prefix_mass")
+    others = [m.metric for e in runs for m in e.measurements.values() if m.axes == ("layer", "head")]
+    for metric in dict.fromkeys((*usual, *others)):
         shown = _shown(runs, metric)
         if not shown:
             continue

@@ -12,7 +12,7 @@ from attnprobe.reports.figures import sections
 from attnprobe.reports.json_report import plain
 from attnprobe.reports.numbers import settings_text
 from attnprobe.reports.sites import untrained
-from attnprobe.reports.tables import summary_table
+from attnprobe.reports.tables import summary_metrics, summary_table
 from attnprobe.reports.verdict import verdict
 
 
@@ -27,8 +27,13 @@ def to_html(runs: Sequence[Examined]) -> str:
         lstrip_blocks=True,
     )
     shown = [run for e in runs for run in (e, untrained(e)) if run is not None]
+    explained = {m.metric: m.explanation for e in runs for m in e.measurements.values() if m.explanation}
+    anchors = {metric: f"explanation-{number}" for number, metric in enumerate(explained, 1)}
     return environment.get_template("report.html").render(
         runs=[(e, verdict(e)) for e in runs],
+        explained=explained,
+        anchors=anchors,
+        anchor_of={label: anchors.get(metric) for label, metric in summary_metrics(shown).items()},
         summary=summary_table(shown),
         sections=sections(runs),
         metrics=[(e.name, m, settings_text(m)) for e in runs for m in e.measurements.values()],

@@ -54,27 +54,43 @@ def summary_table(runs: Sequence[Examined]) -> pd.DataFrame:
     Rows that no run can fill are left out. Where a variant changes its maps after the softmax, cosines have a row for
     each matrix.
     """
-    rows = {label: cells for label, cell in _quantities(runs) if set(cells := [cell(e) for e in runs]) != {NONE}}
+    rows = {label: cells for label, _, cell in _quantities(runs) if set(cells := [cell(e) for e in runs]) != {NONE}}
     return pd.DataFrame.from_dict(rows, orient="index", columns=[e.name for e in runs])
+
+
+def summary_metrics(runs: Sequence[Examined]) -> dict[str, str]:
+    """The metric behind each row of the summary; "" for none."""
+    return {label: metric for label, metric, _ in _quantities(runs)}
 
 
 Cell = Callable[[Examined], str]
 
 
-def _quantities(runs: Sequence[Examined]) -> Iterator[tuple[str, Cell]]:
-    """The rows of the summary: a label, and what to write for a run."""
+def _quantities(runs: Sequence[Examined]) -> Iterator[tuple[str, str, Cell]]:
+    """The rows of the summary: a label, the metric it shows, and what to write for a run."""
+    shown = {""}
+    for row in _usual_quantities(runs):
+        shown.add(row[1])
+        yield row
+    for m in {m.metric: m for e in runs for m in e.measurements.values() if m.metric not in shown}.values():
+        if (write := _mean_of.get(m.axes)) is not None:
+            label = m.metric.replace("_", " ") + (f" [{m.unit}]" if m.unit else "")
+            yield label, m.metric, _cell(_anywhere, m.metric, write)
+
+
+def _usual_quantities(runs: Sequence[Examined]) -> Iterator[tuple[str, str, Cell]]:
     both = any(changes_its_maps(e) for e in runs)
-    yield "accuracy", lambda e: f"{e.info['accuracy']:.1%}" if e.info.get("accuracy") is not None else NONE
-    yield "images", lambda e: str(max((m.n_images for m in e.measurements.values()), default=0))
+    yield "accuracy", "", lambda e: f"{e.info['accuracy']:.1%}" if e.info.get("accuracy") is not None else NONE
+    yield "images", "", lambda e: str(max((m.n_images for m in e.measurements.values()), default=0))
     for metric, label, write in (
         ("similar_blocks", "similar blocks", _count),
         ("similar_blocks", "similar from block", lambda m: number(m.summary["collapsed_from"])),
         ("layer_similarity", "cosine of neighbours", lambda m: mean_of_cells(m, neighbours(m))),
         ("layer_similarity_centred", "the same, centred", lambda m: mean_of_cells(m, neighbours(m))),
     ):
-        yield label + (", effective" if both else ""), _cell(at_effective, metric, write)
+        yield label + (", effective" if both else ""), metric, _cell(at_effective, metric, write)
         if both:
-            yield f"{label}, softmax", _cell(at_softmax, metric, write)
+            yield f"{label}, softmax", metric, _cell(at_softmax, metric, write)
     for metric, label, write in (
         ("head_divergence", "redundant heads", _redundant),
         ("head_divergence", "effective heads per block", _heads),
@@ -84,8 +100,8 @@ def _quantities(runs: Sequence[Examined]) -> Iterator[tuple[str, Cell]]:
         ("attention_distance", "attention distance [px]", mean_of_cells),
         ("prefix_mass", "attention on prefix tokens", _prefix),
     ):
-        yield label, _cell(at_softmax, metric, write)
-    yield "token similarity, last block", _cell(_anywhere, "token_similarity", _last)
+        yield label, metric, _cell(at_softmax, metric, write)
+    yield "token similarity, last block", "token_similarity", _cell(_anywhere, "token_similarity", _last)
 
 
 def _cell(
@@ -127,3 +143,18 @@ def _prefix(m: Measurement) -> str:
 
 def _last(m: Measurement) -> str:
     return with_interval(float(m.mean[-1]), float(m.ci[0, -1]), float(m.ci[1, -1]))
+
+
+def _between_heads(m: Measurement) -> str:
+    return mean_of_cells(m, np.broadcast_to(~np.eye(m.mean.shape[-1], dtype=bool), m.mean.shape))
+
+
+_mean_of: dict[tuple[str, ...], Callable[[Measurement], str]] = {
+    ("layer",): mean_of_cells,
+    ("layer", "head"): mean_of_cells,
+    ("layer", "head", "prefix"): _prefix,
+    ("layer", "layer"): lambda m: mean_of_cells(m, neighbours(m)),
+    ("layer", "head", "head"): _between_heads,
+}
+"""What the summary says of a metric that has no row of its own: the mean over blocks and heads, of neighbouring blocks,
+of pairs of different heads."""

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from attnprobe.core.examined import Examined, Picture
+from attnprobe.core.explanation import explanation
 from attnprobe.core.maps import TokenGrid
 from attnprobe.core.measurement import Measurement
 from attnprobe.metrics import METRICS
@@ -41,6 +42,7 @@ def measurement(name, values, *, site="weights", is_effective=True, settings=Non
         coords=coords or (metric.coords(grid=grid, **metric.all_settings) if metric.coords else {}),
         per_image=per_image,
         image_ids=tuple(f"image{i}" for i in range(images)),
+        explanation=explanation(metric),
     )
     return replace(m, summary=metric.summarise(m)) if metric.summarise else m
 

@@ -7,6 +7,7 @@ import pytest
 from markupsafe import Markup
 
 from attnprobe.core.examined import Examined
+from attnprobe.metrics import METRICS
 from attnprobe.reports import html
 from attnprobe.reports.drawing import Drawing
 from attnprobe.reports.figures import Section
@@ -161,3 +162,19 @@ def test_the_proof_is_told_in_a_sentence():
         layer["value_error"] = None
     assert "map times V" not in proof_of(unchecked)
     assert proof_of({}).startswith("no certificate")
+
+
+def test_every_number_of_the_summary_leads_to_what_it_is(page):
+    reader = parsed(page)
+    ids = {value for _, name, value in reader.values if name == "id"}
+    links = [value.removeprefix("#") for tag, name, value in reader.values if (tag, name) == ("a", "href")]
+    assert set(links) <= ids and len([link for link in links if link.startswith("explanation-")]) > 20
+    text = "".join(reader.text)
+    for name in ("row_entropy", "similar_blocks", "token_similarity"):
+        assert METRICS[name].function.__doc__.splitlines()[0] in text
+
+
+def test_a_metric_without_words_is_linked_to_nothing(no_figures):
+    e = examined(layers=3, heads=2, pictures=0)
+    e = replace(e, measurements={key: replace(m, explanation="") for key, m in e.measurements.items()})
+    assert "explanation-" not in to_html([e])

@@ -1,11 +1,13 @@
 import io
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from attnprobe.reports import long_table, summary_table
-from tests.reports.formulas import examined
+from attnprobe.reports.tables import summary_metrics
+from tests.reports.formulas import examined, measurement
 
 
 @pytest.fixture
@@ -71,3 +73,19 @@ def test_one_matrix_needs_no_words_about_two():
 
 def test_nothing_measured_is_an_empty_table():
     assert long_table([examined(layers=3, measurements={})]).empty
+
+
+def test_metrics_without_a_row_of_their_own_get_one_and_every_row_names_its_metric(runs):
+    gini = measurement("row_gini", np.full((3, 3), 0.25))
+    dependence = measurement("head_dependence", np.broadcast_to(0.5 + 0.5 * np.eye(3), (3, 3, 3)))
+    cka = measurement("map_cka", np.array([[1, 0.5, 0], [0.5, 1, 0.7], [0, 0.7, 1]]))
+    flow = measurement("attention_flow", np.full((3, 17), 0.1))
+    more = {m.metric: m for m in (gini, dependence, cka, flow)}
+    e = replace(runs[0], measurements={**runs[0].measurements, **more})
+    table = summary_table([e])
+    for label, value in (("row gini", "0.250"), ("head dependence", "0.500"), ("map cka", "0.600")):
+        assert table.loc[label, "plain"].startswith(value)
+    assert "attention flow" not in table.index
+    metrics = summary_metrics([e])
+    assert set(table.index) <= set(metrics) and metrics["row gini"] == "row_gini" and metrics["accuracy"] == ""
+    assert {metrics[label] for label in table.index if metrics[label]} <= set(e.measurements)
