@@ -1,24 +1,20 @@
-"""How do stored maps come back, a bounded piece at a time?"""
+"""How do stored maps come back as tensors, a bounded piece at a time?"""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import torch
 from torch import Tensor
 
-from attnprobe.core.errors import InputError, MapsFileError, did_you_mean
+from attnprobe.core.errors import InputError, did_you_mean
 from attnprobe.core.maps import AttentionMaps, Outcome, TokenGrid
 from attnprobe.core.tap import Site
-from attnprobe.store import bits, hdf5, parts, structure
+from attnprobe.store import bits, structure
 from attnprobe.store.layout import DatasetLayout, StageLayout
-from attnprobe.store.plan import Pinned, read_plan
-from attnprobe.store.seal import read_checked, verify
+from attnprobe.store.stored import StoredMaps
 
 CHUNK_BYTES = 64 << 20
 """Largest `AttentionMaps` that iterating gives, in float32, if one image is not larger already."""
@@ -34,94 +30,21 @@ def open_maps(path: Path | str, *, allow_partial: bool = False, chunk_images: in
     Raises:
         MapsFileError: missing, truncated, damaged, foreign, of a newer schema, or shards are missing.
     """
-    path = Path(path)
-    if path.is_dir():
-        return _open_folder(path, allow_partial, chunk_images)
-    if not path.exists():
-        file, folder = path.with_suffix(".h5"), parts.parts_of(path)
-        hint = next((f" {p} is there: open that." for p in (file, folder) if p != path and p.exists()), "")
-        raise MapsFileError(f"no maps at {path}.{hint or ' Make them with `attnprobe capture`.'}")
-    found, data = read_checked(path)
-    if found.part is not None:
-        raise MapsFileError(f"{path} is shard {found.part} of a capture; open the folder {path.parent.parent}.")
-    try:
-        file = h5py.File(path if data is None else data, "r")
-    except OSError as error:
-        raise MapsFileError(f"{path} cannot be read: {error}. Restore it or capture again.") from None
-    try:
-        pinned = structure.check(file, path, found)
-        ids = tuple(structure.read_ids(file))
-        certificate = structure.read_certificate(file)
-    except BaseException:
-        file.close()
-        raise
-    return MapReader(path, pinned, ids, [_Piece(0, len(ids), None)], certificate, file, chunk_images)
+    reader = MapReader.open(path, allow_partial=allow_partial)
+    reader.chunk_images = chunk_images or reader.chunk_images
+    return reader
 
 
-def _open_folder(folder: Path, allow_partial: bool, chunk_images: int | None) -> "MapReader":
-    pinned, ids, _ = read_plan(folder)
-    numbers = parts.present(folder, pinned)
-    missing = sorted(set(range(pinned.n_shards)) - set(numbers))
-    if missing and not (allow_partial and numbers):
-        raise MapsFileError(
-            f"{folder} is unfinished: {len(missing)} of {pinned.n_shards} shards missing (the first is "
-            f"{parts.shard_path(folder, missing[0]).name}). Run the same capture again to complete it"
-            + (", or read what is there with allow_partial." if numbers else ".")
-        )
-    pieces, kept = [], []
-    for number in numbers:
-        positions = pinned.shard(number)
-        pieces.append(_Piece(len(kept), len(positions), number))
-        kept += ids[positions.start : positions.stop]
-    return MapReader(folder, pinned, tuple(kept), pieces, parts.read_certificate(folder), None, chunk_images)
-
-
-@dataclass(frozen=True, slots=True)
-class _Piece:
-    """Images `first` .. `first + n_images - 1` of a reader, in one HDF5 file; `number` is None if merged."""
-
-    first: int
-    n_images: int
-    number: int | None
-
-
-class MapReader:
-    """The maps of one capture; made by `open_maps`.
+class MapReader(StoredMaps):
+    """The maps of one capture as `AttentionMaps`; made by `open_maps`. What else it has is in `StoredMaps`.
 
     Iterating gives `AttentionMaps` of at most `chunk_images` images: for each run of images every stage, and of each
     stage every site, weights first. Values are float32. `len(reader)` is the number of images.
-
-    Attributes:
-        path: what was opened.
-        attrs: what is known about the capture, as plain Python: model, variant, checkpoint_sha256, config,
-            versions, data, seed, device, settings, created, certificate, n_images, complete, dtype.
-        stages: names of the stages.
-        image_ids: of the images that can be read, in order.
-        complete: no image of the plan is missing.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        pinned: Pinned,
-        image_ids: tuple[str, ...],
-        pieces: Sequence[_Piece],
-        certificate: dict[str, Any],
-        merged: h5py.File | None,
-        chunk_images: int | None,
-    ) -> None:
-        self.path, self.image_ids = path, image_ids
-        self._pinned, self._pieces = pinned, pieces
-        self._open_file, self._open_number = merged, None
-        self._layouts = {stage.name: stage for stage in pinned.layout.stages}
-        self.stages = tuple(self._layouts)
-        self.complete = len(image_ids) == pinned.n_images
-        self.attrs = {**pinned.description(len(image_ids)), "certificate": certificate}
-        self.chunk_images = chunk_images or self._usual_chunk()
-
-    @property
-    def n_images(self) -> int:
-        return len(self.image_ids)
+    def __init__(self, *opened: Any) -> None:
+        super().__init__(*opened)
+        self.chunk_images = self._usual_chunk()
 
     @cached_property
     def outcome(self) -> Outcome:
@@ -181,30 +104,6 @@ class MapReader:
                 for dataset in layout.maps:
                     yield self._maps(layout, dataset, positions, tokens, outcome)
 
-    def __len__(self) -> int:
-        return self.n_images
-
-    def verify(self) -> None:
-        """Hash every byte.
-
-        Raises:
-            MapsFileError: something is damaged or gone.
-        """
-        for piece in self._pieces:
-            verify(self.path if piece.number is None else parts.shard_path(self.path, piece.number))
-
-    def close(self) -> None:
-        """Close what is open; reading opens it again if it is a folder."""
-        if self._open_file is not None:
-            self._open_file.close()
-        self._open_file, self._open_number = None, None
-
-    def __enter__(self) -> "MapReader":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def _usual_chunk(self) -> int:
         datasets = [dataset for _, dataset in structure.datasets(self._pinned)]
         largest = max(4 * int(np.prod(dataset.shape)) for dataset in datasets)
@@ -219,12 +118,6 @@ class MapReader:
             for piece in self._pieces
             for start in range(piece.first, piece.first + piece.n_images, self.chunk_images)
         ]
-
-    def _stage(self, name: str | None) -> StageLayout:
-        name = self.stages[0] if name is None else name
-        if name not in self._layouts:
-            raise InputError(f"{self.path} has no stage {name!r}.{did_you_mean(name, self.stages)}")
-        return self._layouts[name]
 
     def _maps(
         self,
@@ -261,39 +154,5 @@ class MapReader:
         return values
 
     def _outcome(self, positions: Sequence[int]) -> Outcome:
-        columns = {name: np.empty(len(positions), dtype) for name, dtype in hdf5.OUTCOMES.items()}
-        for here, file, there in self._slices(positions):
-            with self._readable():
-                for name, column in columns.items():
-                    column[here] = file[f"images/{name}"][there]
+        columns = self._outcome_columns(positions)
         return Outcome(*(torch.from_numpy(columns[name]) for name in ("label", "prediction", "probability")))
-
-    def _slices(self, positions: Sequence[int]) -> Iterator[tuple[slice, Any, slice]]:
-        """Consecutive positions in one file: where they go, the file, where they are in it."""
-        start = 0
-        while start < len(positions):
-            piece = next(p for p in self._pieces if p.first <= positions[start] < p.first + p.n_images)
-            offset, end = positions[start] - piece.first, start + 1
-            while end < len(positions) and positions[end] == positions[end - 1] + 1 < piece.first + piece.n_images:
-                end += 1
-            yield slice(start, end), self._file(piece), slice(offset, offset + end - start)
-            start = end
-
-    def _file(self, piece: _Piece) -> h5py.File:
-        """The piece's file; of a folder one shard at a time is in memory."""
-        if piece.number != self._open_number or self._open_file is None:
-            if piece.number is None:
-                raise InputError(f"{self.path} was closed; open it again.")
-            self.close()
-            self._open_file = parts.open_shard(self.path, piece.number, self._pinned.plan_id)
-            self._open_number = piece.number
-        return self._open_file
-
-    @contextmanager
-    def _readable(self) -> Iterator[None]:
-        try:
-            yield
-        except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
-            if isinstance(error, InputError):
-                raise
-            raise MapsFileError(f"{self.path} is damaged: {error}. Restore it or capture again.") from error

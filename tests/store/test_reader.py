@@ -246,3 +246,34 @@ def test_iterated_pieces_are_bounded_in_bytes(tmp_path):
     )  # 16 MB each
     with open_maps(capture(tmp_path / "maps.h5", [maps], batch=1)) as reader:
         assert [m.n_images for m in reader] == [4, 1]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_one_layer_is_the_same_as_in_all_of_them(tmp_path, ten_maps, small_shards, dtype):
+    for folder in (False, True):
+        path = capture(tmp_path / f"{folder}.h5", [ten_maps], keep_shards=folder, dtype=dtype)
+        with open_maps(path) as reader:
+            values = reader.maps(site="weights").values
+            for image, layer in ((0, 0), (9, 2), (5, 1)):
+                came = reader.layer("trunk", "weights", image, layer)
+                assert came.dtype == np.float32
+                np.testing.assert_array_equal(came, values[image, layer].numpy())
+            outcome = ten_maps.outcome
+            expected = (int(outcome.labels[7]), int(outcome.prediction[7]), float(outcome.probability[7]))
+            assert reader.told(7) == expected
+            for wrong in (("trunk", "tokens", 0, 0), ("trunk", "weights", 10, 0), ("trunk", "weights", 0, 3)):
+                with pytest.raises(InputError, match="has no"):
+                    reader.layer(*wrong)
+            (shape,) = reader.shapes()
+            assert (shape.layers, shape.heads, shape.queries, shape.keys) == (3, 2, 7, 7)
+            assert (shape.rows, shape.cols, shape.prefix, shape.sites) == (2, 3, ("cls",), (("weights", True),))
+
+
+def test_browsing_a_file_needs_no_torch(tmp_path, ten_maps):
+    path = capture(tmp_path / "maps.h5", [ten_maps])
+    code = (
+        "import sys; from attnprobe.store.stored import StoredMaps; maps = StoredMaps.open(sys.argv[1]); "
+        "print(maps.layer('trunk', 'weights', 1, 2).sum(), 'torch' in sys.modules)"
+    )
+    said = subprocess.check_output([sys.executable, "-c", code, str(path)], text=True).split()
+    assert float(said[0]) == pytest.approx(14, rel=0.01) and said[1] == "False"

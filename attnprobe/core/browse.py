@@ -1,0 +1,51 @@
+"""How are stored maps asked for one layer at a time? Without torch, so that a viewer starts at once and stays small."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True)
+class StageShape:
+    """What the maps of one stage look like; fields as in `AttentionMaps` and `TokenGrid`.
+
+    Attributes:
+        layers: how many; `heads` of each.
+        queries, keys: tokens that look, and tokens that are looked at.
+        sites: of its maps, weights first, each with whether its rows sum to 1.
+    """
+
+    name: str
+    kind: str
+    layers: int
+    heads: int
+    queries: int
+    keys: int
+    rows: int
+    cols: int
+    prefix: tuple[str, ...]
+    sites: tuple[tuple[str, bool], ...]
+
+
+class Browsable(Protocol):
+    """Maps that are read when asked for: a maps file, or arrays in a test.
+
+    Attributes:
+        image_ids: of all images, in order.
+    """
+
+    image_ids: Sequence[str]
+
+    def shapes(self) -> tuple[StageShape, ...]:
+        """Every stage."""
+        ...
+
+    def layer(self, stage: str, site: str, image: int, layer: int) -> np.ndarray:
+        """[head, query, key], float32, of the image at a position."""
+        ...
+
+    def told(self, image: int) -> tuple[int, int, float]:
+        """What is known of the image at a position: label and prediction (-1 unknown), probability (NaN unknown)."""
+        ...

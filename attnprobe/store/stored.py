@@ -1,0 +1,224 @@
+"""Which maps are in a file or a folder of shards, and what is one layer of them? Without torch: see `core.browse`."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import h5py
+import numpy as np
+
+from attnprobe.core.browse import StageShape
+from attnprobe.core.errors import InputError, MapsFileError, did_you_mean
+from attnprobe.store import hdf5, parts, structure
+from attnprobe.store.layout import StageLayout
+from attnprobe.store.plan import Pinned, read_plan
+from attnprobe.store.seal import read_checked, verify
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Images `first` .. `first + n_images - 1` of what was opened, in one HDF5 file; `number` is None if merged."""
+
+    first: int
+    n_images: int
+    number: int | None
+
+
+class StoredMaps:
+    """The maps of one capture, checked and open; made by `StoredMaps.open`.
+
+    Attributes:
+        path: what was opened.
+        attrs: what is known about the capture, as plain Python: model, variant, checkpoint_sha256, config,
+            versions, data, seed, device, settings, created, certificate, n_images, complete, dtype.
+        stages: names of the stages.
+        image_ids: of the images that can be read, in order.
+        complete: no image of the plan is missing.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        pinned: Pinned,
+        image_ids: tuple[str, ...],
+        pieces: Sequence[Piece],
+        certificate: dict[str, Any],
+        merged: h5py.File | None,
+    ) -> None:
+        self.path, self.image_ids = path, image_ids
+        self._pinned, self._pieces = pinned, pieces
+        self._open_file, self._open_number = merged, None
+        self._layouts = {stage.name: stage for stage in pinned.layout.stages}
+        self.stages = tuple(self._layouts)
+        self.complete = len(image_ids) == pinned.n_images
+        self.attrs = {**pinned.description(len(image_ids)), "certificate": certificate}
+
+    @classmethod
+    def open(cls, path: Path | str, *, allow_partial: bool = False) -> Self:
+        """Open NAME.h5, or a folder NAME.parts as if it were one file.
+
+        Args:
+            allow_partial: of an unfinished folder, read the shards that are there.
+
+        Raises:
+            MapsFileError: missing, truncated, damaged, foreign, of a newer schema, or shards are missing.
+        """
+        path = Path(path)
+        if path.is_dir():
+            return cls._open_folder(path, allow_partial)
+        if not path.exists():
+            file, folder = path.with_suffix(".h5"), parts.parts_of(path)
+            hint = next((f" {p} is there: open that." for p in (file, folder) if p != path and p.exists()), "")
+            raise MapsFileError(f"no maps at {path}.{hint or ' Make them with `attnprobe capture`.'}")
+        found, data = read_checked(path)
+        if found.part is not None:
+            raise MapsFileError(f"{path} is shard {found.part} of a capture; open the folder {path.parent.parent}.")
+        try:
+            file = h5py.File(path if data is None else data, "r")
+        except OSError as error:
+            raise MapsFileError(f"{path} cannot be read: {error}. Restore it or capture again.") from None
+        try:
+            pinned = structure.check(file, path, found)
+            ids = tuple(structure.read_ids(file))
+            certificate = structure.read_certificate(file)
+        except BaseException:
+            file.close()
+            raise
+        return cls(path, pinned, ids, [Piece(0, len(ids), None)], certificate, file)
+
+    @classmethod
+    def _open_folder(cls, folder: Path, allow_partial: bool) -> Self:
+        pinned, ids, _ = read_plan(folder)
+        numbers = parts.present(folder, pinned)
+        missing = sorted(set(range(pinned.n_shards)) - set(numbers))
+        if missing and not (allow_partial and numbers):
+            raise MapsFileError(
+                f"{folder} is unfinished: {len(missing)} of {pinned.n_shards} shards missing (the first is "
+                f"{parts.shard_path(folder, missing[0]).name}). Run the same capture again to complete it"
+                + (", or read what is there with allow_partial." if numbers else ".")
+            )
+        pieces, kept = [], []
+        for number in numbers:
+            positions = pinned.shard(number)
+            pieces.append(Piece(len(kept), len(positions), number))
+            kept += ids[positions.start : positions.stop]
+        return cls(folder, pinned, tuple(kept), pieces, parts.read_certificate(folder), None)
+
+    @property
+    def n_images(self) -> int:
+        return len(self.image_ids)
+
+    def __len__(self) -> int:
+        return self.n_images
+
+    def shapes(self) -> tuple[StageShape, ...]:
+        """Every stage."""
+        found = []
+        for stage in self._layouts.values():
+            layers, heads, queries, keys = stage.maps[0].shape
+            sites = tuple((d.name, d.stochastic) for d in stage.maps)
+            found.append(
+                StageShape(
+                    stage.name, stage.kind, layers, heads, queries, keys, stage.rows, stage.cols, stage.prefix, sites
+                )
+            )
+        return tuple(found)
+
+    def layer(self, stage: str, site: str, image: int, layer: int) -> np.ndarray:
+        """[head, query, key], float32: one layer of one image, and nothing else is read.
+
+        Raises:
+            InputError: no such stage, site, image or layer.
+            MapsFileError: a shard is damaged or gone.
+        """
+        layout = self._stage(stage).dataset(site)
+        if layout is None or site == "tokens":
+            raise InputError(f"{self.path} has no {site!r} of stage {stage!r}.")
+        if not (0 <= image < self.n_images and 0 <= layer < layout.shape[0]):
+            raise InputError(f"{self.path} has no image {image} or no layer {layer} of stage {stage!r}.")
+        ((_, file, there),) = self._slices([image])
+        with self._readable():
+            return _float32(file[f"stages/{stage}/{site}"], (there.start, layer), self._pinned.layout.dtype)
+
+    def told(self, image: int) -> tuple[int, int, float]:
+        """Label, prediction and its probability of one image; -1 and NaN where unknown."""
+        columns = self._outcome_columns([image])
+        return int(columns["label"][0]), int(columns["prediction"][0]), float(columns["probability"][0])
+
+    def verify(self) -> None:
+        """Hash every byte.
+
+        Raises:
+            MapsFileError: something is damaged or gone.
+        """
+        for piece in self._pieces:
+            verify(self.path if piece.number is None else parts.shard_path(self.path, piece.number))
+
+    def close(self) -> None:
+        """Close what is open; reading opens it again if it is a folder."""
+        if self._open_file is not None:
+            self._open_file.close()
+        self._open_file, self._open_number = None, None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _stage(self, name: str | None) -> StageLayout:
+        name = self.stages[0] if name is None else name
+        if name not in self._layouts:
+            raise InputError(f"{self.path} has no stage {name!r}.{did_you_mean(name, self.stages)}")
+        return self._layouts[name]
+
+    def _outcome_columns(self, positions: Sequence[int]) -> dict[str, np.ndarray]:
+        columns = {name: np.empty(len(positions), dtype) for name, dtype in hdf5.OUTCOMES.items()}
+        for here, file, there in self._slices(positions):
+            with self._readable():
+                for name, column in columns.items():
+                    column[here] = file[f"images/{name}"][there]
+        return columns
+
+    def _slices(self, positions: Sequence[int]) -> Iterator[tuple[slice, Any, slice]]:
+        """Consecutive positions in one file: where they go, the file, where they are in it."""
+        start = 0
+        while start < len(positions):
+            piece = next(p for p in self._pieces if p.first <= positions[start] < p.first + p.n_images)
+            offset, end = positions[start] - piece.first, start + 1
+            while end < len(positions) and positions[end] == positions[end - 1] + 1 < piece.first + piece.n_images:
+                end += 1
+            yield slice(start, end), self._file(piece), slice(offset, offset + end - start)
+            start = end
+
+    def _file(self, piece: Piece) -> h5py.File:
+        """The piece's file; of a folder one shard at a time is in memory."""
+        if piece.number != self._open_number or self._open_file is None:
+            if piece.number is None:
+                raise InputError(f"{self.path} was closed; open it again.")
+            self.close()
+            self._open_file = parts.open_shard(self.path, piece.number, self._pinned.plan_id)
+            self._open_number = piece.number
+        return self._open_file
+
+    @contextmanager
+    def _readable(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise MapsFileError(f"{self.path} is damaged: {error}. Restore it or capture again.") from error
+
+
+def _float32(dataset: h5py.Dataset, place: tuple[int, int], dtype: str) -> np.ndarray:
+    """One layer of one image. bfloat16 is the upper half of a float32; HDF5's own conversion takes 4 times as long."""
+    if dtype != "bfloat16":
+        return dataset[place].astype(np.float32, copy=False)
+    words = np.empty(dataset.shape[2:], np.uint16)
+    space = dataset.id.get_space()
+    space.select_hyperslab((*place, 0, 0, 0), (1, 1, *words.shape))
+    dataset.id.read(h5py.h5s.create_simple((1, 1, *words.shape)), space, words, mtype=dataset.id.get_type())
+    return (words.astype(np.uint32) << 16).view(np.float32)
