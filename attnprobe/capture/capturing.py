@@ -10,6 +10,7 @@ from attnprobe.capture.buffers import BufferPool
 from attnprobe.capture.certificate import Certificate, certify
 from attnprobe.capture.layers import unwrap
 from attnprobe.capture.recorder import record
+from attnprobe.capture.selection import Selection
 from attnprobe.core.errors import CaptureError
 from attnprobe.core.images import ImageBatch, ImageSource
 from attnprobe.core.maps import AttentionMaps, Outcome
@@ -25,6 +26,7 @@ def capture(
     batch_size: int = 16,
     watch: bool | None = None,
     unwindow: bool = False,
+    selection: Selection | None = None,
 ) -> "Capture":
     """Run `model` over `images` and yield the attention maps of each batch.
 
@@ -34,7 +36,7 @@ def capture(
         site: "weights" (the softmax), "effective" (what multiplies V), or both as a tuple.
         tokens: keep the output of each block, too, where that is [image, token, width]; `token_similarity` needs it.
         batch_size: images per forward pass; results do not depend on it beyond rounding.
-        watch, unwindow: see `record`.
+        watch, unwindow, selection: see `record`.
 
     Returns:
         An iterable of `AttentionMaps`, one per batch, stage and site. The first step proves, layer by layer, that the
@@ -44,7 +46,7 @@ def capture(
         CaptureError: (while iterating) no image, no attention layer, or a failed proof.
     """
     sites = (site,) if isinstance(site, str) else tuple(site)
-    return Capture(model, images, sites, tokens, batch_size, watch, unwindow)
+    return Capture(model, images, sites, tokens, batch_size, watch, unwindow, selection)
 
 
 class Capture:
@@ -59,10 +61,11 @@ class Capture:
         batch_size: int,
         watch: bool | None = None,
         unwindow: bool = False,
+        selection: Selection | None = None,
     ) -> None:
         self.model, self.images = unwrap(model), images
         self.sites, self.tokens, self.batch_size = tuple(sites), tokens, batch_size
-        self._watch, self._unwindow = watch, unwindow
+        self._watch, self._unwindow, self._selection = watch, unwindow, selection
         self._pool = BufferPool()
         parameter = next(self.model.parameters(), torch.empty(0))
         self._device, self._dtype = parameter.device, parameter.dtype
@@ -94,6 +97,7 @@ class Capture:
                 watch=self._watch,
                 unwindow=self._unwindow,
                 pool=self._pool,
+                selection=self._selection,
             ) as recorder,
         ):
             for batch in self._image_batches(self.batch_size, order):

@@ -8,19 +8,23 @@ is without us. A fused kernel that a hook missed, or a changed layer, fails here
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from attnprobe.capture.layers import known_layers, unfused, unheard, unwrap
-from attnprobe.capture.recorder import SITES, record
+from attnprobe.capture.recorder import SITES, Recorder, record
 from attnprobe.capture.watch import Product, unwatched, watching
 from attnprobe.core.errors import CaptureError
 from attnprobe.core.maps import AttentionMaps
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 5e-3}
 """Largest allowed deviation, relative to the largest value compared; a wrong matrix is off by 0.1 and more."""
+
+AT_ONCE = 256 << 20
+"""Bytes of maps in one pass; longer sequences take several passes, a few layers each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,30 +80,45 @@ def certify(model: nn.Module, pixels: Tensor, *, watch: bool | None = None) -> C
     inner = unwrap(model)
     layers = [] if watch else known_layers(inner)
     watched = watch if watch is not None else unheard(inner, layers)
-    products: dict[str, Product] = {}
+    routes = {layer.name: layer.route for layer in layers}
+    proofs: list[LayerProof] = []
     with torch.inference_mode():
         as_run = _logits(inner(pixels))
         with unfused(layers), unwatched() if watched else nullcontext():
-            unhooked = _logits(inner(pixels))
-        with (
-            record(inner, sites=SITES, watch=watch) as recorder,
-            watching(inner, lambda product: products.setdefault(product.layer, product) and None, check=True),
-        ):
-            hooked = _logits(inner(pixels))
-            taken = recorder.take()
-        scale = unhooked.abs().max().clamp_min(1e-12)
-        tolerance = TOLERANCE[hooked.dtype]
-        output_error = ((hooked - unhooked).abs().max() / scale).item()
-        fused_difference = ((as_run - unhooked).abs().max() / scale).item()
-        for told, error in (("with hooks", output_error), ("with an explicit softmax", fused_difference)):
-            if not error <= tolerance:
-                raise CaptureError(
-                    f"the model's output {told} is off by {error:.1e} of its size (allowed {tolerance:.0e}); "
-                    "is the model in eval mode, and deterministic?"
-                )
-        routes = {layer.name: layer.route for layer in layers}
-        proofs = tuple(_proofs(taken, products, routes, tolerance))
-    return Certificate(proofs, bool(torch.equal(hooked, unhooked)), fused_difference, len(pixels))
+            hooked = unhooked = _logits(inner(pixels))
+        fused_difference = _difference("an explicit softmax", as_run, unhooked)
+        with record(inner, sites=SITES, watch=watch, budget=AT_ONCE) as recorder:
+            while not proofs or recorder.first:  # as many layers at a time as fit
+                products: dict[str, Product] = {}
+                with watching(inner, partial(_note, recorder, products), check=True):
+                    hooked = _logits(inner(pixels))
+                _difference("hooks", hooked, unhooked)
+                proofs += _proofs(recorder.take(), products, routes, TOLERANCE[hooked.dtype])
+    return Certificate(tuple(proofs), bool(torch.equal(hooked, unhooked)), fused_difference, len(pixels))
+
+
+def _note(recorder: Recorder, products: dict[str, Product], product: Product) -> None:
+    """Keep the product of a layer that is kept."""
+    if not recorder.knows(product.layer):
+        raise CaptureError(f"{product.layer} computes attention that no hook reads; capture with watch=True.")
+    if recorder.keeps(product.layer):
+        products.setdefault(product.layer, product)
+
+
+def _difference(told: str, output: Tensor, plain: Tensor) -> float:
+    """Largest difference of two outputs, relative to the largest value.
+
+    Raises:
+        CaptureError: it is more than rounding.
+    """
+    tolerance = TOLERANCE[plain.dtype]
+    error = ((output - plain).abs().max() / plain.abs().max().clamp_min(1e-12)).item()
+    if not error <= tolerance:
+        raise CaptureError(
+            f"the model's output with {told} is off by {error:.1e} of its size (allowed {tolerance:.0e}); "
+            "is the model in eval mode, and deterministic?"
+        )
+    return error
 
 
 def _proofs(
@@ -110,9 +129,6 @@ def _proofs(
     for maps in taken:
         for i, layer in enumerate(maps.layers):
             captured.setdefault(layer, {})[maps.site] = maps.values[:, i]
-    missed = [name for name in products if name not in captured]
-    if missed:
-        raise CaptureError(f"{missed[0]} computes attention that no hook reads; capture with watch=True.")
     for layer in [*products, *(name for name in captured if name not in products)]:
         sites, product = captured[layer], products.get(layer)
         row_sum_error = None

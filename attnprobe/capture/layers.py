@@ -150,3 +150,12 @@ def token_grid(model: Duck, size: tuple[int, int]) -> TokenGrid:
     named = ("cls",) * n_class + ("dist",) * (getattr(model, "dist_token", None) is not None)
     prefix = named + tuple(f"reg{i}" for i in range(n_prefix - len(named)))
     return TokenGrid(rows, cols, prefix, patch)
+
+
+def hidden_kernel(name: str, module: nn.Module) -> CaptureError:
+    """The error about a layer that ran and showed nothing."""
+    return CaptureError(
+        f"{name} ({type(module).__name__}) ran, and no softmax was multiplied with its values in sight of PyTorch: it "
+        "uses a kernel of its own (flash-attn, xformers, a script) or is no softmax attention. Switch it to PyTorch's "
+        "attention, such as attn_implementation='sdpa'."
+    )

@@ -1,6 +1,6 @@
 """How are maps taken out of a forward pass without changing it?"""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -11,12 +11,22 @@ from torch import Tensor, nn
 from attnprobe.capture.buffers import BufferPool
 from attnprobe.capture.calls import Call
 from attnprobe.capture.kinds import Picture, kind_of, stage_names, unplaced
-from attnprobe.capture.layers import AttentionLayer, block_names, known_layers, token_grid, unfused, unheard, unwrap
+from attnprobe.capture.layers import (
+    AttentionLayer,
+    block_names,
+    hidden_kernel,
+    known_layers,
+    token_grid,
+    unfused,
+    unheard,
+    unwrap,
+)
+from attnprobe.capture.selection import Selection
 from attnprobe.capture.stage import Stage, StageKey
 from attnprobe.capture.watch import Product, Watch, watching
 from attnprobe.capture.windows import unwindowed
-from attnprobe.core.errors import CaptureError
-from attnprobe.core.maps import AttentionMaps, Outcome
+from attnprobe.core.errors import CaptureError, InputError
+from attnprobe.core.maps import AttentionMaps, Outcome, TokenGrid
 from attnprobe.core.tap import Site
 
 SITES: tuple[Site, ...] = ("weights", "effective")
@@ -33,19 +43,25 @@ class Recorder:
         tokens: bool,
         unwindow: bool,
         pool: BufferPool,
+        selection: Selection,
+        budget: int | None,
     ) -> None:
+        self._selection, self._budget = selection, budget
         self._model, self._layers, self._sites, self._wants_tokens = model, layers, tuple(sites), tokens
         self._unwindow, self._pool = unwindow, pool
         self._picture = Picture.of(model)
         self._room: dict[StageKey, int] = {}
         self._watch: Watch | None = None
         self._first_module = ""
+        self.rest = 0
         self._reset()
 
     def _reset(self) -> None:
         self._size: tuple[int, int] | None = None
+        self.first, self.rest = self.rest, 0
         self._stages: dict[StageKey, Stage] = {}
-        self._fired: dict[str, tuple[Stage, int]] = {}
+        self._fired: dict[str, tuple[Stage, int] | None] = {}  # None: not kept
+        self._bytes = 0
         self._waiting: dict[str, list[tuple[Stage, int]]] = {}
         if self._watch is not None:
             self._watch.new_pass()
@@ -63,18 +79,19 @@ class Recorder:
                 raise CaptureError(f"{layer} ran twice; call take() after each forward pass.")
             if matrix.ndim != 4:
                 raise CaptureError(f"expected maps [image, head, query, key], got {tuple(matrix.shape)}.")
-            stage = self._stage("self", matrix, matrix.shape[2], len(self._layers))
-            self._fired[layer] = (stage, stage.add_weights(layer, matrix))
-        else:
-            self._fired[layer][0].add_effective(matrix)
+            stage = self._stage("self", matrix, matrix.shape[2], len(self._layers), self._known_grid)
+            kept = self._has_room(stage, matrix)
+            self._fired[layer] = (stage, stage.add_weights(layer, matrix)) if kept else None
+        elif (place := self._fired[layer]) is not None:
+            place[0].add_effective(matrix)
 
     def keep_tokens(self, layer: str, _block: nn.Module, _args: object, out: Any) -> None:
         """The output of a known layer's block."""
         out = out[0] if isinstance(out, tuple) else out  # a block may hand on more than its tokens
         if not isinstance(out, Tensor) or out.ndim != 3:
             raise CaptureError(f"the block of {layer} returns no [image, token, width] tensor.")
-        stage, index = self._fired[layer]
-        stage.add_tokens(index, out)
+        if (place := self._fired[layer]) is not None:
+            place[0].add_tokens(place[1], out)
 
     # --- what watching tells -----------------------------------------------------------------------------------------
 
@@ -105,8 +122,10 @@ class Recorder:
             weights = effective if same else None if weights is None else unwindowed(weights, product, grid)
         folded = _folded(effective)
         size = n_tokens if kind == "channel" else folded.shape[2]
-        stage = self._stage(kind, folded, size, 4)
-        stage.grid = grid or unplaced(n_tokens, kind)
+        stage = self._stage(kind, folded, size, 4, lambda: grid or unplaced(n_tokens, kind))
+        if not self._has_room(stage, folded):
+            self._fired[layer] = None
+            return
         if weights is None:
             index = stage.add_effective_alone(layer, folded)
         else:
@@ -126,13 +145,36 @@ class Recorder:
             for stage, index in places:
                 stage.add_tokens(index, out)
 
-    def _stage(self, kind: str, matrix: Tensor, size: int, room: int) -> Stage:
+    def _stage(self, kind: str, matrix: Tensor, size: int, room: int, grid: Callable[[], TokenGrid]) -> Stage:
         heads, rows, columns = matrix.shape[1:]
         key = (kind, size, heads, rows, columns)
         if key not in self._stages:
-            room = self._room.get(key, room)
-            self._stages[key] = Stage(kind, self._sites, self._pool, room)
+            room, chosen, where = self._room.get(key, room), self._selection, grid()
+            room = room if chosen.layers is None else min(room, len(chosen.layers))
+            part = (chosen.heads_of(heads), chosen.queries_of(rows, kind, where))
+            self._stages[key] = Stage(kind, self._sites, self._pool, room, where, rows, *part)
         return self._stages[key]
+
+    def _has_room(self, stage: Stage, matrix: Tensor) -> bool:
+        """Whether the layer that fires now is one that was chosen, and fits the budget."""
+        number = len(self._fired) + 1
+        wanted = self._selection.wants(number) and number >= self.first
+        full = self._budget is not None and self._bytes > 0 and self._bytes + matrix.nbytes > self._budget
+        if wanted and not full and not self.rest:
+            self._bytes += matrix.nbytes
+            return True
+        if wanted and not self.rest:
+            self.rest = number
+        stage.skip()
+        return False
+
+    def knows(self, layer: str) -> bool:
+        """Whether this layer fired."""
+        return layer in self._fired
+
+    def keeps(self, layer: str) -> bool:
+        """Whether it is kept."""
+        return self._fired.get(layer) is not None
 
     def take(self, image_ids: Sequence[str] | None = None, outcome: Outcome | None = None) -> list[AttentionMaps]:
         """The maps of the forward pass since the last take, stage by stage.
@@ -152,30 +194,16 @@ class Recorder:
         names = stage_names([key[:2] for key in self._stages])
         taken = []
         for name, (key, stage) in zip(names, self._stages.items(), strict=True):
+            if not stage.layers:
+                continue
             self._room[key] = len(stage.layers)
-            stacks, tokens = stage.stacks(), stage.all_tokens()
-            ids = tuple(image_ids) if image_ids is not None else tuple(str(i) for i in range(len(stacks[0][1])))
-            taken += [
-                AttentionMaps(
-                    values=values,
-                    image_ids=ids,
-                    grid=stage.grid or self._known_grid(),
-                    site=site,
-                    is_effective=site == "effective" or not stage.differs,
-                    stochastic=site == "weights",
-                    layers=tuple(stage.layers),
-                    stage=name,
-                    kind=stage.kind,
-                    tokens=tokens,
-                    outcome=outcome,
-                )
-                for site, values in stacks
-            ]
+            taken += stage.maps(name, image_ids, outcome)
         self._reset()
         return taken
 
-    def _known_grid(self) -> Any:
-        assert self._size is not None
+    def _known_grid(self) -> TokenGrid:
+        if self._size is None:
+            raise CaptureError("the images did not pass the model's patch_embed; run the whole model.")
         return token_grid(self._model, self._size)
 
     def _refuse_silence(self) -> None:
@@ -189,12 +217,10 @@ class Recorder:
         known = tuple(f"{layer.name}." for layer in self._layers)
         hidden = {name: module for name, module in hidden.items() if not f"{name}.".startswith(known or "\0")}
         if hidden:
-            name, module = next(iter(hidden.items()))
-            raise CaptureError(
-                f"{name} ({type(module).__name__}) ran, and no softmax was multiplied with its values in sight of "
-                "PyTorch: it uses a kernel of its own (flash-attn, xformers, a script) or is no softmax attention. "
-                "Switch it to PyTorch's attention, such as attn_implementation='sdpa'."
-            )
+            raise hidden_kernel(*next(iter(hidden.items())))
+        missing = sorted(number for number in self._selection.layers or () if number > len(self._fired))
+        if self._fired and missing:
+            raise InputError(f"layer {missing[0]} was chosen, and the model has {len(self._fired)}.")
         if not self._fired:
             ran = self._watch is not None and self._watch.n_images
             raise CaptureError(
@@ -212,6 +238,8 @@ def record(
     watch: bool | None = None,
     unwindow: bool = False,
     pool: BufferPool | None = None,
+    selection: Selection | None = None,
+    budget: int | None = None,
 ) -> Iterator[Recorder]:
     """Listen to a model's attention: `with record(m) as r: m(x); maps = r.take()`.
 
@@ -225,6 +253,9 @@ def record(
         unwindow: maps of windows as maps of the whole picture, zero outside the window; else [image, layer, head,
             window * query, key], where row w * Q + i is query i of window w.
         pool: where maps get their memory; one of this recording's own if None.
+        selection: layers, heads and queries to keep; all if None.
+        budget: bytes of maps to keep of one forward pass, and at least one layer; then `Recorder.rest` is the number of
+            the first layer left out, and the next pass begins there. No limit if None.
 
     Hooks and switches are removed at the end, also after an exception.
 
@@ -238,7 +269,7 @@ def record(
     inner = unwrap(model)
     layers = [] if watch else known_layers(inner)
     watch = watch if watch is not None else unheard(inner, layers)
-    recorder = Recorder(inner, layers, sites, tokens, unwindow, pool or BufferPool())
+    recorder = Recorder(inner, layers, sites, tokens, unwindow, pool or BufferPool(), selection or Selection(), budget)
     with ExitStack() as stack:
         stack.enter_context(unfused(layers))
         if inner is not model:

@@ -1,13 +1,15 @@
 """Where do the maps of layers of one shape come together while the model runs?"""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from attnprobe.capture.buffers import BufferPool
+from attnprobe.capture.selection import positions
 from attnprobe.core.errors import CaptureError
-from attnprobe.core.maps import TokenGrid
+from attnprobe.core.maps import AttentionMaps, Outcome, Part, TokenGrid
 from attnprobe.core.tap import Site
 
 StageKey = tuple[str, int, int, int, int]
@@ -20,9 +22,11 @@ class Stage:
 
     Attributes:
         kind: as in `AttentionMaps`.
-        grid: of its keys; None until known.
+        grid: of its keys.
+        n_queries: of a whole map.
         room: layers to have memory for; more is found when needed.
-        layers: names of those that came.
+        heads, queries: which are kept; None for all.
+        layers, numbers: names of those that came, and their positions among all `n_seen` of this kind and shape.
         differs: some layer changed its map after the softmax.
     """
 
@@ -30,8 +34,13 @@ class Stage:
     sites: tuple[Site, ...]
     pool: BufferPool
     room: int
-    grid: TokenGrid | None = None
+    grid: TokenGrid
+    n_queries: int
+    heads: tuple[int, ...] | None = None
+    queries: slice | None = None
     layers: list[str] = field(default_factory=list)
+    numbers: list[int] = field(default_factory=list)
+    n_seen: int = 0
     differs: bool = False
     weights: Tensor | None = None
     effective: Tensor | None = None
@@ -42,7 +51,7 @@ class Stage:
 
     def add_weights(self, layer: str, matrix: Tensor) -> int:
         """The softmax of the next layer, [image, head, query, key]; its index in the stage."""
-        self.layers.append(layer)
+        self._begin(layer)
         self._last = matrix
         if "weights" in self.sites or not self.differs:
             self.weights = self._stored(self.weights, matrix)
@@ -62,10 +71,14 @@ class Stage:
         self.lacks_weights = True
         if not self.differs:
             self._now_differs(len(self.layers))
-        self.layers.append(layer)
+        self._begin(layer)
         if "effective" in self.sites:
             self.effective = self._stored(self.effective, matrix)
         return len(self.layers) - 1
+
+    def skip(self) -> None:
+        """A layer that is not kept."""
+        self.n_seen += 1
 
     def add_tokens(self, index: int, tokens: Tensor) -> None:
         """The output of the block of the layer of that index, [image, token, width]."""
@@ -91,9 +104,37 @@ class Stage:
             )
         return stacks
 
+    def maps(self, name: str, image_ids: Sequence[str] | None, outcome: Outcome | None) -> list[AttentionMaps]:
+        """Those of each site, as `stacks` gives them; ids are "0", "1", ... if None."""
+        stacks, tokens = self.stacks(), self.all_tokens()
+        layers = tuple(self.numbers) if len(self.numbers) < self.n_seen else None
+        ids = tuple(image_ids) if image_ids is not None else tuple(str(i) for i in range(len(stacks[0][1])))
+        return [
+            AttentionMaps(
+                values=values,
+                image_ids=ids,
+                grid=self.grid,
+                site=site,
+                is_effective=site == "effective" or not self.differs,
+                stochastic=site == "weights",
+                layers=tuple(self.layers),
+                stage=name,
+                kind=self.kind,
+                part=Part(layers, self.heads, positions(self.queries, self.n_queries)),
+                tokens=tokens,
+                outcome=outcome,
+            )
+            for site, values in stacks
+        ]
+
     def all_tokens(self) -> Tensor | None:
         """[image, layer, token, width], if every layer's block gave some of one shape."""
         return self._cut(self.tokens) if self.tokens is not None and self.n_tokens == len(self.layers) else None
+
+    def _begin(self, layer: str) -> None:
+        self.layers.append(layer)
+        self.numbers.append(self.n_seen)
+        self.n_seen += 1
 
     def _now_differs(self, earlier: int) -> None:
         """The layers so far had one matrix for both sites."""
@@ -104,6 +145,10 @@ class Stage:
 
     def _stored(self, stack: Tensor | None, matrix: Tensor) -> Tensor:
         index = len(self.layers) - 1
+        if self.heads is not None:
+            matrix = matrix[:, list(self.heads)]
+        if self.queries is not None:
+            matrix = matrix[:, :, self.queries]
         stack = self._room_for(matrix) if stack is None else self._grown(stack, index)
         stack[:, index].copy_(matrix)
         return stack

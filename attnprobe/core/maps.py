@@ -49,6 +49,27 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """Which layers, heads and queries of a stage were kept, by position from 0; None: all of them."""
+
+    layers: tuple[int, ...] | None = None
+    heads: tuple[int, ...] | None = None
+    queries: tuple[int, ...] | None = None
+
+    @property
+    def numbers(self) -> dict[str, list[int]]:
+        """Of layers and heads that are not all there: their numbers from 1, as reports count them."""
+        chosen = {"layer": self.layers, "head": self.heads}
+        return {axis: [i + 1 for i in kept] for axis, kept in chosen.items() if kept is not None}
+
+    @property
+    def settings(self) -> dict[str, list[int]]:
+        """What must stand beside a number that was measured on these maps; queries count from 0."""
+        numbers = {f"{axis}s": kept for axis, kept in self.numbers.items()}
+        return numbers if self.queries is None else {**numbers, "queries": list(self.queries)}
+
+
+@dataclass(frozen=True, slots=True)
 class AttentionMaps:
     """Attention matrices of a few images, from every layer and head of one stage of a model.
 
@@ -70,7 +91,9 @@ class AttentionMaps:
             coarse grid over it); "pyramid" (queries or keys were pooled, Q != K); "class" (one query, the class
             token); "pool" (a pooling head); "cross" (two sets of tokens); "channel" (keys or queries are
             channels, not tokens).
+        part: which layers, heads and queries of the stage these are.
         tokens: [image, layer, token, width], the output of each layer's block, if captured.
+        value_vectors: [image, layer, head, key, head width], what the effective map multiplies, if captured.
         outcome: labels and predictions of the images, if known.
 
     Raises:
@@ -88,7 +111,9 @@ class AttentionMaps:
     layers: tuple[str, ...] = ()
     stage: str = "trunk"
     kind: str = "self"
+    part: Part = Part()
     tokens: Tensor | None = None
+    value_vectors: Tensor | None = None
     outcome: Outcome | None = None
 
     def __post_init__(self) -> None:
@@ -104,9 +129,14 @@ class AttentionMaps:
             raise ShapeError(f"{shape[0]} images of maps but {len(self.image_ids)} image_ids; give one id per image.")
         if self.layers and shape[1] != len(self.layers):
             raise ShapeError(f"{shape[1]} layers of maps but {len(self.layers)} layer names {self.layers}.")
-        if self.kind == "self" and shape[3:] != (self.grid.n_tokens,) * 2:
+        n_tokens, part = self.grid.n_tokens, self.part
+        for axis, kept in ((1, part.layers), (2, part.heads), (3, part.queries)):
+            if kept is not None and shape[axis] != len(kept):
+                raise ShapeError(f"axis {axis} of the values has {shape[axis]} entries, and {part} names {len(kept)}.")
+        n_queries = n_tokens if part.queries is None else len(part.queries)
+        if self.kind == "self" and shape[3:] != (n_queries, n_tokens):
             raise ShapeError(
-                f"self-attention over {self.grid} needs {self.grid.n_tokens} queries and keys, got {shape[3:]}."
+                f"self-attention over {self.grid} needs {n_queries} queries, {n_tokens} keys, got {shape[3:]}."
             )
 
     @property
@@ -120,7 +150,15 @@ class AttentionMaps:
             self.outcome.labels[cut], self.outcome.prediction[cut], self.outcome.probability[cut]
         )
         tokens = None if self.tokens is None else self.tokens[cut]
-        return replace(self, values=self.values[cut], image_ids=self.image_ids[cut], tokens=tokens, outcome=outcome)
+        vectors = None if self.value_vectors is None else self.value_vectors[cut]
+        return replace(
+            self,
+            values=self.values[cut],
+            image_ids=self.image_ids[cut],
+            tokens=tokens,
+            value_vectors=vectors,
+            outcome=outcome,
+        )
 
 
 def uniform_maps(like: AttentionMaps) -> AttentionMaps:
@@ -135,5 +173,6 @@ def uniform_maps(like: AttentionMaps) -> AttentionMaps:
         is_effective=True,
         stochastic=True,
         tokens=None,
+        value_vectors=None,
         outcome=None,
     )
