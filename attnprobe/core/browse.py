@@ -12,16 +12,16 @@ class StageShape:
     """What the maps of one stage look like; fields as in `AttentionMaps` and `TokenGrid`.
 
     Attributes:
-        layers: how many; `heads` of each.
-        queries, keys: tokens that look, and tokens that are looked at.
+        layers, heads: numbers of those that are there, counted from 1.
+        queries: positions of the tokens that look, counted from 0; `keys`: how many are looked at.
         sites: of its maps, weights first, each with whether its rows sum to 1.
     """
 
     name: str
     kind: str
-    layers: int
-    heads: int
-    queries: int
+    layers: tuple[int, ...]
+    heads: tuple[int, ...]
+    queries: tuple[int, ...]
     keys: int
     rows: int
     cols: int
@@ -43,7 +43,7 @@ class Browsable(Protocol):
         ...
 
     def layer(self, stage: str, site: str, image: int, layer: int) -> np.ndarray:
-        """[head, query, key], float32, of the image at a position."""
+        """[head, query, key], float32, of the image and the layer at these positions."""
         ...
 
     def told(self, image: int) -> tuple[int, int, float]:

@@ -265,7 +265,7 @@ def test_one_layer_is_the_same_as_in_all_of_them(tmp_path, ten_maps, small_shard
                 with pytest.raises(InputError, match="has no"):
                     reader.layer(*wrong)
             (shape,) = reader.shapes()
-            assert (shape.layers, shape.heads, shape.queries, shape.keys) == (3, 2, 7, 7)
+            assert (shape.layers, shape.heads, shape.queries, shape.keys) == ((1, 2, 3), (1, 2), tuple(range(7)), 7)
             assert (shape.rows, shape.cols, shape.prefix, shape.sites) == (2, 3, ("cls",), (("weights", True),))
 
 
