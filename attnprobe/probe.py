@@ -51,6 +51,12 @@ class AttentionAlarm(UserWarning):
 class Probe:
     """Measures a model's attention on a few fixed images after an epoch; call it with the epochs done and the model.
 
+        probe = ap.Probe(val_images, "runs/mine/probe")
+        print(probe(epoch + 1, model))  # at the end of each epoch of your loop, or of timm's
+
+    In a callback of Lightning: `probe(trainer.current_epoch + 1, module.model)`, of Hugging Face's Trainer:
+    `probe(round(state.epoch), model)`. In processes started by torchrun, let the first one do it.
+
     Attributes:
         history: everything so far, alarms included; None before the first probe.
         training_seconds, probe_seconds: how long each took, of what the history covers.

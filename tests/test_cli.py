@@ -161,7 +161,7 @@ def test_sigterm_is_exit_75_and_the_same_command_goes_on(tmp_path):
     command = [sys.executable, "-m", "attnprobe.cli", "train", "digits_vit_16", "-o", str(tmp_path / "run"),
                "--set", "epochs=200", "--set", "model_kwargs={depth: 2}"]  # fmt: skip
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    log = tmp_path / "run" / "log.csv"
+    log = tmp_path / "run" / "summary.csv"
     deadline = time.monotonic() + 120
     while not log.exists() and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.1)

@@ -21,7 +21,7 @@ class Run:
 
     @property
     def log(self) -> Path:
-        return self.path / "log.csv"
+        return self.path / "summary.csv"
 
     @property
     def checkpoints(self) -> Path:

@@ -1,4 +1,4 @@
-"""Where else does each epoch's row of log.csv go? TensorBoard and Weights & Biases, for who switches them on."""
+"""Where else does each epoch's row of summary.csv go? TensorBoard and Weights & Biases, for who switches them on."""
 
 import uuid
 from collections.abc import Callable, Iterator, Mapping

@@ -1,4 +1,4 @@
-"""What is written down about every epoch? One row of log.csv."""
+"""What is written down about every epoch? One row of summary.csv."""
 
 import csv
 import io
@@ -40,7 +40,7 @@ class Waiting:
 
 
 def read_log(run: Run) -> list[dict[str, float]]:
-    """The rows of log.csv; none if there is no log yet."""
+    """The rows of summary.csv; none if there is no log yet."""
     if not run.log.exists():
         return []
     with run.log.open(newline="") as file:
@@ -49,10 +49,10 @@ def read_log(run: Run) -> list[dict[str, float]]:
 
 
 def write_log(run: Run, rows: list[dict[str, float]]) -> None:
-    """Replace log.csv by these rows, whole or not at all."""
+    """Replace summary.csv by these rows, whole or not at all."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(LOG_FIELDS), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    with fs.as_work_error("writing log.csv"):
+    with fs.as_work_error("writing summary.csv"):
         fs.write_file(run.log, text.getvalue().encode(), overwrite=True)

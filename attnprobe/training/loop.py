@@ -70,7 +70,7 @@ def train(
 ) -> TrainResult:
     """Train `model` on `images`; goes on from the newest checkpoint in `run` if there is one.
 
-    Every epoch ends with a validation, a row of log.csv and a committed checkpoint; SIGTERM and Ctrl-C commit one
+    Every epoch ends with a validation, a row of summary.csv and a committed checkpoint; SIGTERM and Ctrl-C commit one
     after the step they come in. A run that was stopped or killed ends, on a CPU, with the same weights and log as one
     that was not. Under torchrun, all processes work on every batch; `config.batch_size` is each one's.
 

@@ -104,7 +104,7 @@ def test_the_last_and_the_best_checkpoints_are_kept_and_whole(tmp_path):
         assert not damaged_files(result.run.checkpoint(epoch))
     files = {p.name for p in result.run.checkpoint(4).iterdir()}
     assert files == {"model.safetensors", "config.json", "train_state.safetensors", "state.json", "MANIFEST.json"}
-    rows = list(csv.DictReader((tmp_path / "log.csv").read_text().splitlines()))
+    rows = list(csv.DictReader((tmp_path / "summary.csv").read_text().splitlines()))
     assert [int(row["epoch"]) for row in rows] == [1, 2, 3, 4]
     assert rows == [{k: str(v) for k, v in row.items()} for row in read_log(result.run)]
 
@@ -220,7 +220,7 @@ def test_auto_batch_learns_the_same_from_parts_of_a_batch(tmp_path, monkeypatch,
     options = config(epochs=2, warmup_epochs=0, batch_size=64, model="vit_16_digits", drop_path=0.0, auto_batch=True)
     with pytest.warns(UserWarning, match="going on with"):
         cut, sizes = run_with_memory_for(monkeypatch, tmp_path / "cut", options, 16, after)
-    assert set(sizes[-12:]) == {16} and cut.run.path.joinpath("log.csv").exists()
+    assert set(sizes[-12:]) == {16} and cut.run.path.joinpath("summary.csv").exists()
     whole = run_training(tmp_path / "whole", options)
     for one, two in zip(losses(cut), losses(whole), strict=True):
         assert one == pytest.approx(two, rel=1e-4)
