@@ -23,8 +23,10 @@ from attnprobe.metrics.head_divergence import head_divergence
 from attnprobe.metrics.head_similarity import head_similarity
 from attnprobe.metrics.heads_across_layers import head_divergence_across_layers, head_similarity_across_layers
 from attnprobe.metrics.high_norm_tokens import high_norm_tokens, largest_token_norm
+from attnprobe.metrics.images_needed import images_needed
 from attnprobe.metrics.layer_similarity import layer_similarity, layer_similarity_centred
 from attnprobe.metrics.measure import measure
+from attnprobe.metrics.paired import paired_difference
 from attnprobe.metrics.prefix_mass import prefix_mass
 from attnprobe.metrics.query_information import query_information
 from attnprobe.metrics.rank_family import nuclear_ratio, numerical_rank, spectral_gap, stable_rank
@@ -123,4 +125,4 @@ SLOW = (
 )
 """Several forward passes or more: only by name, not part of "all"."""
 
-__all__ = ["DEFAULT", "METRICS", "SLOW", "measure", *METRICS]
+__all__ = ["DEFAULT", "METRICS", "SLOW", "images_needed", "measure", "paired_difference", *METRICS]

@@ -26,7 +26,7 @@ def resampled_means(m: Measurement, at_most: int | None = None) -> np.ndarray | 
     if m.per_image is None or m.n_images < 2 or replicates == 0:
         return None
     if m.from_mean is not None:
-        return _values_of_function(m.from_mean, m.per_image, replicates, m.settings["bootstrap_seed"])
+        return values_of_function(m.from_mean, m.per_image, replicates, m.settings["bootstrap_seed"])
     cells = m.per_image.reshape(m.n_images, -1)
     means = np.concatenate(list(_blocks_of_means(cells, replicates, m.settings["bootstrap_seed"])), axis=1)
     return means.reshape(replicates, *m.per_image.shape[1:])
@@ -43,7 +43,7 @@ def interval_of_function(
     function: Callable[[np.ndarray], np.ndarray], per_image: np.ndarray, replicates: int, seed: int
 ) -> np.ndarray:
     """[2, *axes]: bounds of the 95 % interval of a function of the mean; see `Metric.from_mean`."""
-    return percentile_interval(_values_of_function(function, per_image, replicates, seed))
+    return percentile_interval(values_of_function(function, per_image, replicates, seed))
 
 
 def percentile_interval(replicates: np.ndarray) -> np.ndarray:
@@ -72,35 +72,42 @@ def _blocks_of_means(cells: np.ndarray, replicates: int, seed: int) -> Iterator[
         if not all_finite:
             values, weights = np.where(finite, values, 0.0), finite.astype(np.float64)
         means = []
-        for counts in _draws(n_images, replicates, seed):
+        for counts in draws(n_images, replicates, seed):
             with np.errstate(invalid="ignore"):  # 0 / 0 where a resample drew no finite value
                 means.append(counts @ values / (n_images if all_finite else counts @ weights))
         yield np.concatenate(means)
 
 
-def _draws(n_images: int, replicates: int, seed: int) -> Iterator[np.ndarray]:
+def draws(n_images: int, replicates: int, seed: int, size: int | None = None) -> Iterator[np.ndarray]:
     """How often each resample draws each image: multinomial counts [some resamples, image], the same for every call."""
-    rng = np.random.default_rng(seed)
-    rows = max(1, BLOCK_BYTES // 8 // n_images)
+    rng, size = np.random.default_rng(seed), size or n_images
+    rows = max(1, BLOCK_BYTES // 8 // max(n_images, size))
     for start in range(0, replicates, rows):
         n = min(rows, replicates - start)
-        drawn = rng.integers(n_images, size=(n, n_images)) + n_images * np.arange(n)[:, None]
+        drawn = rng.integers(n_images, size=(n, size)) + n_images * np.arange(n)[:, None]
         yield np.bincount(drawn.ravel(), minlength=n * n_images).reshape(n, n_images).astype(np.float64)
 
 
-def _values_of_function(
-    function: Callable[[np.ndarray], np.ndarray], per_image: np.ndarray, replicates: int, seed: int
+def values_of_function(
+    function: Callable[[np.ndarray], np.ndarray],
+    per_image: np.ndarray,
+    replicates: int,
+    seed: int,
+    size: int | None = None,
 ) -> np.ndarray:
-    """[resample, *axes]: the function of the means of each resample, for which it needs all cells at once."""
+    """[resample, *any]: the function of the means [resample, *axes], for which it needs all cells at once.
+
+    `size` images are drawn for each resample; as many as there are if None.
+    """
     n_images, values = len(per_image), per_image.reshape(len(per_image), -1).astype(np.float64)
     finite = np.isfinite(values)
     values, weights = np.where(finite, values, 0.0), finite.astype(np.float64)
     at_once = max(1, BLOCK_BYTES // 8 // values.shape[1])
     results = []
-    for counts in _draws(n_images, replicates, seed):
+    for counts in draws(n_images, replicates, seed, size):
         for start in range(0, len(counts), at_once):
             some = counts[start : start + at_once]
             with np.errstate(invalid="ignore"):  # 0 / 0 where a resample drew no finite value
-                means = some @ values / (n_images if finite.all() else some @ weights)
+                means = some @ values / ((size or n_images) if finite.all() else some @ weights)
             results.append(function(means.reshape(len(some), *per_image.shape[1:])))
     return np.concatenate(results)

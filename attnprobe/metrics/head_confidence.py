@@ -5,7 +5,7 @@ from torch import Tensor
 from attnprobe.core.measurement import metric
 
 
-@metric(axes=("layer", "head"), value_range=(0.0, 1.0), needs_stochastic=True)
+@metric(axes=("layer", "head"), value_range=(0.0, 1.0), needs_stochastic=True, by_row=True)
 def head_confidence(maps: Tensor) -> Tensor:
     """Largest attention weight of a row, mean over the queries of a head.
 

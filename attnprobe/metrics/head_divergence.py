@@ -16,6 +16,7 @@ from attnprobe.metrics.row_entropy import floor_at_smallest, sum_x_ln_x
     value_range=(0.0, math.log(2)),
     unit="nats",
     needs_stochastic=True,
+    by_row=True,
     summarise=cluster_summary,
 )
 def head_divergence(maps: Tensor, *, cut: float = 0.05) -> Tensor:

@@ -58,7 +58,7 @@ def head_similarity_across_layers(maps: Tensor, *, cut: float = 0.1) -> Tensor:
 
 
 @metric(
-    axes=AXES, value_range=(0.0, math.log(2)), unit="nats", needs_stochastic=True,
+    axes=AXES, value_range=(0.0, math.log(2)), unit="nats", needs_stochastic=True, by_row=True,
     summarise=_summary_of(lambda mean: mean),
 )  # fmt: skip
 def head_divergence_across_layers(maps: Tensor, *, cut: float = 0.05) -> Tensor:

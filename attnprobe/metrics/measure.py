@@ -202,6 +202,7 @@ def _measurement(place: _Place, metric: Metric, collected: Collected, bootstrap:
     value_range = metric.value_range
     if metric.narrow_range is not None:
         value_range = metric.narrow_range(stochastic=place.stochastic or "renormalize" in settings, **settings)
+    labels = {axis: kept for axis, kept in place.uniform.part.numbers.items() if axis in metric.axes}
     m = Measurement(
         metric=metric.name,
         site=place.site,
@@ -215,8 +216,14 @@ def _measurement(place: _Place, metric: Metric, collected: Collected, bootstrap:
         ci=ci,
         n_images=collected.n_images,
         n_excluded=collected.n_excluded,
-        settings={**settings, "interval": interval, "bootstrap": bootstrap, "bootstrap_seed": seed},
-        coords=metric.coords(grid=place.uniform.grid, **settings) if metric.coords else {},
+        settings={
+            **settings,
+            **place.uniform.part.settings,
+            "interval": interval,
+            "bootstrap": bootstrap,
+            "bootstrap_seed": seed,
+        },
+        coords={**labels, **(metric.coords(grid=place.uniform.grid, **settings) if metric.coords else {})},
         per_image=collected.per_image,
         image_ids=() if collected.per_image is None else tuple(place.image_ids),
         from_mean=metric.from_mean,

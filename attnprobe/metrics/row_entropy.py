@@ -9,7 +9,7 @@ from torch import Tensor
 from attnprobe.core.measurement import metric
 
 
-@metric(axes=("layer", "head"), value_range=(0.0, None), unit="nats", needs_stochastic=True)
+@metric(axes=("layer", "head"), value_range=(0.0, None), unit="nats", needs_stochastic=True, by_row=True)
 def row_entropy(maps: Tensor) -> Tensor:
     """Shannon entropy of attention rows, mean over the queries of a head.
 
@@ -27,7 +27,7 @@ def row_entropy(maps: Tensor) -> Tensor:
     return torch.stack([-sum_x_ln_x(floor_at_smallest(layer)).mean(-1) for layer in maps.unbind(1)], 1)
 
 
-@metric(axes=("layer", "head"), value_range=(0.0, 1.0), needs_stochastic=True)
+@metric(axes=("layer", "head"), value_range=(0.0, 1.0), needs_stochastic=True, by_row=True)
 def row_entropy_relative(maps: Tensor) -> Tensor:
     """Shannon entropy of attention rows in units of that of uniform attention, mean over the queries of a head.
 

@@ -70,6 +70,7 @@ def _summary(m: Measurement) -> dict[str, Any]:
     axes=("threshold", "layer"),
     value_range=(0.0, 1.0),
     needs_square=True,
+    needs_all_layers=True,
     coords=_coords,
     summarise=_summary,
 )

@@ -13,7 +13,7 @@ from attnprobe.core.errors import InputError
 from attnprobe.core.measurement import metric
 
 
-@metric(axes=("layer", "head"), value_range=(0.0, 1.0), needs_stochastic=True)
+@metric(axes=("layer", "head"), value_range=(0.0, 1.0), needs_stochastic=True, by_row=True)
 def row_gini(maps: Tensor) -> Tensor:
     """Gini coefficient of attention rows, mean over the queries of a head.
 
@@ -33,7 +33,7 @@ def row_gini(maps: Tensor) -> Tensor:
     return torch.stack([(_ascending(layer) @ weights).mean(-1) for layer in maps.unbind(1)], 1)
 
 
-@metric(axes=("layer", "head"), value_range=(0.0, 1.0), needs_stochastic=True)
+@metric(axes=("layer", "head"), value_range=(0.0, 1.0), needs_stochastic=True, by_row=True)
 def row_hoyer(maps: Tensor) -> Tensor:
     """Hoyer sparsity of attention rows, mean over the queries of a head.
 
@@ -54,7 +54,7 @@ def row_hoyer(maps: Tensor) -> Tensor:
     return (root - torch.stack(layers, 1)) / (root - 1)
 
 
-@metric(axes=("layer", "head"), value_range=(1.0, None), unit="tokens", needs_stochastic=True)
+@metric(axes=("layer", "head"), value_range=(1.0, None), unit="tokens", needs_stochastic=True, by_row=True)
 def row_participation(maps: Tensor) -> Tensor:
     """Participation ratio of attention rows, mean over the queries of a head: at how many tokens does a query look?
 
@@ -73,7 +73,7 @@ def row_participation(maps: Tensor) -> Tensor:
     return torch.stack(layers, 1)
 
 
-@metric(axes=("layer", "head"), value_range=(0.0, 1.0), needs_stochastic=True)
+@metric(axes=("layer", "head"), value_range=(0.0, 1.0), needs_stochastic=True, by_row=True)
 def row_top_mass(maps: Tensor, *, k: int = 5) -> Tensor:
     """Attention on the k most attended keys of each query, mean over the queries of a head.
 
@@ -96,7 +96,7 @@ def row_top_mass(maps: Tensor, *, k: int = 5) -> Tensor:
     return torch.stack([_ascending(layer)[..., -k:].sum(-1).mean(-1) for layer in maps.unbind(1)], 1)
 
 
-@metric(axes=("layer", "head"), value_range=(0.0, 1.0), needs_stochastic=True)
+@metric(axes=("layer", "head"), value_range=(0.0, 1.0), needs_stochastic=True, by_row=True)
 def row_small_share(maps: Tensor, *, threshold: float = 1e-3) -> Tensor:
     """Share of the keys that a query gives less than a threshold, mean over the queries of a head.
 

@@ -1,0 +1,93 @@
+"""How many images are enough?"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from attnprobe.core.errors import InputError
+from attnprobe.core.measurement import Measurement
+from attnprobe.metrics.bootstrap import percentile_interval, values_of_function
+
+Number = Callable[[np.ndarray], np.ndarray]
+"""Means [resample, *axes] -> the number that is wanted, [resample]."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Precision:
+    """The 95 % interval that a number would have on so many images.
+
+    Attributes:
+        sizes: numbers of images, rising; [size].
+        low, high: bounds of the middle 95 % of the number on that many images, [size].
+        value: the number on all images there are.
+        n_images: how many that is; what is said about more of them trusts that these stand for the others.
+    """
+
+    sizes: tuple[int, ...]
+    low: np.ndarray
+    high: np.ndarray
+    value: float
+    n_images: int
+
+    def enough(self, half_width: float) -> int | None:
+        """The smallest of the sizes from which on the interval is at most `half_width` to either side; None if none."""
+        narrow = (self.high - self.low) / 2 <= half_width
+        stays = np.logical_and.accumulate(narrow[::-1])[::-1]
+        return self.sizes[int(np.argmax(stays))] if stays.any() else None
+
+
+def images_needed(
+    m: Measurement,
+    number: Number | None = None,
+    *,
+    sizes: Sequence[int] | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Precision:
+    """How the interval of a number narrows with the number of images, by drawing so many of those there are.
+
+    Drawn with replacement, so that sizes beyond the images there are can be asked about, too (the m out of n bootstrap
+    for smaller ones).
+
+    Args:
+        m: with its values image by image.
+        number: what is wanted of the means of a resample; None for the mean over all cells, of `similar_blocks` the
+            count.
+        sizes: numbers of images; 8, 16, 32 ... four times those there are, if None.
+        resamples: for each size.
+        seed: of the resampling.
+
+    Raises:
+        InputError: fewer than two images, values not kept, or a size below 1.
+    """
+    if m.per_image is None or m.n_images < 2:
+        raise InputError(f"{m.metric}: the values of two or more images are needed, kept image by image.")
+    sizes = tuple(sizes) if sizes is not None else _doubling(m.n_images)
+    if not sizes or min(sizes) < 1:
+        raise InputError(f"sizes={sizes} must be numbers of images, at least 1.")
+    wanted = number or (_count(m) if m.metric == "similar_blocks" else _mean_over_cells)
+
+    def of_means(means: np.ndarray) -> np.ndarray:
+        return wanted(means if m.from_mean is None else m.from_mean(means))
+
+    drawn = [values_of_function(of_means, m.per_image, resamples, seed, size) for size in sizes]
+    low, high = np.stack([percentile_interval(one) for one in drawn], axis=1)
+    return Precision(sizes, low, high, float(wanted(m.mean[None])[0]), m.n_images)
+
+
+def _doubling(n_images: int) -> tuple[int, ...]:
+    sizes = [8]
+    while sizes[-1] * 2 <= 4 * n_images:
+        sizes.append(sizes[-1] * 2)
+    return tuple(sorted({*sizes, n_images}))
+
+
+def _mean_over_cells(means: np.ndarray) -> np.ndarray:
+    return np.nanmean(means.reshape(len(means), -1), axis=1)
+
+
+def _count(m: Measurement) -> Number:
+    thresholds, tau, rho = list(m.coords["threshold"]), m.settings["tau"], m.settings["rho"]
+    row = len(thresholds) - 1 if isinstance(tau, str) else thresholds.index(tau)
+    return lambda means: (means[:, row] > rho).sum(-1)
