@@ -55,7 +55,7 @@ def test_what_cannot_be_answered_is_refused(make_maps):
 
 
 def test_intervals_cover_a_known_population_mean_in_most_repetitions():
-    """Rows uniform over 1 to 6 of 6 tokens, each equally often: the population's entropy is the mean of ln 1 ... ln 6."""
+    """Rows uniform over 1 to 6 of 6 tokens, each equally often: the mean entropy is that of ln 1 ... ln 6."""
     rng = np.random.default_rng(0)
     population = sum(math.log(n) for n in range(1, 7)) / 6
     n_tokens = rng.integers(1, 7, size=(50, 500))
