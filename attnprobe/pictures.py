@@ -41,6 +41,8 @@ def pictures_of(reader: MapReader, count: int) -> tuple[Picture, ...]:
     pixels = (spec.restore(batch.pixels) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
     maps = reader.maps(site=reader.sites()[0], images=chosen)
     grid = maps.grid
+    if maps.part.queries is not None and maps.part.queries[0] != 0:
+        return ()  # whom the first of its rows belongs to is not shown
     if maps.kind not in ("self", "pyramid") or maps.values.shape[-1] != grid.n_tokens or not grid.rows:
         return ()  # what its keys are has no place in the picture
     rows = maps.values[:, :, :, 0] if grid.n_prefix else maps.values.mean(3)  # [image, layer, head, key]

@@ -34,6 +34,8 @@ class Metric:
             renormalize=True: then it measures `shares_of_magnitude` of them.
         needs_prefix: refuses maps without a class token or registers.
         needs_square: refuses maps whose queries and keys are not both all tokens of the picture.
+        by_row: it is a mean over queries of something of each query's row, so some of the queries have one, too.
+        needs_all_layers: its number for a layer depends on others, so some of the layers have none.
         summarise: (Measurement) -> dict of JSON-able derived numbers, such as counts.
         coords: (grid, **settings) -> labels of axes that are not plain indices.
         narrow_range: (stochastic, **settings) -> a value range tighter than `value_range`.
@@ -49,6 +51,8 @@ class Metric:
     needs_stochastic: bool = False
     needs_prefix: bool = False
     needs_square: bool = False
+    by_row: bool = False
+    needs_all_layers: bool = False
     sites: tuple[Site, ...] = ("weights", "effective")
     summarise: "Callable[[Measurement], dict[str, Any]] | None" = None
     coords: Callable[..., dict[str, list[Any]]] | None = None
@@ -115,6 +119,10 @@ class Metric:
             return "the value vectors were not captured, only maps: call the metric with V [image, layer, head, key, P]"
         if ("grid" in self.parameters or self.needs_square) and maps.kind != "self":
             return f"queries and keys must be the tokens of the picture, not those of {maps.kind!r} maps"
+        if maps.part.queries is not None and "maps" in self.parameters and not self.by_row:
+            return "only some of the queries were kept: capture queries='all'"
+        if maps.part.layers is not None and self.needs_all_layers:
+            return "only some of the layers were kept, and it relates each to others: capture all layers"
         if "grid" in self.parameters and not maps.grid.rows:
             return "where its tokens sit in the picture is not known"
         return ""
@@ -126,7 +134,7 @@ class Metric:
 
 def value_vectors_of(maps: AttentionMaps) -> Tensor | None:
     """[image, layer, head, key, P], what the maps multiply; None where it was not captured."""
-    return getattr(maps, "value_vectors", None)
+    return maps.value_vectors
 
 
 def metric(**meaning: Any) -> Callable[[Callable[..., Tensor]], Metric]:
@@ -144,7 +152,8 @@ class Measurement:
 
     Attributes:
         metric, site, stage: what was measured where. `is_effective` as in `AttentionMaps`.
-        axes, value_range, unit: as in `Metric`; `coords` labels axes that are not plain indices.
+        axes, value_range, unit: as in `Metric`; `coords` labels axes that are not plain indices, and blocks and heads,
+            by their numbers from 1, where not all were kept.
         mean, std: [*axes], over images, ignoring images whose value is not finite.
         ci: [2, *axes], bounds of the 95 % interval of the mean; NaN where n_images < 2.
         n_images: images measured; `n_excluded` of them had a value that is not finite in some cell.

@@ -150,7 +150,8 @@ def _working(tensor: Tensor) -> Tensor:
 def _values(metric: Metric, piece: AttentionMaps) -> np.ndarray:
     """[image, *axes] on the host, in memory of its own."""
     values = metric.per_image(piece)
-    if values.ndim != 1 + len(metric.axes) or len(values) != piece.n_images:
+    shaped = values.ndim == 1 + len(metric.axes) or metric.from_mean is not None
+    if not shaped or len(values) != piece.n_images:
         raise ShapeError(
             f"metric {metric.name!r} must return [image, {', '.join(metric.axes)}] for {piece.n_images} images, "
             f"got {tuple(values.shape)}."

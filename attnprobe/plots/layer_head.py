@@ -36,8 +36,8 @@ def layer_head(
     ax = new_axes(5.2, 1.9 + 0.16 * max(heads, 6)) if ax is None else ax
     scale = colours(limits or shared_limits([m]))
     ax.imshow(values.T, origin="lower", aspect="auto", **scale._asdict())
-    number_from_one(ax.xaxis, blocks)
-    number_from_one(ax.yaxis, heads, most=6)
+    number_from_one(ax.xaxis, blocks, kept=m.coords.get("layer"))
+    number_from_one(ax.yaxis, heads, most=6, kept=m.coords.get("head"))
     ax.set(xlabel="block", ylabel="head")
     ax.set_title(heading(m) if title is None else title, fontsize="medium", parse_math=False)
     if colorbar:

@@ -41,7 +41,7 @@ def layer_matrix(
     scale = colours(limits or shared_limits([m]))
     ax.imshow(m.mean, origin="lower", **scale._asdict())
     for axis in (ax.xaxis, ax.yaxis):
-        number_from_one(axis, len(m.mean))
+        number_from_one(axis, len(m.mean), kept=m.coords.get("layer"))
     ax.set(xlabel="block", ylabel="block")
     ax.set_title(heading(m) if title is None else title, fontsize="medium", parse_math=False)
     if colorbar:

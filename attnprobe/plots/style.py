@@ -52,15 +52,20 @@ def heading(m: Measurement) -> str:
     return f"{m.metric.replace('_', ' ')}\n{SITES[m.site]}, mean of {m.n_images} images"
 
 
-def number_from_one(axis: Axis, n: int, most: int = 12) -> None:
-    """Label positions 0 .. n-1 of an axis 1 .. n: all if at most `most`, else 1 and every 4th, 8th, 16th ..."""
+def number_from_one(axis: Axis, n: int, most: int = 12, kept: Sequence[int] | None = None) -> None:
+    """Label positions 0 .. n-1 of an axis 1 .. n: all if at most `most`, else 1 and every 4th, 8th, 16th ...
+
+    Args:
+        kept: the numbers to write instead of 1 .. n, where not all blocks or heads are there.
+    """
     step = 1
     if n > most:
         step = 4
         while n / step > 6:
             step *= 2
     numbers = [1, *range(step, n + 1, step)] if step > 1 else list(range(1, n + 1))
-    axis.set_ticks([number - 1 for number in numbers], labels=[str(number) for number in numbers])
+    labels = [str(number if kept is None else kept[number - 1]) for number in numbers]
+    axis.set_ticks([number - 1 for number in numbers], labels=labels)
 
 
 def shared_limits(measurements: Sequence[Measurement]) -> Limits:

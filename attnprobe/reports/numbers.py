@@ -56,8 +56,9 @@ def mean_of_cells(m: Measurement, where: np.ndarray | None = None) -> str:
 
 
 def neighbours(m: Measurement) -> np.ndarray:
-    """Which cells of [layer, layer] compare a block with the one before it."""
-    return np.eye(len(m.mean), k=1, dtype=bool)
+    """Which cells of [layer, layer] compare a block with the one before it; none where that one was not kept."""
+    number = np.asarray(m.coords.get("layer", range(len(m.mean))))
+    return number[None, :] == number[:, None] + 1
 
 
 def neighbour_mean(m: Measurement) -> float:

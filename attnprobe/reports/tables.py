@@ -35,7 +35,8 @@ def _rows(run: str, m: Measurement) -> pd.DataFrame:
     for i, (axis, position) in enumerate(zip(m.axes, positions, strict=True)):
         name = axis if axis not in m.axes[:i] else f"{axis}_2"
         if axis in COUNTED or axis not in m.coords:
-            columns[name] = pd.array(position + 1, dtype="Int64")
+            kept = m.coords.get(axis)
+            columns[name] = pd.array(position + 1 if kept is None else np.asarray(kept)[position], dtype="Int64")
         else:
             columns[name] = [m.coords[axis][p] for p in position]
     low, high = m.ci

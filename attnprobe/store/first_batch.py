@@ -39,7 +39,7 @@ def _stage_layout(name: str, maps: list[AttentionMaps], item_bytes: int) -> Stag
     if len({m.site for m in maps}) != len(maps):
         raise InputError(f"stage {name!r} came with sites {[m.site for m in maps]}; append each site once.")
     for m in maps[1:]:
-        described = [(x.values.shape[1:], x.grid, x.kind, x.layers) for x in (first, m)]
+        described = [(x.values.shape[1:], x.grid, x.kind, x.layers, x.part) for x in (first, m)]
         if described[0] != described[1]:
             raise ShapeError(
                 f"sites {first.site} and {m.site} of stage {name!r} must agree in shape, grid, kind and layers, got "
@@ -58,8 +58,10 @@ def _stage_layout(name: str, maps: list[AttentionMaps], item_bytes: int) -> Stag
                 f"got {tuple(tokens.shape)}."
             )
         datasets.append(DatasetLayout("tokens", shape, chunk_shape(shape, item_bytes), False, False))
-    grid = first.grid
-    return StageLayout(name, first.kind, first.layers, grid.rows, grid.cols, grid.prefix, grid.patch, tuple(datasets))
+    grid, kept = first.grid, (first.part.layers, first.part.heads, first.part.queries)
+    return StageLayout(
+        name, first.kind, first.layers, grid.rows, grid.cols, grid.prefix, grid.patch, tuple(datasets), *kept
+    )
 
 
 def decide(maps: Sequence[AttentionMaps], dtype: str) -> Layout:

@@ -4,7 +4,8 @@
                           config (JSON), versions (JSON), data, seed, device, settings (JSON), certificate
                           (JSON) and its hash, n_images, first_image, complete, and plan: all of it as the seal names it
 /images/                  id, label, prediction, probability                                    [image]
-/stages/<name>/           attributes: kind, layers, heads, rows, cols, prefix, patch
+/stages/<name>/           attributes: kind, layers, heads, rows, cols, prefix, patch; where not all were kept, which:
+                          kept_layers, kept_heads, kept_queries, positions from 0
 /stages/<name>/weights    [image, layer, head, query, key], attributes stochastic, is_effective; also
                effective, scores: the same at other sites, only where they differ; tokens:
                [image, layer, token, width]; and one dimension scale per axis name
@@ -80,6 +81,9 @@ def create(
         group.attrs.update(kind=stage.kind, rows=stage.rows, cols=stage.cols, patch=stage.patch)
         if "head" in stage.dimensions:
             group.attrs["heads"] = stage.dimensions["head"]
+        for name in ("kept_layers", "kept_heads", "kept_queries"):  # positions from 0, where not all were kept
+            if (kept := getattr(stage, name)) is not None:
+                group.attrs[name] = np.array(kept, "i4")
         for name, texts in (("layers", stage.layers), ("prefix", stage.prefix)):
             group.attrs.create(name, np.array(texts, dtype=object), dtype=TEXT)
         scales = {axis: _scale(group, axis, n) for axis, n in {"image": len(ids), **stage.dimensions}.items()}

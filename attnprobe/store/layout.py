@@ -63,7 +63,7 @@ class DatasetLayout:
 
 @dataclass(frozen=True, slots=True)
 class StageLayout:
-    """One stage: what its maps are, and its datasets. Fields as in `AttentionMaps` and `TokenGrid`."""
+    """One stage: what its maps are, and its datasets. Fields as in `AttentionMaps`, its `Part` and `TokenGrid`."""
 
     name: str
     kind: str
@@ -73,6 +73,9 @@ class StageLayout:
     prefix: tuple[str, ...]
     patch: tuple[int, int]
     datasets: tuple[DatasetLayout, ...]
+    kept_layers: tuple[int, ...] | None = None
+    kept_heads: tuple[int, ...] | None = None
+    kept_queries: tuple[int, ...] | None = None
 
     @property
     def dimensions(self) -> dict[str, int]:

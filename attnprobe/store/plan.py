@@ -83,7 +83,7 @@ class Pinned:
         return {
             "schema_version": SCHEMA_VERSION,
             "facts": dict(self.facts),
-            "layout": asdict(self.layout),
+            "layout": asdict(self.layout, dict_factory=_without_none),
             "created": self.created,
         }
 
@@ -119,6 +119,10 @@ class Pinned:
             "n_images": n_images,
             "complete": n_images == self.n_images,
         }
+
+
+def _without_none(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {name: value for name, value in fields if value is not None}
 
 
 def write_plan(folder: Path, plan: CapturePlan, pinned: Pinned) -> None:

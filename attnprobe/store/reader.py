@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from attnprobe.core.errors import InputError, did_you_mean
-from attnprobe.core.maps import AttentionMaps, Outcome, TokenGrid
+from attnprobe.core.maps import AttentionMaps, Outcome, Part, TokenGrid
 from attnprobe.core.tap import Site
 from attnprobe.store import bits, structure
 from attnprobe.store.layout import DatasetLayout, StageLayout
@@ -135,6 +135,7 @@ class MapReader(StoredMaps):
             is_effective=dataset.is_effective,
             stochastic=dataset.stochastic,
             layers=stage.layers,
+            part=Part(stage.kept_layers, stage.kept_heads, stage.kept_queries),
             stage=stage.name,
             kind=stage.kind,
             tokens=tokens,

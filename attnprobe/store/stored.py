@@ -118,9 +118,12 @@ class StoredMaps:
         found = []
         for stage in self._layouts.values():
             *lengths, keys = stage.maps[0].shape
-            layers, heads = (tuple(range(1, n + 1)) for n in lengths[:2])
+            kept = (stage.kept_layers, stage.kept_heads, stage.kept_queries)
+            layers, heads, queries = (
+                tuple(range(n)) if some is None else some for n, some in zip(lengths, kept, strict=True)
+            )
+            layers, heads = (tuple(i + 1 for i in some) for some in (layers, heads))
             sites = tuple((d.name, d.stochastic) for d in stage.maps)
-            queries = tuple(range(lengths[2]))
             shape = StageShape(
                 stage.name, stage.kind, layers, heads, queries, keys, stage.rows, stage.cols, stage.prefix, sites
             )
