@@ -21,12 +21,15 @@ from attnprobe.metrics.head_confidence import head_confidence
 from attnprobe.metrics.head_dependence import head_dependence
 from attnprobe.metrics.head_divergence import head_divergence
 from attnprobe.metrics.head_similarity import head_similarity
+from attnprobe.metrics.head_types import head_types
 from attnprobe.metrics.heads_across_layers import head_divergence_across_layers, head_similarity_across_layers
 from attnprobe.metrics.high_norm_tokens import high_norm_tokens, largest_token_norm
 from attnprobe.metrics.images_needed import images_needed
 from attnprobe.metrics.layer_similarity import layer_similarity, layer_similarity_centred
 from attnprobe.metrics.measure import measure
+from attnprobe.metrics.own_line import own_column_mass, own_row_mass
 from attnprobe.metrics.paired import paired_difference
+from attnprobe.metrics.position_share import position_share
 from attnprobe.metrics.prefix_mass import prefix_mass
 from attnprobe.metrics.query_information import query_information
 from attnprobe.metrics.rank_family import nuclear_ratio, numerical_rank, spectral_gap, stable_rank
@@ -70,7 +73,10 @@ METRICS: Registry[Metric] = Registry(
     row_small_share,
     head_confidence,
     query_information,
+    position_share,
     attention_distance,
+    own_row_mass,
+    own_column_mass,
     prefix_mass,
     sink_mass,
     sink_rate,
@@ -125,4 +131,4 @@ SLOW = (
 )
 """Several forward passes or more: only by name, not part of "all"."""
 
-__all__ = ["DEFAULT", "METRICS", "SLOW", "images_needed", "measure", "paired_difference", *METRICS]
+__all__ = ["DEFAULT", "METRICS", "SLOW", "head_types", "images_needed", "measure", "paired_difference", *METRICS]
