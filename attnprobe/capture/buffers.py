@@ -33,5 +33,9 @@ class BufferPool:
         weakref.finalize(lease, self._free_again, block)
         return torch.from_numpy(lease).view(dtype).view(shape)
 
+    def clear(self) -> None:
+        """Give back the memory that nobody uses."""
+        self._free.clear()
+
     def _free_again(self, block: np.ndarray) -> None:
         self._free.append(block)

@@ -1,5 +1,6 @@
 """Images -> their attention maps, batch by batch, with proof."""
 
+import warnings
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 
@@ -9,12 +10,16 @@ from torch import Tensor, nn
 from attnprobe.capture.buffers import BufferPool
 from attnprobe.capture.certificate import Certificate, certify
 from attnprobe.capture.layers import unwrap
-from attnprobe.capture.recorder import record
+from attnprobe.capture.recorder import Recorder, record
 from attnprobe.capture.selection import Selection
-from attnprobe.core.errors import CaptureError
+from attnprobe.core.errors import CaptureError, WorkError
 from attnprobe.core.images import ImageBatch, ImageSource
 from attnprobe.core.maps import AttentionMaps, Outcome
+from attnprobe.core.memory import free_memory, is_out_of_memory
 from attnprobe.core.tap import Site
+
+BATCH_BYTES = 640 << 20
+"""Most bytes of maps in one forward pass: 20 images of 16 blocks, 12 heads, 197 tokens, or one of 1,374 tokens."""
 
 
 def capture(
@@ -35,7 +40,8 @@ def capture(
         images: an `ImageSource`, or pixels [image, 3, row, col] already normalised.
         site: "weights" (the softmax), "effective" (what multiplies V), or both as a tuple.
         tokens: keep the output of each block, too, where that is [image, token, width]; `token_similarity` needs it.
-        batch_size: images per forward pass; results do not depend on it beyond rounding.
+        batch_size: most images per forward pass; fewer where their maps are more than `BATCH_BYTES`, and half as many
+            each time memory runs out. Results do not depend on it beyond rounding.
         watch, unwindow, selection: see `record`.
 
     Returns:
@@ -44,6 +50,7 @@ def capture(
 
     Raises:
         CaptureError: (while iterating) no image, no attention layer, or a failed proof.
+        WorkError: (while iterating) memory does not suffice for one image.
     """
     sites = (site,) if isinstance(site, str) else tuple(site)
     return Capture(model, images, sites, tokens, batch_size, watch, unwindow, selection)
@@ -81,12 +88,20 @@ class Capture:
         first = next(self._image_batches(2, range(min(2, len(self.images)))), None)
         if first is None:
             raise CaptureError("no image to capture; the source is empty.")
-        with _evaluating(self.model):
-            return certify(self.model, first.pixels.to(self._dtype), watch=self._watch)
+        for count in (2, 1):
+            try:
+                with _evaluating(self.model):
+                    return certify(self.model, first.pixels[:count].to(self._dtype), watch=self._watch)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            free_memory()
+        raise _too_large()
 
     def batches(self, order: Sequence[int] | None = None) -> Iterator[list[AttentionMaps]]:
         """All maps of one batch at a time, of the images at positions `order` (all if None)."""
-        _ = self.certificate  # nothing is delivered unproved
+        per_image = max(1, self.certificate.image_bytes)  # nothing is delivered unproved
+        self.batch_size = max(1, min(self.batch_size, BATCH_BYTES // per_image))
         with (
             _evaluating(self.model),
             torch.inference_mode(),
@@ -101,8 +116,33 @@ class Capture:
             ) as recorder,
         ):
             for batch in self._image_batches(self.batch_size, order):
-                output = self.model(batch.pixels.to(self._dtype))
-                yield recorder.take(batch.ids, _outcome(output, batch.labels))
+                yield from self._of_batch(recorder, batch)
+
+    def _of_batch(self, recorder: Recorder, batch: ImageBatch) -> Iterator[list[AttentionMaps]]:
+        """The maps of a batch, in as many parts as memory asks for."""
+        n = len(batch.ids)
+        if n > self.batch_size:
+            for start in range(0, n, self.batch_size):
+                yield from self._of_batch(recorder, _cut(batch, start, start + self.batch_size))
+            return
+        try:
+            output = self.model(batch.pixels.to(self._dtype))
+            taken = recorder.take(batch.ids, _outcome(output, batch.labels))
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        else:
+            yield taken
+            return
+        output = None
+        recorder.forget()
+        self._pool.clear()
+        free_memory()
+        if n == 1:
+            raise _too_large()
+        self.batch_size = n // 2
+        warnings.warn(f"out of memory with {n} images at once; going on with {self.batch_size}.", stacklevel=2)
+        yield from self._of_batch(recorder, batch)
 
     def _image_batches(self, batch_size: int, order: Sequence[int] | None) -> Iterator[ImageBatch]:
         if not isinstance(self.images, Tensor):
@@ -128,6 +168,14 @@ class _evaluating:
     def __exit__(self, *_exc: object) -> None:
         for module in self.training:
             module.training = True
+
+
+def _cut(batch: ImageBatch, start: int, stop: int) -> ImageBatch:
+    return ImageBatch(batch.pixels[start:stop], batch.labels[start:stop], batch.ids[start:stop])
+
+
+def _too_large() -> WorkError:
+    return WorkError("out of memory with one image; keep fewer layers, heads or queries, or a smaller --img-size.")
 
 
 def _outcome(output: object, labels: Tensor) -> Outcome | None:

@@ -53,12 +53,14 @@ class Certificate:
         output_equal: the model's output with hooks equals the output without, bit for bit.
         fused_difference: largest |output of the explicit softmax - output as the user runs it|, relative.
         n_images: how many images it was checked on.
+        image_bytes: of the maps of one image, as the model computes them.
     """
 
     layers: tuple[LayerProof, ...]
     output_equal: bool
     fused_difference: float
     n_images: int
+    image_bytes: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -82,6 +84,7 @@ def certify(model: nn.Module, pixels: Tensor, *, watch: bool | None = None) -> C
     watched = watch if watch is not None else unheard(inner, layers)
     routes = {layer.name: layer.route for layer in layers}
     proofs: list[LayerProof] = []
+    n_bytes = 0
     with torch.inference_mode():
         as_run = _logits(inner(pixels))
         with unfused(layers), unwatched() if watched else nullcontext():
@@ -93,8 +96,12 @@ def certify(model: nn.Module, pixels: Tensor, *, watch: bool | None = None) -> C
                 with watching(inner, partial(_note, recorder, products), check=True):
                     hooked = _logits(inner(pixels))
                 _difference("hooks", hooked, unhooked)
-                proofs += _proofs(recorder.take(), products, routes, TOLERANCE[hooked.dtype])
-    return Certificate(tuple(proofs), bool(torch.equal(hooked, unhooked)), fused_difference, len(pixels))
+                taken = recorder.take()
+                n_bytes += sum(maps.values.nbytes for maps in taken)
+                proofs += _proofs(taken, products, routes, TOLERANCE[hooked.dtype])
+                taken = []
+    equal = bool(torch.equal(hooked, unhooked))
+    return Certificate(tuple(proofs), equal, fused_difference, len(pixels), n_bytes // len(pixels))
 
 
 def _note(recorder: Recorder, products: dict[str, Product], product: Product) -> None:

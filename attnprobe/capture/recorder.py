@@ -66,6 +66,10 @@ class Recorder:
         if self._watch is not None:
             self._watch.new_pass()
 
+    def forget(self) -> None:
+        """Drop what a forward pass left that did not end."""
+        self._reset()
+
     # --- what hooks on known layers tell -----------------------------------------------------------------------------
 
     def see_pixels(self, pixels: Tensor) -> None:
