@@ -19,17 +19,20 @@ from attnprobe.core.registry import Registry
 from attnprobe.plots.attention_grid import attention_grid
 from attnprobe.plots.depth_curve import depth_curve
 from attnprobe.plots.filmstrip import filmstrip
+from attnprobe.plots.head_embedding import head_embedding
 from attnprobe.plots.head_grid import head_grid
+from attnprobe.plots.head_scatter import head_scatter
 from attnprobe.plots.layer_head import layer_head
 from attnprobe.plots.layer_matrix import layer_matrix
 from attnprobe.plots.onset import onset
+from attnprobe.plots.similar_fraction import similar_fraction
 from attnprobe.plots.style import shared_limits
 from attnprobe.plots.threshold_curve import threshold_curve
 
 
 @dataclass(frozen=True, slots=True)
 class Plot:
-    """A function that draws a measurement, and the axes for which it is the first choice."""
+    """A function that draws a measurement (or several), and the axes for which it is the first choice."""
 
     function: Callable[..., Axes]
     axes: tuple[tuple[str, ...], ...]
@@ -46,6 +49,9 @@ PLOTS: Registry[Plot] = Registry(
     Plot(layer_head, (("layer", "head"), ("layer", "head", "prefix"))),
     Plot(head_grid, (("layer", "head", "head"),)),
     Plot(threshold_curve, (("threshold", "layer"),)),
+    Plot(head_embedding, (("layer", "head", "layer", "head"),)),
+    Plot(head_scatter, ()),
+    Plot(similar_fraction, ()),
 )
 
 
@@ -68,11 +74,14 @@ __all__ = [
     "attention_grid",
     "depth_curve",
     "filmstrip",
+    "head_embedding",
     "head_grid",
+    "head_scatter",
     "layer_head",
     "layer_matrix",
     "onset",
     "plot",
     "shared_limits",
+    "similar_fraction",
     "threshold_curve",
 ]

@@ -1,0 +1,53 @@
+"""Which heads of the whole network are alike? Every head a dot; near dots attend alike."""
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from attnprobe.core.measurement import Measurement
+from attnprobe.plots.style import colour_bar, colours, heading, new_axes, require_axes
+
+
+def head_embedding(m: Measurement, ax: Axes | None = None, *, title: str | None = None, colorbar: bool = True) -> Axes:
+    """Draw distances between all heads as a plane: classical multidimensional scaling (Torgerson 1952).
+
+    Clark et al. 2019, arXiv:1906.04341, show heads so, by the Jensen-Shannon divergence between them. Its square root
+    is a distance, so that is what is drawn of divergences; of cosines c, sqrt(2 - 2 c). The axes have no meaning but
+    that distances on the plane stand for those between heads; the title says how much of them it keeps.
+
+    Args:
+        m: over (layer, head, layer, head), as of `head_divergence_across_layers`.
+        ax: where; a new figure if None.
+        title: replaces the metric's name.
+        colorbar: False if several Axes share one.
+
+    Raises:
+        ShapeError: other axes.
+    """
+    require_axes(m, "head_embedding", ("layer", "head", "layer", "head"))
+    ax = new_axes(5.2, 4.4) if ax is None else ax
+    layers, heads = m.mean.shape[:2]
+    places, kept = scaled(m.mean.reshape(layers * heads, -1), similarity=m.value_range[1] == 1.0)
+    block = np.repeat(np.arange(1, layers + 1), heads)
+    scale = colours((1.0, float(max(layers, 2))))
+    ax.scatter(*places.T, c=block, s=22, edgecolors="#404040", linewidths=0.4, **scale._asdict())
+    ax.set(xticks=[], yticks=[], aspect="equal")
+    ax.margins(0.08)
+    name = f"{heading(m)}\n{kept:.0%} of the squared distances are on this plane"
+    ax.set_title(name if title is None else title, fontsize="medium", parse_math=False)
+    if colorbar:
+        colour_bar(ax, scale, "block", block.astype(float), shrink=0.8)
+    return ax
+
+
+def scaled(values: np.ndarray, *, similarity: bool) -> tuple[np.ndarray, float]:
+    """Distances between n things -> their places [n, 2] on a plane, and the share of the squared distances it keeps."""
+    squared = 2 - 2 * values if similarity else np.array(values, dtype=float)
+    squared = np.maximum((squared + squared.T) / 2, 0)
+    np.fill_diagonal(squared, 0)
+    centred = -0.5 * (squared - squared.mean(0) - squared.mean(1)[:, None] + squared.mean())
+    strength, direction = np.linalg.eigh(centred)
+    strength, direction = np.maximum(strength[::-1], 0), direction[:, ::-1]
+    places = np.zeros((len(squared), 2))
+    places[:, : len(strength[:2])] = direction[:, :2] * np.sqrt(strength[:2])
+    total = strength.sum()
+    return places, float(strength[:2].sum() / total) if total > 0 else 1.0
