@@ -121,9 +121,9 @@ class Capture:
     def _of_batch(self, recorder: Recorder, batch: ImageBatch) -> Iterator[list[AttentionMaps]]:
         """The maps of a batch, in as many parts as memory asks for."""
         n = len(batch.ids)
-        if n > self.batch_size:
-            for start in range(0, n, self.batch_size):
-                yield from self._of_batch(recorder, _cut(batch, start, start + self.batch_size))
+        if n > (step := self.batch_size):  # it may shrink meanwhile
+            for start in range(0, n, step):
+                yield from self._of_batch(recorder, _cut(batch, start, start + step))
             return
         try:
             output = self.model(batch.pixels.to(self._dtype))
