@@ -37,7 +37,8 @@ def map_cka(maps: Tensor, *, estimator: str = "unbiased") -> Tensor:
         [image, layer, layer], the HSIC that is averaged.
     """
     grams = [gram(layer.transpose(1, 2).flatten(2)) for layer in maps.unbind(1)]
-    return hsic(torch.stack(grams, 1), estimator)
+    below, diagonal = (torch.stack(part, 1) for part in zip(*grams, strict=True))
+    return hsic(below, diagonal, estimator)
 
 
 @metric(axes=("layer", "layer"), value_range=(-1.0, 1.0), narrow_range=_range, from_mean=normalised)
@@ -55,4 +56,4 @@ def token_cka(tokens: Tensor, *, estimator: str = "unbiased") -> Tensor:
     Returns:
         [image, layer, layer], the HSIC that is averaged.
     """
-    return hsic(gram(tokens), estimator)
+    return hsic(*gram(tokens), estimator)

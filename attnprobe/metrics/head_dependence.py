@@ -25,4 +25,4 @@ def head_dependence(maps: Tensor, *, estimator: str = "unbiased") -> Tensor:
     Returns:
         [image, layer, head, head], the HSIC that is averaged.
     """
-    return torch.stack([hsic(gram(layer), estimator) for layer in maps.unbind(1)], 1)
+    return torch.stack([hsic(*gram(layer), estimator) for layer in maps.unbind(1)], 1)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from attnprobe.core.measurement import Measurement, metric
+from attnprobe.metrics.gram import row_products
 from attnprobe.metrics.head_clusters import cluster_summary, from_cosine
 
 
@@ -40,8 +41,7 @@ def head_similarity(maps: Tensor, *, cut: float = 0.1) -> Tensor:
     Returns:
         [image, layer, head, head].
     """
-    flat = maps.flatten(3)
-    products = flat @ flat.mT
+    products = row_products(maps.flatten(3))
     squared_length = products.diagonal(dim1=-2, dim2=-1)
     scale = torch.where(squared_length == 0, 0.0, squared_length.rsqrt())
     return products * scale.unsqueeze(-1) * scale.unsqueeze(-2)

@@ -10,35 +10,43 @@ import torch
 from torch import Tensor
 
 from attnprobe.core.errors import InputError, check_choice
+from attnprobe.metrics.gram import half_products
 from attnprobe.metrics.token_vectors import ROUNDING
 
 ESTIMATORS = ("unbiased", "biased")
 
 
-def gram(features: Tensor) -> Tensor:
+def gram(features: Tensor) -> tuple[Tensor, Tensor]:
     """Inner products of samples whose mean is taken off; zero where features are constant up to rounding.
 
     Args:
         features: [..., sample, feature].
 
     Returns:
-        [..., sample, sample].
+        As `half_products`: [..., sample, sample] below the diagonal, and the diagonal [..., sample].
     """
-    centred = features - features.mean(-2, keepdim=True)
-    size, left = (x.square().sum((-2, -1), keepdim=True) for x in (features, centred))
-    varies = ~(left <= size * (ROUNDING * torch.finfo(features.dtype).eps) ** 2)  # a NaN varies
-    products = centred @ centred.mT
-    return torch.where(varies, products, 0.0)
+    size = torch.linalg.vector_norm(features.flatten(-2), dim=-1)
+    below, diagonal = half_products(features - features.mean(-2, keepdim=True))
+    constant = diagonal.sum(-1).sqrt() <= size * ROUNDING * torch.finfo(features.dtype).eps
+    if constant.any():
+        below, diagonal = below.clone(), diagonal.clone()
+        below[constant], diagonal[constant] = 0, 0
+    return below, diagonal
 
 
-def hsic(grams: Tensor, estimator: str) -> Tensor:
-    """HSIC of every pair of kernels, up to a factor that the same for all.
+def hsic(below: Tensor, diagonal: Tensor, estimator: str) -> Tensor:
+    """HSIC of every pair of kernels, up to a factor that is the same for all.
 
-    estimator="unbiased": the U-statistic of Song et al. 2012, as a product of U-centred kernels (Szekely & Rizzo 2014):
-    diagonal removed, rows and columns corrected for it. "biased": the product of doubly centred kernels.
+    estimator="unbiased": the U-statistic of Song et al. 2012. For kernels of n centred samples, whose rows sum to 0,
+    its three terms become, with K' the kernel without its diagonal k:
+
+        <K', L'> - 2 <k, l> / (n - 2) + sum(k) sum(l) / ((n - 1) (n - 2))
+
+    "biased": <K, L>, the diagonal included.
 
     Args:
-        grams: [..., kernel, sample, sample], of centred samples.
+        below: [..., kernel, sample, sample], kernels of centred samples below their diagonal.
+        diagonal: [..., kernel, sample].
         estimator: "unbiased" or "biased".
 
     Returns:
@@ -48,16 +56,14 @@ def hsic(grams: Tensor, estimator: str) -> Tensor:
         InputError: an unknown estimator, or fewer than the 4 samples that "unbiased" needs.
     """
     check_choice("estimator", estimator, ESTIMATORS)
-    n = grams.shape[-1]
-    if estimator == "unbiased":
-        if n < 4:
-            raise InputError(f"{n} tokens are too few for the unbiased HSIC, which needs 4: set estimator='biased'.")
-        off = grams - torch.diag_embed(grams.diagonal(dim1=-2, dim2=-1))
-        rows = off.sum(-1, keepdim=True) / (n - 2)
-        grams = off - rows - rows.mT + rows.sum(-2, keepdim=True) / (n - 1)
-        grams = grams - torch.diag_embed(grams.diagonal(dim1=-2, dim2=-1))
-    flat = grams.flatten(-2)
-    return flat @ flat.mT
+    n, flat = diagonal.shape[-1], below.flatten(-2)
+    apart, alone = 2 * flat @ flat.mT, diagonal @ diagonal.mT
+    if estimator == "biased":
+        return apart + alone
+    if n < 4:
+        raise InputError(f"{n} tokens are too few for the unbiased HSIC, which needs 4: set estimator='biased'.")
+    trace = diagonal.sum(-1, keepdim=True)
+    return apart - 2 / (n - 2) * alone + trace @ trace.mT / ((n - 1) * (n - 2))
 
 
 def normalised(mean: np.ndarray) -> np.ndarray:

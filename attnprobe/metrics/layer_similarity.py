@@ -8,6 +8,7 @@ from torch import Tensor
 
 from attnprobe.core.errors import check_choice
 from attnprobe.core.measurement import metric
+from attnprobe.metrics.gram import row_products
 from attnprobe.metrics.head_matching import HEAD_MATCH, matching
 from attnprobe.metrics.token_vectors import unit_vectors
 
@@ -69,8 +70,8 @@ def _with_heads_matched(maps: Tensor, axis: str, center: str, exclude_prefix: in
     layers, heads = maps.shape[1:3]
     units = unit_vectors(maps, axis, center, exclude_prefix)
     n_vectors = heads * units.shape[-1 if axis == "key" else -2]
-    flat = units.flatten(3).flatten(1, 2)
-    gains = (flat @ flat.mT).unflatten(-1, (layers, heads)).unflatten(1, (layers, heads)).transpose(2, 3)
+    products = row_products(units.flatten(3).flatten(1, 2))
+    gains = products.unflatten(-1, (layers, heads)).unflatten(1, (layers, heads)).transpose(2, 3)
     partners = matching(gains).unsqueeze(-1)
     return gains.gather(-1, partners).squeeze(-1).sum(-1) / n_vectors
 

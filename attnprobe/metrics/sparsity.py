@@ -112,9 +112,9 @@ def row_small_share(maps: Tensor, *, threshold: float = 1e-3) -> Tensor:
     Returns:
         [image, layer, head].
     """
-    layers = maps.unbind(1)
-    shares = [(layer < threshold).to(maps.dtype).mean((-2, -1)) + 0 * layer.sum((-2, -1)) for layer in layers]
-    return torch.stack(shares, 1)  # 0 * NaN: a comparison would hide it
+    entries = maps.shape[-2] * maps.shape[-1]
+    counts = [(layer < threshold).sum((-2, -1)) + 0 * layer.sum((-2, -1)) for layer in maps.unbind(1)]
+    return torch.stack(counts, 1) / entries  # 0 * NaN: a comparison would hide it
 
 
 def _ascending(rows: Tensor) -> Tensor:

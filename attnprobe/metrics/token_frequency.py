@@ -1,5 +1,7 @@
 """Do the blocks smooth the picture, or keep its fine detail?"""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -26,9 +28,13 @@ def high_frequency(tokens: Tensor, grid: TokenGrid) -> Tensor:
     Returns:
         [image, layer], natural logarithms.
     """
-    size = _amplitudes(tokens, grid).clamp_min(1e-6).log()
-    highest = size[..., (grid.rows - 1) // 2, (grid.cols - 1) // 2]
-    return (highest - size[..., 0, 0]).mean(-1)
+    sides = [torch.arange(n, dtype=torch.float64) * ((n - 1) // 2) / n for n in (grid.rows, grid.cols)]
+    angle = 2 * math.pi * (sides[0][:, None] + sides[1]).flatten()
+    wave = torch.stack([angle.cos(), angle.sin()]).to(tokens)
+    patches = tokens[..., grid.n_prefix :, :]
+    highest = torch.linalg.vector_norm(wave @ patches, dim=-2)
+    constant = patches.sum(-2).abs()
+    return (highest.clamp_min(1e-6).log() - constant.clamp_min(1e-6).log()).mean(-1)
 
 
 @metric(axes=("layer",), value_range=(0.0, 1.0))
@@ -54,13 +60,8 @@ def high_frequency_share(tokens: Tensor, grid: TokenGrid, *, cutoff: float = 0.5
     """
     if not 0 <= cutoff < 1:
         raise InputError(f"cutoff={cutoff} must lie in [0, 1), in units of the Nyquist frequency.")
-    energy = _amplitudes(tokens, grid).square().sum(2)
+    patches = tokens[..., grid.n_prefix :, :].unflatten(-2, (grid.rows, grid.cols))
+    energy = torch.fft.fft2(patches.movedim(-1, 2)).abs().square().sum(2)
     row, col = (torch.fft.fftfreq(n, device=tokens.device).abs() * 2 for n in (grid.rows, grid.cols))
     high = torch.maximum(row[:, None], col) > cutoff
     return (energy * high).sum((-2, -1)) / energy.sum((-2, -1))
-
-
-def _amplitudes(tokens: Tensor, grid: TokenGrid) -> Tensor:
-    """[image, layer, width, row frequency, column frequency]."""
-    patches = tokens[..., grid.n_prefix :, :].unflatten(-2, (grid.rows, grid.cols))
-    return torch.fft.fft2(patches.movedim(-1, 2)).abs()
