@@ -7,16 +7,20 @@ from typing import Any
 
 import matplotlib as mpl
 from cycler import cycler
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from attnprobe import pipeline
 from attnprobe.core import fs
 from attnprobe.core.errors import InputError, did_you_mean
-from attnprobe.core.examined import Examined
+from attnprobe.core.examined import Picture
+from attnprobe.core.history import History
 from attnprobe.core.measurement import Measurement
-from attnprobe.plots import PLOTS, attention_grid, filmstrip, onset
+from attnprobe.core.run import Run
+from attnprobe.pictures import pictures_of
+from attnprobe.plots import PLOTS, attention_grid, filmstrip, onset, similar_fraction
 from attnprobe.plots.style import COLOURS
+from attnprobe.store import open_maps
+from attnprobe.store.history import read_history
 
 WIDTHS = {"column": 3.25, "text": 6.875}
 """Inches; of a two-column page, as most conferences of the field have it."""
@@ -34,6 +38,8 @@ class Kind:
     height: float
     shared: bool = False
 
+
+HISTORIES = {"filmstrip": filmstrip, "onset": onset}
 
 KINDS: Mapping[str, Kind] = {
     "layer_matrix": Kind("layer_similarity", 0.9),
@@ -76,57 +82,56 @@ def draw(
     if out.suffix.lstrip(".").lower() not in Figure().canvas.get_supported_filetypes():
         raise InputError(f"{out}: cannot draw {out.suffix or 'a file without ending'}; use .pdf, .svg or .png.")
     wanted = metric or kind.metric
-    live = figure in ("attention_grid", "filmstrip", "onset")
-    examined = [
-        pipeline.examine(path, metrics=[] if live else [wanted], pictures=int(figure == "attention_grid"))
-        for path in paths
-    ]
+    shown: list[Any] = [_what(Path(path), figure, wanted) for path in paths]
+    names = [_name(Path(path)) for path in paths]
     style: dict[Any, Any] = {**PRINT, "axes.prop_cycle": cycler(color=COLOURS)}
     with mpl.rc_context(style):
-        panels = 1 if kind.shared else len(examined)
+        panels = 1 if kind.shared else len(shown)
         sheet = Figure(figsize=(inches, inches * kind.height / panels), layout="constrained")
         axes = sheet.subplots(1, panels, squeeze=False)[0]
+        function: Any = HISTORIES.get(figure) or (
+            attention_grid if figure == "attention_grid" else PLOTS[figure].function
+        )
         if figure == "similar_fraction":
-            PLOTS[figure].function([_measurement(e, wanted) for e in examined], axes[0])
+            similar_fraction(shown, axes[0])
+        elif kind.shared:
+            for one, name in zip(shown, names, strict=True):
+                function(one, axes[0], label=name)
         else:
-            for k, one in enumerate(examined):
-                _draw_one(one, figure, wanted, axes[0 if kind.shared else k], named=len(examined) > 1)
+            for one, name, ax in zip(shown, names, axes, strict=True):
+                more = {"metric": wanted} if figure in HISTORIES else {}
+                function(one, ax, **more)
+                if len(shown) > 1:
+                    ax.set_title(name, fontsize="medium", parse_math=False)
         with fs.as_work_error(f"writing {out}"):
             fs.make_folder(out.parent)
-            sheet.savefig(out, dpi=300, bbox_inches="tight", pad_inches=0.02)
+            sheet.savefig(out, dpi=300)
     return out
 
 
-def _draw_one(one: Examined, figure: str, metric: str, ax: Axes, *, named: bool) -> None:
-    title: dict[str, Any] = {"title": one.name} if named else {}
+def _what(path: Path, figure: str, metric: str) -> Measurement | Picture | History:
+    """What the figure shows of one maps file or run."""
+    maps = Run(path).maps if path.is_dir() else path
+    if figure in HISTORIES:
+        history = read_history(Run(maps.parent).probe)
+        if history is None:
+            raise InputError(f"{path} has no history; train with --set probe_every=1, and name the run's folder.")
+        return history
     if figure == "attention_grid":
-        if not one.pictures:
-            raise InputError(f"{one.name}: the images are not at hand, so there is nothing to draw attention on.")
-        attention_grid(one.pictures[0], ax, **title)
-    elif figure in ("filmstrip", "onset"):
-        if one.history is None:
-            raise InputError(f"{one.name} has no history; train with --set probe_every=1, and name the run's folder.")
-        (filmstrip if figure == "filmstrip" else onset)(one.history, ax, metric=metric, **title)
-    else:
-        m = _measurement(one, metric)
-        draw_it = PLOTS[figure].function
-        if KINDS[figure].shared:
-            draw_it(m, ax, label=one.name)
-        else:
-            draw_it(m, ax)
-            if named:
-                ax.set_title(one.name, fontsize="medium", parse_math=False)
-
-
-def _measurement(one: Examined, metric: str) -> Measurement:
-    """The metric at the maps that multiply V, if both are there; in the trunk, if there are stages."""
+        pictures = pictures_of(open_maps(maps), 1)
+        if not pictures:
+            raise InputError(f"{path}: the images are not at hand, so there is nothing to draw attention on.")
+        return pictures[0]
+    found = pipeline.examine(maps, metrics=[metric], pictures=0).measurements
     name = metric.partition(":")[0]
-    if name in one.measurements:
-        return one.measurements[name]
-    found = [key for key in one.measurements if key.rpartition("/")[2].partition("@")[0] == name]
-    if not found:
-        raise InputError(f"{one.name}: {name} has no meaning on these maps.")
-    return one.measurements[found[0]]
+    same = [key for key in (name, *found) if key in found and key.rpartition("/")[2].partition("@")[0] == name]
+    if not same:
+        raise InputError(f"{path}: {name} has no meaning on its maps.")
+    return found[same[0]]  # at the maps that multiply V, if both are there; in the first stage, if there are several
+
+
+def _name(path: Path) -> str:
+    return path.parent.name if path.name == "maps.h5" else path.stem
 
 
 def _inches(width: str | float) -> float:

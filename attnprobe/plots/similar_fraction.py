@@ -46,7 +46,7 @@ def similar_fraction(
     untrained = [m.baselines.get("untrained") for m in measurements]
     if baselines and all(base is not None for base in untrained):
         shares = [_share(base)[0] for base in untrained if base is not None]
-        ax.plot(depth, shares, label="untrained", color=colour, linestyle=":", linewidth=1.2)
+        ax.plot(depth, shares, label="untrained", color=colour, linestyle=":", marker=".", linewidth=1.2)
     tau, rho = measurements[0].settings["tau"], measurements[0].settings["rho"]
     ax.set_xticks(sorted({*(int(d) for d in depth), *_ticks_of_earlier(ax)}))
     ax.set(xlabel="blocks", ylabel=f"similar blocks (cosine > {tau}\nin over {rho:.0%} of vectors)", ylim=(-0.03, 1.03))
