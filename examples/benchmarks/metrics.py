@@ -2,9 +2,9 @@
 
     python examples/benchmarks/metrics.py [--rounds 3] [--images 4] [--metric NAME ...]
 
-Maps, block outputs and values of a 16-block, 12-head, 197-token ViT with random weights; the forward pass is that of the
-same model with an explicit softmax, which is what capture needs. Process CPU time (all threads), pass and metric in
-turn, median over rounds. Metrics outside of "all" are left out unless named.
+Maps, block outputs and values of a 16-block, 12-head, 197-token ViT with random weights; the forward pass is that of
+the same model with an explicit softmax, which is what capture needs. Process CPU time (all threads), pass and metric
+in turn, median over rounds. Metrics outside of "all" and the exact rank are left out unless named.
 """
 
 import argparse
@@ -92,9 +92,8 @@ def main() -> None:
           f"{'metric / plain unfused forward':32}  ratio")  # fmt: skip
     found = costs([METRICS[name] for name in names], forward, maps, options.rounds)
     light = sum(ratio for name, ratio in found.items() if name in DEFAULT)
-    print(
-        f"{'default set, without exact rank':32} {light:6.3f}\n{'all of these':32} {sum(found.values()):6.3f}  <= 1.0"
-    )
+    print(f"{'default set, without exact rank':32} {light:6.3f}")
+    print(f"{'all of these':32} {sum(found.values()):6.3f}  goal: 1.0")
     bootstrap(options.rounds)
 
 
