@@ -172,6 +172,7 @@ def test_every_number_of_the_summary_leads_to_what_it_is(page):
     text = "".join(reader.text)
     for name in ("row_entropy", "similar_blocks", "token_similarity"):
         assert METRICS[name].function.__doc__.splitlines()[0] in text
+    assert "U+000A" not in text and "\n    E[l, h] = mean over i of" in text
 
 
 def test_a_metric_without_words_is_linked_to_nothing(no_figures):
