@@ -3,6 +3,7 @@
 import errno
 import os
 import socket
+import time
 from datetime import datetime
 from pathlib import Path
 
@@ -15,16 +16,18 @@ except ImportError:  # Windows: `fs.link` still refuses to overwrite; two writer
 
 
 class FileLock:
-    """An exclusive lock on a file, held until `release` or the end of the process, kill -9 included.
+    """A lock on a file, held until `release` or the end of the process, kill -9 included.
 
-    The file says who holds it. Where the file system has no locks (some network ones) nothing is held.
+    Held by one process; with `job`, by all processes that name the same job. The file says who holds it. Where the file
+    system has no locks (some network ones) nothing is held.
 
     Raises:
         Stopped: another process holds it; the message names it.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, job: str = "") -> None:
+        self.path, self._job = path, job
+        self._first = True
         while True:
             self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
             try:
@@ -35,23 +38,40 @@ class FileLock:
                 self.release()
                 raise
             self.release()  # its holder removed it between our open and our lock: take the new one
+        if not self._first:
+            return
         os.ftruncate(self._descriptor, 0)
         now = datetime.now().astimezone().isoformat(timespec="seconds")
-        os.write(self._descriptor, f"pid {os.getpid()} on {socket.gethostname()} since {now}\n".encode())
+        job = f" job {job}" if job else ""
+        os.write(self._descriptor, f"pid {os.getpid()} on {socket.gethostname()} since {now}{job}\n".encode())
+        if job and fcntl is not None:
+            self._flock(fcntl.LOCK_SH)  # now the others of the job may come
 
     def _acquire(self) -> None:
         if fcntl is None:
             return
+        self._first = self._flock(fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if self._first:
+            return
+        for _ in range(100 if self._job else 0):  # the first of a job holds it alone for a moment
+            if self._flock(fcntl.LOCK_SH | fcntl.LOCK_NB):
+                break
+            time.sleep(0.02)
+        holder = os.read(self._descriptor, 400).decode(errors="replace").strip() or "another process"
+        if not self._job or not holder.endswith(f" job {self._job}"):
+            raise Stopped(f"{self.path.parent} is in use by {holder}. Wait for it to end, or choose another output.")
+
+    def _flock(self, how: int) -> bool:
+        """Whether the lock was free; a file system without locks has all of them free."""
+        assert fcntl is not None
         try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self._descriptor, how)
         except BlockingIOError:
-            holder = os.read(self._descriptor, 200).decode(errors="replace").strip() or "another process"
-            raise Stopped(
-                f"{self.path.parent} is in use by {holder}. Wait for it to end, or choose another output."
-            ) from None
+            return False
         except OSError as error:
             if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
                 raise
+        return True
 
     def _has_its_name(self) -> bool:
         try:

@@ -162,9 +162,9 @@ class AttentionMaps:
 
 
 def uniform_maps(like: AttentionMaps) -> AttentionMaps:
-    """One image of maps of the same shape in which every query attends equally to every key."""
+    """One image of maps of the same shape in which every query attends equally to every key; one number in memory."""
     shape = (1, *like.values.shape[1:])
-    values = torch.full(shape, 1.0 / shape[-1], dtype=torch.float32, device=like.values.device)
+    values = torch.full((1,) * 5, 1.0 / shape[-1], dtype=torch.float32, device=like.values.device).expand(shape)
     return replace(
         like,
         values=values,

@@ -58,11 +58,24 @@ def measure(
     wanted, required = choose(metrics)
     if bootstrap < 0:
         raise InputError(f"bootstrap={bootstrap} must be the number of resamples, 0 or more.")
-    places = _collect(chunks, wanted)
+    places = collect(chunks, wanted)
+    others = {name: collect(maps, wanted) for name, maps in (baselines or {}).items()}
+    return summarise(places, wanted, required, bootstrap, seed, others)
+
+
+def summarise(
+    places: "list[Place]",
+    wanted: Sequence[Metric],
+    required: frozenset[str],
+    bootstrap: int,
+    seed: int,
+    baselines: "Mapping[str, list[Place]]",
+) -> dict[str, Measurement]:
+    """What was collected as measurements; arguments and errors as in `measure`."""
     _check_measured(places, wanted, required)
     result = _measurements(places, wanted, bootstrap, seed)
-    for name, maps in (baselines or {}).items():
-        other = _measurements(_collect(maps, wanted), wanted, bootstrap, seed)
+    for name, others in baselines.items():
+        other = _measurements(others, wanted, bootstrap, seed)
         for key in result.keys() & other.keys():
             bare = replace(other[key], baselines={})
             if bare.mean.shape != result[key].mean.shape:
@@ -75,7 +88,7 @@ def measure(
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
+class Place:
     """What was collected at one site of one stage; `uniform` has the shape, grid and kind of its maps."""
 
     stage: str
@@ -89,7 +102,7 @@ class _Place:
     not_finite: list[str]
 
     @classmethod
-    def of(cls, maps: AttentionMaps, metrics: Sequence[Metric]) -> "_Place":
+    def of(cls, maps: AttentionMaps, metrics: Sequence[Metric]) -> "Place":
         refusals = {metric.name: metric.refusal(maps) for metric in metrics}
         collected = {name: Collected() for name, refusal in refusals.items() if not refusal}
         about = (maps.stage, maps.site, maps.is_effective, maps.stochastic)
@@ -106,9 +119,9 @@ class _Place:
             )
 
 
-def _collect(chunks: Iterable[AttentionMaps], metrics: Sequence[Metric]) -> list[_Place]:
+def collect(chunks: Iterable[AttentionMaps], metrics: Sequence[Metric]) -> list[Place]:
     """Run the metrics over all chunks."""
-    places: dict[tuple[str, Site], _Place] = {}
+    places: dict[tuple[str, Site], Place] = {}
     for chunk in chunks:
         if chunk.n_images == 0:
             continue
@@ -116,7 +129,7 @@ def _collect(chunks: Iterable[AttentionMaps], metrics: Sequence[Metric]) -> list
         if place is None:
             seen = {name for other in places.values() if other.stage == chunk.stage for name in other.collected}
             new = [metric for metric in metrics if "maps" in metric.parameters or metric.name not in seen]
-            place = places[chunk.stage, chunk.site] = _Place.of(chunk, new)
+            place = places[chunk.stage, chunk.site] = Place.of(chunk, new)
         place.check_same(chunk)
         place.image_ids.extend(chunk.image_ids)
         suited = [metric for metric in metrics if metric.name in place.collected]
@@ -139,8 +152,8 @@ def _pieces(maps: AttentionMaps) -> Iterator[AttentionMaps]:
     step = max(1, PIECE_BYTES // bytes_per_image) if maps.values.is_cpu else maps.n_images
     for start in range(0, maps.n_images, step):
         piece = maps.images(start, min(start + step, maps.n_images))
-        tokens = None if piece.tokens is None else _working(piece.tokens)
-        yield replace(piece, values=_working(piece.values), tokens=tokens)
+        tokens, vectors = (None if x is None else _working(x) for x in (piece.tokens, piece.value_vectors))
+        yield replace(piece, values=_working(piece.values), tokens=tokens, value_vectors=vectors)
 
 
 def _working(tensor: Tensor) -> Tensor:
@@ -159,7 +172,7 @@ def _values(metric: Metric, piece: AttentionMaps) -> np.ndarray:
     return _working(values).cpu().numpy().copy()
 
 
-def _check_measured(places: list[_Place], metrics: Sequence[Metric], required: frozenset[str]) -> None:
+def _check_measured(places: list[Place], metrics: Sequence[Metric], required: frozenset[str]) -> None:
     """Raises InputError if a metric was asked for in vain, or if there is nothing at all."""
     for metric in metrics:
         if any(metric.name in place.collected for place in places):
@@ -171,7 +184,7 @@ def _check_measured(places: list[_Place], metrics: Sequence[Metric], required: f
         raise InputError(f"none of {len(metrics)} metrics has a meaning on these maps; capture site='weights'.")
 
 
-def _measurements(places: list[_Place], metrics: Sequence[Metric], bootstrap: int, seed: int) -> dict[str, Measurement]:
+def _measurements(places: list[Place], metrics: Sequence[Metric], bootstrap: int, seed: int) -> dict[str, Measurement]:
     """Name every series and summarise it."""
     result = {}
     for stage in dict.fromkeys(place.stage for place in places):
@@ -186,18 +199,19 @@ def _measurements(places: list[_Place], metrics: Sequence[Metric], bootstrap: in
     return result
 
 
-def _uniform_baseline(place: _Place, metric: Metric, bootstrap: int, seed: int) -> dict[str, Measurement]:
+def _uniform_baseline(place: Place, metric: Metric, bootstrap: int, seed: int) -> dict[str, Measurement]:
     """The metric on one image of uniform attention, if it is a metric of maps."""
     if "maps" not in metric.parameters or not metric.accepts(place.uniform):
         return {}
     collected = Collected()
     with torch.inference_mode():
-        collected.add(_values(metric, place.uniform))
+        whole = replace(place.uniform, values=place.uniform.values.contiguous())
+        collected.add(_values(metric, whole))
     about = replace(place, site="weights", is_effective=True, stochastic=True, image_ids=["uniform"], not_finite=[])
     return {"uniform": _measurement(about, metric, collected, bootstrap, seed)}
 
 
-def _measurement(place: _Place, metric: Metric, collected: Collected, bootstrap: int, seed: int) -> Measurement:
+def _measurement(place: Place, metric: Metric, collected: Collected, bootstrap: int, seed: int) -> Measurement:
     settings = metric.all_settings
     interval, mean, std, ci = _mean_and_interval(metric, collected, bootstrap, seed)
     value_range = metric.value_range

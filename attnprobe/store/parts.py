@@ -4,7 +4,8 @@ plan.json          what is captured, written once, before the first shard
 shards/s000000.h5  one slice of images each; the listing is the only record of what is done
 quarantine/        damaged shards, for whoever wants to know why; never read, never deleted
 certificate.json   what capture proved about the maps, when it is over
-run.lock           held by the process that writes
+run.lock           held by the process that writes, or by all of one job
+claims/            which of them is at which shard; only where there are several
 """
 
 import json
@@ -83,7 +84,8 @@ def recover(folder: Path, pinned: Pinned) -> list[int]:
             _require_own(path, found.part, found.plan, number, pinned.plan_id)
             good.append(number)
         except MapsFileError:
-            _quarantine(folder, path)
+            with suppress(FileNotFoundError):  # another process of the job was faster
+                _quarantine(folder, path)
     return good
 
 
@@ -99,7 +101,7 @@ def _quarantine(folder: Path, path: Path) -> None:
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Remove what a killed process left half-written. Only for the holder of the lock."""
+    """Remove what a killed process left half-written. Only for the only holder of the lock."""
     for path in [*folder.glob(f"{fs.TEMPORARY}*"), *(folder / "shards").glob(f"{fs.TEMPORARY}*")]:
         fs.unlink(path)
 
@@ -113,6 +115,10 @@ def discard(folder: Path) -> None:
     shards = folder / "shards"
     for path in sorted(shards.glob("*.h5")):
         fs.unlink(path)
+    for path in (folder / "claims").glob("*.lock"):
+        fs.unlink(path)
+    with suppress(OSError):
+        (folder / "claims").rmdir()
     fs.unlink(folder / "certificate.json")
     if shards.is_dir():
         fs.fsync_folder(shards)

@@ -107,6 +107,11 @@ class StoredMaps:
         return cls(folder, pinned, tuple(kept), pieces, parts.read_certificate(folder), None)
 
     @property
+    def facts(self) -> dict[str, Any]:
+        """`CapturePlan.facts` of what was captured."""
+        return dict(self._pinned.facts)
+
+    @property
     def n_images(self) -> int:
         return len(self.image_ids)
 

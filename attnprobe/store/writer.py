@@ -49,6 +49,8 @@ class MapWriter:
         WorkError: the disk has no room for what is still to come.
     """
 
+    _job = ""
+
     def __init__(
         self,
         path: Path,
@@ -79,7 +81,7 @@ class MapWriter:
         self._work: Future[None] | None = None
         with fs.as_work_error(f"opening {self.folder}"):
             fs.make_folder(self.folder)
-            self._lock = FileLock(self.folder / "run.lock")
+            self._lock = FileLock(self.folder / "run.lock", self._job)
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="maps-writer")
             try:
                 self._resume()
@@ -216,8 +218,11 @@ class MapWriter:
         self._require_room(pinned)
         with fs.as_work_error(f"writing {self.folder / 'plan.json'}"):
             fs.make_folder(self.folder / "shards")
-            write_plan(self.folder, self.plan, pinned)
-        self._pinned = pinned
+            self._pinned = self._publish(pinned)
+        return self._pinned
+
+    def _publish(self, pinned: Pinned) -> Pinned:
+        write_plan(self.folder, self.plan, pinned)
         return pinned
 
     def _require_room(self, pinned: Pinned) -> None:

@@ -1,0 +1,126 @@
+"""Several processes write the file that one writes, whoever comes late, stops or dies."""
+
+import os
+import signal
+
+import pytest
+import torch
+
+from attnprobe.core.errors import InputError, Stopped
+from attnprobe.core.lock import FileLock
+from attnprobe.core.ranks import Claims, Rank, shared_out
+from attnprobe.store import SharedMapWriter, open_maps
+from tests.store.capturing import CERTIFICATE, plan_for
+
+pytestmark = [
+    pytest.mark.usefixtures("small_shards", "merging_here"),
+    pytest.mark.filterwarnings("ignore:This process:DeprecationWarning"),  # Python 3.12 on fork beside threads
+]
+
+
+def work(path, maps, rank, world, die_at=None, job="a"):
+    """What one process does; with `die_at` it dies at that image."""
+    with SharedMapWriter(path, plan_for([maps]), Rank(rank, world, job=job)) as writer:
+        if not writer.begun:
+            writer.begin([maps.images(0, 3)])
+        for positions in writer.mine():
+            for start in range(positions.start, positions.stop, 2):
+                if die_at is not None and start >= die_at:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                writer.append([maps.images(start, min(start + 2, positions.stop))])
+        return writer.close(CERTIFICATE)
+
+
+def in_processes(*calls):
+    """Exit statuses of processes that do these at once."""
+    children = []
+    for call in calls:
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                torch.set_num_threads(1)
+                call()
+                status = 0
+            finally:
+                os._exit(status)
+        children.append(child)
+    return [os.waitpid(child, 0)[1] for child in children]
+
+
+def check_whole(path, maps):
+    with open_maps(path) as reader:
+        assert reader.complete and reader.image_ids == maps.image_ids
+        assert torch.equal(reader.maps().values, maps.values.bfloat16().float())
+        assert reader.attrs["certificate"] == CERTIFICATE
+    assert [p.name for p in path.parent.iterdir()] == [path.name], "nothing else is left"
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_any_number_of_processes_writes_the_same_file(tmp_path, ten_maps, world):
+    path = tmp_path / "maps.h5"
+    assert in_processes(*(lambda r=r: work(path, ten_maps, r, world) for r in range(world))) == [0] * world
+    check_whole(path, ten_maps)
+
+
+def test_a_dead_process_costs_its_shard_and_any_other_number_completes(tmp_path, ten_maps):
+    path = tmp_path / "maps.h5"
+    dead, alive = in_processes(lambda: work(path, ten_maps, 0, 2, die_at=0), lambda: work(path, ten_maps, 1, 2))
+    assert dead == signal.SIGKILL and alive == 0
+    assert in_processes(*(lambda r=r: work(path, ten_maps, r, 3, job="b") for r in range(3))) == [0] * 3
+    check_whole(path, ten_maps)
+
+
+def test_one_after_the_other_the_late_one_finds_all_done(tmp_path, ten_maps):
+    path = tmp_path / "maps.h5"
+    assert work(path, ten_maps, 0, 2) == path
+    before = path.stat().st_ino
+    assert work(path, ten_maps, 1, 2) == path and path.stat().st_ino == before
+    check_whole(path, ten_maps)
+
+
+def test_another_file_and_another_job_are_refused(tmp_path, ten_maps, make_maps):
+    path = tmp_path / "maps.h5"
+    work(path, make_maps(images=3, layers=3), 0, 1)
+    with pytest.raises(InputError, match="exists"):
+        work(path, ten_maps, 0, 2)
+    with pytest.raises(InputError, match="remove it first"):
+        SharedMapWriter(path, plan_for([ten_maps]), Rank(0, 2), overwrite=True)
+    with SharedMapWriter(tmp_path / "x.h5", plan_for([ten_maps]), Rank(0, 2, job="a")) as writer:
+        writer.begin([ten_maps.images(0, 3)])
+        with pytest.raises(Stopped, match="in use by pid"):
+            SharedMapWriter(tmp_path / "x.h5", plan_for([ten_maps]), Rank(0, 2, job="b"))
+        with SharedMapWriter(tmp_path / "x.h5", plan_for([ten_maps]), Rank(1, 2, job="a")) as other:
+            assert other.begun
+
+
+def test_pieces_are_contiguous_then_what_is_left_and_never_two_at_one(tmp_path):
+    done = set()
+    ranks = [Rank(r, 3) for r in range(3)]
+    workers = [shared_out(r, 9, Claims(tmp_path / "claims"), done.__contains__) for r in ranks]
+    assert [next(w) for w in workers] == [0, 3, 6] and [next(w) for w in workers] == [1, 4, 7]
+    done |= {0, 1}
+    assert [*workers[0]] == [2, 5, 8], "3, 4, 6 and 7 are held by the others"
+    assert [*workers[1]] == [*workers[2]] == []
+
+
+def test_ranks_come_from_the_environment(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    assert Rank.of_this_process().alone
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    rank = Rank.of_this_process()
+    assert (rank.rank, rank.world, rank.alone, rank.in_turn(8)) == (3, 4, False, [6, 7, 0, 1, 2, 3, 4, 5])
+
+
+def test_a_lock_of_a_job_is_held_by_all_of_it_and_nobody_else(tmp_path):
+    first, second = FileLock(tmp_path / "lock", "a"), FileLock(tmp_path / "lock", "a")
+    for job in ("b", ""):
+        with pytest.raises(Stopped):
+            FileLock(tmp_path / "lock", job)
+    first.release()
+    with pytest.raises(Stopped):
+        FileLock(tmp_path / "lock", "b")
+    second.release()
+    FileLock(tmp_path / "lock", "b").release()
