@@ -70,3 +70,15 @@ def test_without_values_they_are_refused_in_words(soft):
     for metric in (own_value_similarity, value_similarity, head_output_norm, value_weighted_prefix_mass):
         with pytest.raises(InputError, match="the value vectors were not captured, only maps"):
             measure([maps], [metric])
+
+
+def test_captured_values_are_measured_in_working_precision_and_stay_with_their_image(soft, signed):
+    values = signed(5, 2, 3, 5, 4).to(torch.bfloat16)
+    maps = AttentionMaps(soft(5, 2, 3, 5, 5).float(), tuple("abcde"), GRID, value_vectors=values)
+    metrics = [own_value_similarity, value_similarity, head_output_norm, value_weighted_prefix_mass]
+    result = measure([maps.images(0, 2), maps.images(2, 5)], metrics, bootstrap=10)
+    for metric in metrics:
+        given = {"maps": maps.values, "value_vectors": values.float(), "grid": GRID}
+        direct = metric(**{name: given[name] for name in given if name in metric.parameters})
+        np.testing.assert_allclose(result[metric.name].per_image, direct, rtol=1e-5, atol=1e-6)
+        assert result[metric.name].baselines == {}
