@@ -9,6 +9,11 @@ Question: exact or cheap? Choice: exact, computed in the order that the cache li
 197 tokens (float32, one AVX-512 core, forward pass 135 ms): layer cosine 8 ms, head cosine 6, entropy 5, similar blocks
 10, Jensen-Shannon 36; the singular values of `effective_rank` 440, or 39 with `order=2`. Reconsider the default there
 if people measure many images at many tokens.
+Question: what of a number that is no mean over images, such as a ratio of means (minibatch CKA)? Choice: the function
+returns what is averaged, and `Metric.from_mean` makes the number, of the mean and of every resample alike.
+Question: should metrics share what they have in common (sorted rows, Gram matrices)? Choice: no, each is pure and reads
+alone; all of "all" cost 2.5 forward passes so (examples/benchmarks/metrics.py), the default set 0.8 and its exact
+rank 3. Reconsider if people measure "all" of many images.
 """
 
 from attnprobe.core.measurement import Metric
