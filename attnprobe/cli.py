@@ -240,6 +240,28 @@ def report(
     _show(*pipeline.report(maps, out=out, formats=formats, metrics=metric or None))
 
 
+def view(
+    maps: Positional[tuple[Path, ...]],
+    port: int = 0,
+    no_browser: bool = False,
+) -> None:
+    """Look at the maps of a file of any size in a browser; served from this machine alone, until Ctrl-C.
+
+    For example:
+
+    $ attnprobe view maps.h5
+    $ attnprobe view runs/vit runs/deepvit --no-browser
+
+    Args:
+        maps: maps files or runs; several are shown beside one another.
+        port: any that is free if not given.
+        no_browser: only print the address.
+    """
+    from attnprobe import viewing
+
+    viewing.view(maps, port=port, browser=not no_browser)
+
+
 def list_(what: Positional[Literal["variants", "models", "recipes", "data", "metrics", "plots"]]) -> None:
     """Show what there is: variants, models, recipes, data sets, metrics or plots.
 
@@ -305,6 +327,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "inspect": inspect,
     "capture": capture,
     "report": report,
+    "view": view,
     "list": list_,
     "explain": explain,
     "verify": verify,

@@ -1,44 +1,21 @@
 """Which images does a report show, and where does the model look in them?"""
 
-from pathlib import Path
-
 import numpy as np
-import torch
 
-from attnprobe.core.config import from_mapping
-from attnprobe.core.errors import AttnprobeError
 from attnprobe.core.examined import Picture
-from attnprobe.core.images import InputSpec
-from attnprobe.data import load_images
+from attnprobe.photographs import DataSet
 from attnprobe.store import MapReader
 
 
 def pictures_of(reader: MapReader, count: int) -> tuple[Picture, ...]:
     """A few images, evenly spread over the file, with the attention they get; none if the data set is not at hand."""
     config = reader.attrs.get("config", {})
-    reference, spec = config.get("images"), config.get("spec")
-    if not reference or not spec or not count:
-        return ()
-    spec = from_mapping(InputSpec, spec, source="maps file")
-    folder = reference["data_dir"] and Path(reference["data_dir"])
-    try:
-        source = load_images(
-            reference["data"],
-            reference["split"],
-            spec=spec,
-            data_dir=folder,
-            limit=reference["images"],
-            bad_images="skip",
-        )
-    except (AttnprobeError, OSError):
-        return ()
-    where = {image_id: position for position, image_id in enumerate(source.ids)}
+    data = DataSet(config) if count else None
     chosen = [int(i) for i in np.linspace(0, len(reader) - 1, min(count, len(reader)))]
-    chosen = [i for i in chosen if reader.image_ids[i] in where]
-    if not chosen:
+    chosen = [i for i in chosen if data and reader.image_ids[i] in data.where]
+    if not data or not chosen:
         return ()
-    batch = next(source.batches(len(chosen), order=[where[reader.image_ids[i]] for i in chosen]))
-    pixels = (spec.restore(batch.pixels) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    pixels = data.pixels([reader.image_ids[i] for i in chosen])
     maps = reader.maps(site=reader.sites()[0], images=chosen)
     grid = maps.grid
     if maps.part.queries is not None and maps.part.queries[0] != 0:

@@ -19,7 +19,8 @@ ALLOWED = {
     "store": {"core"},
     "metrics": {"core"},
     "plots": {"core"},
-    "reports": {"core", "plots"},
+    "view": {"core"},
+    "reports": {"core", "plots", "view"},
 }
 
 

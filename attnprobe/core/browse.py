@@ -30,13 +30,12 @@ class StageShape:
 
 
 class Browsable(Protocol):
-    """Maps that are read when asked for: a maps file, or arrays in a test.
+    """Maps that are read when asked for: a maps file, or arrays in a test."""
 
-    Attributes:
-        image_ids: of all images, in order.
-    """
-
-    image_ids: Sequence[str]
+    @property
+    def image_ids(self) -> Sequence[str]:
+        """Of all images, in order."""
+        ...
 
     def shapes(self) -> tuple[StageShape, ...]:
         """Every stage."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from attnprobe.core.browse import Browsable
 from attnprobe.core.history import History
 from attnprobe.core.maps import TokenGrid
 from attnprobe.core.measurement import Measurement
@@ -46,6 +47,8 @@ class Examined:
         layers: names of the layers.
         grid: the tokens.
         pictures: a handful of images.
+        maps: all maps, read when the page is made, for its explorer; None for no explorer.
+        class_names: in label order; empty if there are none.
         history: what the probe saw while it trained, if it was on.
         notes: sentences a reader must see beside the numbers ("trained for 6 epochs only (--fast)").
     """
@@ -57,5 +60,7 @@ class Examined:
     grid: TokenGrid
     certificate: Mapping[str, Any] = field(default_factory=dict)
     pictures: tuple[Picture, ...] = ()
+    maps: Browsable | None = None
+    class_names: tuple[str, ...] = ()
     history: History | None = None
     notes: tuple[str, ...] = ()

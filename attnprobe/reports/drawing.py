@@ -62,15 +62,16 @@ def as_svg(figure: Figure, alt: str, title: str, settings: str) -> Drawing:
     svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
     start = svg.index(">") + 1
     svg = svg[:start] + THEMED + svg[start:]
-    return Drawing(_uri("image/svg+xml", svg.encode()), alt, title, settings)
+    return Drawing(as_uri("image/svg+xml", svg.encode()), alt, title, settings)
 
 
 def as_photograph(figure: Figure, alt: str, title: str, settings: str) -> Drawing:
     """Figures with photographs, at twice the size a page shows; with 16 blocks 41 kB as WebP, 408 kB as PNG."""
     file = io.BytesIO()
     figure.savefig(file, format="webp", dpi=192, pil_kwargs={"quality": 80, "method": 4})
-    return Drawing(_uri("image/webp", file.getvalue()), alt, title, settings)
+    return Drawing(as_uri("image/webp", file.getvalue()), alt, title, settings)
 
 
-def _uri(kind: str, data: bytes) -> Markup:
+def as_uri(kind: str, data: bytes) -> Markup:
+    """The file as a data URI."""
     return Markup(f"data:{kind};base64,{base64.b64encode(data).decode()}")  # base64 holds no markup

@@ -8,16 +8,23 @@ from markupsafe import Markup
 
 from attnprobe.core.examined import Examined
 from attnprobe.core.visible import visible
+from attnprobe.reports.explore import explorer_of
 from attnprobe.reports.figures import sections
 from attnprobe.reports.json_report import plain
 from attnprobe.reports.numbers import settings_text
 from attnprobe.reports.sites import untrained
 from attnprobe.reports.tables import summary_metrics, summary_table
 from attnprobe.reports.verdict import verdict
+from attnprobe.view import page
+
+PAGE_BYTES = 5_000_000
+"""Of the whole page; what a mail takes, and a phone opens at once. The explorer gets what the rest leaves."""
+OF_EXPLORER = 60_000
+"""Of its script, style and words."""
 
 
 def to_html(runs: Sequence[Examined]) -> str:
-    """The page; loads nothing, runs nothing, and shows text from outside as text."""
+    """The page; loads nothing, runs one script of ours, and shows text from outside as text."""
     environment = Environment(
         loader=PackageLoader("attnprobe.reports"),
         autoescape=True,  # for every template, whatever its name ends in
@@ -29,17 +36,28 @@ def to_html(runs: Sequence[Examined]) -> str:
     shown = [run for e in runs for run in (e, untrained(e)) if run is not None]
     explained = {m.metric: m.explanation for e in runs for m in e.measurements.values() if m.explanation}
     anchors = {metric: f"explanation-{number}" for number, metric in enumerate(explained, 1)}
-    return environment.get_template("report.html").render(
-        runs=[(e, verdict(e)) for e in runs],
-        explained=explained,
-        anchors=anchors,
-        anchor_of={label: anchors.get(metric) for label, metric in summary_metrics(shown).items()},
-        summary=summary_table(shown),
-        sections=sections(runs),
-        metrics=[(e.name, m, settings_text(m)) for e in runs for m in e.measurements.values()],
-        provenance=_provenance(runs),
-        certificates=[(e, proof_of(e.certificate)) for e in runs],
-    )
+    parts = {
+        "runs": [(e, verdict(e)) for e in runs],
+        "explained": explained,
+        "anchors": anchors,
+        "anchor_of": {label: anchors.get(metric) for label, metric in summary_metrics(shown).items()},
+        "summary": summary_table(shown),
+        "sections": sections(runs),
+        "metrics": [(e.name, m, settings_text(m)) for e in runs for m in e.measurements.values()],
+        "provenance": _provenance(runs),
+        "certificates": [(e, proof_of(e.certificate)) for e in runs],
+    }
+    template = environment.get_template("report.html")
+    plain_page = template.render(parts, explorer=None)
+    explorer = explorer_of(runs, PAGE_BYTES - len(plain_page.encode("utf-8", "replace")) - OF_EXPLORER)
+    if explorer is None:
+        return plain_page
+    made = {
+        "section": Markup(page.section(explorer.index, explorer.maps)),  # escaped there
+        "style": Markup(page.style()),
+        "policy": Markup(page.script_hash()),
+    }
+    return template.render(parts, explorer=made)
 
 
 def _provenance(runs: Sequence[Examined]) -> list[tuple[str, list[str]]]:

@@ -1,0 +1,101 @@
+"""What can be explored of a run, and in which words does the page speak of it?"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from attnprobe.core.browse import Browsable, StageShape
+from attnprobe.core.visible import visible
+
+SITES = {"weights": "softmax", "effective": "effective", "scores": "scores"}
+TOKENS = {"cls": "class token", "dist": "distillation token", "reg": "register"}
+
+
+@dataclass(frozen=True, slots=True)
+class Viewed:
+    """A run as the explorer needs it.
+
+    Attributes:
+        name: unique among those shown together.
+        maps: read when somebody looks.
+        class_names: in label order; empty if there are none.
+    """
+
+    name: str
+    maps: Browsable
+    class_names: Sequence[str] = ()
+    places: Mapping[str, int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "places", {image_id: i for i, image_id in enumerate(self.maps.image_ids)})
+
+    def told(self, image_id: str) -> dict[str, Any] | None:
+        """Label, prediction and probability in words; None if the run has not seen the image."""
+        if image_id not in self.places:
+            return None
+        label, prediction, probability = self.maps.told(self.places[image_id])
+        known = probability == probability  # not NaN, which JSON does not have
+        return {
+            "label": self._class(label),
+            "prediction": self._class(prediction),
+            "probability": round(probability, 4) if known else None,
+        }
+
+    def _class(self, number: int) -> str:
+        if 0 <= number < len(self.class_names):
+            return visible(self.class_names[number])
+        return f"class {number}" if number >= 0 else ""
+
+
+def explorable(maps: Browsable) -> list[StageShape]:
+    """Stages whose keys are the tokens of the picture and whose queries are some of these."""
+    return [shape for shape in maps.shapes() if not why_not(shape)]
+
+
+def why_not(shape: StageShape) -> str:
+    """Why a stage cannot be drawn over the image; empty if it can."""
+    if shape.kind not in ("self", "class"):
+        return f"its maps are of kind {shape.kind!r}, not between the tokens of the picture"
+    if not shape.rows * shape.cols:
+        return "where its tokens sit in the picture is not known"
+    if shape.keys != len(shape.prefix) + shape.rows * shape.cols:
+        return "its keys are not the tokens of the picture"
+    return ""
+
+
+def left_out(runs: Sequence[Viewed]) -> list[str]:
+    """A sentence for each stage that cannot be drawn."""
+    return [
+        f"Not shown: stage {visible(shape.name)} of {visible(run.name)}; {why}."
+        for run in runs
+        for shape in run.maps.shapes()
+        if (why := why_not(shape))
+    ]
+
+
+def described(run: Viewed, *, every: int = 1) -> dict[str, Any]:
+    """What the page needs to know of a run before it asks for maps, of which it has every layer, or every second ..."""
+    return {"name": visible(run.name), "stages": [_stage(shape, every) for shape in explorable(run.maps)]}
+
+
+def _stage(shape: StageShape, every: int) -> dict[str, Any]:
+    sites = [{"name": name, "title": SITES.get(name, name), "signed": not sums} for name, sums in shape.sites]
+    return {
+        "name": visible(shape.name),
+        "blocks": [number for i, number in enumerate(shape.layers) if i % every == 0],
+        "of": max(shape.layers),
+        "heads": list(shape.heads),
+        "queries": list(shape.queries),
+        "rows": shape.rows,
+        "cols": shape.cols,
+        "prefix": [_token(name) for name in shape.prefix],
+        "sites": sites,
+    }
+
+
+def _token(name: str) -> str:
+    """ "reg0" -> "register 1"; a name that nobody knows stays what it is."""
+    stem = name.rstrip("0123456789")
+    number = name[len(stem) :]
+    title = TOKENS.get(stem, visible(name))
+    return f"{title} {int(number) + 1}" if number and stem in TOKENS else title
