@@ -1,0 +1,18 @@
+import pytest
+import torch
+
+from attnprobe.metrics import METRICS
+from tests.metrics.references import REFERENCES, largest_difference
+
+ROUGH = {"position_share": 0.15, "attention_flow": 1e-6}
+"""Random projections; capacities rounded to 24 bits."""
+
+
+def test_every_metric_has_a_second_reference():
+    assert list(REFERENCES) == list(METRICS)
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+def test_every_metric_equals_what_another_package_computes(name):
+    assert largest_difference(name) <= ROUGH.get(name, 1e-9)
+    assert largest_difference(name, torch.float32) <= ROUGH.get(name, 2e-4)
