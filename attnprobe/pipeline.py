@@ -1,0 +1,136 @@
+"""What does attnprobe do, step by step? Here the stages meet; `train` is in experiment.py, `capture` in gather.py.
+
+train -> a run's directory     capture -> maps.h5     examine -> measurements     report -> pages and tables
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from attnprobe.core import fs
+from attnprobe.core.errors import InputError
+from attnprobe.core.examined import Examined
+from attnprobe.core.maps import AttentionMaps
+from attnprobe.core.progress import Advance, progress
+from attnprobe.core.run import Run
+from attnprobe.experiment import train
+from attnprobe.gather import capture, measure_live, untrained_maps
+from attnprobe.metrics import measure
+from attnprobe.metrics.choose import choose
+from attnprobe.models import read_checkpoint
+from attnprobe.pictures import pictures_of
+from attnprobe.reports import write_report
+from attnprobe.store import MapReader, open_maps
+from attnprobe.store.history import read_history
+
+__all__ = ["capture", "demo", "examine", "measure_live", "report", "train", "untrained_maps"]
+
+FAST_EPOCHS, FAST_IMAGES = 6, 120
+"""What `demo --fast` trains for and captures, instead of the recipes' epochs and all validation images."""
+
+
+def examine(
+    path: Path | str, *, metrics: Sequence[str] | None = None, name: str | None = None, pictures: int = 6
+) -> Examined:
+    """Measure a maps file, its baselines included, and gather what a report shows.
+
+    Args:
+        path: a maps file, or a run that has one.
+        metrics: names and settings, see `attnprobe.metrics.choose`; the default ones that fit if None.
+        name: how to call it in tables; its folder or file name if None.
+        pictures: how many images to show attention on, if the data set is at hand.
+    """
+    path = Path(path)
+    path = Run(path).maps if path.is_dir() and Run(path).maps.exists() else path
+    choose(metrics)  # a misspelt name is said before any file is opened
+    reader = open_maps(path)
+    with progress(f"measure {path.name}", len(reader)) as advance:
+        baselines = {"untrained": open_maps(untrained_maps(path))} if untrained_maps(path).exists() else {}
+        measurements = measure(_counted(reader, advance), metrics, baselines=baselines)
+    first = reader.maps(images=slice(0, 1))
+    return Examined(
+        name=name or (path.parent.name if path.name == "maps.h5" else path.stem) or path.stem,
+        measurements=measurements,
+        info=_info(reader),
+        layers=first.layers,
+        grid=first.grid,
+        certificate=reader.attrs.get("certificate", {}),
+        pictures=pictures_of(reader, pictures),
+        maps=reader,
+        class_names=tuple(reader.attrs.get("config", {}).get("class_names") or ()),
+        history=read_history(Run(path.parent).probe) if path == Run(path.parent).maps else None,
+    )
+
+
+def report(
+    paths: Sequence[Path | str],
+    *,
+    out: Path,
+    formats: Sequence[str] = ("html", "json", "csv", "md"),
+    metrics: Sequence[str] | None = None,
+    notes: Sequence[str] = (),
+) -> tuple[list[Examined], list[Path]]:
+    """Examine maps files and write the report of all of them side by side.
+
+    Returns:
+        What was examined, and the files written into the folder `out`.
+    """
+    if not paths:
+        raise InputError("nothing to report on; give one maps file or run, or several.")
+    examined = [replace(examine(path, metrics=metrics), notes=tuple(notes)) for path in paths]
+    if len({e.name for e in examined}) < len(examined):
+        examined = [replace(e, name=str(path)) for e, path in zip(examined, paths, strict=True)]
+    with fs.as_work_error(f"writing the report into {out}"):
+        fs.make_folder(out)
+        return examined, write_report(examined, out, formats)
+
+
+def demo(out: Path, *, fast: bool = False) -> tuple[list[Examined], list[Path]]:
+    """Digits -> train ViT-16 and DeepViT-16 -> capture both -> the report of the two side by side.
+
+    Run again, it goes on where it was stopped. `fast` trains for `FAST_EPOCHS` epochs, and the report says so.
+    """
+    runs, notes = [], []
+    for recipe in ("digits_vit_16", "digits_deepvit_16"):
+        run = Run(Path(out) / recipe.removeprefix("digits_"))
+        train(recipe, run.path, settings={"epochs": FAST_EPOCHS} if fast else None)
+        if not _is_current(run):
+            capture(run.path, overwrite=True, batch_size=60, images=FAST_IMAGES if fast else None)
+        runs.append(run.path)
+    if fast:
+        notes = [f"--fast: trained for {FAST_EPOCHS} epochs only, so these are not converged networks"]
+    return report(runs, out=Path(out), notes=notes)
+
+
+# --- what the steps above share ------------------------------------------------------------------------------------
+
+
+def _is_current(run: Run) -> bool:
+    """Whether the run's maps are complete and of its newest checkpoint."""
+    if not (run.maps.exists() and untrained_maps(run.maps).exists()):
+        return False
+    return open_maps(run.maps).attrs["checkpoint_sha256"] == read_checkpoint(run.path).sha256
+
+
+def _counted(reader: MapReader, advance: Advance) -> Iterator[AttentionMaps]:
+    for maps in reader:
+        yield maps
+        if (maps.stage, maps.site) == (reader.stages[0], reader.sites()[0]):
+            advance(maps.n_images)
+
+
+def _info(reader: MapReader) -> dict[str, Any]:
+    """What the report says about where the numbers come from."""
+    attrs, config = reader.attrs, reader.attrs.get("config", {})
+    names = ("model", "variant", "data", "seed", "device", "created", "checkpoint_sha256", "versions")
+    info = {name: attrs[name] for name in names if name in attrs}
+    info |= {"n_images": len(reader), "parameters": config.get("parameters")}
+    labels, prediction = np.asarray(reader.labels), np.asarray(reader.prediction)
+    known = labels >= 0
+    if known.any() and len(prediction):
+        info["accuracy"] = float((labels[known] == prediction[known]).mean())
+        info["n_classes"] = len(config.get("class_names", ())) or None
+    return info

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 import attnprobe as ap
-from attnprobe import pipeline
+from attnprobe import gather, pipeline
 from attnprobe.core.config import read_yaml
 from attnprobe.core.errors import InputError, WorkError
 from attnprobe.core.run import Run
@@ -126,7 +126,7 @@ def test_capture_goes_on_after_being_interrupted(runs, tmp_path, monkeypatch):
     class Stop(Exception):
         pass
 
-    original, seen = pipeline.MapWriter.append, []
+    original, seen = gather.MapWriter.append, []
 
     def stop_at_third(self, maps):
         if len(seen) == 2:
@@ -134,7 +134,7 @@ def test_capture_goes_on_after_being_interrupted(runs, tmp_path, monkeypatch):
         seen.append(1)
         original(self, maps)
 
-    monkeypatch.setattr(pipeline.MapWriter, "append", stop_at_third)
+    monkeypatch.setattr(gather.MapWriter, "append", stop_at_third)
     with pytest.raises(Stop):
         pipeline.capture(run, **arguments)
     assert not out.exists()
@@ -150,14 +150,14 @@ def test_a_command_stopped_between_its_two_files_can_be_run_again(runs, tmp_path
     class Stop(Exception):
         pass
 
-    original = pipeline._store
+    original = gather.store
 
-    def only_the_baseline(model, source, plan, path, *rest):
+    def only_the_baseline(task, path, *rest):
         if path == out:
             raise Stop
-        original(model, source, plan, path, *rest)
+        return original(task, path, *rest)
 
-    monkeypatch.setattr(pipeline, "_store", only_the_baseline)
+    monkeypatch.setattr(gather, "store", only_the_baseline)
     with pytest.raises(Stop):
         pipeline.capture(runs / "digits_vit_16", **arguments)
     monkeypatch.undo()

@@ -1,0 +1,326 @@
+"""A model and images -> a maps file, or measurements without one. Alone, or with others under torchrun."""
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from attnprobe.capture import Capture
+from attnprobe.capture.capturing import capture as capture_maps
+from attnprobe.capture.recorder import SITES
+from attnprobe.capture.selection import Selection
+from attnprobe.core import fs
+from attnprobe.core.config import read_yaml
+from attnprobe.core.errors import InputError
+from attnprobe.core.examined import Examined
+from attnprobe.core.images import ImageSource
+from attnprobe.core.lock import FileLock
+from attnprobe.core.progress import Advance, progress
+from attnprobe.core.ranks import Claims, Rank, shared_out
+from attnprobe.core.run import Run
+from attnprobe.core.tap import Site
+from attnprobe.data import load_images
+from attnprobe.metrics.choose import choose
+from attnprobe.metrics.slices import layers_and_grid, measure_slice, measure_slices
+from attnprobe.models import build_model, input_spec
+from attnprobe.models.describe import resolve_model
+from attnprobe.reports import write_report
+from attnprobe.store import CapturePlan, MapWriter, SharedMapWriter
+from attnprobe.store.plan import canonical
+from attnprobe.training import pick_device
+
+SLICE = 64
+"""Images whose measurements are one file: what a stop costs at most, and the smallest share of work."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One model and its images, ready to be captured."""
+
+    capturing: Capture
+    source: ImageSource
+    plan: CapturePlan
+
+
+def capture(
+    model: str | Path,
+    *,
+    architecture: str | None = None,
+    img_size: int | None = None,
+    initial: bool = False,
+    data: str | None = None,
+    data_dir: Path | None = None,
+    split: str = "val",
+    images: int | None = None,
+    what: Sequence[str] = ("weights", "effective", "tokens"),
+    selection: Selection | None = None,
+    out: Path | None = None,
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16",
+    overwrite: bool = False,
+    keep_shards: bool = False,
+    batch_size: int = 16,
+    untrained: int = 64,
+    device: str = "auto",
+    bad_images: Literal["refuse", "skip"] = "refuse",
+    workers: int = 0,
+    seed: int = 0,
+    allow_nonfinite: bool = False,
+) -> Path:
+    """Capture a model's attention into one HDF5 file; the same command goes on where a stopped one ended.
+
+    Under torchrun each process captures its share of the shards, and who is last makes the file.
+
+    Args:
+        model: a run's directory, a checkpoint, or the name of a model.
+        architecture: the model's name, for checkpoint files that do not say it.
+        img_size: another resolution than the model's own.
+        initial: of a name, initial weights, also where there are trained ones.
+        data: what `load_images` understands; the run's own data if None.
+        images: a class-balanced subset of this many; all if None.
+        what: of "weights", "effective", "tokens".
+        selection: layers, heads and queries to keep; all if None.
+        out: the file; maps.h5 in the run, or MODEL.h5 here, if None.
+        untrained: images to capture from the same architecture with initial weights, into a second file beside the
+            first (NAME.untrained.h5), as a baseline; 0 for none.
+
+    Returns:
+        The path of the maps file; of its shards' folder where they are kept, or others are still at work.
+    """
+    out = Path(out) if out else _default_maps(Path(model))
+    rank = Rank.of_this_process()
+    if out.exists() and not overwrite and rank.alone:
+        raise InputError(f"{out} exists. Choose another output with -o, or replace it with --overwrite.")
+    main, base = _tasks(
+        model, architecture, img_size, initial, data, data_dir, split, images, what, selection, batch_size, untrained,
+        device, bad_images, workers, seed, allow_nonfinite, rank,
+    )  # fmt: skip
+    shared = {"dtype": dtype, "overwrite": overwrite, "keep_shards": keep_shards or rank.local_world < rank.world}
+    if base is not None:  # first, so that a command that was stopped here can be run again
+        store(base, untrained_maps(out), rank, {**shared, "overwrite": rank.alone or overwrite})
+    return store(main, out, rank, shared)
+
+
+def measure_live(
+    model: str | Path,
+    *,
+    out: Path,
+    metrics: Sequence[str] | None = None,
+    formats: Sequence[str] = ("html", "json", "csv", "md"),
+    architecture: str | None = None,
+    img_size: int | None = None,
+    initial: bool = False,
+    data: str | None = None,
+    data_dir: Path | None = None,
+    split: str = "val",
+    images: int | None = None,
+    what: Sequence[str] = ("weights", "effective", "tokens"),
+    selection: Selection | None = None,
+    batch_size: int = 16,
+    untrained: int = 64,
+    device: str = "auto",
+    bad_images: Literal["refuse", "skip"] = "refuse",
+    workers: int = 0,
+    seed: int = 0,
+    allow_nonfinite: bool = False,
+) -> tuple[list[Examined], list[Path]]:
+    """Measure a model's attention and report on it without keeping a map; memory and disk do not grow with images.
+
+    Numbers are those of a float32 maps file of the same images. The same command goes on where a stopped one ended;
+    under torchrun each process measures its share, and who is last writes the report.
+
+    Args:
+        out: folder of the report, and of `slices/`, what every metric said of each image.
+        metrics: names and settings, see `attnprobe.metrics.choose`; the default ones that fit if None.
+        others: as for `capture`.
+
+    Returns:
+        What was examined, and the files written; nothing where others are still at work.
+    """
+    choose(metrics)
+    rank, out = Rank.of_this_process(), Path(out)
+    main, base = _tasks(
+        model, architecture, img_size, initial, data, data_dir, split, images, what, selection, batch_size, untrained,
+        device, bad_images, workers, seed, allow_nonfinite, rank,
+    )  # fmt: skip
+    with fs.as_work_error(f"measuring into {out}"):
+        fs.make_folder(out)
+        lock = FileLock(out / "run.lock", rank.job if not rank.alone else "")
+        claims = Claims(out / "claims")
+        try:
+            baselines = {} if base is None else {"untrained": _slices(base, out / "untrained", metrics, rank, claims)}
+            slices = _slices(main, out / "slices", metrics, rank, claims)
+            if not all(path.exists() for path in [*slices, *(p for paths in baselines.values() for p in paths)]):
+                return [], []
+            if not claims.take("report"):
+                return [], []
+            examined = _examined(main, slices, metrics, baselines, Path(model))
+            return [examined], write_report([examined], out, formats)
+        finally:
+            claims.release_all()
+            lock.release()
+
+
+def store(task: Task, out: Path, rank: Rank, options: dict[str, Any]) -> Path:
+    """Model + images -> one maps file, shard by shard."""
+    capturing, n = task.capturing, len(task.source)
+    if rank.alone:
+        with MapWriter(out, task.plan, **options) as writer:
+            pending = writer.pending()
+            done = n - sum(len(shard) for shard in pending)
+            with progress(f"capture {out.name}", n, done=done) as advance:
+                _capture_shards(capturing, pending, writer.append, advance)
+            return writer.close(capturing.certificate.to_dict())
+    with SharedMapWriter(out, task.plan, rank, **options) as writer:
+        if not writer.begun:
+            writer.begin(next(capturing.batches(order=range(min(n, capturing.batch_size)))))
+        with progress(f"capture {out.name}, process 1 of {rank.world}", n) as advance:
+            _capture_shards(capturing, writer.mine(), writer.append, advance)
+        return writer.close(capturing.certificate.to_dict())
+
+
+def _capture_shards(capturing: Capture, shards: Any, append: Callable[..., None], advance: Advance) -> None:
+    for shard in shards:
+        for maps in capturing.batches(order=shard):
+            append(maps)
+            advance(maps[0].n_images)
+
+
+def untrained_maps(path: Path) -> Path:
+    """Where the baseline of a maps file is."""
+    return path.with_suffix(".untrained.h5")
+
+
+def _tasks(
+    model: str | Path, architecture: str | None, img_size: int | None, initial: bool, data: str | None,
+    data_dir: Path | None, split: str, images: int | None, what: Sequence[str], selection: Selection | None,
+    batch_size: int, untrained: int, device: str, bad_images: Literal["refuse", "skip"], workers: int, seed: int,
+    allow_nonfinite: bool, rank: Rank,
+) -> tuple[Task, Task | None]:  # fmt: skip
+    """What is to be captured, and its untrained baseline if it has trained weights."""
+    loaded, facts = resolve_model(
+        model, architecture, img_size=img_size, seed=seed, allow_nonfinite=allow_nonfinite, initial=initial
+    )
+    for note in facts.notes:
+        warnings.warn(note, stacklevel=3)
+    spec, recipe = input_spec(loaded), _recipe_of(Path(model))
+    data = data or recipe.get("dataset")
+    if data is None:
+        raise InputError(
+            f"which images should {model} look at? Name them, as in --data digits or --data path/to/folder."
+        )
+    if data == recipe.get("dataset") and data_dir is None and recipe.get("data_dir"):
+        data_dir = Path(recipe["data_dir"])
+    opening = {"spec": spec, "data_dir": data_dir, "bad_images": bad_images, "workers": workers}
+    source = load_images(data, split, limit=images, **opening)
+    chosen = pick_device(device)
+    if chosen.type == "cuda" and not rank.alone:
+        chosen = torch.device("cuda", rank.local)
+    settings: dict[str, Any] = {"what": list(what), "autocast": False}
+    if selection is not None and not selection.everything:
+        layers = None if selection.layers is None else sorted(selection.layers)
+        settings |= {"layers": layers, "heads": selection.heads, "queries": selection.queries}
+    plan = CapturePlan(
+        image_ids=tuple(source.ids),
+        model=facts.model,
+        variant=facts.variant,
+        checkpoint_sha256=facts.sha256,
+        config={
+            "model_args": facts.options,
+            "parameters": facts.parameters,
+            "notes": list(facts.notes),
+            "spec": asdict(spec),
+            "images": {"data": data, "split": split, "data_dir": data_dir and str(data_dir), "images": images},
+            "class_names": list(source.class_names),
+            "recipe": recipe,
+        },
+        versions={name: version(name) for name in ("torch", "timm", "attnprobe")},
+        data=source.fingerprint,
+        seed=seed,
+        device=chosen.type,
+        settings=settings,
+    )
+
+    def task(module: nn.Module, of: ImageSource, its: CapturePlan) -> Task:
+        sites: tuple[Site, ...] = tuple(site for site in SITES if site in what)
+        module = module.to(chosen)
+        tokens = "tokens" in what
+        return Task(capture_maps(module, of, sites, tokens=tokens, batch_size=batch_size, selection=selection), of, its)
+
+    main = task(loaded, source, plan)
+    if not (untrained and facts.sha256):
+        return main, None
+    few = load_images(data, split, limit=min(untrained, len(source)), **opening)
+    base = replace(plan, image_ids=tuple(few.ids), checkpoint_sha256="", data=few.fingerprint)
+    return main, task(build_model(facts.model, seed=seed, **facts.options), few, base)
+
+
+# --- measuring without maps ----------------------------------------------------------------------------------------
+
+
+def _slices(task: Task, folder: Path, metrics: Sequence[str] | None, rank: Rank, claims: Claims) -> list[Path]:
+    """The files of all slices, of which this process has made those that nobody else is at."""
+    n = len(task.source)
+    paths = [folder / f"s{k:06d}.npz" for k in range(-(-n // SLICE))]
+    fs.make_folder(folder)
+    _same_plan(folder / "plan.json", {**task.plan.facts(), "metrics": list(metrics or ())})
+    mine = Claims(claims.folder / folder.name)
+    with progress(f"measure {task.plan.model}", n, done=SLICE * sum(path.exists() for path in paths)) as advance:
+        for k in shared_out(rank, len(paths), mine, lambda k: paths[k].exists()):
+            images = range(k * SLICE, min(n, (k + 1) * SLICE))
+            data = measure_slice(_maps_of(task.capturing, images, advance), metrics)
+            with suppress(FileExistsError):  # another process was first
+                fs.write_file(paths[k], data)
+    mine.release_all()
+    return paths
+
+
+def _maps_of(capturing: Capture, images: range, advance: Advance) -> Iterator[Any]:
+    for batch in capturing.batches(order=images):
+        advance(batch[0].n_images)
+        while batch:
+            yield batch.pop(0)
+
+
+def _same_plan(path: Path, facts: dict[str, Any]) -> None:
+    text = canonical(facts).encode()
+    if not path.exists():
+        with suppress(FileExistsError):  # another process was first
+            fs.write_file(path, text)
+    if path.read_bytes() != text:
+        raise InputError(f"{path.parent} was begun with another model, images, options or metrics; choose another -o.")
+
+
+def _examined(
+    task: Task, slices: list[Path], metrics: Sequence[str] | None, baselines: dict[str, list[Path]], model: Path
+) -> Examined:
+    others = {name: map(Path.read_bytes, paths) for name, paths in baselines.items()}
+    measurements = measure_slices(map(Path.read_bytes, slices), metrics, baselines=others)
+    layers, grid = layers_and_grid(slices[0].read_bytes())
+    plan = task.plan
+    info = {"model": plan.model, "variant": plan.variant, "data": plan.data, "seed": plan.seed, "device": plan.device,
+            "checkpoint_sha256": plan.checkpoint_sha256, "versions": dict(plan.versions),
+            "n_images": len(task.source), "parameters": plan.config["parameters"]}  # fmt: skip
+    return Examined(
+        name=model.stem or plan.model,
+        measurements=measurements,
+        info=info,
+        layers=layers,
+        grid=grid,
+        certificate=task.capturing.certificate.to_dict(),
+    )
+
+
+def _recipe_of(run: Path) -> dict[str, Any]:
+    """The options a run was trained with; none for anything else."""
+    config = Run(run).config
+    return read_yaml(config) if run.is_dir() and config.exists() else {}
+
+
+def _default_maps(model: Path) -> Path:
+    return Run(model).maps if (model / "checkpoints").is_dir() else Path(f"{model.stem}.h5")
