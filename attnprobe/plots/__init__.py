@@ -24,6 +24,7 @@ from attnprobe.plots.head_grid import head_grid
 from attnprobe.plots.head_scatter import head_scatter
 from attnprobe.plots.layer_head import layer_head
 from attnprobe.plots.layer_matrix import layer_matrix
+from attnprobe.plots.map_strip import map_strip
 from attnprobe.plots.onset import onset
 from attnprobe.plots.similar_fraction import similar_fraction
 from attnprobe.plots.style import shared_limits
@@ -79,6 +80,7 @@ __all__ = [
     "head_scatter",
     "layer_head",
     "layer_matrix",
+    "map_strip",
     "onset",
     "plot",
     "shared_limits",

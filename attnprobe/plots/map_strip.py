@@ -1,0 +1,82 @@
+"""What do the maps themselves look like? One image's: blocks from top to bottom, heads from left to right."""
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from attnprobe.core.errors import InputError, ShapeError
+from attnprobe.core.maps import AttentionMaps
+from attnprobe.plots.style import SITES, Limits, colour_bar, colours, new_axes, number_from_one
+
+GAP = 0.06
+"""Between tiles, in tiles."""
+
+
+def map_strip(
+    maps: AttentionMaps,
+    ax: Axes | None = None,
+    *,
+    image: int = 0,
+    query: int | None = None,
+    limits: Limits | None = None,
+    title: str | None = None,
+    colorbar: bool = True,
+) -> Axes:
+    """Draw every head's map of one image, or where one query of it looks in the picture.
+
+    Args:
+        maps: of one stage and site.
+        ax: where; a new figure if None.
+        image: which of the images.
+        query: a token; its row of each map is drawn over the patch grid, outlined where it sits. None draws whole maps,
+            queries from top to bottom.
+        limits: lowest and highest value of the colours; from 0 (the lowest, if below) to the highest if None.
+        title: replaces the site and the image's id.
+        colorbar: False if several Axes share one.
+
+    Raises:
+        InputError: no such image or query.
+        ShapeError: a query is asked for of maps whose keys are not the patches of a picture.
+    """
+    if not -maps.n_images <= image < maps.n_images:
+        raise InputError(f"image={image} of {maps.n_images} images.")
+    values = maps.values[image].detach().float().cpu().numpy()
+    grid, outline = maps.grid, None
+    if query is not None:
+        if not grid.rows or values.shape[-1] != grid.n_tokens or maps.kind not in ("self", "pyramid"):
+            raise ShapeError(f"where a query looks needs keys that are patches; these maps are of kind {maps.kind!r}.")
+        if not 0 <= query < values.shape[2]:
+            raise InputError(f"query={query} of {values.shape[2]} tokens.")
+        values = values[:, :, query, grid.n_prefix :].reshape(*values.shape[:2], grid.rows, grid.cols)
+        if query >= grid.n_prefix and maps.values.shape[3] == grid.n_tokens:
+            outline = divmod(query - grid.n_prefix, grid.cols)
+    layers, heads, rows, cols = values.shape
+    step_x, step_y = 1 + GAP, rows / cols + GAP
+    if ax is None:
+        tile = min(1.0, 10 / heads, 12 / layers)
+        ax = new_axes(2.1 + tile * heads * step_x, 0.9 + tile * layers * step_y)
+    finite = values[np.isfinite(values)]
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
+    scale = colours(limits or (min(low, 0.0), high if high > min(low, 0.0) else 1.0))
+    for layer in range(layers):
+        for head in range(heads):
+            left, top = head * step_x, layer * step_y
+            extent = (left, left + 1, top + rows / cols, top)
+            ax.imshow(values[layer, head], extent=extent, aspect="equal", **scale._asdict())
+            if outline:
+                x, y = left + outline[1] / cols, top + outline[0] / cols
+                corners = np.array([[x, y], [x + 1 / cols, y], [x + 1 / cols, y + 1 / cols], [x, y + 1 / cols], [x, y]])
+                ax.plot(*corners.T, color="white", linewidth=1.2)
+    ax.set(xlim=(-GAP, heads * step_x), ylim=(layers * step_y, -GAP), xlabel="head", ylabel="block")
+    numbers = maps.part.numbers
+    for axis, n, step, half in ((ax.xaxis, heads, step_x, 0.5), (ax.yaxis, layers, step_y, rows / cols / 2)):
+        number_from_one(axis, n, kept=numbers.get("head" if axis is ax.xaxis else "layer"))
+        labels = [label.get_text() for label in axis.get_ticklabels()]
+        axis.set_ticks([place * step + half for place in axis.get_ticklocs()], labels=labels)
+    ax.tick_params(length=0)
+    for spine in ax.spines.values():
+        spine.set_visible(False)
+    name = f"{SITES[maps.site]}, {maps.image_ids[image]}"
+    ax.set_title(name if title is None else title, fontsize="medium", parse_math=False)
+    if colorbar:
+        colour_bar(ax, scale, "attention", finite, shrink=0.8)
+    return ax
