@@ -50,6 +50,7 @@ from attnprobe.metrics.token_residual import token_residual
 from attnprobe.metrics.token_similarity import token_similarity
 from attnprobe.metrics.value_aware import (
     head_output_norm,
+    head_output_similarity,
     own_value_similarity,
     value_similarity,
     value_weighted_prefix_mass,
@@ -108,6 +109,7 @@ METRICS: Registry[Metric] = Registry(
     own_value_similarity,
     value_similarity,
     head_output_norm,
+    head_output_similarity,
     value_weighted_prefix_mass,
 )
 

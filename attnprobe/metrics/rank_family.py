@@ -61,8 +61,7 @@ def nuclear_ratio(maps: Tensor) -> Tensor:
 
         N[l, h] = sum_k s_k / s_0
 
-    Between `stable_rank` and the rank. With the squared form it is used for structured weights by the authors of
-    arXiv:2404.01139. NaN for a map that is zero.
+    Between `stable_rank` and the rank; the code of arXiv:2401.12511 has both. NaN for a map that is zero.
 
     Args:
         maps: [image, layer, head, query, key].

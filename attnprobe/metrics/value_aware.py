@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from attnprobe.core.maps import TokenGrid
 from attnprobe.core.measurement import metric
+from attnprobe.metrics.head_similarity import head_similarity
 
 
 @metric(axes=("layer", "head"), value_range=(-1.0, 1.0), needs_square=True)
@@ -71,6 +72,25 @@ def head_output_norm(maps: Tensor, value_vectors: Tensor) -> Tensor:
     """
     size = (maps @ value_vectors).norm(dim=-1).mean(-1)
     return size / size.mean(-1, keepdim=True)
+
+
+@metric(axes=("layer", "head", "head"), value_range=(-1.0, 1.0))
+def head_output_similarity(maps: Tensor, value_vectors: Tensor) -> Tensor:
+    """Cosine similarity of what two heads put out, for every pair of heads of a layer.
+
+        C[l, h, g] = <y_h, y_g> / (|y_h| |y_g|),      y_h = sum_j A[l, h, i, j] v_j, all queries i side by side
+
+    After the redundancy of heads in arXiv:2305.07027, who take the largest over other heads. Heads have bases of their
+    own, so unrelated ones score about 0 however alike their maps are. A head that puts out nothing has similarity 0.
+
+    Args:
+        maps: [image, layer, head, query, key], what multiplies V.
+        value_vectors: [image, layer, head, key, P].
+
+    Returns:
+        [image, layer, head, head].
+    """
+    return head_similarity.function(maps @ value_vectors)
 
 
 def _names(grid: TokenGrid, **_: Any) -> dict[str, list[Any]]:

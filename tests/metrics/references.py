@@ -234,6 +234,11 @@ def _output_norm(maps):
     return size / size.mean(-1, keepdims=True)
 
 
+def _of_outputs(maps):
+    received = np.einsum("ilhqk,ilhkp->ilhqp", _maps(maps), maps.value_vectors.numpy())
+    return np.array([[cosine_similarity(layer.reshape(len(layer), -1)) for layer in image] for image in received])
+
+
 def _weighted(a, v):
     given = np.einsum("ij,j->ij", a, np.linalg.norm(v, axis=1))
     return (given / given.sum(1, keepdims=True))[:, :1].mean(0)
@@ -307,6 +312,7 @@ REFERENCES = {
         with_values(lambda a, v: _off_diagonal(cosine_similarity(v))),
     ),
     "head_output_norm": ("NumPy norm", _output_norm),
+    "head_output_similarity": ("scikit-learn cosine_similarity", _of_outputs),
     "value_weighted_prefix_mass": ("NumPy einsum", with_values(_weighted)),
 }
 """name -> (by what, maps -> [image, *axes], or [*axes] for a number made of means)."""

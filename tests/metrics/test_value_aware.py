@@ -8,6 +8,7 @@ from attnprobe.core.errors import InputError
 from attnprobe.core.maps import AttentionMaps, TokenGrid
 from attnprobe.metrics import (
     head_output_norm,
+    head_output_similarity,
     measure,
     own_value_similarity,
     prefix_mass,
@@ -31,6 +32,7 @@ def outputs(weights, values):
 def test_equal_loops(soft, signed):
     maps, values = soft(2, 2, 3, 5, 5), signed(2, 2, 3, 5, 4)
     own, alike = own_value_similarity(maps, values), value_similarity(values)
+    outs = head_output_similarity(maps, values)
     norm, prefix = head_output_norm(maps, values), value_weighted_prefix_mass(maps, values, GRID)
     for i, layer in np.ndindex(2, 2):
         sizes = []
@@ -43,6 +45,10 @@ def test_equal_loops(soft, signed):
             np.testing.assert_allclose(alike[i, layer, h], naive.mean(pairs))
             shares = [[a[q][t] * size(v[t]) / sum(a[q][k] * size(v[k]) for k in range(5)) for q in range(5)]
                       for t in range(2)]  # fmt: skip
+            for g in range(3):
+                other = outputs(maps[i, layer, g].tolist(), values[i, layer, g].tolist())
+                flat = [[x for row in rows for x in row] for rows in (received, other)]
+                np.testing.assert_allclose(outs[i, layer, h, g], naive.cosine(*flat))
             np.testing.assert_allclose(prefix[i, layer, h], [naive.mean(of_token) for of_token in shares])
         np.testing.assert_allclose(norm[i, layer], [x / naive.mean(sizes) for x in sizes])
 
