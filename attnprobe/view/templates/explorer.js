@@ -11,8 +11,8 @@
   // Viridis at 33 even stops (between them within 2/255 of matplotlib's), and RdBu reversed, whose 11 stops it is made
   // of. Both are told apart by eyes that confuse red and green; the grey is that of a value which is no number.
   const VIRIDIS = colourTable(
-    "440154 470d60 48196b 482474 472e7c 453882 424186 3e4b8a 3a538b 365c8d 32648e 2e6d8e 2b758e 287d8e 25848e 228c8d 1f948c " +
-      "1e9c89 20a386 27ab82 31b57b 40bd72 50c46a 63cb5f 77d153 8ed645 a5db36 bddf26 d5e21a ebe51a f4e61e f8e621 fde725",
+    "440154 470d60 48186a 482374 472d7b 453681 424086 3f4989 3b528b 375a8d 33638d 2f6a8e 2c728e 297a8e 26818e 23898e 21908c " +
+      "1f988b 1f9f88 21a685 28ae80 31b57b 3ebc74 4cc26c 5dc963 6ece58 82d34c 96d83f abdc32 c0df24 d5e21a eae51a fde725",
   );
   const RED_BLUE = colourTable("053061 2166ac 4393c3 92c5de d1e5f0 f7f7f7 fddbc7 f4a582 d6604d b2182b 67001f");
   const MISSING = [154, 154, 154];
@@ -66,7 +66,7 @@
       pixels.data.set(colour, 4 * at);
       pixels.data[4 * at + 3] = 255;
     }
-    canvas.getContext("2d").putImageData(pixels, left, top);
+    canvas.getContext("2d", { willReadFrequently: true }).putImageData(pixels, left, top); // no need of a GPU
   }
 
   // --- words -------------------------------------------------------------------------------------------------------
