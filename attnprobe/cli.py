@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from attnprobe.cli_capture import capture, inspect
 from attnprobe.core.errors import AttnprobeError, InputError, Stopped, did_you_mean
 
 Format = Literal["html", "json", "csv", "md"]
@@ -49,7 +50,7 @@ def demo(
     """
     from attnprobe import pipeline
 
-    _show(*pipeline.demo(out, fast=fast))
+    show(*pipeline.demo(out, fast=fast))
 
 
 def train(
@@ -88,131 +89,6 @@ def train(
               f"best {result.best:.2%} at epoch {result.best_epoch}")  # fmt: skip
 
 
-def capture(
-    model: Positional[str],
-    architecture: Annotated[str | None, Short(name="model")] = None,
-    img_size: int | None = None,
-    data: str | None = None,
-    data_dir: Path | None = None,
-    split: str = "val",
-    images: int | None = None,
-    what: tuple[Literal["weights", "effective", "tokens"], ...] = ("weights", "effective", "tokens"),
-    out: Annotated[Path | None, Short(aliases=["-o"])] = None,
-    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16",
-    batch_size: int = 16,
-    untrained: int = 64,
-    device: str = "auto",
-    bad_images: Literal["refuse", "skip"] = "refuse",
-    workers: int = 0,
-    seed: int = 0,
-    overwrite: bool = False,
-    keep_shards: bool = False,
-    allow_nonfinite: bool = False,
-) -> None:
-    """Store a model's attention maps in one HDF5 file; the same command goes on where a stopped one ended.
-
-    For example:
-
-    $ attnprobe capture runs/vit
-    $ attnprobe capture vit_small_patch16_224 --data path/to/images --images 256 -o maps.h5
-    $ attnprobe capture old.pth --model deepvit_16 --data fractals:10
-
-    Args:
-        model: a run's directory, a checkpoint (folder, .safetensors, .pth), or the name of a model.
-        architecture: the model's name, for checkpoint files that neither say it nor show it.
-        img_size: another resolution than the model's own; the position table is resized.
-        data: digits, fractals, a folder, a list of files, torch/cifar10 ...; the run's own data if not given.
-        data_dir: where the data set lives.
-        split: train or val.
-        images: a fixed, class-balanced subset of this many.
-        what: softmax maps, maps that multiply V (stored only where they differ), block outputs.
-        out: the file; maps.h5 in the run, or MODEL.h5 here, if not given.
-        dtype: how maps are stored.
-        batch_size: images per forward pass.
-        untrained: images of the untrained baseline, stored beside in NAME.untrained.h5; 0 for none.
-        device: cpu, cuda, cuda:1, mps; auto takes a GPU if there is one.
-        bad_images: what to do about unreadable files.
-        workers: processes that decode images.
-        seed: of initial weights.
-        overwrite: replace an existing file.
-        keep_shards: leave the parts beside the file.
-        allow_nonfinite: accept NaN and infinite weights.
-    """
-    from attnprobe import pipeline
-
-    print(
-        pipeline.capture(
-            model,
-            architecture=architecture,
-            img_size=img_size,
-            data=data,
-            data_dir=data_dir,
-            split=split,
-            images=images,
-            what=what,
-            out=out,
-            dtype=dtype,
-            overwrite=overwrite,
-            keep_shards=keep_shards,
-            batch_size=batch_size,
-            untrained=untrained,
-            device=device,
-            bad_images=bad_images,
-            workers=workers,
-            seed=seed,
-            allow_nonfinite=allow_nonfinite,
-        )
-    )
-
-
-def inspect(
-    model: Positional[str],
-    architecture: Annotated[str | None, Short(name="model")] = None,
-    img_size: int | None = None,
-    data: str | None = None,
-    images: int = 256,
-    what: tuple[Literal["weights", "effective", "tokens"], ...] = ("weights", "effective", "tokens"),
-    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16",
-    device: str = "auto",
-) -> None:
-    """Show what a capture of a model would hold and cost, and the command to run; or what is in a maps file.
-
-    For example:
-
-    $ attnprobe inspect swin_tiny_patch4_window7_224
-    $ attnprobe inspect torchvision:vit_b_16 --images 50000
-    $ attnprobe inspect maps.h5
-
-    Args:
-        model: as for capture (of a name, weights do not matter here and are not fetched); or a maps file.
-        architecture: the model's name, for checkpoint files that neither say it nor show it.
-        img_size: another resolution than the model's own.
-        data: for the command.
-        images: how many the estimates are for.
-        what: softmax maps, maps that multiply V (stored only where they differ), block outputs.
-        dtype: how maps are stored.
-        device: where to try it.
-    """
-    from rich.console import Console
-
-    from attnprobe import inspection
-
-    if Path(model).suffix in (".h5", ".parts"):
-        inspection.print_maps(*inspection.inspect_maps(Path(model)), Console())
-        return
-    found = inspection.inspect_model(
-        model,
-        architecture=architecture,
-        img_size=img_size,
-        data=data,
-        images=images,
-        what=what,
-        dtype=dtype,
-        device=device,
-    )
-    inspection.print_inspection(found, Console())
-
-
 def report(
     maps: Positional[tuple[Path, ...]],
     out: Annotated[Path, Short(aliases=["-o"])] = Path("attnprobe-report"),
@@ -237,7 +113,7 @@ def report(
     """
     from attnprobe import pipeline
 
-    _show(*pipeline.report(maps, out=out, formats=formats, metrics=metric or None))
+    show(*pipeline.report(maps, out=out, formats=formats, metrics=metric or None))
 
 
 def view(
@@ -367,7 +243,8 @@ def main(arguments: list[str] | None = None) -> None:
         _end(f"bug: {type(error).__name__}: {error} (ATTNPROBE_DEBUG=1 shows where; please report it)", 1)
 
 
-def _show(examined: Any, files: list[Path]) -> None:
+def show(examined: Any, files: list[Path]) -> None:
+    """What was examined, on the terminal, and the names of the files written."""
     from rich.console import Console
 
     from attnprobe.reports import print_report

@@ -160,7 +160,9 @@ def measure_live(
             if not claims.take("report"):
                 return [], []
             examined = _examined(main, slices, metrics, baselines, Path(model))
-            return [examined], write_report([examined], out, formats)
+            files = write_report([examined], out, formats)
+            claims.remove()
+            return [examined], files
         finally:
             claims.release_all()
             lock.release()
@@ -270,13 +272,17 @@ def _slices(task: Task, folder: Path, metrics: Sequence[str] | None, rank: Rank,
     fs.make_folder(folder)
     _same_plan(folder / "plan.json", {**task.plan.facts(), "metrics": list(metrics or ())})
     mine = Claims(claims.folder / folder.name)
-    with progress(f"measure {task.plan.model}", n, done=SLICE * sum(path.exists() for path in paths)) as advance:
-        for k in shared_out(rank, len(paths), mine, lambda k: paths[k].exists()):
-            images = range(k * SLICE, min(n, (k + 1) * SLICE))
-            data = measure_slice(_maps_of(task.capturing, images, advance), metrics)
-            with suppress(FileExistsError):  # another process was first
-                fs.write_file(paths[k], data)
-    mine.release_all()
+    try:
+        with progress(f"measure {task.plan.model}", n, done=SLICE * sum(path.exists() for path in paths)) as advance:
+            for k in shared_out(rank, len(paths), mine, lambda k: paths[k].exists()):
+                images = range(k * SLICE, min(n, (k + 1) * SLICE))
+                data = measure_slice(_maps_of(task.capturing, images, advance), metrics)
+                with suppress(FileExistsError):  # another process was first
+                    fs.write_file(paths[k], data)
+        if all(path.exists() for path in paths):
+            mine.remove()
+    finally:
+        mine.release_all()
     return paths
 
 

@@ -50,7 +50,7 @@ def examine(
     with progress(f"measure {path.name}", len(reader)) as advance:
         baselines = {"untrained": open_maps(untrained_maps(path))} if untrained_maps(path).exists() else {}
         measurements = measure(_counted(reader, advance), metrics, baselines=baselines)
-    first = reader.maps(images=slice(0, 1))
+    first = reader.maps(site=reader.sites()[0], images=slice(0, 1))
     return Examined(
         name=name or (path.parent.name if path.name == "maps.h5" else path.stem) or path.stem,
         measurements=measurements,

@@ -48,7 +48,8 @@ def test_every_folder_is_on_the_map():
 
 def test_command_line_imports_nothing_heavy_before_a_command_runs():
     top = [name for name in imported_at_top(ROOT / "cli.py") if name.startswith("attnprobe")]
-    assert set(top) <= {"attnprobe.core.errors"}
+    assert set(top) <= {"attnprobe.core.errors", "attnprobe.cli_capture"}
+    assert not [name for name in imported_at_top(ROOT / "cli_capture.py") if name.startswith("attnprobe")]
 
 
 def imported_at_top(path: Path) -> list[str]:

@@ -73,7 +73,16 @@ class Claims:
         if name in self._held:
             self._held.pop(name).release()
 
+    def remove(self) -> None:
+        """Let all go, and the folder too, when there is nothing left to claim."""
+        self.release_all()
+        with suppress(OSError):
+            for path in self.folder.glob("*.lock"):
+                path.unlink()
+            self.folder.rmdir()
+
     def release_all(self) -> None:
+        """Let all go."""
         for name in list(self._held):
             self.release(name)
 

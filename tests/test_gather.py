@@ -1,0 +1,141 @@
+"""Capture and live measurement, whole or in part, by one process or several: the numbers are the same."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import attnprobe as ap
+from attnprobe import gather, pipeline
+from attnprobe.capture.selection import Selection
+from attnprobe.core.errors import InputError
+from attnprobe.models import build_model
+from attnprobe.models.describe import config_json
+
+OPTIONS = {"depth": 3, "embed_dim": 24, "num_classes": 10}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model") / "deep"
+    folder.mkdir()
+    model = build_model("deepvit_16_digits", seed=1, **OPTIONS)
+    save_file(model.state_dict(), folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(config_json("deepvit_16_digits", model, OPTIONS)))
+    return folder
+
+
+METRICS = ("row_entropy", "layer_similarity", "similar_blocks", "token_similarity")
+COMMON = {"data": "digits", "images": 150, "untrained": 20, "batch_size": 16}
+
+
+def live_of(model, **options):
+    return gather.measure_live(model, metrics=METRICS, formats=("json",), **options)
+
+
+def test_live_measurements_are_those_of_the_stored_maps(checkpoint, tmp_path):
+    (live,), files = live_of(checkpoint, out=tmp_path / "live", **COMMON)
+    assert [f.name for f in files] == ["measurements.json"]
+    out = gather.capture(checkpoint, out=tmp_path / "maps.h5", dtype="float32", **COMMON)
+    stored = pipeline.examine(out, metrics=METRICS)
+    assert live.measurements.keys() == stored.measurements.keys() and live.layers == stored.layers
+    for name, m in stored.measurements.items():
+        other = live.measurements[name]
+        np.testing.assert_allclose(other.mean, m.mean, atol=1e-6)
+        assert other.image_ids == m.image_ids and other.baselines.keys() == m.baselines.keys()
+    assert not [p for p in (tmp_path / "live").rglob("*") if p.suffix == ".h5"]
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_ranks_measure_what_one_process_measures_bit_for_bit(checkpoint, tmp_path, world, monkeypatch):
+    (one,), _ = live_of(checkpoint, out=tmp_path / "one", **COMMON)
+    monkeypatch.setenv("WORLD_SIZE", str(world))
+    found = []
+    for rank in range(world):  # whoever comes first does all but what others hold, so hold some
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setattr(gather, "shared_out", first_piece_only if rank < world - 1 else gather.shared_out)
+        found += live_of(checkpoint, out=tmp_path / "several", **COMMON)[0]
+        monkeypatch.undo()
+        monkeypatch.setenv("WORLD_SIZE", str(world))
+    (several,) = found
+    for name, m in one.measurements.items():
+        other = several.measurements[name]
+        for field in ("mean", "std", "ci", "per_image"):
+            np.testing.assert_array_equal(getattr(other, field), getattr(m, field))
+        assert other.summary == m.summary and other.image_ids == m.image_ids
+
+
+def first_piece_only(rank, n, claims, is_done):
+    mine = rank.in_turn(n)[0]
+    if not is_done(mine):
+        yield mine
+
+
+def test_a_stopped_live_measurement_goes_on_and_another_does_not_mix_in(checkpoint, tmp_path, monkeypatch):
+    out = tmp_path / "live"
+    original, made = gather.measure_slice, []
+
+    def stop_at_second(chunks, metrics):
+        if len(made) == 1:
+            raise KeyboardInterrupt
+        made.append(1)
+        return original(chunks, metrics)
+
+    arguments = {**COMMON, "untrained": 0}
+    monkeypatch.setattr(gather, "measure_slice", stop_at_second)
+    with pytest.raises(KeyboardInterrupt):
+        live_of(checkpoint, out=out, **arguments)
+    monkeypatch.undo()
+    kept = {p: p.stat().st_mtime_ns for p in (out / "slices").glob("s*.npz")}
+    assert len(kept) == 1
+    (live,), _ = live_of(checkpoint, out=out, **arguments)
+    assert live.measurements["row_entropy"].n_images == 150
+    assert all(p.stat().st_mtime_ns == when for p, when in kept.items())
+    with pytest.raises(InputError, match="another model, images, options or metrics"):
+        live_of(checkpoint, out=out, **{**arguments, "images": 90})
+
+
+def test_a_selection_reaches_the_file_and_the_numbers(checkpoint, tmp_path):
+    selection = Selection.parse(layers="1,3", heads="2-3", queries="cls")
+    out = gather.capture(checkpoint, out=tmp_path / "part.h5", selection=selection, what=("weights",), **COMMON)
+    maps = ap.open_maps(out).maps(site="weights")
+    assert maps.values.shape == (150, 2, 2, 1, 17) and maps.part.layers == (0, 2) and maps.part.queries == (0,)
+    entropy = pipeline.examine(out, metrics=METRICS[:1]).measurements["row_entropy"]
+    assert entropy.coords == {"layer": [1, 3], "head": [2, 3]}
+    assert ap.open_maps(out).attrs["settings"]["layers"] == [1, 3]
+    with pytest.raises(InputError, match=r"another settings\.layers|exists"):
+        gather.capture(checkpoint, out=tmp_path / "part.h5", **COMMON)
+
+
+def test_torchrun_writes_the_file_of_one_process(checkpoint, tmp_path):
+    options = ["--data", "digits", "--images", "100", "--untrained", "0", "--device", "cpu"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "attnprobe",
+    ]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    two = tmp_path / "two.h5"
+    done = subprocess.run(
+        [*command, "capture", str(checkpoint), *options, "-o", str(two)],
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    one = gather.capture(checkpoint, out=tmp_path / "one.h5", data="digits", images=100, untrained=0, device="cpu")
+    a, b = ap.open_maps(one), ap.open_maps(two)
+    assert a.image_ids == b.image_ids and b.complete
+    for site in ("weights", "effective"):
+        assert torch.equal(a.maps(site=site).values, b.maps(site=site).values)
