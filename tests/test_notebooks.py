@@ -24,6 +24,8 @@ def test_notebook_is_stripped_and_defines_nothing(path):
     for cell in nbformat.read(path, as_version=4).cells:
         if cell.cell_type == "code":
             assert not cell.outputs and cell.execution_count is None
+            if cell.source.startswith("%%writefile"):
+                continue  # a definition, but in a file
             tree = ast.parse(cell.source)
             assert not [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.ClassDef | ast.Lambda)]
 

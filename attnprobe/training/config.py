@@ -4,9 +4,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 MAY_CHANGE = frozenset(
-    "data_dir workers device threads auto_batch recovery_interval keep_checkpoints probe_every probe_budget "
-    "log_tensorboard log_wandb wandb_project".split()
-)
+    (
+        "auto_batch", "data_dir", "device", "keep_checkpoints", "log_tensorboard", "log_wandb", "probe_budget",
+        "probe_every", "recovery_interval", "threads", "wandb_project", "workers",
+    )
+)  # fmt: skip
 """Options a run can be gone on with at other values: they say where and how, not what is learnt."""
 
 
