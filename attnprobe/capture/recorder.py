@@ -155,6 +155,8 @@ class Recorder:
         if key not in self._stages:
             room, chosen, where = self._room.get(key, room), self._selection, grid()
             room = room if chosen.layers is None else min(room, len(chosen.layers))
+            if self._budget is not None:
+                room = min(room, max(1, self._budget // matrix.nbytes))
             part = (chosen.heads_of(heads), chosen.queries_of(rows, kind, where))
             self._stages[key] = Stage(kind, self._sites, self._pool, room, where, rows, *part)
         return self._stages[key]
