@@ -3,8 +3,9 @@
 Question: what comes first? Choice: the answer in one sentence, then its settings and every reason to doubt it, then
 numbers, then figures: most readers stop after the first line, so it must not be surer than the rest. A count of similar
 blocks that the untrained network reaches as well is "cannot say", not "collapsed".
-Question: a live page or a dead one? Choice: dead: one file without script or network, which opens in ten years and in a
-mail. Text from outside is escaped, hidden characters are spelt out, and a Content-Security-Policy forbids the rest.
+Question: a live page or a dead one? Choice: one file without network, which opens in ten years and in a mail, and shows
+all but the attention explorer (see `attnprobe.view`) without a script. Text from outside is escaped, hidden characters
+are spelt out, and a Content-Security-Policy forbids every script but that one, by its hash.
 Question: compare with the untrained network, or with a threshold? Choice: show both beside every count; reconsider when
 published numbers with their settings exist.
 """

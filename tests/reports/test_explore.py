@@ -61,6 +61,10 @@ def test_the_page_in_a_browser(few_figures, runs, open_page):
     assert page.locator(".panel h3 bdi").all_inner_texts() == ["plain", "</script><b>deep</b>"]
     page.wait_for_selector(".picture img.small")
     assert "plain, block 4 of 4" in page.inner_text(".words")
+    page.set_viewport_size({"width": 360, "height": 740})
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
+    axe = pytest.importorskip("axe_core_python.sync_playwright", reason="pip install axe-core-python")
+    assert not [(v["id"], [node["html"] for node in v["nodes"]]) for v in axe.Axe().run(page)["violations"]]
 
 
 @pytest.mark.parametrize("width", [360, 1280])

@@ -46,7 +46,7 @@ def test_colours_and_numbers_are_those_of_the_file(open_page, serve, run):
     row = run.maps.values["trunk", "weights"][0, 2, 0, 7]
     expected = expected_colours(row[1:].reshape(3, 4), 0, row[1:].max())
     assert abs(colours(page) - expected).max() <= 4
-    cells = page.locator(".numbers td").all_inner_texts()
+    cells = page.locator(".numbers th + td, .numbers td + td").all_inner_texts()
     assert [float(cell) for cell in cells] == [float(f"{value:.2g}") for value in row]
     page.wait_for_selector(".picture img.small")
     assert page.locator(".picture img").evaluate("image => image.naturalWidth") == 8

@@ -135,7 +135,7 @@
 
   function makePanel() {
     const element = make("article", "panel");
-    const panel = { element };
+    const panel = { element, pointed: null };
     for (const name of ["title", "told", "tokens", "picture", "hover", "legend", "atlas"]) {
       panel[name] = element.appendChild(make(name === "title" ? "h3" : "div", name));
     }
@@ -154,6 +154,7 @@
       part.tabIndex = 0;
       part.setAttribute("role", "application");
     }
+    panel.order = panel.atlas.appendChild(make("div", "order"));
     panel.tiles = panel.atlas.appendChild(make("div", "tiles"));
     panel.sheet = panel.tiles.appendChild(make("canvas"));
     panel.labels = panel.tiles.appendChild(make("div", "labels"));
@@ -161,8 +162,8 @@
     panel.chosen = panel.tiles.appendChild(make("div", "chosen frame"));
 
     panel.picture.addEventListener("click", (event) => go({ query: toMain(panel, patchAt(panel, event)) }));
-    panel.picture.addEventListener("pointermove", (event) => hover(panel, patchAt(panel, event)));
-    panel.picture.addEventListener("pointerleave", () => hover(panel, null));
+    panel.picture.addEventListener("pointermove", (event) => hover(panel, (panel.pointed = patchAt(panel, event))));
+    panel.picture.addEventListener("pointerleave", () => hover(panel, (panel.pointed = null)));
     panel.picture.addEventListener("keydown", (event) => onKey(event, MOVES_ON_PICTURE));
     panel.atlas.addEventListener("keydown", (event) => onKey(event, MOVES_ON_ATLAS));
     panel.sheet.addEventListener("click", (event) => chooseTile(panel, event));
@@ -319,7 +320,7 @@
     panel.high.textContent = numberText(scale[1]);
     const where = panel.title.querySelector(".where") ?? panel.title.appendChild(make("span", "where"));
     where.textContent = `${blockText(panel)}, ${headText(panel, panel.row)}, ${site.title}`;
-    hover(panel, null);
+    hover(panel, panel.pointed);
     Object.assign(panel.element.dataset, {
       run: panel.run,
       image: state.image.id,
@@ -382,6 +383,7 @@
         paint(sheet, values, stage, scaleFor(values), site.signed, column * width, line * height, side);
       });
     });
+    panel.order.textContent = heads.length ? "A row for each block, a column for each head" : "Blocks, row by row";
     panel.tiles.style.maxWidth = `calc(${columns} * 4.5rem)`;
     const [column, line] = tileOf(panel, panel.layer, panel.head);
     place(panel.chosen, (column * width) / sheet.width, (line * height) / sheet.height, (width - GAP) / sheet.width, (height - GAP) / sheet.height);
@@ -438,7 +440,7 @@
     const words = root.querySelector(".words");
     words.classList.remove("error");
     words.setAttribute("aria-live", playing ? "off" : "polite");
-    words.textContent = seen.map((panel) => sentence(panel, panel.row)).join(" ");
+    words.replaceChildren(...seen.map((panel) => make("span", "", sentence(panel, panel.row))));
     drawNumbers(seen);
   }
 
@@ -460,17 +462,18 @@
         const values = valuesOf(panel, panel.row);
         const table = make("table", "numbers");
         table.append(make("caption", "", sentence(panel, panel.row)));
-        const line = (name, cells, tag) => {
+        const line = (name, cells) => {
           const row = table.appendChild(make("tr"));
-          const head = row.appendChild(make("th", "", name));
-          head.scope = "row";
-          for (const cell of cells) row.append(make(tag, "", cell));
+          row.appendChild(make("th", "", name)).scope = "row";
+          for (const cell of cells) row.append(make("td", "", cell));
         };
-        stage.prefix.forEach((name, token) => line(name, [numberText(values[token])], "td"));
-        line("", Array.from({ length: stage.cols }, (_, col) => `column ${col + 1}`), "th");
+        stage.prefix.forEach((name, token) => line(name, [numberText(values[token])]));
+        const columns = table.appendChild(make("tr"));
+        columns.append(make("td"));
+        for (let col = 1; col <= stage.cols; col++) columns.appendChild(make("th", "", `column ${col}`)).scope = "col";
         for (let row = 0; row < stage.rows; row++) {
           const start = stage.prefix.length + row * stage.cols;
-          line(`row ${row + 1}`, Array.from(values.subarray(start, start + stage.cols), numberText), "td");
+          line(`row ${row + 1}`, Array.from(values.subarray(start, start + stage.cols), numberText));
         }
         return table;
       }),
