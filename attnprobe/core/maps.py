@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from attnprobe.core.errors import ShapeError
+from attnprobe.core.showing import line, table
 from attnprobe.core.tap import Site
 
 
@@ -69,7 +70,7 @@ class Part:
         return numbers if self.queries is None else {**numbers, "queries": list(self.queries)}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class AttentionMaps:
     """Attention matrices of a few images, from every layer and head of one stage of a model.
 
@@ -142,6 +143,28 @@ class AttentionMaps:
     @property
     def n_images(self) -> int:
         return len(self.image_ids)
+
+    def facts(self) -> dict[str, object]:
+        """What a reader wants to know first, in words."""
+        axes = ("images", "layers", "heads", "queries", "keys")
+        shape = ", ".join(f"{n} {axis}" for n, axis in zip(self.values.shape, axes, strict=True))
+        grid = self.grid
+        patches = f"{grid.rows} x {grid.cols} patches" if grid.rows else f"{grid.n_tokens} tokens"
+        extra = {name: "yes" for name in ("tokens", "value_vectors", "outcome") if getattr(self, name) is not None}
+        return {
+            "site": self.site + (", what multiplies V" if self.is_effective else ""),
+            "stage": f"{self.stage}, {self.kind}",
+            "shape": shape,
+            "tokens of a picture": patches + (f" and {', '.join(grid.prefix)}" if grid.prefix else ""),
+            "rows sum to 1": "yes" if self.stochastic else "no",
+            **{name.replace("_", " "): told for name, told in extra.items()},
+        }
+
+    def __repr__(self) -> str:
+        return line("AttentionMaps", self.facts())
+
+    def _repr_html_(self) -> str:
+        return table("AttentionMaps", self.facts())
 
     def images(self, start: int, stop: int) -> "AttentionMaps":
         """The maps of images start..stop-1, as views of the same memory."""

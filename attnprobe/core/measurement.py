@@ -11,6 +11,7 @@ from torch import Tensor
 from attnprobe.core.errors import InputError, did_you_mean
 from attnprobe.core.maps import AttentionMaps
 from attnprobe.core.renormalize import shares_of_magnitude
+from attnprobe.core.showing import line, table
 from attnprobe.core.tap import Site
 
 GIVEN = ("maps", "grid", "tokens", "value_vectors")
@@ -146,7 +147,7 @@ def metric(**meaning: Any) -> Callable[[Callable[..., Tensor]], Metric]:
     return decorate
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Measurement:
     """A metric on a set of images.
 
@@ -190,3 +191,21 @@ class Measurement:
     from_mean: Callable[[np.ndarray], np.ndarray] | None = None
     explanation: str = ""
     not_finite: tuple[str, ...] = ()
+
+    def facts(self) -> dict[str, object]:
+        """What a reader wants to know first, in words."""
+        place = self.site if self.stage == "trunk" else f"{self.site}, stage {self.stage}"
+        shape = " x ".join(f"{n} {axis}" for n, axis in zip(self.mean.shape, self.axes, strict=True))
+        finite = self.mean[np.isfinite(self.mean)]
+        unit = f" {self.unit}" if self.unit else ""
+        numbers = {name: value for name, value in self.summary.items() if isinstance(value, int | float | str)}
+        facts: dict[str, object] = {"measured at": place, "images": self.n_images, "values": shape or "one"}
+        if finite.size:
+            facts["mean over all"] = f"{finite.mean():.4g}{unit} (from {finite.min():.4g} to {finite.max():.4g})"
+        return {**facts, **numbers, "baselines": ", ".join(self.baselines) or "none"}
+
+    def __repr__(self) -> str:
+        return line(self.metric, self.facts())
+
+    def _repr_html_(self) -> str:
+        return table(self.metric, self.facts())

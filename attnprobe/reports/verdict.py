@@ -5,6 +5,7 @@ from typing import Literal
 
 from attnprobe.core.examined import Examined
 from attnprobe.core.measurement import Measurement
+from attnprobe.core.showing import table
 from attnprobe.core.wording import blocks_text
 from attnprobe.plots.style import SITES
 from attnprobe.reports.caveats import caveats, no_more_than_untrained
@@ -35,6 +36,10 @@ class Verdict:
     headline: str
     settings: str
     warnings: tuple[str, ...]
+
+    def _repr_html_(self) -> str:
+        weighed = {f"beware {k}": warning for k, warning in enumerate(self.warnings, 1)}
+        return table(self.headline, {"where": self.settings, **weighed})
 
 
 def verdict(e: Examined) -> Verdict:

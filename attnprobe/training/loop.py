@@ -20,6 +20,7 @@ from attnprobe.core.images import ImageSource
 from attnprobe.core.memory import free_memory, is_out_of_memory
 from attnprobe.core.progress import progress as progress_bar
 from attnprobe.core.run import Run
+from attnprobe.core.showing import line, table
 from attnprobe.training.augment import Augmentation, AugmentConfig, erase
 from attnprobe.training.boards import boards
 from attnprobe.training.checkpoint import (
@@ -47,7 +48,7 @@ Watch = Callable[[int, nn.Module, float], str]
 """Called after each epoch with the number of epochs done, the model as it is deployed, and the epoch's seconds."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class TrainResult:
     """What came out: validation accuracy (in [0, 1]) after the last epoch and the best, and the log's rows."""
 
@@ -56,6 +57,22 @@ class TrainResult:
     best: float
     best_epoch: int
     log: tuple[Mapping[str, float], ...]
+
+    def facts(self) -> dict[str, object]:
+        """What a reader wants to know first, in words."""
+        seconds, loss = sum(row["seconds"] for row in self.log), self.log[-1]["train_loss"]
+        return {
+            "top-1": f"{self.top1:.2%} after {len(self.log)} epochs",
+            "best": f"{self.best:.2%} at epoch {self.best_epoch}",
+            "training loss": loss,
+            "took": f"{seconds:.0f} s",
+        }
+
+    def __repr__(self) -> str:
+        return line(str(self.run.path), self.facts())
+
+    def _repr_html_(self) -> str:
+        return table(str(self.run.path), self.facts())
 
 
 def train(
