@@ -1,7 +1,7 @@
 """The command line: one subcommand per pipeline function, no logic; torch loads only when a command runs.
 
 Data goes to stdout, progress and messages to stderr. Exit codes: 0 fine, 1 the work failed (disk full, memory),
-2 usage or bad input, 75 stopped and resumable, 130 Ctrl-C.
+2 usage or bad input, 3 a condition of --fail-on holds, 75 stopped and resumable, 130 Ctrl-C.
 """
 
 import os
@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from attnprobe.cli_capture import capture, inspect
+from attnprobe.cli_figure import plot
 from attnprobe.core.errors import AttnprobeError, InputError, Stopped, did_you_mean
 
 Format = Literal["html", "json", "csv", "md"]
@@ -94,6 +95,7 @@ def report(
     out: Annotated[Path, Short(aliases=["-o"])] = Path("attnprobe-report"),
     formats: tuple[Format, ...] = ("html", "json", "csv", "md"),
     metric: Repeated[tuple[str, ...]] = (),
+    fail_on: Annotated[Repeated[tuple[str, ...]], Short(metavar="CONDITION")] = (),
 ) -> None:
     """Measure maps files or runs and report on all of them side by side.
 
@@ -103,6 +105,7 @@ def report(
     $ attnprobe report runs/vit runs/deepvit -o comparison
     $ attnprobe report maps.h5 --metric similar_blocks --metric row_entropy --formats json
     $ attnprobe report maps.h5 --metric all --metric similar_blocks:center=mean
+    $ attnprobe report runs/vit --fail-on "similar_blocks>3" --fail-on "accuracy<0.9"
 
     Args:
         maps: maps files, or runs that have one.
@@ -110,10 +113,18 @@ def report(
         formats: which of them to write.
         metric: name of a metric (`attnprobe explain`), with settings as in similar_blocks:tau=0.8,compare=any; "all"
             but the slow ones; "default". Repeat for several.
+        fail_on: end with exit code 3 where METRIC[.KEY][@SITE] OP NUMBER holds, such as similar_blocks.count.low>3 or
+            row_entropy.min<0.5. Repeat for several.
     """
     from attnprobe import pipeline
+    from attnprobe.reports.gate import insist
 
-    show(*pipeline.report(maps, out=out, formats=formats, metrics=metric or None))
+    examined, files = pipeline.report(maps, out=out, formats=formats, metrics=metric or None, fail_on=fail_on)
+    show(examined, files)
+    outcomes = pipeline.gate(examined, fail_on)
+    for outcome in outcomes:
+        print(outcome)
+    insist(outcomes)
 
 
 def view(
@@ -184,6 +195,13 @@ def explain(metric: Positional[str | None] = None) -> None:
         print(explanation(METRICS[metric]))
 
 
+def schema() -> None:
+    """Print the JSON Schema of a report's measurements.json."""
+    from attnprobe.reports.json_report import SCHEMA
+
+    print(SCHEMA.read_text(), end="")
+
+
 def verify(maps: Positional[Path]) -> None:
     """Check every byte of a maps file against its checksum.
 
@@ -203,10 +221,12 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "inspect": inspect,
     "capture": capture,
     "report": report,
+    "plot": plot,
     "view": view,
     "list": list_,
     "explain": explain,
     "verify": verify,
+    "schema": schema,
 }
 
 

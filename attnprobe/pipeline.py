@@ -23,10 +23,11 @@ from attnprobe.metrics.choose import choose
 from attnprobe.models import read_checkpoint
 from attnprobe.pictures import pictures_of
 from attnprobe.reports import write_report
+from attnprobe.reports.gate import FACTS, Condition, Outcome, check
 from attnprobe.store import MapReader, open_maps
 from attnprobe.store.history import read_history
 
-__all__ = ["capture", "demo", "examine", "measure_live", "report", "train", "untrained_maps"]
+__all__ = ["capture", "demo", "examine", "gate", "measure_live", "report", "train", "untrained_maps"]
 
 FAST_EPOCHS, FAST_IMAGES = 6, 120
 """What `demo --fast` trains for and captures, instead of the recipes' epochs and all validation images."""
@@ -72,20 +73,32 @@ def report(
     formats: Sequence[str] = ("html", "json", "csv", "md"),
     metrics: Sequence[str] | None = None,
     notes: Sequence[str] = (),
+    fail_on: Sequence[str] = (),
 ) -> tuple[list[Examined], list[Path]]:
     """Examine maps files and write the report of all of them side by side.
+
+    Args:
+        fail_on: conditions that `gate` will be asked about: what they need is measured, too.
 
     Returns:
         What was examined, and the files written into the folder `out`.
     """
     if not paths:
         raise InputError("nothing to report on; give one maps file or run, or several.")
+    asked = {condition.metric for condition in map(Condition.parse, fail_on)} - {*FACTS}
+    if missing := sorted(asked - {metric.name for metric in choose(metrics)[0]}):
+        metrics = (*(("default",) if metrics is None else metrics), *missing)
     examined = [replace(examine(path, metrics=metrics), notes=tuple(notes)) for path in paths]
     if len({e.name for e in examined}) < len(examined):
         examined = [replace(e, name=str(path)) for e, path in zip(examined, paths, strict=True)]
     with fs.as_work_error(f"writing the report into {out}"):
         fs.make_folder(out)
         return examined, write_report(examined, out, formats)
+
+
+def gate(examined: Sequence[Examined], fail_on: Sequence[str]) -> list[Outcome]:
+    """What becomes of conditions such as "similar_blocks>3" on every run; see `attnprobe.reports.gate`."""
+    return check(examined, [Condition.parse(text) for text in fail_on])
 
 
 def demo(out: Path, *, fast: bool = False) -> tuple[list[Examined], list[Path]]:

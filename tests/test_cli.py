@@ -64,6 +64,7 @@ def weights(tmp_path):
         (["capture", "vit.safetensors", "--model", "vit_16_digits", "--data", "empty"], "empty"),
         (["report", "nothing.h5"], "nothing.h5"),
         (["report", "foreign.h5"], "foreign.h5"),
+        (["report", "runs", "--fail-on", "similar_blocks"], "is not METRIC"),
         (["report", "runs", "--metric", "row_entrpy"], "Did you mean 'row_entropy'"),
     ],
 )  # fmt: skip
@@ -104,6 +105,10 @@ def test_capture_then_report_then_refuse_to_overwrite(run, weights, tmp_path):
     assert code == 0, err
     assert {p.name for p in (tmp_path / "page").iterdir()} >= {"report.html", "measurements.json", "report.md"}
     assert "of 16 blocks" in out
+    conditions = ["--fail-on", "similar_blocks.of > 15", "--fail-on", "accuracy > 1"]
+    code, out, err = run("report", "maps.h5", "-o", "page", "--formats", "json", *conditions)
+    check_one_line(code, err, 3, r"1 of 2 conditions of --fail-on met: maps: similar_blocks.of > 15 \(is 16\)")
+    assert "FAIL  maps: similar_blocks.of > 15  (is 16)" in out and "pass  maps: accuracy > 1" in out
     code, out, _ = run("verify", "maps.h5")
     assert code == 0 and "20 images" in out
     damaged = bytearray(before)
@@ -115,7 +120,7 @@ def test_capture_then_report_then_refuse_to_overwrite(run, weights, tmp_path):
         check_one_line(code, err, 2, name)
 
 
-@pytest.mark.parametrize("command", ["demo", "train", "capture", "report", "list", "verify"])
+@pytest.mark.parametrize("command", ["demo", "train", "capture", "report", "list", "verify", "schema"])
 def test_every_command_explains_itself(run, command):
     code, out, _ = run(command, "--help")
     assert code == 0 and "usage: attnprobe" in out

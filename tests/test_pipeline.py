@@ -76,6 +76,16 @@ def test_report_writes_its_files_and_names_both_runs(runs, tmp_path):
     assert "digits_vit_16" in html and "<script" not in html.lower()
 
 
+def test_conditions_are_measured_even_if_nobody_asked_and_misspelt_ones_open_no_file(runs, tmp_path):
+    condition = "row_gini.mean < 2"
+    examined, _ = pipeline.report([runs / "digits_vit_16"], out=tmp_path, formats=["json"], fail_on=[condition])
+    assert set(examined[0].measurements) >= {"row_gini", *DEFAULT}
+    (outcome,) = pipeline.gate(examined, [condition])
+    assert outcome.holds and outcome.value == pytest.approx(examined[0].measurements["row_gini"].mean.mean())
+    with pytest.raises(InputError, match="Did you mean 'row_gini'"):
+        pipeline.report(["missing.h5"], out=tmp_path, fail_on=["row_gni.mean>1"])
+
+
 def test_a_run_is_not_mixed_with_other_options(runs):
     with pytest.raises(InputError, match="holds a run with another epochs"):
         pipeline.train("digits_vit_16", runs / "digits_vit_16", settings={**TINY, "epochs": 3})

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,10 @@ from attnprobe.reports.verdict import verdict
 
 SCHEMA_VERSION = 1
 """Rises when a key changes its meaning or goes; new keys do not count."""
+
+
+SCHEMA = Path(__file__).parent / "templates" / "report.schema.json"
+"""What every report follows, as JSON Schema; `attnprobe schema` prints it."""
 
 
 def to_json(runs: Sequence[Examined]) -> str:

@@ -61,6 +61,15 @@ def neighbours(m: Measurement) -> np.ndarray:
     return number[None, :] == number[:, None] + 1
 
 
+def telling_cells(m: Measurement) -> np.ndarray:
+    """Which cells a mean should be over: neighbouring blocks of [layer, layer], different heads of [.., head, head]."""
+    if m.axes == ("layer", "layer"):
+        return neighbours(m)
+    if m.axes[-2:] == ("head", "head"):
+        return np.broadcast_to(~np.eye(m.mean.shape[-1], dtype=bool), m.mean.shape)
+    return np.ones(m.mean.shape, bool)
+
+
 def neighbour_mean(m: Measurement) -> float:
     """The mean over those cells; NaN for a single block."""
     values = m.mean[neighbours(m)]

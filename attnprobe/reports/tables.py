@@ -7,7 +7,7 @@ import pandas as pd
 
 from attnprobe.core.examined import Examined
 from attnprobe.core.measurement import Measurement
-from attnprobe.reports.numbers import NONE, mean_of_cells, neighbours, number, with_interval
+from attnprobe.reports.numbers import NONE, mean_of_cells, neighbours, number, telling_cells, with_interval
 from attnprobe.reports.sites import at_effective, at_softmax, changes_its_maps
 
 COUNTED = ("layer", "head")
@@ -146,16 +146,12 @@ def _last(m: Measurement) -> str:
     return with_interval(float(m.mean[-1]), float(m.ci[0, -1]), float(m.ci[1, -1]))
 
 
-def _between_heads(m: Measurement) -> str:
-    return mean_of_cells(m, np.broadcast_to(~np.eye(m.mean.shape[-1], dtype=bool), m.mean.shape))
-
-
 _mean_of: dict[tuple[str, ...], Callable[[Measurement], str]] = {
     ("layer",): mean_of_cells,
     ("layer", "head"): mean_of_cells,
     ("layer", "head", "prefix"): _prefix,
-    ("layer", "layer"): lambda m: mean_of_cells(m, neighbours(m)),
-    ("layer", "head", "head"): _between_heads,
+    ("layer", "layer"): lambda m: mean_of_cells(m, telling_cells(m)),
+    ("layer", "head", "head"): lambda m: mean_of_cells(m, telling_cells(m)),
 }
 """What the summary says of a metric that has no row of its own: the mean over blocks and heads, of neighbouring blocks,
 of pairs of different heads."""

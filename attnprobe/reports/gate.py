@@ -1,0 +1,164 @@
+"""Does a run pass? Conditions such as `similar_blocks>3` that a build must not meet, read without running anything.
+
+    metric[.key][@site] OP number        OP: one of > >= < <= == !=
+
+`key` is a number of the metric's summary (`similar_blocks.collapsed_from`), `KEY.low` or `KEY.high` a bound of its
+interval (`similar_blocks.count.low>3`: surely more than 3), or `mean`, `min`, `max` over what the summary table means.
+`accuracy` and `parameters` of the model can be named as well. What cannot be known does not pass: it is an error.
+"""
+
+import math
+import operator
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from attnprobe.core.errors import GateFailed, InputError, did_you_mean
+from attnprobe.core.examined import Examined
+from attnprobe.core.measurement import Measurement
+from attnprobe.reports.numbers import number, telling_cells
+
+COMPARISONS: dict[str, Callable[[float, float], bool]] = {
+    ">=": operator.ge,
+    "<=": operator.le,
+    "==": operator.eq,
+    "!=": operator.ne,
+    ">": operator.gt,
+    "<": operator.lt,
+}
+FACTS = ("accuracy", "parameters")
+"""What can be asked of the model itself."""
+
+USUAL_KEY = {"similar_blocks": "count", "head_divergence": "redundant", "head_similarity": "redundant"}
+"""The number that is meant where a metric is named alone."""
+
+OVER_CELLS: dict[str, Callable[[np.ndarray], np.floating]] = {"mean": np.mean, "min": np.min, "max": np.max}
+
+_CONDITION = re.compile(
+    r"\s*(?P<metric>[A-Za-z_]\w*)(?:\.(?P<key>[A-Za-z_]\w*(?:\.(?:low|high))?))?(?:@(?P<site>\w+))?"
+    r"\s*(?P<comparison>>=|<=|==|!=|>|<)\s*(?P<bound>[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """One condition, as it was typed and as it was understood; `key` and `site` are "" where none was given."""
+
+    text: str
+    metric: str
+    key: str
+    site: str
+    comparison: str
+    bound: float
+
+    @classmethod
+    def parse(cls, text: str) -> "Condition":
+        """`"similar_blocks.count@weights > 3"` -> its parts.
+
+        Raises:
+            InputError: it is not of this form, or the site is none.
+        """
+        found = _CONDITION.fullmatch(text)
+        if found is None:
+            raise InputError(f"--fail-on {text!r} is not METRIC[.KEY][@SITE] OP NUMBER, as in 'similar_blocks>3'.")
+        parts = {name: value or "" for name, value in found.groupdict().items()}
+        if parts["site"] not in ("", "weights", "effective"):
+            raise InputError(f"--fail-on {text!r}: a site is weights or effective, not {parts['site']!r}.")
+        if parts["metric"] in FACTS and (parts["key"] or parts["site"]):
+            raise InputError(f"--fail-on {text!r}: {parts['metric']} has neither keys nor sites.")
+        return cls(**{**parts, "text": text.strip(), "bound": float(parts["bound"])})
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a condition on one run: the number it asks for, None for "there is none", and whether it holds."""
+
+    run: str
+    condition: Condition
+    value: float | None
+    holds: bool
+
+    def __str__(self) -> str:
+        shown = number(self.value) if self.value is not None else "none"
+        return f"{'FAIL' if self.holds else 'pass'}  {self.run}: {self.condition.text}  (is {shown})"
+
+
+def check(runs: Sequence[Examined], conditions: Sequence[Condition]) -> list[Outcome]:
+    """Every condition on every run; in a model of several stages the first stage that meets it, else the last.
+
+    Raises:
+        InputError: a metric was not measured, has no such key, or its number is not known.
+    """
+    return [_outcome(e, condition) for condition in conditions for e in runs]
+
+
+def insist(outcomes: Sequence[Outcome]) -> None:
+    """Raises GateFailed if a condition holds anywhere."""
+    if held := [outcome for outcome in outcomes if outcome.holds]:
+        told = "; ".join(f"{o.run}: {o.condition.text} (is {number(o.value)})" for o in held)
+        raise GateFailed(f"{len(held)} of {len(outcomes)} conditions of --fail-on met: {told}")
+
+
+def _outcome(e: Examined, condition: Condition) -> Outcome:
+    if condition.metric in FACTS:
+        known = e.info.get(condition.metric)
+        if known is None or not math.isfinite(known):
+            raise InputError(f"--fail-on {condition.text!r}: the {condition.metric} of {e.name} is not known.")
+        values: list[float | None] = [float(known)]
+    else:
+        values = [_number(e, m, condition) for m in _measurements(e, condition)]
+    for value in values:
+        if value is not None and COMPARISONS[condition.comparison](value, condition.bound):
+            return Outcome(e.name, condition, value, True)
+    return Outcome(e.name, condition, values[-1], False)
+
+
+def _measurements(e: Examined, condition: Condition) -> list[Measurement]:
+    """The metric in each stage, at the site: without one, at what multiplies V if it was measured there."""
+    named = {key: m for key, m in e.measurements.items() if m.metric == condition.metric}
+    if not named:
+        known = {m.metric for m in e.measurements.values()} | set(FACTS)
+        raise InputError(
+            f"--fail-on {condition.text!r}: {condition.metric!r} was not measured on {e.name}."
+            f"{did_you_mean(condition.metric, known)}"
+        )
+    if condition.site == "effective":
+        chosen = [m for m in named.values() if m.is_effective]
+    elif condition.site == "weights":
+        chosen = [m for m in named.values() if m.site == "weights"]
+    else:
+        chosen = [m for key, m in named.items() if "@" not in key]
+    if not chosen:
+        raise InputError(f"--fail-on {condition.text!r}: not measured on {e.name} at site {condition.site!r}.")
+    return chosen
+
+
+def _number(e: Examined, m: Measurement, condition: Condition) -> float | None:
+    """The number asked for; None where the summary says that there is none, such as no first collapsed block."""
+    key, _, bound = (condition.key or USUAL_KEY.get(m.metric, "")).partition(".")
+    where = f"--fail-on {condition.text!r}: {m.metric} of {e.name}"
+    if key in OVER_CELLS and not bound and key not in m.summary:
+        values = m.mean[telling_cells(m)]
+        values = values[np.isfinite(values)]
+        if not values.size:
+            raise InputError(f"{where} has no finite value, so there is no telling.")
+        return float(OVER_CELLS[key](values))
+    if bound:
+        interval = m.summary.get(f"{key}_ci") or ()
+        if len(interval) != 2 or not all(isinstance(v, int | float) for v in interval):
+            raise InputError(f"{where} has no interval of {key!r}: one image, or not a number that has one.")
+        return interval[("low", "high").index(bound)]
+    if None in m.summary.get("ratio", ()):
+        raise InputError(f"{where} has blocks without a finite value, so there is no telling.")
+    if key in m.summary and m.summary[key] is None:
+        return None
+    value = m.summary.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise InputError(f"{where} has no number {key!r}.{did_you_mean(key, _keys(m))}")
+    return value
+
+
+def _keys(m: Measurement) -> set[str]:
+    return {key for key, v in m.summary.items() if v is None or isinstance(v, int | float)} | set(OVER_CELLS)
