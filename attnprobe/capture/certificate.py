@@ -23,7 +23,7 @@ from attnprobe.core.maps import AttentionMaps
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 5e-3}
 """Largest allowed deviation, relative to the largest value compared; a wrong matrix is off by 0.1 and more."""
 
-AT_ONCE = 256 << 20
+AT_ONCE = 96 << 20
 """Bytes of maps in one pass; longer sequences take several passes, a few layers each."""
 
 
