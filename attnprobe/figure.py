@@ -78,6 +78,8 @@ def draw(
     """
     if figure not in KINDS:
         raise InputError(f"no figure {figure!r}; there are {', '.join(KINDS)}.{did_you_mean(figure, KINDS)}")
+    if not paths:
+        raise InputError("nothing to draw; name a maps file or a run, or several.")
     kind, inches = KINDS[figure], _inches(width)
     if out.suffix.lstrip(".").lower() not in Figure().canvas.get_supported_filetypes():
         raise InputError(f"{out}: cannot draw {out.suffix or 'a file without ending'}; use .pdf, .svg or .png.")

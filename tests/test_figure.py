@@ -55,6 +55,11 @@ def test_what_cannot_be_drawn_is_named(run, tmp_path, options, said):
     assert not list(tmp_path.iterdir())
 
 
+def test_nothing_to_draw_is_said(tmp_path):
+    with pytest.raises(InputError, match="nothing to draw"):
+        draw([], "onset", tmp_path / "x.pdf")
+
+
 def test_a_file_without_history_or_images_says_what_to_do(run, tmp_path):
     (tmp_path / "alone.h5").symlink_to(run / "maps.h5")
     with pytest.raises(InputError, match="probe_every=1"):
