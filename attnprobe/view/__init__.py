@@ -1,6 +1,6 @@
 """The attention explorer: a picture, a token that looks, and where every block and head looks from there.
 
-Question: a plotting library, or a page of our own? Choice: 600 lines of plain JavaScript without a framework or a
+Question: a plotting library, or a page of our own? Choice: 800 lines of plain JavaScript without a framework or a
 remote script, so that a page works from a mail, offline and in ten years. Two sources of maps answer the same two
 questions: bytes packed into a report (`embedded`), and a server on this machine for a file of any size (`server`).
 Question: which bytes? Choice: one per weight on a square-root scale, deflated; see `packing` for the error. A page

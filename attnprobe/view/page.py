@@ -10,6 +10,9 @@ from importlib.resources import files
 from string import Template
 from typing import Any
 
+SCRIPTS = ("source", "colours", "words", "places", "atlas", "panel", "images", "explorer")
+"""In this order; the last one starts the others."""
+
 
 @cache
 def template(name: str) -> str:
@@ -24,8 +27,8 @@ def style() -> str:
 
 @cache
 def script() -> str:
-    """All that runs."""
-    return "\n" + template("source.js") + template("explorer.js")
+    """All that runs, in one function, so that it shares no name with anything else in the page."""
+    return "\n(() => {\n" + "".join(template(f"{name}.js") for name in SCRIPTS) + "})();\n"
 
 
 @cache

@@ -33,7 +33,9 @@ function embeddedSource(index) {
     const single = index.everyHead ? queries : stage.queries.filter((token) => token < stage.prefix.length).length;
     const rowsOfHeads = layers * stage.heads.length * single;
     const rows = rowsOfHeads + (index.everyHead ? 0 : layers * queries);
-    const largest = new Float32Array(new Uint32Array(rows).map((_, i) => (bytes[2 * i] | (bytes[2 * i + 1] << 8)) << 16).buffer);
+    const largest = new Float32Array(
+      new Uint32Array(rows).map((_, i) => (bytes[2 * i] | (bytes[2 * i + 1] << 8)) << 16).buffer,
+    );
     const table = isSigned ? signed : unsigned;
     return (layer, head, query) => {
       if (head === null ? index.everyHead : query >= single) return null;
@@ -52,7 +54,10 @@ function embeddedSource(index) {
       const name = [image, run, stage, site].join("-");
       const shape = index.runs[run].stages[stage];
       if (!open.has(name)) {
-        open.set(name, unpacked(name).then((bytes) => reader(bytes, shape, shape.sites[site].signed)));
+        open.set(
+          name,
+          unpacked(name).then((bytes) => reader(bytes, shape, shape.sites[site].signed)),
+        );
       }
       const read = await open.get(name);
       const heads = shape.heads.map((_, head) => read(layer, head, query)).filter(Boolean);
