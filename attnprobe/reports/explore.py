@@ -6,7 +6,7 @@ import numpy as np
 
 from attnprobe.core.examined import Examined
 from attnprobe.reports.drawing import as_uri
-from attnprobe.view.described import Viewed
+from attnprobe.view.described import Viewed, explorable, left_out
 from attnprobe.view.embedded import Embedded, embed
 from attnprobe.view.photo import as_file
 
@@ -22,6 +22,14 @@ def explorer_of(runs: Sequence[Examined], budget: int) -> Embedded | None:
     files = {i: as_file(pixels) for i, pixels in pictures.items()}
     uris = {i: str(as_uri(kind, data)) for i, (data, kind) in files.items()}
     return embed(viewed, ids[:MOST_IMAGES], uris, budget)
+
+
+def why_none(runs: Sequence[Examined]) -> list[str]:
+    """In sentences, why a page whose runs have maps has no explorer."""
+    viewed = [Viewed(e.name, e.maps, e.class_names) for e in runs if e.maps is not None]
+    if not any(explorable(run.maps) for run in viewed):
+        return left_out(viewed)
+    return ["No image's maps fit into this page; attnprobe view maps.h5 shows them all."]
 
 
 def _spread(ids: Sequence[str]) -> list[str]:

@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from attnprobe.core.examined import Examined
 from attnprobe.core.visible import visible
-from attnprobe.reports.explore import explorer_of
+from attnprobe.reports.explore import explorer_of, why_none
 from attnprobe.reports.figures import sections
 from attnprobe.reports.json_report import plain
 from attnprobe.reports.numbers import settings_text
@@ -48,16 +48,16 @@ def to_html(runs: Sequence[Examined]) -> str:
         "certificates": [(e, proof_of(e.certificate)) for e in runs],
     }
     template = environment.get_template("report.html")
-    plain_page = template.render(parts, explorer=None)
+    plain_page = template.render(parts, explorer=None, unexplored=[])
     explorer = explorer_of(runs, PAGE_BYTES - len(plain_page.encode("utf-8", "replace")) - OF_EXPLORER)
     if explorer is None:
-        return plain_page
+        return template.render(parts, explorer=None, unexplored=why_none(runs))
     made = {
         "section": Markup(page.section(explorer.index, explorer.maps)),  # escaped there
         "style": Markup(page.style()),
         "policy": Markup(page.script_hash()),
     }
-    return template.render(parts, explorer=made)
+    return template.render(parts, explorer=made, unexplored=[])
 
 
 def _provenance(runs: Sequence[Examined]) -> list[tuple[str, list[str]]]:

@@ -42,6 +42,14 @@ def test_images_without_pixels_are_explored_too(runs):
     assert [(image["id"], image["src"]) for image in embedded.index["images"]] == [("a", ""), ("b", ""), ("c", "")]
 
 
+def test_maps_that_cannot_be_explored_are_said_to_be_so(few_figures, runs, monkeypatch):
+    windows = to_html([replace(runs[0], maps=arrays(kind="window"))])
+    assert "<script" not in windows and "Not shown: stage trunk of plain; its maps are of kind" in windows
+    monkeypatch.setattr(html, "PAGE_BYTES", 100_000)
+    full = to_html([replace(runs[0], maps=arrays(layers=4, heads=12, rows=16, cols=16, ids=["a", "b", "c"]))])
+    assert "<script" not in full and "fit into this page" in full
+
+
 def test_a_page_without_maps_has_no_script(few_figures):
     page = to_html([examined("vit")])
     assert "<script" not in page and "script-src" not in page and 'id="explorer"' not in page

@@ -7,7 +7,7 @@ const MILLISECONDS_A_BLOCK = 700;
 
 /** What is shown. `query` is a token of the first panel's stage; a head of -1 is the mean of heads. */
 const state = { image: null, run: 0, other: -1, stage: 0, site: 0, layer: 0, head: -1, query: 0, scale: "own" };
-let panels = [];
+const panels = [];
 let playing = null;
 let turn = new AbortController(); // of the last drawing; an older one stops when it notices
 

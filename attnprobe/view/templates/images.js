@@ -1,15 +1,20 @@
 // Which images are there? A report has a handful; the viewer lists a page at a time, of all or of those searched for.
 
 let listed = { total: 0, images: [] };
+let newest = null; // question for a list
 
 /** List the images that match; take the first if asked to. */
 async function list(words, first, take) {
+  const asked = (newest = Symbol("asked"));
+  let found;
   try {
-    listed = await source.images(words, first);
+    found = await source.images(words, first);
   } catch (error) {
     complain(error);
     return;
   }
+  if (asked !== newest) return; // somebody typed on
+  listed = { ...found, words, first };
   const { total, images } = listed;
   const group = root.querySelector(".images");
   group.replaceChildren(
@@ -37,7 +42,6 @@ async function list(words, first, take) {
     group.prepend(around(-1, "Previous"));
     group.append(around(+1, "Next"), make("span", "count", where));
   }
-  Object.assign(listed, { words, first });
   if (take && images.length) await go({ image: images[take === "last" ? images.length - 1 : 0] });
   else if (state.image) syncControls();
 }
