@@ -241,18 +241,14 @@ def _train(
                 due = last_part and config.recovery_interval and (step + 1) % config.recovery_interval < parts
                 if stopping or due:
                     progress.step, progress.loss = step + 1, group.total(total_loss).item() / group.world
+                    _require_finite(progress.loss, epoch, run, optimizer)
                     if group.is_first:
                         save_partial(run, progress, learner, config_json=config_json)
                     if stopping:
                         stop.end()
 
             train_loss = group.total(total_loss).item() / len(images)
-            if not math.isfinite(train_loss):
-                kept, lower = run.latest_checkpoint(), optimizer.param_groups[0]["lr"] / 3
-                raise WorkError(
-                    f"the training loss is {train_loss} in epoch {epoch + 1}; lower --set lr={lower:.2g}. "
-                    f"Last good checkpoint: {kept or 'none'}."
-                )
+            _require_finite(train_loss, epoch, run, optimizer)
             trained_seconds = time.monotonic() - started
             val_loss, top1 = evaluate(
                 learner.deployed, val_images, batch_size=2 * config.batch_size, device=device, processes=group
@@ -273,6 +269,18 @@ def _train(
             if group.any(stop.signal is not None) and progress.epoch < epochs:
                 stop.end()
     return TrainResult(run, log[-1]["val_top1"], progress.best, progress.best_epoch, tuple(log))
+
+
+def _require_finite(loss: float, epoch: int, run: Run, optimizer: torch.optim.Optimizer) -> None:
+    """Raises WorkError before weights that are lost are saved."""
+    if math.isfinite(loss):
+        return
+    kept, lower = run.latest_checkpoint(), optimizer.param_groups[0]["lr"] / 3
+    start = f" and, to start from there, --set initial_checkpoint={kept}" if kept else ""
+    raise WorkError(
+        f"the training loss is {loss} in epoch {epoch + 1}; train into a new folder with --set lr={lower:.2g}{start}. "
+        f"Last good checkpoint: {kept or 'none'}."
+    )
 
 
 def _label_maps(config: TrainConfig, images: ImageSource) -> LabelMaps | None:

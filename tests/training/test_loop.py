@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from attnprobe.core.config import from_mapping
 from attnprobe.core.errors import InputError, WorkError
@@ -194,6 +195,15 @@ def test_a_loss_that_is_not_finite_stops_with_the_last_good_checkpoint_named(tmp
     with pytest.raises(WorkError, match=r"training loss is (nan|inf) in epoch \d.*Last good checkpoint") as caught:
         run_training(tmp_path, config(lr=1e30, opt="sgd", clip_grad=None, warmup_epochs=0))
     assert "\n" not in str(caught.value)
+
+
+def test_lost_weights_are_not_saved_inside_an_epoch_either(tmp_path):
+    with pytest.raises(WorkError, match=r"training loss is (nan|inf) in epoch 1"):
+        run_training(
+            tmp_path, config(lr=1e30, opt="sgd", clip_grad=None, warmup_epochs=0, batch_size=16, recovery_interval=1)
+        )
+    for folder in Run(tmp_path).checkpoints.glob("partial-*"):
+        assert all(value.isfinite().all() for value in load_file(folder / "model.safetensors").values())
 
 
 def run_with_memory_for(monkeypatch, path, options, images, after=0):
