@@ -101,7 +101,7 @@ def _expected_bytes(run: Viewed, shape: StageShape, image_id: str, detail: Detai
 def _packed(
     run: Viewed, shape: StageShape, site: tuple[str, bool], image_id: str, detail: Detail, layers: Sequence[int]
 ) -> str:
-    """Layers of an image: the largest of each row, then all codes; deflated, in base64.
+    """Layers of an image: the two largest of each row, then all codes; deflated, in base64.
 
     Each of both holds first the maps of every head [layer, head, query(, key)], then those of the mean of heads
     [layer, query(, key)]; the heads of all queries and no mean, or the heads of the prefix tokens and all means.
@@ -113,7 +113,7 @@ def _packed(
     parts = [np.stack([heads[:, of_heads] for heads in values])]
     if not detail.every_head:
         parts.append(np.stack([heads.mean(0) for heads in values]))
-    packed = [pack(part, signed=not sums) for part in parts]
+    packed = [pack(part, len(shape.prefix), signed=not sums) for part in parts]
     data = b"".join(part[k].tobytes() for k in range(2) for part in packed)  # type: ignore[index]
     return base64.b64encode(zlib.compress(data, 9)).decode()
 
@@ -130,7 +130,7 @@ def _index(
     signed = any(not sums for run in shown for shape in explorable(run.maps) for _, sums in shape.sites)
     off, off_signed = (f"{100 * largest_error(kind):.1f} %" for kind in (False, True))
     notes = [
-        f"Weights are kept in one byte each, off by at most {off} of the largest in their row"
+        f"Weights are kept in one byte each, off by at most {off} of the largest patch in their row"
         + (f" ({off_signed} where a map has negative weights)." if signed else "."),
     ]
     if len(image_ids) < wanted:

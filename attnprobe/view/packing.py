@@ -4,7 +4,9 @@
           -127 .. 127 -> sign * largest * (code / 127)^2         -128: not finite     (maps with negative weights)
 
 A step of that scale is finest where weights are small: of a weight at 1 % of the largest, 254 levels are off by at most
-0.04 % of the largest, where even steps would be off by 0.2 %. `largest` is kept as a bfloat16, rounded up.
+0.04 % of the largest, where even steps would be off by 0.2 %. Patches have a scale of their own, and so have the tokens
+beside them: a class token that takes 95 % of a row would leave patches a fifth of the levels. `largest` is kept as a
+bfloat16, rounded up.
 """
 
 import numpy as np
@@ -13,36 +15,39 @@ LEVELS = {False: 254, True: 127}
 """Of a row without and with signs."""
 
 
-def pack(values: np.ndarray, signed: bool) -> tuple[np.ndarray, np.ndarray]:
-    """float [..., key] -> the largest magnitude of each row [...], bits of a bfloat16; codes [..., key], uint8.
+def pack(values: np.ndarray, n_prefix: int, signed: bool) -> tuple[np.ndarray, np.ndarray]:
+    """float [..., key] -> the largest [..., 2] and codes [..., key].
 
-    Negative weights of maps that are said to have none become 0.
+    The largest are magnitudes, of the tokens beside the patches and of the patches, as the bits of a bfloat16. Negative
+    weights of maps that are said to have none become 0.
     """
     values = np.asarray(values, np.float32)
     finite = np.isfinite(values)
     kept = np.where(finite, values, 0) if signed else np.where(finite, np.maximum(values, 0), 0)
-    bits = np.abs(kept).max(-1).view(np.uint32)
+    parts = kept[..., :n_prefix], kept[..., n_prefix:]
+    bits = np.stack([np.abs(part).max(-1, initial=0) for part in parts], -1).view(np.uint32)
     largest = ((bits + 0xFFFF) >> 16).astype(np.uint16)  # the upper half of a float32, rounded up
-    scale = unpack_largest(largest)[..., None]
+    scale = _scale_of_keys(largest, n_prefix, values.shape[-1])
     share = np.divide(np.abs(kept), scale, out=np.zeros_like(kept), where=scale > 0)
     codes = np.rint(LEVELS[signed] * np.sqrt(share)) * np.sign(kept)
     codes = np.where(finite, codes, -128 if signed else 255)
     return largest, codes.astype(np.int8).view(np.uint8) if signed else codes.astype(np.uint8)
 
 
-def unpack(largest: np.ndarray, codes: np.ndarray, signed: bool) -> np.ndarray:
+def unpack(largest: np.ndarray, codes: np.ndarray, n_prefix: int, signed: bool) -> np.ndarray:
     """The inverse of `pack`, float32; what the page does, in Python."""
     steps = codes.view(np.int8).astype(np.float32) if signed else codes.astype(np.float32)
     missing = steps == (-128 if signed else 255)
     steps = np.where(missing, np.nan, steps / LEVELS[signed])
-    return np.sign(steps) * steps * steps * unpack_largest(largest)[..., None]
+    return np.sign(steps) * steps * steps * _scale_of_keys(largest, n_prefix, codes.shape[-1])
 
 
-def unpack_largest(largest: np.ndarray) -> np.ndarray:
-    """Bits of bfloat16 -> float32."""
-    return (largest.astype(np.uint32) << 16).view(np.float32)
+def _scale_of_keys(largest: np.ndarray, n_prefix: int, keys: int) -> np.ndarray:
+    """Bits of bfloat16 [..., 2] -> float32 [..., key]."""
+    scale = (largest.astype(np.uint32) << 16).view(np.float32)
+    return np.repeat(scale, (n_prefix, keys - n_prefix), axis=-1)
 
 
 def largest_error(signed: bool) -> float:
-    """How far a weight can be off, as a share of the largest of its row: half a step at the top of the scale."""
+    """How far a weight can be off, as a share of the largest: half a step at the top of the scale."""
     return 1 - (1 - 0.5 / LEVELS[signed]) ** 2

@@ -15,14 +15,14 @@ def unpacked(embedded, name, shapes, signed=False):
     """The maps of one image as the page gets them, of heads [layer, head, query, key], of means [layer, query, key]."""
     data = zlib.decompress(base64.b64decode(embedded.maps[name]))
     rows = [int(np.prod(shape[:-1])) for shape in shapes]
-    largest = np.frombuffer(data, np.uint16, sum(rows))
-    codes = np.frombuffer(data, np.uint8, offset=2 * sum(rows))
+    largest = np.frombuffer(data, np.uint16, 2 * sum(rows)).reshape(-1, 2)
+    codes = np.frombuffer(data, np.uint8, offset=4 * sum(rows))
     assert codes.size == sum(map(np.prod, shapes))
     parts, row, code = [], 0, 0
     for n, shape in zip(rows, shapes, strict=True):
         size = int(np.prod(shape))
-        part = unpack(largest[row : row + n].reshape(shape[:-1]), codes[code : code + size].reshape(shape), signed)
-        parts.append(part)
+        scales = largest[row : row + n].reshape(*shape[:-1], 2)
+        parts.append(unpack(scales, codes[code : code + size].reshape(shape), 1, signed))
         row, code = row + n, code + size
     return parts
 

@@ -55,10 +55,11 @@ def expected_colours(patches, low, high, palette="viridis"):
 def assert_shows(page, run, image, layer, head, query, site="weights", panel=0):
     """The canvas has the colours of the stored map, as bytes keep it (see test_embedded for how well)."""
     signed = site == "effective"
-    stored = unpack(*pack(run.maps.values["trunk", site][image, layer], signed), signed)
-    values = stored.mean(0)[query] if head is None else stored[head, query]
     shape = run.maps.shapes()[0]
-    patches = values[len(shape.prefix) :].reshape(shape.rows, shape.cols)
+    n = len(shape.prefix)
+    stored = unpack(*pack(run.maps.values["trunk", site][image, layer], n, signed), n, signed)
+    values = stored.mean(0)[query] if head is None else stored[head, query]
+    patches = values[n:].reshape(shape.rows, shape.cols)
     high = abs(patches).max()
     expected = expected_colours(patches, -high if signed else 0, high, "RdBu_r" if signed else "viridis")
     assert abs(colours(page, panel) - expected).max() <= 4  # a step of viridis, and two of its stops
@@ -237,7 +238,7 @@ def test_where_single_heads_are_left_out_the_mean_is_shown(open_page):
     assert "mean of 4 heads" in page.inner_text(".where")
     assert "only the mean of the heads" in page.inner_text(".notes")
     means = run.maps.values["trunk", "weights"][0, 9].mean(0)
-    row = unpack(*pack(means, False), False)[3, 1:].reshape(5, 5)
+    row = unpack(*pack(means, 1, False), 1, False)[3, 1:].reshape(5, 5)
     assert abs(colours(page) - expected_colours(row, 0, row.max())).max() <= 4
     press(page, "ArrowUp")
     assert "head 1" in page.inner_text(".where")

@@ -33,16 +33,18 @@ function embeddedSource(index) {
     const single = index.everyHead ? queries : stage.queries.filter((token) => token < stage.prefix.length).length;
     const rowsOfHeads = layers * stage.heads.length * single;
     const rows = rowsOfHeads + (index.everyHead ? 0 : layers * queries);
+    // Of each row two, of the tokens beside and of the patches: bfloat16, the upper half of a float32.
     const largest = new Float32Array(
-      new Uint32Array(rows).map((_, i) => (bytes[2 * i] | (bytes[2 * i + 1] << 8)) << 16).buffer,
+      new Uint32Array(2 * rows).map((_, i) => (bytes[2 * i] | (bytes[2 * i + 1] << 8)) << 16).buffer,
     );
     const table = isSigned ? signed : unsigned;
     return (layer, head, query) => {
       if (head === null ? index.everyHead : query >= single) return null;
       const row =
         head === null ? rowsOfHeads + layer * queries + query : (layer * stage.heads.length + head) * single + query;
-      const start = 2 * rows + row * keys;
-      return Float32Array.from(bytes.subarray(start, start + keys), (byte) => table[byte] * largest[row]);
+      const start = 4 * rows + row * keys;
+      const scaleOfKey = (key) => largest[2 * row + (key < stage.prefix.length ? 0 : 1)];
+      return Float32Array.from(bytes.subarray(start, start + keys), (byte, key) => table[byte] * scaleOfKey(key));
     };
   }
 
