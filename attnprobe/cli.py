@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from attnprobe.cli_act import compare
 from attnprobe.cli_capture import capture, inspect
 from attnprobe.cli_figure import plot
 from attnprobe.core.errors import AttnprobeError, InputError, Stopped, did_you_mean
@@ -221,6 +222,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "inspect": inspect,
     "capture": capture,
     "report": report,
+    "compare": compare,
     "plot": plot,
     "view": view,
     "list": list_,

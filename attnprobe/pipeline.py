@@ -66,6 +66,16 @@ def examine(
     )
 
 
+def examine_all(
+    paths: Sequence[Path | str], *, metrics: Sequence[str] | None = None, pictures: int = 6
+) -> list[Examined]:
+    """`examine` several; where two have one name, all are called by their paths."""
+    examined = [examine(path, metrics=metrics, pictures=pictures) for path in paths]
+    if len({e.name for e in examined}) < len(examined):
+        examined = [replace(e, name=str(path)) for e, path in zip(examined, paths, strict=True)]
+    return examined
+
+
 def report(
     paths: Sequence[Path | str],
     *,
@@ -88,9 +98,7 @@ def report(
     asked = {condition.metric for condition in map(Condition.parse, fail_on)} - {*FACTS}
     if missing := sorted(asked - {metric.name for metric in choose(metrics)[0]}):
         metrics = (*(("default",) if metrics is None else metrics), *missing)
-    examined = [replace(examine(path, metrics=metrics), notes=tuple(notes)) for path in paths]
-    if len({e.name for e in examined}) < len(examined):
-        examined = [replace(e, name=str(path)) for e, path in zip(examined, paths, strict=True)]
+    examined = [replace(e, notes=tuple(notes)) for e in examine_all(paths, metrics=metrics)]
     with fs.as_work_error(f"writing the report into {out}"):
         fs.make_folder(out)
         return examined, write_report(examined, out, formats)
@@ -145,5 +153,6 @@ def _info(reader: MapReader) -> dict[str, Any]:
     known = labels >= 0
     if known.any() and len(prediction):
         info["accuracy"] = float((labels[known] == prediction[known]).mean())
+        info["n_labelled"] = int(known.sum())
         info["n_classes"] = len(config.get("class_names", ())) or None
     return info

@@ -1,0 +1,110 @@
+"""How are two runs put side by side, if their images, depths or heads are not the same?
+
+Each function takes a measurement and returns it rearranged; `paired_difference` then compares cell by cell.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from attnprobe.core.errors import InputError
+from attnprobe.core.measurement import Measurement
+
+
+def at_images(m: Measurement, image_ids: Sequence[str]) -> Measurement:
+    """The same on these images only, in this order; they must have been measured.
+
+    Raises:
+        InputError: values were not kept image by image, or an image was not measured.
+    """
+    if m.per_image is None:
+        raise InputError(f"the values of {m.metric} image by image were too large to keep; measure fewer images.")
+    place = {name: i for i, name in enumerate(m.image_ids)}
+    if missing := [name for name in image_ids if name not in place]:
+        raise InputError(f"{m.metric} was not measured on {missing[0]!r}.")
+    rows = m.per_image[[place[name] for name in image_ids]]
+    return replace(m, per_image=rows, image_ids=tuple(image_ids), n_images=len(rows))
+
+
+def at_relative_depth(m: Measurement, layers: int) -> Measurement:
+    """The same at `layers` depths, evenly from the first block (0) to the last (1), linear between blocks.
+
+    Matrices over (layer, layer) are read at both depths, so between two blocks a diagonal can be below a block's own.
+
+    Raises:
+        InputError: its number is no mean over images (`Measurement.from_mean`), so that nothing can be read between.
+    """
+    if "layer" not in m.axes or m.mean.shape[m.axes.index("layer")] == layers:
+        return m
+    if m.from_mean is not None:
+        raise InputError(f"{m.metric} is no mean over images and cannot be read between two blocks.")
+
+    def read(values: np.ndarray) -> np.ndarray:
+        for axis, name in enumerate(m.axes, values.ndim - len(m.axes)):
+            if name == "layer":
+                values = _between(values, axis, layers)
+        return values
+
+    coords = {name: labels for name, labels in m.coords.items() if name != "layer"}
+    return replace(_mapped(m, read), coords=coords)
+
+
+def with_heads_ordered(m: Measurement, order: np.ndarray) -> Measurement:
+    """The same with head order[layer, i] in place i of each layer; of (layer, head) and (layer, head, head).
+
+    Raises:
+        InputError: heads of one layer stand beside those of another, or are labelled.
+    """
+    if "head" not in m.axes:
+        return m
+    if m.axes[0] != "layer" or m.axes.count("layer") != 1 or set(m.axes[1:3]) - {"head", "prefix"}:
+        raise InputError(f"{m.metric} over ({', '.join(m.axes)}) cannot have its heads put in another order.")
+    if m.from_mean is not None:
+        raise InputError(f"{m.metric} is no mean over images; its heads stay in their order.")
+    layer = np.arange(len(order))[:, None]
+
+    def put(values: np.ndarray) -> np.ndarray:
+        if m.axes[1:] == ("head", "head"):
+            return values[..., layer[:, :, None], order[:, :, None], order[:, None, :]]
+        return values[..., layer, order] if len(m.axes) == 2 else values[..., layer, order, :]
+
+    return _mapped(m, put)
+
+
+def mean_over_heads(m: Measurement) -> Measurement:
+    """(layer, head) -> (layer,); any other without heads as it is.
+
+    Raises:
+        InputError: it relates heads to each other, so that no number per layer is left.
+    """
+    if "head" not in m.axes:
+        return m
+    if m.axes.count("head") > 1 or m.from_mean is not None:
+        raise InputError(f"{m.metric} relates heads; models with other numbers of heads have no cell in common.")
+    axis = m.axes.index("head") - len(m.axes)
+    coords = {name: labels for name, labels in m.coords.items() if name != "head"}
+    axes = tuple(name for name in m.axes if name != "head")
+    return replace(_mapped(m, lambda values: values.mean(axis)), axes=axes, coords=coords)
+
+
+def one_number(m: Measurement, function: Callable[[np.ndarray], np.ndarray]) -> Measurement:
+    """A number made of the mean over images, [..., *axes] -> [...], as a measurement of no axes; see `from_mean`."""
+    of_mean = function if m.from_mean is None else (lambda mean, inner=m.from_mean: function(inner(mean)))
+    return replace(m, axes=(), from_mean=of_mean, coords={}, baselines={})
+
+
+def _mapped(m: Measurement, change: Callable[[np.ndarray], np.ndarray]) -> Measurement:
+    """Every array of it changed by a function of [..., *axes]; the baselines' means as well."""
+    baselines = {name: replace(b, mean=change(b.mean)) for name, b in m.baselines.items()}
+    arrays = {name: change(getattr(m, name)) for name in ("mean", "std", "ci")}
+    per_image = None if m.per_image is None else change(m.per_image)
+    return replace(m, **arrays, per_image=per_image, baselines=baselines, summary={})
+
+
+def _between(values: np.ndarray, axis: int, n: int) -> np.ndarray:
+    """`n` values evenly along an axis, linear between its own."""
+    at = np.linspace(0, values.shape[axis] - 1, n)
+    low = np.floor(at).astype(int)
+    high, weight = np.ceil(at).astype(int), (at - low).reshape(-1, *[1] * (values.ndim - axis - 1))
+    return values.take(low, axis) * (1 - weight) + values.take(high, axis) * weight

@@ -1,0 +1,79 @@
+"""The table of the DeepViT paper, for any runs: size, accuracy, and how many blocks repeat one another."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from attnprobe.core.accuracy import accuracy_interval
+from attnprobe.core.examined import Examined
+from attnprobe.core.measurement import Measurement
+from attnprobe.reports.numbers import NONE, interval
+from attnprobe.reports.sites import at_effective, at_softmax
+from attnprobe.reports.verdict import verdict
+
+HEADER = ("model", "#params", "top-1 [%]", "#similar blocks, softmax", "untrained", "#similar blocks, effective",
+          "untrained")  # fmt: skip
+
+
+def papers_table(runs: Sequence[Examined]) -> pd.DataFrame:
+    """One row per run, numbers only; what is not known is missing.
+
+    Zhou et al. 2021, arXiv:2103.11886, compare models by #params, top-1 and #similar blocks; what "similar" means here
+    is ours (`similar_blocks`), so its settings are columns, and so is the count of the untrained network.
+    "weights" is the softmax, "effective" what multiplies V.
+    """
+    return pd.DataFrame([_row(e) for e in runs])
+
+
+def papers_cells(runs: Sequence[Examined]) -> list[list[str]]:
+    """The same for reading, under `HEADER`."""
+    return [_cells(row) for row in papers_table(runs).to_dict("records")]
+
+
+def papers_caption(runs: Sequence[Examined]) -> str:
+    """What the numbers mean; of every run where they differ."""
+    settings = dict.fromkeys(text for e in runs if (text := verdict(e).settings))
+    told = " ".join(settings) or "Similar blocks were not measured."
+    return f"In brackets: 95 % intervals (accuracy: Wilson; counts: bootstrap over images). {told}"
+
+
+def _row(e: Examined) -> dict[str, Any]:
+    accuracy, n = e.info.get("accuracy"), e.info.get("n_labelled") or e.info.get("n_images") or 0
+    low, high = (None, None) if accuracy is None else accuracy_interval(round(accuracy * n), n)
+    row = {"model": e.name, "parameters": e.info.get("parameters"), "images": e.info.get("n_images"),
+           "accuracy": accuracy, "accuracy_low": low, "accuracy_high": high}  # fmt: skip
+    row |= _counts("weights", at_softmax(e, "similar_blocks"))
+    return row | _counts("effective", at_effective(e, "similar_blocks"))
+
+
+def _counts(site: str, m: Measurement | None) -> dict[str, Any]:
+    s = {} if m is None else m.summary
+    fresh = m.baselines.get("untrained") if m is not None else None
+    low, high = s.get("count_ci", (None, None))
+    values = {"": s.get("count"), "_low": low, "_high": high, "_of": s.get("of"), "_tau": s.get("tau"),
+              "_rho": s.get("rho"), "_compare": s.get("compare"),
+              "_untrained": None if fresh is None else fresh.summary.get("count")}  # fmt: skip
+    return {f"similar_{site}{name}": value for name, value in values.items()}
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    cells = [row["model"], f"{int(row['parameters']):,}" if _known(row["parameters"]) else NONE]
+    if _known(row["accuracy"]):
+        low, high = (f"{100 * row[f'accuracy_{end}']:.1f}" for end in ("low", "high"))
+        cells.append(f"{100 * row['accuracy']:.1f} ({low}–{high})")
+    else:
+        cells.append(NONE)
+    for site in ("weights", "effective"):
+        count, low, high, of, fresh = (
+            int(value) if _known(value := row[f"similar_{site}{part}"]) else None
+            for part in ("", "_low", "_high", "_of", "_untrained")
+        )
+        bounds = interval(low, high)
+        cells.append(NONE if count is None else f"{count} of {of}" + (f" ({bounds})" if bounds else ""))
+        cells.append(NONE if fresh is None else str(fresh))
+    return cells
+
+
+def _known(value: object) -> bool:
+    return value is not None and value == value

@@ -1,0 +1,131 @@
+"""Runs side by side: the table says what each says alone, and differences are those of the same images."""
+
+import csv
+import io
+
+import numpy as np
+import pytest
+
+from attnprobe import comparison, pipeline
+from attnprobe.comparison import compare
+from attnprobe.core.errors import InputError
+from attnprobe.core.maps import AttentionMaps
+from attnprobe.store import CapturePlan, MapWriter
+
+METRICS = ("similar_blocks", "layer_similarity", "row_entropy", "head_divergence")
+
+
+@pytest.fixture
+def file(tmp_path, make_maps):
+    """Write a maps file of random maps."""
+
+    def write(name, *, images=8, first=0, order=None, **size):
+        maps = make_maps(images=images, **size)
+        values = maps.values if order is None else maps.values[:, :, order]
+        ids = tuple(f"image{first + i}" for i in range(images))
+        plan = CapturePlan(image_ids=ids, model=name, variant="vit", checkpoint_sha256="", config={"parameters": 1234},
+                           versions={}, data="random", seed=0, device="cpu")  # fmt: skip
+        path = tmp_path / f"{name}.h5"
+        with MapWriter(path, plan, dtype="float32") as writer:
+            for shard in writer.pending():
+                writer.append([AttentionMaps(values[list(shard)], tuple(ids[i] for i in shard), maps.grid)])
+            writer.close()
+        return path
+
+    return write
+
+
+def run(paths, out, **options):
+    found, files = compare(paths, out=out, metrics=METRICS, resamples=200, **options)
+    return found, {path.name: path.read_text() for path in files}
+
+
+def row(found, metric):
+    return next(r for r in found.differences if r.metric == metric)
+
+
+def test_a_run_does_not_differ_from_itself(file, tmp_path):
+    one, same = file("one"), file("same")
+    found, files = run([one, same], tmp_path / "out")
+    assert {r.metric for r in found.differences} == set(METRICS)
+    for r in found.differences:
+        assert not r.why and (r.cells.mean == 0).all() and (r.cells.p_holm == 1).all() and r.overall.mean == 0
+    assert set(files) == {"comparison.md", "comparison.csv", "comparison.tex", "differences.csv"}
+
+
+def test_differences_are_of_the_same_images_and_in_the_files(file, tmp_path):
+    one, two = file("one"), file("two", seed=1, spread=3.0)
+    found, files = run([one, two], tmp_path / "out")
+    r = row(found, "row_entropy")
+    alone = [pipeline.examine(path, metrics=METRICS).measurements["row_entropy"].mean for path in (one, two)]
+    np.testing.assert_allclose(r.cells.mean, alone[1] - alone[0])
+    np.testing.assert_allclose(r.overall.mean, (alone[1] - alone[0]).mean())
+    assert r.overall.ci[1] < 0
+    lines = list(csv.DictReader(io.StringIO(files["differences.csv"])))
+    written = [x for x in lines if x["metric"] == "row_entropy"]
+    place = {(int(float(x["layer"])), int(float(x["head"]))): float(x["difference"]) for x in written}
+    assert place[(2, 1)] == pytest.approx(r.cells.mean[1, 0]) and len(place) == r.cells.mean.size
+    assert "| row_entropy (effective) | -" in files["comparison.md"] and "1,234" in files["comparison.tex"]
+
+
+def test_only_shared_images_are_compared(file, tmp_path):
+    one, two = file("one", images=8), file("two", images=8, first=3, seed=1)
+    found, _ = run([one, two], tmp_path / "out")
+    assert found.notes[0].startswith("two minus one: 5 images")
+    assert row(found, "row_entropy").cells.n_images == 5
+    apart, files = run([one, file("apart", first=100)], tmp_path / "apart")
+    assert all(r.cells is None and r.why for r in apart.differences) and "cannot say" in files["comparison.md"]
+    assert "nan" not in files["comparison.md"]
+
+
+def test_other_depths_are_compared_at_relative_depth_and_it_is_said(file, tmp_path):
+    shallow, deep = file("shallow", layers=3), file("deep", layers=5, seed=1)
+    found, files = run([shallow, deep], tmp_path / "out")
+    r = row(found, "row_entropy")
+    one, two = (pipeline.examine(path, metrics=METRICS).measurements["row_entropy"].mean for path in (shallow, deep))
+    assert r.depth == "relative"
+    np.testing.assert_allclose(r.cells.mean, two[[0, 2, 4]] - one)
+    assert "equal relative depth" in files["comparison.md"]
+    assert row(found, "similar_blocks").overall is None and row(found, "similar_blocks").cells is not None
+    depths = {x["depth"] for x in csv.DictReader(io.StringIO(files["differences.csv"])) if x["metric"] == "row_entropy"}
+    assert depths == {"0.0", "0.5", "1.0"}
+
+
+def test_other_numbers_of_heads_share_their_mean(file, tmp_path):
+    found, _ = run([file("few", heads=2), file("many", heads=3)], tmp_path / "out")
+    assert row(found, "row_entropy").cells.mean.shape == (3,)
+    assert "no cell in common" in row(found, "head_divergence").why
+
+
+def test_heads_in_another_order_are_found_again(file, tmp_path):
+    one, turned = file("one", heads=3, spread=3.0), file("turned", heads=3, spread=3.0, order=[2, 0, 1])
+    apart, _ = run([one, turned], tmp_path / "apart")
+    assert abs(row(apart, "row_entropy").cells.mean).max() > 0.01
+    found, _ = run([one, turned], tmp_path / "matched", match_heads=True)
+    for metric in ("row_entropy", "head_divergence"):
+        np.testing.assert_allclose(row(found, metric).cells.mean, 0, atol=1e-6)
+    with pytest.raises(InputError, match="cannot be matched"):
+        run([one, file("deep", heads=3, layers=4)], tmp_path / "no", match_heads=True)
+
+
+def test_names_are_text_in_every_format(file, tmp_path):
+    _, files = run([file("a_b%&|#"), file("x")], tmp_path / "out", table="summary")
+    assert r"a\_b\%\&\textbar{}\#" in files["comparison.tex"]
+    assert r"a_b%&amp;\|#" in files["comparison.md"]
+
+
+def test_nothing_and_an_unknown_table_are_refused(file, tmp_path):
+    with pytest.raises(InputError, match="nothing to compare"):
+        compare([], out=tmp_path)
+    with pytest.raises(InputError, match="table='paper'"):
+        compare([file("one")], out=tmp_path, table="paper")
+    found, files = run([file("alone")], tmp_path / "out")
+    assert not found.differences and "differences.csv" not in files
+
+
+def test_effective_maps_are_compared_with_those_that_multiply_v_in_the_other(monkeypatch):
+    from tests.reports.formulas import examined
+
+    plain, changed = examined("plain", layers=4), examined("changed", layers=4, effective_similar=(2,))
+    pairs = [(a.site, b.site, site) for a, b, site in comparison._pairs(plain, changed) if a.metric == "similar_blocks"]
+    assert pairs == [("weights", "effective", "effective"), ("weights", "weights", "weights")]
