@@ -129,9 +129,12 @@ def similar_blocks(
     if pool == "head_mean_map":
         maps = maps.mean(2, keepdim=True)
     partners = [_partners(block, maps.shape[1], compare, k) for block in range(maps.shape[1])]
-    units = [unit_vectors(layer, axis, center, exclude_prefix) for layer in maps.unbind(1)]
-    entry, largest = -2 if axis == "key" else -1, compare in ("any", "neighbors-max")
-    s = _cosines(units, partners, entry, largest, head_match == "hungarian")
+    entry, largest, match = -2 if axis == "key" else -1, compare in ("any", "neighbors-max"), head_match == "hungarian"
+    found = []
+    for heads in maps.split(maps.shape[2] if match else 1, 2):  # a copy of one head of all layers, not of all maps
+        units = [unit_vectors(layer, axis, center, exclude_prefix) for layer in heads.unbind(1)]
+        found.append(_cosines(units, partners, entry, largest, match))
+    s = torch.cat(found, -1)
 
     compared = torch.tensor([bool(others) for others in partners]).to(s)
     mean_s = s.mean(-1)
