@@ -39,3 +39,66 @@ def compare(
     print(files[0].read_text(encoding="utf-8"), end="")
     for path in files:
         print(path)
+
+
+def prune(
+    model: Positional[str],
+    out: Annotated[Path, Short(aliases=["-o"])],
+    blocks: Annotated[str, Short(metavar="B,B")] = "",
+    heads: Annotated[str, Short(metavar="B:H,B:H")] = "",
+    finetune_epochs: int = 0,
+    set: Annotated[Repeated[tuple[str, ...]], Short(metavar="NAME=VALUE")] = (),
+    architecture: Annotated[str | None, Short(name="model")] = None,
+    data: str | None = None,
+    data_dir: Path | None = None,
+    split: str = "val",
+    images: int | None = None,
+    batch_size: int = 64,
+    device: str = "auto",
+) -> None:
+    """A smaller checkpoint without some blocks and heads, which timm opens; prints what that costs and saves.
+
+    Heads are removed from blocks whose heads do not see each other; where a variant mixes them, it says so.
+
+    For example:
+
+    $ attnprobe prune runs/vit --blocks 12,14 -o runs/vit-smaller
+    $ attnprobe prune runs/vit --heads 9:3,9:5 --finetune-epochs 5 -o runs/vit-tuned
+    $ attnprobe prune vit_small_patch16_224 --blocks 11 --data path/to/images -o small
+
+    Args:
+        model: a run, a checkpoint, or the name of a model.
+        out: a new folder with model.safetensors and config.json; timm.create_model("local-dir:OUT") opens it, after
+            `import attnprobe.models` if the architecture is one of ours.
+        blocks: those to drop, counted from 1 as in reports.
+        heads: those to remove, as BLOCK:HEAD, both counted from 1 in the whole model.
+        finetune_epochs: train on by the run's recipe, with a tenth of its learning rate.
+        set: options of the fine-tuning that replace the recipe's; repeat for several.
+        architecture: the model's name, for checkpoint files that neither say it nor show it.
+        data: labelled images to try both models on; the run's own if not given.
+        data_dir: where the data set lives.
+        split: train or val.
+        images: a fixed, class-balanced subset of this many.
+        batch_size: images per forward pass, also of the timing.
+        device: cpu, cuda, mps; auto takes a GPU if there is one.
+    """
+    from attnprobe import pruning
+    from attnprobe.core.config import parse_settings
+
+    done = pruning.prune(
+        model,
+        out,
+        blocks=pruning.numbers_of(blocks),
+        heads=pruning.heads_of(heads),
+        finetune_epochs=finetune_epochs,
+        settings=parse_settings(set),
+        architecture=architecture,
+        data=data,
+        data_dir=data_dir,
+        split=split,
+        images=images,
+        batch_size=batch_size,
+        device=device,
+    )
+    print(done)
+    print(done.path)

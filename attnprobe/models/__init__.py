@@ -9,6 +9,7 @@ Reconsider if timm changes its block's call: `variants/` and `conv_stem.py` are 
 from attnprobe.models.build import build_model, input_spec
 from attnprobe.models.load import load_model, load_weights
 from attnprobe.models.presets import ALIASES, MODELS
+from attnprobe.models.prune import pruned_vit
 from attnprobe.models.read import Checkpoint, read_checkpoint
 from attnprobe.models.variants import VARIANTS
 
@@ -21,5 +22,6 @@ __all__ = [
     "input_spec",
     "load_model",
     "load_weights",
+    "pruned_vit",
     "read_checkpoint",
 ]

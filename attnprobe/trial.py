@@ -1,0 +1,75 @@
+"""A model and the images on which something is tried out: what it gets right, with and without a change."""
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from attnprobe.core.config import read_yaml
+from attnprobe.core.errors import InputError
+from attnprobe.core.images import ImageSource
+from attnprobe.core.run import Run
+from attnprobe.data import load_images
+from attnprobe.models import input_spec
+from attnprobe.models.describe import ModelFacts, resolve_model
+from attnprobe.training import pick_device
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A model on its device, and labelled images as it wants them.
+
+    Attributes:
+        recipe: the options the run was trained with; empty for anything but a run.
+    """
+
+    model: nn.Module
+    facts: ModelFacts
+    images: ImageSource
+    device: torch.device
+    batch_size: int
+    recipe: dict[str, Any]
+
+    @torch.inference_mode()
+    def right(self, model: nn.Module | None = None, change: AbstractContextManager[Any] | None = None) -> np.ndarray:
+        """[image], bool: which images the model (its own if None) gets right while `change` is in force."""
+        model = (model or self.model).to(self.device).eval()
+        found = []
+        with change or nullcontext():
+            for batch in self.images.batches(self.batch_size, device=self.device):
+                found.append((model(batch.pixels).argmax(-1) == batch.labels)[batch.labels >= 0].cpu().numpy())
+        return np.concatenate(found)
+
+
+def open_trial(
+    ref: Path | str,
+    *,
+    architecture: str | None = None,
+    data: str | None = None,
+    data_dir: Path | None = None,
+    split: str = "val",
+    images: int | None = None,
+    device: str = "auto",
+    batch_size: int = 64,
+) -> Trial:
+    """A run, checkpoint or model name, with the run's validation images unless others are named.
+
+    Raises:
+        InputError: nobody says which images, or none of them has a label.
+        CheckpointError: see `load_model`.
+    """
+    model, facts = resolve_model(ref, architecture)
+    config = Run(Path(ref)).config
+    recipe = read_yaml(config) if Path(ref).is_dir() and config.exists() else {}
+    if data is None:
+        data, data_dir = recipe.get("dataset"), data_dir or (recipe.get("data_dir") and Path(recipe["data_dir"]))
+    if data is None:
+        raise InputError(f"which images should {ref} be tried on? Name them, as in --data digits or --data FOLDER.")
+    source = load_images(data, split, spec=input_spec(model), data_dir=data_dir, limit=images)
+    if not source.class_names:
+        raise InputError(f"{source.name} has no labels, so no accuracy; name labelled images with --data.")
+    return Trial(model, facts, source, pick_device(device), batch_size, recipe)
