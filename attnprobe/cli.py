@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from attnprobe.cli_act import compare, prune
+from attnprobe.cli_act import compare, prune, verify_drops
 from attnprobe.cli_capture import capture, inspect
 from attnprobe.cli_figure import plot
 from attnprobe.core.errors import AttnprobeError, InputError, Stopped, did_you_mean
@@ -223,6 +223,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "capture": capture,
     "report": report,
     "compare": compare,
+    "verify-drops": verify_drops,
     "prune": prune,
     "plot": plot,
     "view": view,

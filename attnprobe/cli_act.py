@@ -41,6 +41,70 @@ def compare(
         print(path)
 
 
+def verify_drops(
+    model: Positional[str],
+    maps: Path | None = None,
+    blocks: Annotated[str | None, Short(metavar="B,B")] = None,
+    heads: Annotated[str | None, Short(metavar="B:H,B:H")] = None,
+    metric: Repeated[tuple[str, ...]] = (),
+    out: Annotated[Path | None, Short(aliases=["-o"])] = None,
+    architecture: Annotated[str | None, Short(name="model")] = None,
+    data: str | None = None,
+    data_dir: Path | None = None,
+    split: str = "val",
+    images: int | None = None,
+    batch_size: int = 64,
+    device: str = "auto",
+) -> None:
+    """Is what a report calls similar or redundant not needed? Accuracy without it, alone and one after the other.
+
+    Each similar block uses the map of the block before, adds no attention, or is dropped; each redundant head is 0.
+
+    For example:
+
+    $ attnprobe verify-drops runs/vit
+    $ attnprobe verify-drops runs/vit --metric similar_blocks:tau=0.8 -o evidence
+    $ attnprobe verify-drops runs/vit --blocks 2,3,4 --heads 9:3,9:5
+
+    Args:
+        model: a run, a checkpoint, or the name of a model.
+        maps: the maps file that says what is similar; the run's own if not given.
+        blocks: others to try, counted from 1, instead of the report's.
+        heads: others to try, as BLOCK:HEAD, instead of the report's.
+        metric: similar_blocks or head_divergence with settings, as for report; repeat for both.
+        out: folder for drops.csv and drops.json; nothing is written if not given.
+        architecture: the model's name, for checkpoint files that neither say it nor show it.
+        data: labelled images to try it on; the run's own if not given.
+        data_dir: where the data set lives.
+        split: train or val.
+        images: a fixed, class-balanced subset of this many.
+        batch_size: images per forward pass.
+        device: cpu, cuda, mps; auto takes a GPU if there is one.
+    """
+    from attnprobe import ablation
+    from attnprobe.pruning import heads_of, numbers_of
+
+    asked = None if heads is None else [(block, head) for block, its in heads_of(heads).items() for head in its]
+    evidence, files = ablation.verify_drops(
+        model,
+        maps=maps,
+        blocks=None if blocks is None else numbers_of(blocks),
+        heads=asked,
+        metrics=metric,
+        out=out,
+        architecture=architecture,
+        data=data,
+        data_dir=data_dir,
+        split=split,
+        images=images,
+        batch_size=batch_size,
+        device=device,
+    )
+    print(evidence)
+    for path in files:
+        print(path)
+
+
 def prune(
     model: Positional[str],
     out: Annotated[Path, Short(aliases=["-o"])],

@@ -120,7 +120,10 @@ def test_capture_then_report_then_refuse_to_overwrite(run, weights, tmp_path):
         check_one_line(code, err, 2, name)
 
 
-@pytest.mark.parametrize("command", ["demo", "train", "capture", "report", "compare", "prune", "list", "verify", "schema"])
+COMMANDS = ("demo", "train", "capture", "report", "compare", "verify-drops", "prune", "list", "verify", "schema")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_explains_itself(run, command):
     code, out, _ = run(command, "--help")
     assert code == 0 and "usage: attnprobe" in out

@@ -1,0 +1,169 @@
+"""A model without something, for as long as one asks: a map, an attention layer, a block, a head.
+
+Works on models built like timm's vision transformer, ours included, by forward hooks; the model itself stays as it is.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from timm.layers import Attention
+from torch import Tensor, nn
+
+from attnprobe.core.errors import InputError
+from attnprobe.models.attention import TappedAttention, replace_attention
+from attnprobe.models.prune import SAME, prunable_blocks
+
+Kind = Literal["map", "attention", "block", "head"]
+WORDS: dict[Kind, str] = {
+    "map": "block {block}: map of the block before",
+    "attention": "block {block}: attention skipped",
+    "block": "block {block}: dropped",
+    "head": "block {block}, head {head}: output 0",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What is taken away, in a block and of a head counted from 1.
+
+    "map": what multiplies V is what the block before used; of "attention" nothing is added to the tokens; "block": nor
+    by its MLP; "head": the output of one head is 0.
+    """
+
+    kind: Kind
+    block: int
+    head: int = 0
+
+    def __str__(self) -> str:
+        return WORDS[self.kind].format(block=self.block, head=self.head)
+
+
+class Ablatable:
+    """A copy of a model whose parts can be taken away.
+
+    Attributes:
+        module: the copy; computes what the model does while nothing is taken away.
+        heads: how many maps each block multiplies values with.
+
+    Raises:
+        InputError: not built like timm's vision transformer, or attention that is neither timm's nor ours.
+    """
+
+    def __init__(self, model: nn.Module, pixels: Tensor) -> None:
+        prunable_blocks(model)
+        self.module: Any = deepcopy(model).eval()
+        for number, block in enumerate(self.module.blocks, 1):
+            block.attn = _tapped(block.attn, number)
+        self.heads = self._proved_heads(model.eval(), pixels)
+
+    @torch.inference_mode()
+    def _proved_heads(self, model: nn.Module, pixels: Tensor) -> tuple[int, ...]:
+        """The number of heads of each block's map; on these images the copy is seen to compute what the model does."""
+        seen: list[int] = []
+        with ExitStack() as stack:
+            for block in self.module.blocks:
+                tap = block.attn.taps["effective"]
+                stack.callback(tap.register_forward_hook(lambda _m, _in, out: seen.append(out.shape[1])).remove)
+            ours = self.module(pixels)
+        theirs = model(pixels)
+        if len(seen) != len(self.module.blocks) or (ours - theirs).abs().max() > SAME * theirs.abs().max():
+            raise InputError(f"{type(model).__name__}: its maps cannot be exchanged without changing what it computes.")
+        return tuple(seen)
+
+    def check(self, change: Change) -> None:
+        """Raises InputError if there is nothing to take away."""
+        n = len(self.heads)
+        if not 1 <= change.block <= n:
+            raise InputError(f"there is no block {change.block}; the model has blocks 1 to {n}.")
+        if change.kind == "head" and not 1 <= change.head <= self.heads[change.block - 1]:
+            raise InputError(
+                f"block {change.block} has no head {change.head}; it has heads 1 to {self.heads[change.block - 1]}."
+            )
+        if change.kind == "map" and change.block == 1:
+            raise InputError("block 1 has no block before it whose map it could use.")
+        if change.kind == "map" and self.heads[change.block - 2] != self.heads[change.block - 1]:
+            raise InputError(f"block {change.block} has another number of heads than the block before.")
+        if change.kind == "block" and change.block == 1 and type(self.module.blocks) is not nn.Sequential:
+            raise InputError("block 1 hands on what the next one needs, so it cannot be dropped.")
+
+    @contextmanager
+    def without(self, changes: Sequence[Change]) -> Iterator[None]:
+        """All of these taken away at once; of neighbours without maps of their own, the last that has one serves."""
+        for change in changes:
+            self.check(change)
+        borrowers = {change.block for change in changes if change.kind == "map"}
+        with ExitStack() as stack:
+            if borrowers:
+                stack.enter_context(self._maps_handed_on(borrowers))
+            for change in changes:
+                block = self.module.blocks[change.block - 1]
+                if change.kind == "attention":
+                    stack.callback(block.attn.register_forward_hook(_adds_nothing).remove)
+                elif change.kind == "block":
+                    stack.callback(block.register_forward_hook(_passes_on).remove)
+            for number in {change.block for change in changes if change.kind == "head"}:
+                lost = [c.head - 1 for c in changes if c.kind == "head" and c.block == number]
+                stack.callback(self._silenced(number, lost).remove)
+            yield
+
+    @contextmanager
+    def _maps_handed_on(self, borrowers: set[int]) -> Iterator[None]:
+        """Blocks before borrowers keep their map, borrowers use what was kept last."""
+        kept: dict[str, Tensor] = {}
+
+        def keep(_m: nn.Module, _in: tuple[Tensor], out: Tensor) -> None:
+            kept["map"] = out
+
+        def use(_m: nn.Module, _in: tuple[Tensor], _out: Tensor) -> Tensor:
+            return kept["map"]
+
+        handles = []
+        for number, block in enumerate(self.module.blocks, 1):
+            if number in borrowers:
+                handles.append(block.attn.taps["effective"].register_forward_hook(use))
+            elif number + 1 in borrowers:
+                handles.append(block.attn.taps["effective"].register_forward_hook(keep))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _silenced(self, number: int, lost: Sequence[int]) -> Any:
+        """A hook before a block's output projection that sets heads (from 0) to 0."""
+        projection, heads = self.module.blocks[number - 1].attn.proj, self.heads[number - 1]
+
+        def silence(_m: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+            per_head = inputs[0].unflatten(-1, (heads, -1)).clone()
+            per_head[..., list(lost), :] = 0
+            return (per_head.flatten(-2),)
+
+        return projection.register_forward_pre_hook(silence)
+
+
+def _tapped(attention: Attention, number: int) -> TappedAttention:
+    """The same attention with its matrices in sight."""
+    if isinstance(attention, TappedAttention):
+        return attention
+    if type(attention) is not Attention or getattr(attention, "gate", None) is not None:
+        raise InputError(
+            f"block {number} has {type(attention).__name__}, whose maps cannot be exchanged: only timm's plain "
+            "Attention and this package's variants can."
+        )
+    tapped = replace_attention(TappedAttention, attention)
+    tapped.eval()
+    return tapped
+
+
+def _adds_nothing(_m: nn.Module, _in: tuple[Any, ...], out: Any) -> Any:
+    """Of an attention layer: zeros for the tokens, and what it hands on."""
+    return (torch.zeros_like(out[0]), *out[1:]) if isinstance(out, tuple) else torch.zeros_like(out)
+
+
+def _passes_on(_m: nn.Module, inputs: tuple[Any, ...], out: Any) -> Any:
+    """Of a block: its input, and what it was handed."""
+    return (inputs[0], *inputs[1:]) if isinstance(out, tuple) else inputs[0]
