@@ -37,6 +37,8 @@ class Metric:
         needs_square: refuses maps whose queries and keys are not both all tokens of the picture.
         by_row: it is a mean over queries of something of each query's row, so some of the queries have one, too.
         needs_all_layers: its number for a layer depends on others, so some of the layers have none.
+        needs_all_heads: its number depends on all heads of a layer, so some of them have none; also wherever the maps
+            of heads are averaged first (pool="head_mean_map").
         summarise: (Measurement) -> dict of JSON-able derived numbers, such as counts.
         coords: (grid, **settings) -> labels of axes that are not plain indices.
         narrow_range: (stochastic, **settings) -> a value range tighter than `value_range`.
@@ -54,6 +56,7 @@ class Metric:
     needs_square: bool = False
     by_row: bool = False
     needs_all_layers: bool = False
+    needs_all_heads: bool = False
     sites: tuple[Site, ...] = ("weights", "effective")
     summarise: "Callable[[Measurement], dict[str, Any]] | None" = None
     coords: Callable[..., dict[str, list[Any]]] | None = None
@@ -124,6 +127,9 @@ class Metric:
             return "only some of the queries were kept: capture queries='all'"
         if maps.part.layers is not None and self.needs_all_layers:
             return "only some of the layers were kept, and it relates each to others: capture all layers"
+        pooled = self.needs_all_heads or self.all_settings.get("pool") == "head_mean_map"
+        if maps.part.heads is not None and pooled:
+            return "only some of the heads were kept, and it pools all of a layer: capture all heads"
         if "grid" in self.parameters and not maps.grid.rows:
             return "where its tokens sit in the picture is not known"
         return ""

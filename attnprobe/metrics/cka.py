@@ -13,7 +13,14 @@ def _range(estimator: str, **_: Any) -> tuple[float, float]:
     return (0.0, 1.0) if estimator == "biased" else (-1.0, 1.0)
 
 
-@metric(axes=("layer", "layer"), value_range=(-1.0, 1.0), needs_square=True, narrow_range=_range, from_mean=normalised)
+@metric(
+    axes=("layer", "layer"),
+    value_range=(-1.0, 1.0),
+    needs_square=True,
+    needs_all_heads=True,
+    narrow_range=_range,
+    from_mean=normalised,
+)
 def map_cka(maps: Tensor, *, estimator: str = "unbiased") -> Tensor:
     """Centred kernel alignment of attention maps, for every pair of layers.
 

@@ -14,7 +14,14 @@ UNIT = 2**24
 """Capacities are whole numbers to SciPy: a flow of 1 is this many, so a capacity is rounded by at most 3e-8."""
 
 
-@metric(axes=("layer", "key"), value_range=(0.0, 1.0), needs_stochastic=True, needs_all_layers=True, needs_prefix=True)
+@metric(
+    axes=("layer", "key"),
+    value_range=(0.0, 1.0),
+    needs_stochastic=True,
+    needs_all_layers=True,
+    needs_all_heads=True,
+    needs_prefix=True,
+)
 def attention_flow(maps: Tensor, grid: TokenGrid, *, residual: float = 0.5) -> Tensor:
     """Attention flow: the maximum flow from the class token after each block to each input token.
 

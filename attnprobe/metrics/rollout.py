@@ -10,7 +10,9 @@ from attnprobe.core.maps import TokenGrid
 from attnprobe.core.measurement import metric
 
 
-@metric(axes=("layer", "key"), value_range=(0.0, 1.0), needs_stochastic=True, needs_all_layers=True)
+@metric(
+    axes=("layer", "key"), value_range=(0.0, 1.0), needs_stochastic=True, needs_all_layers=True, needs_all_heads=True
+)
 def attention_rollout(maps: Tensor, grid: TokenGrid, *, residual: float = 0.5) -> Tensor:
     """Attention rollout: how much of the class token after each block comes from each input token.
 

@@ -25,7 +25,7 @@ def sink_mass(maps: Tensor) -> Tensor:
     return maps.mean(-2).amax(-1)
 
 
-@metric(axes=("layer",), value_range=(0.0, 1.0), needs_stochastic=True, needs_prefix=True)
+@metric(axes=("layer",), value_range=(0.0, 1.0), needs_stochastic=True, needs_prefix=True, needs_all_heads=True)
 def sink_rate(maps: Tensor, grid: TokenGrid, *, threshold: float = 0.3, token: str = "first") -> Tensor:
     """Share of the heads of a layer that leave more than a threshold of their attention on a sink.
 

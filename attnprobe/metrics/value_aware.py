@@ -54,7 +54,7 @@ def value_similarity(value_vectors: Tensor) -> Tensor:
     return (together - alone) / (n * (n - 1))
 
 
-@metric(axes=("layer", "head"), value_range=(0.0, None))
+@metric(axes=("layer", "head"), value_range=(0.0, None), needs_all_heads=True)
 def head_output_norm(maps: Tensor, value_vectors: Tensor) -> Tensor:
     """How much a head puts out, in units of the mean head of its layer.
 

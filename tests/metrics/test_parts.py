@@ -65,6 +65,35 @@ def test_of_some_layers_a_metric_is_that_part_of_all_or_refuses(metric, whole):
     torch.testing.assert_close(metric.per_image(some), expected)
 
 
+def of_heads(maps, kept):
+    at = list(kept)
+    return replace(maps, values=maps.values[:, :, at], value_vectors=maps.value_vectors[:, :, at],
+                   part=Part(heads=tuple(kept)))  # fmt: skip
+
+
+@pytest.mark.parametrize("metric", METRICS.values(), ids=list(METRICS))
+def test_of_some_heads_a_metric_is_that_part_of_all_or_says_which_or_refuses(metric, whole):
+    kept = (0, 2)
+    some = of_heads(whole, kept)
+    if metric.needs_all_heads:
+        assert "heads" in metric.refusal(some)
+        return
+    expected = metric.per_image(whole)
+    if "head" not in metric.axes and "maps" in metric.parameters:  # a mean over the heads that are there
+        settings = measure([some], [metric], bootstrap=0)[metric.name].settings
+        assert settings["heads"] == [1, 3]
+        return
+    for axis in (i + 1 for i, name in enumerate(metric.axes) if name == "head"):
+        expected = expected.index_select(axis, torch.tensor(kept))
+    torch.testing.assert_close(metric.per_image(some), expected)
+
+
+def test_maps_averaged_over_some_heads_are_not_taken_for_the_mean_map(whole):
+    with pytest.raises(InputError, match="capture all heads"):
+        measure([of_heads(whole, (0,))], ["similar_blocks:pool=head_mean_map"])
+    assert "similar_blocks" in measure([of_heads(whole, (0,))], ["similar_blocks"], bootstrap=0)
+
+
 def test_blocks_and_heads_keep_their_numbers_and_settings_say_what_was_kept(whole):
     maps = replace(of_layers(whole, (0, 2, 3)), values=whole.values[:, [0, 2, 3]][:, :, [1]],
                    value_vectors=None, part=Part((0, 2, 3), (1,)))  # fmt: skip
