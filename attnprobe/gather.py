@@ -83,7 +83,7 @@ def capture(
         initial: of a name, initial weights, also where there are trained ones.
         data: what `load_images` understands; the run's own data if None.
         images: a class-balanced subset of this many; all if None.
-        what: of "weights", "effective", "tokens".
+        what: of "weights", "effective", "tokens", "values".
         selection: layers, heads and queries to keep; all if None.
         out: the file; maps.h5 in the run, or MODEL.h5 here, if None.
         untrained: images to capture from the same architecture with initial weights, into a second file beside the
@@ -251,8 +251,8 @@ def _tasks(
     def task(module: nn.Module, of: ImageSource, its: CapturePlan) -> Task:
         sites: tuple[Site, ...] = tuple(site for site in SITES if site in what)
         module = module.to(chosen)
-        tokens = "tokens" in what
-        return Task(capture_maps(module, of, sites, tokens=tokens, batch_size=batch_size, selection=selection), of, its)
+        kept = {"tokens": "tokens" in what, "values": "values" in what, "selection": selection}
+        return Task(capture_maps(module, of, sites, batch_size=batch_size, **kept), of, its)
 
     main = task(loaded, source, plan)
     if not (untrained and facts.sha256):

@@ -13,7 +13,8 @@ from typing import Any
 from attnprobe.capture.capturing import Capture, capture
 from attnprobe.capture.certificate import Certificate, certify
 from attnprobe.capture.layers import find_layers
-from attnprobe.capture.recorder import Recorder, record
+from attnprobe.capture.recorder import Recorder
+from attnprobe.capture.recording import record
 
 __all__ = ["Capture", "Certificate", "Recorder", "capture", "certify", "find_layers", "record"]
 

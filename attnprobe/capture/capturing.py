@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from attnprobe.capture.buffers import BufferPool
 from attnprobe.capture.certificate import Certificate, certify
 from attnprobe.capture.layers import unwrap
-from attnprobe.capture.recorder import Recorder, record
+from attnprobe.capture.recorder import Recorder
+from attnprobe.capture.recording import record
 from attnprobe.capture.selection import Selection
 from attnprobe.core.errors import CaptureError, WorkError
 from attnprobe.core.images import ImageBatch, ImageSource
@@ -28,6 +29,7 @@ def capture(
     site: Site | Sequence[Site] = "effective",
     *,
     tokens: bool = False,
+    values: bool = False,
     batch_size: int = 16,
     watch: bool | None = None,
     unwindow: bool = False,
@@ -40,6 +42,7 @@ def capture(
         images: an `ImageSource`, or pixels [image, 3, row, col] already normalised.
         site: "weights" (the softmax), "effective" (what multiplies V), or both as a tuple.
         tokens: keep the output of each block, too, where that is [image, token, width]; `token_similarity` needs it.
+        values: keep what each map multiplies, where maps are of the whole picture; `head_output_norm` needs it.
         batch_size: most images per forward pass; fewer where their maps are more than `BATCH_BYTES`, and half as many
             each time memory runs out. Results do not depend on it beyond rounding.
         watch, unwindow, selection: see `record`.
@@ -53,7 +56,7 @@ def capture(
         WorkError: (while iterating) memory does not suffice for one image.
     """
     sites = (site,) if isinstance(site, str) else tuple(site)
-    return Capture(model, images, sites, tokens, batch_size, watch, unwindow, selection)
+    return Capture(model, images, sites, tokens, values, batch_size, watch, unwindow, selection)
 
 
 class Capture:
@@ -65,13 +68,14 @@ class Capture:
         images: ImageSource | Tensor,
         sites: Sequence[Site],
         tokens: bool,
+        values: bool,
         batch_size: int,
         watch: bool | None = None,
         unwindow: bool = False,
         selection: Selection | None = None,
     ) -> None:
         self.model, self.images = unwrap(model), images
-        self.sites, self.tokens, self.batch_size = tuple(sites), tokens, batch_size
+        self.sites, self.tokens, self.values, self.batch_size = tuple(sites), tokens, values, batch_size
         self._watch, self._unwindow, self._selection = watch, unwindow, selection
         self._pool = BufferPool()
         parameter = next(self.model.parameters(), torch.empty(0))
@@ -109,6 +113,7 @@ class Capture:
                 self.model,
                 self.sites,
                 tokens=self.tokens,
+                values=self.values,
                 watch=self._watch,
                 unwindow=self._unwindow,
                 pool=self._pool,

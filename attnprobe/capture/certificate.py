@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from attnprobe.capture.layers import known_layers, unfused, unheard, unwrap
-from attnprobe.capture.recorder import SITES, Recorder, record
+from attnprobe.capture.recorder import SITES, Recorder
+from attnprobe.capture.recording import record
 from attnprobe.capture.watch import Product, unwatched, watching
 from attnprobe.core.errors import CaptureError
 from attnprobe.core.maps import AttentionMaps

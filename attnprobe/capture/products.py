@@ -164,15 +164,19 @@ def error_of_product(value: Tensor, result: Tensor, maps: Tensor) -> float:
     return _relative(maps.to(value.dtype) @ value, result)
 
 
-def error_of_multi_head(call: dict[str, Any], out: Tensor) -> Callable[[Tensor], float] | None:
-    """The same for `nn.MultiheadAttention`, through its output projection; None where keys are added to those given."""
+def values_of_multi_head(call: dict[str, Any]) -> Tensor | None:
+    """V of `nn.MultiheadAttention`, [image, head, key, head width]; None where keys are added to those given."""
     if call["bias_k"] is not None or call["add_zero_attn"] or call["static_v"] is not None:
         return None
     width = call["embed_dim_to_check"]
     weight = call["v_proj_weight"] if call["use_separate_proj_weight"] else call["in_proj_weight"][2 * width :]
     bias = None if call["in_proj_bias"] is None else call["in_proj_bias"][2 * width :]
     value = call["value"] if call["value"].ndim == 3 else call["value"].unsqueeze(1)  # [key, image, width]
-    v = F.linear(value, weight, bias).unflatten(-1, (call["num_heads"], -1)).permute(1, 2, 0, 3)
+    return F.linear(value, weight, bias).unflatten(-1, (call["num_heads"], -1)).permute(1, 2, 0, 3)
+
+
+def error_of_multi_head(call: dict[str, Any], v: Tensor, out: Tensor) -> Callable[[Tensor], float]:
+    """As `error_of_product`, through the output projection of `nn.MultiheadAttention`."""
 
     def error_of(maps: Tensor) -> float:
         with unseen():

@@ -1,11 +1,8 @@
-"""How are maps taken out of a forward pass without changing it?"""
+"""What is kept of a forward pass, and how does it come out as maps?"""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from attnprobe.capture.buffers import BufferPool
@@ -15,15 +12,11 @@ from attnprobe.capture.layers import (
     AttentionLayer,
     block_names,
     hidden_kernel,
-    known_layers,
     token_grid,
-    unfused,
-    unheard,
-    unwrap,
 )
 from attnprobe.capture.selection import Selection
 from attnprobe.capture.stage import Stage, StageKey
-from attnprobe.capture.watch import Product, Watch, watching
+from attnprobe.capture.watch import Product, Watch
 from attnprobe.capture.windows import unwindowed
 from attnprobe.core.errors import CaptureError, InputError
 from attnprobe.core.maps import AttentionMaps, Outcome, TokenGrid
@@ -33,7 +26,7 @@ SITES: tuple[Site, ...] = ("weights", "effective")
 
 
 class Recorder:
-    """Collects the maps of one forward pass at a time; made by `record`."""
+    """Collects the maps of one forward pass at a time; made by `recording.record`."""
 
     def __init__(
         self,
@@ -41,6 +34,7 @@ class Recorder:
         layers: Sequence[AttentionLayer],
         sites: Sequence[Site],
         tokens: bool,
+        values: bool,
         unwindow: bool,
         pool: BufferPool,
         selection: Selection,
@@ -48,6 +42,7 @@ class Recorder:
     ) -> None:
         self._selection, self._budget = selection, budget
         self._model, self._layers, self._sites, self._wants_tokens = model, layers, tuple(sites), tokens
+        self._wants_values = values
         self._unwindow, self._pool = unwindow, pool
         self._picture = Picture.of(model)
         self._room: dict[StageKey, int] = {}
@@ -112,8 +107,10 @@ class Recorder:
     def see_product(self, product: Product) -> None:
         """A map is multiplied with V, in a layer without hooks."""
         layer = product.layer
-        if any(layer == known.name or layer.startswith(f"{known.name}.") for known in self._layers):
-            return
+        for known in self._layers:
+            if layer == known.name or layer.startswith(f"{known.name}."):  # hooks have its maps
+                self._keep_values(self._fired.get(known.name), product)
+                return
         kind = kind_of(product)
         weights, effective = product.weights, product.effective
         n_tokens = effective.shape[1] * effective.shape[-1]
@@ -136,10 +133,16 @@ class Recorder:
             index = stage.add_weights(layer, folded if weights is effective else _folded(weights))
             stage.add_effective(folded)
         self._fired[layer] = (stage, index)
+        self._keep_values((stage, index), product)
         if self._wants_tokens:
             names = {call.name for call in product.calls}
             block = next((name for name in block_names(layer) if name in names), "")
             self._waiting.setdefault(block, []).append((stage, index))
+
+    def _keep_values(self, place: tuple[Stage, int] | None, product: Product) -> None:
+        """V of a layer that is kept and not cut in windows."""
+        if place is not None and product.value is not None and product.value.shape[1] == 1:
+            place[0].add_value_vectors(place[1], product.value[:, 0])
 
     def see_return(self, call: Call, out: Any) -> None:
         """A module ends; if it is the block of some layers, its output is their tokens."""
@@ -193,8 +196,8 @@ class Recorder:
             outcome: labels and predictions to travel with them.
 
         Raises:
-            CaptureError: there was no forward pass, some layer stayed silent, or nothing in the model is attention
-                that can be seen: never an empty result.
+            CaptureError: there was no forward pass, some layer stayed silent, nothing in the model is attention
+                that can be seen, or no layer has the values asked for: never an empty result.
         """
         self._refuse_silence()
         names = stage_names([key[:2] for key in self._stages])
@@ -205,6 +208,8 @@ class Recorder:
             self._room[key] = len(stage.layers)
             taken += stage.maps(name, image_ids, outcome)
         self._reset()
+        if self._wants_values and all(maps.value_vectors is None for maps in taken):
+            raise CaptureError("no values can be kept: the maps are of windows, or their V differ in shape by layer.")
         return taken
 
     def _known_grid(self) -> TokenGrid:
@@ -233,66 +238,6 @@ class Recorder:
                 f"no attention layer found in {type(self._model).__name__}: "
                 + ("it ran, and nothing it computed was a softmax times values." if ran else "it has not run yet.")
             )
-
-
-@contextmanager
-def record(
-    model: nn.Module,
-    sites: Sequence[Site] | Site = "effective",
-    *,
-    tokens: bool = False,
-    watch: bool | None = None,
-    unwindow: bool = False,
-    pool: BufferPool | None = None,
-    selection: Selection | None = None,
-    budget: int | None = None,
-) -> Iterator[Recorder]:
-    """Listen to a model's attention: `with record(m) as r: m(x); maps = r.take()`.
-
-    Args:
-        model: any module; compiled and parallel wrappers are looked into (a compiled model runs uncompiled meanwhile).
-        sites: "weights", "effective" or both. Where a layer multiplies V with its softmax itself, both are one matrix,
-            delivered once as site "weights" with `is_effective=True`.
-        tokens: keep the output of each layer's block, too, where that is [image, token, width].
-        watch: follow every call to PyTorch, which finds the attention of unknown code; True: of known code, too; None:
-            where it is needed.
-        unwindow: maps of windows as maps of the whole picture, zero outside the window; else [image, layer, head,
-            window * query, key], where row w * Q + i is query i of window w.
-        pool: where maps get their memory; one of this recording's own if None.
-        selection: layers, heads and queries to keep; all if None.
-        budget: bytes of maps to keep of one forward pass, and at least one layer; then `Recorder.rest` is the number of
-            the first layer left out, and the next pass begins there. No limit if None.
-
-    Hooks and switches are removed at the end, also after an exception.
-
-    Raises:
-        CaptureError: no attention layer can be read.
-        ValueError: an unknown site.
-    """
-    sites = (sites,) if isinstance(sites, str) else tuple(sites)
-    if not sites or not set(sites) <= set(SITES):
-        raise ValueError(f"sites must be some of {SITES}, got {sites}.")
-    inner = unwrap(model)
-    layers = [] if watch else known_layers(inner)
-    watch = watch if watch is not None else unheard(inner, layers)
-    recorder = Recorder(inner, layers, sites, tokens, unwindow, pool or BufferPool(), selection or Selection(), budget)
-    with ExitStack() as stack:
-        stack.enter_context(unfused(layers))
-        if inner is not model:
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
-        if layers:
-            see = inner.patch_embed.register_forward_pre_hook(lambda _m, args: recorder.see_pixels(args[0]))
-            stack.callback(see.remove)
-        for layer in layers:
-            for handle in layer.listen(partial(recorder.keep, layer.name)):
-                stack.callback(handle.remove)
-            if tokens:
-                handle = layer.block.register_forward_hook(partial(recorder.keep_tokens, layer.name))
-                stack.callback(handle.remove)
-        if watch:
-            told = {"on_enter": recorder.see_call, "on_leave": recorder.see_return}
-            recorder._watch = stack.enter_context(watching(inner, recorder.see_product, **told))
-        yield recorder
 
 
 def _folded(maps: Tensor) -> Tensor:

@@ -17,6 +17,14 @@ StageKey = tuple[str, int, int, int, int]
 
 
 @dataclass(slots=True)
+class Beside:
+    """What comes with the maps of a stage: one tensor of each layer, if all layers have one of the same shape."""
+
+    stack: Tensor | None = None
+    n: int = 0
+
+
+@dataclass(slots=True)
 class Stage:
     """Maps of layers of one kind and shape, in the order they fire.
 
@@ -44,8 +52,8 @@ class Stage:
     differs: bool = False
     weights: Tensor | None = None
     effective: Tensor | None = None
-    tokens: Tensor | None = None
-    n_tokens: int = 0
+    tokens: Beside = field(default_factory=Beside)
+    value_vectors: Beside = field(default_factory=Beside)
     lacks_weights: bool = False
     _last: Tensor | None = None
 
@@ -82,14 +90,11 @@ class Stage:
 
     def add_tokens(self, index: int, tokens: Tensor) -> None:
         """The output of the block of the layer of that index, [image, token, width]."""
-        if self.tokens is None and not self.n_tokens:
-            self.tokens = self._room_for(tokens)
-        if self.tokens is None or self.tokens[:, 0].shape != tokens.shape:
-            self.tokens, self.n_tokens = None, -1  # another shape: none for the stage
-            return
-        self.tokens = self._grown(self.tokens, index)
-        self.tokens[:, index].copy_(tokens)
-        self.n_tokens += 1
+        self._add(self.tokens, index, tokens)
+
+    def add_value_vectors(self, index: int, vectors: Tensor) -> None:
+        """What the map of the layer of that index multiplies, [image, head, key, head width]."""
+        self._add(self.value_vectors, index, vectors if self.heads is None else vectors[:, list(self.heads)])
 
     def stacks(self) -> list[tuple[Site, Tensor]]:
         """The values of each site, weights first; the weights alone where they are what multiplies V."""
@@ -106,7 +111,8 @@ class Stage:
 
     def maps(self, name: str, image_ids: Sequence[str] | None, outcome: Outcome | None) -> list[AttentionMaps]:
         """Those of each site, as `stacks` gives them; ids are "0", "1", ... if None."""
-        stacks, tokens = self.stacks(), self.all_tokens()
+        stacks = self.stacks()
+        tokens, vectors = self._complete(self.tokens), self._complete(self.value_vectors)
         layers = tuple(self.numbers) if len(self.numbers) < self.n_seen else None
         ids = tuple(image_ids) if image_ids is not None else tuple(str(i) for i in range(len(stacks[0][1])))
         return [
@@ -122,14 +128,11 @@ class Stage:
                 kind=self.kind,
                 part=Part(layers, self.heads, positions(self.queries, self.n_queries)),
                 tokens=tokens,
+                value_vectors=vectors,
                 outcome=outcome,
             )
             for site, values in stacks
         ]
-
-    def all_tokens(self) -> Tensor | None:
-        """[image, layer, token, width], if every layer's block gave some of one shape."""
-        return self._cut(self.tokens) if self.tokens is not None and self.n_tokens == len(self.layers) else None
 
     def _begin(self, layer: str) -> None:
         self.layers.append(layer)
@@ -152,6 +155,20 @@ class Stage:
         stack = self._room_for(matrix) if stack is None else self._grown(stack, index)
         stack[:, index].copy_(matrix)
         return stack
+
+    def _add(self, to: Beside, index: int, tensor: Tensor) -> None:
+        if to.stack is None and not to.n:
+            to.stack = self._room_for(tensor)
+        if to.stack is None or to.stack[:, 0].shape != tensor.shape:
+            to.stack, to.n = None, -1  # another shape: none for the stage
+            return
+        to.stack = self._grown(to.stack, index)
+        to.stack[:, index].copy_(tensor)
+        to.n += 1
+
+    def _complete(self, of: Beside) -> Tensor | None:
+        """[image, layer, ...], if every layer gave some."""
+        return self._cut(of.stack) if of.stack is not None and of.n == len(self.layers) else None
 
     def _room_for(self, matrix: Tensor) -> Tensor:
         shape = (matrix.shape[0], self.room, *matrix.shape[1:])

@@ -30,6 +30,7 @@ from attnprobe.capture.products import (
     of_matmul,
     softmax_of,
     unfolded,
+    values_of_multi_head,
 )
 from attnprobe.capture.trail import WRITES, Trail, Trails, same_storage, tensors, unseen
 from attnprobe.core.errors import CaptureError
@@ -50,6 +51,7 @@ class Product:
         weights: the softmax, [image, window, head, query, key]; None where a layer makes one map of several.
         effective: what multiplies V, of the same shape; the same tensor where nothing changed in between.
         value_shape: rows (keys) and columns of one head's V.
+        value: V, [image, window, head, key, head width]; None unless asked, or not to be had.
         error_of: largest |map V - what the layer computed| of a map, relative to the largest value; None unless asked.
     """
 
@@ -59,6 +61,7 @@ class Product:
     weights: Tensor | None
     effective: Tensor
     value_shape: tuple[int, int]
+    value: Tensor | None
     error_of: Callable[[Tensor], float] | None
 
     @property
@@ -87,12 +90,14 @@ class Watch(TorchFunctionMode):
         on_product: Callable[[Product], None],
         on_enter: Callable[[Call], None],
         on_leave: Callable[[Call, Any], None],
+        values: bool,
         check: bool,
     ) -> None:
         super().__init__()
         self.calls = CallStack(model, self._enter, self._leave)
         self.n_images = 0
-        self._told, self._told_enter, self._told_leave, self._check = on_product, on_enter, on_leave, check
+        self._told, self._told_enter, self._told_leave = on_product, on_enter, on_leave
+        self._values, self._check = values, check
         self._trails = Trails(model)
         self._occurrences: dict[str, int] = {}
         self.silent: dict[str, nn.Module] = {}
@@ -202,12 +207,11 @@ class Watch(TorchFunctionMode):
         with unseen():
             _, weights = F.multi_head_attention_forward(*given.args, **given.kwargs)
             assert weights is not None, "asked for"
-            if weights.ndim == 3:  # one image without an axis of its own
-                weights = weights.unsqueeze(0)
-            maps = weights.unsqueeze(1)
-            width = call["embed_dim_to_check"] // call["num_heads"]
-            error_of = error_of_multi_head(call, result[0]) if self._check else None
-            self._report("mha", maps, maps, (maps.shape[-1], width), error_of)
+            maps = weights.reshape(-1, 1, *weights.shape[-3:])  # one image may come without an axis of its own
+            shape = (maps.shape[-1], call["embed_dim_to_check"] // call["num_heads"])
+            value = values_of_multi_head(call) if self._values or self._check else None
+            error_of = None if value is None or not self._check else error_of_multi_head(call, value, result[0])
+            self._report("mha", maps, maps, shape, None if value is None else value.unsqueeze(1), error_of)
         return result
 
     def _layer(self) -> Call:
@@ -229,13 +233,12 @@ class Watch(TorchFunctionMode):
         return maps
 
     def _emit(self, route: Any, weights: Tensor | None, effective: Tensor, factors: Factors, heads: int | None) -> None:
-        error_of = None
-        if self._check:
-            batch = factors.map.shape[:-2]
-            value = self._unfolded(factors.value.expand(*batch, -1, -1), heads)
-            result = self._unfolded(factors.result, heads)
-            error_of = partial(error_of_product, value, result)
-        self._report(route, weights, effective, (factors.value.shape[-2], factors.value.shape[-1]), error_of)
+        value, error_of = None, None
+        if self._values or self._check:
+            value = self._unfolded(factors.value.expand(*factors.map.shape[:-2], -1, -1), heads)
+            if self._check:
+                error_of = partial(error_of_product, value, self._unfolded(factors.result, heads))
+        self._report(route, weights, effective, (factors.value.shape[-2], factors.value.shape[-1]), value, error_of)
 
     def _report(
         self,
@@ -243,6 +246,7 @@ class Watch(TorchFunctionMode):
         weights: Tensor | None,
         effective: Tensor,
         value_shape: tuple[int, int],
+        value: Tensor | None,
         error_of: Callable[[Tensor], float] | None,
     ) -> None:
         layer = self._layer()
@@ -250,7 +254,7 @@ class Watch(TorchFunctionMode):
         self._occurrences[layer.name] = occurrence + 1
         layer.products += 1
         calls = tuple(self.calls.running)
-        self._told(Product(calls, occurrence, route, weights, effective, value_shape, error_of))
+        self._told(Product(calls, occurrence, route, weights, effective, value_shape, value, error_of))
 
 
 @contextmanager
@@ -260,6 +264,7 @@ def watching(
     *,
     on_enter: Callable[[Call], None] = lambda call: None,
     on_leave: Callable[[Call, Any], None] = lambda call, out: None,
+    values: bool = False,
     check: bool = False,
 ) -> Iterator[Watch]:
     """Follow the attention of a model while it runs; the hooks are removed at the end, also after an exception.
@@ -267,9 +272,10 @@ def watching(
     Args:
         on_product: told of every product of a map with V.
         on_enter, on_leave: told of every module that begins and ends.
+        values: tell of V, too.
         check: keep V and the result of each product, for `Product.error_of`.
     """
-    watch = Watch(model, on_product, on_enter, on_leave, check)
+    watch = Watch(model, on_product, on_enter, on_leave, values, check)
     try:
         with watch:
             yield watch

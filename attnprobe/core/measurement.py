@@ -120,7 +120,9 @@ class Metric:
         if "tokens" in self.parameters and maps.tokens is None:
             return "the block outputs were not captured: capture with tokens=True"
         if "value_vectors" in self.parameters and value_vectors_of(maps) is None:
-            return "the value vectors were not captured, only maps: call the metric with V [image, layer, head, key, P]"
+            return "the value vectors were not captured, only maps: capture with values=True (--what values)"
+        if {"maps", "value_vectors"} <= self.parameters.keys() and not maps.is_effective:
+            return f"it needs what multiplies V, which the maps at site {maps.site!r} are not: capture site='effective'"
         if ("grid" in self.parameters or self.needs_square) and maps.kind != "self":
             return f"queries and keys must be the tokens of the picture, not those of {maps.kind!r} maps"
         if maps.part.queries is not None and "maps" in self.parameters and not self.by_row:

@@ -23,7 +23,7 @@ def stage_layouts(maps: Sequence[AttentionMaps], dtype: str) -> tuple[StageLayou
     """The stages and datasets that hold these maps, all of the same images.
 
     Raises:
-        ShapeError: two sites of a stage, or its tokens, disagree about layers, grid or shape.
+        ShapeError: two sites of a stage, or its tokens or values, disagree about layers, grid or shape.
         InputError: a stage has a site twice, or a name that cannot be a group's.
     """
     by_stage: dict[str, list[AttentionMaps]] = {}
@@ -58,6 +58,16 @@ def _stage_layout(name: str, maps: list[AttentionMaps], item_bytes: int) -> Stag
                 f"got {tuple(tokens.shape)}."
             )
         datasets.append(DatasetLayout("tokens", shape, chunk_shape(shape, item_bytes), False, False))
+    vectors = first.value_vectors
+    if vectors is not None:
+        shape = tuple(vectors.shape[1:])
+        like = (*first.values.shape[:3], first.values.shape[-1])
+        if vectors.ndim != 5 or vectors.shape[:4] != like:
+            raise ShapeError(
+                f"value_vectors must be [image, layer, head, key, width] with the maps' {like} first, got "
+                f"{tuple(vectors.shape)}."
+            )
+        datasets.append(DatasetLayout("values", shape, chunk_shape(shape, item_bytes), False, False))
     grid, kept = first.grid, (first.part.layers, first.part.heads, first.part.queries)
     return StageLayout(
         name, first.kind, first.layers, grid.rows, grid.cols, grid.prefix, grid.patch, tuple(datasets), *kept

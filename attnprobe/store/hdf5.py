@@ -8,7 +8,8 @@
                           kept_layers, kept_heads, kept_queries, positions from 0
 /stages/<name>/weights    [image, layer, head, query, key], attributes stochastic, is_effective; also
                effective, scores: the same at other sites, only where they differ; tokens:
-               [image, layer, token, width]; and one dimension scale per axis name
+               [image, layer, token, width]; values: [image, layer, head, key, head_width], what the
+               effective map multiplies; and one dimension scale per axis name
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,7 @@ from typing import Any, BinaryIO
 import h5py
 import numpy as np
 
-from attnprobe.store.layout import SCHEMA_VERSION, DatasetLayout
+from attnprobe.store.layout import BESIDE, SCHEMA_VERSION, DatasetLayout
 from attnprobe.store.plan import Pinned, canonical, digest
 from attnprobe.store.seal import BLOCK
 
@@ -105,7 +106,7 @@ def _create_dataset(group: h5py.Group, layout: DatasetLayout, n_images: int, dty
     properties.set_obj_track_times(False)
     space = h5py.h5s.create_simple(shape, largest)
     dataset = h5py.Dataset(h5py.h5d.create(group.id, layout.name.encode(), file_type(dtype), space, properties))
-    if layout.name != "tokens":
+    if layout.name not in BESIDE:
         dataset.attrs.update(stochastic=layout.stochastic, is_effective=layout.is_effective)
     return dataset
 

@@ -11,7 +11,8 @@ SITES = ("weights", "effective", "scores")
 
 ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 MAP_AXES = ("image", "layer", "head", "query", "key")
-TOKEN_AXES = ("image", "layer", "token", "width")
+BESIDE = {"tokens": ("image", "layer", "token", "width"), "values": ("image", "layer", "head", "key", "head_width")}
+"""Datasets beside the maps, with their axes."""
 
 LARGEST_CHUNK = 4 << 20
 SMALLEST_CHUNK = 64 << 10
@@ -25,10 +26,10 @@ class DatasetLayout:
     """One dataset of a stage.
 
     Attributes:
-        name: a site, or "tokens".
-        shape: without the image axis: (layer, head, query, key), or (layer, token, width).
+        name: a site, "tokens" or "values".
+        shape: without the image axis: (layer, head, query, key), or as in `BESIDE`.
         chunk: with the image axis.
-        stochastic, is_effective: as in `AttentionMaps`; False for tokens.
+        stochastic, is_effective: as in `AttentionMaps`; False beside the maps.
     """
 
     name: str
@@ -39,7 +40,7 @@ class DatasetLayout:
 
     @property
     def axes(self) -> tuple[str, ...]:
-        return TOKEN_AXES if self.name == "tokens" else MAP_AXES
+        return BESIDE.get(self.name, MAP_AXES)
 
     def full_shape(self, n_images: int) -> tuple[int, ...]:
         return (n_images, *self.shape)
@@ -85,7 +86,7 @@ class StageLayout:
     @property
     def maps(self) -> tuple[DatasetLayout, ...]:
         """The datasets of maps, weights first."""
-        return tuple(d for d in self.datasets if d.name != "tokens")
+        return tuple(d for d in self.datasets if d.name not in BESIDE)
 
     def dataset(self, name: str) -> DatasetLayout | None:
         return next((d for d in self.datasets if d.name == name), None)

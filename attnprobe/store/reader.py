@@ -13,7 +13,7 @@ from attnprobe.core.errors import InputError, did_you_mean
 from attnprobe.core.maps import AttentionMaps, Outcome, Part, TokenGrid
 from attnprobe.core.tap import Site
 from attnprobe.store import bits, structure
-from attnprobe.store.layout import DatasetLayout, StageLayout
+from attnprobe.store.layout import BESIDE, DatasetLayout, StageLayout
 from attnprobe.store.stored import StoredMaps
 
 CHUNK_BYTES = 64 << 20
@@ -86,7 +86,7 @@ class MapReader(StoredMaps):
         weights = layout.dataset("weights")
         if dataset is None and site == "effective" and weights is not None and weights.is_effective:
             dataset = weights
-        if dataset is None or site == "tokens":
+        if dataset is None or site in BESIDE:
             known = did_you_mean(site, self.sites(stage))
             raise InputError(f"{self.path} has no {site!r} of stage {layout.name!r}.{known}")
         everything = range(self.n_images)
@@ -94,15 +94,15 @@ class MapReader(StoredMaps):
             positions = everything[images] if isinstance(images, slice) else [everything[i] for i in images]
         except IndexError:
             raise InputError(f"{self.path} has images 0 to {self.n_images - 1}, asked for {images}.") from None
-        return self._maps(layout, dataset, positions, self._tokens(layout, positions), self._outcome(positions))
+        return self._maps(layout, dataset, positions, self._beside(layout, positions), self._outcome(positions))
 
     def __iter__(self) -> Iterator[AttentionMaps]:
         for positions in self._runs():
             outcome = self._outcome(positions)
             for layout in self._layouts.values():
-                tokens = self._tokens(layout, positions)
+                beside = self._beside(layout, positions)
                 for dataset in layout.maps:
-                    yield self._maps(layout, dataset, positions, tokens, outcome)
+                    yield self._maps(layout, dataset, positions, beside, outcome)
 
     def _usual_chunk(self) -> int:
         datasets = [dataset for _, dataset in structure.datasets(self._pinned)]
@@ -124,7 +124,7 @@ class MapReader(StoredMaps):
         stage: StageLayout,
         dataset: DatasetLayout,
         positions: Sequence[int],
-        tokens: Tensor | None,
+        beside: dict[str, Tensor],
         outcome: Outcome,
     ) -> AttentionMaps:
         return AttentionMaps(
@@ -138,13 +138,14 @@ class MapReader(StoredMaps):
             part=Part(stage.kept_layers, stage.kept_heads, stage.kept_queries),
             stage=stage.name,
             kind=stage.kind,
-            tokens=tokens,
+            tokens=beside.get("tokens"),
+            value_vectors=beside.get("values"),
             outcome=outcome,
         )
 
-    def _tokens(self, stage: StageLayout, positions: Sequence[int]) -> Tensor | None:
-        dataset = stage.dataset("tokens")
-        return None if dataset is None else self._values(stage, dataset, positions)
+    def _beside(self, stage: StageLayout, positions: Sequence[int]) -> dict[str, Tensor]:
+        found = (stage.dataset(name) for name in BESIDE)
+        return {dataset.name: self._values(stage, dataset, positions) for dataset in found if dataset is not None}
 
     def _values(self, stage: StageLayout, dataset: DatasetLayout, positions: Sequence[int]) -> Tensor:
         values = torch.empty(len(positions), *dataset.shape)

@@ -38,13 +38,14 @@ def encoded(
 def tensors(
     maps: Sequence[AttentionMaps], stages: Sequence[StageLayout]
 ) -> Iterator[tuple[str, DatasetLayout, Tensor]]:
-    """Path in the file, layout and tensor of every dataset. A stage's tokens come from the first of its maps."""
+    """Path in the file, layout and tensor of every dataset. Tokens and values come from a stage's first maps."""
     for stage in stages:
         sites = {m.site: m for m in maps if m.stage == stage.name}
         for layout in stage.datasets:
             first = next(iter(sites.values()))
-            values = first.tokens if layout.name == "tokens" else sites[layout.name].values
-            assert values is not None, "the layout has tokens where the maps have"
+            beside = {"tokens": first.tokens, "values": first.value_vectors}
+            values = beside[layout.name] if layout.name in beside else sites[layout.name].values
+            assert values is not None, "the layout has tokens and values where the maps have"
             yield f"stages/{stage.name}/{layout.name}", layout, values
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from attnprobe.core.browse import StageShape
 from attnprobe.core.errors import InputError, MapsFileError, did_you_mean
 from attnprobe.store import hdf5, parts, structure
-from attnprobe.store.layout import StageLayout
+from attnprobe.store.layout import BESIDE, StageLayout
 from attnprobe.store.plan import Pinned, read_plan
 from attnprobe.store.seal import read_checked, verify
 
@@ -143,7 +143,7 @@ class StoredMaps:
             MapsFileError: a shard is damaged or gone.
         """
         layout = self._stage(stage).dataset(site)
-        if layout is None or site == "tokens":
+        if layout is None or site in BESIDE:
             raise InputError(f"{self.path} has no {site!r} of stage {stage!r}.")
         if not (0 <= image < self.n_images and 0 <= layer < layout.shape[0]):
             raise InputError(f"{self.path} has no image {image} or no layer {layer} of stage {stage!r}.")
