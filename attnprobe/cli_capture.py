@@ -8,7 +8,7 @@ import tyro
 Positional = tyro.conf.Positional
 Repeated = tyro.conf.UseAppendAction
 Short = tyro.conf.arg
-What = tuple[Literal["weights", "effective", "tokens"], ...]
+What = tuple[Literal["weights", "effective", "tokens", "values"], ...]
 EVERYTHING: What = ("weights", "effective", "tokens")
 
 
@@ -61,7 +61,8 @@ def capture(
         data_dir: where the data set lives.
         split: train or val.
         images: a fixed, class-balanced subset of this many.
-        what: softmax maps, maps that multiply V (stored only where they differ), block outputs.
+        what: softmax maps, maps that multiply V (stored only where they differ), block outputs; on request also values,
+            the V of maps of the whole picture, which the metrics of what heads put out need.
         site: one of the two kinds of maps only.
         layers: attention layers to keep, counted from 1 in the order they run, such as 1-4,12.
         heads: heads to keep, counted from 1.
@@ -83,8 +84,6 @@ def capture(
     from attnprobe import gather
     from attnprobe.capture.selection import Selection
 
-    if site is not None:
-        what = (site, *(kind for kind in what if kind == "tokens"))
     shared = {
         "architecture": architecture,
         "img_size": img_size,
@@ -93,7 +92,7 @@ def capture(
         "data_dir": data_dir,
         "split": split,
         "images": images,
-        "what": what,
+        "what": _chosen(what, site),
         "selection": Selection.parse(layers, heads, queries),
         "batch_size": batch_size,
         "untrained": untrained,
@@ -120,6 +119,10 @@ def inspect(
     data: str | None = None,
     images: int = 256,
     what: What = EVERYTHING,
+    site: Literal["weights", "effective"] | None = None,
+    layers: str | None = None,
+    heads: str | None = None,
+    queries: str = "all",
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16",
     device: str = "auto",
 ) -> None:
@@ -128,7 +131,7 @@ def inspect(
     For example:
 
     $ attnprobe inspect swin_tiny_patch4_window7_224
-    $ attnprobe inspect torchvision:vit_b_16 --images 50000
+    $ attnprobe inspect torchvision:vit_b_16 --images 50000 --layers 1,6,12 --queries cls
     $ attnprobe inspect maps.h5
 
     Args:
@@ -137,13 +140,14 @@ def inspect(
         img_size: another resolution than the model's own.
         data: for the command.
         images: how many the estimates are for.
-        what: softmax maps, maps that multiply V (stored only where they differ), block outputs.
+        what, site, layers, heads, queries: what to keep, as for capture.
         dtype: how maps are stored.
         device: where to try it.
     """
     from rich.console import Console
 
     from attnprobe import inspection
+    from attnprobe.capture.selection import Selection
 
     if Path(model).suffix in (".h5", ".parts"):
         inspection.print_maps(*inspection.inspect_maps(Path(model)), Console())
@@ -154,8 +158,14 @@ def inspect(
         img_size=img_size,
         data=data,
         images=images,
-        what=what,
+        what=_chosen(what, site),
+        selection=Selection.parse(layers, heads, queries),
         dtype=dtype,
         device=device,
     )
     inspection.print_inspection(found, Console())
+
+
+def _chosen(what: What, site: Literal["weights", "effective"] | None) -> What:
+    """`--what`, with the maps of one site only if one was named."""
+    return what if site is None else (site, *(kind for kind in what if kind in ("tokens", "values")))

@@ -17,6 +17,7 @@ from rich.text import Text
 
 from attnprobe.capture.capturing import capture as capture_maps
 from attnprobe.capture.recorder import SITES
+from attnprobe.capture.selection import Selection
 from attnprobe.core.images import InputSpec
 from attnprobe.core.maps import AttentionMaps
 from attnprobe.core.tap import Site
@@ -38,7 +39,7 @@ class StageFacts:
     Attributes:
         sites: weights alone where one matrix is both.
         routes: how their maps are read, with the number of layers; empty of a file that does not say.
-        image_bytes: maps and tokens of one image, not compressed, in the file's type.
+        image_bytes: maps, tokens and values of one image, not compressed, in the file's type.
     """
 
     name: str
@@ -84,13 +85,14 @@ def inspect_model(
     data: str | None = None,
     images: int = 256,
     what: Sequence[str] = ("weights", "effective", "tokens"),
+    selection: Selection | None = None,
     dtype: str = "bfloat16",
     device: str = "auto",
 ) -> Inspection:
     """Capture two images of noise from a model, with initial weights if it is a name, and extrapolate.
 
     Args:
-        model, architecture, img_size, data, what, dtype, device: as for `pipeline.capture`.
+        model, architecture, img_size, data, what, selection, dtype, device: as for `gather.capture`.
         images: how many the estimates are for.
 
     Raises:
@@ -100,7 +102,8 @@ def inspect_model(
     spec, chosen = input_spec(loaded), pick_device(device)
     pixels = torch.randn(TRIAL, 3, *spec.size, generator=torch.Generator().manual_seed(0))
     sites: tuple[Site, ...] = tuple(site for site in SITES if site in what)
-    capturing = capture_maps(loaded.to(chosen), pixels, sites, tokens="tokens" in what, batch_size=TRIAL)
+    kept = {"tokens": "tokens" in what, "values": "values" in what, "selection": selection}
+    capturing = capture_maps(loaded.to(chosen), pixels, sites, batch_size=TRIAL, **kept)
     proof = capturing.certificate
     next(capturing.batches())  # warms up
     begun = time.perf_counter()
@@ -116,7 +119,7 @@ def inspect_model(
         seconds=seconds,
         device=chosen.type,
         n_images=images,
-        command=_command(model, architecture, img_size, data, images, what, dtype),
+        command=_command(model, architecture, img_size, data, images, what, selection, dtype),
     )
 
 
@@ -131,7 +134,7 @@ def _stage(name: str, sites: list[AttentionMaps], routes: Mapping[str, str], ite
     first = sites[0]
     heads, queries, keys = first.values.shape[2:]
     numbers = sum(maps.values[0].numel() for maps in sites)
-    numbers += 0 if first.tokens is None else first.tokens[0].numel()
+    numbers += sum(beside[0].numel() for beside in (first.tokens, first.value_vectors) if beside is not None)
     return StageFacts(
         name=name,
         kind=first.kind,
@@ -155,6 +158,7 @@ def _command(
     data: str | None,
     images: int,
     what: Sequence[str],
+    selection: Selection | None,
     dtype: str,
 ) -> str:
     parts = ["attnprobe", "capture", str(model)]
@@ -162,6 +166,7 @@ def _command(
     parts += ["--img-size", str(img_size)] if img_size else []
     parts += ["--data", data or "FOLDER", "--images", str(images)]
     parts += ["--what", *what] if set(what) != {"weights", "effective", "tokens"} else []
+    parts += selection.arguments if selection is not None else []
     parts += ["--dtype", dtype] if dtype != "bfloat16" else []
     return shlex.join(parts)
 

@@ -7,6 +7,7 @@ from rich.console import Console
 
 import attnprobe as ap
 from attnprobe import inspection, pipeline
+from attnprobe.capture.selection import Selection
 from attnprobe.core.errors import CaptureError
 from tests.test_cli import run  # noqa: F401  a fixture
 
@@ -42,6 +43,17 @@ def test_everything_fits_80_columns_and_the_command_says_all_that_was_chosen(con
     *lines, command = console.export_text().rstrip().splitlines()
     assert max(map(len, lines)) <= 80 and command == f"$ {found.command}"
     assert "1+8x8" in "".join(lines) and "before the patches stand cls" in "".join(lines)
+
+
+def test_a_part_and_values_are_counted_and_stand_in_the_command(tmp_path):
+    chosen = {"what": ("weights", "values"), "selection": Selection.parse(layers="1-2,16", heads="2", queries="cls")}
+    found = inspection.inspect_model("vit_16_digits", data="digits", images=20, **chosen)
+    out = pipeline.capture("vit_16_digits", data="digits", images=20, out=tmp_path / "maps.h5", **chosen)
+    _, (stored,) = inspection.inspect_maps(out)
+    (stage,) = found.stages
+    assert (len(stage.layers), stage.heads, stage.queries) == (len(stored.layers), stored.heads, stored.queries)
+    assert stage.image_bytes == stored.image_bytes == 2 * 3 * (17 + 17 * 16)
+    assert found.command.endswith("--what weights values --layers 1,2,16 --heads 2 --queries cls")
 
 
 def test_a_model_without_maps_says_why():

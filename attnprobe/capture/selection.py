@@ -43,6 +43,13 @@ class Selection:
     def everything(self) -> bool:
         return self == Selection()
 
+    @property
+    def arguments(self) -> list[str]:
+        """As one types it."""
+        chosen = {"--layers": self.layers and sorted(self.layers), "--heads": self.heads}
+        parts = [part for option, some in chosen.items() if some for part in (option, ",".join(map(str, some)))]
+        return parts if self.queries == "all" else [*parts, "--queries", self.queries]
+
     def wants(self, layer: int) -> bool:
         """Whether the layer of this number, from 1, is kept."""
         return self.layers is None or layer in self.layers
