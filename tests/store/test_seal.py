@@ -50,6 +50,29 @@ def test_every_changed_byte_of_a_shard_is_found_before_hdf5_sees_it(tmp_path, te
             open_shard(folder, 1, plan_id)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("merged", [True, False])
+def test_ten_thousand_changed_bytes_and_every_kind_of_length_are_found(
+    tmp_path, ten_maps, small_shards, monkeypatch, merged
+):
+    """The same at full number, with what was cut off or added at the end, and files cut and filled up again."""
+    made = capture(tmp_path / "maps.h5", [ten_maps], keep_shards=not merged)
+    path, plan_id = (made, "") if merged else (shard_path(made, 1), read_plan(made)[0].plan_id)
+    content = path.read_bytes()
+    generator = np.random.default_rng(1)
+    cut = [content[:n] for n in generator.integers(0, len(content), 500)]
+    filled = [part.ljust(len(content), b"\0") for part in cut]
+    grown = [content + generator.bytes(int(n)) for n in generator.integers(1, 5000, 500)]
+    copies = [copy for _, copy in damaged_copies(content, 10_000, seed=2)] + cut + grown
+    copies += [copy for copy in filled if copy != content]
+    monkeypatch.setattr(h5py, "File", None)
+    for copy in copies:
+        path.write_bytes(copy)
+        with pytest.raises(MapsFileError) as caught:
+            open_maps(path) if merged else open_shard(made, 1, plan_id)
+        assert "\n" not in str(caught.value)
+
+
 @given(st.data())
 @settings(max_examples=60, deadline=None)
 def test_no_truncation_or_growth_passes(whole_file, data):
