@@ -9,8 +9,8 @@ from attnprobe.core.accuracy import accuracy_interval
 from attnprobe.core.examined import Examined
 from attnprobe.core.measurement import Measurement
 from attnprobe.reports.numbers import NONE, interval
-from attnprobe.reports.sites import at_effective, at_softmax
-from attnprobe.reports.verdict import verdict
+from attnprobe.reports.sites import at_effective, at_sites, at_softmax
+from attnprobe.reports.verdict import similar_words
 
 HEADER = ("model", "#params", "top-1 [%]", "#similar blocks, softmax", "untrained", "#similar blocks, effective",
           "untrained")  # fmt: skip
@@ -33,9 +33,14 @@ def papers_cells(runs: Sequence[Examined]) -> list[list[str]]:
 
 def papers_caption(runs: Sequence[Examined]) -> str:
     """What the numbers mean; of every run where they differ."""
-    settings = dict.fromkeys(text for e in runs if (text := verdict(e).settings))
-    told = " ".join(settings) or "Similar blocks were not measured."
-    return f"In brackets: 95 % intervals (accuracy: Wilson; counts: bootstrap over images). {told}"
+    meanings = dict.fromkeys(similar_words(m) for e in runs for m in at_sites(e, "similar_blocks"))
+    images = sorted({m.n_images for e in runs for m in at_sites(e, "similar_blocks")})
+    told = "; ".join(meanings) or "similar blocks were not measured"
+    on = f", on {'–'.join(map(str, dict.fromkeys((images[0], images[-1]))))} images" if images else ""
+    return (
+        "In brackets 95 % intervals (accuracy: Wilson; counts: bootstrap over images). Untrained: the same "
+        f"architecture with initial weights. {told[0].upper()}{told[1:]}{on}."
+    )
 
 
 def _row(e: Examined) -> dict[str, Any]:

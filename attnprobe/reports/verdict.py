@@ -79,8 +79,8 @@ def verdict(e: Examined) -> Verdict:
     return Verdict(status, "; ".join(parts), _settings(m, heads), tuple(caveats(e, m)))
 
 
-def _settings(m: Measurement, heads: Measurement | None) -> str:
-    """What the words of the headline mean."""
+def similar_words(m: Measurement) -> str:
+    """What "similar" means in a count of similar blocks."""
     s, chosen = m.summary, m.settings
     vectors = "columns (key vectors)" if chosen["axis"] == "key" else "rows (query vectors)"
     details = ["each head on its own" if chosen["pool"] == "head" else "after the mean over heads"]
@@ -90,11 +90,15 @@ def _settings(m: Measurement, heads: Measurement | None) -> str:
         details.append("heads matched")
     if chosen["exclude_prefix"]:
         details.append(f"without the first {chosen['exclude_prefix']} tokens")
-    text = (
+    return (
         f"similar: more than {100 * s['rho']:g}% of the attention {vectors} have a cosine above {s['tau']} with "
-        f"{COMPARED[s['compare']]} (rho={s['rho']}, tau={s['tau']}, compare={s['compare']}), {', '.join(details)}; "
-        f"{SITES[m.site]}, {s['n_images']} images."
+        f"{COMPARED[s['compare']]} (rho={s['rho']}, tau={s['tau']}, compare={s['compare']}), {', '.join(details)}"
     )
+
+
+def _settings(m: Measurement, heads: Measurement | None) -> str:
+    """What the words of the headline mean."""
+    text = f"{similar_words(m)}; {SITES[m.site]}, {m.summary['n_images']} images."
     if heads is not None and heads.summary:
         text += (
             f" Redundant: heads of one block closer than {heads.summary['cut']} nats (Jensen-Shannon, average "
