@@ -40,6 +40,10 @@ _WHERE = {
     "plot": "attnprobe.plots",
     "examine": "attnprobe.pipeline",
     "write_report": "attnprobe.reports",
+    "compare": "attnprobe.comparison",
+    # act
+    "verify_drops": "attnprobe.ablation",
+    "prune": "attnprobe.pruning",
 }
 
 __version__ = "0.1.0"

@@ -6,11 +6,13 @@ import io
 import numpy as np
 import pytest
 
-from attnprobe import comparison, pipeline
+from attnprobe import pipeline
 from attnprobe.comparison import compare
 from attnprobe.core.errors import InputError
 from attnprobe.core.maps import AttentionMaps
+from attnprobe.differences import pairs_of
 from attnprobe.store import CapturePlan, MapWriter
+from tests.reports.formulas import examined
 
 METRICS = ("similar_blocks", "layer_similarity", "row_entropy", "head_divergence")
 
@@ -123,9 +125,7 @@ def test_nothing_and_an_unknown_table_are_refused(file, tmp_path):
     assert not found.differences and "differences.csv" not in files
 
 
-def test_effective_maps_are_compared_with_those_that_multiply_v_in_the_other(monkeypatch):
-    from tests.reports.formulas import examined
-
+def test_effective_maps_are_compared_with_those_that_multiply_v_in_the_other():
     plain, changed = examined("plain", layers=4), examined("changed", layers=4, effective_similar=(2,))
-    pairs = [(a.site, b.site, site) for a, b, site in comparison._pairs(plain, changed) if a.metric == "similar_blocks"]
+    pairs = [(a.site, b.site, site) for a, b, site in pairs_of(plain, changed) if a.metric == "similar_blocks"]
     assert pairs == [("weights", "effective", "effective"), ("weights", "weights", "weights")]
