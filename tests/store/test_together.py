@@ -1,12 +1,15 @@
 """Several processes write the file that one writes, whoever comes late, stops or dies."""
 
+import itertools
 import os
 import signal
+from functools import partial
 
 import pytest
 import torch
 
-from attnprobe.core.errors import InputError, Stopped
+from attnprobe.core import fs
+from attnprobe.core.errors import InputError, MapsFileError, Stopped
 from attnprobe.core.lock import FileLock
 from attnprobe.core.ranks import Claims, Rank, shared_out
 from attnprobe.store import SharedMapWriter, open_maps
@@ -31,8 +34,8 @@ def work(path, maps, rank, world, die_at=None, job="a"):
         return writer.close(CERTIFICATE)
 
 
-def in_processes(*calls):
-    """Exit statuses of processes that do these at once."""
+def in_processes(*calls, meanwhile=None):
+    """Exit statuses of processes that do these at once; `meanwhile` is called for as long as one of them works."""
     children = []
     for call in calls:
         child = os.fork()
@@ -45,7 +48,14 @@ def in_processes(*calls):
             finally:
                 os._exit(status)
         children.append(child)
-    return [os.waitpid(child, 0)[1] for child in children]
+    statuses = dict.fromkeys(children)
+    while None in statuses.values():
+        if meanwhile is not None:
+            meanwhile()
+        for child in [child for child, status in statuses.items() if status is None]:
+            ended, status = os.waitpid(child, 0 if meanwhile is None else os.WNOHANG)
+            statuses[child] = status if ended else None
+    return list(statuses.values())
 
 
 def check_whole(path, maps):
@@ -69,6 +79,47 @@ def test_a_dead_process_costs_its_shard_and_any_other_number_completes(tmp_path,
     assert dead == signal.SIGKILL and alive == 0
     assert in_processes(*(lambda r=r: work(path, ten_maps, r, 3, job="b") for r in range(3))) == [0] * 3
     check_whole(path, ten_maps)
+
+
+COMMIT = ("create", "reserve", "write", "fsync", "link", "unlink", "fsync_folder")
+"""Killed before it, or halfway through `write`: nothing, created, half written, written, synced, linked, unlinked."""
+
+
+@pytest.mark.parametrize("victims", [(0,), (0, 1)], ids=["one", "both"])
+@pytest.mark.parametrize("operation", COMMIT)
+def test_killed_at_any_point_of_a_commit_by_two_processes(tmp_path, make_maps, operation, victims):
+    maps = make_maps(images=20, spread=3.0, dtype=torch.float32, layers=3)
+    truth = dict(zip(maps.image_ids, maps.values.bfloat16().float(), strict=True))
+    found = []
+
+    def doomed(path, rank, n):
+        if rank in victims:
+            fs.matched, os.environ["ATTNPROBE_FAULT"] = 0, f"{operation}:{n}:kill"
+        work(path, maps, rank, 2)
+
+    def look(path):
+        for place in (path, path.with_suffix(".parts")):
+            try:
+                with open_maps(place, allow_partial=True) as reader:
+                    there = reader.maps()
+            except (MapsFileError, OSError):  # not there yet, or moving from one place to the other
+                continue
+            assert all(torch.equal(truth[i], x) for i, x in zip(there.image_ids, there.values, strict=True))
+            found.append(there.n_images)
+
+    n = 1
+    for again in itertools.count(1):
+        path = tmp_path / str(again) / "maps.h5"
+        runs = [partial(doomed, path, rank, n) for rank in (0, 1)]
+        statuses = in_processes(*runs, meanwhile=partial(look, path))
+        assert set(statuses) <= {0, signal.SIGKILL}
+        resumed = [partial(work, path, maps, rank, 1 + again % 3, job="b") for rank in range(1 + again % 3)]
+        assert set(in_processes(*resumed)) == {0}
+        check_whole(path, maps)
+        n += signal.SIGKILL in statuses  # or the other process was faster, and left too little
+        if n == 4:  # the plan, the victim's first shard and its second
+            break
+    assert found, "readers came meanwhile"
 
 
 def test_one_after_the_other_the_late_one_finds_all_done(tmp_path, ten_maps):
