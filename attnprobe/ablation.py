@@ -1,24 +1,26 @@
 """Is what a report calls similar or redundant really not needed? It is taken away, and the accuracy measured."""
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
+import torch
+import torch.nn.functional as F
 
-from attnprobe import pipeline
 from attnprobe.core import fs
-from attnprobe.core.accuracy import accuracy_difference, accuracy_interval
 from attnprobe.core.errors import InputError
+from attnprobe.core.evidence import Change, Evidence, Tried
 from attnprobe.core.measurement import Measurement
 from attnprobe.core.progress import Advance, progress
 from attnprobe.core.run import Run
-from attnprobe.models.ablate import Ablatable, Change
-from attnprobe.reports.json_report import plain
-from attnprobe.reports.sites import at_effective, at_softmax
+from attnprobe.metrics import head_ablation, head_importance, measure
+from attnprobe.models.ablate import Ablatable
+from attnprobe.models.prune import pruned, written_down
+from attnprobe.reports.json_report import evidence_document, measurement_document, plain
+from attnprobe.store import open_maps
 from attnprobe.trial import Trial, open_trial
 
 METRICS = ("similar_blocks", "head_divergence")
@@ -28,68 +30,18 @@ MOST_TRIED = 12
 """Up to so many candidates the curve tries all that are left at every step; beyond, it takes them in the order of what
 each costs alone, since tries grow with the square."""
 
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Tried:
-    """The model without these parts: which images, [image] bool, it gets right."""
-
-    changes: tuple[Change, ...]
-    right: np.ndarray
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Evidence:
-    """What taking away costs.
-
-    Attributes:
-        whole: [image], bool: what the whole model gets right.
-        single: each candidate alone: a block's map, its attention, the block; a head.
-        curves: {"blocks", "heads"}: candidates taken away one after the other, the cheapest first.
-        advice: where the candidates come from.
-    """
-
-    name: str
-    whole: np.ndarray
-    single: tuple[Tried, ...]
-    curves: dict[str, tuple[Tried, ...]]
-    advice: str
-
-    def table(self) -> pd.DataFrame:
-        """One row per try: curve ("" for singles), what is away, accuracy, gain over the whole model, intervals."""
-        rows = [self._row("", tried) for tried in self.single]
-        rows += [self._row(name, tried) for name, curve in self.curves.items() for tried in curve]
-        return pd.DataFrame(rows)
-
-    def _row(self, curve: str, tried: Tried) -> dict[str, Any]:
-        right, n = int(tried.right.sum()), len(tried.right)
-        low, high = accuracy_interval(right, n)
-        gained, gained_low, gained_high = accuracy_difference(self.whole, tried.right)
-        latest = tried.changes[-1]
-        return {"curve": curve, "removed": len(tried.changes), "kind": latest.kind, "block": latest.block,
-                "head": latest.head or None, "accuracy": right / n, "low": low, "high": high, "gained": gained,
-                "gained_low": gained_low, "gained_high": gained_high, "n_images": n}  # fmt: skip
-
-    def __str__(self) -> str:
-        low, high = accuracy_interval(int(self.whole.sum()), len(self.whole))
-        whole = f"whole model: top-1 {self.whole.mean():.2%} ({low:.2%}–{high:.2%}, {len(self.whole)} images)"
-        lines = [self.advice, whole]
-        lines += [_line(str(tried.changes[0]), self._row("", tried)) for tried in self.single]
-        for name, curve in self.curves.items():
-            lines.append(f"{name} taken away one after the other, the cheapest first:")
-            lines += [
-                _line(f"{len(tried.changes)}: {tried.changes[-1]}", self._row(name, tried), indent="  ")
-                for tried in curve
-            ]
-        return "\n".join(lines)
+Blocks = Sequence[int]
+Heads = Sequence[tuple[int, int]]
 
 
 def verify_drops(
     ref: Path | str,
     *,
     maps: Path | None = None,
-    blocks: Sequence[int] | None = None,
-    heads: Sequence[tuple[int, int]] | None = None,
+    blocks: Blocks | str | None = None,
+    heads: Heads | str | None = None,
     metrics: Sequence[str] = (),
+    tolerance: float = 0.01,
     out: Path | None = None,
     **where: Any,
 ) -> tuple[Evidence, list[Path]]:
@@ -102,8 +54,10 @@ def verify_drops(
         ref: a run, a checkpoint, or the name of a model.
         maps: the maps file that says what is similar; the run's own if None.
         blocks, heads: other candidates than the report's, as (block, head) from 1, such as blocks that are not
-            similar, for comparison; then no maps are needed.
+            similar, for comparison, or "all"; then no maps are needed. With all heads the evidence has
+            `head_ablation`, too.
         metrics: settings of the two metrics, as for `examine`.
+        tolerance: how much accuracy the advice may cost, as a share.
         out: folder for drops.csv and drops.json; nothing is written if None.
         where: as for `open_trial`: on which images, and on what device.
 
@@ -112,47 +66,28 @@ def verify_drops(
         WorkError: `out` cannot be written.
     """
     if blocks is None and heads is None:
-        found = _candidates(_maps_of(ref, maps), metrics)
-        advice = (
-            f"the report calls {len(found[0])} blocks similar to the one before and {len(found[1])} heads redundant"
-        )
+        path = maps or Run(Path(ref)).maps
+        if not path.exists():
+            raise InputError(f"no maps at {path} that say what is similar: capture them, or name --blocks and --heads.")
+        named = {metric.partition(":")[0] for metric in metrics}
+        wanted = [*metrics, *(m for m in METRICS if m not in named)]
+        evidence = evidence_of(ref, measure(open_maps(path), wanted, bootstrap=0), tolerance=tolerance, **where)
     else:
-        found, advice = (list(blocks or ()), list(heads or ())), "blocks and heads as asked for"
-    trial = open_trial(ref, **where)
-    few = range(min(4, len(trial.images)))
-    pixels = next(iter(trial.images.batches(4, device=trial.device, order=few))).pixels
-    ablatable = Ablatable(trial.model.to(trial.device), pixels)
-    singles = [Change(kind, block) for block in found[0] for kind in ("map", "attention", "block")]
-    singles += [Change("head", *place) for place in found[1]]
-    for change in singles:
-        ablatable.check(change)
-    steps = len(singles) + sum(_tries(len(candidates)) for candidates in found)
-    with progress(f"verify {trial.facts.model}", steps) as advance:
-        whole = trial.right(ablatable.module)
-        single = tuple(_tried(trial, ablatable, [change], advance) for change in singles)
-        curves = {
-            name: _curve([tried for tried in single if tried.changes[0].kind == kind], trial, ablatable, advance)
-            for name, kind in (("blocks", "block"), ("heads", "head"))
-        }
-    curves = {name: curve for name, curve in curves.items() if curve}
-    evidence = Evidence(trial.facts.model, whole, single, curves, advice)
+        asked = "blocks and heads as asked for"
+        evidence = _evidence(ref, blocks or (), heads or (), asked, tolerance, **where)
     return evidence, _write(evidence, out) if out is not None else []
 
 
-def _maps_of(ref: Path | str, maps: Path | None) -> Path:
-    found = maps or Run(Path(ref)).maps
-    if not Path(found).exists():
-        raise InputError(f"no maps at {found} that say what is similar: capture them, or name --blocks and --heads.")
-    return Path(found)
-
-
-def _candidates(maps: Path, metrics: Sequence[str]) -> tuple[list[int], list[tuple[int, int]]]:
-    """Similar blocks, and redundant heads as (block, head)."""
-    named = {metric.partition(":")[0] for metric in metrics}
-    e = pipeline.examine(maps, metrics=[*metrics, *(m for m in METRICS if m not in named)], pictures=0)
-    similar, heads = at_effective(e, "similar_blocks"), at_softmax(e, "head_divergence")
-    blocks = list(similar.summary["similar"]) if similar is not None else []
-    return blocks, list(_redundant(heads)) if heads is not None else []
+def evidence_of(
+    ref: Path | str, measurements: Mapping[str, Measurement], *, tolerance: float = 0.01, **where: Any
+) -> Evidence:
+    """The same for what these measurements of the model `ref` call similar and redundant."""
+    similar = next((m for m in measurements.values() if m.metric == METRICS[0] and m.is_effective), None)
+    divergence = next((m for m in measurements.values() if m.metric == METRICS[1] and m.site == "weights"), None)
+    blocks = [] if similar is None else list(similar.summary["similar"])
+    heads = [] if divergence is None else list(_redundant(divergence))
+    said = f"the report calls {len(blocks)} blocks similar and {len(heads)} heads redundant"
+    return _evidence(ref, blocks, heads, said, tolerance, **where)
 
 
 def _redundant(m: Measurement) -> Iterator[tuple[int, int]]:
@@ -162,10 +97,63 @@ def _redundant(m: Measurement) -> Iterator[tuple[int, int]]:
         yield from ((layer, head) for group in groups for head in sorted(group)[1:])
 
 
+def _evidence(
+    ref: Path | str, blocks: Blocks | str, heads: Heads | str, said: str, tolerance: float, **where: Any
+) -> Evidence:
+    trial = open_trial(ref, **where)
+    few = range(min(4, len(trial.images)))
+    pixels = next(iter(trial.images.batches(4, device=trial.device, order=few))).pixels
+    ablatable = Ablatable(trial.model.to(trial.device), pixels)
+    every = heads == "all"
+    blocks = list(range(1, len(ablatable.heads) + 1)) if blocks == "all" else _listed(blocks)
+    heads = [(b, h) for b, n in enumerate(ablatable.heads, 1) for h in range(1, n + 1)] if every else _listed(heads)
+    singles = list(_singles(ablatable, blocks, heads))
+    with progress(
+        f"verify {trial.facts.model}", 2 + len(singles) + _tries(len(blocks)) + _tries(len(heads))
+    ) as advance:
+        whole = Tried((), *trial.answers(ablatable.module))
+        advance(1)
+        single = tuple(_tried(trial, ablatable, [change], advance) for change in singles)
+        curves = {
+            name: _curve([tried for tried in single if tried.changes[0].kind == kind], trial, ablatable, advance)
+            for name, kind in (("blocks", "block"), ("heads", "head"))
+        }
+        evidence = Evidence(str(ref), said, whole, single, {n: c for n, c in curves.items() if c}, tolerance)
+        evidence = _with_advice(evidence, trial, ablatable)
+        advance(1)
+        found = {"head_importance": head_importance(_gate_gradients(trial, ablatable), _labelled_ids(trial))}
+        advance(1)
+    if every:
+        found["head_ablation"] = head_ablation(_losses_gained(evidence, ablatable), _labelled_ids(trial))
+    return replace(evidence, importance=found)
+
+
+def _listed(asked: Any) -> list[Any]:
+    if isinstance(asked, str):
+        raise InputError(f"{asked!r} must be 'all', or numbers counted from 1.")
+    return list(dict.fromkeys(asked))
+
+
+def _singles(ablatable: Ablatable, blocks: Blocks, heads: Heads) -> Iterator[Change]:
+    """What is tried alone; the first block has no map before it to use, and is not asked to.
+
+    Raises:
+        InputError: there is no such block or head.
+    """
+    for block in blocks:
+        for kind in ("map", "attention", "block"):
+            if (kind, block) != ("map", 1):
+                ablatable.check(Change(kind, block))
+                yield Change(kind, block)
+    for block, head in heads:
+        ablatable.check(Change("head", block, head))
+        yield Change("head", block, head)
+
+
 def _tried(trial: Trial, ablatable: Ablatable, changes: Sequence[Change], advance: Advance) -> Tried:
-    right = trial.right(ablatable.module, ablatable.without(changes))
+    answers = trial.answers(ablatable.module, ablatable.without(changes))
     advance(1)
-    return Tried(tuple(changes), right)
+    return Tried(tuple(changes), *answers)
 
 
 def _curve(alone: Sequence[Tried], trial: Trial, ablatable: Ablatable, advance: Advance) -> tuple[Tried, ...]:
@@ -183,35 +171,79 @@ def _curve(alone: Sequence[Tried], trial: Trial, ablatable: Ablatable, advance: 
     return tuple(curve)
 
 
-def _cost(tried: Tried) -> int:
-    return -int(tried.right.sum())
+def _cost(tried: Tried) -> tuple[int, float]:
+    """Images lost; among equals, the loss."""
+    return -int(tried.right.sum()), float(tried.loss.sum())
 
 
 def _tries(n: int) -> int:
     """How many tries a curve of `n` candidates takes beyond each alone."""
-    return n * (n - 1) // 2 if n <= MOST_TRIED else n - 1
+    return n * (n - 1) // 2 if n <= MOST_TRIED else max(n - 1, 0)
 
 
-def _line(words: str, row: dict[str, Any], indent: str = "") -> str:
-    sure = "" if row["gained_low"] <= 0 <= row["gained_high"] else ", not by chance"
-    return (
-        f"{indent}{words}: {row['accuracy']:.2%} ({row['low']:.2%}–{row['high']:.2%}), {row['gained']:+.2%} "
-        f"({row['gained_low']:+.2%} to {row['gained_high']:+.2%}){sure}"
-    )
+def _with_advice(evidence: Evidence, trial: Trial, ablatable: Ablatable) -> Evidence:
+    """What is harmless by the curves, and together, and can be taken out: both, or else blocks, or else heads."""
+    free = [evidence.free(name) for name in ("blocks", "heads")]
+    blocks, heads = ([] if tried is None else list(tried.changes) for tried in free)
+    gone = {change.block for change in blocks}
+    heads = [change for change in heads if change.block not in gone]
+    refusal = ""
+    for changes in filter(None, dict.fromkeys((tuple(blocks + heads), tuple(blocks), tuple(heads)))):
+        tried = Tried(changes, *trial.answers(ablatable.module, ablatable.without(changes)))
+        if not evidence.harmless(tried):
+            continue
+        try:
+            _take_out(trial, tried)
+        except InputError as error:
+            refusal = refusal or str(error)
+        else:
+            return replace(evidence, advised=tried, refusal=refusal)
+    return replace(evidence, refusal=refusal)
+
+
+def _take_out(trial: Trial, tried: Tried) -> None:
+    """Raises InputError if `prune` would."""
+    heads: dict[int, list[int]] = {}
+    for block, head in tried.heads:
+        heads.setdefault(block, []).append(head)
+    smaller = pruned(trial.model, blocks=tried.blocks, heads=heads)
+    written_down(trial.model, smaller, trial.facts.model, trial.facts.options, tried.blocks)
+
+
+def _gate_gradients(trial: Trial, ablatable: Ablatable) -> np.ndarray:
+    """[image, block, head]: dL/dg of a gate g = 1 on each head's output; NaN beyond a block's heads."""
+    found = []
+    for pixels, labels in trial.labelled():
+        gates = [torch.ones(len(labels), n, device=trial.device, requires_grad=True) for n in ablatable.heads]
+        with ablatable.gated(gates):
+            F.cross_entropy(ablatable.module(pixels).float(), labels, reduction="sum").backward(inputs=gates)
+        widest = max(ablatable.heads)
+        padded = [F.pad(gate.grad, (0, widest - gate.shape[1]), value=torch.nan) for gate in gates]  # type: ignore
+        found.append(torch.stack(padded, 1).cpu())
+    return torch.cat(found).numpy()
+
+
+def _losses_gained(evidence: Evidence, ablatable: Ablatable) -> np.ndarray:
+    """[image, block, head], nats, of heads silenced alone; NaN beyond a block's heads."""
+    gained = np.full((len(evidence.whole.loss), len(ablatable.heads), max(ablatable.heads)), np.nan)
+    for tried in evidence.single:
+        for block, head in tried.heads:
+            gained[:, block - 1, head - 1] = tried.loss - evidence.whole.loss
+    return gained
+
+
+def _labelled_ids(trial: Trial) -> list[str]:
+    batches = trial.images.batches(trial.batch_size, device=trial.device)
+    return [
+        name for batch in batches for name, label in zip(batch.ids, batch.labels.tolist(), strict=True) if label >= 0
+    ]
 
 
 def _write(evidence: Evidence, out: Path) -> list[Path]:
-    table = evidence.table()
-    document = {
-        "format": "attnprobe drops",
-        "model": evidence.name,
-        "candidates": evidence.advice,
-        "accuracy": float(evidence.whole.mean()),
-        "n_images": len(evidence.whole),
-        "tries": plain(table.to_dict("records")),
-    }
-    texts: Iterable[tuple[str, str]] = (
-        ("drops.csv", table.to_csv(index=False, lineterminator="\n")),
+    importance = {name: measurement_document(m) for name, m in evidence.importance.items()}
+    document = plain({"format": "attnprobe drops", **evidence_document(evidence), "importance": importance})
+    texts = (
+        ("drops.csv", evidence.table().to_csv(index=False, lineterminator="\n")),
         ("drops.json", json.dumps(document, indent=1) + "\n"),
     )
     with fs.as_work_error(f"writing what dropping costs into {out}"):

@@ -4,6 +4,7 @@ Data goes to stdout, progress and messages to stderr. Exit codes: 0 fine, 1 the 
 2 usage or bad input, 3 a condition of --fail-on holds, 75 stopped and resumable, 130 Ctrl-C.
 """
 
+import importlib
 import os
 import signal
 import sys
@@ -97,6 +98,7 @@ def report(
     formats: tuple[Format, ...] = ("html", "json", "csv", "md"),
     metric: Repeated[tuple[str, ...]] = (),
     fail_on: Annotated[Repeated[tuple[str, ...]], Short(metavar="CONDITION")] = (),
+    verify_drops: bool = False,
 ) -> None:
     """Measure maps files or runs and report on all of them side by side.
 
@@ -106,6 +108,7 @@ def report(
     $ attnprobe report runs/vit runs/deepvit -o comparison
     $ attnprobe report maps.h5 --metric similar_blocks --metric row_entropy --formats json
     $ attnprobe report maps.h5 --metric all --metric similar_blocks:center=mean
+    $ attnprobe report runs/vit --verify-drops
     $ attnprobe report runs/vit --fail-on "similar_blocks>3" --fail-on "accuracy<0.9"
 
     Args:
@@ -116,11 +119,14 @@ def report(
             but the slow ones; "default". Repeat for several.
         fail_on: end with exit code 3 where METRIC[.KEY][@SITE] OP NUMBER holds, such as similar_blocks.count.low>3 or
             row_entropy.min<0.5. Repeat for several.
+        verify_drops: measure the accuracy of each run without what is similar or redundant, as the command does.
     """
     from attnprobe import pipeline
     from attnprobe.reports.gate import insist
 
-    examined, files = pipeline.report(maps, out=out, formats=formats, metrics=metric or None, fail_on=fail_on)
+    examined, files = pipeline.report(
+        maps, out=out, formats=formats, metrics=metric or None, fail_on=fail_on, verify=verify_drops
+    )
     show(examined, files)
     outcomes = pipeline.gate(examined, fail_on)
     for outcome in outcomes:
@@ -165,7 +171,8 @@ def list_(what: Positional[Literal["variants", "models", "recipes", "data", "met
     else:
         tables = {"models": "MODELS", "recipes": "RECIPES", "data": "DATASETS", "metrics": "METRICS", "plots": "PLOTS"}
         table = getattr(attnprobe, tables[what])
-        rows = [(name, _summary(thing)) for name, thing in table.items()]
+        more = importlib.import_module("attnprobe.metrics").DERIVED if what == "metrics" else {}
+        rows = [(name, _summary(thing)) for name, thing in (*table.items(), *more.items())]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
@@ -187,11 +194,15 @@ def explain(metric: Positional[str | None] = None) -> None:
     Args:
         metric: its name.
     """
+    import inspect
+
     from attnprobe.core.explanation import explanation
-    from attnprobe.metrics import METRICS
+    from attnprobe.metrics import DERIVED, METRICS
 
     if metric is None:
         list_("metrics")
+    elif metric in DERIVED:
+        print(inspect.getdoc(DERIVED[metric]))
     else:
         print(explanation(METRICS[metric]))
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from attnprobe.ablation import evidence_of
 from attnprobe.core import fs
 from attnprobe.core.errors import InputError
 from attnprobe.core.examined import Examined
@@ -84,11 +85,13 @@ def report(
     metrics: Sequence[str] | None = None,
     notes: Sequence[str] = (),
     fail_on: Sequence[str] = (),
+    verify: bool = False,
 ) -> tuple[list[Examined], list[Path]]:
     """Examine maps files and write the report of all of them side by side.
 
     Args:
         fail_on: conditions that `gate` will be asked about: what they need is measured, too.
+        verify: take away what is similar or redundant in each run, and show what that costs; see `verify_drops`.
 
     Returns:
         What was examined, and the files written into the folder `out`.
@@ -99,6 +102,8 @@ def report(
     if missing := sorted(asked - {metric.name for metric in choose(metrics)[0]}):
         metrics = (*(("default",) if metrics is None else metrics), *missing)
     examined = [replace(e, notes=tuple(notes)) for e in examine_all(paths, metrics=metrics)]
+    if verify:
+        examined = [_verified(e, Path(path)) for e, path in zip(examined, paths, strict=True)]
     with fs.as_work_error(f"writing the report into {out}"):
         fs.make_folder(out)
         return examined, write_report(examined, out, formats)
@@ -127,6 +132,17 @@ def demo(out: Path, *, fast: bool = False) -> tuple[list[Examined], list[Path]]:
 
 
 # --- what the steps above share ------------------------------------------------------------------------------------
+
+
+def _verified(e: Examined, path: Path) -> Examined:
+    """With what taking parts away costs, and the importance of heads among its measurements."""
+    run = path if path.is_dir() else path.parent
+    if not Run(run).config.exists():
+        raise InputError(
+            f"{path} is not of a run, so there is no model at hand: attnprobe verify-drops MODEL --maps {path}."
+        )
+    evidence = evidence_of(run, e.measurements)
+    return replace(e, evidence=evidence, measurements={**e.measurements, **evidence.importance})
 
 
 def _is_current(run: Run) -> bool:

@@ -133,6 +133,11 @@ def heads_of(text: str) -> dict[int, tuple[int, ...]]:
     return found
 
 
+def pairs_of(text: str) -> list[tuple[int, int]]:
+    """`"9:3,9:5"` -> [(9, 3), (9, 5)]; errors as in `heads_of`."""
+    return [(block, head) for block, its in heads_of(text).items() for head in its]
+
+
 def _finetuned(
     ref: Path, trial: Trial, start: Path, run: Path, name: str, options: Mapping[str, Any], epochs: int,
     settings: Mapping[str, Any],

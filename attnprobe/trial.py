@@ -1,5 +1,6 @@
 """A model and the images on which something is tried out: what it gets right, with and without a change."""
 
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +8,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from attnprobe.core.config import read_yaml
 from attnprobe.core.errors import InputError
@@ -35,14 +37,31 @@ class Trial:
     recipe: dict[str, Any]
 
     @torch.inference_mode()
-    def right(self, model: nn.Module | None = None, change: AbstractContextManager[Any] | None = None) -> np.ndarray:
-        """[image], bool: which images the model (its own if None) gets right while `change` is in force."""
+    def answers(
+        self, model: nn.Module | None = None, change: AbstractContextManager[Any] | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """[image], bool, and [image], nats: what the model (its own if None) gets right, and its cross-entropy.
+
+        Of the images that have a label, while `change` is in force.
+        """
         model = (model or self.model).to(self.device).eval()
-        found = []
+        right, loss = [], []
         with change or nullcontext():
-            for batch in self.images.batches(self.batch_size, device=self.device):
-                found.append((model(batch.pixels).argmax(-1) == batch.labels)[batch.labels >= 0].cpu().numpy())
-        return np.concatenate(found)
+            for pixels, labels in self.labelled():
+                logits = model(pixels)
+                right.append((logits.argmax(-1) == labels).cpu())
+                loss.append(F.cross_entropy(logits.float(), labels, reduction="none").cpu())
+        return torch.cat(right).numpy(), torch.cat(loss).double().numpy()
+
+    def right(self, model: nn.Module | None = None) -> np.ndarray:
+        """[image], bool: the first of `answers`."""
+        return self.answers(model)[0]
+
+    def labelled(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Pixels and labels of the images that have one, a batch at a time."""
+        for batch in self.images.batches(self.batch_size, device=self.device):
+            known = batch.labels >= 0
+            yield batch.pixels[known], batch.labels[known]
 
 
 def open_trial(

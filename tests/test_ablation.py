@@ -6,13 +6,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 
 from attnprobe import ablation, cli, pipeline
-from attnprobe.ablation import MOST_TRIED, Tried, verify_drops
-from attnprobe.core.accuracy import accuracy_difference
+from attnprobe.ablation import MOST_TRIED, verify_drops
 from attnprobe.core.errors import InputError
-from attnprobe.models.ablate import Change
-from attnprobe.pruning import prune
+from attnprobe.core.evidence import Change, Tried
+from attnprobe.models.ablate import Ablatable
+from attnprobe.pruning import heads_of, numbers_of, prune
+from attnprobe.trial import open_trial
 from tests.reports.formulas import head_distance, measurement
 
 TINY = {"epochs": 2, "warmup_epochs": 1, "model_kwargs": {"depth": 4, "embed_dim": 24, "num_heads": 3}}
@@ -36,7 +39,7 @@ def test_accuracies_are_those_of_pruned_models(run, tmp_path):
     right = {str(tried.changes[0]): tried.right for tried in evidence.single}
     for cut, words in (({"blocks": [4]}, "block 4: dropped"), ({"heads": {1: [3]}}, "block 1, head 3: output 0")):
         done = prune(run, tmp_path / words[:7], **cut, device="cpu", images=100)
-        np.testing.assert_array_equal(done.right[0], evidence.whole)
+        np.testing.assert_array_equal(done.right[0], evidence.whole.right)
         np.testing.assert_array_equal(done.right[1], right[words])
 
 
@@ -72,12 +75,13 @@ def test_redundant_heads_are_all_but_one_of_each_group():
 
 def test_many_candidates_are_taken_in_the_order_of_what_each_costs(monkeypatch):
     n = MOST_TRIED + 2
-    alone = [Tried((Change("head", 1, head),), np.arange(20) < 20 - head) for head in range(n, 0, -1)]
+    nothing = np.zeros(20)
+    alone = [Tried((Change("head", 1, head),), np.arange(20) < 20 - head, nothing) for head in range(n, 0, -1)]
     tries = []
 
     def tried(_trial, _ablatable, changes, _advance):
         tries.append(len(changes))
-        return Tried(tuple(changes), np.zeros(20, bool))
+        return Tried(tuple(changes), np.zeros(20, bool), nothing)
 
     monkeypatch.setattr(ablation, "_tried", tried)
     curve = ablation._curve(alone, None, None, None)
@@ -96,19 +100,11 @@ def test_files_and_words_say_the_same(run, tmp_path, capsys, monkeypatch):
     document = json.loads((folder / "drops.json").read_text())
     assert len(rows) == len(document["tries"]) == 7 + 2 + 1
     assert {row["curve"] for row in rows} == {"", "blocks", "heads"}
-    assert printed.count("%–") == 1 + len(rows) and document["n_images"] == 60
+    assert printed.count("%–") == 1 + len(rows) and printed.count("advice: ") == 1 and document["n_images"] == 60
     for row in rows:
         assert f"{float(row['accuracy']):.2%} ({float(row['low']):.2%}–{float(row['high']):.2%})" in printed
         assert float(row["gained"]) == pytest.approx(float(row["accuracy"]) - document["accuracy"])
     assert "nan" not in printed.lower()
-
-
-def test_a_loss_that_is_sure_is_called_so():
-    whole, gone = np.ones(60, bool), np.zeros(60, bool)
-    evidence = ablation.Evidence("m", whole, (Tried((Change("block", 2),), gone),), {}, "advice")
-    assert accuracy_difference(whole, gone)[2] < 0 and "not by chance" in str(evidence)
-    same = ablation.Evidence("m", whole, (Tried((Change("block", 2),), whole),), {}, "advice")
-    assert "not by chance" not in str(same)
 
 
 def test_without_maps_or_labels_it_says_what_to_do(run, tmp_path):
@@ -120,3 +116,101 @@ def test_without_maps_or_labels_it_says_what_to_do(run, tmp_path):
         verify_drops(run, blocks=[9])
     none, _ = verify_drops(run, blocks=[], heads=[], images=40)
     assert none.single == () and none.curves == {} and "whole model" in str(none)
+
+
+def test_importance_by_gradients_is_that_of_a_loop_and_of_finite_differences(run):
+    trial = open_trial(run, device="cpu", images=12)
+    model = trial.model.double().eval()
+    batch = next(iter(trial.images.batches(12)))
+    pixels = batch.pixels.double()
+    found = ablation._gate_gradients(_as_double(trial, pixels, batch.labels), ablatable := Ablatable(model, pixels))
+    expected = np.zeros_like(found)
+    for i in range(12):  # <O_h, dL / dO_h>, one image after the other
+        kept = []
+
+        def keep(_m, x, kept=kept):
+            x[0].retain_grad()
+            kept.append(x[0])
+
+        hooks = [block.attn.proj.register_forward_pre_hook(keep) for block in model.blocks]
+        F.cross_entropy(model(pixels[i : i + 1]), batch.labels[i : i + 1]).backward()
+        for layer, outputs in enumerate(kept):
+            product = (outputs * outputs.grad).unflatten(-1, (3, -1))
+            expected[i, layer] = product.sum((0, 1, 3)).numpy(force=True)
+        for hook in hooks:
+            hook.remove()
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-8)
+    step = 1e-5
+    for layer, head in ((0, 1), (3, 2)):
+        losses = []
+        for sign in (1, -1):
+            gates = [torch.ones(12, 3, dtype=torch.float64) for _ in range(4)]
+            gates[layer][:, head] += sign * step
+            with torch.inference_mode(), ablatable.gated(gates):
+                losses.append(F.cross_entropy(ablatable.module(pixels), batch.labels, reduction="none").numpy())
+        np.testing.assert_allclose((losses[0] - losses[1]) / (2 * step), found[:, layer, head], atol=1e-8)
+
+
+def _as_double(trial, pixels, labels):
+    """The trial on these images alone, in float64."""
+
+    class Doubled:
+        device = trial.device
+
+        def labelled(self):
+            yield pixels, labels
+
+    return Doubled()
+
+
+def test_all_heads_give_their_importance_by_ablation(run):
+    evidence, _ = verify_drops(run, blocks="all", heads="all", device="cpu", images=40)
+    assert len(evidence.curves["blocks"]) == 4 and len(evidence.curves["heads"]) == 12
+    assert evidence.importance.keys() == {"head_importance", "head_ablation"}
+    found = evidence.importance["head_ablation"]
+    alone = {tried.heads[0]: tried.loss for tried in evidence.single if tried.heads}
+    assert found.mean.shape == (4, 3) and len(alone) == 12
+    for (block, head), loss in alone.items():
+        assert found.mean[block - 1, head - 1] == pytest.approx((loss - evidence.whole.loss).mean())
+    assert evidence.importance["head_importance"].n_images == 40
+
+
+def test_the_advice_is_what_prune_then_measures(run, tmp_path):
+    evidence, _ = verify_drops(run, blocks=[2, 3, 4], heads=[(1, 2), (4, 1)], tolerance=0.05, device="cpu")
+    assert evidence.advised is not None
+    words = evidence.advice().split()
+    asked = {name: words[words.index(name) + 1] for name in ("--blocks", "--heads") if name in words}
+    done = prune(
+        run, tmp_path / "small", device="cpu", blocks=numbers_of(asked.get("--blocks", "")),
+        heads=heads_of(asked.get("--heads", "")),
+    )  # fmt: skip
+    np.testing.assert_array_equal(done.right[1], evidence.advised.right)
+    assert evidence.harmless(evidence.advised)
+
+
+def test_what_cannot_be_taken_out_is_not_advised(tmp_path):
+    path = tmp_path / "deepvit"
+    pipeline.train("digits_deepvit_16", path, settings={**TINY, "epochs": 1, "warmup_epochs": 0})
+    evidence, _ = verify_drops(path, heads=[(1, 1), (2, 3)], tolerance=1.0, device="cpu", images=40)
+    assert evidence.free("heads") is not None and evidence.advised is None
+    assert "mixed" in evidence.advice() and "attnprobe prune" not in evidence.advice()
+
+
+def test_a_report_shows_the_evidence_and_says_so(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    loose = ["--metric", "similar_blocks:tau=0.5,rho=0", "--metric", "head_divergence", "--metric", "row_entropy"]
+    cli.main(["report", str(run), "--verify-drops", *loose, "-o", str(tmp_path)])
+    printed = " ".join(capsys.readouterr().out.split())
+    written = json.loads((tmp_path / "measurements.json").read_text())["runs"][0]
+    expected, _ = verify_drops(run, metrics=["similar_blocks:tau=0.5,rho=0"])
+    tries = written["evidence"]["tries"]
+    assert [row["accuracy"] for row in tries] == [row["accuracy"] for row in expected.rows()]
+    assert "similar blocks tried can go" in printed and "attnprobe prune" in printed
+    assert written["verdict"]["advice"] == expected.advice() and "head_importance" in written["measurements"]
+    page = (tmp_path / "report.html").read_text()
+    assert "Are they needed?" in page and "accuracy against blocks taken away" in page and ">nan" not in page
+    with pytest.raises(SystemExit, match="2"):
+        (tmp_path / "lone").mkdir()
+        (run / "maps.h5").rename(tmp_path / "lone" / "maps.h5")
+        cli.main(["report", str(tmp_path / "lone" / "maps.h5"), "--verify-drops", "-o", str(tmp_path)])
+    assert "is not of a run" in capsys.readouterr().err

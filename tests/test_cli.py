@@ -129,6 +129,19 @@ def test_every_command_explains_itself(run, command):
     assert code == 0 and "usage: attnprobe" in out
 
 
+@pytest.mark.parametrize("command", ["compare", "verify-drops", "prune", "report", "train", "capture"])
+def test_help_has_examples_to_copy(run, command):
+    _, out, _ = run(command, "--help")
+    assert out.count(f"$ attnprobe {command} ") >= 2
+
+
+@pytest.mark.parametrize("name", ["similar_blocks", "head_types", "head_importance", "head_ablation"])
+def test_what_is_measured_is_explained(run, name):
+    code, out, _ = run("explain", name)
+    assert code == 0 and len(out.splitlines()) > 5
+    assert name in run("list", "metrics")[1]
+
+
 @pytest.mark.parametrize("what", ["variants", "models", "recipes", "data", "metrics", "plots"])
 def test_tables_are_listed(run, what):
     code, out, _ = run("list", what)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from attnprobe.core.browse import Browsable
+from attnprobe.core.evidence import Evidence
 from attnprobe.core.history import History
 from attnprobe.core.maps import TokenGrid
 from attnprobe.core.measurement import Measurement
@@ -50,6 +51,7 @@ class Examined:
         maps: all maps, read when the page is made, for its explorer; None for no explorer.
         class_names: in label order; empty if there are none.
         history: what the probe saw while it trained, if it was on.
+        evidence: what taking away what is similar or redundant costs, if it was tried.
         notes: sentences a reader must see beside the numbers ("trained for 6 epochs only (--fast)").
     """
 
@@ -63,4 +65,5 @@ class Examined:
     maps: Browsable | None = None
     class_names: tuple[str, ...] = ()
     history: History | None = None
+    evidence: Evidence | None = None
     notes: tuple[str, ...] = ()

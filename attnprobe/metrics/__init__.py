@@ -25,6 +25,7 @@ from attnprobe.metrics.flow import attention_flow
 from attnprobe.metrics.head_confidence import head_confidence
 from attnprobe.metrics.head_dependence import head_dependence
 from attnprobe.metrics.head_divergence import head_divergence
+from attnprobe.metrics.head_importance import head_ablation, head_importance
 from attnprobe.metrics.head_similarity import head_similarity
 from attnprobe.metrics.head_types import head_types
 from attnprobe.metrics.heads_across_layers import head_divergence_across_layers, head_similarity_across_layers
@@ -128,6 +129,9 @@ DEFAULT = (
 )
 """What is measured when nobody says what; the others are for those who ask, by name or with "all"."""
 
+DERIVED = {made.__name__: made for made in (head_types, head_importance, head_ablation)}
+"""Measurements that are no metrics of maps: made of others, or by asking the model."""
+
 SLOW = (
     "head_divergence_across_layers",
     "numerical_rank",
@@ -138,4 +142,4 @@ SLOW = (
 )
 """Several forward passes or more: only by name, not part of "all"."""
 
-__all__ = ["DEFAULT", "METRICS", "SLOW", "head_types", "images_needed", "measure", "paired_difference", *METRICS]
+__all__ = ["DEFAULT", "DERIVED", "METRICS", "SLOW", "images_needed", "measure", "paired_difference", *DERIVED, *METRICS]

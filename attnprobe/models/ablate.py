@@ -6,40 +6,16 @@ Works on models built like timm's vision transformer, ours included, by forward 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from timm.layers import Attention
 from torch import Tensor, nn
 
 from attnprobe.core.errors import InputError
+from attnprobe.core.evidence import Change
 from attnprobe.models.attention import TappedAttention, replace_attention
 from attnprobe.models.prune import SAME, prunable_blocks
-
-Kind = Literal["map", "attention", "block", "head"]
-WORDS: dict[Kind, str] = {
-    "map": "block {block}: map of the block before",
-    "attention": "block {block}: attention skipped",
-    "block": "block {block}: dropped",
-    "head": "block {block}, head {head}: output 0",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """What is taken away, in a block and of a head counted from 1.
-
-    "map": what multiplies V is what the block before used; of "attention" nothing is added to the tokens; "block": nor
-    by its MLP; "head": the output of one head is 0.
-    """
-
-    kind: Kind
-    block: int
-    head: int = 0
-
-    def __str__(self) -> str:
-        return WORDS[self.kind].format(block=self.block, head=self.head)
 
 
 class Ablatable:
@@ -111,6 +87,14 @@ class Ablatable:
             yield
 
     @contextmanager
+    def gated(self, gates: Sequence[Tensor]) -> Iterator[None]:
+        """Each block's heads, [image, head] of them, multiplied by gates [image, head] before the output projection."""
+        with ExitStack() as stack:
+            for block, gate in zip(self.module.blocks, gates, strict=True):
+                stack.callback(block.attn.proj.register_forward_pre_hook(_multiplied_by(gate)).remove)
+            yield
+
+    @contextmanager
     def _maps_handed_on(self, borrowers: set[int]) -> Iterator[None]:
         """Blocks before borrowers keep their map, borrowers use what was kept last."""
         kept: dict[str, Tensor] = {}
@@ -157,6 +141,16 @@ def _tapped(attention: Attention, number: int) -> TappedAttention:
     tapped = replace_attention(TappedAttention, attention)
     tapped.eval()
     return tapped
+
+
+def _multiplied_by(gate: Tensor) -> Any:
+    """A hook that multiplies the outputs of heads, side by side in [image, token, head x P], by [image, head]."""
+
+    def multiply(_m: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+        per_head = inputs[0].unflatten(-1, (gate.shape[1], -1))
+        return ((per_head * gate[:, None, :, None]).flatten(-2),)
+
+    return multiply
 
 
 def _adds_nothing(_m: nn.Module, _in: tuple[Any, ...], out: Any) -> Any:

@@ -26,6 +26,7 @@ from attnprobe.plots.layer_head import layer_head
 from attnprobe.plots.layer_matrix import layer_matrix
 from attnprobe.plots.map_strip import map_strip
 from attnprobe.plots.onset import onset
+from attnprobe.plots.removal_curve import removal_curve
 from attnprobe.plots.similar_fraction import similar_fraction
 from attnprobe.plots.style import shared_limits
 from attnprobe.plots.threshold_curve import threshold_curve
@@ -83,6 +84,7 @@ __all__ = [
     "map_strip",
     "onset",
     "plot",
+    "removal_curve",
     "shared_limits",
     "similar_fraction",
     "threshold_curve",

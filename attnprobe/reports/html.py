@@ -11,6 +11,7 @@ from attnprobe.core.visible import visible
 from attnprobe.reports.explore import explorer_of, why_none
 from attnprobe.reports.figures import sections
 from attnprobe.reports.json_report import plain
+from attnprobe.reports.needed import tries
 from attnprobe.reports.numbers import settings_text
 from attnprobe.reports.sites import untrained
 from attnprobe.reports.tables import summary_metrics, summary_table
@@ -43,6 +44,7 @@ def to_html(runs: Sequence[Examined]) -> str:
         "anchor_of": {label: anchors.get(metric) for label, metric in summary_metrics(shown).items()},
         "summary": summary_table(shown),
         "sections": sections(runs),
+        "evidence": [(e.name, tries(e.evidence)) for e in runs if e.evidence is not None and e.evidence.single],
         "metrics": [(e.name, m, settings_text(m)) for e in runs for m in e.measurements.values()],
         "provenance": _provenance(runs),
         "certificates": [(e, proof_of(e.certificate)) for e in runs],

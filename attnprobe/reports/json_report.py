@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from attnprobe.core.evidence import Evidence
 from attnprobe.core.examined import Examined
 from attnprobe.core.measurement import Measurement
 from attnprobe.reports.verdict import verdict
@@ -43,12 +44,14 @@ def _run(e: Examined) -> dict[str, Any]:
         "notes": e.notes,
         "layers": e.layers,
         "grid": asdict(e.grid),
-        "measurements": {key: _measurement(m) for key, m in e.measurements.items()},
+        "measurements": {key: measurement_document(m) for key, m in e.measurements.items()},
+        "evidence": None if e.evidence is None else evidence_document(e.evidence),
         "history": None if e.history is None else asdict(e.history),
     }
 
 
-def _measurement(m: Measurement) -> dict[str, Any]:
+def measurement_document(m: Measurement) -> dict[str, Any]:
+    """Its numbers and everything that changes them."""
     about = ("metric", "site", "stage", "is_effective", "axes", "coords", "unit", "value_range", "settings", "summary")
     values = ("n_images", "n_excluded", "mean", "std", "ci")
     return {
@@ -57,6 +60,28 @@ def _measurement(m: Measurement) -> dict[str, Any]:
             name: {"mean": b.mean, "n_images": b.n_images, "summary": b.summary} for name, b in m.baselines.items()
         },
     }
+
+
+def evidence_document(evidence: Evidence) -> dict[str, Any]:
+    """What was taken away, what that cost, and the advice."""
+    advised = evidence.advised
+    cost = (
+        None if advised is None else {"blocks": advised.blocks, "heads": advised.heads, **_cost(evidence.row(advised))}
+    )
+    return {
+        "ref": evidence.ref,
+        "candidates": evidence.candidates,
+        "accuracy": float(evidence.whole.right.mean()),
+        "n_images": len(evidence.whole.right),
+        "tolerance": evidence.tolerance,
+        "advised": cost,
+        "advice": evidence.advice(),
+        "tries": evidence.rows(),
+    }
+
+
+def _cost(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: row[name] for name in ("accuracy", "gained", "gained_low", "gained_high", "loss_gained")}
 
 
 def plain(value: Any) -> Any:

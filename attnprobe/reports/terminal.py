@@ -27,7 +27,10 @@ def print_report(runs: Sequence[Examined], console: Console) -> None:
         found = verdict(e)
         headline = Text.assemble((visible(e.name), "bold"), ": ", (found.headline, STYLES.get(found.status, "bold")))
         console.print(headline)
-        for sentence in filter(None, (*(f"! {warning}" for warning in found.warnings), found.settings)):
+        for sentence in filter(
+            None,
+            (*(f"! {warning}" for warning in found.warnings), found.settings, found.advice and f"> {found.advice}"),
+        ):
             console.print(Padding(Text(visible(sentence)), (0, 0, 0, 2), expand=False))
 
 

@@ -1,8 +1,10 @@
 """Has the attention collapsed, and from which block on? In plain words, and no surer than the numbers are."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from attnprobe.core.evidence import Evidence
 from attnprobe.core.examined import Examined
 from attnprobe.core.measurement import Measurement
 from attnprobe.core.showing import table
@@ -30,16 +32,20 @@ class Verdict:
         headline: the answer with its numbers.
         settings: what "similar" and "redundant" mean here; travels with the headline.
         warnings: sentences that a reader must weigh; a report shows them beside the headline.
+        advice: what to do next; "" for nothing.
     """
 
     status: Literal["collapsed", "partly collapsed", "not collapsed", "cannot say"]
     headline: str
     settings: str
     warnings: tuple[str, ...]
+    advice: str = ""
 
     def _repr_html_(self) -> str:
         weighed = {f"beware {k}": warning for k, warning in enumerate(self.warnings, 1)}
-        return table(self.headline, {"where": self.settings, **weighed})
+        return table(
+            self.headline, {"where": self.settings, **weighed, **({"next": self.advice} if self.advice else {})}
+        )
 
 
 def verdict(e: Examined) -> Verdict:
@@ -76,7 +82,30 @@ def verdict(e: Examined) -> Verdict:
     heads = at_softmax(e, "head_divergence")
     if heads is not None and heads.summary:
         parts.append(f"{heads.summary['redundant']} of {heads.summary['of']} heads redundant")
-    return Verdict(status, "; ".join(parts), _settings(m, heads), tuple(caveats(e, m)))
+    if e.evidence is not None:
+        parts.extend(_needed(e.evidence))
+    return Verdict(status, "; ".join(parts), _settings(m, heads), tuple(caveats(e, m)), _advice(e, m, heads))
+
+
+def _needed(evidence: Evidence) -> Iterator[str]:
+    """What taking them away said of their being similar or redundant."""
+    for curve, word in (("blocks", "similar blocks"), ("heads", "redundant heads")):
+        steps, free = evidence.curves.get(curve, ()), evidence.free(curve)
+        if free is not None:
+            yield f"{len(free.changes)} of {len(steps)} {word} tried can go, accuracy {evidence.cost(free)}"
+        elif steps:
+            yield f"none of {len(steps)} {word} tried can go, the cheapest costs {evidence.cost(steps[0])}"
+
+
+def _advice(e: Examined, m: Measurement, heads: Measurement | None) -> str:
+    """The next step: try whether they are needed, or take them out."""
+    if e.evidence is not None:
+        return e.evidence.advice()
+    if m.summary["count"] or (heads is not None and heads.summary and heads.summary["redundant"]):
+        return (
+            "are they needed? attnprobe verify-drops RUN, or report RUN --verify-drops, measures the accuracy without"
+        )
+    return ""
 
 
 def similar_words(m: Measurement) -> str:

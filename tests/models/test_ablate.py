@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from attnprobe.core.errors import InputError
+from attnprobe.core.evidence import Change
 from attnprobe.models import VARIANTS, build_model
-from attnprobe.models.ablate import Ablatable, Change
+from attnprobe.models.ablate import Ablatable
 from attnprobe.models.prune import pruned
 
 TINY = {"depth": 4, "embed_dim": 24, "num_heads": 2, "img_size": 16, "patch_size": 8, "num_classes": 5}
@@ -57,6 +58,18 @@ def test_heads_and_blocks_are_missed_as_in_a_model_that_never_had_them(variant):
     several = Change("head", 2, 1), Change("head", 2, 3), Change("head", 4, 2), Change("block", 3)
     expected = pruned(model, blocks=[3], heads={2: [1, 3], 4: [2]})
     torch.testing.assert_close(without(model, *several), out(expected))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_gate_of_one_changes_nothing_and_one_of_zero_silences_the_head_of_that_image(variant):
+    model = model_of(variant)
+    ablatable = Ablatable(model, images())
+    gates = [torch.ones(3, heads) for heads in ablatable.heads]
+    gates[1][2, 0] = 0
+    with torch.inference_mode(), ablatable.gated(gates):
+        gated = ablatable.module(images())
+    torch.testing.assert_close(gated[:2], out(model)[:2])
+    torch.testing.assert_close(gated[2:], without(model, Change("head", 2, 1))[2:])
 
 
 @pytest.mark.parametrize("variant", ["vit", "deepvit", "layerscale", "refiner"])

@@ -8,7 +8,9 @@ import jsonschema
 import numpy as np
 import pytest
 
+from attnprobe.core.evidence import Change
 from attnprobe.reports.json_report import SCHEMA, SCHEMA_VERSION, to_json
+from tests.evidences import evidence, tried
 from tests.histories import history
 from tests.reports.formulas import examined
 
@@ -32,6 +34,8 @@ RUNS = {
     "plain": examined(layers=4, heads=3),
     "two matrices": examined(layers=4, heads=3, effective_similar=(2,), untrained=(2, 3)),
     "with a history": examined(layers=6, heads=2, history=history(similar_from=4, alarms=[(4, "alarm")])),
+    "with evidence": examined(evidence=evidence(heads_lost=(0, 2), advised=tried(1, 100, Change("head", 1, 1)))),
+    "with evidence of nothing": examined(evidence=evidence(blocks_lost=())),
     "nothing measured": examined(layers=3, measurements={}, info={}, certificate={}),
     "hostile": hostile(),
 }

@@ -1,0 +1,187 @@
+"""What did taking parts of a model away cost, and which of them should go?"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from attnprobe.core.accuracy import accuracy_difference, accuracy_interval
+from attnprobe.core.measurement import Measurement
+from attnprobe.core.wording import blocks_text
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Kind = Literal["map", "attention", "block", "head"]
+WORDS: dict[Kind, str] = {
+    "map": "block {block}: map of the block before",
+    "attention": "block {block}: attention skipped",
+    "block": "block {block}: dropped",
+    "head": "block {block}, head {head}: output 0",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What is taken away, in a block and of a head counted from 1.
+
+    "map": what multiplies V is what the block before used; of "attention" nothing is added to the tokens; "block": nor
+    by its MLP; "head": the output of one head is 0.
+    """
+
+    kind: Kind
+    block: int
+    head: int = 0
+
+    def __str__(self) -> str:
+        return WORDS[self.kind].format(block=self.block, head=self.head)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tried:
+    """The model without these parts, on some images.
+
+    Attributes:
+        changes: in the order in which they were made; none for the whole model.
+        right: [image], bool: which it gets right.
+        loss: [image], nats: cross-entropy.
+    """
+
+    changes: tuple[Change, ...]
+    right: np.ndarray
+    loss: np.ndarray
+
+    @property
+    def blocks(self) -> list[int]:
+        """Those dropped, in order."""
+        return sorted(change.block for change in self.changes if change.kind == "block")
+
+    @property
+    def heads(self) -> list[tuple[int, int]]:
+        """Those silenced, as (block, head), in order."""
+        return sorted((change.block, change.head) for change in self.changes if change.kind == "head")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Evidence:
+    """What taking away costs.
+
+    Attributes:
+        ref: the run, checkpoint or model this is about, as it was asked for.
+        candidates: in words, what was tried and who says so.
+        whole: the whole model.
+        single: each candidate alone: a block's map, its attention, the block; a head.
+        curves: {"blocks", "heads"}: candidates taken away one after the other, the cheapest first.
+        tolerance: how much accuracy may be lost on these images, as a share.
+        advised: what can go by that and can be taken out of the architecture; None for nothing.
+        refusal: why something that could go by its accuracy cannot be taken out; "" if it can.
+        importance: further measures of every head, by name.
+    """
+
+    ref: str
+    candidates: str
+    whole: Tried
+    single: tuple[Tried, ...]
+    curves: Mapping[str, tuple[Tried, ...]]
+    tolerance: float = 0.01
+    advised: Tried | None = None
+    refusal: str = ""
+    importance: Mapping[str, Measurement] = field(default_factory=dict)
+
+    def gained(self, tried: Tried) -> tuple[float, float, float]:
+        """Accuracy of `tried` minus that of the whole model, and its 95 % interval."""
+        return accuracy_difference(self.whole.right, tried.right)
+
+    def harmless(self, tried: Tried) -> bool:
+        """Whether at most the tolerance is lost, and no more than chance."""
+        gained, _, high = self.gained(tried)
+        return gained >= -self.tolerance and high >= 0
+
+    def free(self, curve: str) -> Tried | None:
+        """The last step of a curve that is harmless; None if there is none."""
+        return next((tried for tried in reversed(self.curves.get(curve, ())) if self.harmless(tried)), None)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One per try: curve ("" for singles), what is away, accuracy, gain over the whole model, intervals, loss."""
+        tries = [("", tried) for tried in self.single]
+        tries += [(name, tried) for name, curve in self.curves.items() for tried in curve]
+        return [self.row(tried, name) for name, tried in tries]
+
+    def row(self, tried: Tried, curve: str = "") -> dict[str, Any]:
+        """The numbers of one try; `kind`, `block` and `head` are those of what went last, None where nothing did."""
+        right, n = int(tried.right.sum()), len(tried.right)
+        low, high = accuracy_interval(right, n)
+        gained, gained_low, gained_high = self.gained(tried)
+        latest = tried.changes[-1] if tried.changes else None
+        return {
+            "curve": curve,
+            "removed": len(tried.changes),
+            "kind": latest and latest.kind,
+            "block": latest and latest.block,
+            "head": (latest and latest.head) or None,
+            "accuracy": right / max(n, 1),
+            "low": low,
+            "high": high,
+            "gained": gained,
+            "gained_low": gained_low,
+            "gained_high": gained_high,
+            "loss_gained": float((tried.loss - self.whole.loss).mean()),
+            "n_images": n,
+        }
+
+    def table(self) -> "pd.DataFrame":
+        """`rows` as a table."""
+        import pandas as pd  # only for those who want one
+
+        return pd.DataFrame(self.rows())
+
+    def accuracy(self) -> str:
+        """Of the whole model, in words."""
+        right = self.whole.right
+        low, high = accuracy_interval(int(right.sum()), len(right))
+        return f"whole model: top-1 {right.mean():.2%} ({low:.2%}–{high:.2%}, {len(right)} images)"
+
+    def cost(self, tried: Tried) -> str:
+        """`-0.28% (-1.50% to +0.95%)`: the accuracy gained, in words."""
+        gained, low, high = self.gained(tried)
+        return f"{gained:+.2%} ({low:+.2%} to {high:+.2%})"
+
+    def advice(self) -> str:
+        """What to do, in a sentence, with the command that does it."""
+        if self.advised is None:
+            tried = "nothing was tried" if not self.single else f"nothing can go at a tolerance of {self.tolerance:.2%}"
+            return f"{tried}{f': {self.refusal}' if self.refusal else ''}"
+        options = [f" --blocks {','.join(map(str, self.advised.blocks))}"] if self.advised.blocks else []
+        pairs = ",".join(f"{block}:{head}" for block, head in self.advised.heads)
+        options += [f" --heads {pairs}"] if pairs else []
+        command = f"attnprobe prune {self.ref}{''.join(options)} -o {self.ref.rstrip('/')}-smaller"
+        left = f"; {self.refusal}" if self.refusal else ""
+        return f"without {words_of(self.advised)} accuracy {self.cost(self.advised)}: {command}{left}"
+
+    def __str__(self) -> str:
+        lines = [self.candidates, self.accuracy()]
+        lines += [self._line(str(tried.changes[0]), tried) for tried in self.single]
+        for name, curve in self.curves.items():
+            lines.append(f"{name} taken away one after the other, the cheapest first:")
+            lines += [self._line(f"  {len(tried.changes)}: {tried.changes[-1]}", tried) for tried in curve]
+        return "\n".join([*lines, f"advice: {self.advice()}"])
+
+    def _line(self, words: str, tried: Tried) -> str:
+        row = self.row(tried)
+        sure = "" if row["gained_low"] <= 0 <= row["gained_high"] else ", not by chance"
+        return f"{words}: {row['accuracy']:.2%} ({row['low']:.2%}–{row['high']:.2%}), {self.cost(tried)}{sure}"
+
+
+def words_of(tried: Tried) -> str:
+    """`blocks 5–7 and 2 heads`."""
+    parts = [blocks_text(tried.blocks)] if tried.blocks else []
+    parts += [_heads_text(tried.heads)] if tried.heads else []
+    return " and ".join(parts)
+
+
+def _heads_text(heads: Sequence[tuple[int, int]]) -> str:
+    if len(heads) > 3:
+        return f"{len(heads)} heads"
+    listed = ", ".join(f"{block}:{head}" for block, head in heads)
+    return f"head{'s' if len(heads) > 1 else ''} {listed}"

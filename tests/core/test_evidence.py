@@ -1,0 +1,41 @@
+import numpy as np
+import pytest
+
+from attnprobe.core.evidence import Change, Evidence, Tried, words_of
+from tests.evidences import evidence, tried
+
+
+def test_the_last_harmless_step_of_a_curve_is_free():
+    e = evidence(blocks_lost=(0, 1, 2, 40), images=400, tolerance=0.01)
+    assert [e.harmless(step) for step in e.curves["blocks"]] == [True, True, True, False]
+    assert e.free("blocks") is e.curves["blocks"][2] and e.free("heads") is None
+    strict = evidence(blocks_lost=(0, 1, 2, 40), images=400, tolerance=0.0)
+    assert strict.free("blocks") is strict.curves["blocks"][0]
+
+
+def test_a_loss_that_is_sure_is_not_harmless_whatever_the_tolerance():
+    e = evidence(blocks_lost=(100,), images=400, tolerance=1.0)
+    assert e.gained(e.curves["blocks"][0])[2] < 0 and e.free("blocks") is None
+    assert "not by chance" in str(e)
+
+
+def test_a_row_holds_what_went_last_and_the_numbers_of_all():
+    e = evidence(blocks_lost=(0, 4), images=100)
+    row = e.rows()[-1]
+    assert (row["curve"], row["removed"], row["kind"], row["block"], row["head"]) == ("blocks", 2, "block", 3, None)
+    assert row["accuracy"] == pytest.approx(0.86) and row["gained"] == pytest.approx(-0.04)
+    assert row["gained_low"] < row["gained"] < row["gained_high"] and row["loss_gained"] == pytest.approx(0.04)
+    assert len(e.table()) == len(e.rows()) and "nan" not in str(e).lower()
+
+
+def test_advice_is_a_command_that_can_be_copied():
+    changes = (Change("block", 7), Change("block", 5), Change("head", 9, 3), Change("head", 2, 6))
+    both = evidence(advised=tried(0, 100, *changes), ref="runs/vit/")
+    assert both.advice().endswith("attnprobe prune runs/vit/ --blocks 5,7 --heads 2:6,9:3 -o runs/vit-smaller")
+    assert both.advice().startswith("without blocks 5 and 7 and heads 2:6, 9:3 accuracy +0.00% (")
+    assert "nothing can go at a tolerance of 1.00%" in evidence().advice()
+    assert "nothing was tried" in Evidence("m", "said", tried(0, 9), (), {}).advice()
+
+
+def test_many_heads_are_counted_in_a_sentence():
+    assert words_of(Tried(tuple(Change("head", 1, h) for h in range(1, 6)), np.ones(1, bool), np.zeros(1))) == "5 heads"
