@@ -13,8 +13,9 @@
 """
 
 from collections.abc import Mapping, Sequence
+from io import RawIOBase
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import h5py
 import numpy as np
@@ -43,7 +44,7 @@ def file_type(dtype: str) -> h5py.h5t.TypeID:
 
 
 def create(
-    target: Path | BinaryIO,
+    target: Path | RawIOBase,
     pinned: Pinned,
     ids: Sequence[str],
     first_image: int = 0,

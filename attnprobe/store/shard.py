@@ -1,6 +1,5 @@
 """How do the maps of one slice of images become the bytes of a shard?"""
 
-import io
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ from attnprobe.store.bits import words
 from attnprobe.store.deflate import shuffled_deflated
 from attnprobe.store.fletcher import checked
 from attnprobe.store.layout import DatasetLayout, StageLayout
+from attnprobe.store.memory import Memory
 from attnprobe.store.plan import Pinned
 from attnprobe.store.seal import BLOCK, seal_shard
 
@@ -50,12 +50,12 @@ def tensors(
 
 
 class Shard:
-    """Shard `number` of a plan, filled image by image in memory; libhdf5 never touches the disk here.
+    """Shard `number` of a plan, filled image by image in `memory`; libhdf5 never touches the disk here.
 
     Images that do not fill a chunk yet wait, already in the file's type, for those that follow.
     """
 
-    def __init__(self, pinned: Pinned, ids: Sequence[str], labels: Sequence[int], number: int) -> None:
+    def __init__(self, pinned: Pinned, ids: Sequence[str], labels: Sequence[int], number: int, memory: Memory) -> None:
         self.pinned, self.number = pinned, number
         self.positions = pinned.shard(number)
         self._n = len(self.positions)
@@ -67,8 +67,8 @@ class Shard:
         self._has_labels = bool(labels)
         if labels:
             self._outcomes["label"][:] = labels[here]
-        self._buffer = io.BytesIO()
-        self._file: Any = hdf5.create(self._buffer, pinned, ids[here], self.positions.start)
+        self._memory = memory.empty()
+        self._file: Any = hdf5.create(memory, pinned, ids[here], self.positions.start)
 
     @property
     def full(self) -> bool:
@@ -119,7 +119,7 @@ class Shard:
                 dataset = self._file[f"stages/{stage.name}/{layout.name}"]
                 assert dataset.id.get_num_chunks() == layout.n_chunks(self._n), "every chunk is written"
         self._file.close()
-        data = self._buffer.getbuffer()
+        data = self._memory.content()
         data[:BLOCK] = seal_shard(self.pinned.plan_id, self.number, data).block()
         return data
 

@@ -16,6 +16,7 @@ from attnprobe.core.maps import AttentionMaps
 from attnprobe.store import parts
 from attnprobe.store.first_batch import decide, difference, stage_layouts
 from attnprobe.store.layout import ITEM_BYTES
+from attnprobe.store.memory import Memory
 from attnprobe.store.merge import merge
 from attnprobe.store.plan import CapturePlan, Pinned, require_same_plan, write_plan
 from attnprobe.store.seal import read_seal, verify
@@ -78,6 +79,7 @@ class MapWriter:
         self._merged = False
         self._result: Path | None = None
         self._shard: Shard | None = None
+        self._memory = Memory()
         self._work: Future[None] | None = None
         with fs.as_work_error(f"opening {self.folder}"):
             fs.make_folder(self.folder)
@@ -241,7 +243,7 @@ class MapWriter:
         while at < stop:
             number = at // pinned.layout.shard_images
             if self._shard is None:
-                self._shard = Shard(pinned, self.plan.image_ids, self.plan.labels, number)
+                self._shard = Shard(pinned, self.plan.image_ids, self.plan.labels, number, self._memory)
             until = min(stop, self._shard.positions.stop)
             self._shard.add([m.images(at - start, until - start) for m in maps])
             if self._shard.full:

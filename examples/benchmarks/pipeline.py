@@ -12,18 +12,23 @@ import statistics
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
 
-from attnprobe.capture import Capture, find_layers
+from attnprobe.capture import Capture, capture, find_layers
 from attnprobe.capture.layers import unfused
+from attnprobe.core import fs
 from attnprobe.core.maps import AttentionMaps, TokenGrid
 from attnprobe.metrics import METRICS, measure
 from attnprobe.models import build_model
-from attnprobe.store import CapturePlan, MapWriter
+from attnprobe.store import CapturePlan, MapWriter, shard
 
 BATCH = 4
 SITES = ("weights", "effective")
@@ -88,6 +93,27 @@ def merge(capturing: Capture, folder: Path, rounds: int) -> float:
     return statistics.median(times)
 
 
+def cost_of_safety(capturing: Capture, folder: Path) -> float:
+    """Share of the CPU seconds of a capture to disk for checksums, hashes and commits, besides writing the bytes."""
+    seconds: Counter[str] = Counter()
+
+    def timed(name: str, work: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **options: Any) -> Any:
+            start = time.thread_time()
+            try:
+                return work(*args, **options)
+            finally:
+                seconds[name] += time.thread_time() - start
+
+        return call
+
+    with ExitStack() as stack:
+        for owner, name in ((shard, "checked"), (shard, "seal_shard"), (fs, "write_file"), (fs, "write")):
+            stack.enter_context(mock.patch.object(owner, name, timed(name, getattr(owner, name))))
+        whole = cpu(lambda: store(capturing, folder))
+    return (seconds.total() - 2 * seconds["write"]) / whole  # it is part of write_file
+
+
 def peak_growth(work: Callable[[], object]) -> int:
     """Bytes by which the peak resident size exceeds the resident size before."""
     Path("/proc/self/clear_refs").write_text("5")  # the kernel forgets the peak so far
@@ -113,8 +139,8 @@ def memory(capturing: Capture, one_batch: int) -> None:
         stored = peak_growth(lambda: store(capturing, Path(folder)))
     print(
         f"memory beyond the model, {len(capturing.images):3} images: "
-        f"handed on {handed / one_batch:.2f} x one batch of maps (goal <= 2), "
-        f"stored {stored / 2**20:.0f} MiB = {stored / one_batch:.2f} x (goal <= 2 and two shards)"
+        f"handed on {handed / one_batch:.2f} x one batch of maps (goal <= 1.7), "
+        f"stored {stored / 2**20:.0f} MiB = {stored / one_batch:.2f} x (goal <= 1.7 and two shards)"
     )
 
 
@@ -128,7 +154,7 @@ def main() -> None:
     torch.manual_seed(0)
     model = build_model("vit_16", seed=0).eval()
     pixels = torch.randn(options.images, 3, 224, 224)
-    capturing = Capture(model, pixels, SITES, tokens=False, batch_size=BATCH)
+    capturing = capture(model, pixels, SITES, batch_size=BATCH)
     _ = capturing.certificate
 
     def forward() -> None:
@@ -148,11 +174,13 @@ def main() -> None:
           f"{options.rounds} rounds\n{'plain unfused forward / this':58} {'ratio':>6}  goal")  # fmt: skip
     ratio("capture, maps handed on", lambda: hand_on(capturing), ">= 0.95")
     three = ("row_entropy", "head_similarity", "layer_similarity")
-    ratio("capture + entropy + head cosine + cross-layer cosine", measured(*three), ">= 0.85")
-    ratio("the same + exact Jensen-Shannon", measured(*three, "head_divergence"), ">= 0.70")
+    ratio("capture + entropy + head cosine + cross-layer cosine", measured(*three), ">= 0.88")
+    ratio("the same + exact Jensen-Shannon", measured(*three, "head_divergence"), ">= 0.78")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        ratio("capture to disk (committed shards)", lambda: store(capturing, folder), ">= 0.80")
+        ratio("capture to disk (committed shards)", lambda: store(capturing, folder), ">= 0.85")
+        safety = statistics.median(cost_of_safety(capturing, folder) for _ in range(options.rounds))
+        print(f"{'of that, checksums, hashes and commits, not the writing':58} {safety:6.3f}  <= 0.05")
         seconds = merge(capturing, folder, options.rounds)
         print(
             f"{'CPU ms per image to make one file of the shards, child included':58} {1e3 * seconds / len(pixels):6.1f}"
@@ -171,13 +199,13 @@ def main() -> None:
         path = Path(name) / "maps.h5"
         with MapWriter(path, CapturePlan(image_ids=peaky.image_ids, model="benchmark")) as writer:
             writer.append([peaky])
-        print(f"{'file size / float32 bytes, peaky maps':58} {path.stat().st_size / peaky.values.nbytes:6.3f}  <= 0.40")
+        print(f"{'file size / float32 bytes, peaky maps':58} {path.stat().st_size / peaky.values.nbytes:6.3f}  <= 0.38")
     del peaky, maps
 
     if sys.platform == "linux":
         one_batch = BATCH * 16 * 12 * 197 * 197 * 4
         for factor in (1, 3):
-            memory(Capture(model, pixels.repeat(factor, 1, 1, 1), SITES, tokens=False, batch_size=BATCH), one_batch)
+            memory(capture(model, pixels.repeat(factor, 1, 1, 1), SITES, batch_size=BATCH), one_batch)
 
 
 if __name__ == "__main__":
