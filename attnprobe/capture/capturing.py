@@ -81,6 +81,12 @@ class Capture:
         parameter = next(self.model.parameters(), torch.empty(0))
         self._device, self._dtype = parameter.device, parameter.dtype
 
+    def __repr__(self) -> str:
+        return (
+            f"<Capture of {type(self.model).__name__}: {len(self.images)} images, {' and '.join(self.sites)}; "
+            "iterate over it, or hand it to measure; .certificate is the proof>"
+        )
+
     def __iter__(self) -> Iterator[AttentionMaps]:
         for maps in self.batches():
             while maps:  # hold no batch while the next one is computed: its memory is then used again

@@ -174,6 +174,30 @@ def test_the_certificate_passes_the_model_and_catches_a_layer_that_computes_some
         certify(model, pixels)
 
 
+def sharp(scale):
+    """Rows are nearly one-hot: scores are so large that rounding decides between near ties, and layers amplify it."""
+    model = build_model("vit_16_digits", seed=0, img_size=32, patch_size=4, num_classes=3)
+    for block in model.blocks:
+        block.attn.qkv.weight.data[: 2 * model.embed_dim] *= scale
+    return model
+
+
+def test_rounding_that_large_scores_amplify_is_told_from_another_function():
+    pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    model = sharp(40.0)
+    proof = certify(model, pixels)
+    assert proof.fused_difference > 1e-4, "so much that the tolerance alone would refuse it"
+    assert next(model.parameters()).dtype == torch.float32
+
+    class OtherwiseFused(type(model.blocks[3].attn)):
+        def forward(self, *args, **options):
+            return super().forward(*args, **options) * (1.001 if self.fused_attn else 1)
+
+    model.blocks[3].attn.__class__ = OtherwiseFused
+    with pytest.raises(CaptureError, match="with an explicit softmax is off by"):
+        certify(model, pixels)
+
+
 def test_a_model_with_randomness_is_not_certified():
     model = plain(proj_drop_rate=0.5).train()
     with pytest.raises(CaptureError, match="eval mode"):

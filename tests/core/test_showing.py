@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from attnprobe.capture.certificate import Certificate, LayerProof
 from attnprobe.core.maps import AttentionMaps, TokenGrid
 from attnprobe.core.run import Run
 from attnprobe.core.showing import table
@@ -25,28 +26,30 @@ def nouns(name):
         replace(one.measurements["similar_blocks"], metric=name),
         maps,
         TrainResult(Run(Path(name)), 0.5, 0.6, 1, (ROW,)),
+        Certificate((LayerProof(name, name, 1e-7, None),), True, 0.0, 2),
         warned,
     )
 
 
-@pytest.mark.parametrize("which", range(4))
+@pytest.mark.parametrize("which", range(5))
 def test_names_from_outside_are_text(which):
     html = nouns(HOSTILE)[which]._repr_html_()
     assert "<script" not in html and "&lt;script&gt;" in html
     assert html.startswith("<table>") and html.endswith("</table>")
 
 
-@pytest.mark.parametrize("which", range(3))
+@pytest.mark.parametrize("which", range(4))
 def test_a_terminal_gets_one_short_line_without_arrays(which):
     text = repr(nouns("name")[which])
     assert "\n" not in text and len(text) < 900 and "array(" not in text and "tensor(" not in text
 
 
 def test_what_is_shown_is_what_it_says():
-    measured, maps, result, _ = nouns("cls")
+    measured, maps, result, certificate, _ = nouns("cls")
     assert "2 images, 3 layers, 4 heads, 5 queries, 5 keys" in repr(maps) and "2 x 2 patches and cls" in repr(maps)
     assert f"count {measured.summary['count']}" in repr(measured) and "40" in repr(measured)
     assert "50.00% after 1 epochs" in repr(result) and "took 2 s" in repr(result)
+    assert "layers 1; read at cls 1" in repr(certificate) and "off by at most not checked" in repr(certificate)
 
 
 def test_long_values_are_cut():

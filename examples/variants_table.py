@@ -1,0 +1,108 @@
+"""Does a variant cure collapse? Trains small models of several depths, and prints accuracy beside what was measured.
+
+    python examples/variants_table.py [--data digits fractals:10:200] [--depths 16 24 32] [--seeds 3] [-o variants]
+
+Every run is trained with the variant's digits recipe, at the width and for the epochs named here, captured, measured,
+and put to the test: blocks called similar and heads called redundant are taken away one after the other. About one
+minute a run on one CPU core. Run again, it goes on where it was stopped; the table is of the runs that are there.
+"""
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from attnprobe import pipeline
+from attnprobe.ablation import verify_drops
+from attnprobe.core.run import Run
+
+VARIANTS = ("vit", "deepvit", "refiner", "structured", "richvit")
+COLUMNS = ("data", "blocks", "variant", "top-1 by seed [%]", "mean", "similar, softmax", "similar, effective",
+           "untrained", "redundant heads [%]", "without the similar blocks", "without the redundant heads")  # fmt: skip
+
+
+def measured(run: Path) -> dict[str, Any]:
+    """What one run comes to, once it is trained."""
+    if not Run(run).maps.exists():
+        pipeline.capture(run, what=("weights", "effective"), batch_size=60, untrained=32)
+    examined = pipeline.examine(run, metrics=["similar_blocks", "head_divergence"], pictures=0)
+    found: dict[str, Any] = {}
+    for key, site in (("similar_blocks@weights", "softmax"), ("similar_blocks", "effective")):
+        m = examined.measurements.get(key, examined.measurements["similar_blocks"])
+        found[site] = {"count": m.summary["count"], "ci": list(m.summary["count_ci"])}
+        found[site]["untrained"] = m.baselines["untrained"].summary["count"]
+    heads = examined.measurements["head_divergence"].summary
+    found["redundant"], found["heads"] = heads["redundant"], heads["of"]
+    evidence, _ = verify_drops(run, images=180, out=run)
+    drops = evidence.table().to_dict("records")
+    for curve in ("blocks", "heads"):
+        steps = [step for step in drops if step["curve"] == curve]
+        free = [step["removed"] for step in steps if step["gained_high"] >= 0]
+        found[curve + "_removed"] = {
+            "candidates": len(steps),
+            "all": steps[-1]["gained"] if steps else None,
+            "free": max(free, default=0),
+        }
+    return found
+
+
+def row(data: str, depth: int, variant: str, seeds: list[dict[str, Any]]) -> list[str]:
+    """One line of the table, of all seeds of a variant."""
+
+    def each(form: Any) -> str:
+        return ", ".join(form(seed) for seed in seeds)
+
+    def similar(site: str) -> str:
+        return each(lambda seed: "{} ({}–{})".format(seed[site]["count"], *seed[site]["ci"]))
+
+    def removed(name: str) -> str:
+        def one(gone: dict[str, Any]) -> str:
+            return (
+                f"{100 * gone['all']:+.1f} without {gone['candidates']}, {gone['free']} free"
+                if gone["candidates"]
+                else "–"
+            )
+
+        return each(lambda seed: one(seed[name]))
+
+    top1 = statistics.mean(seed["top1"] for seed in seeds)
+    return [data, str(depth), variant, each(lambda seed: f"{100 * seed['top1']:.1f}"), f"{100 * top1:.1f}",
+            similar("softmax"), similar("effective"), each(lambda seed: str(seed["softmax"]["untrained"])),
+            each(lambda seed: f"{100 * seed['redundant'] / seed['heads']:.0f}"), removed("blocks_removed"),
+            removed("heads_removed")]  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", nargs="+", default=["digits", "fractals:10:200"])
+    parser.add_argument("--depths", nargs="+", type=int, default=[16, 24, 32])
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--width", type=int, default=64, help="with heads of 16")
+    parser.add_argument("--epochs", type=int, default=15)
+    parser.add_argument("-o", "--out", type=Path, default=Path("variants"))
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    found: dict[tuple[str, int, str], list[dict[str, Any]]] = {}
+    size = {"embed_dim": options.width, "num_heads": options.width // 16}
+    for seed in range(options.seeds):
+        for data in options.data:
+            for depth in options.depths:
+                for variant in options.variants:
+                    run = options.out / f"{data.replace(':', '-')}-{variant}-{depth}-{seed}"
+                    kept = run / "measured.json"
+                    if not kept.exists():
+                        settings = {"model": f"{variant}_{depth}_digits", "model_kwargs": size, "dataset": data,
+                                    "epochs": options.epochs, "seed": seed}  # fmt: skip
+                        result = pipeline.train(f"digits_{variant}_16", run, settings=settings)
+                        kept.write_text(json.dumps({"top1": result.top1, **measured(run)}, indent=1))
+                    found.setdefault((data, depth, variant), []).append(json.loads(kept.read_text()))
+    for line in (COLUMNS, ["---"] * len(COLUMNS), *(row(*which, seeds) for which, seeds in found.items())):
+        print("|", " | ".join(line), "|")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""Examples run as they are written, on small real input."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from attnprobe import gather, pipeline
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def run(folder, *command):
+    """Exit status and everything said, with this Python's programs first on the path."""
+    environment = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "OMP_NUM_THREADS": "1", "HOME": str(folder)}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def maps(tmp_path_factory):
+    path = tmp_path_factory.mktemp("maps") / "maps.h5"
+    gather.capture("vit_16_digits", initial=True, data="digits", images=16, out=path, untrained=0)
+    return path
+
+
+def test_ones_own_loop_hears_of_its_attention_every_epoch(tmp_path):
+    status, told = run(tmp_path, sys.executable, EXAMPLES / "own_loop.py", "--epochs", "1")
+    assert status == 0 and "epoch 1: similar" in told, told
+    assert (tmp_path / "own-loop" / "probe.csv").exists()
+
+
+def test_a_hugging_face_model_is_measured(tmp_path):
+    pytest.importorskip("transformers")
+    status, told = run(tmp_path, sys.executable, EXAMPLES / "hugging_face.py")
+    assert status == 0 and "read at functional 6" in told and "similar_blocks: measured at weights" in told, told
+
+
+def test_a_file_is_read_without_attnprobe(tmp_path, maps):
+    script = EXAMPLES / "read_maps.py"
+    assert "import attnprobe" not in script.read_text()
+    status, told = run(tmp_path, sys.executable, script, maps)
+    assert status == 0 and "block 16: head" in told and "16 images; right" in told, told
+
+
+def test_the_gate_stops_a_model_whose_blocks_repeat_and_says_why(tmp_path, maps):
+    status, told = run(tmp_path, EXAMPLES / "ci_gate.sh", maps)
+    assert status == 3 and "similar_blocks>3" in told, told
+    assert (tmp_path / "report" / "report.html").exists()
+
+
+def test_two_processes_share_a_capture(tmp_path):
+    short = {"epochs": 1, "warmup_epochs": 0, "model_kwargs": {"depth": 2}}
+    pipeline.train("digits_vit_16", tmp_path / "run", settings=short)
+    status, told = run(tmp_path, EXAMPLES / "distributed_capture.sh", "run", "digits")
+    assert status == 0 and "360 images, every checksum right" in told, told
