@@ -86,7 +86,10 @@ def evidence_of(
     divergence = next((m for m in measurements.values() if m.metric == METRICS[1] and m.site == "weights"), None)
     blocks = [] if similar is None else list(similar.summary["similar"])
     heads = [] if divergence is None else list(_redundant(divergence))
-    said = f"the report calls {len(blocks)} blocks similar and {len(heads)} heads redundant"
+    counted = [
+        f"{len(found)} {word}{'s' if len(found) != 1 else ''}" for found, word in ((blocks, "block"), (heads, "head"))
+    ]
+    said = f"the report calls {counted[0]} similar and {counted[1]} redundant"
     return _evidence(ref, blocks, heads, said, tolerance, **where)
 
 

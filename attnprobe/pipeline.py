@@ -19,12 +19,13 @@ from attnprobe.core.progress import Advance, progress
 from attnprobe.core.run import Run
 from attnprobe.experiment import train
 from attnprobe.gather import capture, measure_live, untrained_maps
-from attnprobe.metrics import measure
+from attnprobe.metrics import atlases, images_needed, measure
 from attnprobe.metrics.choose import choose
 from attnprobe.models import read_checkpoint
 from attnprobe.pictures import pictures_of
 from attnprobe.reports import write_report
 from attnprobe.reports.gate import FACTS, Condition, Outcome, check
+from attnprobe.reports.numbers import neighbour_means
 from attnprobe.store import MapReader, open_maps
 from attnprobe.store.history import read_history
 
@@ -32,6 +33,10 @@ __all__ = ["capture", "demo", "examine", "gate", "measure_live", "report", "trai
 
 FAST_EPOCHS, FAST_IMAGES = 6, 120
 """What `demo --fast` trains for and captures, instead of the recipes' epochs and all validation images."""
+
+
+CURVE_RESAMPLES = 400
+"""For each number of images of the curve that says how many are enough."""
 
 
 def examine(
@@ -99,9 +104,9 @@ def report(
     if not paths:
         raise InputError("nothing to report on; give one maps file or run, or several.")
     asked = {condition.metric for condition in map(Condition.parse, fail_on)} - {*FACTS}
-    if missing := sorted(asked - {metric.name for metric in choose(metrics)[0]}):
-        metrics = (*(("default",) if metrics is None else metrics), *missing)
-    examined = [replace(e, notes=tuple(notes)) for e in examine_all(paths, metrics=metrics)]
+    metrics = ("default", "atlas") if metrics is None else metrics
+    metrics = (*metrics, *sorted(asked - {metric.name for metric in choose(metrics)[0]}))
+    examined = [_explored(replace(e, notes=tuple(notes))) for e in examine_all(paths, metrics=metrics)]
     if verify:
         examined = [_verified(e, Path(path)) for e, path in zip(examined, paths, strict=True)]
     with fs.as_work_error(f"writing the report into {out}"):
@@ -132,6 +137,18 @@ def demo(out: Path, *, fast: bool = False) -> tuple[list[Examined], list[Path]]:
 
 
 # --- what the steps above share ------------------------------------------------------------------------------------
+
+
+def _explored(e: Examined) -> Examined:
+    """With the types of its heads, and how many images its numbers need."""
+    precision = {}
+    for key, number, of in (("similar_blocks", None, "similar blocks"),
+                            ("layer_similarity_centred", neighbour_means, "centred cosine of neighbours")):  # fmt: skip
+        m = e.measurements.get(key)
+        if m is not None and m.per_image is not None and m.n_images > 1 and len(e.layers) > 1:
+            found = images_needed(m, None if number is None else number(m), resamples=CURVE_RESAMPLES)
+            precision[key] = replace(found, of=of)
+    return replace(e, measurements={**e.measurements, **atlases(e.measurements)}, precision=precision)
 
 
 def _verified(e: Examined, path: Path) -> Examined:

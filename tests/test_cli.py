@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 import attnprobe
 from attnprobe import cli
+from attnprobe.metrics import DERIVED
 from attnprobe.models import build_model
 
 
@@ -197,6 +198,6 @@ def test_explain_prints_what_the_metric_says_of_itself_and_lists_all_without_a_n
     assert code == 0 and "From which block on has a network's attention collapsed?" in out
     assert "r[threshold, l] = mean over h, t" in out and "Caveat:" in out and "tau=0.9" in out
     code, out, _ = run("explain")
-    assert code == 0 and [line.split()[0] for line in out.splitlines()] == list(attnprobe.METRICS)
+    assert code == 0 and [line.split()[0] for line in out.splitlines()] == [*attnprobe.METRICS, *DERIVED]
     code, _, err = run("explain", "similar_block")
     check_one_line(code, err, 2, "Did you mean 'similar_blocks'")

@@ -11,6 +11,7 @@ from attnprobe.core.evidence import Evidence
 from attnprobe.core.history import History
 from attnprobe.core.maps import TokenGrid
 from attnprobe.core.measurement import Measurement
+from attnprobe.core.precision import Precision
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,6 +52,7 @@ class Examined:
         maps: all maps, read when the page is made, for its explorer; None for no explorer.
         class_names: in label order; empty if there are none.
         history: what the probe saw while it trained, if it was on.
+        precision: how many images some of the numbers need, by the names of their measurements.
         evidence: what taking away what is similar or redundant costs, if it was tried.
         notes: sentences a reader must see beside the numbers ("trained for 6 epochs only (--fast)").
     """
@@ -65,5 +67,6 @@ class Examined:
     maps: Browsable | None = None
     class_names: tuple[str, ...] = ()
     history: History | None = None
+    precision: Mapping[str, Precision] = field(default_factory=dict)
     evidence: Evidence | None = None
     notes: tuple[str, ...] = ()

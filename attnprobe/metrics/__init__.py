@@ -27,7 +27,8 @@ from attnprobe.metrics.head_dependence import head_dependence
 from attnprobe.metrics.head_divergence import head_divergence
 from attnprobe.metrics.head_importance import head_ablation, head_importance
 from attnprobe.metrics.head_similarity import head_similarity
-from attnprobe.metrics.head_types import head_types
+from attnprobe.metrics.head_types import NEEDS as ATLAS
+from attnprobe.metrics.head_types import atlases, head_types
 from attnprobe.metrics.heads_across_layers import head_divergence_across_layers, head_similarity_across_layers
 from attnprobe.metrics.high_norm_tokens import high_norm_tokens, largest_token_norm
 from attnprobe.metrics.images_needed import images_needed
@@ -142,4 +143,16 @@ SLOW = (
 )
 """Several forward passes or more: only by name, not part of "all"."""
 
-__all__ = ["DEFAULT", "DERIVED", "METRICS", "SLOW", "images_needed", "measure", "paired_difference", *DERIVED, *METRICS]
+__all__ = [
+    "ATLAS",
+    "DEFAULT",
+    "DERIVED",
+    "METRICS",
+    "SLOW",
+    "atlases",
+    "images_needed",
+    "measure",
+    "paired_difference",
+    *DERIVED,
+    *METRICS,
+]

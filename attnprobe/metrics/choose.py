@@ -14,14 +14,15 @@ def choose(wanted: Sequence[Metric | str] | None) -> tuple[tuple[Metric, ...], f
 
     Args:
         wanted: metrics; names, with settings as in "similar_blocks:tau=0.8,compare=any"; or sets of names: "default",
-            "all" but the slow ones. A metric asked for by itself replaces that of a set. None for "default".
+            "all" but the slow ones, "atlas" (what `head_types` needs). A metric asked for by itself replaces that of a
+            set. None for "default".
 
     Raises:
         InputError: an unknown name or setting, or two metrics of one name.
     """
-    from attnprobe.metrics import DEFAULT, METRICS, SLOW  # late: the table imports the metrics, and they measure
+    from attnprobe.metrics import ATLAS, DEFAULT, METRICS, SLOW  # late: the table imports the metrics, and they measure
 
-    sets = {"default": DEFAULT, "all": tuple(name for name in METRICS if name not in SLOW)}
+    sets = {"default": DEFAULT, "all": tuple(name for name in METRICS if name not in SLOW), "atlas": ATLAS}
     wanted = ("default",) if wanted is None else wanted
     chosen = {name: METRICS[name] for one in wanted if isinstance(one, str) and one in sets for name in sets[one]}
     alone = [_metric(one, METRICS) for one in wanted if not (isinstance(one, str) and one in sets)]

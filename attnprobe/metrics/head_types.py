@@ -1,5 +1,6 @@
 """What kind of head is each one? An atlas, from quantities that are measured."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 
@@ -90,8 +91,24 @@ def head_types(measurements: Mapping[str, Measurement], thresholds: TypeThreshol
             "of": int(codes.size),
             "n_images": first.n_images,
         },
-        explanation=f"{head_types.__doc__}\n{TypeThresholds.__doc__}",
+        explanation=_explanation(),
     )
+
+
+def _explanation() -> str:
+    rules = inspect.getdoc(TypeThresholds) or ""
+    values = ", ".join(f"{name}={value}" for name, value in asdict(TypeThresholds()).items())
+    return f"{inspect.getdoc(head_types)}\n\n{rules}\n{values}"
+
+
+def atlases(measurements: Mapping[str, Measurement]) -> dict[str, Measurement]:
+    """`head_types` of every stage that has all it needs, by the names that `measure` would give them."""
+    found = {}
+    for stage in dict.fromkeys(m.stage for m in measurements.values()):
+        of = {key: m for key, m in measurements.items() if m.stage == stage}
+        if set(NEEDS) <= {m.metric for m in of.values() if m.site == "weights"}:
+            found["head_types" if stage == "trunk" else f"{stage}/head_types"] = head_types(of)
+    return found
 
 
 def _seed(m: Measurement) -> int:

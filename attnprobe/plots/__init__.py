@@ -19,13 +19,16 @@ from attnprobe.core.registry import Registry
 from attnprobe.plots.attention_grid import attention_grid
 from attnprobe.plots.depth_curve import depth_curve
 from attnprobe.plots.filmstrip import filmstrip
+from attnprobe.plots.head_atlas import head_atlas
 from attnprobe.plots.head_embedding import head_embedding
 from attnprobe.plots.head_grid import head_grid
 from attnprobe.plots.head_scatter import head_scatter
 from attnprobe.plots.layer_head import layer_head
+from attnprobe.plots.layer_key import layer_key
 from attnprobe.plots.layer_matrix import layer_matrix
 from attnprobe.plots.map_strip import map_strip
 from attnprobe.plots.onset import onset
+from attnprobe.plots.precision_curve import precision_curve
 from attnprobe.plots.removal_curve import removal_curve
 from attnprobe.plots.similar_fraction import similar_fraction
 from attnprobe.plots.style import shared_limits
@@ -52,6 +55,8 @@ PLOTS: Registry[Plot] = Registry(
     Plot(head_grid, (("layer", "head", "head"),)),
     Plot(threshold_curve, (("threshold", "layer"),)),
     Plot(head_embedding, (("layer", "head", "layer", "head"),)),
+    Plot(layer_key, (("layer", "key"),)),
+    Plot(head_atlas, (("layer", "head", "type"),)),
     Plot(head_scatter, ()),
     Plot(similar_fraction, ()),
 )
@@ -76,14 +81,17 @@ __all__ = [
     "attention_grid",
     "depth_curve",
     "filmstrip",
+    "head_atlas",
     "head_embedding",
     "head_grid",
     "head_scatter",
     "layer_head",
+    "layer_key",
     "layer_matrix",
     "map_strip",
     "onset",
     "plot",
+    "precision_curve",
     "removal_curve",
     "shared_limits",
     "similar_fraction",

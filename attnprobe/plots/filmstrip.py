@@ -46,7 +46,7 @@ def filmstrip(
     tiles.prepare(ax, [f"epoch {history.epochs[row]}" for row in rows])
     for place, row in enumerate(rows):
         ax.imshow(matrices[row], extent=tiles.extent(place), origin="lower", aspect="equal", **scale._asdict())
-    name = f"{metric.replace('_', ' ')}, mean of {len(history.image_ids)} images; first block at the bottom left"
+    name = f"{metric.replace('_', ' ')}, mean of {len(history.image_ids)} images\nfirst block at the bottom left"
     ax.set_title(name if title is None else title, fontsize="medium", parse_math=False)
     if colorbar:
         colour_bar(ax, scale, metric.replace("_", " "), matrices[rows].round(4), shrink=0.8)  # 1 + rounding is no arrow

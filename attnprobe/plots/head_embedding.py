@@ -2,6 +2,7 @@
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from attnprobe.core.measurement import Measurement
 from attnprobe.plots.style import colour_bar, colours, heading, new_axes, require_axes
@@ -32,10 +33,10 @@ def head_embedding(m: Measurement, ax: Axes | None = None, *, title: str | None 
     ax.scatter(*places.T, c=block, s=22, edgecolors="#404040", linewidths=0.4, **scale._asdict())
     ax.set(xticks=[], yticks=[], aspect="equal")
     ax.margins(0.08)
-    name = f"{heading(m)}\n{kept:.0%} of the squared distances are on this plane"
+    name = f"{heading(m)}\nkeeps {kept:.0%} of squared distances"
     ax.set_title(name if title is None else title, fontsize="medium", parse_math=False)
     if colorbar:
-        colour_bar(ax, scale, "block", block.astype(float), shrink=0.8)
+        colour_bar(ax, scale, "block", block.astype(float), shrink=0.8, ticks=MaxNLocator(6, integer=True))
     return ax
 
 

@@ -30,12 +30,16 @@ THEMED = "<style>svg{color:#1c2024}@media(prefers-color-scheme:dark){svg{color:#
 
 @dataclass(frozen=True, slots=True)
 class Drawing:
-    """A figure ready for a page: `title` says what it is, `alt` what it shows, `settings` how it came about."""
+    """A figure ready for a page: `title` says what it is, `alt` what it shows, `settings` how it came about.
+
+    `wide`: it takes the whole width of the page, not half of it.
+    """
 
     src: Markup
     alt: str
     title: str
     settings: str
+    wide: bool = False
 
 
 @contextmanager
@@ -65,11 +69,11 @@ def as_svg(figure: Figure, alt: str, title: str, settings: str) -> Drawing:
     return Drawing(as_uri("image/svg+xml", svg.encode()), alt, title, settings)
 
 
-def as_photograph(figure: Figure, alt: str, title: str, settings: str) -> Drawing:
+def as_photograph(figure: Figure, alt: str, title: str, settings: str, *, wide: bool = False) -> Drawing:
     """Figures with photographs, at twice the size a page shows; with 16 blocks 41 kB as WebP, 408 kB as PNG."""
     file = io.BytesIO()
     figure.savefig(file, format="webp", dpi=192, pil_kwargs={"quality": 80, "method": 4})
-    return Drawing(as_uri("image/webp", file.getvalue()), alt, title, settings)
+    return Drawing(as_uri("image/webp", file.getvalue()), alt, title, settings, wide)
 
 
 def as_uri(kind: str, data: bytes) -> Markup:

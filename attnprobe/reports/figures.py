@@ -9,13 +9,13 @@ from matplotlib.axes import Axes
 
 from attnprobe.core.examined import Examined, Picture
 from attnprobe.core.measurement import Measurement
-from attnprobe.core.visible import short
+from attnprobe.core.precision import Precision
 from attnprobe.plots import (
     attention_grid,
     depth_curve,
-    head_grid,
-    layer_head,
     layer_matrix,
+    plot,
+    precision_curve,
     shared_limits,
     threshold_curve,
 )
@@ -24,15 +24,20 @@ from attnprobe.plots.depth_curve import by_depth
 from attnprobe.plots.style import SITES, colour_bar, colours, quantity
 from attnprobe.plots.tiles import Tiles
 from attnprobe.reports.drawing import GREY, Drawing, as_photograph, as_svg, canvas
+from attnprobe.reports.head_figures import AXES, LEGEND, atlases, head_grids, heat_maps
 from attnprobe.reports.history import history_drawings
 from attnprobe.reports.needed import removal_drawings, told
 from attnprobe.reports.numbers import neighbour_mean, number, settings_text
-from attnprobe.reports.sites import at_sites
+from attnprobe.reports.shown import Shown, settings_of, short_names, shown
 
 WIDTH = 4.8
 """Inches of every figure: two beside one another on a desk, one on a phone with letters still legible."""
 
 MOST_PICTURES = 4
+
+DRAWN = ("layer_similarity", "layer_similarity_centred", "similar_blocks", "head_divergence", "head_similarity",
+         "head_types", "token_similarity")  # fmt: skip
+"""What has figures of its own, as everything of single heads has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +52,7 @@ class Section:
 
 def sections(runs: Sequence[Examined]) -> list[Section]:
     """All figures of a report; what was not measured is left out."""
-    tried = [(name, e.evidence) for name, e in zip(_short_names(runs), runs, strict=True) if e.evidence is not None]
+    tried = [(name, e.evidence) for name, e in zip(short_names(runs), runs, strict=True) if e.evidence is not None]
     made = [
         Section(
             "Which blocks repeat one another?",
@@ -59,20 +64,28 @@ def sections(runs: Sequence[Examined]) -> list[Section]:
             "From which block on, and how sure?",
             "First: the share of a block's attention vectors that repeat those of the block it is compared with; a "
             "block above the grey line counts as similar. Second: how many do, for every choice of the threshold. "
-            "Bands are 95 % intervals; dotted lines the same network before training; dash-dotted, uniform attention.",
-            tuple(_curves(runs)),
+            "Then: the interval that a number would have on fewer or more images like these; the dot is at those there "
+            "are. Bands are 95 % intervals; dotted lines the same network before training; dash-dotted, uniform "
+            "attention.",
+            (*_curves(runs), *_precisions(runs)),
         ),
         Section(
             "Do the heads of a block differ?",
             "One square matrix per block, one row and column per head. Where a cell has the colour of the diagonal, "
             "two heads attend alike.",
-            tuple(_head_grids(runs)),
+            tuple(head_grids(runs, WIDTH)),
         ),
+        Section("What kind of head is each?", LEGEND, tuple(atlases(runs, 2 * WIDTH))),
         Section(
             "What does each head do, and what becomes of the tokens?",
             "One square per head, from the first block at the left to the last at the right. Token similarity is the "
             "mean cosine between the tokens a block puts out; near 1, all of them say the same.",
-            (*_heat_maps(runs), *_token_curve(runs)),
+            (*heat_maps(runs, WIDTH), *_token_curve(runs)),
+        ),
+        Section(
+            "What else was measured?",
+            "What was asked for by name. Each title leads to the metric in the table of settings below.",
+            tuple(_others(runs)),
         ),
         Section(
             "Where does it look?",
@@ -100,44 +113,9 @@ def sections(runs: Sequence[Examined]) -> list[Section]:
     return [section for section in made if section.drawings or section.sentences]
 
 
-@dataclass(frozen=True, slots=True)
-class Shown:
-    """A measurement under the name a reader knows it by."""
-
-    name: str
-    m: Measurement
-
-    @property
-    def place(self) -> str:
-        return SITES[self.m.site]
-
-
-def _shown(runs: Sequence[Examined], metric: str) -> list[Shown]:
-    """The metric of every run, at both sites where they differ."""
-    names = _short_names(runs)
-    return [Shown(name, m) for name, e in zip(names, runs, strict=True) for m in at_sites(e, metric)]
-
-
-def _short_names(runs: Sequence[Examined]) -> list[str]:
-    """Names that fit a legend; numbered where shortening made them equal."""
-    names = [short(e.name) for e in runs]
-    return [name if names.count(name) == 1 else f"{i}: {name}" for i, name in enumerate(names, 1)]
-
-
-def _settings(shown: Sequence[Shown]) -> str:
-    """The settings behind a figure, once for all runs that share them."""
-    sharing: dict[str, list[str]] = {}
-    for s in shown:
-        twice = [other.name for other in shown].count(s.name) > 1
-        sharing.setdefault(settings_text(s.m), []).append(f"{s.name} ({s.place})" if twice else s.name)
-    if len(sharing) == 1:
-        return f"{next(iter(sharing))}."
-    return "; ".join(f"{', '.join(names)}: {text}" for text, names in sharing.items()) + "."
-
-
 def _matrices(runs: Sequence[Examined]) -> Iterator[Drawing]:
     """Raw and centred similarity side by side, a figure per run and site, one scale for all of them."""
-    raw, centred = _shown(runs, "layer_similarity"), _shown(runs, "layer_similarity_centred")
+    raw, centred = shown(runs, "layer_similarity"), shown(runs, "layer_similarity_centred")
     places = dict.fromkeys((s.name, s.m.site) for s in (*raw, *centred))
     limits = shared_limits([s.m for s in (*raw, *centred)]) if places else (0, 1)
     for name, site in places:
@@ -163,88 +141,96 @@ def _matrices(runs: Sequence[Examined]) -> Iterator[Drawing]:
 
 def _curves(runs: Sequence[Examined]) -> Iterator[Drawing]:
     """The ratio against depth, and the count against the threshold."""
-    shown = _shown(runs, "similar_blocks")
-    if not shown:
+    every = shown(runs, "similar_blocks")
+    if not every:
         return
-    height = 3.0 + 0.1 * len(shown)  # for the legend
+    height = 3.0 + 0.1 * len(every)  # for the legend
     with canvas(WIDTH, height) as figure:
-        _draw_lines(figure.add_subplot(), shown, depth_curve)
-        found = [f"{s.name}, {s.place}: {_largest(s.m)}" for s in shown]
+        _draw_lines(figure.add_subplot(), every, depth_curve)
+        found = [f"{s.name}, {s.place}: {_largest(s.m)}" for s in every]
         yield as_svg(
             figure,
             f"Share of similar attention vectors in each block. {'; '.join(found)}.",
             "Similarity ratio against depth",
-            _settings(shown),
+            settings_of(every),
         )
     with canvas(WIDTH, height) as figure:
-        _draw_lines(figure.add_subplot(), shown, threshold_curve)
-        found = [f"{s.name}, {s.place}: {_range_of_counts(s.m)}" for s in shown]
+        _draw_lines(figure.add_subplot(), every, threshold_curve)
+        found = [f"{s.name}, {s.place}: {_range_of_counts(s.m)}" for s in every]
         yield as_svg(
             figure,
             f"Number of similar blocks for every threshold. {'; '.join(found)}.",
             "Similar blocks against the threshold tau",
-            _settings(shown),
+            settings_of(every),
         )
 
 
+def _precisions(runs: Sequence[Examined]) -> Iterator[Drawing]:
+    """A figure per metric; at the matrix that multiplies V."""
+    names = short_names(runs)
+    for key in dict.fromkeys(key for e in runs for key in e.precision):
+        every = [
+            (n, name, e.precision[key])
+            for n, (name, e) in enumerate(zip(names, runs, strict=True))
+            if key in e.precision
+        ]
+        number_of = every[0][2].of
+        with canvas(WIDTH, 3.0 + 0.1 * len(every)) as figure:
+            ax = figure.add_subplot()
+            for n, name, p in every:
+                precision_curve(p, ax, label=name, color=f"C{n}")
+            found = "; ".join(f"{name}: {number(p.value)}, {interval_text(p)}" for _, name, p in every)
+            title = f"How many images are enough: {number_of}"
+            settings = (
+                f"Drawn with replacement from the {', '.join(str(p.n_images) for _, _, p in every)} images there are."
+            )
+            yield as_svg(figure, f"{title}. {found}.", title, settings)
+
+
+def interval_text(p: Precision) -> str:
+    """How wide the interval is at the fewest images, at those there are, and at the most."""
+    places = dict.fromkeys((0, p.sizes.index(p.n_images), len(p.sizes) - 1))
+    return ", ".join(f"{number(float(p.low[i]))} to {number(float(p.high[i]))} on {p.sizes[i]} images" for i in places)
+
+
 def _token_curve(runs: Sequence[Examined]) -> Iterator[Drawing]:
-    shown = _shown(runs, "token_similarity")
-    if not shown:
+    every = shown(runs, "token_similarity")
+    if not every:
         return
     with canvas(WIDTH, 3.2) as figure:
-        _draw_lines(figure.add_subplot(), shown, depth_curve)
-        found = [f"{s.name}: {number(s.m.mean[0])} in block 1, {number(s.m.mean[-1])} in the last" for s in shown]
+        _draw_lines(figure.add_subplot(), every, depth_curve)
+        found = [f"{s.name}: {number(s.m.mean[0])} in block 1, {number(s.m.mean[-1])} in the last" for s in every]
         alt = f"Similarity of the tokens after each block. {'; '.join(found)}."
-        yield as_svg(figure, alt, "Token similarity against depth", _settings(shown))
+        yield as_svg(figure, alt, "Token similarity against depth", settings_of(every))
 
 
-def _draw_lines(ax: Axes, shown: Sequence[Shown], draw: Callable[..., Axes]) -> None:
+def _others(runs: Sequence[Examined]) -> Iterator[Drawing]:
+    """A figure per run and site of every metric that has none above, by its axes."""
+    metrics = dict.fromkeys(m.metric for e in runs for m in e.measurements.values())
+    for s in (s for metric in metrics for s in shown(runs, metric)):
+        if s.m.metric in DRAWN or s.m.axes in AXES:
+            continue
+        with canvas(WIDTH, 3.6) as figure:
+            title = f"{s.name}, {s.place}: {quantity(s.m)}"
+            plot(s.m, figure.add_subplot()).set_title("")
+            values = s.m.mean[np.isfinite(s.m.mean)]
+            found = f"from {number(float(values.min()))} to {number(float(values.max()))}" if values.size else "unknown"
+            yield as_svg(figure, f"{title}, {found}.", title, f"{settings_text(s.m)}.")
+
+
+def _draw_lines(ax: Axes, every: Sequence[Shown], draw: Callable[..., Axes]) -> None:
     """A colour per run; where a run has two sites, the softmax is dashed."""
-    runs = list(dict.fromkeys(s.name for s in shown))
-    for s in shown:
-        twice = sum(other.name == s.name for other in shown) > 1
+    runs = list(dict.fromkeys(s.name for s in every))
+    for s in every:
+        twice = sum(other.name == s.name for other in every) > 1
         dashed = twice and s.m.is_effective is False
         label = f"{s.name}, {s.place.split()[0]}" if twice else s.name
         draw(s.m, ax, label=label, color=f"C{runs.index(s.name)}", linestyle="--" if dashed else "-")
 
 
-def _head_grids(runs: Sequence[Examined]) -> Iterator[Drawing]:
-    """One figure per run, of the divergence where it was measured, else of the cosine; the metric's full range."""
-    shown = _shown(runs, "head_divergence") or _shown(runs, "head_similarity")
-    for s in shown:
-        width, height = Tiles(len(s.m.mean)).size
-        with canvas(WIDTH, 0.1 + (WIDTH - 1.2) * height / width) as figure:
-            head_grid(s.m, figure.add_subplot(), title="", limits=shared_limits([s.m for s in shown]))
-            summary = s.m.summary
-            found = f"{summary['redundant']} of {summary['of']} heads redundant" if summary else "not clustered"
-            alt = f"{quantity(s.m)} between the heads of each block of {s.name}, {s.place}: {found}."
-            yield as_svg(figure, alt, f"{s.name}, {s.place}: {quantity(s.m)}", _settings([s]))
-
-
-def _heat_maps(runs: Sequence[Examined]) -> Iterator[Drawing]:
-    """One figure per metric, the runs below one another on one scale."""
-    usual = ("row_entropy", "attention_distance", "effective_rank", "rank_residual", "prefix_mass")
-    others = [m.metric for e in runs for m in e.measurements.values() if m.axes == ("layer", "head")]
-    for metric in dict.fromkeys((*usual, *others)):
-        shown = _shown(runs, metric)
-        if not shown:
-            continue
-        limits = shared_limits([s.m for s in shown])
-        heights = [0.75 + max(1.0, 0.12 * s.m.mean.shape[1]) for s in shown]
-        with canvas(WIDTH, max(2.4, 0.1 + sum(heights))) as figure:  # room for the label of the colour bar
-            axes = figure.subplots(len(shown), 1, squeeze=False, height_ratios=heights)[:, 0]
-            for ax, s in zip(axes, shown, strict=True):
-                layer_head(s.m, ax, limits=limits, title=f"{s.name}, {s.place}", colorbar=False)
-            values = np.concatenate([s.m.mean.ravel() for s in shown])
-            colour_bar(list(axes), colours(limits), quantity(shown[0].m), values, aspect=20 * len(shown))
-            found = [f"{s.name}, {s.place}: {_first_and_last(s.m)}" for s in shown]
-            alt = f"{quantity(shown[0].m)} of every head. Mean over heads, {'; '.join(found)}."
-            yield as_svg(figure, alt, f"{quantity(shown[0].m)} by block and head", _settings(shown))
-
-
 def _pictures(runs: Sequence[Examined]) -> Iterator[Drawing]:
     """The same image of every run beside one another."""
-    chosen = [(name, picture) for name, e in zip(_short_names(runs), runs, strict=True) for picture in e.pictures]
+    chosen = [(name, picture) for name, e in zip(short_names(runs), runs, strict=True) for picture in e.pictures]
     ids = list(dict.fromkeys(picture.image_id for _, picture in chosen))[:MOST_PICTURES]
     for image_id in ids:
         same = [(name, picture) for name, picture in chosen if picture.image_id == image_id]
@@ -254,7 +240,7 @@ def _pictures(runs: Sequence[Examined]) -> Iterator[Drawing]:
 
 
 def _histories(runs: Sequence[Examined]) -> Iterator[Drawing]:
-    for name, e in zip(_short_names(runs), runs, strict=True):
+    for name, e in zip(short_names(runs), runs, strict=True):
         if e.history is not None:
             yield from history_drawings(name, e.history, WIDTH)
 
@@ -297,8 +283,3 @@ def _range_of_counts(m: Measurement) -> str:
     counts = m.summary["curve"]["count"]
     chosen = f"{m.summary['count']} at {m.summary['tau']}"
     return f"from {max(counts)} at {m.summary['curve']['threshold'][0]} over {chosen} to {min(counts)} at the strictest"
-
-
-def _first_and_last(m: Measurement) -> str:
-    per_block = (m.mean if m.mean.ndim == 2 else m.mean.sum(-1)).mean(1)
-    return f"{number(per_block[0])} in block 1, {number(per_block[-1])} in the last"

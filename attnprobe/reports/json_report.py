@@ -45,6 +45,7 @@ def _run(e: Examined) -> dict[str, Any]:
         "layers": e.layers,
         "grid": asdict(e.grid),
         "measurements": {key: measurement_document(m) for key, m in e.measurements.items()},
+        "precision": {key: asdict(p) for key, p in e.precision.items()},
         "evidence": None if e.evidence is None else evidence_document(e.evidence),
         "history": None if e.history is None else asdict(e.history),
     }

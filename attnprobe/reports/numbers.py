@@ -1,7 +1,7 @@
 """How is a number written, and the mean of many with its interval?"""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -75,6 +75,12 @@ def neighbour_mean(m: Measurement) -> float:
     values = m.mean[neighbours(m)]
     values = values[np.isfinite(values)]
     return float(values.mean()) if len(values) else math.nan
+
+
+def neighbour_means(m: Measurement) -> Callable[[np.ndarray], np.ndarray]:
+    """[resample, layer, layer] -> the same of each resample, [resample]."""
+    cells = neighbours(m)
+    return lambda means: np.nanmean(means[:, cells], axis=1)
 
 
 def settings_text(m: Measurement) -> str:

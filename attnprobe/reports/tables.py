@@ -10,6 +10,9 @@ from attnprobe.core.measurement import Measurement
 from attnprobe.reports.numbers import NONE, mean_of_cells, neighbours, number, telling_cells, with_interval
 from attnprobe.reports.sites import at_effective, at_softmax, changes_its_maps
 
+REST_OF_TYPES = ("sink_mass", "own_row_mass", "own_column_mass", "position_share")
+"""Measured for `head_types` in a report that nobody asked for other metrics."""
+
 COUNTED = ("layer", "head")
 """Axes whose positions are numbered from 1; the others have labels (a threshold, the name of a token)."""
 
@@ -68,8 +71,12 @@ Cell = Callable[[Examined], str]
 
 
 def _quantities(runs: Sequence[Examined]) -> Iterator[tuple[str, str, Cell]]:
-    """The rows of the summary: a label, the metric it shows, and what to write for a run."""
-    shown = {""}
+    """The rows of the summary: a label, the metric it shows, and what to write for a run.
+
+    What only the types of heads rest on has no rows beside them.
+    """
+    typed = any(m.metric == "head_types" for e in runs for m in e.measurements.values())
+    shown = {"", *(REST_OF_TYPES if typed else ())}
     for row in _usual_quantities(runs):
         shown.add(row[1])
         yield row
@@ -100,6 +107,7 @@ def _usual_quantities(runs: Sequence[Examined]) -> Iterator[tuple[str, str, Cell
         ("effective_rank", "effective rank", mean_of_cells),
         ("attention_distance", "attention distance [px]", mean_of_cells),
         ("prefix_mass", "attention on prefix tokens", _prefix),
+        ("head_types", "most frequent head types", _types),
     ):
         yield label, metric, _cell(at_softmax, metric, write)
     yield "token similarity, last block", "token_similarity", _cell(_anywhere, "token_similarity", _last)
@@ -140,6 +148,11 @@ def _of(count: int, total: int, low: int | None, high: int | None) -> str:
 
 def _prefix(m: Measurement) -> str:
     return number(float(np.nansum(m.mean, axis=-1).mean()))
+
+
+def _types(m: Measurement) -> str:
+    counts = sorted(m.summary["counts"].items(), key=lambda item: -item[1])
+    return ", ".join(f"{count} {name}" for name, count in counts[:2] if count)
 
 
 def _last(m: Measurement) -> str:

@@ -9,7 +9,9 @@ from attnprobe.core.examined import Examined, Picture
 from attnprobe.core.explanation import explanation
 from attnprobe.core.maps import TokenGrid
 from attnprobe.core.measurement import Measurement
+from attnprobe.core.precision import Precision
 from attnprobe.metrics import METRICS
+from attnprobe.metrics.head_types import TYPES
 
 
 def measurement(name, values, *, site="weights", is_effective=True, settings=None, coords=None, images=40, spread=0.01):
@@ -93,6 +95,31 @@ def all_metrics(layers, heads, *, similar=(), far=0.2, twins=3, images=40, site=
             "token_similarity": measurement("token_similarity", 0.1 + 0.7 * depth[:, 0], **here),
         }
     return result
+
+
+def types(layers, heads):
+    """`head_types`: dead and uniform heads in turn, the first of them not surely so."""
+    share = np.zeros((layers, heads, len(TYPES)))
+    kinds = np.indices((layers, heads)).sum(0) % 2
+    for kind in (0, 1):
+        share[..., kind] = kinds == kind
+    share[0, 0, :2] = 0.6, 0.4
+    names = [[TYPES[kind] for kind in row] for row in kinds]
+    m = measurement("row_entropy", kinds)
+    counts = {name: sum(row.count(name) for row in names) for name in TYPES}
+    unknown = np.full(share.shape, math.nan)
+    return replace(
+        m, metric="head_types", axes=("layer", "head", "type"), mean=share, std=unknown, unit="", value_range=(0.0, 1),
+        ci=np.stack([unknown, unknown]), coords={"type": list(TYPES)}, per_image=None, image_ids=(),
+        summary={"types": names, "counts": counts, "of": layers * heads, "n_images": 40},
+    )  # fmt: skip
+
+
+def precision():
+    """A number of 0.5 that is surer on more images; there are 40."""
+    sizes = (8, 16, 32, 40, 64, 128)
+    half = np.array([0.4, 0.3, 0.2, 0.1, 0.1, 0.05])
+    return Precision(sizes, 0.5 - half, 0.5 + half, 0.5, 40, "a number")
 
 
 def picture(layers, heads, *, image_id="val/7", label="seven", prediction="one", probability=0.83, side=32, grid=4):

@@ -7,11 +7,35 @@ import numpy as np
 import pytest
 from matplotlib import pyplot
 
-from attnprobe.reports import figures
+from attnprobe.core.browse import StageShape
+from attnprobe.metrics import METRICS
+from attnprobe.reports import figures, head_figures, needed
 from attnprobe.reports.drawing import INK
 from attnprobe.reports.figures import sections
+from attnprobe.reports.thumbnails import smaller
+from tests.evidences import evidence
 from tests.plots.letters import watch_letters
-from tests.reports.formulas import examined, picture
+from tests.reports.formulas import all_metrics, examined, measurement, picture, precision, types
+
+
+class Stored:
+    """Maps whose every number is known, as a file would hand them out."""
+
+    image_ids = tuple(f"image{i}" for i in range(20))
+
+    def __init__(self, layers, heads):
+        self._shape = StageShape("trunk", "self", tuple(range(1, layers + 1)), tuple(range(1, heads + 1)),
+                                 tuple(range(17)), 17, 4, 4, ("cls",), (("weights", True),))  # fmt: skip
+
+    def shapes(self):
+        return (self._shape,)
+
+    def layer(self, stage, site, image, layer):
+        rows = np.random.default_rng((image, layer)).random((len(self._shape.heads), 17, 17))
+        return (rows / rows.sum(-1, keepdims=True)).astype(np.float32)
+
+    def told(self, image):
+        return -1, -1, float("nan")
 
 
 def drawings(runs):
@@ -100,9 +124,13 @@ def test_no_letter_is_cut_at_any_size(layers, heads, monkeypatch):
         found.extend(clipped(figure))
         return encode(figure, *words)
 
-    monkeypatch.setattr(figures, "as_svg", watched)
-    monkeypatch.setattr(figures, "as_photograph", watched)
-    runs = [examined("a run with a long name, really", layers=layers, heads=heads, similar=(layers,))]
+    for module in (figures, head_figures, needed):
+        monkeypatch.setattr(module, "as_svg", watched)
+    for module in (figures, head_figures):
+        monkeypatch.setattr(module, "as_photograph", lambda figure, *words, wide=False: watched(figure, *words))
+    fields = {"evidence": evidence(blocks_lost=range(layers)), "precision": {"similar_blocks": precision()}}
+    runs = [examined("a run with a long name, really", layers=layers, heads=heads, similar=(layers,), **fields)]
+    runs[0] = replace(runs[0], measurements={**runs[0].measurements, "head_types": types(layers, heads)})
     assert drawings(runs)
     assert found == []
 
@@ -110,13 +138,14 @@ def test_no_letter_is_cut_at_any_size(layers, heads, monkeypatch):
 def test_runs_share_one_colour_scale(monkeypatch, two_runs):
     seen = {}
     for plot in ("layer_matrix", "layer_head", "head_grid", "attention_grid"):
-        call = getattr(figures, plot)
+        module = head_figures if "head" in plot else figures
+        call = getattr(module, plot)
 
         def watched(m, *args, call=call, plot=plot, **options):
             seen.setdefault((plot, getattr(m, "metric", "").removesuffix("_centred")), set()).add(options["limits"])
             return call(m, *args, **options)
 
-        monkeypatch.setattr(figures, plot, watched)
+        monkeypatch.setattr(module, plot, watched)
     other = replace(two_runs[1], pictures=(replace(picture(6, 4, image_id="val/0"), attention=np.ones((6, 4, 4, 4))),))
     drawings([two_runs[0], other])
     assert len(seen) > 6
@@ -127,6 +156,48 @@ def test_names_equal_after_shortening_stay_apart(monkeypatch):
     runs = [examined(f"the same first thirty characters {i}", layers=4, pictures=0) for i in (1, 2)]
     titles = [drawing.title for drawing in drawings(runs)]
     assert len({title for title in titles if "every pair" in title}) == 2
+
+
+def test_the_atlas_says_every_head_in_words_and_shows_its_mean_map():
+    e = examined(layers=3, heads=2, pictures=0, maps=Stored(layers=3, heads=2))
+    typed = replace(e, measurements={**e.measurements, "head_types": types(3, 2)})
+    with_maps, without = (
+        next(d for d in drawings([run]) if "type of every head" in d.title)
+        for run in (typed, replace(typed, maps=None))
+    )
+    assert with_maps.wide and "3 dead, 3 uniform" in with_maps.settings and "mean of 8 images" in with_maps.settings
+    assert "block 1 dead, uniform; block 2 uniform, dead; block 3 dead, uniform." in with_maps.alt
+    assert "Tiles" not in without.settings and without.src != with_maps.src
+
+
+def test_a_thumbnail_is_the_mean_over_parts_of_the_map():
+    maps = np.random.default_rng(0).random((2, 70, 45))
+    found = smaller(maps)
+    assert found.shape == (2, 24, 23)
+    np.testing.assert_allclose(found[1, 0, 0], maps[1, :3, :2].mean())
+    np.testing.assert_allclose(found[0, -1, -1], maps[0, 69:, 44:].mean())
+    np.testing.assert_array_equal(smaller(maps[:, :32, :32]), maps[:, :32, :32])
+
+
+def test_how_many_images_are_enough_is_drawn_and_said():
+    e = examined(layers=4, pictures=0, precision={"similar_blocks": precision()})
+    found = next(d for d in drawings([e]) if "How many images" in d.title)
+    assert "0.100 to 0.900 on 8 images, 0.400 to 0.600 on 40 images" in found.alt
+
+
+def test_every_metric_that_was_asked_for_has_a_figure_whatever_its_axes():
+    e = examined(layers=3, heads=2, pictures=0)
+    shapes = {"layer": 3, "head": 2, "key": 17, "prefix": 1}
+    more = {
+        name: measurement(name, np.full([shapes[axis] for axis in METRICS[name].axes], 0.3), spread=0)
+        for name in METRICS
+        if name not in all_metrics(3, 2)
+    }
+    titles = [drawing.title for drawing in drawings([replace(e, measurements={**e.measurements, **more})])]
+    named = {"layer similarity": "similarity of every", "similar blocks": "Similar blocks", "token similarity": "Token"}
+    for name in {*more, *e.measurements} - {"head_similarity"}:  # that shows where there is no divergence
+        words = name.removesuffix("_centred").replace("_", " ")
+        assert any(named.get(words, words) in title for title in titles), name
 
 
 def test_only_what_was_measured_is_drawn():

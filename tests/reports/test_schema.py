@@ -12,7 +12,7 @@ from attnprobe.core.evidence import Change
 from attnprobe.reports.json_report import SCHEMA, SCHEMA_VERSION, to_json
 from tests.evidences import evidence, tried
 from tests.histories import history
-from tests.reports.formulas import examined
+from tests.reports.formulas import examined, precision, types
 
 VALIDATOR = jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text()))
 
@@ -36,6 +36,10 @@ RUNS = {
     "with a history": examined(layers=6, heads=2, history=history(similar_from=4, alarms=[(4, "alarm")])),
     "with evidence": examined(evidence=evidence(heads_lost=(0, 2), advised=tried(1, 100, Change("head", 1, 1)))),
     "with evidence of nothing": examined(evidence=evidence(blocks_lost=())),
+    "with types and precision": replace(
+        (e := examined(layers=4, heads=2, precision={"similar_blocks": precision()})),
+        measurements={**e.measurements, "head_types": types(4, 2)},
+    ),
     "nothing measured": examined(layers=3, measurements={}, info={}, certificate={}),
     "hostile": hostile(),
 }

@@ -1,0 +1,96 @@
+"""Which figures does a report show of single heads?"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from attnprobe.core.examined import Examined
+from attnprobe.core.measurement import Measurement
+from attnprobe.plots import head_atlas, head_grid, layer_head, shared_limits
+from attnprobe.plots.head_atlas import SHORT, atlas_size
+from attnprobe.plots.style import colour_bar, colours, quantity
+from attnprobe.plots.tiles import Tiles
+from attnprobe.reports.drawing import GREY, Drawing, as_photograph, as_svg, canvas
+from attnprobe.reports.numbers import number, settings_text
+from attnprobe.reports.shown import Shown, settings_of, short_names, shown
+from attnprobe.reports.thumbnails import mean_maps
+
+AXES = (("layer", "head"), ("layer", "head", "prefix"))
+USUAL = ("row_entropy", "attention_distance", "effective_rank", "rank_residual", "prefix_mass")
+
+
+def head_grids(runs: Sequence[Examined], width: float) -> Iterator[Drawing]:
+    """One figure per run, of the divergence where it was measured, else of the cosine; the metric's full range."""
+    every = shown(runs, "head_divergence") or shown(runs, "head_similarity")
+    for s in every:
+        across, down = Tiles(len(s.m.mean)).size
+        with canvas(width, 0.1 + (width - 1.2) * down / across) as figure:
+            head_grid(s.m, figure.add_subplot(), title="", limits=shared_limits([s.m for s in every]))
+            summary = s.m.summary
+            found = f"{summary['redundant']} of {summary['of']} heads redundant" if summary else "not clustered"
+            alt = f"{quantity(s.m)} between the heads of each block of {s.name}, {s.place}: {found}."
+            yield as_svg(figure, alt, f"{s.name}, {s.place}: {quantity(s.m)}", settings_of([s]))
+
+
+def atlases(runs: Sequence[Examined], width: float) -> Iterator[Drawing]:
+    """Each head's type and its mean map, a figure per run as wide as the page."""
+    for name, e in zip(short_names(runs), runs, strict=True):
+        m = next((m for m in e.measurements.values() if m.metric == "head_types" and m.stage == "trunk"), None)
+        if m is None:
+            continue
+        pictures, n_images = mean_maps(e.maps) if e.maps is not None else (None, 0)
+        if pictures is not None and pictures.shape[:2] != m.mean.shape[:2]:
+            pictures = None
+        title = f"{name}: type of every head"
+        below = (
+            f"Tiles: softmax map, mean of {n_images} images, each on its own scale. " if pictures is not None else ""
+        )
+        across, down = atlas_size(m)
+        with canvas(width, 0.5 + (width - 0.5) * down / across, ink=GREY) as figure:
+            head_atlas(m, figure.add_subplot(), thumbnails=pictures, title="")
+            alt = f"{title}: {types_text(m)}. " + "; ".join(
+                f"block {block} {', '.join(types)}" for block, types in enumerate(m.summary["types"], 1)
+            )
+            yield as_photograph(figure, f"{alt}.", title, f"{types_text(m)}. {below}{settings_text(m)}.", wide=True)
+
+
+def types_text(m: Measurement) -> str:
+    """`41 local, 3 positional, 52 content`."""
+    return ", ".join(f"{count} {name}" for name, count in m.summary["counts"].items() if count)
+
+
+LEGEND = (
+    "The type of a head is the first of these rules that holds, measured on softmax maps. Dead: it adds next to "
+    "nothing (needs the value vectors). Uniform: it looks everywhere alike. Class: mostly at the class token or "
+    "registers. Sink: mostly at one token, whichever. Local: near its query. Row, column: mostly along its query's "
+    "own. Positional: the same map in every image. Content: what is left; its map depends on the image. With a "
+    "question mark: fewer than 95 % of the resamples of the images agree. "
+) + f"Short: {', '.join(f'{short} {name}' for name, short in SHORT.items() if short != name)}."
+
+
+def heat_maps(runs: Sequence[Examined], width: float) -> Iterator[Drawing]:
+    """One figure per metric, the runs below one another on one scale."""
+    others = [m.metric for e in runs for m in e.measurements.values() if m.axes in AXES]
+    for metric in dict.fromkeys((*USUAL, *others)):
+        every = shown(runs, metric)
+        if every:
+            yield _heat_map(every, width)
+
+
+def _heat_map(every: Sequence[Shown], width: float) -> Drawing:
+    limits = shared_limits([s.m for s in every])
+    heights = [0.75 + max(1.0, 0.12 * s.m.mean.shape[1]) for s in every]
+    with canvas(width, max(2.4, 0.1 + sum(heights))) as figure:  # room for the label of the colour bar
+        axes = figure.subplots(len(every), 1, squeeze=False, height_ratios=heights)[:, 0]
+        for ax, s in zip(axes, every, strict=True):
+            layer_head(s.m, ax, limits=limits, title=f"{s.name}, {s.place}", colorbar=False)
+        values = np.concatenate([s.m.mean.ravel() for s in every])
+        colour_bar(list(axes), colours(limits), quantity(every[0].m), values, aspect=20 * len(every))
+        found = [f"{s.name}, {s.place}: {_first_and_last(s.m)}" for s in every]
+        alt = f"{quantity(every[0].m)} of every head. Mean over heads, {'; '.join(found)}."
+        return as_svg(figure, alt, f"{quantity(every[0].m)} by block and head", settings_of(every))
+
+
+def _first_and_last(m: Measurement) -> str:
+    per_block = (m.mean if m.mean.ndim == 2 else m.mean.sum(-1)).mean(1)
+    return f"{number(per_block[0])} in block 1, {number(per_block[-1])} in the last"

@@ -1,0 +1,46 @@
+"""Under which name does a reader know a measurement, and which settings stand below its figure?"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from attnprobe.core.examined import Examined
+from attnprobe.core.measurement import Measurement
+from attnprobe.core.visible import short
+from attnprobe.plots.style import SITES
+from attnprobe.reports.numbers import settings_text
+from attnprobe.reports.sites import at_sites
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A measurement under the name a reader knows it by."""
+
+    name: str
+    m: Measurement
+
+    @property
+    def place(self) -> str:
+        return SITES[self.m.site]
+
+
+def shown(runs: Sequence[Examined], metric: str) -> list[Shown]:
+    """The metric of every run, at both sites where they differ."""
+    names = short_names(runs)
+    return [Shown(name, m) for name, e in zip(names, runs, strict=True) for m in at_sites(e, metric)]
+
+
+def short_names(runs: Sequence[Examined]) -> list[str]:
+    """Names that fit a legend; numbered where shortening made them equal."""
+    names = [short(e.name) for e in runs]
+    return [name if names.count(name) == 1 else f"{i}: {name}" for i, name in enumerate(names, 1)]
+
+
+def settings_of(found: Sequence[Shown]) -> str:
+    """The settings behind a figure, once for all runs that share them."""
+    sharing: dict[str, list[str]] = {}
+    for s in found:
+        twice = [other.name for other in found].count(s.name) > 1
+        sharing.setdefault(settings_text(s.m), []).append(f"{s.name} ({s.place})" if twice else s.name)
+    if len(sharing) == 1:
+        return f"{next(iter(sharing))}."
+    return "; ".join(f"{', '.join(names)}: {text}" for text, names in sharing.items()) + "."
