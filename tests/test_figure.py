@@ -2,12 +2,14 @@
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from attnprobe import pipeline
 from attnprobe.core.errors import InputError
 from attnprobe.core.registry import UnknownName
 from attnprobe.figure import KINDS, draw
+from tests.plots.letters import watch_letters
 
 TINY = {"epochs": 2, "warmup_epochs": 1, "model_kwargs": {"depth": 3, "embed_dim": 24}}
 
@@ -28,6 +30,14 @@ def test_every_kind_is_drawn_as_wide_as_asked_and_not_empty(run, tmp_path, kind,
     picture = np.asarray(Image.open(out).convert("L"))
     assert picture.shape[1] == round((6.875 if several else 3.25) * 300)
     assert (picture < 250).mean() > 0.01 and picture.std() > 5
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_in_a_column_of_a_paper_no_letter_is_cut_off(run, tmp_path, kind, monkeypatch):
+    clipped, sheets = watch_letters(monkeypatch), []
+    monkeypatch.setattr(Figure, "savefig", lambda sheet, *_args, **_options: sheets.append(clipped(sheet)))
+    draw([run], kind, tmp_path / "figure.pdf", width="column")
+    assert sheets == [[]]
 
 
 def test_another_metric_and_its_settings_can_be_shown(run, tmp_path):
