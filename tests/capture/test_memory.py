@@ -1,8 +1,10 @@
 """Running out of memory costs a smaller batch, and never the result."""
 
+import gc
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from attnprobe.capture import capture, capturing
 from attnprobe.core.errors import WorkError
@@ -58,3 +60,15 @@ def test_large_maps_come_in_small_batches(monkeypatch):
     assert bytes_per_image == 4 * 2 * 6 * 17 * 17
     monkeypatch.setattr(capturing, "BATCH_BYTES", 2 * bytes_per_image + 1)
     assert [m.n_images for m in capture(model, PIXELS)] == [2] * 6 + [1]
+
+
+def test_what_a_pass_left_is_free_at_once_and_not_when_the_garbage_collector_comes():
+    model = build_model("vit_16_digits", depth=2, embed_dim=24, seed=0)
+    gc.collect()
+    gc.disable()
+    try:
+        before = {id(x) for x in gc.get_objects() if type(x) is Tensor}
+        list(capture(model, PIXELS, tokens=True, values=True))
+        assert not [x.shape for x in gc.get_objects() if type(x) is Tensor and id(x) not in before]
+    finally:
+        gc.enable()

@@ -1,0 +1,103 @@
+"""Does the memory of `capture --stats-only` stay flat, and how much do long sequences take?
+
+    python examples/benchmarks/memory.py [--model deepvit_16_digits] [--images 2000] [--plot memory.png]
+    python examples/benchmarks/memory.py --model vit_small_patch14_reg4_dinov2 --images 2 [--metric row_entropy]
+
+Measures images of fractals in this process and samples its resident memory fifty times a second (Linux). Printed is
+the largest beyond the libraries and the model's weights: in the first tenth of the images, among all of them, and when
+the intervals are computed, for which every metric's values of each image are needed (at most 128 MiB of them, see
+`attnprobe.metrics.collected`). Drawn is the whole curve.
+"""
+
+import argparse
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import torch
+
+from attnprobe import gather
+from attnprobe.models import build_model
+
+
+def resident() -> int:
+    """Bytes of this process in memory."""
+    status = Path("/proc/self/status").read_text()
+    return int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1]) * 1024
+
+
+class Sampled(threading.Thread):
+    """Times and resident bytes, while in use as a context manager."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.samples: list[tuple[float, int]] = []
+        self._over = threading.Event()
+
+    def run(self) -> None:
+        while not self._over.wait(0.02):
+            self.samples.append((time.time(), resident()))
+
+    def __enter__(self) -> "Sampled":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self.join()
+
+
+def draw(samples: list[tuple[float, int]], title: str, path: Path) -> None:
+    """The samples as a curve."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6, 3), layout="constrained")
+    axes.plot([seconds for seconds, _ in samples], [size / 2**20 for _, size in samples])
+    axes.set(title=title, xlabel="seconds", ylim=(0, None))
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="deepvit_16_digits")
+    parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--metric", action="append", help="repeat for several; the default ones if absent")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--plot", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+
+    weights = sum(p.nbytes for p in build_model(options.model).parameters())  # loads all libraries, too
+    base = resident() + weights
+    with tempfile.TemporaryDirectory() as folder, Sampled() as sampled:
+        gather.measure_live(
+            options.model,
+            out=Path(folder) / "report",
+            data=f"fractals:20:{-(-options.images // 20)}",
+            split="train",
+            images=options.images,
+            metrics=options.metric,
+            initial=True,
+            formats=("json",),
+            device="cpu",
+        )
+        measured = max(path.stat().st_mtime for path in Path(folder).rglob("slices/*.npz"))
+    begun = sampled.samples[0][0]
+    samples = [(when - begun, size - base) for when, size in sampled.samples]
+    measured -= begun
+
+    def largest(until: float) -> str:
+        return f"{max(size for seconds, size in samples if seconds <= until) / 2**20:.0f}"
+
+    title = f"{options.model}, {options.images} images: MiB beyond the model"
+    print(
+        f"{title}: {largest(measured / 10)} in the first tenth of {measured:.0f} s, {largest(measured)} in all of it, "
+        f"{largest(samples[-1][0])} with the intervals"
+    )
+    if options.plot:
+        draw(samples, title, options.plot)
+
+
+if __name__ == "__main__":
+    main()
