@@ -8,8 +8,11 @@ import importlib
 import os
 import signal
 import sys
+import textwrap
 import warnings
 from collections.abc import Callable
+from importlib.metadata import version
+from inspect import getdoc
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -27,11 +30,12 @@ Short = tyro.conf.arg
 
 DESCRIPTION = """Has my vision transformer's attention collapsed, and from which block on?
 
-Start with:
+Start with
 
-$ attnprobe demo --fast
-$ attnprobe capture RUN|CHECKPOINT|NAME --data FOLDER -o maps.h5
-$ attnprobe report maps.h5"""
+  $ attnprobe demo --fast
+  $ attnprobe capture RUN|CHECKPOINT|NAME --data FOLDER -o maps.h5
+  $ attnprobe report maps.h5
+"""
 
 
 def demo(
@@ -57,7 +61,7 @@ def demo(
 
 
 def train(
-    recipe: Positional[str],
+    recipe: Positional[Annotated[str, Short(metavar="RECIPE")]],
     out: Annotated[Path, Short(aliases=["-o"])],
     data_dir: Path | None = None,
     set: Annotated[Repeated[tuple[str, ...]], Short(metavar="NAME=VALUE")] = (),
@@ -93,7 +97,7 @@ def train(
 
 
 def report(
-    maps: Positional[tuple[Path, ...]],
+    maps: Positional[Annotated[tuple[Path, ...], Short(metavar="MAPS|RUN")]],
     out: Annotated[Path, Short(aliases=["-o"])] = Path("attnprobe-report"),
     formats: tuple[Format, ...] = ("html", "json", "csv", "md"),
     metric: Repeated[tuple[str, ...]] = (),
@@ -135,7 +139,7 @@ def report(
 
 
 def view(
-    maps: Positional[tuple[Path, ...]],
+    maps: Positional[Annotated[tuple[Path, ...], Short(metavar="MAPS|RUN")]],
     port: int = 0,
     no_browser: bool = False,
 ) -> None:
@@ -183,7 +187,7 @@ def _summary(thing: Any) -> str:
     return getattr(thing, "summary", None) or (getattr(thing, "function", thing).__doc__ or "").partition("\n")[0]
 
 
-def explain(metric: Positional[str | None] = None) -> None:
+def explain(metric: Positional[Annotated[str | None, Short(metavar="METRIC")]] = None) -> None:
     """What a metric is: definition, formula, source, our reading of it, caveats. Without a name: which there are.
 
     For example:
@@ -214,7 +218,7 @@ def schema() -> None:
     print(SCHEMA.read_text(), end="")
 
 
-def verify(maps: Positional[Path]) -> None:
+def verify(maps: Positional[Annotated[Path, Short(metavar="MAPS")]]) -> None:
     """Check every byte of a maps file against its checksum.
 
     Args:
@@ -254,14 +258,21 @@ def main(arguments: list[str] | None = None) -> None:
         warnings.filterwarnings("default", module=r"attnprobe\b")
         warnings.showwarning = lambda message, *_where, **_more: print(f"attnprobe: {message}", file=sys.stderr)
     try:
-        if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
-            raise InputError(f"no command {arguments[0]!r}.{did_you_mean(arguments[0], COMMANDS)}")
-        tyro.extras.subcommand_cli_from_dict(
-            COMMANDS,
-            prog="attnprobe",
-            description=DESCRIPTION,
-            args=arguments or ["--help"],
-            config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff),
+        if not arguments or arguments[0] in ("-h", "--help"):
+            print(_overview())
+            return
+        if arguments[0] == "--version":
+            print(f"attnprobe {version('attnprobe')}")
+            return
+        name = arguments[0]
+        if name not in COMMANDS:
+            raise InputError(f"no command {name!r}.{did_you_mean(name, COMMANDS)}")
+        tyro.cli(
+            COMMANDS[name],
+            prog=f"attnprobe {name}",
+            description=_description(COMMANDS[name]),
+            args=arguments[1:],
+            config=(tyro.conf.FlagCreatePairsOff,),
         )
     except AttnprobeError as error:
         _end(error, error.exit_code)
@@ -287,6 +298,36 @@ def show(examined: Any, files: list[Path]) -> None:
     print_report(examined, Console())
     for path in files:
         print(path)
+
+
+def _overview() -> str:
+    """What there is: the three commands to start with, then all, a line each."""
+    width = max(map(len, COMMANDS)) + 4
+    lines = [
+        textwrap.fill(
+            _paragraphs(command)[0], 80, initial_indent=f"  {name:{width - 2}}", subsequent_indent=" " * width
+        )
+        for name, command in COMMANDS.items()
+    ]
+    return "\n".join([DESCRIPTION, "All commands (attnprobe COMMAND --help says more):", "", *lines])
+
+
+def _description(command: Callable[..., Any]) -> str:
+    """What its help begins with, in lines for a terminal. Lines that begin with a letter tyro would join."""
+    lines: list[str] = []
+    for part in _paragraphs(command):
+        if part[0] == "$":
+            for example in part.splitlines():
+                lines.append("  " + " \\\n      ".join(textwrap.wrap(example, 74, break_on_hyphens=False)))
+        else:
+            lines += ["", textwrap.fill(part, 80, subsequent_indent="  ")]
+    return "\n".join(lines[1:])
+
+
+def _paragraphs(command: Callable[..., Any]) -> list[str]:
+    """The docstring up to the arguments."""
+    text, _, _ = (getdoc(command) or "?").partition("\nArgs:")
+    return [part if part[0] == "$" else " ".join(part.split()) for part in text.strip().split("\n\n")]
 
 
 def _stop(*_signal: object) -> None:

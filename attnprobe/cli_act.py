@@ -11,7 +11,7 @@ Short = tyro.conf.arg
 
 
 def compare(
-    maps: Positional[tuple[Path, ...]],
+    maps: Positional[Annotated[tuple[Path, ...], Short(metavar="MAPS|RUN")]],
     out: Annotated[Path, Short(aliases=["-o"])] = Path("attnprobe-comparison"),
     table: Literal["papers", "summary"] = "papers",
     metric: Repeated[tuple[str, ...]] = (),
@@ -42,7 +42,7 @@ def compare(
 
 
 def verify_drops(
-    model: Positional[str],
+    model: Positional[Annotated[str, Short(metavar="MODEL")]],
     maps: Path | None = None,
     blocks: Annotated[str | None, Short(metavar="B,B")] = None,
     heads: Annotated[str | None, Short(metavar="B:H,B:H")] = None,
@@ -111,7 +111,7 @@ def verify_drops(
 
 
 def prune(
-    model: Positional[str],
+    model: Positional[Annotated[str, Short(metavar="MODEL")]],
     out: Annotated[Path, Short(aliases=["-o"])],
     blocks: Annotated[str, Short(metavar="B,B")] = "",
     heads: Annotated[str, Short(metavar="B:H,B:H")] = "",

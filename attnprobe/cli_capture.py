@@ -13,7 +13,7 @@ EVERYTHING: What = ("weights", "effective", "tokens")
 
 
 def capture(
-    model: Positional[str],
+    model: Positional[Annotated[str, Short(metavar="MODEL")]],
     architecture: Annotated[str | None, Short(name="model")] = None,
     img_size: int | None = None,
     initial: bool = False,
@@ -113,7 +113,7 @@ def capture(
 
 
 def inspect(
-    model: Positional[str],
+    model: Positional[Annotated[str, Short(metavar="MODEL")]],
     architecture: Annotated[str | None, Short(name="model")] = None,
     img_size: int | None = None,
     data: str | None = None,

@@ -10,7 +10,7 @@ Short = tyro.conf.arg
 
 
 def plot(
-    maps: Positional[tuple[Path, ...]],
+    maps: Positional[Annotated[tuple[Path, ...], Short(metavar="MAPS|RUN")]],
     out: Annotated[Path, Short(aliases=["-o"])],
     figure: Literal[
         "layer_matrix",

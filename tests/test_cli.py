@@ -121,15 +121,6 @@ def test_capture_then_report_then_refuse_to_overwrite(run, weights, tmp_path):
         check_one_line(code, err, 2, name)
 
 
-COMMANDS = ("demo", "train", "capture", "report", "compare", "verify-drops", "prune", "list", "verify", "schema")
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_explains_itself(run, command):
-    code, out, _ = run(command, "--help")
-    assert code == 0 and "usage: attnprobe" in out
-
-
 @pytest.mark.parametrize("command", ["compare", "verify-drops", "prune", "report", "train", "capture"])
 def test_help_has_examples_to_copy(run, command):
     _, out, _ = run(command, "--help")
@@ -201,3 +192,27 @@ def test_explain_prints_what_the_metric_says_of_itself_and_lists_all_without_a_n
     assert code == 0 and [line.split()[0] for line in out.splitlines()] == [*attnprobe.METRICS, *DERIVED]
     code, _, err = run("explain", "similar_block")
     check_one_line(code, err, 2, "Did you mean 'similar_blocks'")
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_help_fits_a_terminal_and_its_examples_are_those_of_the_docstring(run, command, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    code, out, _ = run(command, "--help")
+    _, *lines = out.splitlines()  # the usage line is as long as it is
+    assert code == 0 and max(map(len, lines)) <= 80
+    examples = out.partition("╭")[0].replace(" \\\n      ", " ")
+    written = (cli.COMMANDS[command].__doc__ or "").splitlines()
+    assert [line for line in examples.splitlines() if line.startswith("  $")] == [
+        f"  {line.strip()}" for line in written if line.startswith("    $")
+    ]
+
+
+def test_alone_it_shows_how_to_start_and_every_command_in_a_line_or_two(run):
+    code, out, _ = run()
+    assert code == 0 and out.index("attnprobe demo --fast") < out.index("All commands")
+    assert max(map(len, out.splitlines())) <= 80 and len(out.splitlines()) < 50
+    assert all(f"\n  {name} " in out for name in cli.COMMANDS)
+
+
+def test_the_version_is_told(run):
+    assert run("--version") == (0, f"attnprobe {attnprobe.__version__}\n", "")
