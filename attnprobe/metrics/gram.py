@@ -41,5 +41,7 @@ def _half(x: Tensor) -> Tensor:
     n, width = x.shape[-2:]
     matrices = x.contiguous().view(-1, n, width).numpy()
     syrk: Any = get_blas_funcs("syrk", dtype=matrices.dtype)
-    found = np.stack([syrk(1.0, matrix.T, trans=1).T for matrix in matrices])  # .T: Fortran's upper half is our lower
+    found = np.zeros((len(matrices), n, n), matrices.dtype)
+    for matrix, product in zip(matrices, found, strict=True):  # .T: Fortran's upper half is our lower
+        syrk(1.0, matrix.T, trans=1, c=product.T, overwrite_c=1)
     return torch.from_numpy(found).view(*x.shape[:-1], n)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from attnprobe.core.measurement import metric
 from attnprobe.metrics.head_clusters import cluster_summary
-from attnprobe.metrics.row_entropy import floor_at_smallest, sum_x_ln_x
+from attnprobe.metrics.row_entropy import floor_at_smallest, sum_of_products, sum_x_ln_x
 
 
 @metric(
@@ -43,10 +43,10 @@ def head_divergence(maps: Tensor, *, cut: float = 0.05) -> Tensor:
     images, layers, heads, n_queries, _ = maps.shape
     own = maps.new_zeros(images, layers, heads, dtype=torch.float64)  # sums of p ln p: D is their small difference
     mixed = maps.new_zeros(images, layers, heads, heads, dtype=torch.float64)
-    mixtures, scratch = (torch.empty_like(maps[:, 0, 1:]) for _ in range(2))  # reused: fresh memory costs 15 %
+    mixtures, scratch = (torch.empty_like(maps[:, 0, 1:].flatten(-2)) for _ in range(2))  # fresh memory costs 15 %
     for layer in range(layers):
-        rows = floor_at_smallest(maps[:, layer])
-        own[:, layer] = sum_x_ln_x(rows).sum(-1, dtype=torch.float64)
+        rows = floor_at_smallest(maps[:, layer]).flatten(-2)
+        own[:, layer] = sum_x_ln_x(rows)
         half = rows / 2
         for h in range(heads - 1):  # one head against all later ones: what the cache holds
             pair = half[:, h, None], half[:, h + 1 :]
@@ -57,9 +57,8 @@ def head_divergence(maps: Tensor, *, cut: float = 0.05) -> Tensor:
 
 
 def _of_mixtures(one: Tensor, others: Tensor, mixtures: Tensor, scratch: Tensor) -> Tensor:
-    """Sum over queries and keys of m ln m, m = one + others, in float64; the last two are memory to work in."""
+    """Sum over the last axis of m ln m, m = one + others, in float64; the last two are memory to work in."""
     if not one.is_cpu:
-        return sum_x_ln_x(torch.add(one, others, out=mixtures)).sum(-1, dtype=torch.float64)
+        return sum_x_ln_x(torch.add(one, others, out=mixtures))
     m = np.add(one.numpy(), others.numpy(), out=mixtures.numpy())
-    rows = np.einsum("...k,...k->...", m, np.log2(m, out=scratch.numpy()))
-    return torch.from_numpy(rows.sum(-1, dtype=np.float64)) * math.log(2)
+    return torch.from_numpy(sum_of_products(m, np.log2(m, out=scratch.numpy()))) * math.log(2)

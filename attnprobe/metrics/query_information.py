@@ -33,12 +33,13 @@ def query_information(maps: Tensor, grid: TokenGrid) -> Tensor:
         weights = layer[..., grid.n_prefix :, grid.n_prefix :]
         mass = weights.sum(-1, keepdim=True)
         looks = mass != 0
-        n = looks.sum((-2, -1)).to(maps)
-        rows = floor_at_smallest(weights / torch.where(looks, mass, 1.0))
-        conditional = torch.where(looks, -sum_x_ln_x(rows).unsqueeze(-1), 0.0).sum((-2, -1)) / n
-        marginal = -sum_x_ln_x(floor_at_smallest(torch.where(looks, rows, 0.0).sum(-2) / n.unsqueeze(-1)))
+        n = looks.sum((-2, -1)).double()
+        n = torch.where(n > 0, n, math.nan)
+        rows = floor_at_smallest(weights / torch.where(looks, mass, 1.0))  # of a query left out: zeros, which add none
+        conditional = -sum_x_ln_x(rows.flatten(-2)) / n
+        marginal = -sum_x_ln_x(floor_at_smallest(rows.sum(-2) / n.unsqueeze(-1).to(maps)))
         size = (marginal.clamp_min(0) * n.log()).sqrt()
         tiny = size <= 1e-6 * math.log(max(2, grid.rows * grid.cols))
         ratio = (marginal - conditional) / torch.where(tiny, 1.0, size)
-        layers.append(torch.where(tiny, 0.0 * ratio, ratio.clamp(0, 1)))  # out of range by rounding only
+        layers.append(torch.where(tiny, 0.0 * ratio, ratio.clamp(0, 1)).to(maps))  # out of range by rounding only
     return torch.stack(layers, 1)

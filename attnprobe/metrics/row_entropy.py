@@ -8,6 +8,9 @@ from torch import Tensor
 
 from attnprobe.core.measurement import metric
 
+PART = 2048
+"""So many products are summed up in the precision of the maps, and their sums in float64."""
+
 
 @metric(axes=("layer", "head"), value_range=(0.0, None), unit="nats", needs_stochastic=True, by_row=True)
 def row_entropy(maps: Tensor) -> Tensor:
@@ -24,7 +27,9 @@ def row_entropy(maps: Tensor) -> Tensor:
     Returns:
         [image, layer, head], nats.
     """
-    return torch.stack([-sum_x_ln_x(floor_at_smallest(layer)).mean(-1) for layer in maps.unbind(1)], 1)
+    n_queries = maps.shape[-2]
+    sums = [sum_x_ln_x(floor_at_smallest(layer).flatten(-2)) for layer in maps.unbind(1)]
+    return (torch.stack(sums, 1) / -n_queries).to(maps.dtype)
 
 
 @metric(axes=("layer", "head"), value_range=(0.0, 1.0), needs_stochastic=True, by_row=True)
@@ -51,11 +56,26 @@ def floor_at_smallest(maps: Tensor) -> Tensor:
 
 
 def sum_x_ln_x(x: Tensor) -> Tensor:
-    """Sum over the last axis of x ln x, for x > 0.
+    """Sum over the last axis of x ln x, for x > 0, in float64.
 
     On a CPU through NumPy's log2: 0.25 ns per element against 1.1 ns of torch.log (float32, AVX-512).
     """
     if x.is_cpu and x.dtype in (torch.float32, torch.float64) and not x.requires_grad:
         array = x.numpy()
-        return torch.from_numpy(np.einsum("...k,...k->...", array, np.log2(array))) * math.log(2)
-    return (x * x.log()).sum(-1)
+        return torch.from_numpy(sum_of_products(array, np.log2(array))) * math.log(2)
+    return (x * x.log()).sum(-1, dtype=torch.float64)
+
+
+def sum_of_products(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Sum over the last axis of the products, parts of it by BLAS, which takes 0.09 ns per entry and einsum 0.26.
+
+    Returns:
+        float64: the sum of parts of `PART` entries, each in the arrays' own precision.
+    """
+    lead, n = one.shape[:-1], one.shape[-1] // PART * PART
+    rest = one[..., None, n:] @ other[..., n:, None]
+    total = rest[..., 0, 0].astype(np.float64)
+    if n:
+        a, b = (x[..., :n].reshape(*lead, -1, PART) for x in (one, other))
+        total += (a[..., None, :] @ b[..., None]).sum((-3, -2, -1), dtype=np.float64)
+    return total

@@ -60,8 +60,18 @@ def high_frequency_share(tokens: Tensor, grid: TokenGrid, *, cutoff: float = 0.5
     """
     if not 0 <= cutoff < 1:
         raise InputError(f"cutoff={cutoff} must lie in [0, 1), in units of the Nyquist frequency.")
-    patches = tokens[..., grid.n_prefix :, :].unflatten(-2, (grid.rows, grid.cols))
-    energy = torch.fft.fft2(patches.movedim(-1, 2)).abs().square().sum(2)
-    row, col = (torch.fft.fftfreq(n, device=tokens.device).abs() * 2 for n in (grid.rows, grid.cols))
-    high = torch.maximum(row[:, None], col) > cutoff
-    return (energy * high).sum((-2, -1)) / energy.sum((-2, -1))
+    patches = tokens[..., grid.n_prefix :, :]
+    low = torch.kron(*(_low_waves(n, cutoff) for n in (grid.rows, grid.cols))).to(tokens)
+    total = patches.square().sum((-2, -1))
+    return (total - (low.mT @ patches).square().sum((-2, -1))).clamp_min(0) / total  # below 0 by rounding only
+
+
+def _low_waves(n: int, cutoff: float) -> Tensor:
+    """[n, wave], float64: an orthonormal basis of what n places in a row hold at no more than the cutoff."""
+    place = torch.arange(n, dtype=torch.float64)
+    waves = [torch.full((n,), n**-0.5, dtype=torch.float64)]
+    for f in range(1, n // 2 + 1):
+        if 2 * f / n <= cutoff:
+            angle = 2 * math.pi * f * place / n
+            waves += [(2 / n) ** 0.5 * angle.cos(), (2 / n) ** 0.5 * angle.sin()]
+    return torch.stack(waves, 1)

@@ -115,5 +115,10 @@ def value_weighted_prefix_mass(maps: Tensor, value_vectors: Tensor, grid: TokenG
     Returns:
         [image, layer, head, prefix]; NaN where a query receives nothing.
     """
-    received = maps.abs() * torch.linalg.vector_norm(value_vectors, dim=-1).unsqueeze(-2)
-    return (received[..., : grid.n_prefix] / received.sum(-1, keepdim=True)).mean(-2)
+    sizes, shares = torch.linalg.vector_norm(value_vectors, dim=-1), []
+    for layer, size in zip(maps.unbind(1), sizes.unbind(1), strict=True):  # one layer at a time stays in cache
+        weights = layer.abs()
+        from_prefix = weights[..., : grid.n_prefix] * size[..., None, : grid.n_prefix]
+        received = torch.einsum("...qk,...k->...q", weights, size).unsqueeze(-1)
+        shares.append((from_prefix / received).mean(-2))
+    return torch.stack(shares, 1)
