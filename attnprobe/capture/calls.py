@@ -1,11 +1,15 @@
 """Which module is running right now?"""
 
+import re
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
+
+ATTENTION = re.compile("attention|attn", re.IGNORECASE)
+QUERY = re.compile(r"^(to_|in_|c_)?(q|k|v|kv|qk|qkv|query|key|value|in)(_?(proj|projection|linear|lin|conv|weight))?$")
 
 
 @dataclass(slots=True)
@@ -60,3 +64,11 @@ class CallStack:
         self._hooks.close()
         self.running.clear()
         del self._on_enter, self._on_leave
+
+
+def is_attention(module: nn.Module) -> bool:
+    """Whether a module calls itself attention and has queries: then a run without a product with V hides it."""
+    if not ATTENTION.search(type(module).__name__):
+        return False
+    names = [name for name, _ in (*module.named_children(), *module.named_parameters(recurse=False))]
+    return any(QUERY.match(name) for name in names)

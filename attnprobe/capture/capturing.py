@@ -30,6 +30,7 @@ def capture(
     *,
     tokens: bool = False,
     values: bool = False,
+    factors: bool = False,
     batch_size: int = 16,
     watch: bool | None = None,
     unwindow: bool = False,
@@ -40,9 +41,11 @@ def capture(
     Args:
         model: any vision transformer, on the device it should run on.
         images: an `ImageSource`, or pixels [image, 3, row, col] already normalised.
-        site: "weights" (the softmax), "effective" (what multiplies V), or both as a tuple.
+        site: "weights" (the softmax), "effective" (what multiplies V), "scores" (what the softmax is taken of), or
+            several as a tuple.
         tokens: keep the output of each block, too, where that is [image, token, width]; `token_similarity` needs it.
         values: keep what each map multiplies, where maps are of the whole picture; `head_output_norm` needs it.
+        factors: keep queries and keys, too, of which a map is the softmax; a writer then stores them in its place.
         batch_size: most images per forward pass; fewer where their maps are more than `BATCH_BYTES`, and half as many
             each time memory runs out. Results do not depend on it beyond rounding.
         watch, unwindow, selection: see `record`.
@@ -56,7 +59,7 @@ def capture(
         WorkError: (while iterating) memory does not suffice for one image.
     """
     sites = (site,) if isinstance(site, str) else tuple(site)
-    return Capture(model, images, sites, tokens, values, batch_size, watch, unwindow, selection)
+    return Capture(model, images, sites, tokens, values, factors, batch_size, watch, unwindow, selection)
 
 
 class Capture:
@@ -69,6 +72,7 @@ class Capture:
         sites: Sequence[Site],
         tokens: bool,
         values: bool,
+        factors: bool,
         batch_size: int,
         watch: bool | None = None,
         unwindow: bool = False,
@@ -76,6 +80,7 @@ class Capture:
     ) -> None:
         self.model, self.images = unwrap(model), images
         self.sites, self.tokens, self.values, self.batch_size = tuple(sites), tokens, values, batch_size
+        self.factors = factors
         self._watch, self._unwindow, self._selection = watch, unwindow, selection
         self._pool = BufferPool()
         parameter = next(self.model.parameters(), torch.empty(0))
@@ -101,7 +106,8 @@ class Capture:
         for count in (2, 1):
             try:
                 with _evaluating(self.model):
-                    return certify(self.model, first.pixels[:count].to(self._dtype), watch=self._watch)
+                    pixels, kept = first.pixels[:count].to(self._dtype), {"factors": self.factors, "watch": self._watch}
+                    return certify(self.model, pixels, scores="scores" in self.sites, **kept)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -120,6 +126,7 @@ class Capture:
                 self.sites,
                 tokens=self.tokens,
                 values=self.values,
+                factors=self.factors,
                 watch=self._watch,
                 unwindow=self._unwindow,
                 pool=self._pool,

@@ -17,9 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from attnprobe.capture.layers import known_layers, unfused, unheard, unwrap
-from attnprobe.capture.recorder import SITES, Recorder
+from attnprobe.capture.products import softmax_of
+from attnprobe.capture.recorder import MAPS, Recorder, factors_of
 from attnprobe.capture.recording import record
-from attnprobe.capture.watch import Product, unwatched, watching
+from attnprobe.capture.trail import unwatched
+from attnprobe.capture.watch import Product, watching
 from attnprobe.core.errors import CaptureError
 from attnprobe.core.maps import AttentionMaps
 from attnprobe.core.showing import line, table
@@ -40,12 +42,15 @@ class LayerProof:
         row_sum_error: largest |row sum - 1| of its softmax; None where one map is made of several softmaxes.
         value_error: largest |A V - what the layer computed| relative to the largest value; None where that does not
             show.
+        rebuilt_error: largest |softmax of its scores, or of its queries times keys, - its softmax|; None where neither
+            was to be kept.
     """
 
     layer: str
     route: str
     row_sum_error: float | None
     value_error: float | None
+    rebuilt_error: float | None = None
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -75,11 +80,13 @@ class Certificate:
         routes = Counter(layer.route for layer in self.layers)
         sums = [layer.row_sum_error for layer in self.layers if layer.row_sum_error is not None]
         products = [layer.value_error for layer in self.layers if layer.value_error is not None]
+        rebuilt = [layer.rebuilt_error for layer in self.layers if layer.rebuilt_error is not None]
         return {
             "layers": len(self.layers),
             "read at": ", ".join(f"{route} {count}" for route, count in routes.items()),
             "rows of a softmax sum to 1 within": f"{max(sums):.0e}" if sums else "not checked",
             "map times V is off by at most": f"{max(products):.0e}" if products else "not checked",
+            **({"softmax made again is off by at most": f"{max(rebuilt):.0e}"} if rebuilt else {}),
             "output of the model as without hooks": "bit for bit" if self.output_equal else "within rounding",
             "images checked": self.n_images,
         }
@@ -91,7 +98,9 @@ class Certificate:
         return table("Certificate", self.facts())
 
 
-def certify(model: nn.Module, pixels: Tensor, *, watch: bool | None = None) -> Certificate:
+def certify(
+    model: nn.Module, pixels: Tensor, *, watch: bool | None = None, scores: bool = False, factors: bool = False
+) -> Certificate:
     """Run the checks on `pixels` ([image, 3, row, col], two images are enough).
 
     The model is watched besides: what was captured must be what went into each product with V, and there must be no
@@ -99,11 +108,13 @@ def certify(model: nn.Module, pixels: Tensor, *, watch: bool | None = None) -> C
 
     Args:
         watch: as in `record`.
+        scores, factors: they are to be captured, too, and must give the softmax back.
 
     Raises:
         CaptureError: what would be captured is not what the model computes; names the layer.
     """
     inner = unwrap(model)
+    watch = True if scores or factors else watch
     layers = [] if watch else known_layers(inner)
     watched = watch if watch is not None else unheard(inner, layers)
     routes = {layer.name: layer.route for layer in layers}
@@ -116,17 +127,18 @@ def certify(model: nn.Module, pixels: Tensor, *, watch: bool | None = None) -> C
         fused_difference = _relative(as_run, unhooked)
         if not (fused_difference <= TOLERANCE[as_run.dtype] or _is_rounding(inner, pixels, watch)):
             raise _off("an explicit softmax", fused_difference, as_run.dtype)
-        with record(inner, sites=SITES, watch=watch, budget=AT_ONCE) as recorder:
+        with record(inner, sites=MAPS, watch=watch, budget=AT_ONCE) as recorder:
             while not proofs or recorder.first:  # as many layers at a time as fit
                 products: dict[str, Product] = {}
-                with watching(inner, partial(_note, recorder, products), check=True):
+                noting = partial(_note, recorder, products)
+                with watching(inner, noting, check=True, scores=scores, factors=factors):
                     hooked = _logits(inner(pixels))
                 error = _relative(hooked, unhooked)
                 if not error <= TOLERANCE[hooked.dtype]:
                     raise _off("hooks", error, hooked.dtype)
                 taken = recorder.take()
                 n_bytes += sum(maps.values.nbytes for maps in taken)
-                proofs += _proofs(taken, products, routes, TOLERANCE[hooked.dtype])
+                proofs += _proofs(taken, products, routes, factors, TOLERANCE[hooked.dtype])
                 taken = []
     equal = bool(torch.equal(hooked, unhooked))
     return Certificate(tuple(proofs), equal, fused_difference, len(pixels), n_bytes // len(pixels))
@@ -169,7 +181,11 @@ def _is_rounding(model: nn.Module, pixels: Tensor, watch: bool | None) -> bool:
 
 
 def _proofs(
-    taken: Sequence[AttentionMaps], products: Mapping[str, Product], routes: Mapping[str, str], tolerance: float
+    taken: Sequence[AttentionMaps],
+    products: Mapping[str, Product],
+    routes: Mapping[str, str],
+    factors: bool,
+    tolerance: float,
 ) -> Iterator[LayerProof]:
     """One for every layer, in the order they ran as far as it is known."""
     captured: dict[str, dict[str, Tensor]] = {}
@@ -191,7 +207,8 @@ def _proofs(
                     f"(allowed {tolerance:.0e}); its attention is not the captured matrix."
                 )
         route = routes.get(layer) or (product.route if product else "functional")
-        yield LayerProof(layer, route, row_sum_error, value_error)
+        rebuilt_error = None if product is None else _rebuilt_error(product, factors, tolerance)
+        yield LayerProof(layer, route, row_sum_error, value_error, rebuilt_error)
 
 
 def _row_sum_error(layer: str, weights: Tensor, tolerance: float) -> float:
@@ -201,6 +218,25 @@ def _row_sum_error(layer: str, weights: Tensor, tolerance: float) -> float:
     if not error <= tolerance:
         raise CaptureError(
             f"{layer}: rows of its softmax sum to 1 only within {error:.1e}; this layer is not a softmax."
+        )
+    return error
+
+
+def _rebuilt_error(product: Product, factors: bool, tolerance: float) -> float | None:
+    """Largest difference of a softmax and what is made of its scores, or of its queries and keys, where kept."""
+    weights, rebuilt = product.weights, []
+    if product.scores is not None:
+        rebuilt.append(softmax_of(product.scores))
+    if factors:
+        queries, keys = factors_of(product)
+        rebuilt.append(softmax_of(queries @ keys.mT).unsqueeze(1))
+    if weights is None or not rebuilt:
+        return None
+    error = max((again - weights).abs().max().item() for again in rebuilt)
+    if not error <= tolerance:
+        raise CaptureError(
+            f"{product.layer}: the softmax of what was captured is off by {error:.1e} from the layer's own (allowed "
+            f"{tolerance:.0e}); keep maps."
         )
     return error
 

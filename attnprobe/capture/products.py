@@ -4,15 +4,10 @@ Everything is brought to [image, window, head, query, key]; a layer without wind
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-
-from attnprobe.capture.trail import unseen
 
 HEAD_COUNTS = ("num_heads", "n_heads", "num_attention_heads", "heads", "n_head", "nhead")
 """What the field calls the number of heads."""
@@ -120,7 +115,7 @@ def _arranged(tensor: Tensor, letters: str, batch: list[str], rows: list[str], c
     return tensor.permute(order).reshape(*shape[:n], math.prod(shape[n:m]), math.prod(shape[m:]))
 
 
-def softmax_of(
+def scores_of(
     q: Tensor,
     k: Tensor,
     mask: Tensor | None = None,
@@ -128,7 +123,7 @@ def softmax_of(
     is_causal: bool = False,
     scale: float | None = None,
 ) -> Tensor:
-    """softmax(q k^T scale + mask) in float32, or float64 if q is, as PyTorch's fused attention defines it.
+    """q k^T scale + mask in float32, or float64 if q is, of which PyTorch's fused attention takes the softmax.
 
     Args:
         q, k: [..., head, query, width], [..., head, key, width]; fewer heads of k serve groups of those of q.
@@ -137,7 +132,7 @@ def softmax_of(
         scale: 1 / sqrt(width) if None.
 
     Returns:
-        [..., head, query, key]; a query that may look nowhere has a row of zeros.
+        [..., head, query, key]; -inf where a query may not look.
     """
     precise = torch.promote_types(q.dtype, torch.float32)
     if q.ndim > 2 and k.shape[-3] != q.shape[-3]:
@@ -149,39 +144,27 @@ def softmax_of(
         scores.masked_fill_(hidden, -torch.inf)
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+    return scores
+
+
+def scaled_factors(q: Tensor, k: Tensor, scale: float | None = None) -> tuple[Tensor, Tensor]:
+    """Queries, scaled, and keys whose product is `scores_of`, both in its type; arguments as there."""
+    precise = torch.promote_types(q.dtype, torch.float32)
+    return q.to(precise) * (q.shape[-1] ** -0.5 if scale is None else scale), k.to(precise)
+
+
+def softmax_of(scores: Tensor) -> Tensor:
+    """The softmax of each row of `scores_of`; of a query that may look nowhere a row of zeros."""
     weights = scores.softmax(-1)
-    if mask is not None and weights[..., 0].isnan().any():  # a row of NaN: nowhere to look
-        weights.nan_to_num_(0.0)
+    if (not_numbers := weights[..., :1].isnan()).any():
+        weights.masked_fill_(not_numbers & (scores == -torch.inf).all(-1, keepdim=True), 0.0)
     return weights
 
 
-def _relative(ours: Tensor, theirs: Tensor) -> float:
+def relative(ours: Tensor, theirs: Tensor) -> float:
     return ((ours - theirs).abs().max() / theirs.abs().max().clamp_min(1e-12)).item()
 
 
 def error_of_product(value: Tensor, result: Tensor, maps: Tensor) -> float:
     """Of maps, V and result as [image, window, head, row, column]."""
-    return _relative(maps.to(value.dtype) @ value, result)
-
-
-def values_of_multi_head(call: dict[str, Any]) -> Tensor | None:
-    """V of `nn.MultiheadAttention`, [image, head, key, head width]; None where keys are added to those given."""
-    if call["bias_k"] is not None or call["add_zero_attn"] or call["static_v"] is not None:
-        return None
-    width = call["embed_dim_to_check"]
-    weight = call["v_proj_weight"] if call["use_separate_proj_weight"] else call["in_proj_weight"][2 * width :]
-    bias = None if call["in_proj_bias"] is None else call["in_proj_bias"][2 * width :]
-    value = call["value"] if call["value"].ndim == 3 else call["value"].unsqueeze(1)  # [key, image, width]
-    return F.linear(value, weight, bias).unflatten(-1, (call["num_heads"], -1)).permute(1, 2, 0, 3)
-
-
-def error_of_multi_head(call: dict[str, Any], v: Tensor, out: Tensor) -> Callable[[Tensor], float]:
-    """As `error_of_product`, through the output projection of `nn.MultiheadAttention`."""
-
-    def error_of(maps: Tensor) -> float:
-        with unseen():
-            y = (maps[:, 0].to(v.dtype) @ v).permute(2, 0, 1, 3).flatten(-2)  # [query, image, width]
-            y = F.linear(y, call["out_proj_weight"], call["out_proj_bias"])
-            return _relative(y, out if out.ndim == 3 else out.unsqueeze(1))
-
-    return error_of
+    return relative(maps.to(value.dtype) @ value, result)

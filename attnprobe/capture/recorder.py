@@ -17,12 +17,13 @@ from attnprobe.capture.layers import (
 from attnprobe.capture.selection import Selection
 from attnprobe.capture.stage import Stage, StageKey
 from attnprobe.capture.watch import Product, Watch
-from attnprobe.capture.windows import unwindowed
+from attnprobe.capture.windows import in_picture
 from attnprobe.core.errors import CaptureError, InputError
 from attnprobe.core.maps import AttentionMaps, Outcome, TokenGrid
 from attnprobe.core.tap import Site
 
-SITES: tuple[Site, ...] = ("weights", "effective")
+MAPS: tuple[Site, ...] = ("weights", "effective")
+SITES: tuple[Site, ...] = (*MAPS, "scores")
 
 
 class Recorder:
@@ -35,6 +36,7 @@ class Recorder:
         sites: Sequence[Site],
         tokens: bool,
         values: bool,
+        factors: bool,
         unwindow: bool,
         pool: BufferPool,
         selection: Selection,
@@ -42,7 +44,7 @@ class Recorder:
     ) -> None:
         self._selection, self._budget = selection, budget
         self._model, self._layers, self._sites, self._wants_tokens = model, layers, tuple(sites), tokens
-        self._wants_values = values
+        self._wants_values, self._wants_factors = values, factors
         self._unwindow, self._pool = unwindow, pool
         self._picture = Picture.of(model)
         self._room: dict[StageKey, int] = {}
@@ -112,16 +114,12 @@ class Recorder:
                 self._keep_values(self._fired.get(known.name), product)
                 return
         kind = kind_of(product)
-        weights, effective = product.weights, product.effective
-        n_tokens = effective.shape[1] * effective.shape[-1]
-        if kind == "channel" and effective.shape[-2] == effective.shape[-1]:
-            n_tokens = product.value_shape[1]
+        n_windows, _, n_queries, n_keys = product.effective.shape[1:]
+        n_tokens = product.value_shape[1] if kind == "channel" and n_queries == n_keys else n_windows * n_keys
         grid = None if kind == "self" and product.pads(n_tokens) else self._picture.grid(n_tokens, self._size)
         if self._unwindow and kind in ("window", "grid"):
-            kind, same = "self", weights is effective
-            effective = unwindowed(effective, product, grid)
-            weights = effective if same else None if weights is None else unwindowed(weights, product, grid)
-        folded = _folded(effective)
+            kind, product = "self", in_picture(product, grid)
+        weights, folded = product.weights, _folded(product.effective)
         size = n_tokens if kind == "channel" else folded.shape[2]
         stage = self._stage(kind, folded, size, 4, lambda: grid or unplaced(n_tokens, kind))
         if not self._has_room(stage, folded):
@@ -130,8 +128,16 @@ class Recorder:
         if weights is None:
             index = stage.add_effective_alone(layer, folded)
         else:
-            index = stage.add_weights(layer, folded if weights is effective else _folded(weights))
+            index = stage.add_weights(layer, folded if weights is product.effective else _folded(weights))
             stage.add_effective(folded)
+        if "scores" in self._sites:
+            if weights is None or product.scores is None:
+                raise CaptureError(
+                    f"{layer} has no scores: what its maps are made of is not one softmax, or is hidden."
+                )
+            stage.add_scores(_folded(product.scores))
+        if self._wants_factors:
+            stage.add_factors(index, *factors_of(product))
         self._fired[layer] = (stage, index)
         self._keep_values((stage, index), product)
         if self._wants_tokens:
@@ -238,6 +244,21 @@ class Recorder:
                 f"no attention layer found in {type(self._model).__name__}: "
                 + ("it ran, and nothing it computed was a softmax times values." if ran else "it has not run yet.")
             )
+
+
+def factors_of(product: Product) -> tuple[Tensor, Tensor]:
+    """Queries and keys of a layer, [image, head, token, width], from which its map can be made again.
+
+    Raises:
+        CaptureError: it cannot.
+    """
+    if product.factors is None or product.effective.shape[1] != 1:
+        raise CaptureError(
+            f"{product.layer}: its map is not known to be the softmax of queries times keys and nothing else; it has a "
+            "bias, a mask or windows, or is computed or changed step by step. Store maps."
+        )
+    queries, keys = product.factors
+    return queries[:, 0], keys[:, 0]
 
 
 def _folded(maps: Tensor) -> Tensor:

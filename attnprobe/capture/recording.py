@@ -23,6 +23,7 @@ def record(
     *,
     tokens: bool = False,
     values: bool = False,
+    factors: bool = False,
     watch: bool | None = None,
     unwindow: bool = False,
     pool: BufferPool | None = None,
@@ -33,12 +34,14 @@ def record(
 
     Args:
         model: any module; compiled and parallel wrappers are looked into (a compiled model runs uncompiled meanwhile).
-        sites: "weights", "effective" or both. Where a layer multiplies V with its softmax itself, both are one matrix,
-            delivered once as site "weights" with `is_effective=True`.
+        sites: some of "weights", "effective" and "scores". Where a layer multiplies V with its softmax itself, the
+            first two are one matrix, delivered once as site "weights" with `is_effective=True`. Scores are what the
+            softmax is taken of: scaled, and with every bias and mask, -inf where a query may not look.
         tokens: keep the output of each layer's block, too, where that is [image, token, width].
         values: keep what each map multiplies, too, where maps are of the whole picture and not of windows.
+        factors: keep queries and keys, too, of maps that are the softmax of their product and nothing else.
         watch: follow every call to PyTorch, which finds the attention of unknown code; True: of known code, too; None:
-            where it is needed.
+            where it is needed, and for scores and factors.
         unwindow: maps of windows as maps of the whole picture, zero outside the window; else [image, layer, head,
             window * query, key], where row w * Q + i is query i of window w.
         pool: where maps get their memory; one of this recording's own if None.
@@ -56,9 +59,10 @@ def record(
     if not sites or not set(sites) <= set(SITES):
         raise ValueError(f"sites must be some of {SITES}, got {sites}.")
     inner = unwrap(model)
+    watch = True if factors or "scores" in sites else watch
     layers = [] if watch else known_layers(inner)
     watch = watch if watch is not None else unheard(inner, layers)
-    keeping = (tokens, values, unwindow, pool or BufferPool(), selection or Selection(), budget)
+    keeping = (tokens, values, factors, unwindow, pool or BufferPool(), selection or Selection(), budget)
     recorder = Recorder(inner, layers, sites, *keeping)
     with ExitStack() as stack:
         stack.enter_context(unfused(layers))
@@ -74,6 +78,7 @@ def record(
                 handle = layer.block.register_forward_hook(partial(recorder.keep_tokens, layer.name))
                 stack.callback(handle.remove)
         if watch or values:
-            told: dict[str, Any] = {"on_enter": recorder.see_call, "on_leave": recorder.see_return, "values": values}
+            told: dict[str, Any] = {"on_enter": recorder.see_call, "on_leave": recorder.see_return}
+            told |= {"values": values, "scores": "scores" in sites, "factors": factors}
             recorder._watch = stack.enter_context(watching(inner, recorder.see_product, **told))
         yield recorder

@@ -52,8 +52,11 @@ class Stage:
     differs: bool = False
     weights: Tensor | None = None
     effective: Tensor | None = None
+    scores: Tensor | None = None
     tokens: Beside = field(default_factory=Beside)
     value_vectors: Beside = field(default_factory=Beside)
+    q: Beside = field(default_factory=Beside)
+    k: Beside = field(default_factory=Beside)
     lacks_weights: bool = False
     _last: Tensor | None = None
 
@@ -61,7 +64,7 @@ class Stage:
         """The softmax of the next layer, [image, head, query, key]; its index in the stage."""
         self._begin(layer)
         self._last = matrix
-        if "weights" in self.sites or not self.differs:
+        if "weights" in self.sites or ("effective" in self.sites and not self.differs):
             self.weights = self._stored(self.weights, matrix)
         return len(self.layers) - 1
 
@@ -73,6 +76,16 @@ class Stage:
             self._now_differs(len(self.layers) - 1)
         if self.differs and "effective" in self.sites:
             self.effective = self._stored(self.effective, matrix)
+
+    def add_scores(self, matrix: Tensor) -> None:
+        """What the softmax of that layer was taken of."""
+        self.scores = self._stored(self.scores, matrix)
+
+    def add_factors(self, index: int, queries: Tensor, keys: Tensor) -> None:
+        """What the scores of the layer of that index are the product of, [image, head, token, width]."""
+        queries, keys = (factor if self.heads is None else factor[:, list(self.heads)] for factor in (queries, keys))
+        self._add(self.q, index, queries if self.queries is None else queries[:, :, self.queries])
+        self._add(self.k, index, keys)
 
     def add_effective_alone(self, layer: str, matrix: Tensor) -> int:
         """Of a layer that makes one map of several softmaxes."""
@@ -97,12 +110,14 @@ class Stage:
         self._add(self.value_vectors, index, vectors if self.heads is None else vectors[:, list(self.heads)])
 
     def stacks(self) -> list[tuple[Site, Tensor]]:
-        """The values of each site, weights first; the weights alone where they are what multiplies V."""
+        """The values of each site: weights, alone where they are what multiplies V; effective; scores."""
         stacks: list[tuple[Site, Tensor]] = []
         if self.weights is not None and not self.lacks_weights and ("weights" in self.sites or not self.differs):
             stacks.append(("weights", self._cut(self.weights)))
         if self.effective is not None:
             stacks.append(("effective", self._cut(self.effective)))
+        if self.scores is not None:
+            stacks.append(("scores", self._cut(self.scores)))
         if not stacks:
             raise CaptureError(
                 f"{self.layers[0]} makes one map of several softmaxes, so it has no weights; capture site='effective'."
@@ -113,6 +128,7 @@ class Stage:
         """Those of each site, as `stacks` gives them; ids are "0", "1", ... if None."""
         stacks = self.stacks()
         tokens, vectors = self._complete(self.tokens), self._complete(self.value_vectors)
+        queries, keys = self._complete(self.q), self._complete(self.k)
         layers = tuple(self.numbers) if len(self.numbers) < self.n_seen else None
         ids = tuple(image_ids) if image_ids is not None else tuple(str(i) for i in range(len(stacks[0][1])))
         return [
@@ -121,7 +137,7 @@ class Stage:
                 image_ids=ids,
                 grid=self.grid,
                 site=site,
-                is_effective=site == "effective" or not self.differs,
+                is_effective=site == "effective" or (site == "weights" and not self.differs),
                 stochastic=site == "weights",
                 layers=tuple(self.layers),
                 stage=name,
@@ -129,6 +145,7 @@ class Stage:
                 part=Part(layers, self.heads, positions(self.queries, self.n_queries)),
                 tokens=tokens,
                 value_vectors=vectors,
+                factors=None if queries is None or keys is None else (queries, keys),
                 outcome=outcome,
             )
             for site, values in stacks

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 WRITES = re.compile(r"^(?!__).*(?<!_)_$|^__i(add|sub|mul|truediv|div|pow)__$|^__setitem__$")
@@ -14,6 +15,14 @@ WRITES = re.compile(r"^(?!__).*(?<!_)_$|^__i(add|sub|mul|truediv|div|pow)__$|^__
 
 unseen = torch._C.DisableTorchFunction
 """For our own arithmetic: no mode sees it, and no subclass of Tensor is asked."""
+
+
+class unwatched(TorchFunctionMode):
+    """Looks at nothing. In any mode PyTorch's own modules leave their fused inference kernels, so this is what to
+    compare a watched run with, bit for bit."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **(kwargs or {}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +33,7 @@ class Trail:
         number: of the softmax; tells which came later.
         axis, n_keys: what it ran over, counted from the end, and its length.
         weights: its result; None where the tensor itself is that, so that no map outlives its use in the model.
+        scores: what it was taken of; None unless asked.
         several: other softmaxes went into the tensor, too.
     """
 
@@ -31,6 +41,7 @@ class Trail:
     axis: int
     n_keys: int
     weights: Tensor | None
+    scores: Tensor | None
     several: bool = False
 
 
@@ -52,12 +63,12 @@ class Trails:
     def get(self, tensor: Tensor) -> Trail | None:
         return self._trails.get(tensor)
 
-    def begin(self, result: Tensor, dim: Any) -> None:
-        """`result` is a softmax over `dim`. One over [image, class] is no map."""
+    def begin(self, result: Tensor, dim: Any, scores: Tensor | None = None) -> None:
+        """`result` is a softmax over `dim`, of `scores` if they are to be kept. One over [image, class] is no map."""
         if isinstance(dim, int) and result.ndim > 2:
             self._n_softmaxes += 1
             axis = dim - result.ndim if dim >= 0 else dim
-            self._trails[result] = Trail(self._n_softmaxes, axis, result.shape[axis], None)
+            self._trails[result] = Trail(self._n_softmaxes, axis, result.shape[axis], None, scores)
 
     def among(self, args: Any) -> list[tuple[Tensor, Trail]]:
         """Arguments made from a softmax, those of the latest first."""
@@ -65,12 +76,15 @@ class Trails:
         return sorted(((t, trail) for t, trail in found if trail is not None), key=lambda pair: -pair[1].number)
 
     def before_write(self, written: Tensor) -> None:
-        """A tensor is about to be overwritten: keep the softmax it may share memory with."""
+        """A tensor is about to be overwritten: keep the softmax or the scores it may share memory with."""
         for tensor, trail in list(self._trails.items()):
             weights = tensor if trail.weights is None else trail.weights
             if same_storage(weights, written):
                 with unseen():
-                    self._trails[tensor] = replace(trail, weights=weights.clone())
+                    self._trails[tensor] = trail = replace(trail, weights=weights.clone())
+            if trail.scores is not None and same_storage(trail.scores, written):
+                with unseen():
+                    self._trails[tensor] = replace(trail, scores=trail.scores.clone())
 
     def follow(self, found: list[tuple[Tensor, Trail]], args: Any, result: Any) -> None:
         """Results of the size of the map, or made of it and parameters alone, are on its trail."""

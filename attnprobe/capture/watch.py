@@ -8,7 +8,6 @@ k. Nothing the model computes is changed: its results are those without us, bit 
 """
 
 import inspect
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,24 +19,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from attnprobe.capture.calls import Call, CallStack
+from attnprobe.capture.calls import Call, CallStack, is_attention
+from attnprobe.capture.multi_head import found_in_multi_head
 from attnprobe.capture.products import (
     Factors,
-    error_of_multi_head,
     error_of_product,
     heads_of,
     of_einsum,
     of_matmul,
+    scaled_factors,
+    scores_of,
     softmax_of,
     unfolded,
-    values_of_multi_head,
 )
 from attnprobe.capture.trail import WRITES, Trail, Trails, same_storage, tensors, unseen
 from attnprobe.core.errors import CaptureError
 
 MATRIX_PRODUCTS = {"matmul", "__matmul__", "__rmatmul__", "bmm"}
-ATTENTION = re.compile("attention|attn", re.IGNORECASE)
-QUERY = re.compile(r"^(to_|in_|c_)?(q|k|v|kv|qk|qkv|query|key|value|in)(_?(proj|projection|linear|lin|conv|weight))?$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +51,9 @@ class Product:
         value_shape: rows (keys) and columns of one head's V.
         value: V, [image, window, head, key, head width]; None unless asked, or not to be had.
         error_of: largest |map V - what the layer computed| of a map, relative to the largest value; None unless asked.
+        scores: what the softmax was taken of, of its shape; None unless asked, or where a layer has several.
+        factors: queries, scaled, and keys, [image, window, head, token, width], where the map is the softmax of their
+            product and nothing else; None unless asked, or where it is not.
     """
 
     calls: tuple[Call, ...]
@@ -63,6 +64,8 @@ class Product:
     value_shape: tuple[int, int]
     value: Tensor | None
     error_of: Callable[[Tensor], float] | None
+    scores: Tensor | None = None
+    factors: tuple[Tensor, Tensor] | None = None
 
     @property
     def layer(self) -> str:
@@ -92,12 +95,14 @@ class Watch(TorchFunctionMode):
         on_leave: Callable[[Call, Any], None],
         values: bool,
         check: bool,
+        scores: bool,
+        factors: bool,
     ) -> None:
         super().__init__()
         self.calls = CallStack(model, self._enter, self._leave)
         self.n_images = 0
         self._told, self._told_enter, self._told_leave = on_product, on_enter, on_leave
-        self._values, self._check = values, check
+        self._values, self._check, self._scores, self._factors = values, check, scores, factors
         self._trails = Trails(model)
         self._occurrences: dict[str, int] = {}
         self.silent: dict[str, nn.Module] = {}
@@ -128,11 +133,12 @@ class Watch(TorchFunctionMode):
         if name == "multi_head_attention_forward":
             return self._multi_head(func, args, kwargs)
         found = self._trails.among((args, kwargs)) if self._trails else []
-        if found and WRITES.match(name) and isinstance(args[0], Tensor):
+        if (found or (self._scores and self._trails)) and WRITES.match(name) and isinstance(args[0], Tensor):
             self._trails.before_write(args[0])
         result = func(*args, **kwargs)
         if name == "softmax":
-            self._trails.begin(result, kwargs.get("dim", args[1] if len(args) > 1 else None))
+            axis = kwargs.get("dim", args[1] if len(args) > 1 else None)
+            self._trails.begin(result, axis, (args[0] if args else kwargs["input"]) if self._scores else None)
         elif found and not self._is_product(name, args, kwargs, result):
             self._trails.follow(found, (args, kwargs), result)
         return result
@@ -181,7 +187,10 @@ class Watch(TorchFunctionMode):
                     weights = None
                 elif weights is not None and torch.equal(weights, effective):
                     weights = effective
-        self._emit("functional", weights, effective, factors, heads)
+        scores = None
+        if trail.scores is not None and not trail.several:
+            scores = unfolded(trail.scores.movedim(trail.axis, -1), self.n_images, heads, self._given())
+        self._emit(factors, heads, weights=weights, effective=effective, scores=scores)
 
     def _fused(self, func: Any, args: Any, kwargs: Any) -> Any:
         result = func(*args, **kwargs)
@@ -189,13 +198,21 @@ class Watch(TorchFunctionMode):
         given = dict(zip(names, args, strict=False)) | kwargs
         q, k, v = given["query"], given["key"], given["value"]
         with unseen():
-            causal, scale = given.get("is_causal", False), given.get("scale")
-            weights = softmax_of(q, k, given.get("attn_mask"), is_causal=causal, scale=scale)
+            mask, causal, scale = given.get("attn_mask"), given.get("is_causal", False), given.get("scale")
+            scores = scores_of(q, k, mask, is_causal=causal, scale=scale)
+            weights = softmax_of(scores)
             if v.ndim > 2 and v.shape[-3] != q.shape[-3]:
                 v = v.repeat_interleave(q.shape[-3] // v.shape[-3], -3)
             heads = heads_of(self._layer().module)
             maps = self._unfolded(weights, heads)
-            self._emit("functional", maps, maps, Factors(weights, v, result), heads)
+            found: dict[str, Any] = {"weights": maps, "effective": maps}
+            if self._scores:
+                found["scores"] = self._unfolded(scores, heads)
+            if self._factors and mask is None and not causal and q.shape[:-2] == k.shape[:-2]:
+                scaled, keys = scaled_factors(q, k, scale)
+                found["factors"] = self._unfolded(scaled, heads), self._unfolded(keys, heads)
+            del scores
+            self._emit(Factors(weights, v, result), heads, **found)
         return result
 
     def _multi_head(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -209,9 +226,10 @@ class Watch(TorchFunctionMode):
             assert weights is not None, "asked for"
             maps = weights.reshape(-1, 1, *weights.shape[-3:])  # one image may come without an axis of its own
             shape = (maps.shape[-1], call["embed_dim_to_check"] // call["num_heads"])
-            value = values_of_multi_head(call) if self._values or self._check else None
-            error_of = None if value is None or not self._check else error_of_multi_head(call, value, result[0])
-            self._report("mha", maps, maps, shape, None if value is None else value.unsqueeze(1), error_of)
+            found: dict[str, Any] = {"weights": maps, "effective": maps, "value": None, "error_of": None}
+            if self._check or self._values or self._scores or self._factors:
+                found |= found_in_multi_head(call, result[0], self._check, self._scores, self._factors)
+            self._report("mha", **found, value_shape=shape)
         return result
 
     def _layer(self) -> Call:
@@ -232,29 +250,21 @@ class Watch(TorchFunctionMode):
             )
         return maps
 
-    def _emit(self, route: Any, weights: Tensor | None, effective: Tensor, factors: Factors, heads: int | None) -> None:
+    def _emit(self, of: Factors, heads: int | None, **found: Any) -> None:
         value, error_of = None, None
         if self._values or self._check:
-            value = self._unfolded(factors.value.expand(*factors.map.shape[:-2], -1, -1), heads)
+            value = self._unfolded(of.value.expand(*of.map.shape[:-2], -1, -1), heads)
             if self._check:
-                error_of = partial(error_of_product, value, self._unfolded(factors.result, heads))
-        self._report(route, weights, effective, (factors.value.shape[-2], factors.value.shape[-1]), value, error_of)
+                error_of = partial(error_of_product, value, self._unfolded(of.result, heads))
+        shape = (of.value.shape[-2], of.value.shape[-1])
+        self._report("functional", **found, value_shape=shape, value=value, error_of=error_of)
 
-    def _report(
-        self,
-        route: Any,
-        weights: Tensor | None,
-        effective: Tensor,
-        value_shape: tuple[int, int],
-        value: Tensor | None,
-        error_of: Callable[[Tensor], float] | None,
-    ) -> None:
+    def _report(self, route: Literal["functional", "mha"], **found: Any) -> None:
         layer = self._layer()
         occurrence = self._occurrences.get(layer.name, 0)
         self._occurrences[layer.name] = occurrence + 1
         layer.products += 1
-        calls = tuple(self.calls.running)
-        self._told(Product(calls, occurrence, route, weights, effective, value_shape, value, error_of))
+        self._told(Product(tuple(self.calls.running), occurrence, route, **found))
 
 
 @contextmanager
@@ -266,6 +276,8 @@ def watching(
     on_leave: Callable[[Call, Any], None] = lambda call, out: None,
     values: bool = False,
     check: bool = False,
+    scores: bool = False,
+    factors: bool = False,
 ) -> Iterator[Watch]:
     """Follow the attention of a model while it runs; the hooks are removed at the end, also after an exception.
 
@@ -274,26 +286,11 @@ def watching(
         on_enter, on_leave: told of every module that begins and ends.
         values: tell of V, too.
         check: keep V and the result of each product, for `Product.error_of`.
+        scores, factors: tell of what the softmax was taken of, and of queries and keys, too.
     """
-    watch = Watch(model, on_product, on_enter, on_leave, values, check)
+    watch = Watch(model, on_product, on_enter, on_leave, values, check, scores, factors)
     try:
         with watch:
             yield watch
     finally:
         watch.calls.remove()
-
-
-class unwatched(TorchFunctionMode):
-    """Looks at nothing. In any mode PyTorch's own modules leave their fused inference kernels, so this is what to
-    compare a watched run with, bit for bit."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return func(*args, **(kwargs or {}))
-
-
-def is_attention(module: nn.Module) -> bool:
-    """Whether a module calls itself attention and has queries: then a run without a product with V hides it."""
-    if not ATTENTION.search(type(module).__name__):
-        return False
-    names = [name for name, _ in (*module.named_children(), *module.named_parameters(recurse=False))]
-    return any(QUERY.match(name) for name in names)

@@ -5,6 +5,7 @@ arXiv:2103.14030 (shifted windows), arXiv:2204.01697 (windows and grids), arXiv:
 """
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -18,8 +19,23 @@ WINDOW_SIZES = ("window_size", "partition_size", "grid_size", "ws")
 """What the field calls rows and columns of a window, looked up in the layer first and then in what is around it."""
 
 
-def unwindowed(maps: Tensor, product: Product, grid: TokenGrid | None) -> Tensor:
-    """[image, window, head, query, key] -> [image, 1, head, token, token], zero outside the window.
+def in_picture(product: Product, grid: TokenGrid | None) -> Product:
+    """The same with maps of the whole picture, zero between windows, where its scores are -inf.
+
+    Raises:
+        CaptureError: as `unwindowed`.
+    """
+    effective = unwindowed(product.effective, product, grid)
+    weights, scores = product.weights, product.scores
+    if weights is not None:
+        weights = effective if weights is product.effective else unwindowed(weights, product, grid)
+    if scores is not None:
+        scores = unwindowed(scores, product, grid, outside=-torch.inf)
+    return replace(product, effective=effective, weights=weights, scores=scores)
+
+
+def unwindowed(maps: Tensor, product: Product, grid: TokenGrid | None, outside: float = 0.0) -> Tensor:
+    """[image, window, head, query, key] -> [image, 1, head, token, token], and `outside` beyond the window.
 
     Raises:
         CaptureError: the layer does not say how it cuts the picture into windows, or pads the picture.
@@ -34,7 +50,7 @@ def unwindowed(maps: Tensor, product: Product, grid: TokenGrid | None) -> Tensor
         )
     strided = "grid" in product.calls[-1].name.lower()
     token = positions(grid.rows, grid.cols, window, shift, strided=strided).to(maps.device)
-    whole = maps.new_zeros(images, heads, n_tokens, n_tokens)
+    whole = maps.new_full((images, heads, n_tokens, n_tokens), outside)
     rows, columns = token[:, :, None].expand(-1, -1, n_keys), token[:, None, :].expand(-1, n_keys, -1)
     whole[:, :, rows, columns] = maps.transpose(1, 2)
     return whole.unsqueeze(1)

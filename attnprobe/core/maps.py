@@ -95,6 +95,8 @@ class AttentionMaps:
         part: which layers, heads and queries of the stage these are.
         tokens: [image, layer, token, width], the output of each layer's block, if captured.
         value_vectors: [image, layer, head, key, head width], what the effective map multiplies, if captured.
+        factors: queries [image, layer, head, query, width] and keys [image, layer, head, key, width], if captured: the
+            softmax of their product is the map.
         outcome: labels and predictions of the images, if known.
 
     Raises:
@@ -115,6 +117,7 @@ class AttentionMaps:
     part: Part = Part()
     tokens: Tensor | None = None
     value_vectors: Tensor | None = None
+    factors: tuple[Tensor, Tensor] | None = None
     outcome: Outcome | None = None
 
     def __post_init__(self) -> None:
@@ -150,7 +153,9 @@ class AttentionMaps:
         shape = ", ".join(f"{n} {axis}" for n, axis in zip(self.values.shape, axes, strict=True))
         grid = self.grid
         patches = f"{grid.rows} x {grid.cols} patches" if grid.rows else f"{grid.n_tokens} tokens"
-        extra = {name: "yes" for name in ("tokens", "value_vectors", "outcome") if getattr(self, name) is not None}
+        extra = {
+            name: "yes" for name in ("tokens", "value_vectors", "factors", "outcome") if getattr(self, name) is not None
+        }
         return {
             "site": self.site + (", what multiplies V" if self.is_effective else ""),
             "stage": f"{self.stage}, {self.kind}",
@@ -174,12 +179,14 @@ class AttentionMaps:
         )
         tokens = None if self.tokens is None else self.tokens[cut]
         vectors = None if self.value_vectors is None else self.value_vectors[cut]
+        factors = None if self.factors is None else (self.factors[0][cut], self.factors[1][cut])
         return replace(
             self,
             values=self.values[cut],
             image_ids=self.image_ids[cut],
             tokens=tokens,
             value_vectors=vectors,
+            factors=factors,
             outcome=outcome,
         )
 
@@ -197,5 +204,6 @@ def uniform_maps(like: AttentionMaps) -> AttentionMaps:
         stochastic=True,
         tokens=None,
         value_vectors=None,
+        factors=None,
         outcome=None,
     )

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from attnprobe.capture import capture, certify, record
-from attnprobe.capture.products import softmax_of, unfolded
+from attnprobe.capture.products import scores_of, softmax_of, unfolded
 from attnprobe.core.errors import CaptureError
 from tests.capture.oracle import no_trace
 
@@ -162,13 +162,13 @@ def test_the_softmax_of_a_fused_call_gives_its_output(causal, mask, kv_heads):
         seen[0, 0, 2] = False  # a query that may look nowhere
         given = seen if mask == "bool" else torch.zeros(2, 1, 5, 6, dtype=torch.float64).masked_fill(~seen, -torch.inf)
     expected = F.scaled_dot_product_attention(q, k, v, given, is_causal=causal, scale=0.7, enable_gqa=True)
-    weights = softmax_of(q, k, given, is_causal=causal, scale=0.7)
+    weights = softmax_of(scores_of(q, k, given, is_causal=causal, scale=0.7))
     torch.testing.assert_close(weights @ v.repeat_interleave(4 // kv_heads, 1), expected)
 
 
 def test_half_precision_is_recomputed_in_float32():
     q, k = torch.randn(2, 1, 1, 4, 8, dtype=torch.bfloat16).unbind(0)
-    weights = softmax_of(q, k)
+    weights = softmax_of(scores_of(q, k))
     assert weights.dtype == torch.float32
     torch.testing.assert_close(weights.sum(-1), torch.ones(1, 1, 4))
 
