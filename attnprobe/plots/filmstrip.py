@@ -49,7 +49,7 @@ def filmstrip(
     name = f"{metric.replace('_', ' ')}, mean of {len(history.image_ids)} images\nfirst block at the bottom left"
     ax.set_title(name if title is None else title, fontsize="medium", parse_math=False)
     if colorbar:
-        colour_bar(ax, scale, metric.replace("_", " "), matrices[rows].round(4), shrink=0.8)  # 1 + rounding is no arrow
+        colour_bar(ax, scale, metric.replace("_", " "), matrices[rows], shrink=0.8)
     return ax
 
 

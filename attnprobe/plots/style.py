@@ -103,8 +103,8 @@ def colours(limits: Limits) -> Scale:
 
 def colour_bar(ax: Axes | Sequence[Axes], scale: Scale, label: str, values: np.ndarray, **options) -> None:
     """A colour bar beside `ax`, with arrows where `values` leave the scale."""
-    finite = values[np.isfinite(values)]
-    below, above = np.any(finite < scale.norm.vmin), np.any(finite > scale.norm.vmax)
+    places = np.asarray(scale.norm(values[np.isfinite(values)]))  # 0 and 1 at the ends of the scale
+    below, above = np.any(places < -1e-5), np.any(places > 1 + 1e-5)  # a cosine of 1 and its rounding is no arrow
     extend = "both" if below and above else "min" if below else "max" if above else "neither"
     figure = (ax if isinstance(ax, Axes) else ax[0]).figure
     figure.colorbar(ScalarMappable(**scale._asdict()), ax=ax, label=label, extend=extend, **options)

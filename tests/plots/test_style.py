@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
-from attnprobe.plots.style import COLOURS, colours, number_from_one, shared_limits
+from attnprobe.plots.style import COLOURS, colour_bar, colours, number_from_one, shared_limits
 from tests.reports.formulas import layer_cosine, measurement
 
 
@@ -52,6 +52,13 @@ def test_zero_is_white_where_both_signs_occur():
     assert (scale.norm.vmin, scale.norm.vmax) == (-1.0, 1.0)
     assert min(scale.cmap(scale.norm(0.0))[:3]) > 0.95
     assert scale.cmap(np.nan) != scale.cmap(scale.norm(0.0))
+
+
+@pytest.mark.parametrize(("largest", "arrow"), [(1.0000002, "neither"), (1.01, "max")])
+def test_a_colour_bar_has_an_arrow_where_values_leave_it_but_not_for_rounding(largest, arrow):
+    ax = Figure().add_subplot()
+    colour_bar(ax, colours((0.0, 1.0)), "cosine", np.array([0.0, largest, np.nan]))
+    assert ax.figure.axes[1]._colorbar.extend == arrow
 
 
 def luminance(colour):

@@ -75,6 +75,16 @@ def test_the_page_in_a_browser(few_figures, runs, open_page):
     assert not [(v["id"], [node["html"] for node in v["nodes"]]) for v in axe.Axe().run(page)["violations"]]
 
 
+def test_what_a_number_means_is_folded_away_until_it_is_asked_for(few_figures, runs, open_page):
+    page = open_page(to_html(runs), java_script_enabled=False)
+    assert not page.locator("[id^=explanation-]").first.is_visible() and not page.locator("#settings").is_visible()
+    link = page.locator("td a[href^='#explanation-']").first
+    link.click()
+    assert page.locator(link.get_attribute("href")).is_visible()
+    page.get_by_role("link", name="below").click()
+    assert page.locator("#settings").is_visible()
+
+
 @pytest.mark.parametrize("width", [360, 1280])
 def test_without_scripts_the_page_shows_all_the_rest(few_figures, runs, open_page, width):
     page = open_page(to_html(runs), java_script_enabled=False, viewport={"width": width, "height": 800})
