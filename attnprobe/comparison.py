@@ -85,6 +85,12 @@ def _about(first: Examined, other: Examined, shared: tuple[str, ...]) -> str:
             f"; {depths[1]} blocks against {depths[0]}, so compared at equal relative depth (0 the first block, 1 the "
             f"last; {min(depths)} depths, linear between blocks): neighbours are closer together in the deeper one"
         )
+    tokens = first.grid.n_tokens, other.grid.n_tokens
+    if tokens[0] != tokens[1]:
+        text += (
+            f"; {tokens[1]} tokens against {tokens[0]}: what is in nats or tokens, or one value per token, depends on "
+            "how many there are; compare what is relative, such as row_entropy_relative"
+        )
     return f"{text}."
 
 

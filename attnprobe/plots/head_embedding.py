@@ -41,7 +41,17 @@ def head_embedding(m: Measurement, ax: Axes | None = None, *, title: str | None 
 
 
 def scaled(values: np.ndarray, *, similarity: bool) -> tuple[np.ndarray, float]:
-    """Distances between n things -> their places [n, 2] on a plane, and the share of the squared distances it keeps."""
+    """Distances between n things -> their places [n, 2] on a plane, and the share of the squared distances it keeps.
+
+    Things without finite distances have no place (NaN); nothing has one, and 0 is kept, where none has them.
+    """
+    finite = np.isfinite(values)
+    known = finite.sum(1) == finite.sum(1).max()
+    if not finite.all():
+        places, kept = np.full((len(values), 2), np.nan), 0.0
+        if finite[known][:, known].all():
+            places[known], kept = scaled(values[known][:, known], similarity=similarity)
+        return places, kept
     squared = 2 - 2 * values if similarity else np.array(values, dtype=float)
     squared = np.maximum((squared + squared.T) / 2, 0)
     np.fill_diagonal(squared, 0)

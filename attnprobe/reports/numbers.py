@@ -61,6 +61,11 @@ def neighbours(m: Measurement) -> np.ndarray:
     return number[None, :] == number[:, None] + 1
 
 
+def is_counted(m: Measurement) -> bool:
+    """Whether the number of similar blocks `m` is one: there are blocks to compare, and values of some."""
+    return m.summary["of"] > 1 and any(ratio is not None for ratio in m.summary["ratio"])
+
+
 def telling_cells(m: Measurement) -> np.ndarray:
     """Which cells a mean should be over: neighbouring blocks of [layer, layer], different heads of [.., head, head]."""
     if m.axes == ("layer", "layer"):

@@ -8,7 +8,7 @@ import pandas as pd
 from attnprobe.core.accuracy import accuracy_interval
 from attnprobe.core.examined import Examined
 from attnprobe.core.measurement import Measurement
-from attnprobe.reports.numbers import NONE, interval
+from attnprobe.reports.numbers import NONE, interval, is_counted
 from attnprobe.reports.sites import at_effective, at_sites, at_softmax
 from attnprobe.reports.verdict import similar_words
 
@@ -53,7 +53,7 @@ def _row(e: Examined) -> dict[str, Any]:
 
 
 def _counts(site: str, m: Measurement | None) -> dict[str, Any]:
-    s = {} if m is None else m.summary
+    s = m.summary if m is not None and is_counted(m) else {}
     fresh = m.baselines.get("untrained") if m is not None else None
     low, high = s.get("count_ci", (None, None))
     values = {"": s.get("count"), "_low": low, "_high": high, "_of": s.get("of"), "_tau": s.get("tau"),

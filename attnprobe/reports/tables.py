@@ -7,7 +7,7 @@ import pandas as pd
 
 from attnprobe.core.examined import Examined
 from attnprobe.core.measurement import Measurement
-from attnprobe.reports.numbers import NONE, mean_of_cells, neighbours, number, telling_cells, with_interval
+from attnprobe.reports.numbers import NONE, is_counted, mean_of_cells, neighbours, number, telling_cells, with_interval
 from attnprobe.reports.sites import at_effective, at_softmax, changes_its_maps
 
 REST_OF_TYPES = ("sink_mass", "own_row_mass", "own_column_mass", "position_share")
@@ -129,6 +129,8 @@ def _anywhere(e: Examined, metric: str) -> Measurement | None:
 
 def _count(m: Measurement) -> str:
     s = m.summary
+    if not is_counted(m):
+        return NONE
     return _of(s["count"], s["of"], *s["count_ci"])
 
 

@@ -58,6 +58,8 @@ def verdict(e: Examined) -> Verdict:
     m = next(iter(at_sites(e, "similar_blocks")), None)
     if m is None:
         return Verdict("cannot say", "cannot say: similar_blocks was not measured", "", tuple(caveats(e, None)))
+    if missing := _missing(m):
+        return Verdict("cannot say", f"cannot say: {missing}", _settings(m, None), tuple(caveats(e, m)))
     s = m.summary
     untrained = m.baselines["untrained"].summary["count"] if "untrained" in m.baselines else None
     count = f"{s['count']} of {s['of']} blocks similar{ci_text(s['count_ci'])}"
@@ -85,6 +87,17 @@ def verdict(e: Examined) -> Verdict:
     if e.evidence is not None:
         parts.extend(_needed(e.evidence))
     return Verdict(status, "; ".join(parts), _settings(m, heads), tuple(caveats(e, m)), _advice(e, m, heads))
+
+
+def _missing(m: Measurement) -> str:
+    """Why similar blocks `m` are no answer: nothing to compare, or unknown blocks without which there are none."""
+    s = m.summary
+    if s["of"] < 2:
+        return "one block has no other to be compared with"
+    unknown = [block for block, ratio in enumerate(s["ratio"], 1) if ratio is None]
+    if unknown and not s["count"]:
+        return f"{blocks_text(unknown)} of {s['of']} without a finite value in any image, and no other is similar"
+    return ""
 
 
 def _needed(evidence: Evidence) -> Iterator[str]:

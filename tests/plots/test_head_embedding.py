@@ -23,6 +23,18 @@ def test_distances_on_a_plane_are_kept():
     assert kept == pytest.approx(1)
 
 
+def test_things_without_distances_have_no_place_and_leave_the_others_theirs():
+    values = squareform(pdist(RNG.standard_normal((8, 2)), "sqeuclidean"))
+    holed = values.copy()
+    holed[3], holed[:, 3], holed[3, 3] = np.nan, np.nan, 0
+    places, kept = scaled(holed, similarity=False)
+    others = np.delete(np.arange(8), 3)
+    assert np.isnan(places[3]).all() and kept == pytest.approx(1)
+    np.testing.assert_allclose(pdist(places[others]), pdist(scaled(values[others][:, others], similarity=False)[0]))
+    nowhere, kept = scaled(np.full((4, 4), np.nan), similarity=True)
+    assert np.isnan(nowhere).all() and kept == 0
+
+
 def test_what_a_plane_cannot_hold_is_told():
     places, kept = scaled(1 - np.eye(7), similarity=False)  # a regular simplex: six directions alike
     assert kept == pytest.approx(2 / 6)
