@@ -8,7 +8,8 @@ import tyro
 Positional = tyro.conf.Positional
 Repeated = tyro.conf.UseAppendAction
 Short = tyro.conf.arg
-What = tuple[Literal["weights", "effective", "tokens", "values"], ...]
+What = tuple[Literal["weights", "effective", "scores", "tokens", "values"], ...]
+Site = Literal["weights", "effective", "scores"]
 EVERYTHING: What = ("weights", "effective", "tokens")
 
 
@@ -22,14 +23,15 @@ def capture(
     split: str = "val",
     images: int | None = None,
     what: What = EVERYTHING,
-    site: Literal["weights", "effective"] | None = None,
+    site: Site | None = None,
     layers: str | None = None,
     heads: str | None = None,
     queries: str = "all",
     stats_only: bool = False,
     metric: Repeated[tuple[str, ...]] = (),
     out: Annotated[Path | None, Short(aliases=["-o"])] = None,
-    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16",
+    store: Literal["maps", "qk"] = "maps",
+    dtype: Literal["bfloat16", "float16", "float32"] | None = None,
     batch_size: int = 16,
     untrained: int = 64,
     device: str = "auto",
@@ -61,16 +63,19 @@ def capture(
         data_dir: where the data set lives.
         split: train or val.
         images: a fixed, class-balanced subset of this many.
-        what: softmax maps, maps that multiply V (stored only where they differ), block outputs; on request also values,
-            the V of maps of the whole picture, which the metrics of what heads put out need.
-        site: one of the two kinds of maps only.
+        what: softmax maps, maps that multiply V (stored only where they differ), block outputs; on request also scores,
+            what the softmax is taken of, and values, the V of maps of the whole picture, which the metrics of what
+            heads put out need.
+        site: one kind of maps only.
         layers: attention layers to keep, counted from 1 in the order they run, such as 1-4,12.
         heads: heads to keep, counted from 1.
         queries: all, cls (the class token's row), or a slice of the queries such as 0:5.
         stats_only: keep no maps; measure and report, into the folder -o.
         metric: with --stats-only, what to measure (`attnprobe list metrics`); repeat for several.
         out: the file; maps.h5 in the run, or MODEL.h5 here, if not given.
-        dtype: how maps are stored.
+        store: maps, or qk: queries and keys, from which maps are made again exactly when they are read; smaller where
+            tokens are more than twice the width of a head. Only of layers whose map is the softmax of their product.
+        dtype: how maps are stored; bfloat16, and float32 of queries and keys, if not given.
         batch_size: most images per forward pass; halved where memory does not suffice.
         untrained: images of the untrained baseline, stored beside in NAME.untrained.h5; 0 for none.
         device: cpu, cuda, cuda:1, mps; auto takes a GPU if there is one.
@@ -108,7 +113,9 @@ def capture(
         folder = out or Path(f"{Path(model).stem}-stats")
         show(*gather.measure_live(model, out=folder, metrics=metric or None, **shared))
         return
-    made = gather.capture(model, out=out, dtype=dtype, overwrite=overwrite, keep_shards=keep_shards, **shared)
+    made = gather.capture(
+        model, out=out, store_as=store, dtype=dtype, overwrite=overwrite, keep_shards=keep_shards, **shared
+    )
     print(made)
 
 
@@ -119,11 +126,12 @@ def inspect(
     data: str | None = None,
     images: int = 256,
     what: What = EVERYTHING,
-    site: Literal["weights", "effective"] | None = None,
+    site: Site | None = None,
     layers: str | None = None,
     heads: str | None = None,
     queries: str = "all",
-    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16",
+    store: Literal["maps", "qk"] = "maps",
+    dtype: Literal["bfloat16", "float16", "float32"] | None = None,
     device: str = "auto",
 ) -> None:
     """Show what a capture of a model would hold and cost, and the command to run; or what is in a maps file.
@@ -140,8 +148,7 @@ def inspect(
         img_size: another resolution than the model's own.
         data: for the command.
         images: how many the estimates are for.
-        what, site, layers, heads, queries: what to keep, as for capture.
-        dtype: how maps are stored.
+        what, site, layers, heads, queries, store, dtype: what to keep and how, as for capture.
         device: where to try it.
     """
     from rich.console import Console
@@ -160,12 +167,13 @@ def inspect(
         images=images,
         what=_chosen(what, site),
         selection=Selection.parse(layers, heads, queries),
+        store_as=store,
         dtype=dtype,
         device=device,
     )
     inspection.print_inspection(found, Console())
 
 
-def _chosen(what: What, site: Literal["weights", "effective"] | None) -> What:
+def _chosen(what: What, site: Site | None) -> What:
     """`--what`, with the maps of one site only if one was named."""
     return what if site is None else (site, *(kind for kind in what if kind in ("tokens", "values")))

@@ -61,7 +61,8 @@ def capture(
     what: Sequence[str] = ("weights", "effective", "tokens"),
     selection: Selection | None = None,
     out: Path | None = None,
-    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16",
+    store_as: Literal["maps", "qk"] = "maps",
+    dtype: Literal["bfloat16", "float16", "float32"] | None = None,
     overwrite: bool = False,
     keep_shards: bool = False,
     batch_size: int = 16,
@@ -83,9 +84,12 @@ def capture(
         initial: of a name, initial weights, also where there are trained ones.
         data: what `load_images` understands; the run's own data if None.
         images: a class-balanced subset of this many; all if None.
-        what: of "weights", "effective", "tokens", "values".
+        what: of "weights", "effective", "scores", "tokens", "values".
         selection: layers, heads and queries to keep; all if None.
         out: the file; maps.h5 in the run, or MODEL.h5 here, if None.
+        store_as: "qk" keeps queries and keys, of which a reader makes the maps again; where a layer's map is more than
+            the softmax of their product, that is an error.
+        dtype: how maps are stored; None for bfloat16, or float32 of queries and keys.
         untrained: images to capture from the same architecture with initial weights, into a second file beside the
             first (NAME.untrained.h5), as a baseline; 0 for none.
 
@@ -98,8 +102,9 @@ def capture(
         raise InputError(f"{out} exists. Choose another output with -o, or replace it with --overwrite.")
     main, base = _tasks(
         model, architecture, img_size, initial, data, data_dir, split, images, what, selection, batch_size, untrained,
-        device, bad_images, workers, seed, allow_nonfinite, rank,
+        device, bad_images, workers, seed, allow_nonfinite, rank, factors=store_as == "qk",
     )  # fmt: skip
+    dtype = dtype or ("float32" if store_as == "qk" else "bfloat16")
     shared = {"dtype": dtype, "overwrite": overwrite, "keep_shards": keep_shards or rank.local_world < rank.world}
     if base is not None:  # first, so that a command that was stopped here can be run again
         store(base, untrained_maps(out), rank, {**shared, "overwrite": rank.alone or overwrite})
@@ -202,7 +207,7 @@ def _tasks(
     model: str | Path, architecture: str | None, img_size: int | None, initial: bool, data: str | None,
     data_dir: Path | None, split: str, images: int | None, what: Sequence[str], selection: Selection | None,
     batch_size: int, untrained: int, device: str, bad_images: Literal["refuse", "skip"], workers: int, seed: int,
-    allow_nonfinite: bool, rank: Rank,
+    allow_nonfinite: bool, rank: Rank, factors: bool = False,
 ) -> tuple[Task, Task | None]:  # fmt: skip
     """What is to be captured, and its untrained baseline if it has trained weights."""
     loaded, facts = resolve_model(
@@ -223,7 +228,9 @@ def _tasks(
     chosen = pick_device(device)
     if chosen.type == "cuda" and not rank.alone:
         chosen = torch.device("cuda", rank.local)
-    settings: dict[str, Any] = {"what": list(what), "autocast": False}
+    if factors and not {"weights", "effective"} & set(what):
+        raise InputError("queries and keys are stored in place of maps; ask for weights or effective, too.")
+    settings: dict[str, Any] = {"what": list(what), "autocast": False, **({"store": "qk"} if factors else {})}
     if selection is not None and not selection.everything:
         layers = None if selection.layers is None else sorted(selection.layers)
         settings |= {"layers": layers, "heads": selection.heads, "queries": selection.queries}
@@ -251,7 +258,7 @@ def _tasks(
     def task(module: nn.Module, of: ImageSource, its: CapturePlan) -> Task:
         sites: tuple[Site, ...] = tuple(site for site in SITES if site in what)
         module = module.to(chosen)
-        kept = {"tokens": "tokens" in what, "values": "values" in what, "selection": selection}
+        kept = {"tokens": "tokens" in what, "values": "values" in what, "factors": factors, "selection": selection}
         return Task(capture_maps(module, of, sites, batch_size=batch_size, **kept), of, its)
 
     main = task(loaded, source, plan)

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from rich import box
@@ -14,10 +15,13 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
+from torch import Tensor, nn
 
 from attnprobe.capture.capturing import capture as capture_maps
 from attnprobe.capture.recorder import SITES
+from attnprobe.capture.recording import record
 from attnprobe.capture.selection import Selection
+from attnprobe.core.errors import CaptureError
 from attnprobe.core.images import InputSpec
 from attnprobe.core.maps import AttentionMaps
 from attnprobe.core.tap import Site
@@ -62,6 +66,7 @@ class Inspection:
 
     Attributes:
         stored_bytes: estimated bytes of one image in the file, compressed.
+        qk_bytes: the same of queries and keys in place of the maps; None where maps cannot be made of them.
         seconds: per image, of the forward pass and the capture on this machine.
         command: what to run.
     """
@@ -71,6 +76,7 @@ class Inspection:
     stages: tuple[StageFacts, ...]
     output_equal: bool
     stored_bytes: int
+    qk_bytes: int | None
     seconds: float
     device: str
     n_images: int
@@ -86,13 +92,14 @@ def inspect_model(
     images: int = 256,
     what: Sequence[str] = ("weights", "effective", "tokens"),
     selection: Selection | None = None,
-    dtype: str = "bfloat16",
+    store_as: Literal["maps", "qk"] = "maps",
+    dtype: Literal["bfloat16", "float16", "float32"] | None = None,
     device: str = "auto",
 ) -> Inspection:
     """Capture two images of noise from a model, with initial weights if it is a name, and extrapolate.
 
     Args:
-        model, architecture, img_size, data, what, selection, dtype, device: as for `gather.capture`.
+        model, architecture, img_size, data, what, selection, store_as, dtype, device: as for `gather.capture`.
         images: how many the estimates are for.
 
     Raises:
@@ -102,25 +109,39 @@ def inspect_model(
     spec, chosen = input_spec(loaded), pick_device(device)
     pixels = torch.randn(TRIAL, 3, *spec.size, generator=torch.Generator().manual_seed(0))
     sites: tuple[Site, ...] = tuple(site for site in SITES if site in what)
+    qk = store_as == "qk"
     kept = {"tokens": "tokens" in what, "values": "values" in what, "selection": selection}
-    capturing = capture_maps(loaded.to(chosen), pixels, sites, batch_size=TRIAL, **kept)
+    capturing = capture_maps(loaded.to(chosen), pixels, sites, factors=qk, batch_size=TRIAL, **kept)
     proof = capturing.certificate
     next(capturing.batches())  # warms up
     begun = time.perf_counter()
     taken = next(capturing.batches())
     seconds = (time.perf_counter() - begun) / TRIAL
     routes = {layer.layer: layer.route for layer in proof.layers}
+    file_type = dtype or ("float32" if qk else "bfloat16")
+    stored = decide(taken, file_type).image_bytes
     return Inspection(
         facts=facts,
         spec=spec,
-        stages=_stages(taken, routes, getattr(torch, dtype).itemsize),
+        stages=_stages(taken, routes, getattr(torch, file_type).itemsize),
         output_equal=proof.output_equal,
-        stored_bytes=decide(taken, dtype).image_bytes,
+        stored_bytes=stored,
+        qk_bytes=stored if qk else _qk_bytes(loaded, pixels[:1].to(chosen), sites, kept),
         seconds=seconds,
         device=chosen.type,
         n_images=images,
-        command=_command(model, architecture, img_size, data, images, what, selection, dtype),
+        command=_command(model, architecture, img_size, data, images, what, selection, store_as, dtype),
     )
+
+
+def _qk_bytes(model: nn.Module, pixels: Tensor, sites: Sequence[Site], kept: Mapping[str, Any]) -> int | None:
+    """Estimated bytes of one image in a file of queries and keys."""
+    try:
+        with torch.inference_mode(), record(model.eval(), sites, factors=True, **kept) as recorder:
+            model(pixels)
+            return decide(recorder.take(), "float32").image_bytes
+    except CaptureError:
+        return None
 
 
 def _stages(taken: Sequence[AttentionMaps], routes: Mapping[str, str], item_bytes: int) -> tuple[StageFacts, ...]:
@@ -133,8 +154,8 @@ def _stages(taken: Sequence[AttentionMaps], routes: Mapping[str, str], item_byte
 def _stage(name: str, sites: list[AttentionMaps], routes: Mapping[str, str], item_bytes: int) -> StageFacts:
     first = sites[0]
     heads, queries, keys = first.values.shape[2:]
-    numbers = sum(maps.values[0].numel() for maps in sites)
-    numbers += sum(beside[0].numel() for beside in (first.tokens, first.value_vectors) if beside is not None)
+    stored = [maps.values for maps in sites if maps.site != "weights" or maps.factors is None]
+    stored += [beside for beside in (first.tokens, first.value_vectors, *(first.factors or ())) if beside is not None]
     return StageFacts(
         name=name,
         kind=first.kind,
@@ -147,7 +168,7 @@ def _stage(name: str, sites: list[AttentionMaps], routes: Mapping[str, str], ite
         prefix=first.grid.prefix if first.grid.rows else (),
         sites=", ".join(maps.site for maps in sites),
         routes=Counter(routes[layer] for layer in first.layers if layer in routes),
-        image_bytes=numbers * item_bytes,
+        image_bytes=item_bytes * sum(values[0].numel() for values in stored),
     )
 
 
@@ -159,7 +180,8 @@ def _command(
     images: int,
     what: Sequence[str],
     selection: Selection | None,
-    dtype: str,
+    store_as: str,
+    dtype: str | None,
 ) -> str:
     parts = ["attnprobe", "capture", str(model)]
     parts += ["--model", architecture] if architecture else []
@@ -167,7 +189,8 @@ def _command(
     parts += ["--data", data or "FOLDER", "--images", str(images)]
     parts += ["--what", *what] if set(what) != {"weights", "effective", "tokens"} else []
     parts += selection.arguments if selection is not None else []
-    parts += ["--dtype", dtype] if dtype != "bfloat16" else []
+    parts += ["--store", store_as] if store_as != "maps" else []
+    parts += ["--dtype", dtype] if dtype else []
     return shlex.join(parts)
 
 
@@ -200,6 +223,9 @@ def print_inspection(found: Inspection, console: Console) -> None:
         f"{duration(n * found.seconds)} on {found.device} besides reading the images",
     ):
         console.print(Padding(Text(line), (0, 0, 0, 2)))
+    if found.qk_bytes is not None and found.qk_bytes < found.stored_bytes:
+        told = f"with --store qk about {size(found.qk_bytes)}: queries and keys, of which reading makes the maps again"
+        console.print(Padding(Text(told), (0, 0, 0, 2)))
     console.print(Text.assemble("\n$ ", (found.command, "bold")), soft_wrap=True)
 
 
@@ -234,7 +260,7 @@ def _print_stages(stages: Sequence[StageFacts], console: Console) -> None:
     console.print(table)
     for prefix in dict.fromkeys(stage.prefix for stage in stages if stage.prefix):
         console.print(Padding(Text(f"{len(prefix)}+: before the patches stand {_shortened(prefix)}"), (0, 0, 0, 2)))
-    if any("effective" not in stage.sites for stage in stages):
+    if any("weights" in stage.sites and "effective" not in stage.sites for stage in stages):
         console.print(Padding(Text("maps are weights alone where those are what multiplies V"), (0, 0, 0, 2)))
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 import attnprobe as ap
 from attnprobe import gather, pipeline
 from attnprobe.capture.selection import Selection
-from attnprobe.core.errors import InputError
+from attnprobe.core.errors import CaptureError, InputError
 from attnprobe.models import build_model
 from attnprobe.models.describe import config_json
 
@@ -139,3 +139,33 @@ def test_torchrun_writes_the_file_of_one_process(checkpoint, tmp_path):
     assert a.image_ids == b.image_ids and b.complete
     for site in ("weights", "effective"):
         assert torch.equal(a.maps(site=site).values, b.maps(site=site).values)
+
+
+def test_maps_made_of_queries_and_keys_are_those_that_would_have_been_stored(tmp_path):
+    options = {**COMMON, "images": 40, "untrained": 0}
+    small = gather.capture("vit_16_digits", out=tmp_path / "qk.h5", store_as="qk", **options)
+    whole = gather.capture("vit_16_digits", out=tmp_path / "maps.h5", dtype="float32", **options)
+    with ap.open_maps(small) as ours, ap.open_maps(whole) as theirs:
+        torch.testing.assert_close(ours.maps().values, theirs.maps().values, rtol=0, atol=1e-6)
+        torch.testing.assert_close(ours.maps().tokens, theirs.maps().tokens, rtol=0, atol=1e-4)
+        assert all(layer["rebuilt_error"] <= 1e-6 for layer in ours.attrs["certificate"]["layers"])
+    one, two = (pipeline.examine(path, metrics=METRICS).measurements for path in (small, whole))
+    for name, m in one.items():
+        np.testing.assert_allclose(m.mean, two[name].mean, atol=1e-5)
+    with pytest.raises(InputError, match=r"another settings\.store|exists"):
+        gather.capture("vit_16_digits", out=tmp_path / "qk.h5", **options)
+    with pytest.raises(InputError, match="in place of maps"):
+        gather.capture("vit_16_digits", out=tmp_path / "x.h5", store_as="qk", what=("tokens", "scores"), **options)
+    with pytest.raises(CaptureError, match="Store maps"):
+        gather.capture("deepvit_16_digits", out=tmp_path / "x.h5", store_as="qk", **options)
+
+
+def test_scores_lie_beside_the_maps_and_are_not_measured(tmp_path):
+    options = {**COMMON, "images": 40, "untrained": 0, "what": ("weights", "effective", "scores")}
+    out = gather.capture("deepvit_16_digits", out=tmp_path / "maps.h5", dtype="float32", **options)
+    with ap.open_maps(out) as reader:
+        assert reader.sites() == ("weights", "effective", "scores")
+        scores, weights = (reader.maps(site=site).values for site in ("scores", "weights"))
+    torch.testing.assert_close(scores.softmax(-1), weights)
+    measurements = pipeline.examine(out, metrics=METRICS[:3]).measurements
+    assert {m.site for m in measurements.values()} == {"weights", "effective"}

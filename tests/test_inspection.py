@@ -79,3 +79,18 @@ def test_the_command_line_shows_models_and_files(run, tmp_path):  # noqa: F811
     assert code == 0, err
     code, out, _ = run("inspect", "maps.h5")
     assert code == 0 and "20 images" in out and len(ap.open_maps("maps.h5")) == 20
+
+
+def test_queries_and_keys_are_offered_where_they_are_smaller_and_maps_can_be_made_of_them(tmp_path, console):
+    chosen = {"img_size": 128, "data": "digits", "images": 3, "what": ("weights", "effective")}
+    found = inspection.inspect_model("vit_16_digits", **chosen)
+    assert found.qk_bytes < found.stored_bytes, "257 tokens, heads of width 16"
+    inspection.print_inspection(found, console)
+    assert "with --store qk about" in console.export_text()
+    asked = inspection.inspect_model("vit_16_digits", store_as="qk", **chosen)
+    assert asked.command.endswith("--what weights effective --store qk") and asked.stored_bytes == asked.qk_bytes
+    out = pipeline.capture("vit_16_digits", store_as="qk", out=tmp_path / "maps.h5", **chosen)
+    assert 0.5 < 3 * asked.stored_bytes / out.stat().st_size < 2
+    _, (stored,) = inspection.inspect_maps(out)
+    assert stored.image_bytes == asked.stages[0].image_bytes == 4 * 2 * 16 * 6 * 257 * 16
+    assert inspection.inspect_model("deepvit_16_digits", **chosen).qk_bytes is None

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from attnprobe.core.errors import InputError, ShapeError
 from attnprobe.core.maps import AttentionMaps
@@ -24,7 +25,8 @@ def stage_layouts(maps: Sequence[AttentionMaps], dtype: str) -> tuple[StageLayou
 
     Raises:
         ShapeError: two sites of a stage, or its tokens or values, disagree about layers, grid or shape.
-        InputError: a stage has a site twice, or a name that cannot be a group's.
+        InputError: a stage has a site twice, or a name that cannot be a group's, or queries and keys come with another
+            type than float32 or another map than their softmax.
     """
     by_stage: dict[str, list[AttentionMaps]] = {}
     for m in maps:
@@ -47,6 +49,9 @@ def _stage_layout(name: str, maps: list[AttentionMaps], item_bytes: int) -> Stag
             )
     datasets = []
     for m in sorted(maps, key=lambda m: SITES.index(m.site)):
+        if m.site == "weights" and m.factors is not None:
+            datasets += _factors(m, m.factors, item_bytes)
+            continue
         shape = tuple(m.values.shape[1:])
         datasets.append(DatasetLayout(m.site, shape, chunk_shape(shape, item_bytes), m.stochastic, m.is_effective))
     tokens = first.tokens
@@ -72,6 +77,22 @@ def _stage_layout(name: str, maps: list[AttentionMaps], item_bytes: int) -> Stag
     return StageLayout(
         name, first.kind, first.layers, grid.rows, grid.cols, grid.prefix, grid.patch, tuple(datasets), *kept
     )
+
+
+def _factors(maps: AttentionMaps, factors: tuple[Tensor, Tensor], item_bytes: int) -> list[DatasetLayout]:
+    """Queries and keys in place of the maps."""
+    queries, keys = factors
+    lead, width = maps.values.shape[:3], queries.shape[-1]
+    wanted = (*lead, maps.values.shape[3], width), (*lead, maps.values.shape[4], width)
+    if (queries.shape, keys.shape) != wanted:
+        raise ShapeError(f"factors must be of shapes {wanted}, got {tuple(queries.shape)} and {tuple(keys.shape)}.")
+    if item_bytes < 4 or not (maps.stochastic and maps.is_effective):
+        raise InputError(
+            "queries and keys are stored in place of softmax maps that multiply V, and as float32, without which the "
+            "maps would not come back as they were; choose --dtype float32."
+        )
+    shapes = {"queries": tuple(queries.shape[1:]), "keys": tuple(keys.shape[1:])}
+    return [DatasetLayout(name, shape, chunk_shape(shape, 4), False, False) for name, shape in shapes.items()]
 
 
 def decide(maps: Sequence[AttentionMaps], dtype: str) -> Layout:

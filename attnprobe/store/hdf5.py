@@ -9,7 +9,8 @@
 /stages/<name>/weights    [image, layer, head, query, key], attributes stochastic, is_effective; also
                effective, scores: the same at other sites, only where they differ; tokens:
                [image, layer, token, width]; values: [image, layer, head, key, head_width], what the
-               effective map multiplies; and one dimension scale per axis name
+               effective map multiplies; queries and keys, [image, layer, head, query or key, query_width],
+               in place of the weights; and one dimension scale per axis name
 """
 
 from collections.abc import Mapping, Sequence

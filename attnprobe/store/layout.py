@@ -11,8 +11,14 @@ SITES = ("weights", "effective", "scores")
 
 ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 MAP_AXES = ("image", "layer", "head", "query", "key")
-BESIDE = {"tokens": ("image", "layer", "token", "width"), "values": ("image", "layer", "head", "key", "head_width")}
-"""Datasets beside the maps, with their axes."""
+BESIDE = {
+    "tokens": ("image", "layer", "token", "width"),
+    "values": ("image", "layer", "head", "key", "head_width"),
+    "queries": ("image", "layer", "head", "query", "query_width"),
+    "keys": ("image", "layer", "head", "key", "query_width"),
+}
+"""Datasets beside the maps, with their axes. Queries, scaled, and keys are there in place of the weights, which are the
+softmax of their product."""
 
 LARGEST_CHUNK = 4 << 20
 SMALLEST_CHUNK = 64 << 10
@@ -26,7 +32,7 @@ class DatasetLayout:
     """One dataset of a stage.
 
     Attributes:
-        name: a site, "tokens" or "values".
+        name: a site, or one of `BESIDE`.
         shape: without the image axis: (layer, head, query, key), or as in `BESIDE`.
         chunk: with the image axis.
         stochastic, is_effective: as in `AttentionMaps`; False beside the maps.
@@ -85,11 +91,21 @@ class StageLayout:
 
     @property
     def maps(self) -> tuple[DatasetLayout, ...]:
-        """The datasets of maps, weights first."""
-        return tuple(d for d in self.datasets if d.name not in BESIDE)
+        """The maps it has, weights first, also where these are made of queries and keys."""
+        stored = tuple(d for d in self.datasets if d.name not in BESIDE)
+        queries, keys = self.dataset("queries"), self.dataset("keys")
+        if queries is None or keys is None:
+            return stored
+        shape = (*queries.shape[:-1], keys.shape[-2])
+        return (DatasetLayout("weights", shape, (1, *shape), True, True), *stored)
 
     def dataset(self, name: str) -> DatasetLayout | None:
+        """What is stored under a name."""
         return next((d for d in self.datasets if d.name == name), None)
+
+    def at(self, site: str) -> DatasetLayout | None:
+        """The maps of a site, stored or not."""
+        return next((d for d in self.maps if d.name == site), None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,14 +38,15 @@ def encoded(
 def tensors(
     maps: Sequence[AttentionMaps], stages: Sequence[StageLayout]
 ) -> Iterator[tuple[str, DatasetLayout, Tensor]]:
-    """Path in the file, layout and tensor of every dataset. Tokens and values come from a stage's first maps."""
+    """Path in the file, layout and tensor of every dataset. What is beside the maps comes from a stage's first maps."""
     for stage in stages:
         sites = {m.site: m for m in maps if m.stage == stage.name}
         for layout in stage.datasets:
             first = next(iter(sites.values()))
-            beside = {"tokens": first.tokens, "values": first.value_vectors}
+            queries, keys = first.factors or (None, None)
+            beside = {"tokens": first.tokens, "values": first.value_vectors, "queries": queries, "keys": keys}
             values = beside[layout.name] if layout.name in beside else sites[layout.name].values
-            assert values is not None, "the layout has tokens and values where the maps have"
+            assert values is not None, "the layout has beside the maps what they have"
             yield f"stages/{stage.name}/{layout.name}", layout, values
 
 

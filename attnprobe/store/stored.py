@@ -12,7 +12,7 @@ import numpy as np
 from attnprobe.core.browse import StageShape
 from attnprobe.core.errors import InputError, MapsFileError, did_you_mean
 from attnprobe.store import hdf5, parts, structure
-from attnprobe.store.layout import BESIDE, StageLayout
+from attnprobe.store.layout import StageLayout
 from attnprobe.store.plan import Pinned, read_plan
 from attnprobe.store.seal import read_checked, verify
 
@@ -142,14 +142,17 @@ class StoredMaps:
             InputError: no such stage, site, image or layer.
             MapsFileError: a shard is damaged or gone.
         """
-        layout = self._stage(stage).dataset(site)
-        if layout is None or site in BESIDE:
+        layout = self._stage(stage).at(site)
+        if layout is None:
             raise InputError(f"{self.path} has no {site!r} of stage {stage!r}.")
         if not (0 <= image < self.n_images and 0 <= layer < layout.shape[0]):
             raise InputError(f"{self.path} has no image {image} or no layer {layer} of stage {stage!r}.")
         ((_, file, there),) = self._slices([image])
+        place, dtype = (there.start, layer), self._pinned.layout.dtype
         with self._readable():
-            return _float32(file[f"stages/{stage}/{site}"], (there.start, layer), self._pinned.layout.dtype)
+            if self._stage(stage).dataset(site) is None:
+                return _softmax_of_product(*(file[f"stages/{stage}/{name}"][place] for name in ("queries", "keys")))
+            return _float32(file[f"stages/{stage}/{site}"], place, dtype)
 
     def told(self, image: int) -> tuple[int, int, float]:
         """Label, prediction and its probability of one image; -1 and NaN where unknown."""
@@ -231,3 +234,10 @@ def _float32(dataset: h5py.Dataset, place: tuple[int, int], dtype: str) -> np.nd
     space.select_hyperslab((*place, 0, 0, 0), (1, 1, *words.shape))
     dataset.id.read(h5py.h5s.create_simple((1, 1, *words.shape)), space, words, mtype=dataset.id.get_type())
     return (words.astype(np.uint32) << 16).view(np.float32)
+
+
+def _softmax_of_product(queries: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """[head, query, width], [head, key, width] -> [head, query, key]."""
+    scores = queries @ keys.swapaxes(-1, -2)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    return weights / weights.sum(-1, keepdims=True)
