@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import networkx
@@ -24,6 +25,31 @@ def test_equals_networkx(soft):
     flow = attention_flow(maps, GRID)
     for i, layer, key in np.ndindex(2, 3, 5):
         np.testing.assert_allclose(flow[i, layer, key], by_networkx(maps[i], layer, key), atol=2e-6)
+
+
+def by_smallest_cut(image, layer, key):
+    """By the theorem of Ford and Fulkerson: the smallest of all cuts, each a set of tokens on the source's side."""
+    mixed = [[[0.5 * (i == j) + 0.5 * sum(float(head[i][j]) for head in block) / len(block)
+               for j in range(3)] for i in range(3)] for block in image[: layer + 1]]  # fmt: skip
+    cuts = []
+    for sides in itertools.product((False, True), repeat=3 * layer):
+        upper = [[True, False, False], *(list(sides[at : at + 3]) for at in range(0, 3 * layer, 3))]
+        levels = [*upper, [token != key for token in range(3)]]  # the top first
+        cuts.append(
+            sum(
+                mixed[layer - depth][i][j]
+                for depth in range(layer + 1) for i in range(3) for j in range(3)
+                if levels[depth][i] and not levels[depth + 1][j]
+            )
+        )  # fmt: skip
+    return min(cuts)
+
+
+def test_equals_the_smallest_of_all_cuts(soft):
+    maps = soft(2, 3, 2, 3, 3)
+    flow = attention_flow(maps, TokenGrid(1, 2))
+    for i, layer, key in np.ndindex(2, 3, 3):
+        np.testing.assert_allclose(flow[i, layer, key], by_smallest_cut(maps[i], layer, key), atol=2e-6)
 
 
 def test_one_block_is_its_map_and_flow_is_never_below_rollout(soft):

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from attnprobe.metrics import METRICS
-from tests.metrics.references import REFERENCES, largest_difference
+from tests.metrics.references import QUESTIONS, REFERENCES, largest_difference
 
 ROUGH = {"position_share": 0.15, "attention_flow": 1e-6}
 """Random projections; capacities rounded to 24 bits."""
@@ -10,6 +10,10 @@ ROUGH = {"position_share": 0.15, "attention_flow": 1e-6}
 
 def test_every_metric_has_a_second_reference():
     assert list(REFERENCES) == list(METRICS)
+
+
+def test_every_metric_answers_one_question_of_the_grouped_table():
+    assert sorted(name for names in QUESTIONS.values() for name in names) == sorted(METRICS)
 
 
 @pytest.mark.parametrize("name", REFERENCES)
