@@ -9,6 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
+import torch
+
 from attnprobe.core import fs
 from attnprobe.core.errors import InputError, MapsFileError, WorkError, did_you_mean
 from attnprobe.core.lock import FileLock
@@ -18,6 +20,7 @@ from attnprobe.store.first_batch import decide, difference, stage_layouts
 from attnprobe.store.layout import ITEM_BYTES
 from attnprobe.store.memory import Memory
 from attnprobe.store.merge import merge
+from attnprobe.store.offload import Offloaded, copies_by_itself
 from attnprobe.store.plan import CapturePlan, Pinned, require_same_plan, write_plan
 from attnprobe.store.seal import read_seal, verify
 from attnprobe.store.shard import Shard
@@ -32,8 +35,8 @@ class MapWriter:
                     writer.append(maps)
             writer.close(certificate)
 
-    One thread casts, compresses and commits, while the caller computes the next batch: in memory are at
-    most that one batch and one shard. Tensors belong to the writer once
+    One thread casts, compresses and commits, while the caller computes the next batch, on a GPU too: in memory are
+    at most that one batch and one shard. Tensors belong to the writer once
     appended. A finished shard survives whatever comes; an unfinished one is lost with the process.
 
     Args:
@@ -125,7 +128,9 @@ class MapWriter:
                 "image, or start anew with --overwrite."
             )
         self._claim(pinned, start, maps[0].n_images)
-        self._work = self._thread.submit(self._store, pinned, start, list(maps))
+        device, dtype = maps[0].values.device, getattr(torch, self._dtype)
+        batch = Offloaded(maps, dtype) if copies_by_itself(device) else list(maps)
+        self._work = self._thread.submit(self._store, pinned, start, batch)
 
     def close(self, certificate: Mapping[str, Any] | None = None) -> Path:
         """Wait for the last shard, merge, and return what was made: NAME.h5, or NAME.parts if shards are kept.
@@ -236,8 +241,9 @@ class MapWriter:
                 f"{free / 1e6:.0f} MB. Free some, choose another disk, or capture fewer images."
             )
 
-    def _store(self, pinned: Pinned, start: int, maps: Sequence[AttentionMaps]) -> None:
+    def _store(self, pinned: Pinned, start: int, batch: list[AttentionMaps] | Offloaded) -> None:
         """In the writer's thread: hand the images to their shards and commit those that are full."""
+        maps = batch.arrived() if isinstance(batch, Offloaded) else batch
         stop = start + maps[0].n_images
         at = start
         while at < stop:
