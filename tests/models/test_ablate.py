@@ -41,6 +41,19 @@ def without(model, *changes):
     return result
 
 
+def test_rounding_that_large_scores_amplify_is_no_other_function():
+    model = build_model("vit_16_digits", seed=0, img_size=32, patch_size=4, num_classes=3).eval()
+    for block in model.blocks:  # rows are nearly one-hot
+        block.attn.qkv.weight.data[: 2 * model.embed_dim] *= 40
+    pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    ablatable = Ablatable(model, pixels)
+    for block in ablatable.module.blocks:  # somebody listens: maps are computed
+        block.attn.taps["effective"].register_forward_hook(lambda *_: None)
+    with torch.inference_mode():
+        explicit = ablatable.module(pixels)
+        assert (explicit - model(pixels)).abs().max() > 1e-4 * explicit.abs().max(), "or nothing is shown"
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_variant_can_lose_parts_and_gets_them_back(variant):
     model = model_of(variant)
