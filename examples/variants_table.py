@@ -18,6 +18,7 @@ import torch
 from attnprobe import pipeline
 from attnprobe.ablation import verify_drops
 from attnprobe.core.run import Run
+from attnprobe.training import read_recipe
 
 VARIANTS = ("vit", "deepvit", "refiner", "structured", "richvit")
 COLUMNS = ("data", "blocks", "variant", "top-1 by seed [%]", "mean", "similar, softmax", "similar, effective",
@@ -95,7 +96,9 @@ def main() -> None:
                     run = options.out / f"{data.replace(':', '-')}-{variant}-{depth}-{seed}"
                     kept = run / "measured.json"
                     if not kept.exists():
-                        settings = {"model": f"{variant}_{depth}_digits", "model_kwargs": size, "dataset": data,
+                        recipe = read_recipe(f"digits_{variant}_16")
+                        kwargs = {**recipe.get("model_kwargs", {}), **size}
+                        settings = {"model": f"{variant}_{depth}_digits", "model_kwargs": kwargs, "dataset": data,
                                     "epochs": options.epochs, "seed": seed}  # fmt: skip
                         result = pipeline.train(f"digits_{variant}_16", run, settings=settings)
                         kept.write_text(json.dumps({"top1": result.top1, **measured(run)}, indent=1))
