@@ -86,6 +86,19 @@ def test_what_a_number_means_is_folded_away_until_it_is_asked_for(few_figures, r
 
 
 @pytest.mark.parametrize("width", [360, 1280])
+def test_long_hostile_names_are_text_and_stay_inside_the_page(few_figures, runs, open_page, width):
+    name = "<script>alert(1)</script>'\"&\u202e" + 270 * "x"
+    hostile = [
+        replace(run, name=f"{name}{n}", class_names=(name, "two"), info={**run.info, "model": name, "data": name})
+        for n, run in enumerate(runs)
+    ]
+    page = open_page(to_html(hostile), viewport={"width": width, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    assert page.inner_text(".card h2").startswith("<script>alert(1)</script>'\"&")
+    assert "alert(1)" in page.inner_text(".words")
+
+
+@pytest.mark.parametrize("width", [360, 1280])
 def test_without_scripts_the_page_shows_all_the_rest(few_figures, runs, open_page, width):
     page = open_page(to_html(runs), java_script_enabled=False, viewport={"width": width, "height": 800})
     assert not page.locator("#explorer").is_visible()
