@@ -108,9 +108,11 @@ def _evidence(
     pixels = next(iter(trial.images.batches(4, device=trial.device, order=few))).pixels
     ablatable = Ablatable(trial.model.to(trial.device), pixels)
     every = heads == "all"
-    blocks = list(range(1, len(ablatable.heads) + 1)) if blocks == "all" else _listed(blocks)
+    blocks = _all_blocks(ablatable) if blocks == "all" else _listed(blocks)
     heads = [(b, h) for b, n in enumerate(ablatable.heads, 1) for h in range(1, n + 1)] if every else _listed(heads)
     singles = list(_singles(ablatable, blocks, heads))
+    for change in singles:
+        ablatable.check(change)
     with progress(
         f"verify {trial.facts.model}", 2 + len(singles) + _tries(len(blocks)) + _tries(len(heads))
     ) as advance:
@@ -131,6 +133,11 @@ def _evidence(
     return replace(evidence, importance=found)
 
 
+def _all_blocks(ablatable: Ablatable) -> list[int]:
+    """All that can be dropped."""
+    return [n for n in range(1, len(ablatable.heads) + 1) if not ablatable.refusal(Change("block", n))]
+
+
 def _listed(asked: Any) -> list[Any]:
     if isinstance(asked, str):
         raise InputError(f"{asked!r} must be 'all', or numbers counted from 1.")
@@ -138,19 +145,12 @@ def _listed(asked: Any) -> list[Any]:
 
 
 def _singles(ablatable: Ablatable, blocks: Blocks, heads: Heads) -> Iterator[Change]:
-    """What is tried alone; the first block has no map before it to use, and is not asked to.
-
-    Raises:
-        InputError: there is no such block or head.
-    """
+    """What is tried alone; a block that cannot use the map of the one before, as the first, is not asked to."""
     for block in blocks:
-        for kind in ("map", "attention", "block"):
-            if (kind, block) != ("map", 1):
-                ablatable.check(Change(kind, block))
-                yield Change(kind, block)
-    for block, head in heads:
-        ablatable.check(Change("head", block, head))
-        yield Change("head", block, head)
+        borrowed = Change("map", block)
+        changes = [Change("attention", block), Change("block", block)]
+        yield from changes if ablatable.refusal(borrowed) else [borrowed, *changes]
+    yield from (Change("head", block, head) for block, head in heads)
 
 
 def _tried(trial: Trial, ablatable: Ablatable, changes: Sequence[Change], advance: Advance) -> Tried:

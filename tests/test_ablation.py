@@ -214,3 +214,15 @@ def test_a_report_shows_the_evidence_and_says_so(run, tmp_path, capsys, monkeypa
         (run / "maps.h5").rename(tmp_path / "lone" / "maps.h5")
         cli.main(["report", str(tmp_path / "lone" / "maps.h5"), "--verify-drops", "-o", str(tmp_path)])
     assert "is not of a run" in capsys.readouterr().err
+
+
+def test_a_pruned_model_and_one_whose_first_block_must_stay_are_verified_too(run, tmp_path):
+    small = prune(run, tmp_path / "small", heads={2: [1]}, device="cpu", images=20).path
+    evidence, _ = verify_drops(small, blocks="all", heads="all", data="digits", images=20, device="cpu")
+    assert evidence.importance["head_ablation"].mean.shape == (4, 3)
+    assert np.isnan(evidence.importance["head_importance"].mean[1]).tolist() == [False, False, True]
+    assert "block 2: map of the block before" not in {str(tried.changes[0]) for tried in evidence.single}
+    kept, _ = verify_drops("refiner_16_digits", blocks="all", data="digits", images=8, device="cpu")
+    assert kept.single[0].changes[0].block == 2
+    with pytest.raises(InputError, match="hands on"):
+        verify_drops("refiner_16_digits", blocks=[1], data="digits", images=8, device="cpu")

@@ -52,21 +52,25 @@ class Ablatable:
             raise InputError(f"{type(model).__name__}: its maps cannot be exchanged without changing what it computes.")
         return tuple(seen[:n])
 
+    def refusal(self, change: Change) -> str:
+        """Why this cannot be taken away; empty if it can."""
+        n, block, head = len(self.heads), change.block, change.head
+        if not 1 <= block <= n:
+            return f"there is no block {block}; the model has blocks 1 to {n}."
+        if change.kind == "head" and not 1 <= head <= self.heads[block - 1]:
+            return f"block {block} has no head {head}; it has heads 1 to {self.heads[block - 1]}."
+        if change.kind == "map" and block == 1:
+            return "block 1 has no block before it whose map it could use."
+        if change.kind == "map" and self.heads[block - 2] != self.heads[block - 1]:
+            return f"block {block} has another number of heads than the block before."
+        if change.kind == "block" and block == 1 and type(self.module.blocks) is not nn.Sequential:
+            return "block 1 hands on what the next one needs, so it cannot be dropped."
+        return ""
+
     def check(self, change: Change) -> None:
         """Raises InputError if there is nothing to take away."""
-        n = len(self.heads)
-        if not 1 <= change.block <= n:
-            raise InputError(f"there is no block {change.block}; the model has blocks 1 to {n}.")
-        if change.kind == "head" and not 1 <= change.head <= self.heads[change.block - 1]:
-            raise InputError(
-                f"block {change.block} has no head {change.head}; it has heads 1 to {self.heads[change.block - 1]}."
-            )
-        if change.kind == "map" and change.block == 1:
-            raise InputError("block 1 has no block before it whose map it could use.")
-        if change.kind == "map" and self.heads[change.block - 2] != self.heads[change.block - 1]:
-            raise InputError(f"block {change.block} has another number of heads than the block before.")
-        if change.kind == "block" and change.block == 1 and type(self.module.blocks) is not nn.Sequential:
-            raise InputError("block 1 hands on what the next one needs, so it cannot be dropped.")
+        if refusal := self.refusal(change):
+            raise InputError(refusal)
 
     @contextmanager
     def without(self, changes: Sequence[Change]) -> Iterator[None]:

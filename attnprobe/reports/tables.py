@@ -73,10 +73,10 @@ Cell = Callable[[Examined], str]
 def _quantities(runs: Sequence[Examined]) -> Iterator[tuple[str, str, Cell]]:
     """The rows of the summary: a label, the metric it shows, and what to write for a run.
 
-    What only the types of heads rest on has no rows beside them.
+    What only the types of heads rest on has no rows beside them, nor has what is scaled so that its mean says nothing.
     """
     typed = any(m.metric == "head_types" for e in runs for m in e.measurements.values())
-    shown = {"", *(REST_OF_TYPES if typed else ())}
+    shown = {"", "head_importance", *(REST_OF_TYPES if typed else ())}
     for row in _usual_quantities(runs):
         shown.add(row[1])
         yield row
