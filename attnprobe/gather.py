@@ -21,6 +21,7 @@ from attnprobe.core.errors import InputError
 from attnprobe.core.examined import Examined
 from attnprobe.core.images import ImageSource
 from attnprobe.core.lock import FileLock
+from attnprobe.core.maps import AttentionMaps
 from attnprobe.core.progress import Advance, progress
 from attnprobe.core.ranks import Claims, Rank, shared_out
 from attnprobe.core.run import Run
@@ -178,6 +179,11 @@ def store(task: Task, out: Path, rank: Rank, options: dict[str, Any]) -> Path:
     capturing, n = task.capturing, len(task.source)
     if rank.alone:
         with MapWriter(out, task.plan, **options) as writer:
+            if not writer.begun:
+                first = _first_batch(task)
+                if first[0].n_images <= len(writer.begin(first)):
+                    writer.append(first)
+                del first
             pending = writer.pending()
             done = n - sum(len(shard) for shard in pending)
             with progress(f"capture {out.name}", n, done=done) as advance:
@@ -185,10 +191,15 @@ def store(task: Task, out: Path, rank: Rank, options: dict[str, Any]) -> Path:
             return writer.close(capturing.certificate.to_dict())
     with SharedMapWriter(out, task.plan, rank, **options) as writer:
         if not writer.begun:
-            writer.begin(next(capturing.batches(order=range(min(n, capturing.batch_size)))))
+            writer.begin(_first_batch(task))
         with progress(f"capture {out.name}, process 1 of {rank.world}", n) as advance:
             _capture_shards(capturing, writer.mine(), writer.append, advance)
         return writer.close(capturing.certificate.to_dict())
+
+
+def _first_batch(task: Task) -> list[AttentionMaps]:
+    """All maps of the first images, which decide what a shard is."""
+    return next(task.capturing.batches(order=range(min(len(task.source), task.capturing.batch_size))))
 
 
 def _capture_shards(capturing: Capture, shards: Any, append: Callable[..., None], advance: Advance) -> None:

@@ -16,6 +16,7 @@ from attnprobe.capture.selection import Selection
 from attnprobe.core.errors import CaptureError, InputError
 from attnprobe.models import build_model
 from attnprobe.models.describe import config_json
+from attnprobe.store import MapWriter, layout
 
 OPTIONS = {"depth": 3, "embed_dim": 24, "num_classes": 10}
 
@@ -98,6 +99,21 @@ def test_a_stopped_live_measurement_goes_on_and_another_does_not_mix_in(checkpoi
     assert all(p.stat().st_mtime_ns == when for p, when in kept.items())
     with pytest.raises(InputError, match="another model, images, options or metrics"):
         live_of(checkpoint, out=out, **{**arguments, "images": 90})
+
+
+def test_no_batch_spans_two_shards_so_that_a_file_does_not_depend_on_where_a_capture_was_stopped(
+    checkpoint, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(layout, "MOST_SHARD_IMAGES", 24)
+    monkeypatch.setattr(layout, "SEVERAL_MAPS", 1)
+    batches, append = [], MapWriter.append
+    monkeypatch.setattr(MapWriter, "append", lambda self, maps: [batches.append(maps[0].n_images), append(self, maps)])
+    options = {"data": "digits", "images": 40, "untrained": 0}
+    gather.capture(checkpoint, out=tmp_path / "maps.h5", batch_size=16, **options)
+    assert batches == [16, 8, 16], "shards of 24 and 16 images"
+    batches.clear()
+    gather.capture(checkpoint, out=tmp_path / "other.h5", batch_size=32, **options)
+    assert batches == [24, 16], "what decided on the shards was too much for one, and is computed again"
 
 
 def test_a_selection_reaches_the_file_and_the_numbers(checkpoint, tmp_path):

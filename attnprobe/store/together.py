@@ -5,14 +5,13 @@ rank nor number of processes: every process captures them and the first to write
 Question: who does what? Choice: see `core.ranks`: no process waits for another.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from attnprobe.core import fs
 from attnprobe.core.errors import InputError, MapsFileError
-from attnprobe.core.maps import AttentionMaps
 from attnprobe.core.ranks import Claims, Rank, shared_out
 from attnprobe.store import parts
 from attnprobe.store.plan import CapturePlan, Pinned, require_same_plan, write_plan
@@ -53,11 +52,7 @@ class SharedMapWriter(MapWriter):
     @property
     def begun(self) -> bool:
         """Whether it is known what a shard is."""
-        return self._whole or self._merged or self._pinned is not None
-
-    def begin(self, maps: Sequence[AttentionMaps]) -> None:
-        """Decide what a shard is, from all maps of the first images."""
-        self._pin(maps)
+        return self._whole or super().begun
 
     def mine(self) -> Iterator[range]:
         """Positions of the images of each shard that this process is to capture."""
@@ -88,11 +83,11 @@ class SharedMapWriter(MapWriter):
             self._release()
         return self._result
 
-    def pending(self) -> list[range]:
+    def _missing(self) -> list[range]:
         """As MapWriter; others may be at some of them."""
         if self._pinned is not None and not self._merged:
             self._done = {k for k in range(self._pinned.n_shards) if self._is_done(k)}
-        return [] if self._whole else super().pending()
+        return [] if self._whole else super()._missing()
 
     def _is_done(self, number: int) -> bool:
         return parts.shard_path(self.folder, number).exists() or not (self.folder / "plan.json").exists()

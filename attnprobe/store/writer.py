@@ -30,6 +30,8 @@ class MapWriter:
     """Writes NAME.h5 by way of NAME.parts, and goes on with what an earlier process left there.
 
         with MapWriter(Path("maps.h5"), plan) as writer:
+            if not writer.begun:
+                writer.begin(first_maps)                    # of the first images of the plan
             for positions in writer.pending():
                 for maps in capture_images(positions):      # every stage and site of the same images
                     writer.append(maps)
@@ -94,11 +96,28 @@ class MapWriter:
                 self._release()
                 raise
 
+    @property
+    def begun(self) -> bool:
+        """Whether it is known what a shard is."""
+        return self._merged or self._pinned is not None
+
+    def begin(self, maps: Sequence[AttentionMaps]) -> range:
+        """Decide what a shard is, from all maps of the first images; positions of the images of the first shard.
+
+        What is computed in one batch may depend on it in the last bit. So that a file does not depend on where a
+        capture was stopped, or on who captured what, a batch should be within one shard.
+        """
+        return self._pin(maps).shard(0)
+
     def pending(self) -> list[range]:
-        """Positions in `plan.image_ids` of the images to capture, one range per missing shard.
+        """Positions in `plan.image_ids` of the images to capture, one range per shard that is not finished.
 
         Before the first batch no shard size is known, and there is one range.
         """
+        return [range(self._next, s.stop) if self._next in s else s for s in self._missing()]
+
+    def _missing(self) -> list[range]:
+        """Positions of the images of all shards that are not finished."""
         self._wait()
         if self._merged:
             return []
@@ -268,7 +287,7 @@ class MapWriter:
         self._done.add(shard.number)
 
     def _finish(self, certificate: Mapping[str, Any] | None) -> Path:
-        missing = sum(map(len, self.pending()))
+        missing = sum(map(len, self._missing()))
         if missing:
             raise WorkError(
                 f"{missing} of {len(self.plan.image_ids)} images were not captured; finished shards stay in "
