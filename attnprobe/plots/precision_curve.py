@@ -23,7 +23,8 @@ def precision_curve(p: Precision, ax: Axes | None = None, *, label: str = "", **
     ax.fill_between(p.sizes, p.low, p.high, color=drawn.get_color(), alpha=0.2, linewidth=0)
     ax.plot(p.n_images, p.value, "o", color=drawn.get_color(), markersize=5)
     if not (p.high > p.low).any() and len(ax.collections) == 1:
-        ax.set_ylim(p.value - 1, p.value + 1)  # as sure as can be on any number of images
+        below = 0.05 if 0 <= p.value < 1 else 1  # no count is negative
+        ax.set_ylim(p.value - below, p.value + 1)  # as sure as can be on any number of images
     ax.set_xscale("log", base=2)
     drawn_sizes = np.concatenate([np.asarray(other.get_xdata(), dtype=int).ravel() for other in ax.get_lines()])
     sizes = [int(size) for size in np.unique(drawn_sizes) if size & (size - 1) == 0]

@@ -181,9 +181,8 @@ def _precisions(runs: Sequence[Examined]) -> Iterator[Drawing]:
                 precision_curve(p, ax, label=name, color=f"C{n}")
             found = "; ".join(f"{name}: {number(p.value)}, {interval_text(p)}" for _, name, p in every)
             title = f"How many images are enough: {number_of}"
-            settings = (
-                f"Drawn with replacement from the {', '.join(str(p.n_images) for _, _, p in every)} images there are."
-            )
+            counts = " and ".join(dict.fromkeys(str(p.n_images) for _, _, p in every))
+            settings = f"Drawn with replacement from the {counts} images there are."
             yield as_svg(figure, f"{title}. {found}.", title, settings)
 
 

@@ -22,3 +22,5 @@ def test_the_band_is_the_interval_and_the_dot_is_at_the_images_there_are(fresh_a
 def test_a_number_that_never_moves_has_room_around_it(fresh_axes):
     p = replace(precision(), low=np.full(6, 3.0), high=np.full(6, 3.0), value=3.0)
     assert precision_curve(p, fresh_axes()).get_ylim() == (2, 4)
+    none = replace(p, value=0.0, low=0 * p.low, high=0 * p.high)
+    assert precision_curve(none, fresh_axes()).get_ylim() == (-0.05, 1), "no count is negative"
