@@ -7,13 +7,14 @@ Question: keep values or sums? Choice: values up to 128 MiB per metric, for boot
 where thousands of images make the normal approximation good.
 Question: exact or cheap? Choice: exact, computed in the order that the cache likes. One image of 16 layers, 12 heads,
 197 tokens (float32, one AVX-512 core, forward pass 135 ms): layer cosine 8 ms, head cosine 6, entropy 5, similar blocks
-10, Jensen-Shannon 36; the singular values of `effective_rank` 440, or 39 with `order=2`. Reconsider the default there
+10, Jensen-Shannon 32; the singular values of `effective_rank` 440, or 39 with `order=2`. Reconsider the default there
 if people measure many images at many tokens.
 Question: what of a number that is no mean over images, such as a ratio of means (minibatch CKA)? Choice: the function
 returns what is averaged, and `Metric.from_mean` makes the number, of the mean and of every resample alike.
 Question: should metrics share what they have in common (sorted rows, Gram matrices)? Choice: no, each is pure and reads
-alone; all of "all" cost 2.5 forward passes so (examples/benchmarks/metrics.py), the default set 0.8 and its exact
-rank 3. Reconsider if people measure "all" of many images.
+alone. All of "all" cost 2.2 forward passes of a ViT that is 384 wide, 0.7 of one that is 768 wide, whose maps are as
+large; the default set without its exact rank 0.7 and 0.2, the exact rank 3 (examples/benchmarks/metrics.py). Sharing
+would save 0.5 of the 2.2 and keep three more copies of the maps. Reconsider if people measure "all" of many images.
 """
 
 from attnprobe.core.measurement import Metric
