@@ -28,13 +28,13 @@ ALONE = Rank()
 
 @pytest.fixture
 def task(monkeypatch):
-    """A capture of a DeepViT in twelve shards; batches are parts of shards, so that all runs have the same ones."""
+    """A capture of a DeepViT in twelve shards of eight images, in batches of five."""
     shrink_shards(monkeypatch)
     model = build_model(
         "deepvit_16_digits", seed=0, img_size=16, patch_size=8, embed_dim=12, num_heads=3, depth=2, num_classes=4
     )
     pixels = torch.randn(IMAGES, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    capturing = capture(model, pixels, ("weights", "effective"), tokens=True, values=True, batch_size=4)
+    capturing = capture(model, pixels, ("weights", "effective"), tokens=True, values=True, batch_size=5)
     assert capturing.certificate.output_equal
     plan = CapturePlan(image_ids=tuple(str(i) for i in range(IMAGES)), model="deepvit", config={}, settings={})
     return gather.Task(capturing, pixels, plan)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from attnprobe.core import fs
-from attnprobe.core.errors import InputError, MapsFileError
+from attnprobe.core.errors import InputError, MapsFileError, Stopped, WorkError
 from attnprobe.core.ranks import Claims, Rank, shared_out
 from attnprobe.store import parts
 from attnprobe.store.plan import CapturePlan, Pinned, require_same_plan, write_plan
@@ -41,6 +41,7 @@ class SharedMapWriter(MapWriter):
             raise InputError(f"several processes do not replace {path}; remove it first.")
         if self._is_there():
             self._whole = True
+            self._clear_up(options)
             return
         try:
             super().__init__(path, plan, **options)
@@ -48,6 +49,12 @@ class SharedMapWriter(MapWriter):
             if not self._is_there():  # others finished while we looked
                 raise
             self._whole = True
+
+    def _clear_up(self, options: Mapping[str, Any]) -> None:
+        """Remove the parts that a job left which was killed when the file had its name; unless others are at it."""
+        if (parts.parts_of(self.path) / "plan.json").exists():
+            with suppress(Stopped, InputError, MapsFileError, WorkError, OSError):
+                MapWriter(self.path, self.plan, **options).close()
 
     @property
     def begun(self) -> bool:

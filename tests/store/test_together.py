@@ -12,7 +12,7 @@ from attnprobe.core import fs
 from attnprobe.core.errors import InputError, MapsFileError, Stopped
 from attnprobe.core.lock import FileLock
 from attnprobe.core.ranks import Claims, Rank, shared_out
-from attnprobe.store import SharedMapWriter, open_maps
+from attnprobe.store import SharedMapWriter, open_maps, parts
 from tests.store.capturing import CERTIFICATE, plan_for
 
 pytestmark = [
@@ -127,6 +127,15 @@ def test_one_after_the_other_the_late_one_finds_all_done(tmp_path, ten_maps):
     assert work(path, ten_maps, 0, 2) == path
     before = path.stat().st_ino
     assert work(path, ten_maps, 1, 2) == path and path.stat().st_ino == before
+    check_whole(path, ten_maps)
+
+
+def test_what_a_job_left_that_died_when_the_file_had_its_name_goes_with_the_next(tmp_path, ten_maps, monkeypatch):
+    path = tmp_path / "maps.h5"
+    monkeypatch.setattr(parts, "discard", lambda _folder: None)
+    assert work(path, ten_maps, 0, 2) == path and (tmp_path / "maps.parts" / "plan.json").exists()
+    monkeypatch.undo()
+    assert in_processes(*(partial(work, path, ten_maps, rank, 2, job="b") for rank in range(2))) == [0, 0]
     check_whole(path, ten_maps)
 
 
