@@ -205,7 +205,7 @@ def test_a_report_shows_the_evidence_and_says_so(run, tmp_path, capsys, monkeypa
     expected, _ = verify_drops(run, metrics=["similar_blocks:tau=0.5,rho=0"])
     tries = written["evidence"]["tries"]
     assert [row["accuracy"] for row in tries] == [row["accuracy"] for row in expected.rows()]
-    assert "similar blocks tried can go" in printed and "attnprobe prune" in printed
+    assert "similar blocks not needed, accuracy without them" in printed and "attnprobe prune" in printed
     assert written["verdict"]["advice"] == expected.advice() and "head_importance" in written["measurements"]
     page = (tmp_path / "report.html").read_text()
     assert "Are they needed?" in page and "accuracy against blocks taken away" in page and ">nan" not in page

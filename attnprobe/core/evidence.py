@@ -150,8 +150,9 @@ class Evidence:
     def advice(self) -> str:
         """What to do, in a sentence, with the command that does it."""
         if self.advised is None:
-            tried = "nothing was tried" if not self.single else f"nothing can go at a tolerance of {self.tolerance:.2%}"
-            return f"{tried}{f': {self.refusal}' if self.refusal else ''}"
+            if self.refusal:
+                return f"nothing can be taken out: {self.refusal}"
+            return f"nothing can go at a tolerance of {self.tolerance:.2%}" if self.single else "nothing was tried"
         options = [f" --blocks {','.join(map(str, self.advised.blocks))}"] if self.advised.blocks else []
         pairs = ",".join(f"{block}:{head}" for block, head in self.advised.heads)
         options += [f" --heads {pairs}"] if pairs else []

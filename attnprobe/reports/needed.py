@@ -20,7 +20,7 @@ def removal_drawings(name: str, evidence: Evidence, width: float) -> Iterator[Dr
 def told(name: str, evidence: Evidence) -> Iterator[str]:
     """In sentences: how good the whole model is, what was tried, and what can go."""
     yield f"{name}, {evidence.accuracy()}; {evidence.candidates}."
-    yield f"{name}, advice: {evidence.advice()}."
+    yield f"{name}, advice: {evidence.advice().rstrip('.')}."
 
 
 def tries(evidence: Evidence) -> list[tuple[str, str, str, str]]:

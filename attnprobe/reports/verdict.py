@@ -105,9 +105,9 @@ def _needed(evidence: Evidence) -> Iterator[str]:
     for curve, word in (("blocks", "similar blocks"), ("heads", "redundant heads")):
         steps, free = evidence.curves.get(curve, ()), evidence.free(curve)
         if free is not None:
-            yield f"{len(free.changes)} of {len(steps)} {word} tried can go, accuracy {evidence.cost(free)}"
+            yield f"{len(free.changes)} of {len(steps)} {word} not needed, accuracy without them {evidence.cost(free)}"
         elif steps:
-            yield f"none of {len(steps)} {word} tried can go, the cheapest costs {evidence.cost(steps[0])}"
+            yield f"0 of {len(steps)} {word} not needed, accuracy without the cheapest {evidence.cost(steps[0])}"
 
 
 def _advice(e: Examined, m: Measurement, heads: Measurement | None) -> str:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from attnprobe.reports import verdict
+from tests.evidences import evidence
 from tests.reports.formulas import all_metrics, examined, similar_blocks
 
 
@@ -165,3 +166,23 @@ def test_a_head_metric_that_could_not_be_clustered_is_left_out():
     unclustered = replace(measurements["head_divergence"], summary={}, mean=np.full((4, 3, 3), np.nan))
     e = replace(examined(layers=4), measurements={**measurements, "head_divergence": unclustered})
     assert "redundant" not in verdict(e).headline.lower() + verdict(e).settings.lower()
+
+
+def test_what_was_taken_away_stands_in_the_headline_and_what_to_do_below_it():
+    similar = examined(similar=(15, 16), untrained=())
+    assert "verify-drops" in verdict(similar).advice
+    assert verdict(examined(similar=(), measurements={"similar_blocks": similar_blocks(6, ())})).advice == ""
+    tried = replace(similar, evidence=evidence(blocks_lost=(0, 1, 30), heads_lost=(40,), images=400))
+    found = verdict(tried)
+    assert "2 of 3 similar blocks not needed, accuracy without them -0.25% (" in found.headline
+    assert "0 of 1 redundant heads not needed, accuracy without the cheapest -10.00% (" in found.headline
+    assert found.advice == tried.evidence.advice()
+
+
+@pytest.mark.parametrize("layers", [1, 4])
+def test_nothing_to_compare_and_no_finite_value_are_no_verdict(layers):
+    m = similar_blocks(layers, ())
+    m = replace(m, summary={**m.summary, "ratio": [None] * layers})
+    found = verdict(examined(layers=layers, measurements={"similar_blocks": m}))
+    assert found.status == "cannot say"
+    assert ("no other to be compared with" if layers == 1 else "without a finite value") in found.headline
