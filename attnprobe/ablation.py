@@ -84,7 +84,9 @@ def evidence_of(
     """The same for what these measurements of the model `ref` call similar and redundant."""
     similar = next((m for m in measurements.values() if m.metric == METRICS[0] and m.is_effective), None)
     divergence = next((m for m in measurements.values() if m.metric == METRICS[1] and m.site == "weights"), None)
-    blocks = [] if similar is None else list(similar.summary["similar"])
+    if similar is None and divergence is None:
+        raise InputError("nothing says what could go: measure similar_blocks or head_divergence of the maps.")
+    blocks = [] if similar is None else [n for n in similar.summary["similar"] if n > 1]  # the first has none before it
     heads = [] if divergence is None else list(_redundant(divergence))
     counted = [
         f"{len(found)} {word}{'s' if len(found) != 1 else ''}" for found, word in ((blocks, "block"), (heads, "head"))
@@ -113,9 +115,8 @@ def _evidence(
     singles = list(_singles(ablatable, blocks, heads))
     for change in singles:
         ablatable.check(change)
-    with progress(
-        f"verify {trial.facts.model}", 2 + len(singles) + _tries(len(blocks)) + _tries(len(heads))
-    ) as advance:
+    steps = 3 + len(singles) + _tries(len(blocks)) + _tries(len(heads))
+    with progress(f"verify {trial.facts.model}", steps) as advance:
         whole = Tried((), *trial.answers(ablatable.module))
         advance(1)
         single = tuple(_tried(trial, ablatable, [change], advance) for change in singles)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from attnprobe.ablation import METRICS as SAY_WHAT_COULD_GO
 from attnprobe.ablation import evidence_of
 from attnprobe.core import fs
 from attnprobe.core.errors import InputError
@@ -105,6 +106,7 @@ def report(
         raise InputError("nothing to report on; give one maps file or run, or several.")
     asked = {condition.metric for condition in map(Condition.parse, fail_on)} - {*FACTS}
     metrics = ("default", "atlas") if metrics is None else metrics
+    asked |= {*SAY_WHAT_COULD_GO} if verify else set()
     metrics = (*metrics, *sorted(asked - {metric.name for metric in choose(metrics)[0]}))
     examined = [_explored(replace(e, notes=tuple(notes))) for e in examine_all(paths, metrics=metrics)]
     if verify:

@@ -198,7 +198,7 @@ def test_what_cannot_be_taken_out_is_not_advised(tmp_path):
 
 def test_a_report_shows_the_evidence_and_says_so(run, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("signal.signal", lambda *_: None)
-    loose = ["--metric", "similar_blocks:tau=0.5,rho=0", "--metric", "head_divergence", "--metric", "row_entropy"]
+    loose = ["--metric", "similar_blocks:tau=0.5,rho=0", "--metric", "row_entropy"]  # head_divergence comes by itself
     cli.main(["report", str(run), "--verify-drops", *loose, "-o", str(tmp_path)])
     printed = " ".join(capsys.readouterr().out.split())
     written = json.loads((tmp_path / "measurements.json").read_text())["runs"][0]
@@ -226,3 +226,8 @@ def test_a_pruned_model_and_one_whose_first_block_must_stay_are_verified_too(run
     assert kept.single[0].changes[0].block == 2
     with pytest.raises(InputError, match="hands on"):
         verify_drops("refiner_16_digits", blocks=[1], data="digits", images=8, device="cpu")
+
+
+def test_measurements_that_say_nothing_of_blocks_or_heads_are_refused(run):
+    with pytest.raises(InputError, match="measure similar_blocks or head_divergence"):
+        ablation.evidence_of(run, {})
