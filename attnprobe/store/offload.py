@@ -32,8 +32,8 @@ class Offloaded:
         self._originals = list(maps)
         self._copies: dict[int, Tensor] = {}  # tokens and outcomes are those of several maps
         streams: Any = torch.get_device_module(device)
-        stream = streams.Stream()
-        stream.wait_stream(streams.current_stream())
+        stream = streams.Stream(device)
+        stream.wait_stream(streams.current_stream(device))
         with streams.stream(stream):
             self._maps = [self._copied(m, dtype) for m in maps]
             self._done = streams.Event()
