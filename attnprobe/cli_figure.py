@@ -21,6 +21,8 @@ def plot(
         "head_scatter",
         "head_grid",
         "head_embedding",
+        "head_atlas",
+        "layer_key",
         "attention_grid",
         "filmstrip",
         "onset",

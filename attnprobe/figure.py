@@ -16,6 +16,7 @@ from attnprobe.core.examined import Picture
 from attnprobe.core.history import History
 from attnprobe.core.measurement import Measurement
 from attnprobe.core.run import Run
+from attnprobe.metrics import atlases
 from attnprobe.pictures import pictures_of
 from attnprobe.plots import PLOTS, attention_grid, filmstrip, onset, similar_fraction
 from attnprobe.plots.style import COLOURS
@@ -50,6 +51,8 @@ KINDS: Mapping[str, Kind] = {
     "head_scatter": Kind("attention_distance", 0.75),
     "head_grid": Kind("head_divergence", 0.85),
     "head_embedding": Kind("head_divergence_across_layers", 0.9),
+    "head_atlas": Kind("atlas", 0.6),
+    "layer_key": Kind("attention_rollout", 0.6),
     "attention_grid": Kind("", 0.9),
     "filmstrip": Kind("layer_similarity", 0.55),
     "onset": Kind("similar_blocks", 0.7),
@@ -126,6 +129,8 @@ def _what(path: Path, figure: str, metric: str) -> Measurement | Picture | Histo
         return pictures[0]
     found = pipeline.examine(maps, metrics=[metric], pictures=0).measurements
     name = metric.partition(":")[0]
+    if figure == "head_atlas":
+        found, name = atlases(found), "head_types"
     same = [key for key in (name, *found) if key in found and key.rpartition("/")[2].partition("@")[0] == name]
     if not same:
         raise InputError(f"{path}: {name} has no meaning on its maps.")
