@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import sync_playwright
 
 ARGUMENTS = [
     "--headless",
@@ -18,11 +19,10 @@ ARGUMENTS = [
 @pytest.fixture(scope="module")
 def chromium():
     """The system's Chromium; closed with the module, because Playwright's event loop disturbs tests that have one."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
     found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if found is None:
         pytest.skip("no Chromium on this machine (apt-get install chromium)")
-    with playwright.sync_playwright() as started:
+    with sync_playwright() as started:
         browser = started.chromium.launch(executable_path=found, args=ARGUMENTS)
         yield browser
         browser.close()

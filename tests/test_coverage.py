@@ -40,7 +40,6 @@ def test_what_is_captured_in_part_says_why(coverage):
 
 
 def test_hugging_faces_models_are_whole_and_exact(coverage):
-    pytest.importorskip("transformers")
     for family in coverage.HUGGING_FACE:
         if family.name in ("ViTMAE", "Hiera", "Dinov2WithRegisters", "SamVision"):
             row = coverage.covered(family)

@@ -32,7 +32,6 @@ def test_ones_own_loop_hears_of_its_attention_every_epoch(tmp_path):
 
 
 def test_a_hugging_face_model_is_measured(tmp_path):
-    pytest.importorskip("transformers")
     status, told = run(tmp_path, sys.executable, EXAMPLES / "hugging_face.py")
     assert status == 0 and "read at functional 6" in told and "similar_blocks: measured at weights" in told, told
 

@@ -1,9 +1,6 @@
 """Capture and live measurement, whole or in part, by one process or several: the numbers are the same."""
 
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -17,6 +14,7 @@ from attnprobe.core.errors import CaptureError, InputError
 from attnprobe.models import build_model
 from attnprobe.models.describe import config_json
 from attnprobe.store import MapWriter, layout
+from tests.two_processes import under_torchrun
 
 OPTIONS = {"depth": 3, "embed_dim": 24, "num_classes": 10}
 
@@ -130,25 +128,8 @@ def test_a_selection_reaches_the_file_and_the_numbers(checkpoint, tmp_path):
 
 def test_torchrun_writes_the_file_of_one_process(checkpoint, tmp_path):
     options = ["--data", "digits", "--images", "100", "--untrained", "0", "--device", "cpu"]
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "-m",
-        "attnprobe",
-    ]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
     two = tmp_path / "two.h5"
-    done = subprocess.run(
-        [*command, "capture", str(checkpoint), *options, "-o", str(two)],
-        env=env,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = under_torchrun("capture", str(checkpoint), *options, "-o", str(two))
     assert done.returncode == 0, done.stderr
     one = gather.capture(checkpoint, out=tmp_path / "one.h5", data="digits", images=100, untrained=0, device="cpu")
     a, b = ap.open_maps(one), ap.open_maps(two)

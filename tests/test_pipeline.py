@@ -1,9 +1,6 @@
 """Every stage in a row, on real images."""
 
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -16,6 +13,7 @@ from attnprobe.core.config import read_yaml
 from attnprobe.core.errors import InputError, WorkError
 from attnprobe.core.run import Run
 from attnprobe.metrics import DEFAULT
+from tests.two_processes import under_torchrun
 
 TINY = {"epochs": 2, "warmup_epochs": 1, "model_kwargs": {"depth": 3, "embed_dim": 24}}
 
@@ -190,21 +188,6 @@ def test_a_timm_model_and_a_folder_of_images(tmp_path):
     examined = pipeline.examine(out)
     assert examined.info["n_images"] == 3 and len(examined.pictures) == 3
     assert not pipeline.untrained_maps(out).exists(), "initial weights are their own baseline"
-
-
-def under_torchrun(*arguments):
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "-m",
-        "attnprobe",
-    ]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run([*command, *arguments], env=env, capture_output=True, text=True, check=False)
 
 
 def test_torchrun_trains_one_run_and_says_how_it_ended(tmp_path):

@@ -35,6 +35,15 @@ def taken(maps, axis, order):
     return AttentionMaps(values, ids, GRID, tokens=tokens, value_vectors=vectors)
 
 
+def check_places(metric, maps, kind, order, ordered):
+    """What `ordered` measures to is what `maps` does, with layers or heads in that order."""
+    expected = metric.per_image(maps)
+    for axis, name in enumerate(metric.axes, 1):
+        if name == kind:
+            expected = expected.index_select(axis, order)
+    torch.testing.assert_close(metric.per_image(ordered), expected)
+
+
 @pytest.mark.parametrize("name", METRICS)
 @FEW
 @given(seed=SEEDS)
@@ -49,12 +58,7 @@ def test_an_image_has_its_value_whoever_stands_beside_it(name, seed):
 @given(seed=SEEDS)
 def test_heads_in_another_order_change_places_and_nothing_else(name, seed):
     maps, order = some_maps(seed), torch.tensor([1, 2, 0])
-    metric = METRICS[name]
-    expected = metric.per_image(maps)
-    for axis, kind in enumerate(metric.axes, 1):
-        if kind == "head":
-            expected = expected.index_select(axis, order)
-    torch.testing.assert_close(metric.per_image(taken(maps, 2, order)), expected)
+    check_places(METRICS[name], maps, "head", order, taken(maps, 2, order))
 
 
 @pytest.mark.parametrize("name", [name for name, m in METRICS.items() if not m.needs_all_layers])
@@ -62,12 +66,7 @@ def test_heads_in_another_order_change_places_and_nothing_else(name, seed):
 @given(seed=SEEDS)
 def test_layers_in_another_order_change_places_and_nothing_else(name, seed):
     maps, order = some_maps(seed, layers=3), torch.tensor([2, 0, 1])
-    metric = METRICS[name]
-    expected = metric.per_image(maps)
-    for axis, kind in enumerate(metric.axes, 1):
-        if kind == "layer":
-            expected = expected.index_select(axis, order)
-    torch.testing.assert_close(metric.per_image(taken(maps, 1, order)), expected)
+    check_places(METRICS[name], maps, "layer", order, taken(maps, 1, order))
 
 
 @pytest.mark.parametrize("name", METRICS)

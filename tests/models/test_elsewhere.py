@@ -4,6 +4,7 @@ from importlib.metadata import EntryPoint
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import save_file
 from torch import nn
 
@@ -69,11 +70,7 @@ def test_packages_add_names(monkeypatch):
 
 class TestHuggingFace:
     @pytest.fixture
-    def transformers(self):
-        return pytest.importorskip("transformers")
-
-    @pytest.fixture
-    def folder(self, transformers, tmp_path):
+    def folder(self, tmp_path):
         torch.manual_seed(0)
         model = transformers.ViTForImageClassification(transformers.ViTConfig(**TINY, num_labels=5)).eval()
         model.save_pretrained(tmp_path)
@@ -97,7 +94,7 @@ class TestHuggingFace:
         with pytest.raises(CheckpointError, match="name it hf:"):
             load_model(folder[0])
 
-    def test_of_two_towers_the_one_that_sees(self, transformers, tmp_path):
+    def test_of_two_towers_the_one_that_sees(self, tmp_path):
         text = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64}
         pair = transformers.CLIPModel(transformers.CLIPConfig(vision_config=dict(TINY), text_config=text))
         pair.save_pretrained(tmp_path)
@@ -106,7 +103,7 @@ class TestHuggingFace:
         for name, value in model.state_dict().items():
             assert torch.equal(value, theirs[name.removeprefix("vision_model.")])
 
-    def test_weights_that_are_not_there_are_named(self, folder, transformers):
+    def test_weights_that_are_not_there_are_named(self, folder):
         path, _ = folder
         state = transformers.ViTForImageClassification.from_pretrained(path).state_dict()
         save_file({k: v for k, v in state.items() if "classifier" not in k}, path / "model.safetensors",

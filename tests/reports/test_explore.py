@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+from axe_core_python.sync_playwright import Axe
 
 from attnprobe.reports import html
 from attnprobe.reports.explore import explorer_of
@@ -71,8 +72,7 @@ def test_the_page_in_a_browser(few_figures, runs, open_page):
     assert "plain, block 4 of 4" in page.inner_text(".words")
     page.set_viewport_size({"width": 360, "height": 740})
     assert page.evaluate("document.documentElement.scrollWidth") == 360
-    axe = pytest.importorskip("axe_core_python.sync_playwright", reason="pip install axe-core-python")
-    assert not [(v["id"], [node["html"] for node in v["nodes"]]) for v in axe.Axe().run(page)["violations"]]
+    assert not [(v["id"], [node["html"] for node in v["nodes"]]) for v in Axe().run(page)["violations"]]
 
 
 def test_what_a_number_means_is_folded_away_until_it_is_asked_for(few_figures, runs, open_page):

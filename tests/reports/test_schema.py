@@ -53,11 +53,11 @@ def test_the_schema_itself_is_one_and_of_this_version():
 
 @pytest.mark.parametrize("name", RUNS)
 def test_every_report_follows_it(name):
-    VALIDATOR.validate(report(RUNS[name]))
+    assert not list(VALIDATOR.iter_errors(report(RUNS[name])))
 
 
 def test_several_runs_follow_it():
-    VALIDATOR.validate(report(*RUNS.values()))
+    assert not list(VALIDATOR.iter_errors(report(*RUNS.values())))
 
 
 def test_every_key_that_is_written_is_described():

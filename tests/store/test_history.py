@@ -11,7 +11,7 @@ from attnprobe.store.history import read_history, write_history
 from tests.histories import history
 
 
-def same(one, other):
+def assert_same(one, other):
     assert one.epochs.tolist() == other.epochs.tolist()
     for part in ("blocks", "matrices", "uniform"):
         a, b = getattr(one, part), getattr(other, part)
@@ -28,11 +28,11 @@ def test_everything_comes_back(tmp_path):
     stages = {"stage 1/row_entropy": np.ones((7, 2)), **first.blocks}
     for h in (first, history(blocks=2, similar_from=4), history((5,)), history(blocks=1)):
         write_history(tmp_path / "probe", h)
-        same(read_history(tmp_path / "probe"), h)
+        assert_same(read_history(tmp_path / "probe"), h)
     h = history(settings={**first.settings, "stage 1/row_entropy": {"x": None}})
     h.blocks["stage 1/row_entropy"] = stages["stage 1/row_entropy"]
     write_history(tmp_path / "probe", h)
-    same(read_history(tmp_path / "probe"), h)
+    assert_same(read_history(tmp_path / "probe"), h)
 
 
 def test_no_history_is_none(tmp_path):
@@ -76,5 +76,5 @@ def test_a_full_disk_leaves_the_history_before(tmp_path, monkeypatch, operation)
     with pytest.raises(WorkError, match="no space left"):
         write_history(tmp_path, history((1, 2, 3)))
     monkeypatch.delenv("ATTNPROBE_FAULT")
-    same(read_history(tmp_path), history((1, 2)))
+    assert_same(read_history(tmp_path), history((1, 2)))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["alarms.txt", "probe.csv", "probe.h5"]

@@ -22,10 +22,10 @@ OPERATIONS = st.one_of(
 @settings(max_examples=300, deadline=None)
 def test_it_is_a_file_whatever_was_in_it_before(operations):
     with tempfile.TemporaryFile(buffering=0) as theirs:
-        compare(Memory(), theirs, operations)
+        assert_same_file(Memory(), theirs, operations)
 
 
-def compare(ours, theirs, operations):
+def assert_same_file(ours, theirs, operations):
     for operation, argument in operations:
         if operation == "empty":
             ours.empty()

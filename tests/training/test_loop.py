@@ -262,11 +262,12 @@ def test_the_log_says_how_long_images_were_waited_for_and_how_much_memory_it_too
 
 
 def test_tensorboard_has_the_log_and_a_resumed_run_goes_on_in_it(tmp_path):
-    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # not in child processes
+
     options = {"warmup_epochs": 0, "log_tensorboard": True}
     run_training(tmp_path, config(epochs=1, **options))
     log = run_training(tmp_path, config(epochs=3, **options)).log
-    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     for name in ("val_top1", "train_loss"):
         seen = [(event.step, event.value) for event in events.Scalars(name)]
         assert seen == [(row["epoch"], pytest.approx(row[name], rel=1e-6)) for row in log]

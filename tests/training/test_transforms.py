@@ -102,7 +102,8 @@ def test_it_travels_to_a_worker_process():
 def test_no_bit_kept_is_black_and_no_error(text):
     transform = train_transform(AugmentConfig(aa=text), SPEC)
     for position in range(60):
-        transform(PICTURE, position, (position,))
+        pixels = torch.as_tensor(transform(PICTURE, position, (position,)))
+        assert pixels.shape == (3, *SPEC.size) and pixels.isfinite().all()
 
 
 def test_posterisation_is_timms_where_pillow_takes_it():

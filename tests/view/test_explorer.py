@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import pytest
+from axe_core_python.sync_playwright import Axe
 from matplotlib import colormaps
 
 from attnprobe.view import page as page_module
@@ -310,8 +311,7 @@ def test_some_of_the_queries_are_better_than_none(open_page):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_nobody_is_shut_out(open_page, scheme):
-    axe = pytest.importorskip("axe_core_python.sync_playwright", reason="pip install axe-core-python")
     page = open_page(html([viewed("a", effective=True), viewed("b", seed=1)]), color_scheme=scheme)
     page.click(".numbers summary")
-    found = axe.Axe().run(page)["violations"]
+    found = Axe().run(page)["violations"]
     assert not [(v["id"], [node["html"] for node in v["nodes"]]) for v in found]
