@@ -1,5 +1,6 @@
 """The commands that come after a report. As in `cli`: no logic, and torch loads only when one runs."""
 
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -8,6 +9,26 @@ import tyro
 Positional = tyro.conf.Positional
 Repeated = tyro.conf.UseAppendAction
 Short = tyro.conf.arg
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What models are tried on."""
+
+    architecture: Annotated[str | None, Short(name="model")] = None
+    """the model's name, for checkpoint files that neither say it nor show it."""
+    data: str | None = None
+    """labelled images; the run's own if not given."""
+    data_dir: Path | None = None
+    """where the data set lives."""
+    split: str = "val"
+    """train or val."""
+    images: int | None = None
+    """a fixed, class-balanced subset of this many."""
+    batch_size: int = 64
+    """images per forward pass, also where it is timed."""
+    device: str = "auto"
+    """cpu, cuda, mps; auto takes a GPU if there is one."""
 
 
 def compare(
@@ -49,13 +70,7 @@ def verify_drops(
     metric: Repeated[tuple[str, ...]] = (),
     tolerance: float = 0.01,
     out: Annotated[Path | None, Short(aliases=["-o"])] = None,
-    architecture: Annotated[str | None, Short(name="model")] = None,
-    data: str | None = None,
-    data_dir: Path | None = None,
-    split: str = "val",
-    images: int | None = None,
-    batch_size: int = 64,
-    device: str = "auto",
+    trial: tyro.conf.OmitArgPrefixes[Trial] = Trial(),
 ) -> None:
     """Is what a report calls similar or redundant not needed? Accuracy without it, alone and one after the other.
 
@@ -78,13 +93,6 @@ def verify_drops(
         metric: similar_blocks or head_divergence with settings, as for report; repeat for both.
         tolerance: how much accuracy the advice may cost on these images; 0.01 is one percent.
         out: folder for drops.csv and drops.json; nothing is written if not given.
-        architecture: the model's name, for checkpoint files that neither say it nor show it.
-        data: labelled images to try it on; the run's own if not given.
-        data_dir: where the data set lives.
-        split: train or val.
-        images: a fixed, class-balanced subset of this many.
-        batch_size: images per forward pass.
-        device: cpu, cuda, mps; auto takes a GPU if there is one.
     """
     from attnprobe import ablation
     from attnprobe.pruning import numbers_of, pairs_of
@@ -97,13 +105,7 @@ def verify_drops(
         metrics=metric,
         tolerance=tolerance,
         out=out,
-        architecture=architecture,
-        data=data,
-        data_dir=data_dir,
-        split=split,
-        images=images,
-        batch_size=batch_size,
-        device=device,
+        **asdict(trial),
     )
     print(evidence)
     for path in files:
@@ -117,13 +119,7 @@ def prune(
     heads: Annotated[str, Short(metavar="B:H,B:H")] = "",
     finetune_epochs: int = 0,
     set: Annotated[Repeated[tuple[str, ...]], Short(metavar="NAME=VALUE")] = (),
-    architecture: Annotated[str | None, Short(name="model")] = None,
-    data: str | None = None,
-    data_dir: Path | None = None,
-    split: str = "val",
-    images: int | None = None,
-    batch_size: int = 64,
-    device: str = "auto",
+    trial: tyro.conf.OmitArgPrefixes[Trial] = Trial(),
 ) -> None:
     """A smaller checkpoint without some blocks and heads, which timm opens; prints what that costs and saves.
 
@@ -143,13 +139,6 @@ def prune(
         heads: those to remove, as BLOCK:HEAD, both counted from 1 in the whole model.
         finetune_epochs: train on by the run's recipe, with a tenth of its learning rate.
         set: options of the fine-tuning that replace the recipe's; repeat for several.
-        architecture: the model's name, for checkpoint files that neither say it nor show it.
-        data: labelled images to try both models on; the run's own if not given.
-        data_dir: where the data set lives.
-        split: train or val.
-        images: a fixed, class-balanced subset of this many.
-        batch_size: images per forward pass, also of the timing.
-        device: cpu, cuda, mps; auto takes a GPU if there is one.
     """
     from attnprobe import pruning
     from attnprobe.core.config import parse_settings
@@ -161,13 +150,7 @@ def prune(
         heads=pruning.heads_of(heads),
         finetune_epochs=finetune_epochs,
         settings=parse_settings(set),
-        architecture=architecture,
-        data=data,
-        data_dir=data_dir,
-        split=split,
-        images=images,
-        batch_size=batch_size,
-        device=device,
+        **asdict(trial),
     )
     print(done)
     print(done.path)

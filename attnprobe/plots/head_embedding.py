@@ -5,7 +5,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from attnprobe.core.measurement import Measurement
-from attnprobe.plots.style import colour_bar, colours, heading, new_axes, require_axes
+from attnprobe.plots.style import colours, finish, heading, new_axes, require_axes
 
 
 def head_embedding(m: Measurement, ax: Axes | None = None, *, title: str | None = None, colorbar: bool = True) -> Axes:
@@ -34,10 +34,8 @@ def head_embedding(m: Measurement, ax: Axes | None = None, *, title: str | None 
     ax.set(xticks=[], yticks=[], aspect="equal")
     ax.margins(0.08)
     name = f"{heading(m)}\nkeeps {kept:.0%} of squared distances"
-    ax.set_title(name if title is None else title, fontsize="medium", parse_math=False)
-    if colorbar:
-        colour_bar(ax, scale, "block", block.astype(float), shrink=0.8, ticks=MaxNLocator(6, integer=True))
-    return ax
+    bar = {"label": "block", "shrink": 0.8, "ticks": MaxNLocator(6, integer=True)}
+    return finish(ax, m, scale, name if title is None else title, colorbar, block.astype(float), **bar)
 
 
 def scaled(values: np.ndarray, *, similarity: bool) -> tuple[np.ndarray, float]:

@@ -5,11 +5,9 @@ from matplotlib.axes import Axes
 from attnprobe.core.measurement import Measurement
 from attnprobe.plots.style import (
     Limits,
-    colour_bar,
     colours,
-    heading,
+    finish,
     new_axes,
-    quantity,
     require_axes,
     shared_limits,
 )
@@ -35,7 +33,4 @@ def head_grid(
     tiles.prepare(ax, [str(block + 1) for block in range(tiles.n)])
     for block, matrix in enumerate(m.mean):
         ax.imshow(matrix, extent=tiles.extent(block), aspect="equal", **scale._asdict())
-    ax.set_title(heading(m) if title is None else title, fontsize="medium", parse_math=False)
-    if colorbar:
-        colour_bar(ax, scale, quantity(m), m.mean, shrink=0.8)
-    return ax
+    return finish(ax, m, scale, title, colorbar, shrink=0.8)

@@ -1,17 +1,14 @@
 """Which head of which block? One square per head."""
 
-import numpy as np
 from matplotlib.axes import Axes
 
 from attnprobe.core.measurement import Measurement
 from attnprobe.plots.style import (
     Limits,
-    colour_bar,
     colours,
-    heading,
+    finish,
     new_axes,
     number_from_one,
-    quantity,
     require_axes,
     shared_limits,
 )
@@ -39,7 +36,4 @@ def layer_head(
     number_from_one(ax.xaxis, blocks, kept=m.coords.get("layer"))
     number_from_one(ax.yaxis, heads, most=6, kept=m.coords.get("head"))
     ax.set(xlabel="block", ylabel="head")
-    ax.set_title(heading(m) if title is None else title, fontsize="medium", parse_math=False)
-    if colorbar:
-        colour_bar(ax, scale, quantity(m), np.asarray(values))
-    return ax
+    return finish(ax, m, scale, title, colorbar, values)

@@ -6,12 +6,10 @@ from matplotlib.axes import Axes
 from attnprobe.core.measurement import Measurement
 from attnprobe.plots.style import (
     Limits,
-    colour_bar,
     colours,
-    heading,
+    finish,
     new_axes,
     number_from_one,
-    quantity,
     require_axes,
 )
 
@@ -36,7 +34,4 @@ def layer_key(
     ax.imshow(m.mean, aspect="auto", interpolation="nearest", **scale._asdict())
     number_from_one(ax.yaxis, len(m.mean), kept=m.coords.get("layer"))
     ax.set(xlabel="token, counted from 0", ylabel="block")
-    ax.set_title(heading(m) if title is None else title, fontsize="medium", parse_math=False)
-    if colorbar:
-        colour_bar(ax, scale, quantity(m), m.mean)
-    return ax
+    return finish(ax, m, scale, title, colorbar)

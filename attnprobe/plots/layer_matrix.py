@@ -5,12 +5,10 @@ from matplotlib.axes import Axes
 from attnprobe.core.measurement import Measurement
 from attnprobe.plots.style import (
     Limits,
-    colour_bar,
     colours,
-    heading,
+    finish,
     new_axes,
     number_from_one,
-    quantity,
     require_axes,
     shared_limits,
 )
@@ -43,7 +41,4 @@ def layer_matrix(
     for axis in (ax.xaxis, ax.yaxis):
         number_from_one(axis, len(m.mean), kept=m.coords.get("layer"))
     ax.set(xlabel="block", ylabel="block")
-    ax.set_title(heading(m) if title is None else title, fontsize="medium", parse_math=False)
-    if colorbar:
-        colour_bar(ax, scale, quantity(m), m.mean, shrink=0.8)
-    return ax
+    return finish(ax, m, scale, title, colorbar, shrink=0.8)

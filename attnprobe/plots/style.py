@@ -110,6 +110,23 @@ def colour_bar(ax: Axes | Sequence[Axes], scale: Scale, label: str, values: np.n
     figure.colorbar(ScalarMappable(**scale._asdict()), ax=ax, label=label, extend=extend, **options)
 
 
+def finish(
+    ax: Axes,
+    m: Measurement,
+    scale: Scale,
+    title: str | None,
+    colorbar: bool,
+    values: np.ndarray | None = None,
+    **options,
+) -> Axes:
+    """A coloured figure's title, `heading` if None, and its colour bar; `values` are the mean unless given."""
+    ax.set_title(heading(m) if title is None else title, fontsize="medium", parse_math=False)
+    if colorbar:
+        label = options.pop("label", quantity(m))
+        colour_bar(ax, scale, label, m.mean if values is None else values, **options)
+    return ax
+
+
 def line_label(name: str) -> str:
     """A name as matplotlib keeps it: one that starts with an underscore would be left out of the legend."""
     return f" {name}" if name.startswith("_") else name

@@ -150,6 +150,9 @@ def _number(e: Examined, m: Measurement, condition: Condition) -> float | None:
         if len(interval) != 2 or not all(isinstance(v, int | float) for v in interval):
             raise InputError(f"{where} has no interval of {key!r}: one image, or not a number that has one.")
         return interval[("low", "high").index(bound)]
+    if not key:
+        named = ", ".join(f"{m.metric}.{name}" for name in sorted(_keys(m)))
+        raise InputError(f"{where} is not one number; name one, as in --fail-on {m.metric}.mean>1: {named}.")
     if None in m.summary.get("ratio", ()):
         raise InputError(f"{where} has blocks without a finite value, so there is no telling.")
     if key in m.summary and m.summary[key] is None:

@@ -111,6 +111,11 @@ def test_what_is_not_known_is_an_error_and_no_pass(text, e):
         check([e], [Condition.parse(text)])
 
 
+def test_a_metric_of_many_numbers_named_alone_is_told_which_to_name():
+    with pytest.raises(InputError, match=r"name one, as in .*: row_entropy\.max, row_entropy\.mean, row_entropy\.min"):
+        check([examined(layers=3)], [Condition.parse("row_entropy>1")])
+
+
 def test_values_that_are_not_finite_never_pass():
     e = examined(layers=3)
     entropy, similar = e.measurements["row_entropy"], e.measurements["similar_blocks"]
