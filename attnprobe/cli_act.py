@@ -12,7 +12,7 @@ Short = tyro.conf.arg
 
 
 @dataclass(frozen=True, slots=True)
-class Trial:
+class TrialOptions:
     """What models are tried on."""
 
     architecture: Annotated[str | None, Short(name="model")] = None
@@ -70,7 +70,7 @@ def verify_drops(
     metric: Repeated[tuple[str, ...]] = (),
     tolerance: float = 0.01,
     out: Annotated[Path | None, Short(aliases=["-o"])] = None,
-    trial: tyro.conf.OmitArgPrefixes[Trial] = Trial(),
+    trial: tyro.conf.OmitArgPrefixes[TrialOptions] = TrialOptions(),
 ) -> None:
     """Is what a report calls similar or redundant not needed? Accuracy without it, alone and one after the other.
 
@@ -119,7 +119,7 @@ def prune(
     heads: Annotated[str, Short(metavar="B:H,B:H")] = "",
     finetune_epochs: int = 0,
     set: Annotated[Repeated[tuple[str, ...]], Short(metavar="NAME=VALUE")] = (),
-    trial: tyro.conf.OmitArgPrefixes[Trial] = Trial(),
+    trial: tyro.conf.OmitArgPrefixes[TrialOptions] = TrialOptions(),
 ) -> None:
     """A smaller checkpoint without some blocks and heads, which timm opens; prints what that costs and saves.
 

@@ -3,13 +3,15 @@
     python examples/variants_table.py [--data digits fractals:10:200] [--depths 16 24 32] [--seeds 3] [-o variants]
 
 Every run is trained with the variant's digits recipe, at the width and for the epochs named here, captured, measured,
-and put to the test: blocks called similar and heads called redundant are taken away one after the other. About one
-minute a run on one CPU core. Run again, it goes on where it was stopped; the table is of the runs that are there.
+and put to the test: blocks called similar and heads called redundant are taken away one after the other. One to five
+minutes a run on a CPU core. Run again, it goes on where it was stopped; the table is of the runs that are there.
+`--full` takes the models of 224 pixels and width 384 instead, which want a GPU.
 """
 
 import argparse
 import json
 import statistics
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +24,14 @@ from attnprobe.training import read_recipe
 
 VARIANTS = ("vit", "deepvit", "refiner", "structured", "richvit")
 COLUMNS = ("data", "blocks", "variant", "top-1 by seed [%]", "mean", "similar, softmax", "similar, effective",
-           "untrained", "redundant heads [%]", "without the similar blocks", "without the redundant heads")  # fmt: skip
+           "untrained: softmax/effective", "redundant heads [%]", "without the similar blocks",
+           "without the redundant heads")  # fmt: skip
 
 
-def measured(run: Path) -> dict[str, Any]:
-    """What one run comes to, once it is trained."""
+def measured(run: Path, images: int | None) -> dict[str, Any]:
+    """What one run comes to, once it is trained, by its maps of all or so many images."""
     if not Run(run).maps.exists():
-        pipeline.capture(run, what=("weights", "effective"), batch_size=60, untrained=32)
+        pipeline.capture(run, what=("weights", "effective"), images=images, batch_size=60, untrained=32)
     examined = pipeline.examine(run, metrics=["similar_blocks", "head_divergence"], pictures=0)
     found: dict[str, Any] = {}
     for key, site in (("similar_blocks@weights", "softmax"), ("similar_blocks", "effective")):
@@ -71,7 +74,8 @@ def row(data: str, depth: int, variant: str, seeds: list[dict[str, Any]]) -> lis
 
     top1 = statistics.mean(seed["top1"] for seed in seeds)
     return [data, str(depth), variant, each(lambda seed: f"{100 * seed['top1']:.1f}"), f"{100 * top1:.1f}",
-            similar("softmax"), similar("effective"), each(lambda seed: str(seed["softmax"]["untrained"])),
+            similar("softmax"), similar("effective"),
+            each(lambda seed: "/".join(str(seed[site]["untrained"]) for site in ("softmax", "effective"))),
             each(lambda seed: f"{100 * seed['redundant'] / seed['heads']:.0f}"), removed("blocks_removed"),
             removed("heads_removed")]  # fmt: skip
 
@@ -84,25 +88,24 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--width", type=int, default=64, help="with heads of 16")
     parser.add_argument("--epochs", type=int, default=15)
+    parser.add_argument("--full", action="store_true", help="224 pixels, width 384; 64 images are captured")
     parser.add_argument("-o", "--out", type=Path, default=Path("variants"))
     options = parser.parse_args()
     torch.set_num_threads(1)
+    size = {} if options.full else {"embed_dim": options.width, "num_heads": options.width // 16}
     found: dict[tuple[str, int, str], list[dict[str, Any]]] = {}
-    size = {"embed_dim": options.width, "num_heads": options.width // 16}
-    for seed in range(options.seeds):
-        for data in options.data:
-            for depth in options.depths:
-                for variant in options.variants:
-                    run = options.out / f"{data.replace(':', '-')}-{variant}-{depth}-{seed}"
-                    kept = run / "measured.json"
-                    if not kept.exists():
-                        recipe = read_recipe(f"digits_{variant}_16")
-                        kwargs = {**recipe.get("model_kwargs", {}), **size}
-                        settings = {"model": f"{variant}_{depth}_digits", "model_kwargs": kwargs, "dataset": data,
-                                    "epochs": options.epochs, "seed": seed}  # fmt: skip
-                        result = pipeline.train(f"digits_{variant}_16", run, settings=settings)
-                        kept.write_text(json.dumps({"top1": result.top1, **measured(run)}, indent=1))
-                    found.setdefault((data, depth, variant), []).append(json.loads(kept.read_text()))
+    for seed, *which in product(range(options.seeds), options.data, options.depths, options.variants):
+        data, depth, variant = which
+        run = options.out / f"{data.replace(':', '-')}-{variant}-{depth}-{seed}"
+        if not (run / "measured.json").exists():
+            recipe = f"digits_{variant}_16"
+            kwargs = {**read_recipe(recipe).get("model_kwargs", {}), **size}
+            model = f"{variant}_{depth}" if options.full else f"{variant}_{depth}_digits"
+            settings = {"model": model, "model_kwargs": kwargs, "dataset": data, "epochs": options.epochs, "seed": seed}
+            top1 = pipeline.train(recipe, run, settings=settings).top1
+            facts = {"top1": top1, **measured(run, 64 if options.full else None)}
+            (run / "measured.json").write_text(json.dumps(facts, indent=1))
+        found.setdefault((data, depth, variant), []).append(json.loads((run / "measured.json").read_text()))
     for line in (COLUMNS, ["---"] * len(COLUMNS), *(row(*which, seeds) for which, seeds in found.items())):
         print("|", " | ".join(line), "|")
 
