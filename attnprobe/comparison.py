@@ -13,7 +13,8 @@ from attnprobe.core.errors import InputError, check_choice
 from attnprobe.core.examined import Examined
 from attnprobe.core.progress import progress
 from attnprobe.core.visible import markdown
-from attnprobe.differences import Compared, compared, depth_of, order_of_heads, pairs_of, shared_images
+from attnprobe.differences import Compared, compared, depth_of, order_of_heads, pairs_of, shared_images, why_not
+from attnprobe.metrics.holm import LEVEL
 from attnprobe.metrics.paired import Difference
 from attnprobe.reports.latex import booktabs
 from attnprobe.reports.numbers import NONE, number, with_interval
@@ -21,8 +22,6 @@ from attnprobe.reports.papers_table import HEADER, papers_caption, papers_cells,
 from attnprobe.reports.tables import summary_table
 
 TABLES = ("papers", "summary")
-LEVEL = 0.05
-"""Of the chance that a cell is called different although no cell of its metric is."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,13 +63,16 @@ def compare(
     found, notes = [], []
     first = runs[0]
     for other in runs[1:]:
-        shared = shared_images(first, other)
+        shared = () if why_not(first, other) else shared_images(first, other)
         notes.append(_about(first, other, shared))
         order = order_of_heads(first, other, shared) if match_heads else None
         pairs = list(pairs_of(first, other))
         with progress(f"compare {other.name}", len(pairs)) as advance:
             for one, two, site in pairs:
-                found.append(compared(other.name, one, two, site, shared, order, resamples))
+                if reason := why_not(first, other, one.metric):
+                    found.append(Compared(other.name, one.metric, site, one.stage, why=reason))
+                else:
+                    found.append(compared(other.name, one, two, site, shared, order, resamples))
                 advance(1)
     comparison = Comparison(runs, tuple(found), tuple(notes))
     with fs.as_work_error(f"writing the comparison into {out}"):
@@ -78,7 +80,9 @@ def compare(
 
 
 def _about(first: Examined, other: Examined, shared: tuple[str, ...]) -> str:
-    text = f"{other.name} minus {first.name}: {len(shared)} images that both were measured on"
+    text = f"{other.name} minus {first.name}: " + (
+        why_not(first, other) or f"{len(shared)} images that both were measured on"
+    )
     depths = depth_of(first), depth_of(other)
     if depths[0] != depths[1]:
         text += (
@@ -88,9 +92,12 @@ def _about(first: Examined, other: Examined, shared: tuple[str, ...]) -> str:
     tokens = first.grid.n_tokens, other.grid.n_tokens
     if tokens[0] != tokens[1]:
         text += (
-            f"; {tokens[1]} tokens against {tokens[0]}: what is in nats or tokens, or one value per token, depends on "
-            "how many there are; compare what is relative, such as row_entropy_relative"
+            f"; {tokens[1]} tokens against {tokens[0]}: only cosines and what is relative to the number of tokens, "
+            "such as row_entropy_relative, can be compared"
         )
+    for e in (first, other):
+        if named := next((m.not_finite for m in e.measurements.values() if m.not_finite), ()):
+            text += f"; of {e.name} not finite and left out: {'; '.join(named)}"
     return f"{text}."
 
 
@@ -171,9 +178,13 @@ def difference_cells(row: Compared) -> list[str]:
     if row.cells is None:
         return [label, f"cannot say: {row.why}", NONE, NONE]
     d, o = row.cells, row.overall
+    if o is not None and not np.isfinite(o.mean):
+        unknown = np.argwhere(~np.isfinite(d.mean))
+        at = f" at {_where(row, d, tuple(unknown[0]))}" if len(unknown) else ""
+        return [label, f"cannot say: no finite value{at}", NONE, NONE]
     whole = NONE if o is None else with_interval(float(o.mean), float(o.ci[0]), float(o.ci[1]))
     if d.smallest > LEVEL:
-        return [label, whole, f"too many cells ({d.n_tests}) for so few resamples", NONE]
+        return [label, whole, f"cannot say: {d.n_images} images are too few to test {d.n_tests} cells", NONE]
     found = np.nan_to_num(d.p_holm, nan=1.0) < LEVEL
     half = "" if d.n_tests == 0 else f" of {d.n_tests}"
     count = int(found.sum()) // (2 if d.n_tests < np.isfinite(d.mean).sum() else 1)

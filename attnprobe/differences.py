@@ -16,9 +16,20 @@ from attnprobe.metrics.alignment import (
     one_number,
     with_heads_ordered,
 )
+from attnprobe.metrics.bootstrap import interval_of_mean
 from attnprobe.metrics.head_matching import matching
 from attnprobe.metrics.paired import Difference, paired_difference
 from attnprobe.reports.numbers import telling_cells
+
+ANY_NUMBER_OF_TOKENS = frozenset(
+    (
+        "head_dependence", "head_divergence", "head_divergence_across_layers", "head_output_norm",
+        "head_output_similarity", "head_similarity", "head_similarity_across_layers", "layer_similarity",
+        "layer_similarity_centred", "map_cka", "own_value_similarity", "query_information", "row_entropy_relative",
+        "similar_blocks", "token_cka", "token_layer_similarity", "token_similarity", "value_similarity",
+    )
+)  # fmt: skip
+"""What runs on other numbers of tokens can be compared by: cosines, and what is relative to that number."""
 
 MATCH_IMAGES = 64
 """Images whose maps decide which heads of two runs belong together."""
@@ -63,6 +74,23 @@ def _at(e: Examined, stage: str, metric: str, site: str) -> Measurement | None:
     return next((m for m in here if (m.is_effective if site == "effective" else m.site == "weights")), None)
 
 
+def why_not(first: Examined, other: Examined, metric: str = "") -> str:
+    """Why two runs, or one metric of them, cannot be compared image by image; "" if they can.
+
+    Images of equal names are the same ones if they come from the same files, or from the same place.
+    """
+    data = [e.info.get("data") for e in (first, other)]
+    places = [e.info.get("images") for e in (first, other)]
+    placed = [p and (p.get("data"), p.get("split"), p.get("data_dir")) for p in places]
+    if data[0] != data[1] and (None in placed or placed[0] != placed[1]):
+        names = " and ".join(str(p[0] if p else d) for p, d in zip(placed, data, strict=True))
+        return f"images of other data ({names}); capture both runs from the same"
+    tokens = other.grid.n_tokens, first.grid.n_tokens
+    if metric and tokens[0] != tokens[1] and metric not in ANY_NUMBER_OF_TOKENS:
+        return f"it depends on the number of tokens, here {tokens[0]} against {tokens[1]}"
+    return ""
+
+
 def shared_images(first: Examined, other: Examined) -> tuple[str, ...]:
     """Images measured in both, in the order of the first."""
     kept = [next((m.image_ids for m in e.measurements.values() if m.image_ids), ()) for e in (first, other)]
@@ -82,12 +110,10 @@ def compared(
     """The difference of one metric, or why there is none."""
     row = Compared(run, one.metric, site, one.stage)
     try:
-        if one.metric == "similar_blocks":
-            counted = [_count(m) for m in (one, two)]
-            one, two = (_at_threshold(m) for m in (one, two))
-        else:
-            counted = []
         one, two = (at_images(m, shared) for m in (one, two))
+        whole = (one, two)
+        if one.metric == "similar_blocks":
+            one, two = (_at_threshold(m) for m in (one, two))
         if "head" in one.axes and one.mean.shape[_head(one)] != two.mean.shape[_head(two)]:
             one, two = mean_over_heads(one), mean_over_heads(two)
         elif order is not None:
@@ -97,11 +123,7 @@ def compared(
             one, two = (at_relative_depth(m, min(depths)) for m in (one, two))
             row = replace(row, depth="relative")
         cells = paired_difference(one, two, resamples=resamples)
-        row = replace(row, cells=cells, coords=dict(one.coords))
-        if row.depth == "relative" and counted:
-            return row  # a count of few blocks against a count of many says nothing
-        numbers = [at_images(m, shared) for m in counted] or [_mean(m) for m in (one, two)]
-        return replace(row, overall=paired_difference(*numbers, resamples=resamples))
+        return replace(row, cells=cells, coords=dict(one.coords), overall=_overall(*whole, row.depth, resamples))
     except InputError as error:
         return replace(row, why=str(error))
 
@@ -119,10 +141,41 @@ def _at_threshold(m: Measurement) -> Measurement:
     return replace(m, axes=("layer",), per_image=per_image, coords=coords, baselines={}, **values)
 
 
+def _overall(one: Measurement, two: Measurement, depth: str, resamples: int) -> Difference | None:
+    """The difference of one number; each run's mean is over its own blocks. None for a number that has no such thing.
+
+    A count of few blocks against a count of many says nothing, and what is no mean over images needs the same cells.
+    """
+    if depth == "relative" and (one.metric == "similar_blocks" or one.from_mean is not None):
+        return None
+    if one.metric == "similar_blocks":
+        return _difference_of_counts(one, two, resamples)
+    return paired_difference(_mean(one), _mean(two), resamples=resamples)
+
+
+def _difference_of_counts(one: Measurement, two: Measurement, resamples: int) -> Difference:
+    """Of the numbers of similar blocks; the interval is that of both counts being anywhere in theirs."""
+    found = paired_difference(_count(one), _count(two), resamples=resamples)
+    if not np.isfinite(found.mean):
+        return found
+    ends = []
+    for m in (one, two):
+        assert m.per_image is not None, "or nothing could be compared"
+        bounds = interval_of_mean(m.per_image[:, _chosen(m)], resamples, 0) > m.settings["rho"]
+        ends.append((bounds[0].sum(), bounds[1].sum()))
+    (low_1, high_1), (low_2, high_2) = ends
+    return replace(found, ci=np.array([low_2 - high_1, high_2 - low_1], dtype=float))
+
+
 def _count(m: Measurement) -> Measurement:
-    """How many blocks are similar, as a number."""
+    """How many blocks are similar, as a number; NaN if that of one is not known."""
     chosen, rho = _chosen(m), m.settings["rho"]
-    return one_number(m, lambda mean: (mean[..., chosen, :] > rho).sum(-1).astype(float))
+
+    def count(mean: np.ndarray) -> np.ndarray:
+        ratio = mean[..., chosen, :]
+        return np.where(np.isnan(ratio).any(-1), np.nan, (ratio > rho).sum(-1))
+
+    return one_number(m, count)
 
 
 def _chosen(m: Measurement) -> int:
@@ -131,11 +184,15 @@ def _chosen(m: Measurement) -> int:
 
 
 def _mean(m: Measurement) -> Measurement:
-    """The mean over the cells that a summary's mean is over."""
+    """The mean over the cells that a summary's mean is over, image by image where that is possible."""
     cells = telling_cells(m)
     if not cells.any():
         raise InputError(f"{m.metric} has no cell to take the mean of.")
-    return one_number(m, lambda mean: mean[..., cells].mean(-1))
+    if m.from_mean is not None:
+        return one_number(m, lambda mean: mean[..., cells].mean(-1))
+    assert m.per_image is not None, "picked by image"
+    values = {name: getattr(m, name)[..., cells].mean(-1) for name in ("mean", "std", "ci")}
+    return replace(m, axes=(), per_image=m.per_image[..., cells].mean(-1), coords={}, baselines={}, **values)
 
 
 def order_of_heads(first: Examined, other: Examined, shared: tuple[str, ...]) -> np.ndarray:

@@ -183,7 +183,7 @@ def _info(reader: MapReader) -> dict[str, Any]:
     attrs, config = reader.attrs, reader.attrs.get("config", {})
     names = ("model", "variant", "data", "seed", "device", "created", "checkpoint_sha256", "versions")
     info = {name: attrs[name] for name in names if name in attrs}
-    info |= {"n_images": len(reader), "parameters": config.get("parameters")}
+    info |= {"n_images": len(reader), "parameters": config.get("parameters"), "images": config.get("images")}
     labels, prediction = np.asarray(reader.labels), np.asarray(reader.prediction)
     known = labels >= 0
     if known.any() and len(prediction):

@@ -16,14 +16,14 @@ from tests.reports.test_html import parsed
 def file(tmp_path, make_maps):
     """Write a maps file with block outputs; `spoil` may change the values [image, layer, head, query, key] first."""
 
-    def write(name, *, spoil=None, first=0, **size):
+    def write(name, *, spoil=None, first=0, data="random", **size):
         maps = make_maps(**{"images": 20, "spread": 2.0, **size})
         if spoil:
             spoil(maps.values)
         tokens = maps.values[:, :, 0, :, :1].expand(-1, -1, -1, 6) + 1  # follow the maps wherever they go
         ids = tuple(f"image{first + i}" for i in range(maps.n_images))
         plan = CapturePlan(image_ids=ids, model=name, variant="vit", checkpoint_sha256="", config={"parameters": 1234},
-                           versions={}, data="random", seed=0, device="cpu")  # fmt: skip
+                           versions={}, data=data, seed=0, device="cpu")  # fmt: skip
         path = tmp_path / f"{name}.h5"
         with MapWriter(path, plan, dtype="float32") as writer:
             for shard in writer.pending():
@@ -117,6 +117,27 @@ def test_one_of_anything_is_reported_on_without_inventing_a_number(file, call, t
         assert set(np.ravel(document["runs"][0]["measurements"]["row_entropy"]["ci"])) == {None}
 
 
+def test_a_block_of_which_no_image_is_known_is_not_counted_as_different(file, call, tmp_path):
+    def spoil(values):
+        values[:, 1, 0] = np.nan
+
+    code, printed = call("report", file("spoilt", spoil=spoil), *METRICS, "-o", tmp_path / "page")
+    assert code == 0 and "cannot say" in printed and "0 of 3 (" not in printed
+    check_no_nan(tmp_path / "page")
+    code, printed = call("compare", file("whole", seed=1), tmp_path / "spoilt.h5", *METRICS, "-o", tmp_path / "out")
+    assert code == 0 and "image image0, block 2" in printed and "nan" not in printed.lower()
+    rows = (line.split(" | ") for line in (tmp_path / "out" / "comparison.md").read_text().splitlines())
+    told = {cells[0].removeprefix("| ").split(" ")[0]: cells[1] for cells in rows if len(cells) == 4}
+    assert "cannot say: no finite value at block 2" in told["similar_blocks"]
+    assert all("cannot say" in text for name, text in told.items() if name != "metric"), told
+
+
+def test_other_images_of_the_same_names_are_not_taken_for_the_same(file, call, tmp_path):
+    code, printed = call("compare", file("a", data="folder of A"), file("b", data="of B"), "-o", tmp_path / "out")
+    assert code == 0 and "b minus a: images of other data (folder of A and of B)" in printed
+    assert "cannot say: images of other data" in printed and not (tmp_path / "out" / "differences.csv").read_text()[1:]
+
+
 def test_runs_of_other_images_cannot_be_compared_in_pairs(file, call, tmp_path):
     code, printed = call("compare", file("a"), file("b", first=100, seed=1), "-o", tmp_path / "out")
     assert code == 0 and "0 images that both were measured on" in printed and "cannot say" in printed
@@ -131,6 +152,7 @@ def test_runs_of_other_token_counts_are_compared_only_where_that_means_something
     rows = (line.split(" | ") for line in (tmp_path / "out" / "comparison.md").read_text().splitlines())
     told = {cells[0].removeprefix("| ").split(" ")[0]: cells[1] for cells in rows if len(cells) > 2}
     assert "17 tokens against 7" in printed and "row_entropy_relative" in printed
-    assert "cannot say: attention_rollout over (layer, key) has (3, 7) values" in told["attention_rollout"]
-    assert "cannot say" not in told["row_entropy_relative"]
+    for metric in ("attention_rollout", "row_entropy"):
+        assert "cannot say: it depends on the number of tokens, here 17 against 7" in told[metric]
+    assert "cannot say" not in told["row_entropy_relative"] + told["similar_blocks"]
     assert "nan" not in printed.lower()

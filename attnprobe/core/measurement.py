@@ -17,6 +17,9 @@ from attnprobe.core.tap import Site
 GIVEN = ("maps", "grid", "tokens", "value_vectors")
 """Parameter names of a metric function that are filled from `AttentionMaps`; all others are settings."""
 
+FromMean = Callable[[np.ndarray, int], np.ndarray]
+"""See `Metric.from_mean`."""
+
 
 @dataclass(frozen=True, slots=True)
 class Metric:
@@ -42,8 +45,8 @@ class Metric:
         summarise: (Measurement) -> dict of JSON-able derived numbers, such as counts.
         coords: (grid, **settings) -> labels of axes that are not plain indices.
         narrow_range: (stochastic, **settings) -> a value range tighter than `value_range`.
-        from_mean: (mean over images [..., *the function's axes]) -> [..., *axes], for a number that is no
-            mean over images itself, such as a ratio of means; the function then returns what is averaged.
+        from_mean: (mean over images [..., *the function's axes], number of images) -> [..., *axes], for a number
+            that is no mean over images itself, such as a ratio of means; the function then returns what is averaged.
     """
 
     name: str
@@ -61,7 +64,7 @@ class Metric:
     summarise: "Callable[[Measurement], dict[str, Any]] | None" = None
     coords: Callable[..., dict[str, list[Any]]] | None = None
     narrow_range: Callable[..., tuple[float | None, float | None]] | None = None
-    from_mean: Callable[[np.ndarray], np.ndarray] | None = None
+    from_mean: FromMean | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -196,7 +199,7 @@ class Measurement:
     image_ids: tuple[str, ...] = ()
     summary: Mapping[str, Any] = field(default_factory=dict)
     baselines: "Mapping[str, Measurement]" = field(default_factory=dict)
-    from_mean: Callable[[np.ndarray], np.ndarray] | None = None
+    from_mean: FromMean | None = None
     explanation: str = ""
     not_finite: tuple[str, ...] = ()
 

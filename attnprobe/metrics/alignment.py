@@ -30,20 +30,22 @@ def at_images(m: Measurement, image_ids: Sequence[str]) -> Measurement:
 def at_relative_depth(m: Measurement, layers: int) -> Measurement:
     """The same at `layers` depths, evenly from the first block (0) to the last (1), linear between blocks.
 
-    Matrices over (layer, layer) are read at both depths, so between two blocks a diagonal can be below a block's own.
+    Of matrices over (layer, layer) the nearest blocks are taken: between two blocks there is no cosine of theirs, only
+    the 1 of each with itself.
 
     Raises:
         InputError: its number is no mean over images (`Measurement.from_mean`), so that nothing can be read between.
     """
     if "layer" not in m.axes or m.mean.shape[m.axes.index("layer")] == layers:
         return m
-    if m.from_mean is not None:
+    if m.from_mean is not None and m.axes.count("layer") == 1:
         raise InputError(f"{m.metric} is no mean over images and cannot be read between two blocks.")
+    read_axis = _nearest if m.axes.count("layer") > 1 else _between
 
     def read(values: np.ndarray) -> np.ndarray:
         for axis, name in enumerate(m.axes, values.ndim - len(m.axes)):
             if name == "layer":
-                values = _between(values, axis, layers)
+                values = read_axis(values, axis, layers)
         return values
 
     coords = {name: labels for name, labels in m.coords.items() if name != "layer"}
@@ -90,7 +92,10 @@ def mean_over_heads(m: Measurement) -> Measurement:
 
 def one_number(m: Measurement, function: Callable[[np.ndarray], np.ndarray]) -> Measurement:
     """A number made of the mean over images, [..., *axes] -> [...], as a measurement of no axes; see `from_mean`."""
-    of_mean = function if m.from_mean is None else (lambda mean, inner=m.from_mean: function(inner(mean)))
+
+    def of_mean(mean: np.ndarray, n_images: int) -> np.ndarray:
+        return function(mean if m.from_mean is None else m.from_mean(mean, n_images))
+
     return replace(m, axes=(), from_mean=of_mean, coords={}, baselines={})
 
 
@@ -108,3 +113,9 @@ def _between(values: np.ndarray, axis: int, n: int) -> np.ndarray:
     low = np.floor(at).astype(int)
     high, weight = np.ceil(at).astype(int), (at - low).reshape(-1, *[1] * (values.ndim - axis - 1))
     return values.take(low, axis) * (1 - weight) + values.take(high, axis) * weight
+
+
+def _nearest(values: np.ndarray, axis: int, n: int) -> np.ndarray:
+    """`n` values evenly along an axis, those that are nearest."""
+    at = np.linspace(0, values.shape[axis] - 1, n)
+    return values.take(np.floor(at + 0.5).astype(int), axis)

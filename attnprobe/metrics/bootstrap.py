@@ -1,15 +1,19 @@
 """How sure is a mean over images?
 
-The percentile bootstrap: draw as many images as there are, with replacement, and take the mean again; the middle 95 %
-of such means are the interval. Every metric of one measurement draws the same images, so that derived numbers, computed
-from the resampled means as from the mean itself, stay consistent with one another.
+The percentile bootstrap: draw as many images as there are, with replacement, and take the mean again; the middle of
+such means is the interval. The middle 95 % is too narrow where images are few (it covers 89 % of 8 normal values);
+expanded as by Hesterberg 2015, arXiv:1411.5279, to what Student's t would take, it is not. Every metric of one
+measurement draws the same images, so that derived numbers, computed from the resampled means as from the mean itself,
+stay consistent with one another.
 """
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Iterator
 
 import numpy as np
+from scipy.special import ndtr, stdtrit
 
-from attnprobe.core.measurement import Measurement
+from attnprobe.core.measurement import FromMean, Measurement
 
 BLOCK_BYTES = 32 * 2**20
 """Largest temporary array."""
@@ -26,7 +30,7 @@ def resampled_means(m: Measurement, at_most: int | None = None) -> np.ndarray | 
     if m.per_image is None or m.n_images < 2 or replicates == 0:
         return None
     if m.from_mean is not None:
-        return values_of_function(m.from_mean, m.per_image, replicates, m.settings["bootstrap_seed"])
+        return _centred_values(m.from_mean, m.per_image, replicates, m.settings["bootstrap_seed"])
     cells = m.per_image.reshape(m.n_images, -1)
     means = np.concatenate(list(_blocks_of_means(cells, replicates, m.settings["bootstrap_seed"])), axis=1)
     return means.reshape(replicates, *m.per_image.shape[1:])
@@ -35,30 +39,58 @@ def resampled_means(m: Measurement, at_most: int | None = None) -> np.ndarray | 
 def interval_of_mean(per_image: np.ndarray, replicates: int, seed: int) -> np.ndarray:
     """[2, *axes]: bounds of the 95 % interval of the mean of [image, *axes], image by image where it is finite."""
     cells = per_image.reshape(len(per_image), -1)
-    bounds = [percentile_interval(means) for means in _blocks_of_means(cells, replicates, seed)]
+    bounds = [percentile_interval(means, len(cells)) for means in _blocks_of_means(cells, replicates, seed)]
     return np.concatenate(bounds, axis=1).reshape(2, *per_image.shape[1:])
 
 
-def interval_of_function(
-    function: Callable[[np.ndarray], np.ndarray], per_image: np.ndarray, replicates: int, seed: int
-) -> np.ndarray:
+def interval_of_function(function: FromMean, per_image: np.ndarray, replicates: int, seed: int) -> np.ndarray:
     """[2, *axes]: bounds of the 95 % interval of a function of the mean; see `Metric.from_mean`."""
-    return percentile_interval(values_of_function(function, per_image, replicates, seed))
+    return percentile_interval(_centred_values(function, per_image, replicates, seed), len(per_image))
 
 
-def percentile_interval(replicates: np.ndarray) -> np.ndarray:
-    """[resample, *any] -> [2, *any]: the middle 95 %, by values that occur, so that counts stay counts.
+def _centred_values(function: FromMean, per_image: np.ndarray, replicates: int, seed: int) -> np.ndarray:
+    """`values_of_function` about the function of all images."""
+    drawn = values_of_function(function, per_image, replicates, seed)
+    finite = np.isfinite(per_image)
+    with np.errstate(invalid="ignore"):
+        mean = np.where(finite, per_image, 0.0).sum(0, dtype=np.float64) / finite.sum(0)
+    return centred(drawn, function(mean, len(per_image)))
+
+
+def centred(drawn: np.ndarray, value: np.ndarray) -> np.ndarray:
+    """[resample, *any], moved so that their mean is `value` [*any].
+
+    A resample has some images twice, so what a function that is not linear makes of it lies to one side: the squared
+    length of a mean, for instance, grows by as much as the images scatter.
+    """
+    finite = np.isfinite(drawn)
+    mean = np.where(finite, drawn, 0.0).sum(0) / np.maximum(finite.sum(0), 1)
+    return drawn + (value - mean)
+
+
+def percentile_interval(replicates: np.ndarray, n_images: int) -> np.ndarray:
+    """[resample, *any] -> [2, *any]: the middle 95 %, and `tail` beyond, by values that occur.
 
     Resamples that are NaN (they drew no image with a finite value) are left out; NaN if none is left.
     """
     if not np.isnan(replicates).any():
-        ordered, n = np.sort(replicates, axis=0), len(replicates)
-        return np.stack([ordered[int(0.025 * (n - 1))], ordered[-1 - int(0.025 * (n - 1))]])
-    columns = replicates.reshape(len(replicates), -1).T
-    bounds = [
-        percentile_interval(kept) if len(kept := column[~np.isnan(column)]) else (np.nan,) * 2 for column in columns
-    ]
+        ordered = np.sort(replicates, axis=0)
+        beyond = int(tail(n_images) * (len(replicates) - 1))
+        return np.stack([ordered[beyond], ordered[-1 - beyond]])
+    columns = (column[~np.isnan(column)] for column in replicates.reshape(len(replicates), -1).T)
+    bounds = [percentile_interval(kept, n_images) if len(kept) else (np.nan,) * 2 for kept in columns]
     return np.array(bounds).T.reshape(2, *replicates.shape[1:])
+
+
+def tail(n_images: int) -> float:
+    """The share of the resamples to leave out at either end; 0.025 where there are very many images.
+
+    Resampled means of n values scatter like a normal variable with sqrt((n - 1) / n) of their standard error, for which
+    Student's t with n - 1 degrees of freedom is what a 95 % interval needs (Hesterberg 2015, arXiv:1411.5279).
+    """
+    if n_images < 2:
+        return 0.0
+    return float(ndtr(-math.sqrt(n_images / (n_images - 1)) * stdtrit(n_images - 1, 0.975)))
 
 
 def _blocks_of_means(cells: np.ndarray, replicates: int, seed: int) -> Iterator[np.ndarray]:
@@ -89,7 +121,7 @@ def draws(n_images: int, replicates: int, seed: int, size: int | None = None) ->
 
 
 def values_of_function(
-    function: Callable[[np.ndarray], np.ndarray],
+    function: FromMean,
     per_image: np.ndarray,
     replicates: int,
     seed: int,
@@ -109,5 +141,5 @@ def values_of_function(
             some = counts[start : start + at_once]
             with np.errstate(invalid="ignore"):  # 0 / 0 where a resample drew no finite value
                 means = some @ values / ((size or n_images) if finite.all() else some @ weights)
-            results.append(function(means.reshape(len(some), *per_image.shape[1:])))
+            results.append(function(means.reshape(len(some), *per_image.shape[1:]), size or n_images))
     return np.concatenate(results)

@@ -31,9 +31,11 @@ def map_cka(maps: Tensor, *, estimator: str = "unbiased") -> Tensor:
     Linear CKA: Kornblith et al. 2019, arXiv:1905.00414; averaging an unbiased HSIC over minibatches before dividing:
     Nguyen et al. 2021, arXiv:2010.15327 and Raghu et al. 2021, arXiv:2108.08810. On attention maps: arXiv:2301.02240.
     Our reading: samples are the queries of one image, so an image is a minibatch, and heads are concatenated, not
-    averaged. CKA does not see the order of heads or of keys, nor the scale of a layer, and therefore calls layers alike
-    that `layer_similarity` keeps apart: 1 says that queries which attend alike in p attend alike in r, not that
-    they look at the same places. A layer whose queries all attend alike carries nothing and has CKA 0, with itself too.
+    averaged. A layer whose queries all attend alike carries nothing and has CKA 0, with itself too.
+
+    Caveat: CKA sees neither the order of heads or of keys nor how far a layer is from uniform attention, and therefore
+    calls layers alike that `layer_similarity` keeps apart: 1 says that queries which attend alike in p attend alike in
+    r, not that they look at the same places.
 
     Args:
         maps: [image, layer, head, query, key].
@@ -51,6 +53,10 @@ def map_cka(maps: Tensor, *, estimator: str = "unbiased") -> Tensor:
 @metric(axes=("layer", "layer"), value_range=(-1.0, 1.0), narrow_range=_range, from_mean=normalised)
 def token_cka(tokens: Tensor, *, estimator: str = "unbiased") -> Tensor:
     """Centred kernel alignment of block outputs, for every pair of layers.
+
+    With x_i[l] the output of block l for token i, K_l = <x_i, x_j> over tokens, centred:
+
+        CKA[p, r] = mean HSIC(K_p, K_r) / sqrt(mean HSIC(K_p, K_p) mean HSIC(K_r, K_r)),      means over images
 
     The same as `map_cka` of the features of the tokens; samples are the tokens of one image. Sources as there.
     Caveat: blocks add to what came before, so neighbours are alike by construction; read it beside the untrained

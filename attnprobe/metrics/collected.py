@@ -6,6 +6,8 @@ from functools import reduce
 
 import numpy as np
 
+from attnprobe.core.interval import half_width
+
 KEEP_BYTES = 128 * 2**20
 """Values of one metric are kept up to this size: `similar_blocks` of 41,000 images and 16 layers, for example."""
 
@@ -48,9 +50,9 @@ class Moments:
         return np.where(self.n > 0, self.mean, np.nan), np.where(self.n > 1, std, np.nan)
 
     def normal_interval(self) -> np.ndarray:
-        """[2, *axes]: mean -+ 1.96 standard errors, NaN where there are fewer than two values."""
+        """[2, *axes]: mean -+ as many standard errors as Student's t takes; NaN where there are fewer than 2 values."""
         mean, std = self.mean_and_std()
-        half = 1.959964 * std / np.sqrt(np.maximum(self.n, 1))
+        half = half_width(std, self.n)
         return np.stack([mean - half, mean + half])
 
 

@@ -6,6 +6,7 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import maximum_flow
 from torch import Tensor
 
+from attnprobe.core.errors import InputError
 from attnprobe.core.maps import TokenGrid
 from attnprobe.core.measurement import metric
 from attnprobe.metrics.rollout import with_residual
@@ -25,12 +26,17 @@ UNIT = 2**24
 def attention_flow(maps: Tensor, grid: TokenGrid, *, residual: float = 0.5) -> Tensor:
     """Attention flow: the maximum flow from the class token after each block to each input token.
 
-    The network has a node for every token after every block and the capacity A~_l[i, j] (see `attention_rollout`) from
-    token i after block l to token j before it. Abnar & Zuidema 2020, arXiv:2005.00928. Never below the rollout, whose
-    paths are one of the flows; the flows to different tokens share the pipes and do not sum to 1.
+        F[l, j] = maximum flow from (l, 0) to (0, j),      capacity from (m, i) to (m - 1, k) = A~_m[i, k]
+
+    The network has a node (m, i) for every token i after every block m, 0 for the input, and A~ is that of
+    `attention_rollout`; token 0 is the class token. Abnar & Zuidema 2020, arXiv:2005.00928. Never below the rollout,
+    whose paths are one of the flows; the flows to different tokens share the pipes and do not sum to 1.
 
     Cost: L K maximum flows over up to L K^2 edges. Seconds an image for 16 blocks of 17 tokens, hours for 197: not part
     of "all".
+
+    Caveat: the more blocks, the more pipes lead to every token, until flows are full and tell nothing: under uniform
+    attention with residual = 1/2, those to patches are 1/(2 K) after one block, 1/2 after two and 1 from the fourth on.
 
     Args:
         maps: [image, layer, head, query, key], rows that sum to 1.
@@ -40,17 +46,22 @@ def attention_flow(maps: Tensor, grid: TokenGrid, *, residual: float = 0.5) -> T
     Returns:
         [image, layer, key].
     """
+    if "cls" not in grid.prefix:
+        raise InputError("attention_flow starts at the class token, and there is none; attention_rollout needs none.")
+    source = grid.prefix.index("cls")
     capacities = np.rint(with_residual(maps, residual).double().cpu().numpy() * UNIT)
-    flows = [_flows(image) if np.isfinite(image).all() else np.full(image.shape[:2], np.nan) for image in capacities]
+    flows = [
+        _flows(image, source) if np.isfinite(image).all() else np.full(image.shape[:2], np.nan) for image in capacities
+    ]
     return torch.from_numpy(np.stack(flows)).to(maps) / UNIT
 
 
-def _flows(capacities: np.ndarray) -> np.ndarray:
-    """[layer, query, key] -> [layer, key]: from node (layer + 1, token 0) to node (0, key)."""
+def _flows(capacities: np.ndarray, source: int) -> np.ndarray:
+    """[layer, query, key] -> [layer, key]: from node (layer + 1, source) to node (0, key)."""
     layers, n, _ = capacities.shape
     layer, query, key = np.indices(capacities.shape).reshape(3, -1)
     ends = (layer + 1) * n + query, layer * n + key
     graph = csr_array((capacities.astype(np.int32).ravel(), ends), shape=((layers + 1) * n,) * 2)
     return np.array(
-        [[maximum_flow(graph, (layer + 1) * n, key).flow_value for key in range(n)] for layer in range(layers)]
+        [[maximum_flow(graph, (layer + 1) * n + source, key).flow_value for key in range(n)] for layer in range(layers)]
     )

@@ -14,9 +14,11 @@ def head_dependence(maps: Tensor, *, estimator: str = "unbiased") -> Tensor:
         N[l, h, g] = mean HSIC(K_h, K_g) / sqrt(mean HSIC(K_h, K_h) mean HSIC(K_g, K_g)),      means over images
 
     with K_h the inner products of the rows of head h, centred; samples are the queries. The dependence that heads which
-    explain away each other should not have (arXiv:2105.14850); this use of it is ours. 0 for independent heads; heads
-    with disjoint keys can be fully dependent, which `head_similarity` and `head_divergence` call different. A head
-    whose queries all attend alike depends on nothing: 0, with itself too.
+    explain away each other should not have (arXiv:2105.14850); this use of it is ours. About 0 for independent heads
+    (above 0 with estimator="biased"). A head whose queries all attend alike depends on nothing: 0, with itself too.
+
+    Caveat: neither where heads look nor how far they are from uniform attention counts: heads with disjoint keys can be
+    fully dependent, which `head_similarity` and `head_divergence` call different, and so can a sharp and a flat one.
 
     Args:
         maps: [image, layer, head, query, key].

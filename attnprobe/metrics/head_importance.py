@@ -10,7 +10,7 @@ from attnprobe.core.measurement import Measurement
 from attnprobe.metrics.bootstrap import interval_of_function, interval_of_mean
 
 
-def of_unit_length(mean: np.ndarray) -> np.ndarray:
+def of_unit_length(mean: np.ndarray, n_images: int = 0) -> np.ndarray:
     """[..., layer, head] divided by its Euclidean length over the heads of a layer; 0 where all are 0."""
     length = np.sqrt(np.nansum(mean**2, axis=-1, keepdims=True))
     return np.where(length > 0, mean / np.where(length > 0, length, 1), 0 * mean)
@@ -42,10 +42,10 @@ def head_importance(
     values = np.abs(_of_heads(gradients, image_ids))
     ci = np.full((2, *values.shape[1:]), np.nan)
     if len(values) > 1 and bootstrap:
-        ci = interval_of_function(of_unit_length, values, bootstrap, seed)
+        ci = np.clip(interval_of_function(of_unit_length, values, bootstrap, seed), 0, 1)
     return Measurement(
         metric="head_importance",
-        mean=of_unit_length(values.mean(0)),
+        mean=of_unit_length(values.mean(0), len(values)),
         std=np.full(values.shape[1:], np.nan),
         ci=ci,
         value_range=(0.0, 1.0),

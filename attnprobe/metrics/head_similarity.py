@@ -27,11 +27,14 @@ def head_similarity(maps: Tensor, *, cut: float = 0.1) -> Tensor:
 
         C[l, h, g] = <A[l, h], A[l, g]> / (|A[l, h]| |A[l, g]|)      over all Q x K entries
 
-    Ours: Zhou et al. 2021, arXiv:2103.11886, compare heads inside a block but the pooling is not known. Maps without
-    negative entries are similar by construction (1 if both are uniform); `head_divergence` has no such floor. A head
-    that is zero everywhere has similarity 0 with every head, itself included.
+    Ours: Zhou et al. 2021, arXiv:2103.11886, compare heads inside a block but the pooling is not known. A head that is
+    zero everywhere has similarity 0 with every head, itself included.
 
     The summary clusters the heads of each layer by the distance 1 - C of the mean over images (average linkage).
+
+    Caveat: maps without negative entries are similar by construction, as in `layer_similarity` (1 if both are uniform;
+    `head_divergence` calls near-uniform heads alike, too). Queries that look at few keys outweigh those that look at
+    many, whose rows are shorter.
 
     Args:
         maps: [image, layer, head, query, key].

@@ -8,8 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from attnprobe.core.measurement import Measurement, metric
-from attnprobe.metrics.bootstrap import percentile_interval, resampled_means
-from attnprobe.metrics.head_clusters import REPLICATES, clusters, from_cosine
+from attnprobe.metrics.head_clusters import clusters, fewest_and_most, from_cosine
 from attnprobe.metrics.head_divergence import head_divergence
 from attnprobe.metrics.head_similarity import head_similarity, signed_unless_stochastic
 
@@ -23,16 +22,13 @@ def _summary_of(distance: Callable[[np.ndarray], np.ndarray]) -> Callable[[Measu
             return {}
         layers, heads = m.mean.shape[:2]
         n, cut = layers * heads, m.settings["cut"]
-        labels = clusters(distance(m.mean).reshape(n, n), cut)
+        mean, ends = distance(m.mean).reshape(n, n), distance(m.ci).reshape(2, n, n)
+        labels = clusters(mean, cut)
         groups = [[] for _ in range(max(labels) + 1)]
         for head, label in enumerate(labels):
             groups[label].append([head // heads + 1, head % heads + 1])
-        found = {"effective_heads": len(groups), "effective_heads_ci": [None, None], "redundant": n - len(groups)}
-        means = resampled_means(m, at_most=REPLICATES)
-        if means is not None and np.isfinite(means).all():
-            counts = [max(clusters(one, cut)) + 1 for one in distance(means).reshape(-1, n, n)]
-            found["effective_heads_ci"] = percentile_interval(np.array(counts)).tolist()
-        return found | {"of": n, "clusters": groups, "cut": cut, "n_images": m.n_images}
+        found = {"effective_heads": len(groups), "effective_heads_ci": fewest_and_most(len(groups), mean, ends, cut)}
+        return found | {"redundant": n - len(groups), "of": n, "clusters": groups, "cut": cut, "n_images": m.n_images}
 
     return summary
 
@@ -43,9 +39,11 @@ def head_similarity_across_layers(maps: Tensor, *, cut: float = 0.1) -> Tensor:
 
         C[l, h, m, g] = <A[l, h], A[m, g]> / (|A[l, h]| |A[m, g]|)      over all Q x K entries
 
-    `head_similarity` across layers, with its caveats; the summary clusters all heads together (average linkage at the
-    distance 1 - C). A redundancy matrix of all heads is what Bian et al. 2021 (NAACL) look at; their distances are
-    others.
+    `head_similarity` across layers; the summary clusters all heads together (average linkage at the distance 1 - C).
+    A redundancy matrix of all heads is what Bian et al. 2021 (NAACL) look at; their distances are others.
+
+    Caveats: those of `head_similarity`. A sharp head and a near-uniform one have a small cosine even where they prefer
+    the same keys, and near-uniform ones of any two blocks a large one: groups also tell how flat maps are.
 
     Args:
         maps: [image, layer, head, query, key].
@@ -68,6 +66,8 @@ def head_divergence_across_layers(maps: Tensor, *, cut: float = 0.05) -> Tensor:
 
     `head_divergence` across layers: Clark et al. 2019, arXiv:1906.04341, compare all heads of a network so. The summary
     clusters all heads together. Cost: (L H)^2 / 2 pairs, about five forward passes of 16 x 12 heads: not part of "all".
+
+    Caveats: those of `head_divergence`: near-uniform heads of any two blocks fall into one group, whatever they prefer.
 
     Args:
         maps: [image, layer, head, query, key], rows that sum to 1.

@@ -15,6 +15,8 @@ def high_norm_tokens(tokens: Tensor, grid: TokenGrid, *, factor: float = 3.0) ->
 
     Darcet et al. 2024, arXiv:2309.16588, find such tokens in patches of little content and give the model registers
     instead. They compare with a fixed norm; a multiple of the median, and 3, are ours. Prefix tokens do not count.
+    Caveat: the number depends on the factor, so quote it; and where most patches are long the median is, too, so that
+    none need count.
 
     Args:
         tokens: [image, layer, token, width], the output of each block.
@@ -30,7 +32,7 @@ def high_norm_tokens(tokens: Tensor, grid: TokenGrid, *, factor: float = 3.0) ->
     if not factor > 1:
         raise InputError(f"factor={factor} must be above 1, a multiple of the median norm.")
     norms = tokens[..., grid.n_prefix :, :].norm(dim=-1)
-    return ((norms > factor * norms.median(-1, keepdim=True).values).to(norms) + 0 * norms).mean(-1)
+    return ((norms > factor * norms.quantile(0.5, -1, keepdim=True)).to(norms) + 0 * norms).mean(-1)
 
 
 @metric(axes=("layer",), value_range=(1.0, None))
@@ -40,6 +42,8 @@ def largest_token_norm(tokens: Tensor, grid: TokenGrid) -> Tensor:
         R[l] = max_i |x_i| / median_j |x_j|,      i, j over patches
 
     The size of the outliers that `high_norm_tokens` counts. Source as there.
+    Caveat: it rests on one patch, and a maximum grows with their number without any outlier: log-normal norms of
+    log-std 0.3 give 2.1 for 64 patches and 2.5 for 576.
 
     Args:
         tokens: [image, layer, token, width], the output of each block.
@@ -49,4 +53,4 @@ def largest_token_norm(tokens: Tensor, grid: TokenGrid) -> Tensor:
         [image, layer]; not finite if most patches are zero.
     """
     norms = tokens[..., grid.n_prefix :, :].norm(dim=-1)
-    return norms.amax(-1) / norms.median(-1).values
+    return norms.amax(-1) / norms.quantile(0.5, -1)

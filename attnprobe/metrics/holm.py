@@ -2,6 +2,9 @@
 
 import numpy as np
 
+LEVEL = 0.05
+"""Of the chance that a cell is called different although no cell of its metric is."""
+
 
 def holm(p: np.ndarray) -> np.ndarray:
     """p-values adjusted so that the chance of even one false alarm among them stays below any level they are held to.

@@ -42,14 +42,18 @@ def images_needed(
     sizes = tuple(sizes) if sizes is not None else _doubling(m.n_images)
     if not sizes or min(sizes) < 1:
         raise InputError(f"sizes={sizes} must be numbers of images, at least 1.")
-    wanted = number or (_count(m) if m.metric == "similar_blocks" else _mean_over_cells)
+    counted = number is None and m.metric == "similar_blocks"
+    wanted = number or (_ratios(m) if counted else _mean_over_cells)
 
-    def of_means(means: np.ndarray) -> np.ndarray:
-        return wanted(means if m.from_mean is None else m.from_mean(means))
+    def of_means(means: np.ndarray, n_images: int) -> np.ndarray:
+        return wanted(means if m.from_mean is None else m.from_mean(means, n_images))
 
     drawn = [values_of_function(of_means, m.per_image, resamples, seed, size) for size in sizes]
-    low, high = np.stack([percentile_interval(one) for one in drawn], axis=1)
-    return Precision(sizes, low, high, float(wanted(m.mean[None])[0]), m.n_images)
+    low, high = np.stack([percentile_interval(one, n) for one, n in zip(drawn, sizes, strict=True)], axis=1)
+    value = wanted(m.mean[None])[0]
+    if counted:  # by the bounds of each block, as `similar_blocks` counts
+        low, high, value = ((one > m.settings["rho"]).sum(-1) for one in (low, high, value))
+    return Precision(sizes, low, high, float(value), m.n_images)
 
 
 def _doubling(n_images: int) -> tuple[int, ...]:
@@ -63,7 +67,8 @@ def _mean_over_cells(means: np.ndarray) -> np.ndarray:
     return np.nanmean(means.reshape(len(means), -1), axis=1)
 
 
-def _count(m: Measurement) -> Number:
-    thresholds, tau, rho = list(m.coords["threshold"]), m.settings["tau"], m.settings["rho"]
+def _ratios(m: Measurement) -> Callable[[np.ndarray], np.ndarray]:
+    """[resample, threshold, layer] -> [resample, layer], at the threshold of the count."""
+    thresholds, tau = list(m.coords["threshold"]), m.settings["tau"]
     row = len(thresholds) - 1 if isinstance(tau, str) else thresholds.index(tau)
-    return lambda means: (means[:, row] > rho).sum(-1)
+    return lambda means: means[:, row]

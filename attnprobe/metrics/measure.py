@@ -20,6 +20,9 @@ from attnprobe.metrics.not_finite import maps_not_finite
 PIECE_BYTES = 16 * 2**20
 """Maps that go through a metric at once on a CPU, in float32; its temporaries are of that size."""
 
+ROWS_OFF = 0.02
+"""What rounding to bfloat16 or float16 can at most do to a sum of a row."""
+
 NAMED = 3
 """Maps that are not finite are named up to this many."""
 
@@ -131,6 +134,8 @@ def collect(chunks: Iterable[AttentionMaps], metrics: Sequence[Metric]) -> list[
             new = [metric for metric in metrics if "maps" in metric.parameters or metric.name not in seen]
             place = places[chunk.stage, chunk.site] = Place.of(chunk, new)
         place.check_same(chunk)
+        if not place.image_ids:
+            _check_rows(chunk)
         place.image_ids.extend(chunk.image_ids)
         suited = [metric for metric in metrics if metric.name in place.collected]
         with torch.inference_mode():
@@ -143,6 +148,24 @@ def collect(chunks: Iterable[AttentionMaps], metrics: Sequence[Metric]) -> list[
     if not places:
         raise InputError("no attention maps to measure: the stream of chunks was empty.")
     return list(places.values())
+
+
+def _check_rows(maps: AttentionMaps) -> None:
+    """Raises InputError if maps that are called stochastic are not, by the first image; what is not finite may be."""
+    if not maps.stochastic:
+        return
+    first = maps.values[0].double()
+    sums = first.sum(-1)
+    known = sums.isfinite()
+    if not known.any():
+        return
+    low, high, smallest = (float(x) for x in (*sums[known].aminmax(), first[known].min()))
+    if low < 1 - ROWS_OFF or high > 1 + ROWS_OFF or smallest < -ROWS_OFF:
+        raise InputError(
+            f"rows of the {maps.stage} maps at site {maps.site!r} must be non-negative and sum to 1: they sum to "
+            f"{low:.3g} to {high:.3g}, and the smallest entry is {smallest:.3g}. If they are not what a softmax put "
+            "out, say AttentionMaps(..., stochastic=False)."
+        )
 
 
 def _pieces(maps: AttentionMaps) -> Iterator[AttentionMaps]:
@@ -259,8 +282,9 @@ def _mean_and_interval(
             return "normal", mean, std, moments.normal_interval()
         ci = interval_of_mean(per_image, bootstrap, seed)
         return "bootstrap", mean, std, np.where(moments.n > 1, ci, np.nan)
-    mean = metric.from_mean(mean)
+    mean = metric.from_mean(mean, collected.n_images)
     unknown = np.full_like(mean, np.nan)  # no spread over images where the value of one image means nothing
     if per_image is None or bootstrap == 0 or collected.n_images < 2:
         return "none", mean, unknown, np.stack([unknown, unknown])
-    return "bootstrap", mean, unknown, interval_of_function(metric.from_mean, per_image, bootstrap, seed)
+    ci = interval_of_function(metric.from_mean, per_image, bootstrap, seed)
+    return "bootstrap", mean, unknown, np.clip(ci, *metric.value_range)

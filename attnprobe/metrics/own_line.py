@@ -15,6 +15,8 @@ def own_row_mass(maps: Tensor, grid: TokenGrid) -> Tensor:
 
     1/rows for uniform attention. Ours, for `head_types`. A query that puts nothing on patches is left out (NaN if all
     do).
+    Caveat: each patch is part of its own row, so a head of patches that look at themselves scores 1, in
+    `own_column_mass`, too. What a head leaves to patches counts in full, however little it is.
 
     Args:
         maps: [image, layer, head, query, key], rows that sum to 1.
@@ -33,6 +35,8 @@ def own_column_mass(maps: Tensor, grid: TokenGrid) -> Tensor:
         W[l, h] = mean over patches i of  sum_{j in column of i} A[i, j] / sum_j A[i, j],      j over patches
 
     1/columns for uniform attention; otherwise as `own_row_mass`. Ours.
+    Caveat: each patch is part of its own column, so a head of patches that look at themselves scores 1, in
+    `own_row_mass`, too.
 
     Args:
         maps: [image, layer, head, query, key], rows that sum to 1.

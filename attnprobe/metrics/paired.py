@@ -5,19 +5,22 @@ than those between models, drop out. The interval resamples images; the test exc
 image at random, which changes nothing if they do not differ, and asks how often the mean difference is then as large.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from attnprobe.core.errors import InputError, ShapeError
-from attnprobe.core.measurement import Measurement
-from attnprobe.metrics.bootstrap import BLOCK_BYTES, draws, percentile_interval
-from attnprobe.metrics.holm import holm
+from attnprobe.core.measurement import FromMean, Measurement
+from attnprobe.metrics.bootstrap import BLOCK_BYTES, centred, draws, percentile_interval
+from attnprobe.metrics.holm import LEVEL, holm
 
 HOW = ("interval", "bootstrap", "bootstrap_seed")
 """Settings that say how sure a number is, not what it is."""
+
+MOST_SUMS = 2 * 10**11
+"""Additions for the exchanges of a metric, some ten seconds; it has fewer exchanges than its cells need beyond."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,8 +35,7 @@ class Difference:
         p_holm: [*axes], the same for all cells together; see `holm`.
         n_images: images compared.
         n_tests: cells compared: of a symmetric matrix one half without the diagonal.
-        smallest: the smallest p_holm that so many exchanges can give; above 0.05 nothing could be found, and more
-            `resamples` are needed.
+        smallest: the smallest p_holm that so many images and exchanges can give; above 0.05 nothing could be found.
         settings: of the metric and of the test.
     """
 
@@ -53,20 +55,26 @@ class Difference:
 def paired_difference(first: Measurement, second: Measurement, *, resamples: int = 10_000, seed: int = 0) -> Difference:
     """Compare a metric of two runs that were measured on the same images, in any order.
 
+    There are at least as many exchanges as `resamples`, and more where many cells are tested: Holm's correction needs
+    them to find anything. They take `MOST_SUMS` at most.
+
     Raises:
         InputError: other metrics, settings, images or token counts; fewer than two images; per-image values not kept.
         ShapeError: other numbers of blocks or heads.
     """
     a, b = _aligned(first, second)
+    n_cells = int(_one_half(first.axes, first.mean.shape).sum())
+    affordable = MOST_SUMS // max(1, a.size)
+    exchanges = max(resamples, min(round(2 * n_cells / LEVEL), affordable))
     if first.from_mean is not None:
-        mean, ci, p = _compared(a, b, first.from_mean, resamples, seed)
+        mean, ci, p = _compared(a, b, first.from_mean, resamples, exchanges, seed)
     else:  # cell by cell, so that as many as there are fit in memory
         width = max(1, BLOCK_BYTES // 8 // max(resamples, len(a)))
         starts = range(0, _flat(a).shape[1], width)
         parts = [(_flat(a)[:, start : start + width], _flat(b)[:, start : start + width]) for start in starts]
-        found = [_compared(x, y, lambda means: means, resamples, seed) for x, y in parts]
+        found = [_compared(x, y, None, resamples, exchanges, seed) for x, y in parts]
         mean, ci, p = (np.concatenate(one, axis=-1) for one in zip(*found, strict=True))
-        mean, ci, p = (x.reshape(*x.shape[:-1], *a.shape[1:]) for x in (mean, ci, p))
+        mean, ci, p = (x.reshape((*x.shape[:-1], *a.shape[1:])) for x in (mean, ci, p))
     known = np.isfinite(mean)
     tested = known & _one_half(first.axes, mean.shape)
     p_holm = np.where(known, 1.0, np.nan)
@@ -82,28 +90,34 @@ def paired_difference(first: Measurement, second: Measurement, *, resamples: int
         p_holm=_mirrored(p_holm, first.axes),
         n_images=len(a),
         n_tests=n_tests,
-        smallest=min(1.0, n_tests / (1 + resamples)),
-        settings={**_meaning(first), "resamples": resamples, "seed": seed},
+        smallest=min(1.0, n_tests * max(1 / (1 + exchanges), 2.0 ** (1 - len(a)))),
+        settings={**_meaning(first), "resamples": resamples, "exchanges": exchanges, "seed": seed},
     )
 
 
 def _compared(
-    a: np.ndarray, b: np.ndarray, function: Callable[[np.ndarray], np.ndarray], resamples: int, seed: int
+    a: np.ndarray, b: np.ndarray, from_mean: FromMean | None, resamples: int, exchanges: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Difference of a function of the means, its interval and the p-value of none; NaN where there is no value."""
+    """Difference of the means, or of `from_mean` of them, its interval and the p-value of none; NaN without a value."""
+
+    def function(means: np.ndarray) -> np.ndarray:
+        return means if from_mean is None else from_mean(means, len(a))
+
     with np.errstate(invalid="ignore"):
         usable = np.isfinite(a) & np.isfinite(b)
         n = usable.sum(0).astype(np.float64)
         sum_a, sum_b = (np.where(usable, x, 0.0).sum(0) for x in (a, b))
         mean = function(sum_b / n) - function(sum_a / n)
-        resampled = [function(y) - function(x) for x, y in _resampled(a, b, usable, resamples, seed)]
+        resampled = np.concatenate([function(y) - function(x) for x, y in _resampled(a, b, usable, resamples, seed)])
         as_large, bar = np.zeros(mean.shape), np.abs(mean) * (1 - 1e-9)
-        for moved in _exchanged(a, b, usable, resamples, seed):
+        for moved in _exchanged(a, b, usable, exchanges, seed):
             exchanged = function((sum_b - moved) / n) - function((sum_a + moved) / n)
             as_large += (np.abs(exchanged) >= bar).sum(0)
     known = np.isfinite(mean)
-    ci = np.where(known, percentile_interval(np.concatenate(resampled)), np.nan)
-    return mean, ci, np.where(known, (1 + as_large) / (1 + resamples), np.nan)
+    if from_mean is not None:
+        resampled = centred(resampled, mean)
+    ci = np.where(known, percentile_interval(resampled, len(a)), np.nan)
+    return mean, ci, np.where(known, (1 + as_large) / (1 + exchanges), np.nan)
 
 
 def _meaning(m: Measurement) -> dict[str, Any]:
@@ -161,13 +175,13 @@ def _resampled(
         yield tuple((counts @ x / n).reshape(-1, *a.shape[1:]) for x in weighted)  # type: ignore[misc]
 
 
-def _exchanged(a: np.ndarray, b: np.ndarray, usable: np.ndarray, resamples: int, seed: int) -> Iterator[np.ndarray]:
+def _exchanged(a: np.ndarray, b: np.ndarray, usable: np.ndarray, exchanges: int, seed: int) -> Iterator[np.ndarray]:
     """What the sum of `a` gains when a random half of the images exchange their values, [some resamples, *cells]."""
     step = _flat(np.where(usable, b - a, 0.0))
     rng = np.random.default_rng([seed, 1])  # not the stream of the resampling
     rows = max(1, BLOCK_BYTES // 8 // max(step.shape))
-    for start in range(0, resamples, rows):
-        chosen = rng.integers(2, size=(min(rows, resamples - start), len(a))).astype(np.float64)
+    for start in range(0, exchanges, rows):
+        chosen = rng.integers(2, size=(min(rows, exchanges - start), len(a))).astype(np.float64)
         yield (chosen @ step).reshape(-1, *a.shape[1:])
 
 

@@ -26,6 +26,8 @@ def prefix_mass(maps: Tensor, grid: TokenGrid) -> Tensor:
 
     All queries count, the prefix tokens themselves included. Uniform attention gives 1/K. Attention sinks, heads that
     leave most of their mass on one such token: arXiv:2410.10781; registers: arXiv:2309.16588.
+    Caveat: a weight does not say what arrives, for a token that draws much attention can have a small value; see
+    `value_weighted_prefix_mass`.
 
     Args:
         maps: [image, layer, head, query, key], rows that sum to 1.

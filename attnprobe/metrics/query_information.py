@@ -21,6 +21,9 @@ def query_information(maps: Tensor, grid: TokenGrid) -> Tensor:
     sum 1, as in the authors' code, but nothing is added for smoothing. A query that puts nothing on patches is left out
     (NaN if all do); 0 where all queries look at one key, for H(k) is 0 then.
 
+    Caveats: 0 does not tell uniform attention from a sink that all queries share, and a head that looks by position
+    alone, each patch at itself, scores 1. What a head leaves to patches counts in full, however little it is.
+
     Args:
         maps: [image, layer, head, query, key], rows that sum to 1.
         grid: where the patches are.

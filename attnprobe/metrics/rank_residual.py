@@ -21,7 +21,10 @@ def rank_residual(maps: Tensor, *, norm: str = "frobenius") -> Tensor:
     norm="frobenius": x is then the minimiser, and R lies in [0, 1]. norm="composite": the paper's
     sqrt(|.|_1 |.|_inf), the largest column sum times the largest row sum of absolute values; x stays the column mean,
     which does not minimise that norm, so R is an upper bound of the paper's residual and may exceed 1.
-    0 means every query attends alike: uniform attention, or all queries on the same tokens.
+
+    Caveat: 0 means only that every query attends alike: uniform attention, or all queries on the same tokens.
+    Near-uniform maps, of an untrained network for instance, are close to it: unrelated log-normal entries of log-std s
+    have sqrt(1 - exp(-s^2)), 0.10 at s = 0.1.
 
     Args:
         maps: [image, layer, head, query, key].

@@ -18,7 +18,7 @@ def attention_rollout(maps: Tensor, grid: TokenGrid, *, residual: float = 0.5) -
 
         R_l = A~_l R_(l-1),   R_0 = 1,   A~_l = residual * 1 + (1 - residual) * mean over h of A[l, h]
 
-    The first row of R_l, that of the class token; without prefix tokens the mean over all rows. Abnar & Zuidema 2020,
+    The row of R_l that is the class token's; without a class token the mean over all rows. Abnar & Zuidema 2020,
     arXiv:2005.00928, with residual = 1/2; each row sums to 1. `rollout` returns whole matrices.
     Caveats: values and MLPs are ignored, and the weight of the residual is a convention, not measured.
 
@@ -31,7 +31,7 @@ def attention_rollout(maps: Tensor, grid: TokenGrid, *, residual: float = 0.5) -
         [image, layer, key].
     """
     rolled = rollout(maps, residual)
-    return rolled[..., 0, :] if grid.prefix else rolled.mean(-2)
+    return rolled[..., grid.prefix.index("cls"), :] if "cls" in grid.prefix else rolled.mean(-2)
 
 
 def rollout(maps: Tensor, residual: float = 0.5) -> Tensor:

@@ -3,7 +3,6 @@
 import math
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -11,7 +10,6 @@ from attnprobe.core.errors import InputError, check_choice
 from attnprobe.core.maps import TokenGrid
 from attnprobe.core.measurement import Measurement, metric
 from attnprobe.metrics.ascending import ascending
-from attnprobe.metrics.bootstrap import percentile_interval, resampled_means
 from attnprobe.metrics.head_matching import HEAD_MATCH, matching
 from attnprobe.metrics.token_vectors import unit_vectors
 
@@ -187,15 +185,15 @@ def _mean_of_neighbours(mean_s: Tensor, compared: Tensor, k: int) -> Tensor:
 
 
 def _count_interval(m: Measurement, rho: float) -> tuple[list[int | None], list[int | None]]:
-    """95 % interval of the number of similar blocks at each threshold; None where there is one image."""
+    """How many blocks are surely similar, and how many may be, at each threshold: by the bounds of their own intervals.
+
+    Resampled counts would not do: of blocks whose ratio is near rho they miss the true count most of the time.
+    None where there is one image.
+    """
     if m.n_images < 2:
         return [None] * len(m.mean), [None] * len(m.mean)
-    means = resampled_means(m)
-    if means is None:  # too many images to keep: all blocks at their lower bounds, then all at their upper bounds
-        low, high = (m.ci > rho).sum(-1)
-    else:
-        low, high = percentile_interval((means > rho).sum(-1))
-    return np.asarray(low, int).tolist(), np.asarray(high, int).tolist()
+    similar = m.mean > rho  # within its interval but for rounding
+    return (similar & (m.ci[0] > rho)).sum(-1).tolist(), (similar | (m.ci[1] > rho)).sum(-1).tolist()
 
 
 def _or_none(x: float) -> float | None:

@@ -15,6 +15,8 @@ def sink_mass(maps: Tensor) -> Tensor:
 
     Which token it is may differ between images; class token and registers count like patches (theirs alone:
     `prefix_mass`). Attention sinks: arXiv:2410.10781. 1/K for uniform attention over K keys.
+    Caveat: only one token counts, so a sink that several registers or patches share reads low; and a weight does not
+    say what arrives (`value_weighted_prefix_mass`).
 
     Args:
         maps: [image, layer, head, query, key], rows that sum to 1.
@@ -31,8 +33,9 @@ def sink_rate(maps: Tensor, grid: TokenGrid, *, threshold: float = 0.3, token: s
 
         R[l] = mean over h of  1 if a_0[l, h] > threshold else 0,      a_j = mean over i of A[l, h, i, j]
 
-    After Gu et al. 2024, arXiv:2410.10781, who look at the first token of a text; here it is the class token. The
-    number depends on the threshold: quote it.
+    After Gu et al. 2024, arXiv:2410.10781, who look at the first token of a text; here it is the class token.
+    Caveat: the number depends on the threshold, so quote it: at 0.3 a head with 0.29 counts nothing and one with 0.31
+    in full. Sinks on patches do not count unless token="any".
 
     Args:
         maps: [image, layer, head, query, key], rows that sum to 1.

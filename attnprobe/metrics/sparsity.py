@@ -22,6 +22,8 @@ def row_gini(maps: Tensor) -> Tensor:
 
     0 for uniform attention, 1 - 1/K for a row that looks at one of K keys. Hurley & Rickard 2009 prefer it among
     measures of sparsity.
+    Caveat: a row that is uniform over m keys scores 1 - m/K, so that 10 keys are 0.95 at 197 tokens and 0.98 at 577:
+    compare maps of equal size.
 
     Args:
         maps: [image, layer, head, query, key], rows that sum to 1.
@@ -41,6 +43,8 @@ def row_hoyer(maps: Tensor) -> Tensor:
         H = (sqrt(K) - |a|_1 / |a|_2) / (sqrt(K) - 1)
 
     Hoyer 2004. 0 for uniform attention, 1 for a row that looks at one key. NaN where there is only one key.
+    Caveat: the largest weight decides: a row with half of its attention on one of 197 keys and the rest spread evenly
+    over the others scores 0.92.
 
     Args:
         maps: [image, layer, head, query, key], rows that sum to 1.
@@ -61,8 +65,10 @@ def row_participation(maps: Tensor) -> Tensor:
 
         N = (sum_j a_j)^2 / sum_j a_j^2
 
-    1 for a row that looks at one key, K for uniform attention; the exponential of the Renyi-2 entropy, and never above
-    that of the Shannon entropy (`row_entropy`).
+    1 for a row that looks at one key, K for uniform attention; for each row the exponential of the Renyi-2 entropy, and
+    never above that of the Shannon entropy (`row_entropy`).
+    Caveats: the largest weight decides: half on one key and the rest spread evenly over 196 are 4 tokens, 28 by the
+    Shannon entropy. Flat queries decide the mean: half of them at one key and half uniform over 197 give 99.
 
     Args:
         maps: [image, layer, head, query, key], rows that sum to 1.
@@ -81,6 +87,8 @@ def row_top_mass(maps: Tensor, *, k: int = 5) -> Tensor:
         M = a_(1) + ... + a_(k),      a_(1) >= a_(2) >= ... a row in descending order
 
     k/K for uniform attention over K keys; k = 1 is `head_confidence`.
+    Caveat: every query has k keys of its own, so a high value does not say that queries share them (`sink_mass` does);
+    with few tokens it is high for uniform attention, too.
 
     Args:
         maps: [image, layer, head, query, key], rows that sum to 1.
@@ -103,8 +111,9 @@ def row_small_share(maps: Tensor, *, threshold: float = 1e-3) -> Tensor:
 
         Z = mean over i, j of  1 if A[l, h, i, j] < threshold else 0
 
-    What a sparse kernel could leave out. The threshold is absolute: at more than 1/threshold keys uniform attention
-    is all small.
+    What a sparse kernel could leave out.
+    Caveat: the threshold is absolute, so the share grows with the number of tokens (at more than 1/threshold keys
+    uniform attention is all small), and small entries can together hold much of the attention.
 
     Args:
         maps: [image, layer, head, query, key], rows that sum to 1.

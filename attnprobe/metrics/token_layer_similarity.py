@@ -12,9 +12,10 @@ def token_layer_similarity(tokens: Tensor) -> Tensor:
 
         F[p, r] = mean over tokens t of cos(x_t[p], x_t[r])
 
-    The feature version of `layer_similarity`: Zhou et al. 2021, arXiv:2103.11886, relate the two. Blocks add to what
-    came before, so neighbours are alike by construction, and only the untrained baseline tells how much that is. A zero
-    token has cosine 0.
+    The feature version of `layer_similarity`: Zhou et al. 2021, arXiv:2103.11886, relate the two. A zero token has
+    cosine 0.
+    Caveat: blocks add to what came before, so neighbours are alike by construction, and only the untrained baseline
+    tells how much that is.
 
     Args:
         tokens: [image, layer, token, width], the output of each block; all tokens count.

@@ -22,6 +22,9 @@ def token_residual(tokens: Tensor, *, norm: str = "frobenius") -> Tensor:
     which arXiv:2203.05962 follows. norm="composite": the paper's sqrt(|.|_1 |.|_inf), see `rank_residual`; x stays the
     mean, so R is an upper bound of the paper's residual.
 
+    Caveat: a long token can decide: 196 equal tokens and one of the same direction, ten times as long, have R = 0.52.
+    An offset that all tokens share, such as a bias, can lower R though they differ as before.
+
     Args:
         tokens: [image, layer, token, width], the output of each block; all tokens count.
         norm: "frobenius" or "composite".

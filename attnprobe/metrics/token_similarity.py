@@ -14,6 +14,8 @@ def token_similarity(tokens: Tensor) -> Tensor:
 
     The right-hand side costs O(T D) instead of O(T^2 D). Over-smoothing: 1 means that all tokens point the same way.
     The quantity behind arXiv:2104.12753 and arXiv:2203.06345. All tokens count, the class token included.
+    Caveat: an offset that all tokens share, such as a bias, can raise it though they differ as before; read it beside
+    the untrained baseline.
 
     Args:
         tokens: [image, layer, token, width], the output of each block.

@@ -22,6 +22,8 @@ def own_value_similarity(maps: Tensor, value_vectors: Tensor) -> Tensor:
 
     Near 1, attention hands back what the token already has; exclusive self-attention (arXiv:2603.09078) removes this
     part. A zero vector has cosine 0.
+    Caveat: where the values of all tokens are alike (`value_similarity`) it is near 1 for every softmax map, uniform
+    attention included.
 
     Args:
         maps: [image, layer, head, query, key], what multiplies V.
@@ -40,7 +42,9 @@ def value_similarity(value_vectors: Tensor) -> Tensor:
 
         S[l, h] = mean over i != j of cos(v_i, v_j)
 
-    Where it is near 1, no map can tell tokens apart. Computed like `token_similarity`.
+    Where it is near 1, all that a softmax map can hand out points the same way. Computed like `token_similarity`.
+    Caveat: a cosine does not see lengths, in which values may still differ, and an offset that all values share, such
+    as a bias, can raise it.
 
     Args:
         value_vectors: [image, layer, head, key, P].
@@ -62,6 +66,8 @@ def head_output_norm(maps: Tensor, value_vectors: Tensor) -> Tensor:
 
     Near 0: a dead head, whatever its map shows. Before the output projection, which may still amplify it: our reading
     of norm-based analysis, Kobayashi et al. 2020, arXiv:2004.10102, who include the projection.
+    Caveat: it is relative to the layer: where all heads put out equally little each has 1, and one very large head
+    makes the others look dead.
 
     Args:
         maps: [image, layer, head, query, key], what multiplies V.
@@ -80,8 +86,10 @@ def head_output_similarity(maps: Tensor, value_vectors: Tensor) -> Tensor:
 
         C[l, h, g] = <y_h, y_g> / (|y_h| |y_g|),      y_h = sum_j A[l, h, i, j] v_j, all queries i side by side
 
-    After the redundancy of heads in arXiv:2305.07027, who take the largest over other heads. Heads have bases of their
-    own, so unrelated ones score about 0 however alike their maps are. A head that puts out nothing has similarity 0.
+    After the redundancy of heads in arXiv:2305.07027, who take the largest over other heads. A head that puts out
+    nothing has similarity 0.
+    Caveat: heads have bases of their own, so unrelated ones score about 0 however alike their maps are: 0 does not say
+    that heads do different things.
 
     Args:
         maps: [image, layer, head, query, key], what multiplies V.
@@ -106,6 +114,8 @@ def value_weighted_prefix_mass(maps: Tensor, value_vectors: Tensor, grid: TokenG
     Norm-based attention: Kobayashi et al. 2020, arXiv:2004.10102, who find that tokens which draw much attention can
     have small values. Far below `prefix_mass`: a sink, which takes attention and gives nothing. Any map will do, for
     magnitudes are what is shared.
+    Caveat: parts that cancel in the sum still count, each by its length; and the output projection, which Kobayashi et
+    al. include, is left out.
 
     Args:
         maps: [image, layer, head, query, key], what multiplies V.

@@ -5,6 +5,7 @@ import math
 import numpy as np
 from matplotlib.axes import Axes
 
+from attnprobe.core.interval import mean_of
 from attnprobe.core.measurement import Measurement
 from attnprobe.plots.style import legend, line_label, new_axes, number_from_one, quantity, require_axes
 
@@ -51,16 +52,12 @@ def depth_curve(m: Measurement, ax: Axes | None = None, *, label: str = "", base
 
 
 def by_depth(m: Measurement) -> Series:
-    """The values `depth_curve` draws.
-
-    The mean of the heads' bounds stands for the interval of the mean over heads: never too narrow, since the mean
-    varies at most as much as the heads do on average.
-    """
+    """The values `depth_curve` draws."""
     low, high = m.ci
     if m.axes == ("layer",):
         return m.mean, low, high
     if m.axes == ("layer", "head"):
-        return m.mean.mean(1), low.mean(1), high.mean(1)
+        return mean_of(m, np.ones(m.mean.shape[1], bool))
     at = chosen_threshold(m)
     ratio, low, high = (np.array(values[at], dtype=float) for values in (m.mean, low, high))
     alone = {"previous": 0, "next": -1}.get(m.settings["compare"])

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from attnprobe.core.interval import mean_of
 from attnprobe.core.measurement import Measurement
 
 NONE = "–"
@@ -43,16 +44,9 @@ def ci_text(bounds: Sequence[float | None]) -> str:
 
 
 def mean_of_cells(m: Measurement, where: np.ndarray | None = None) -> str:
-    """The mean over the cells (all, or those `where` picks), with the mean of their bounds.
-
-    That interval is never too narrow, since a mean over cells varies at most as much as they do on average.
-    """
-    cells = np.ones(m.mean.shape, bool) if where is None else where
-    values, (low, high) = m.mean[cells], m.ci[:, cells]
-    finite = np.isfinite(values)
-    if not finite.any():
-        return NONE
-    return with_interval(*(float(part[finite].mean()) for part in (values, low, high)))
+    """The mean over the cells (all, or those `where` picks) that are finite, with its interval."""
+    cells = np.isfinite(m.mean) & (True if where is None else where)
+    return with_interval(*map(float, mean_of(m, cells))) if cells.any() else NONE
 
 
 def neighbours(m: Measurement) -> np.ndarray:
@@ -62,8 +56,8 @@ def neighbours(m: Measurement) -> np.ndarray:
 
 
 def is_counted(m: Measurement) -> bool:
-    """Whether the number of similar blocks `m` is one: there are blocks to compare, and values of some."""
-    return m.summary["of"] > 1 and any(ratio is not None for ratio in m.summary["ratio"])
+    """Whether the number of similar blocks `m` is one: there are blocks to compare, and a value of each."""
+    return m.summary["of"] > 1 and None not in m.summary["ratio"]
 
 
 def telling_cells(m: Measurement) -> np.ndarray:

@@ -13,6 +13,10 @@ from attnprobe.reports.sites import at_effective, at_softmax, changes_its_maps
 REST_OF_TYPES = ("sink_mass", "own_row_mass", "own_column_mass", "position_share")
 """Measured for `head_types` in a report that nobody asked for other metrics."""
 
+BASELINES = ("untrained", "uniform")
+TAUS = (0.7, 0.8, 0.95)
+"""Points of the curve of similar blocks that stand beside the count."""
+
 COUNTED = ("layer", "head")
 """Axes whose positions are numbered from 1; the others have labels (a threshold, the name of a token)."""
 
@@ -92,6 +96,8 @@ def _usual_quantities(runs: Sequence[Examined]) -> Iterator[tuple[str, str, Cell
     yield "images", "", lambda e: str(max((m.n_images for m in e.measurements.values()), default=0))
     for metric, label, write in (
         ("similar_blocks", "similar blocks", _count),
+        ("similar_blocks", " / ".join(BASELINES), _baselines),
+        ("similar_blocks", f"at tau {' / '.join(map(str, TAUS))}", _curve),
         ("similar_blocks", "similar from block", lambda m: number(m.summary["collapsed_from"])),
         ("layer_similarity", "cosine of neighbours", lambda m: mean_of_cells(m, neighbours(m))),
         ("layer_similarity_centred", "the same, centred", lambda m: mean_of_cells(m, neighbours(m))),
@@ -129,9 +135,21 @@ def _anywhere(e: Examined, metric: str) -> Measurement | None:
 
 def _count(m: Measurement) -> str:
     s = m.summary
-    if not is_counted(m):
-        return NONE
-    return _of(s["count"], s["of"], *s["count_ci"])
+    if is_counted(m):
+        return _of(s["count"], s["of"], *s["count_ci"])
+    return f"at least {s['count']} of {s['of']}" if s["count"] else NONE
+
+
+def _baselines(m: Measurement) -> str:
+    """How many blocks are similar without training, and of uniform attention."""
+    counts = (m.baselines[name].summary["count"] if name in m.baselines else None for name in BASELINES)
+    return " / ".join(map(number, counts)) if m.baselines and is_counted(m) else NONE
+
+
+def _curve(m: Measurement) -> str:
+    """How many blocks are similar at each of `TAUS`."""
+    counts = dict(zip(m.summary["curve"]["threshold"], m.summary["curve"]["count"], strict=True))
+    return " / ".join(str(counts[tau]) for tau in TAUS) if is_counted(m) else NONE
 
 
 def _redundant(m: Measurement) -> str:

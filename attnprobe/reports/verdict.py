@@ -125,6 +125,8 @@ def similar_words(m: Measurement) -> str:
     """What "similar" means in a count of similar blocks."""
     s, chosen = m.summary, m.settings
     vectors = "columns (key vectors)" if chosen["axis"] == "key" else "rows (query vectors)"
+    near = f", k={chosen['k']}" if s["compare"].startswith("neighbors") or s["tau"] == "nbr-mean" else ""
+    bar = "the mean cosine of the blocks nearby" if s["tau"] == "nbr-mean" else s["tau"]
     details = ["each head on its own" if chosen["pool"] == "head" else "after the mean over heads"]
     if chosen["center"] != "none":
         details.append(f"centred ({chosen['center']})")
@@ -133,8 +135,8 @@ def similar_words(m: Measurement) -> str:
     if chosen["exclude_prefix"]:
         details.append(f"without the first {chosen['exclude_prefix']} tokens")
     return (
-        f"similar: more than {100 * s['rho']:g}% of the attention {vectors} have a cosine above {s['tau']} with "
-        f"{COMPARED[s['compare']]} (rho={s['rho']}, tau={s['tau']}, compare={s['compare']}), {', '.join(details)}"
+        f"similar: more than {100 * s['rho']:g}% of the attention {vectors} have a cosine above {bar} with "
+        f"{COMPARED[s['compare']]} (rho={s['rho']}, tau={s['tau']}, compare={s['compare']}{near}), {', '.join(details)}"
     )
 
 

@@ -1,3 +1,6 @@
+import inspect
+import re
+
 import pytest
 
 from attnprobe.core.explanation import explanation
@@ -10,9 +13,17 @@ def test_every_metric_is_explained_by_definition_source_and_settings(name):
     text, of = explanation(METRICS[name]), METRICS[name]
     assert text.count("\n\n") >= 4 and "Args:" in text and "Returns:" in text
     assert of.function.__doc__.splitlines()[0] in text
-    assert "=" in text and f"{', '.join(of.axes)}" in text
+    assert f"{', '.join(of.axes)}" in text
     for setting, default in of.all_settings.items():
         assert f"{setting}={default}" in text and f"{setting}" in of.function.__doc__, setting
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_every_metric_has_a_formula_and_says_how_it_can_mislead(name):
+    definition, args, _ = inspect.getdoc(METRICS[name].function).partition("\n\nArgs:\n")
+    assert args
+    assert re.search(r"\n\n {4}\S.* = ", definition), "a formula, indented, after an empty line"
+    assert re.search(r"(?:\n|\. )Caveats?:\s+\S", definition), "a sentence that begins with Caveat"
 
 
 def test_needs_and_ranges_are_told():

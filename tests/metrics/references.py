@@ -199,9 +199,10 @@ def _flow(maps):
 
 
 def _position(maps):
-    """Exact, from whole maps; the metric sees projections."""
+    """From whole maps: the mean inner product of two images, of which there are so few here, over that of one."""
     away = _maps(maps) - 1 / GRID.n_tokens
-    return (away.mean(0) ** 2).sum((-1, -2)) / (away**2).sum((-1, -2)).mean(0)
+    one, two = away
+    return np.clip((one * two).sum((-1, -2)) / (away**2).sum((-1, -2)).mean(0), 0, 1)
 
 
 def _picture(tokens):
@@ -226,9 +227,9 @@ def _off_diagonal(matrix):
 
 
 def _norms(tokens):
-    """Of patches, in units of the (lower) median."""
+    """Of patches, in units of the median."""
     size = np.linalg.norm(tokens[1:], axis=1)
-    return size / np.quantile(size, 0.5, method="lower")
+    return size / np.median(size)
 
 
 def _output_norm(maps):
@@ -276,7 +277,7 @@ REFERENCES = {
     "row_small_share": ("NumPy histogram", each_head(lambda a: np.histogram(a, [0, 1e-3, 1])[0][0] / a.size)),
     "head_confidence": ("NumPy linalg.norm, order inf", each_head(lambda a: np.linalg.norm(a, np.inf, axis=1).mean())),
     "query_information": ("SciPy entropy, relative", each_head(_information)),
-    "position_share": ("whole maps, no projections", _position),
+    "position_share": ("whole maps, no sketch", _position),
     "attention_distance": ("SciPy cdist", each_head(_distance)),
     "own_row_mass": ("NumPy mask", each_head(_own(lambda i: i // GRID.cols))),
     "own_column_mass": ("NumPy mask", each_head(_own(lambda i: i % GRID.cols))),
@@ -351,9 +352,6 @@ QUESTIONS = {
 }  # fmt: skip
 """Every metric once, by what it is asked for."""
 
-RANDOM = ("position_share",)
-"""Sees random projections; how near they come is a test of its own."""
-
 
 def largest_difference(name, dtype=torch.float64):
     """Largest absolute difference between the metric and its reference."""
@@ -381,9 +379,8 @@ def grouped():
     for question, names in QUESTIONS.items():
         papers = dict.fromkeys(paper for name in names for paper in papers_of(name))
         packages = dict.fromkeys(package for name in names for package in by_what(name))
-        exact = [name for name in names if name not in RANDOM]
         double, single = (
-            max(largest_difference(name, dtype) for name in exact) for dtype in (torch.float64, torch.float32)
+            max(largest_difference(name, dtype) for name in names) for dtype in (torch.float64, torch.float32)
         )
         shown = ", ".join(f"`{name}`" for name in names)
         print(f"| {question} | {shown} | {', '.join(papers)} | {', '.join(packages)} | {double:.0e} | {single:.0e} |")

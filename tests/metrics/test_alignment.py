@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from attnprobe.core.errors import InputError
-from attnprobe.metrics import head_divergence, layer_similarity, map_cka, measure, row_entropy
+from attnprobe.metrics import head_dependence, head_divergence, layer_similarity, map_cka, measure, row_entropy
 from attnprobe.metrics.alignment import (
     at_images,
     at_relative_depth,
@@ -49,6 +49,17 @@ def test_matrices_are_read_at_both_depths(measured):
     np.testing.assert_allclose(three.baselines["uniform"].mean, np.ones((3, 3)), atol=1e-6)
 
 
+def test_unrelated_blocks_stay_unrelated_at_other_depths(make_maps):
+    """Between two blocks the diagonal of 1 must not be read: 12 and 13 unrelated blocks do not differ."""
+    means = []
+    for layers in (12, 13):
+        one = measure([make_maps(images=8, layers=layers, seed=layers)], [layer_similarity], bootstrap=0)
+        at = at_relative_depth(one["layer_similarity"], 12).mean
+        np.testing.assert_allclose(at.diagonal(), 1, atol=1e-6)
+        means.append(at[np.triu_indices(12, 1)])
+    assert abs(means[0].mean() - means[1].mean()) < 0.02 and abs(means[0].max() - means[1].max()) < 0.1
+
+
 def test_a_block_without_a_value_spoils_only_what_is_read_from_it(measured):
     m = measured(layers=5)["row_entropy"]
     m.per_image[:, 1] = np.nan
@@ -87,9 +98,11 @@ def test_a_number_made_of_means_is_compared_as_one(measured):
 
 
 def test_what_is_no_mean_over_images_is_not_read_between_blocks(make_maps):
-    m = measure([make_maps(images=5, layers=4)], [map_cka], bootstrap=20)["map_cka"]
+    found = measure([make_maps(images=5, layers=4)], [map_cka, head_dependence], bootstrap=20)
+    m = found["map_cka"]
+    np.testing.assert_array_equal(at_relative_depth(m, 2).mean, m.mean[::3, ::3])  # of matrices blocks are taken
     with pytest.raises(InputError, match="cannot be read between"):
-        at_relative_depth(m, 3)
+        at_relative_depth(found["head_dependence"], 3)
     other = measure([make_maps(images=5, layers=4, seed=1)], [map_cka], bootstrap=20)["map_cka"]
     corner = [one_number(one, lambda mean: mean[..., 0, 2]) for one in (m, other)]
     np.testing.assert_allclose(paired_difference(*corner, resamples=50).mean, other.mean[0, 2] - m.mean[0, 2])

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from attnprobe.metrics.collected import Collected, Moments
 
@@ -50,8 +51,8 @@ def test_one_value_has_a_mean_and_no_spread():
     assert np.isnan(std).all() and np.isnan(moments.normal_interval()).all()
 
 
-def test_the_normal_interval_is_two_standard_errors():
+def test_the_normal_interval_is_that_of_students_t():
     values = np.random.default_rng(0).normal(3, 2, size=(400, 1))
     low, high = Moments.of(values).normal_interval()
     assert (low + high) / 2 == pytest.approx(values.mean())
-    assert (high - low) / 2 == pytest.approx(1.96 * values.std(ddof=1) / 20, rel=1e-4)
+    assert (high - low) / 2 == pytest.approx(stats.t.ppf(0.975, 399) * values.std(ddof=1) / 20)

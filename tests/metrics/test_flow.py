@@ -3,8 +3,10 @@ import math
 
 import networkx
 import numpy as np
+import pytest
 import torch
 
+from attnprobe.core.errors import InputError
 from attnprobe.core.maps import TokenGrid
 from attnprobe.metrics import attention_flow, attention_rollout
 
@@ -50,6 +52,11 @@ def test_equals_the_smallest_of_all_cuts(soft):
     flow = attention_flow(maps, TokenGrid(1, 2))
     for i, layer, key in np.ndindex(2, 3, 3):
         np.testing.assert_allclose(flow[i, layer, key], by_smallest_cut(maps[i], layer, key), atol=2e-6)
+
+
+def test_without_a_class_token_there_is_no_source(soft):
+    with pytest.raises(InputError, match="starts at the class token"):
+        attention_flow(soft(1, 1, 1, 5, 5), TokenGrid(1, 4, prefix=("reg0",)))
 
 
 def test_one_block_is_its_map_and_flow_is_never_below_rollout(soft):

@@ -1,10 +1,11 @@
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.cluster import AgglomerativeClustering
 
 from attnprobe.metrics import head_similarity, measure
-from attnprobe.metrics.head_clusters import clusters
+from attnprobe.metrics.head_clusters import clusters, fewest_and_most
 from tests.metrics.test_head_divergence import one_hot_heads
 
 
@@ -30,3 +31,20 @@ def test_cosines_are_clustered_as_distances_from_one(soft):
     summary = measure([maps], [head_similarity])["head_similarity"].summary
     assert summary["clusters"] == [[[1, 3], [2]]] * 2 and summary["effective_heads_ci"] == [[2, 2]] * 2
     assert summary["redundant"] == 2 and summary["cut"] == 0.1
+
+
+@pytest.mark.parametrize("distance", [0.045, 0.052, 0.2])
+def test_the_range_of_the_number_of_groups_covers_the_true_one(distance):
+    """Eight heads at one distance of each other, measured on 32 images that scatter; 200 repetitions."""
+    rng = np.random.default_rng(0)
+    truth = 8 if distance >= 0.05 else 1
+    covered = []
+    for _ in range(200):
+        noise = 0.02 * rng.normal(size=(32, 8, 8))
+        d = (distance + noise + noise.swapaxes(1, 2)) * (1 - np.eye(8))
+        half = 2.04 * d.std(0, ddof=1) / np.sqrt(32)
+        count = max(clusters(d.mean(0), 0.05)) + 1
+        low, high = fewest_and_most(count, d.mean(0), np.stack([d.mean(0) - half, d.mean(0) + half]), 0.05)
+        covered.append(low <= truth <= high)
+    assert np.mean(covered) >= 0.92
+    assert fewest_and_most(3, np.zeros((3, 3)), np.full((2, 3, 3), np.nan), 0.05) == [None, None]

@@ -12,14 +12,16 @@ from attnprobe.metrics import high_norm_tokens, largest_token_norm
 GRID = TokenGrid(1, 5)
 
 
-def test_equal_loops(signed):
-    tokens = signed(3, 2, 6, 4) ** 3
-    share, largest = high_norm_tokens(tokens, GRID, factor=1.5), largest_token_norm(tokens, GRID)
+@pytest.mark.parametrize("n", [5, 6])
+def test_equal_loops(signed, n):
+    grid = TokenGrid(1, n)
+    tokens = signed(3, 2, n + 1, 4) ** 3
+    share, largest = high_norm_tokens(tokens, grid, factor=1.5), largest_token_norm(tokens, grid)
     for i in range(3):
         for layer in range(2):
             norms = [math.sqrt(sum(x * x for x in token)) for token in tokens[i, layer, 1:].tolist()]
             middle = statistics.median(norms)
-            np.testing.assert_allclose(share[i, layer], sum(n > 1.5 * middle for n in norms) / 5)
+            np.testing.assert_allclose(share[i, layer], sum(x > 1.5 * middle for x in norms) / len(norms))
             np.testing.assert_allclose(largest[i, layer], max(norms) / middle)
 
 

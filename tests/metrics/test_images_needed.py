@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from attnprobe.core.errors import InputError
 from attnprobe.metrics import images_needed, map_cka, measure, row_entropy, similar_blocks
@@ -16,7 +17,9 @@ def test_the_interval_of_a_mean_narrows_with_the_root_of_the_number_of_images():
     found = images_needed(measured(values), resamples=4000)
     assert found.sizes == (8, 16, 32, 64, 128, 256) and found.n_images == 64
     half = (found.high - found.low) / 2
-    np.testing.assert_allclose(half, 1.96 * values.std() / np.sqrt(found.sizes), rtol=0.06)
+    sizes = np.array(found.sizes)
+    student = stats.t.ppf(0.975, sizes - 1) * np.sqrt(sizes / (sizes - 1))
+    np.testing.assert_allclose(half, student * values.std() / np.sqrt(sizes), rtol=0.06)
     np.testing.assert_allclose(found.value, values.mean())
     assert found.enough(1.01 * half[3]) == 64 and found.enough(1e9) == 8 and found.enough(0) is None
 

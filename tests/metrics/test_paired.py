@@ -8,7 +8,15 @@ import torch
 from attnprobe.core.errors import InputError, ShapeError
 from attnprobe.core.maps import AttentionMaps, TokenGrid
 from attnprobe.core.measurement import metric
-from attnprobe.metrics import attention_distance, head_similarity, layer_similarity, map_cka, measure, row_entropy
+from attnprobe.metrics import (
+    attention_distance,
+    head_similarity,
+    layer_similarity,
+    map_cka,
+    measure,
+    paired,
+    row_entropy,
+)
 from attnprobe.metrics.paired import paired_difference
 
 
@@ -23,7 +31,7 @@ def measured(values, ids=None):
     values = torch.as_tensor(values, dtype=torch.float64)
     maps = values[..., None, None].expand(*values.shape, 3, 3).clone()
     ids = ids or tuple(map(str, range(len(values))))
-    return measure([AttentionMaps(maps, ids, TokenGrid(1, 2))], [itself], bootstrap=10)["itself"]
+    return measure([AttentionMaps(maps, ids, TokenGrid(1, 2), stochastic=False)], [itself], bootstrap=10)["itself"]
 
 
 def by_all_signs(differences):
@@ -127,11 +135,24 @@ def test_images_without_a_value_are_left_out_and_cells_without_any_are_unknown()
     assert found.n_tests == 1
 
 
-def test_too_few_exchanges_to_find_anything_is_said():
+@pytest.mark.parametrize(("images", "found"), [(4, False), (8, False), (10, False), (16, True)])
+def test_too_few_images_to_find_anything_is_said(images, found):
+    """Of n images there are 2^(n-1) exchanges that differ: of 100 cells of 8 images no p-value is below 0.78."""
     rng = np.random.default_rng(6)
-    a, b = (measured(x) for x in rng.normal(size=(2, 8, 10, 10)))
-    assert paired_difference(a, b, resamples=99).smallest == 1
-    assert paired_difference(a, b, resamples=9999).smallest == 0.01
+    a, b = (measured(x + 10 * k) for k, x in enumerate(rng.normal(size=(2, images, 10, 10))))
+    d = paired_difference(a, b)
+    np.testing.assert_allclose(d.smallest, min(1, 100 * max(2.0 ** (1 - images), 1 / 10_001)))
+    assert (d.smallest < 0.05) == found and (d.p_holm < 0.05).all() == found and (d.p_holm >= 0.5 * d.smallest).all()
+
+
+def test_the_more_cells_the_more_exchanges_so_that_something_can_be_found(monkeypatch):
+    rng = np.random.default_rng(6)
+    a, b = (measured(x + k) for k, x in enumerate(rng.normal(size=(2, 40, 24, 24))))
+    d = paired_difference(a, b, resamples=100)
+    assert d.smallest == pytest.approx(0.025, rel=1e-3) and (d.p_holm < 0.05).any()
+    monkeypatch.setattr(paired, "MOST_SUMS", 10**6)
+    d = paired_difference(a, b, resamples=100)
+    assert d.smallest == 1 and d.settings["exchanges"] == 100
 
 
 def test_what_cannot_be_compared_is_refused_in_words(make_maps):

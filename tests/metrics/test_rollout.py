@@ -33,8 +33,9 @@ def test_is_the_sum_over_all_paths(soft, residual):
         slow = paths(maps[i], layer, token, residual)
         np.testing.assert_allclose(rolled[i, layer, token], [slow[key] for key in range(5)], rtol=1e-10)
     torch.testing.assert_close(attention_rollout(maps, GRID, residual=residual), rolled[:, :, 0])
-    bare = TokenGrid(1, 5, prefix=())
-    torch.testing.assert_close(attention_rollout(maps, bare, residual=residual), rolled.mean(2))
+    bare, registers = TokenGrid(1, 5, prefix=()), TokenGrid(1, 4, prefix=("reg0",))
+    for without in (bare, registers):
+        torch.testing.assert_close(attention_rollout(maps, without, residual=residual), rolled.mean(2))
 
 
 @settings(max_examples=20, deadline=None)

@@ -1,5 +1,6 @@
 import itertools
 import math
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -11,7 +12,8 @@ from hypothesis import strategies as st
 from attnprobe.core.errors import InputError
 from attnprobe.core.maps import AttentionMaps, TokenGrid
 from attnprobe.metrics import measure, similar_blocks
-from attnprobe.metrics.similar_blocks import COMPARE, CURVE
+from attnprobe.metrics.bootstrap import interval_of_mean
+from attnprobe.metrics.similar_blocks import COMPARE, CURVE, _count_interval
 from tests.metrics import naive
 
 
@@ -70,15 +72,15 @@ def summary(pattern, **options):
 
 @pytest.mark.parametrize("compare", COMPARE)
 @pytest.mark.parametrize("pool", ["head", "head_mean_map"])
-def test_equals_loops_at_every_threshold(soft, compare, pool):
+def test_equals_loops_at_thresholds_of_the_curve_and_between(soft, compare, pool):
     maps = soft(2, 4, 2, 5, 5, spread=1.0)
     for options in ({}, {"axis": "query", "center": "mean", "exclude_prefix": 1, "k": 1}):
         options = {"compare": compare, "pool": pool, **options}
         fast = similar_blocks(maps, tau=0.625, **options)
-        for row, tau in enumerate(sorted([*CURVE, 0.625])):
-            slow = (
-                [by_loops(image, tau, **options) for image in maps] if row % 10 == 0 or tau == 0.625 else fast[:, row]
-            )
+        taus = sorted([*CURVE, 0.625])
+        assert fast.shape == (2, len(taus), 4)
+        for row in {*range(0, len(taus), 10), taus.index(0.625), len(taus) - 1}:
+            slow = [by_loops(image, taus[row], **options) for image in maps]
             np.testing.assert_allclose(fast[:, row], slow, atol=1e-12)
 
 
@@ -98,8 +100,7 @@ def test_blocks_that_repeat_the_one_before_are_found_and_counted_from_one():
     assert found["similar"] == [5, 6] and found["count"] == 2 and found["of"] == 6
     assert found["collapsed_from"] == 5
     assert found["count_ci"] == [2, 2]
-    np.testing.assert_allclose(found["ratio"], by_ratio := found["ratio"])
-    assert by_ratio[0] == 0 and by_ratio[4:] == [1, 1]
+    assert found["ratio"][0] == 0 and max(found["ratio"][1:4]) < 0.9 and found["ratio"][4:] == [1, 1]
     assert found["n_images"] == 3 and (found["tau"], found["rho"], found["compare"]) == (0.9, 0.9, "previous")
 
 
@@ -147,7 +148,25 @@ def test_the_summary_follows_from_the_mean_ratio(soft):
         assert all(low <= high for low, high in zip(curve["low"], curve["high"], strict=True))
 
 
-def test_the_interval_of_the_count_is_that_of_resampled_images():
+@pytest.mark.parametrize("ratio", [0.89, 0.91, None])
+def test_the_interval_of_the_count_covers_the_true_count(ratio):
+    """Eight blocks whose shares scatter around a ratio near rho, or around eight others; 500 repetitions."""
+    rng = np.random.default_rng(0)
+    truth = np.full(8, ratio) if ratio else np.linspace(0.7, 0.99, 8)
+    shares = truth + 0.1 * rng.normal(size=(32, 500, 8))
+    ci = interval_of_mean(shares, 1000, 0)
+    covered = []
+    for k in range(500):
+        m = replace(COUNTED, mean=shares[:, k].mean(0)[None], ci=ci[:, None, k], n_images=32)
+        (low,), (high,) = _count_interval(m, 0.9)
+        covered.append(low <= (truth > 0.9).sum() <= high)
+    assert np.mean(covered) >= 0.92
+
+
+COUNTED = measure([blocks("A" * 8)], [similar_blocks])["similar_blocks"]
+
+
+def test_the_interval_of_the_count_is_that_of_its_blocks():
     """Six of ten images repeat block 1: at rho=0.5 the count is 1 or 0 according to the images drawn."""
     repeats, differs = blocks("AA", images=6).values, blocks("AB", images=4, seed=1).values
     maps = AttentionMaps(torch.cat([repeats, differs]), tuple("0123456789"), TokenGrid(1, 5))

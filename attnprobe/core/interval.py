@@ -1,0 +1,34 @@
+"""How sure is a mean, by Student's t?"""
+
+import numpy as np
+from scipy.special import stdtrit
+
+from attnprobe.core.measurement import Measurement
+
+
+def half_width(std: np.ndarray, n: np.ndarray) -> np.ndarray:
+    """Of the 95 % interval of the mean of n values with this standard deviation (n - 1); NaN where n is below 2."""
+    enough = n > 1
+    half = stdtrit(np.where(enough, n - 1, 1), 0.975) * std / np.sqrt(np.where(enough, n, 1))
+    return np.where(enough, half, np.nan)
+
+
+def mean_of(m: Measurement, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The mean over some of the cells, and the bounds of its 95 % interval over images.
+
+    From each image's own mean. Where these are not known, the mean of the cells' bounds stands for it: often far too
+    wide, never too narrow, since a mean varies at most as much as its cells do on average.
+
+    Args:
+        cells: bool, of the shape of `m.mean`, or of its last axes: then there is one mean per position of the others.
+    """
+    mean, low, high = (values[..., cells].mean(-1) for values in (m.mean, *m.ci))
+    if m.per_image is None or m.from_mean is not None or len(m.per_image) < 2:
+        return mean, low, high
+    each = m.per_image[..., cells].mean(-1, dtype=np.float64)
+    n = np.isfinite(each).sum(0)
+    scatter = np.where(np.isfinite(each), each, np.nan)
+    spread = np.sqrt(np.nansum((scatter - np.nansum(scatter, 0) / np.maximum(n, 1)) ** 2, 0) / np.maximum(n - 1, 1))
+    half = half_width(spread, n)
+    lowest, highest = m.value_range
+    return mean, np.clip(mean - half, lowest, None), np.clip(mean + half, None, highest)
