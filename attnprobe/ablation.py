@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from attnprobe.core import fs
 from attnprobe.core.errors import InputError
-from attnprobe.core.evidence import Change, Evidence, Tried
+from attnprobe.core.evidence import TOLERANCE, Change, Evidence, Tried
 from attnprobe.core.measurement import Measurement
 from attnprobe.core.progress import Advance, progress
 from attnprobe.core.run import Run
@@ -24,6 +24,7 @@ from attnprobe.store import open_maps
 from attnprobe.trial import Trial, open_trial
 
 METRICS = ("similar_blocks", "head_divergence")
+OPTIONS = {"architecture": "--model", "data": "--data", "data_dir": "--data-dir"}
 """What says which blocks and heads are candidates."""
 
 MOST_TRIED = 12
@@ -41,14 +42,14 @@ def verify_drops(
     blocks: Blocks | str | None = None,
     heads: Heads | str | None = None,
     metrics: Sequence[str] = (),
-    tolerance: float = 0.01,
+    tolerance: float = TOLERANCE,
     out: Path | None = None,
     **where: Any,
 ) -> tuple[Evidence, list[Path]]:
     """Measure the accuracy without each similar block and each redundant head, alone and together.
 
     Similar blocks are those of `similar_blocks` at what multiplies V; redundant heads all but the first of each group
-    of `head_divergence`, as in the report.
+    of `head_divergence`, as in the report. Where a variant mixes heads after the softmax, a head is its softmax map.
 
     Args:
         ref: a run, a checkpoint, or the name of a model.
@@ -57,12 +58,13 @@ def verify_drops(
             similar, for comparison, or "all"; then no maps are needed. With all heads the evidence has
             `head_ablation`, too.
         metrics: settings of the two metrics, as for `examine`.
-        tolerance: how much accuracy the advice may cost, as a share.
+        tolerance: how much accuracy the advice may cost, as a share; more must be excluded by the 95 % interval.
         out: folder for drops.csv and drops.json; nothing is written if None.
         where: as for `open_trial`: on which images, and on what device.
 
     Raises:
-        InputError: no maps, no candidates' model of timm's kind, or no labelled images.
+        InputError: no maps, maps of another checkpoint, another kind of model than timm's, no labelled images, or
+            labels of other classes.
         WorkError: `out` cannot be written.
     """
     if blocks is None and heads is None:
@@ -70,8 +72,13 @@ def verify_drops(
         if not path.exists():
             raise InputError(f"no maps at {path} that say what is similar: capture them, or name --blocks and --heads.")
         named = {metric.partition(":")[0] for metric in metrics}
+        if odd := named - {*METRICS}:
+            raise InputError(f"{odd.pop()!r} does not say what could go; --metric takes {' and '.join(METRICS)}.")
         wanted = [*metrics, *(m for m in METRICS if m not in named)]
-        evidence = evidence_of(ref, measure(open_maps(path), wanted, bootstrap=0), tolerance=tolerance, **where)
+        reader = open_maps(path)
+        sha = reader.attrs.get("checkpoint_sha256", "")
+        found = measure(reader, wanted, bootstrap=0)
+        evidence = evidence_of(ref, found, sha256=sha, tolerance=tolerance, **where)
     else:
         asked = "blocks and heads as asked for"
         evidence = _evidence(ref, blocks or (), heads or (), asked, tolerance, **where)
@@ -79,9 +86,23 @@ def verify_drops(
 
 
 def evidence_of(
-    ref: Path | str, measurements: Mapping[str, Measurement], *, tolerance: float = 0.01, **where: Any
+    ref: Path | str,
+    measurements: Mapping[str, Measurement],
+    *,
+    sha256: str = "",
+    tolerance: float = TOLERANCE,
+    **where: Any,
 ) -> Evidence:
-    """The same for what these measurements of the model `ref` call similar and redundant."""
+    """The same for what these measurements of the model `ref` call similar and redundant.
+
+    Args:
+        sha256: of the checkpoint they are of; "" if it is not known.
+    """
+    if len(stages := {m.stage for m in measurements.values() if m.metric in METRICS}) > 1:
+        raise InputError(
+            f"blocks differ in heads or tokens, so they were measured as {len(stages)} stages ({', '.join(stages)}), "
+            "and not all are compared with the one before: name --blocks and --heads, or all."
+        )
     similar = next((m for m in measurements.values() if m.metric == METRICS[0] and m.is_effective), None)
     divergence = next((m for m in measurements.values() if m.metric == METRICS[1] and m.site == "weights"), None)
     if similar is None and divergence is None:
@@ -92,7 +113,7 @@ def evidence_of(
         f"{len(found)} {word}{'s' if len(found) != 1 else ''}" for found, word in ((blocks, "block"), (heads, "head"))
     ]
     said = f"the report calls {counted[0]} similar and {counted[1]} redundant"
-    return _evidence(ref, blocks, heads, said, tolerance, **where)
+    return _evidence(ref, blocks, heads, said, tolerance, sha256, **where)
 
 
 def _redundant(m: Measurement) -> Iterator[tuple[int, int]]:
@@ -103,9 +124,14 @@ def _redundant(m: Measurement) -> Iterator[tuple[int, int]]:
 
 
 def _evidence(
-    ref: Path | str, blocks: Blocks | str, heads: Heads | str, said: str, tolerance: float, **where: Any
-) -> Evidence:
+    ref: Path | str, blocks: Blocks | str, heads: Heads | str, said: str, tolerance: float, sha256: str = "",
+    **where: Any,
+) -> Evidence:  # fmt: skip
+    if not 0 <= tolerance < 1:
+        raise InputError(f"--tolerance {tolerance} must be a share of the images, from 0 to 1; 0.02 is two percent.")
     trial = open_trial(ref, **where)
+    if sha256 and trial.facts.sha256 and sha256 != trial.facts.sha256:
+        raise InputError(f"the maps are of another checkpoint than {ref}: capture {ref} again.")
     few = range(min(4, len(trial.images)))
     pixels = next(iter(trial.images.batches(4, device=trial.device, order=few))).pixels
     ablatable = Ablatable(trial.model.to(trial.device), pixels)
@@ -121,10 +147,15 @@ def _evidence(
         advance(1)
         single = tuple(_tried(trial, ablatable, [change], advance) for change in singles)
         curves = {
-            name: _curve([tried for tried in single if tried.changes[0].kind == kind], trial, ablatable, advance)
-            for name, kind in (("blocks", "block"), ("heads", "head"))
+            name: _curve([tried for tried in single if tried.changes[0].kind in kinds], trial, ablatable, advance)
+            for name, kinds in (("blocks", ("block",)), ("heads", ("head", "softmax")))
         }
-        evidence = Evidence(str(ref), said, whole, single, {n: c for n, c in curves.items() if c}, tolerance)
+        kept = {name: curve for name, curve in curves.items() if curve}
+        options = tuple(
+            word for name, option in OPTIONS.items() if where.get(name) for word in (option, str(where[name]))
+        )
+        classes = len(trial.images.class_names)
+        evidence = Evidence(str(ref), said, whole, single, kept, tolerance, classes, options)
         evidence = _with_advice(evidence, trial, ablatable)
         advance(1)
         found = {"head_importance": head_importance(_gate_gradients(trial, ablatable), _labelled_ids(trial))}
@@ -151,7 +182,7 @@ def _singles(ablatable: Ablatable, blocks: Blocks, heads: Heads) -> Iterator[Cha
         borrowed = Change("map", block)
         changes = [Change("attention", block), Change("block", block)]
         yield from changes if ablatable.refusal(borrowed) else [borrowed, *changes]
-    yield from (Change("head", block, head) for block, head in heads)
+    yield from (ablatable.head(block, head) for block, head in heads)
 
 
 def _tried(trial: Trial, ablatable: Ablatable, changes: Sequence[Change], advance: Advance) -> Tried:
@@ -190,8 +221,9 @@ def _with_advice(evidence: Evidence, trial: Trial, ablatable: Ablatable) -> Evid
     free = [evidence.free(name) for name in ("blocks", "heads")]
     blocks, heads = ([] if tried is None else list(tried.changes) for tried in free)
     gone = {change.block for change in blocks}
-    heads = [change for change in heads if change.block not in gone]
-    refusal = ""
+    mixed = [change.block for change in heads if change.kind == "softmax"]
+    heads = [change for change in heads if change.kind == "head" and change.block not in gone]
+    refusal = f"heads of block {mixed[0]} are mixed after the softmax, so none can go alone" if mixed else ""
     for changes in filter(None, dict.fromkeys((tuple(blocks + heads), tuple(blocks), tuple(heads)))):
         tried = Tried(changes, *trial.answers(ablatable.module, ablatable.without(changes)))
         if not evidence.harmless(tried):

@@ -103,6 +103,9 @@ def report(
     metric: Repeated[tuple[str, ...]] = (),
     fail_on: Annotated[Repeated[tuple[str, ...]], Short(metavar="CONDITION")] = (),
     verify_drops: bool = False,
+    tolerance: float = 0.02,
+    collapsed_at: float = 0.25,
+    redundant_at: float = 0.5,
 ) -> None:
     """Measure maps files or runs and report on all of them side by side.
 
@@ -124,12 +127,23 @@ def report(
         fail_on: end with exit code 3 where METRIC[.KEY][@SITE] OP NUMBER holds, such as similar_blocks.count.low>3 or
             row_entropy.min<0.5. Repeat for several.
         verify_drops: measure the accuracy of each run without what is similar or redundant, as the command does.
+        tolerance: with --verify-drops, as there.
+        collapsed_at: share of the blocks, the last ones in a row, from which on similar ones are called a collapse.
+        redundant_at: share of redundant heads from which on a model that is not collapsed is called redundant.
     """
     from attnprobe import pipeline
+    from attnprobe.core.examined import VerdictRules
     from attnprobe.reports.gate import insist
 
     examined, files = pipeline.report(
-        maps, out=out, formats=formats, metrics=metric or None, fail_on=fail_on, verify=verify_drops
+        maps,
+        out=out,
+        formats=formats,
+        metrics=metric or None,
+        fail_on=fail_on,
+        verify=verify_drops,
+        tolerance=tolerance,
+        rules=VerdictRules(collapsed=collapsed_at, redundant=redundant_at),
     )
     show(examined, files)
     outcomes = pipeline.gate(examined, fail_on)
@@ -202,11 +216,12 @@ def explain(metric: Positional[Annotated[str | None, Short(metavar="METRIC")]] =
 
     from attnprobe.core.explanation import explanation
     from attnprobe.metrics import DERIVED, METRICS
+    from attnprobe.metrics.head_types import rules_in_words
 
     if metric is None:
         list_("metrics")
     elif metric in DERIVED:
-        print(inspect.getdoc(DERIVED[metric]))
+        print(rules_in_words() if metric == "head_types" else inspect.getdoc(DERIVED[metric]))
     else:
         print(explanation(METRICS[metric]))
 

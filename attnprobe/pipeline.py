@@ -14,7 +14,8 @@ from attnprobe.ablation import METRICS as SAY_WHAT_COULD_GO
 from attnprobe.ablation import evidence_of
 from attnprobe.core import fs
 from attnprobe.core.errors import InputError
-from attnprobe.core.examined import Examined
+from attnprobe.core.evidence import TOLERANCE
+from attnprobe.core.examined import Examined, VerdictRules
 from attnprobe.core.maps import AttentionMaps
 from attnprobe.core.progress import Advance, progress
 from attnprobe.core.run import Run
@@ -92,25 +93,33 @@ def report(
     notes: Sequence[str] = (),
     fail_on: Sequence[str] = (),
     verify: bool = False,
+    tolerance: float = TOLERANCE,
+    rules: VerdictRules | None = None,
 ) -> tuple[list[Examined], list[Path]]:
     """Examine maps files and write the report of all of them side by side.
 
     Args:
         fail_on: conditions that `gate` will be asked about: what they need is measured, too.
-        verify: take away what is similar or redundant in each run, and show what that costs; see `verify_drops`.
+        verify: take away what is similar or redundant in each run, and show what that costs, at this `tolerance`; see
+            `verify_drops`.
+        rules: from where on the verdict calls a model collapsed, or redundant.
 
     Returns:
         What was examined, and the files written into the folder `out`.
     """
     if not paths:
         raise InputError("nothing to report on; give one maps file or run, or several.")
+    runs = [_run_of(Path(path)) for path in paths] if verify else []
     asked = {condition.metric for condition in map(Condition.parse, fail_on)} - {*FACTS}
     metrics = ("default", "atlas") if metrics is None else metrics
     asked |= {*SAY_WHAT_COULD_GO} if verify else set()
     metrics = (*metrics, *sorted(asked - {metric.name for metric in choose(metrics)[0]}))
-    examined = [_explored(replace(e, notes=tuple(notes))) for e in examine_all(paths, metrics=metrics)]
+    examined = [
+        _explored(replace(e, notes=tuple(notes), rules=rules or VerdictRules()))
+        for e in examine_all(paths, metrics=metrics)
+    ]
     if verify:
-        examined = [_verified(e, Path(path)) for e, path in zip(examined, paths, strict=True)]
+        examined = [_verified(e, run, tolerance) for e, run in zip(examined, runs, strict=True)]
     with fs.as_work_error(f"writing the report into {out}"):
         fs.make_folder(out)
         return examined, write_report(examined, out, formats)
@@ -153,14 +162,20 @@ def _explored(e: Examined) -> Examined:
     return replace(e, measurements={**e.measurements, **atlases(e.measurements)}, precision=precision)
 
 
-def _verified(e: Examined, path: Path) -> Examined:
-    """With what taking parts away costs, and the importance of heads among its measurements."""
+def _run_of(path: Path) -> Path:
+    """The run that maps are of, which has the model."""
     run = path if path.is_dir() else path.parent
     if not Run(run).config.exists():
         raise InputError(
             f"{path} is not of a run, so there is no model at hand: attnprobe verify-drops MODEL --maps {path}."
         )
-    evidence = evidence_of(run, e.measurements)
+    return run
+
+
+def _verified(e: Examined, run: Path, tolerance: float) -> Examined:
+    """With what taking parts away costs, and the importance of heads among its measurements."""
+    sha = e.info.get("checkpoint_sha256", "")
+    evidence = evidence_of(run, e.measurements, sha256=sha, tolerance=tolerance)
     return replace(e, evidence=evidence, measurements={**e.measurements, **evidence.importance})
 
 

@@ -90,6 +90,10 @@ def prune(
     finished, ends = out / "config.json", out / "finetuning"
     if finished.exists():
         raise InputError(f"{out} holds a model; choose another folder with -o.")
+    if Run(out).config.exists():
+        raise InputError(f"{out} is a run; choose another folder with -o, such as {out}-smaller.")
+    if finetune_epochs < 0:
+        raise InputError(f"--finetune-epochs {finetune_epochs} must be 0 or more.")
     trial = open_trial(ref, **where)
     if finetune_epochs and not trial.recipe:
         raise InputError(f"{ref} is no run, so there is no recipe to train on with; leave --finetune-epochs out.")

@@ -78,7 +78,7 @@ def open_trial(
     """A run, checkpoint or model name, with the run's validation images unless others are named.
 
     Raises:
-        InputError: nobody says which images, or none of them has a label.
+        InputError: nobody says which images, none of them has a label, or they have other classes than the model.
         CheckpointError: see `load_model`.
     """
     model, facts = resolve_model(ref, architecture)
@@ -91,4 +91,7 @@ def open_trial(
     source = load_images(data, split, spec=input_spec(model), data_dir=data_dir, limit=images)
     if not source.class_names:
         raise InputError(f"{source.name} has no labels, so no accuracy; name labelled images with --data.")
+    classes, told = len(source.class_names), getattr(model, "num_classes", None)
+    if told and (classes > told or (recipe and classes < told)):
+        raise InputError(f"{source.name} has {classes} classes and {ref} tells {told} apart; name images of its own.")
     return Trial(model, facts, source, pick_device(device), batch_size, recipe)

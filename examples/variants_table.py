@@ -44,11 +44,11 @@ def measured(run: Path, images: int | None) -> dict[str, Any]:
     drops = evidence.table().to_dict("records")
     for curve in ("blocks", "heads"):
         steps = [step for step in drops if step["curve"] == curve]
-        free = [step["removed"] for step in steps if step["gained_high"] >= 0]
+        free = evidence.free(curve)
         found[curve + "_removed"] = {
             "candidates": len(steps),
             "all": steps[-1]["gained"] if steps else None,
-            "free": max(free, default=0),
+            "free": 0 if free is None else len(free.changes),
         }
     return found
 

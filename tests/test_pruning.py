@@ -65,6 +65,14 @@ def test_what_cannot_be_done_is_said_before_anything_is_written(run, tmp_path):
         prune("vit_16_digits", tmp_path / "none", blocks=[9], data="digits", finetune_epochs=1)
     with pytest.raises(InputError, match="--data"):
         prune("vit_16_digits", tmp_path / "none", blocks=[9])
+    with pytest.raises(InputError, match="is a run; choose another folder"):
+        prune(run, run, blocks=[1])
+    with pytest.raises(InputError, match="must be 0 or more"):
+        prune(run, tmp_path / "none", blocks=[1], finetune_epochs=-1)
+    with pytest.raises(InputError, match="7 classes and .* tells 10 apart"):
+        prune(run, tmp_path / "none", blocks=[1], data="fractals:7:20")
+    with pytest.raises(InputError, match="holds maps, not a model"):
+        prune(run / "maps.h5", tmp_path / "none", blocks=[1])
     assert not (tmp_path / "none").exists()
     prune(run, tmp_path / "once", blocks=[1], images=50)
     with pytest.raises(InputError, match="holds a model"):

@@ -1,7 +1,9 @@
 """What did taking parts of a model away cost, and which of them should go?"""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -13,12 +15,18 @@ from attnprobe.core.wording import blocks_text
 if TYPE_CHECKING:
     import pandas as pd
 
-Kind = Literal["map", "attention", "block", "head"]
+Kind = Literal["map", "attention", "block", "head", "softmax"]
+TOLERANCE = 0.02
+"""Of the accuracy, as a share; with less, a few hundred images can hardly ever exclude a loss."""
+
+CHOSEN = "Chosen on these images, so it looks a little too good on them."
+
 WORDS: dict[Kind, str] = {
     "map": "block {block}: map of the block before",
     "attention": "block {block}: attention skipped",
     "block": "block {block}: dropped",
     "head": "block {block}, head {head}: output 0",
+    "softmax": "block {block}, head {head}: softmax map 0",
 }
 
 
@@ -27,7 +35,7 @@ class Change:
     """What is taken away, in a block and of a head counted from 1.
 
     "map": what multiplies V is what the block before used; of "attention" nothing is added to the tokens; "block": nor
-    by its MLP; "head": the output of one head is 0.
+    by its MLP; "head": the output of one head is 0; "softmax": its softmax map is, where heads are mixed after it.
     """
 
     kind: Kind
@@ -60,7 +68,7 @@ class Tried:
     @property
     def heads(self) -> list[tuple[int, int]]:
         """Those silenced, as (block, head), in order."""
-        return sorted((change.block, change.head) for change in self.changes if change.kind == "head")
+        return sorted((change.block, change.head) for change in self.changes if change.head)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -73,7 +81,9 @@ class Evidence:
         whole: the whole model.
         single: each candidate alone: a block's map, its attention, the block; a head.
         curves: {"blocks", "heads"}: candidates taken away one after the other, the cheapest first.
-        tolerance: how much accuracy may be lost on these images, as a share.
+        tolerance: how much accuracy may be lost, as a share: not more, with 95 % confidence.
+        n_classes: 0 where it is not known.
+        options: of the command line, that say on which images and as what model this was tried.
         advised: what can go by that and can be taken out of the architecture; None for nothing.
         refusal: why something that could go by its accuracy cannot be taken out; "" if it can.
         importance: further measures of every head, by name.
@@ -84,7 +94,9 @@ class Evidence:
     whole: Tried
     single: tuple[Tried, ...]
     curves: Mapping[str, tuple[Tried, ...]]
-    tolerance: float = 0.01
+    tolerance: float = TOLERANCE
+    n_classes: int = 0
+    options: tuple[str, ...] = ()
     advised: Tried | None = None
     refusal: str = ""
     importance: Mapping[str, Measurement] = field(default_factory=dict)
@@ -94,9 +106,14 @@ class Evidence:
         return accuracy_difference(self.whole.right, tried.right)
 
     def harmless(self, tried: Tried) -> bool:
-        """Whether at most the tolerance is lost, and no more than chance."""
-        gained, _, high = self.gained(tried)
-        return gained >= -self.tolerance and high >= 0
+        """Whether a loss of more than the tolerance can be excluded: by the lower end of the interval."""
+        return self.gained(tried)[1] >= -self.tolerance and not self.near_chance
+
+    @property
+    def near_chance(self) -> bool:
+        """Whether the whole model may be guessing on these images, so that nothing it lacks would show."""
+        right = self.whole.right
+        return self.n_classes > 1 and accuracy_interval(int(right.sum()), len(right))[0] <= 1 / self.n_classes
 
     def free(self, curve: str) -> Tried | None:
         """The last step of a curve that is harmless; None if there is none."""
@@ -150,15 +167,30 @@ class Evidence:
     def advice(self) -> str:
         """What to do, in a sentence, with the command that does it."""
         if self.advised is None:
-            if self.refusal:
-                return f"nothing can be taken out: {self.refusal}"
-            return f"nothing can go at a tolerance of {self.tolerance:.2%}" if self.single else "nothing was tried"
-        options = [f" --blocks {','.join(map(str, self.advised.blocks))}"] if self.advised.blocks else []
+            return self._no_advice()
+        words = ["attnprobe", "prune", self.ref, *self.options]
+        words += ["--blocks", ",".join(map(str, self.advised.blocks))] if self.advised.blocks else []
         pairs = ",".join(f"{block}:{head}" for block, head in self.advised.heads)
-        options += [f" --heads {pairs}"] if pairs else []
-        command = f"attnprobe prune {self.ref}{''.join(options)} -o {self.ref.rstrip('/')}-smaller"
+        words += ["--heads", pairs] if pairs else []
+        command = shlex.join([*words, "-o", f"{_place_of(self.ref)}-smaller"])
         left = f"; {self.refusal}" if self.refusal else ""
-        return f"without {words_of(self.advised)} accuracy {self.cost(self.advised)}: {command}{left}"
+        return f"without {words_of(self.advised)} accuracy {self.cost(self.advised)}: {command}{left}. {CHOSEN}"
+
+    def _no_advice(self) -> str:
+        n, right = len(self.whole.right), int(self.whole.right.sum())
+        if not self.single:
+            return "nothing was tried"
+        if self.near_chance:
+            return f"cannot say: the whole model is right on {right} of {n} images, which may be chance"
+        if self.refusal:
+            return f"nothing can be taken out: {self.refusal}"
+        gone = [tried for tried in self.single if tried.changes[0].kind in ("block", "head", "softmax")]
+        if any(self.gained(tried)[2] >= -self.tolerance for tried in gone):
+            return (
+                f"cannot say: {n} images cannot exclude a loss of more than {self.tolerance:.1%} for any of them; try "
+                "more images, or allow more with --tolerance"
+            )
+        return f"nothing can go at a tolerance of {self.tolerance:.1%}: each costs more"
 
     def __str__(self) -> str:
         lines = [self.candidates, self.accuracy()]
@@ -172,6 +204,13 @@ class Evidence:
         row = self.row(tried)
         sure = "" if row["gained_low"] <= 0 <= row["gained_high"] else ", not by chance"
         return f"{words}: {row['accuracy']:.2%} ({row['low']:.2%}–{row['high']:.2%}), {self.cost(tried)}{sure}"
+
+
+def _place_of(ref: str) -> str:
+    """Beside which a smaller model goes: the run, also of its checkpoints; here, for a name."""
+    path = Path(ref)
+    path = path.parent.parent if path.parent.name == "checkpoints" else path
+    return str(path) if path.exists() or ("://" not in ref and ":" not in ref) else path.name
 
 
 def words_of(tried: Tried) -> str:

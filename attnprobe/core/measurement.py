@@ -150,9 +150,19 @@ def value_vectors_of(maps: AttentionMaps) -> Tensor | None:
 
 
 def metric(**meaning: Any) -> Callable[[Callable[..., Tensor]], Metric]:
-    """Turn a pure function into a `Metric` of the same name."""
+    """Turn a pure function into a `Metric` of the same name.
+
+    Raises:
+        InputError: a parameter that is neither given nor has a default; see `Metric.function`.
+    """
 
     def decorate(function: Callable[..., Tensor]) -> Metric:
+        for name, parameter in inspect.signature(function).parameters.items():
+            if parameter.default is parameter.empty and name not in GIVEN:
+                raise InputError(
+                    f"metric {function.__name__!r}: the parameter {name!r} is none of {', '.join(GIVEN)}, so it is a "
+                    "setting and needs a default."
+                )
         return Metric(function.__name__, function, **meaning)
 
     return decorate

@@ -29,8 +29,7 @@ from attnprobe.metrics.head_dependence import head_dependence
 from attnprobe.metrics.head_divergence import head_divergence
 from attnprobe.metrics.head_importance import head_ablation, head_importance
 from attnprobe.metrics.head_similarity import head_similarity
-from attnprobe.metrics.head_types import NEEDS as ATLAS
-from attnprobe.metrics.head_types import atlases, head_types
+from attnprobe.metrics.head_types import NEEDS, atlases, head_types
 from attnprobe.metrics.heads_across_layers import head_divergence_across_layers, head_similarity_across_layers
 from attnprobe.metrics.high_norm_tokens import high_norm_tokens, largest_token_norm
 from attnprobe.metrics.images_needed import images_needed
@@ -131,6 +130,9 @@ DEFAULT = (
     "token_similarity",
 )
 """What is measured when nobody says what; the others are for those who ask, by name or with "all"."""
+
+ATLAS = (*NEEDS, "head_output_norm")
+"""What `head_types` goes by; the last where value vectors were captured."""
 
 DERIVED = {made.__name__: made for made in (head_types, head_importance, head_ablation)}
 """Measurements that are no metrics of maps: made of others, or by asking the model."""

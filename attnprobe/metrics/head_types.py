@@ -22,30 +22,31 @@ FEW_IMAGES = 16
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TypeThresholds:
-    """The rules, in the order in which they are tried; all ours."""
+    """The rules, in the order in which they are tried; all ours.
+
+    Attributes:
+        dead: `head_output_norm` below this: it adds less than a twentieth of what the mean head of its layer does.
+            Needs the value vectors; maps alone cannot show a dead head.
+        uniform: exp(`row_entropy`) above this share of the tokens.
+        sink: "class": the prefix tokens together get more than this. "sink": one token, whichever, does.
+        local: `attention_distance` below this share of that of uniform attention.
+        line: "row", "column": more than this stays in the patch's own one.
+        positional: `position_share` above this. What is left follows "content".
+    """
 
     dead: float = 0.05
-    """`head_output_norm` below this: it adds less than a twentieth of what the mean head of its layer does. Needs the
-    value vectors; maps alone cannot show a dead head."""
-
     uniform: float = 0.9
-    """exp(`row_entropy`) above this share of the tokens."""
-
     sink: float = 0.5
-    """"class": the prefix tokens together get more than this. "sink": one token, whichever, does."""
-
     local: float = 0.5
-    """`attention_distance` below this share of that of uniform attention."""
-
     line: float = 0.5
-    """"row", "column": more than this stays in the patch's own one."""
-
     positional: float = 0.5
-    """`position_share` above this. What is left follows "content"."""
 
 
 def head_types(measurements: Mapping[str, Measurement], thresholds: TypeThresholds = TypeThresholds()) -> Measurement:
     """Sort the heads of one stage into types, by their softmax maps.
+
+    Caveat: the first rule that holds decides, so a head that is local and a sink is a sink, and one near a threshold
+    changes its type with it.
 
     Args:
         measurements: as from `measure`, with all of `NEEDS`.
@@ -91,11 +92,12 @@ def head_types(measurements: Mapping[str, Measurement], thresholds: TypeThreshol
             "of": int(codes.size),
             "n_images": first.n_images,
         },
-        explanation=_explanation(),
+        explanation=rules_in_words(),
     )
 
 
-def _explanation() -> str:
+def rules_in_words() -> str:
+    """What `head_types` is, and its thresholds."""
     rules = inspect.getdoc(TypeThresholds) or ""
     values = ", ".join(f"{name}={value}" for name, value in asdict(TypeThresholds()).items())
     return f"{inspect.getdoc(head_types)}\n\n{rules}\n{values}"

@@ -57,7 +57,7 @@ class Ablatable:
         n, block, head = len(self.heads), change.block, change.head
         if not 1 <= block <= n:
             return f"there is no block {block}; the model has blocks 1 to {n}."
-        if change.kind == "head" and not 1 <= head <= self.heads[block - 1]:
+        if change.kind in ("head", "softmax") and not 1 <= head <= self.heads[block - 1]:
             return f"block {block} has no head {head}; it has heads 1 to {self.heads[block - 1]}."
         if change.kind == "map" and block == 1:
             return "block 1 has no block before it whose map it could use."
@@ -66,6 +66,11 @@ class Ablatable:
         if change.kind == "block" and block == 1 and type(self.module.blocks) is not nn.Sequential:
             return "block 1 hands on what the next one needs, so it cannot be dropped."
         return ""
+
+    def head(self, block: int, head: int) -> Change:
+        """What it means to be without a head: of heads that are mixed after the softmax, without its softmax map."""
+        mixes = 1 <= block <= len(self.heads) and self.module.blocks[block - 1].attn.mixes
+        return Change("softmax" if mixes else "head", block, head)
 
     def check(self, change: Change) -> None:
         """Raises InputError if there is nothing to take away."""
@@ -87,9 +92,10 @@ class Ablatable:
                     stack.callback(block.attn.register_forward_hook(_adds_nothing).remove)
                 elif change.kind == "block":
                     stack.callback(block.register_forward_hook(_passes_on).remove)
-            for number in {change.block for change in changes if change.kind == "head"}:
-                lost = [c.head - 1 for c in changes if c.kind == "head" and c.block == number]
-                stack.callback(self._silenced(number, lost).remove)
+            for kind, silenced in (("head", self._silenced), ("softmax", self._unseen)):
+                for number in {change.block for change in changes if change.kind == kind}:
+                    lost = [c.head - 1 for c in changes if c.kind == kind and c.block == number]
+                    stack.callback(silenced(number, lost).remove)
             yield
 
     @contextmanager
@@ -133,6 +139,16 @@ class Ablatable:
             return (per_head.flatten(-2),)
 
         return projection.register_forward_pre_hook(silence)
+
+    def _unseen(self, number: int, lost: Sequence[int]) -> Any:
+        """A hook that sets softmax maps of a block (from 0) to 0, before heads are mixed."""
+
+        def clear(_m: nn.Module, _in: tuple[Tensor], out: Tensor) -> Tensor:
+            left = out.clone()
+            left[:, list(lost)] = 0
+            return left
+
+        return self.module.blocks[number - 1].attn.taps["weights"].register_forward_hook(clear)
 
 
 def _compute_the_same(one: nn.Module, two: nn.Module, pixels: Tensor) -> bool:

@@ -11,6 +11,7 @@ import timm
 import torch
 from torch import nn
 
+from attnprobe.core.errors import InputError
 from attnprobe.models.build import build_model, input_spec
 from attnprobe.models.elsewhere import plugins
 from attnprobe.models.load import Loaded, model_from
@@ -60,6 +61,8 @@ def resolve_model(
         CheckpointError, InputError: see `load_model` and `build_model`.
     """
     path = Path(ref)
+    if path.suffix in (".h5", ".parts"):
+        raise InputError(f"{ref} holds maps, not a model; name the run, the checkpoint or the model they are of.")
     if path.exists() or path.suffix in WEIGHT_FILES or (os.sep in str(ref) and ":" not in str(ref)):
         checkpoint = read_checkpoint(path)
         loaded = model_from(checkpoint, model=architecture, img_size=img_size, allow_nonfinite=allow_nonfinite)

@@ -8,9 +8,9 @@ all but the attention explorer (see `attnprobe.view`) without a script. Text fro
 are spelt out, and a Content-Security-Policy forbids every script but that one, by its hash.
 Question: compare with the untrained network, or with a threshold? Choice: show both beside every count; reconsider when
 published numbers with their settings exist.
-Question: when may something go? Choice: where its loss on labelled images is within a tolerance (1 %) and no surer than
-chance, as `core.evidence` has it; similarity alone advises nothing but to try. The steps are chosen on the images they
-are measured on, which a report says; reconsider with a held-out part when data sets are large enough to be split.
+Question: when may something go? Choice: where a loss beyond a tolerance (2 %) can be excluded on labelled images, as
+`core.evidence` has it; similarity alone advises nothing but to try. The steps are chosen on the images they are
+measured on, which a report says; reconsider with a held-out part when data sets are large enough to be split.
 """
 
 from attnprobe.reports.report import write_report

@@ -3,15 +3,20 @@
 import math
 from collections.abc import Iterator
 
+import numpy as np
+
 from attnprobe.core.examined import Examined
 from attnprobe.core.measurement import Measurement
 from attnprobe.core.wording import blocks_text
 from attnprobe.plots.style import SITES
 from attnprobe.reports.numbers import ci_text, neighbour_mean, number
-from attnprobe.reports.sites import at_sites, changes_its_maps
+from attnprobe.reports.sites import at_sites, at_softmax, changes_its_maps
 
-FEW_IMAGES = 16
-"""Below this many images a resampled interval is too narrow to be called one of 95 %."""
+FEW_IMAGES = 32
+"""Below this many images an interval of what is skewed, as shares near 0 or 1 are, covers less than it says."""
+
+NEAR_UNIFORM = 0.9
+"""Maps are near uniform if exp(row entropy) is more than this share of the tokens, in the mean over heads."""
 
 
 def caveats(e: Examined, m: Measurement | None) -> Iterator[str]:
@@ -28,9 +33,11 @@ def caveats(e: Examined, m: Measurement | None) -> Iterator[str]:
             yield _near_uniform(e, m)
     if changes_its_maps(e):
         yield _two_matrices(e)
+    if m is not None and (others := _other_stages(e, m)):
+        yield others
     ratios = [] if m is None else m.summary["ratio"]
     if unknown := [block for block, ratio in enumerate(ratios, 1) if ratio is None]:
-        yield f"{blocks_text(unknown)} without a finite value in any image; counted as not similar."
+        yield f"{blocks_text(unknown)} without a finite value in any image."
     if excluded := max((other.n_excluded for other in e.measurements.values()), default=0):
         named = next((m.not_finite for m in e.measurements.values() if m.not_finite), ())
         first = f" The first maps: {'; '.join(named)}." if named else ""
@@ -38,13 +45,25 @@ def caveats(e: Examined, m: Measurement | None) -> Iterator[str]:
             f"values that are not finite, in up to {excluded} images, were left out; see the settings of each metric."
             f"{first}"
         )
-    n_images = max((other.n_images for other in e.measurements.values()), default=0)
+    judged = [m] if m is not None else e.measurements.values()
+    n_images = min((other.n_images - other.n_excluded for other in judged), default=0)
     if n_images < FEW_IMAGES:
-        yield f"only {n_images} image{'s' if n_images != 1 else ''}: use {FEW_IMAGES} or more for intervals to hold."
+        whole = "" if m is None or not m.n_excluded else " with finite values"
+        yield f"only {n_images} image{'s' if n_images != 1 else ''}{whole}: {FEW_IMAGES} or more for intervals to hold."
     if near_chance := _near_chance(e):
         yield near_chance
     if not e.certificate:
         yield "no certificate: that the captured maps are what the model computed was not proved."
+
+
+def _other_stages(e: Examined, m: Measurement) -> str:
+    """That there are other stages, whose blocks have other heads or tokens, and their counts."""
+    others = [
+        f"{other.stage} {other.summary['count']} of {other.summary['of']}"
+        for other in e.measurements.values()
+        if other.metric == m.metric and other.site == m.site and other.stage != m.stage
+    ]
+    return f"this is about stage {m.stage}; similar blocks of the others: {', '.join(others)}." if others else ""
 
 
 def no_more_than_untrained(m: Measurement) -> bool:
@@ -57,10 +76,10 @@ def no_more_than_untrained(m: Measurement) -> bool:
 
 def _near_uniform(e: Examined, m: Measurement) -> str:
     """Why the count says nothing, and the number that says more."""
-    text = (
-        "the untrained network scores as high: near-uniform maps have a raw cosine near 1 whatever they look at. "
-        "Read the centred cosine"
-    )
+    why = "near-uniform maps have a raw cosine near 1 whatever they look at"
+    if near_uniform(e, "untrained") is False:
+        why = "its maps are not near uniform, but blocks with such initial weights look alike"
+    text = f"the untrained network scores as high: {why}. Read the centred cosine"
     centred = next((c for c in at_sites(e, "layer_similarity_centred") if c.site == m.site), None)
     if centred is None:
         return f"{text} (layer_similarity_centred), which was not measured."
@@ -70,6 +89,16 @@ def _near_uniform(e: Examined, m: Measurement) -> str:
         f"{text} of neighbouring blocks: {number(neighbour_mean(centred))}{beside} "
         f"({SITES[centred.site]}, {centred.n_images} images)."
     )
+
+
+def near_uniform(e: Examined, which: str) -> bool | None:
+    """Whether the softmax maps, "measured" or "untrained", are (`NEAR_UNIFORM`); None if that is not known."""
+    m = at_softmax(e, "row_entropy")
+    entropy = m if m is None or which == "measured" else m.baselines.get(which)
+    if m is None or entropy is None or "uniform" not in m.baselines:
+        return None
+    share = np.exp(entropy.mean - m.baselines["uniform"].mean)
+    return bool(np.nanmean(share) > NEAR_UNIFORM) if np.isfinite(share).any() else None
 
 
 def _two_matrices(e: Examined) -> str:

@@ -139,6 +139,10 @@ def _number(e: Examined, m: Measurement, condition: Condition) -> float | None:
     """The number asked for; None where the summary says that there is none, such as no first collapsed block."""
     key, _, bound = (condition.key or USUAL_KEY.get(m.metric, "")).partition(".")
     where = f"--fail-on {condition.text!r}: {m.metric} of {e.name}"
+    if None in m.summary.get("ratio", ()):
+        raise InputError(f"{where} has blocks without a finite value, so there is no telling.")
+    if m.metric == "similar_blocks" and m.summary["of"] < 2:
+        raise InputError(f"{where} is of one block, which has no other to be compared with; there is no telling.")
     if key in OVER_CELLS and not bound and key not in m.summary:
         values = m.mean[telling_cells(m)]
         values = values[np.isfinite(values)]
@@ -153,8 +157,6 @@ def _number(e: Examined, m: Measurement, condition: Condition) -> float | None:
     if not key:
         named = ", ".join(f"{m.metric}.{name}" for name in sorted(_keys(m)))
         raise InputError(f"{where} is not one number; name one, as in --fail-on {m.metric}.mean>1: {named}.")
-    if None in m.summary.get("ratio", ()):
-        raise InputError(f"{where} has blocks without a finite value, so there is no telling.")
     if key in m.summary and m.summary[key] is None:
         return None
     value = m.summary.get(key)

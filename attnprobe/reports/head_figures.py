@@ -61,7 +61,8 @@ def types_text(m: Measurement) -> str:
 
 LEGEND = (
     "The type of a head is the first of these rules that holds, measured on softmax maps. Dead: it adds next to "
-    "nothing (needs the value vectors). Uniform: it looks everywhere alike. Class: mostly at the class token or "
+    "nothing (told only where value vectors were captured, --what values). Uniform: it looks everywhere alike. Class: "
+    "mostly at the class token or "
     "registers. Sink: mostly at one token, whichever. Local: near its query. Row, column: mostly along its query's "
     "own. Positional: the same map in every image. Content: what is left; its map depends on the image. With a "
     "question mark: fewer than 95 % of the resamples of the images agree. "

@@ -3,6 +3,7 @@
 A plain ViT multiplies V with its softmax: one matrix. DeepViT changes it first, so its metrics come twice.
 """
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 from attnprobe.core.examined import Examined
@@ -11,12 +12,19 @@ from attnprobe.core.measurement import Measurement
 
 def at_effective(e: Examined, metric: str) -> Measurement | None:
     """The metric on what multiplies V, if it was measured there."""
-    return next((m for m in e.measurements.values() if m.metric == metric and m.is_effective), None)
+    return _deepest(m for m in e.measurements.values() if m.metric == metric and m.is_effective)
 
 
 def at_softmax(e: Examined, metric: str) -> Measurement | None:
     """The metric on the softmax, if it was measured there."""
-    return next((m for m in e.measurements.values() if m.metric == metric and m.site == "weights"), None)
+    return _deepest(m for m in e.measurements.values() if m.metric == metric and m.site == "weights")
+
+
+def _deepest(measurements: Iterable[Measurement]) -> Measurement | None:
+    """Of several stages the one with the most blocks, the first of these."""
+    found = list(measurements)
+    blocks = [m.mean.shape[m.axes.index("layer")] if "layer" in m.axes else 0 for m in found]
+    return found[blocks.index(max(blocks))] if found else None
 
 
 def at_sites(e: Examined, metric: str) -> list[Measurement]:

@@ -15,7 +15,12 @@ from attnprobe.reports.verdict import verdict
 
 LABEL_WIDTH, RUN_WIDTH = 32, 18
 
-STYLES = {"collapsed": "bold red", "partly collapsed": "bold yellow", "not collapsed": "bold green"}
+STYLES = {
+    "collapsed": "bold red",
+    "partly collapsed": "bold yellow",
+    "redundant": "bold yellow",
+    "healthy": "bold green",
+}
 
 
 def print_report(runs: Sequence[Examined], console: Console) -> None:

@@ -10,7 +10,7 @@ from attnprobe.core.measurement import Measurement
 from attnprobe.core.showing import table
 from attnprobe.core.wording import blocks_text
 from attnprobe.plots.style import SITES
-from attnprobe.reports.caveats import caveats, no_more_than_untrained
+from attnprobe.reports.caveats import caveats, near_uniform, no_more_than_untrained
 from attnprobe.reports.numbers import ci_text
 from attnprobe.reports.sites import at_sites, at_softmax
 
@@ -35,7 +35,7 @@ class Verdict:
         advice: what to do next; "" for nothing.
     """
 
-    status: Literal["collapsed", "partly collapsed", "not collapsed", "cannot say"]
+    status: Literal["collapsed", "partly collapsed", "redundant", "healthy", "cannot say"]
     headline: str
     settings: str
     warnings: tuple[str, ...]
@@ -53,20 +53,25 @@ def verdict(e: Examined) -> Verdict:
 
     Near-uniform maps, which are what a network starts with, have a raw cosine near 1 whatever they look at, so a count
     is an upper bound unless it is beyond the untrained network's: with as many untrained, a collapse of the last blocks
-    cannot be told, and single similar blocks are "at most partly collapsed".
+    cannot be told, and single similar blocks are "at most partly collapsed". A model without similar blocks is
+    "redundant" if most of its heads are (`Examined.rules`), else "healthy": by these two measures, not in every way.
     """
     m = next(iter(at_sites(e, "similar_blocks")), None)
     if m is None:
         return Verdict("cannot say", "cannot say: similar_blocks was not measured", "", tuple(caveats(e, None)))
     if missing := _missing(m):
-        return Verdict("cannot say", f"cannot say: {missing}", _settings(m, None), tuple(caveats(e, m)))
+        return Verdict("cannot say", f"cannot say: {missing}", _settings(e, m, None), tuple(caveats(e, m)))
     s = m.summary
     untrained = m.baselines["untrained"].summary["count"] if "untrained" in m.baselines else None
     count = f"{s['count']} of {s['of']} blocks similar{ci_text(s['count_ci'])}"
+    heads = at_softmax(e, "head_divergence")
     parts = []
     if s["count"] == 0:
-        status = "not collapsed"
-        parts.append(f"not collapsed: {count}")
+        status = "redundant" if _redundant_share(heads) > e.rules.redundant else "healthy"
+        parts.append(f"{status}: {count}")
+    elif untrained is None and near_uniform(e, "measured"):
+        status = "cannot say"
+        parts.append(f"cannot say: {count}, but near-uniform maps are, and no untrained network was measured")
     elif s["collapsed_from"] is None:
         status = "partly collapsed"
         surely = "at most partly" if no_more_than_untrained(m) else "partly"
@@ -74,6 +79,9 @@ def verdict(e: Examined) -> Verdict:
     elif no_more_than_untrained(m):
         status = "cannot say"
         parts.append(f"cannot say: {count}, but untrained {untrained} are as well")
+    elif _tail(m) < e.rules.collapsed:
+        status = "partly collapsed"
+        parts.append(f"partly collapsed, from block {s['collapsed_from']} on: {count}")
     else:
         status = "collapsed"
         before = [block for block in s["similar"] if block < s["collapsed_from"]]
@@ -81,23 +89,38 @@ def verdict(e: Examined) -> Verdict:
         parts.append(f"collapsed from block {s['collapsed_from']}: {count}{also}")
     if untrained is not None and status != "cannot say":
         parts.append(f"untrained baseline {untrained}")
-    heads = at_softmax(e, "head_divergence")
     if heads is not None and heads.summary:
-        parts.append(f"{heads.summary['redundant']} of {heads.summary['of']} heads redundant")
+        fresh = heads.baselines.get("untrained")
+        beside = f" (untrained {fresh.summary['redundant']})" if fresh is not None and fresh.summary else ""
+        parts.append(f"{heads.summary['redundant']} of {heads.summary['of']} heads redundant{beside}")
     if e.evidence is not None:
         parts.extend(_needed(e.evidence))
-    return Verdict(status, "; ".join(parts), _settings(m, heads), tuple(caveats(e, m)), _advice(e, m, heads))
+    return Verdict(status, "; ".join(parts), _settings(e, m, heads), tuple(caveats(e, m)), _advice(e, m, heads))
 
 
 def _missing(m: Measurement) -> str:
-    """Why similar blocks `m` are no answer: nothing to compare, or unknown blocks without which there are none."""
+    """Why similar blocks `m` are no answer: nothing to compare, blocks that are not known, one image."""
     s = m.summary
     if s["of"] < 2:
         return "one block has no other to be compared with"
     unknown = [block for block, ratio in enumerate(s["ratio"], 1) if ratio is None]
-    if unknown and not s["count"]:
-        return f"{blocks_text(unknown)} of {s['of']} without a finite value in any image, and no other is similar"
+    if unknown:
+        found = f"{s['count']} of the others similar" if s["count"] else "no other is similar"
+        return f"{blocks_text(unknown)} of {s['of']} without a finite value in any image, and {found}"
+    if m.n_images < 2:
+        return f"{s['count']} of {s['of']} blocks similar, but one image says nothing about others"
     return ""
+
+
+def _tail(m: Measurement) -> float:
+    """Which share of the blocks that are compared with another the last similar ones in a row are."""
+    s = m.summary
+    alone = s["compare"] in ("previous", "next")
+    return sum(block >= s["collapsed_from"] for block in s["similar"]) / (s["of"] - alone)
+
+
+def _redundant_share(heads: Measurement | None) -> float:
+    return heads.summary["redundant"] / heads.summary["of"] if heads is not None and heads.summary else 0.0
 
 
 def _needed(evidence: Evidence) -> Iterator[str]:
@@ -105,9 +128,12 @@ def _needed(evidence: Evidence) -> Iterator[str]:
     for curve, word in (("blocks", "similar blocks"), ("heads", "redundant heads")):
         steps, free = evidence.curves.get(curve, ()), evidence.free(curve)
         if free is not None:
-            yield f"{len(free.changes)} of {len(steps)} {word} not needed, accuracy without them {evidence.cost(free)}"
+            yield (
+                f"{len(free.changes)} of {len(steps)} {word} not needed at a tolerance of {evidence.tolerance:.1%}, "
+                f"accuracy without them {evidence.cost(free)}"
+            )
         elif steps:
-            yield f"0 of {len(steps)} {word} not needed, accuracy without the cheapest {evidence.cost(steps[0])}"
+            yield f"none of {len(steps)} {word} surely not needed, without the cheapest {evidence.cost(steps[0])}"
 
 
 def _advice(e: Examined, m: Measurement, heads: Measurement | None) -> str:
@@ -140,7 +166,7 @@ def similar_words(m: Measurement) -> str:
     )
 
 
-def _settings(m: Measurement, heads: Measurement | None) -> str:
+def _settings(e: Examined, m: Measurement, heads: Measurement | None) -> str:
     """What the words of the headline mean."""
     text = f"{similar_words(m)}; {SITES[m.site]}, {m.summary['n_images']} images."
     if heads is not None and heads.summary:
@@ -148,4 +174,7 @@ def _settings(m: Measurement, heads: Measurement | None) -> str:
             f" Redundant: heads of one block closer than {heads.summary['cut']} nats (Jensen-Shannon, average "
             f"linkage), all but one of each group; {SITES[heads.site]}, {heads.n_images} images."
         )
-    return text
+    return (
+        f"{text} Collapsed: the last {e.rules.collapsed:.0%} of the blocks or more are similar; redundant: more than "
+        f"{e.rules.redundant:.0%} of the heads are, and no block is similar."
+    )

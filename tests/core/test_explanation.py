@@ -3,6 +3,7 @@ import re
 
 import pytest
 
+from attnprobe.core.errors import InputError
 from attnprobe.core.explanation import explanation
 from attnprobe.core.measurement import metric
 from attnprobe.metrics import METRICS, layer_similarity_centred, map_cka, prefix_mass, row_entropy
@@ -41,3 +42,11 @@ def test_a_metric_of_ones_own_is_explained_as_far_as_it_says_something():
 
     text = explanation(silent)
     assert "No description." in text and "Settings: power=2." in text
+
+
+def test_a_parameter_that_is_neither_given_nor_a_setting_is_named():
+    with pytest.raises(InputError, match="'mapz' is none of maps, grid, tokens, value_vectors"):
+
+        @metric(axes=("layer",))
+        def typo(mapz):
+            return mapz

@@ -85,6 +85,35 @@ def test_a_gate_of_one_changes_nothing_and_one_of_zero_silences_the_head_of_that
     torch.testing.assert_close(gated[2:], without(model, Change("head", 2, 1))[2:])
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_head_is_its_softmax_map_where_heads_are_mixed_and_its_output_elsewhere(variant):
+    model = model_of(variant)
+    change = Ablatable(model, images()).head(3, 1)
+    assert change.kind == ("softmax" if variant in ("deepvit", "refiner", "talkingheads") else "head")
+    assert not torch.equal(without(model, change), out(model))
+
+
+@torch.inference_mode()
+def deepvit_without(model, number, head):
+    """The forward pass of a DeepViT in which one softmax map of a block (both from 1) is 0."""
+    x = model._pos_embed(model.patch_embed(images()))
+    for k, block in enumerate(model.blocks, 1):
+        h = block.norm1(x)
+        q, key, v = block.attn.qkv(h).unflatten(-1, (3, 2, -1)).permute(2, 0, 3, 1, 4)
+        weights = (q @ key.mT / q.shape[-1] ** 0.5).softmax(-1)
+        if k == number:
+            weights[:, head - 1] = 0
+        used = block.attn.var_norm(block.attn.reatten_matrix(weights))
+        x = x + block.attn.proj((used @ v).transpose(1, 2).flatten(2))
+        x = x + block.mlp(block.norm2(x))
+    return model.forward_head(model.norm(x))
+
+
+def test_without_a_softmax_map_the_others_are_mixed():
+    model = model_of("deepvit")
+    torch.testing.assert_close(without(model, Change("softmax", 2, 1)), deepvit_without(model, 2, 1))
+
+
 @pytest.mark.parametrize("variant", ["vit", "deepvit", "layerscale", "refiner"])
 def test_skipped_attention_adds_nothing(variant):
     model = model_of(variant)

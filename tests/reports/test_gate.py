@@ -127,6 +127,16 @@ def test_values_that_are_not_finite_never_pass():
             check([e], [Condition.parse(text)])
 
 
+@pytest.mark.parametrize("text", ["similar_blocks>9", "similar_blocks.count.low>9", "similar_blocks.mean>0.99"])
+def test_blocks_that_are_not_known_or_alone_pass_no_condition(text):
+    e = examined(layers=3)
+    similar = e.measurements["similar_blocks"]
+    unknown = replace(similar, summary={**similar.summary, "ratio": [0.0, None, 0.5]})
+    for case in (replace(e, measurements={"similar_blocks": unknown}), examined(layers=1)):
+        with pytest.raises(InputError, match="no telling"):
+            check([case], [Condition.parse(text)])
+
+
 def test_every_run_is_asked_and_the_failures_are_told_with_their_values():
     runs = [examined("good", layers=6), examined("bad", layers=6, similar=(5, 6))]
     outcomes = check(runs, [Condition.parse("similar_blocks > 1"), Condition.parse("accuracy<0.5")])
