@@ -38,7 +38,7 @@ def papers_caption(runs: Sequence[Examined]) -> str:
     told = "; ".join(meanings) or "similar blocks were not measured"
     on = f", on {'–'.join(map(str, dict.fromkeys((images[0], images[-1]))))} images" if images else ""
     return (
-        "In brackets 95 % intervals (accuracy: Wilson; counts: bootstrap over images). Untrained: the same "
+        "In brackets 95 % intervals (accuracy: Wilson; counts: by the intervals of the blocks). Untrained: the same "
         f"architecture with initial weights. {told[0].upper()}{told[1:]}{on}."
     )
 

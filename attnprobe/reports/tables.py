@@ -96,8 +96,8 @@ def _usual_quantities(runs: Sequence[Examined]) -> Iterator[tuple[str, str, Cell
     yield "images", "", lambda e: str(max((m.n_images for m in e.measurements.values()), default=0))
     for metric, label, write in (
         ("similar_blocks", "similar blocks", _count),
-        ("similar_blocks", " / ".join(BASELINES), _baselines),
-        ("similar_blocks", f"at tau {' / '.join(map(str, TAUS))}", _curve),
+        ("similar_blocks", "/".join(BASELINES), _baselines),
+        ("similar_blocks", f"at tau {'/'.join(map(str, TAUS))}", _curve),
         ("similar_blocks", "similar from block", lambda m: number(m.summary["collapsed_from"])),
         ("layer_similarity", "cosine of neighbours", lambda m: mean_of_cells(m, neighbours(m))),
         ("layer_similarity_centred", "the same, centred", lambda m: mean_of_cells(m, neighbours(m))),
@@ -143,13 +143,13 @@ def _count(m: Measurement) -> str:
 def _baselines(m: Measurement) -> str:
     """How many blocks are similar without training, and of uniform attention."""
     counts = (m.baselines[name].summary["count"] if name in m.baselines else None for name in BASELINES)
-    return " / ".join(map(number, counts)) if m.baselines and is_counted(m) else NONE
+    return "/".join(map(number, counts)) if m.baselines and is_counted(m) else NONE
 
 
 def _curve(m: Measurement) -> str:
     """How many blocks are similar at each of `TAUS`."""
     counts = dict(zip(m.summary["curve"]["threshold"], m.summary["curve"]["count"], strict=True))
-    return " / ".join(str(counts[tau]) for tau in TAUS) if is_counted(m) else NONE
+    return "/".join(str(counts[tau]) for tau in TAUS) if is_counted(m) else NONE
 
 
 def _redundant(m: Measurement) -> str:

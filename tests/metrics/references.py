@@ -1,15 +1,13 @@
 """Every metric a second time, by another package: SciPy, scikit-learn, networkx, NumPy's own routines.
 
-The first reference of each metric are the loops in its own test. As a table for people to read, by metric or by the
-question they answer:
+The first reference of each metric are the loops in its own test. As a table, which is the README's:
 
-    python -m tests.metrics.references [--grouped]
+    python -m tests.metrics.references
 """
 
 import itertools
 import math
 import re
-import sys
 
 import networkx
 import numpy as np
@@ -321,38 +319,6 @@ REFERENCES = {
 """name -> (by what, maps -> [image, *axes], or [*axes] for a number made of means)."""
 
 
-QUESTIONS = {
-    "Do blocks repeat one another?": (
-        "layer_similarity", "layer_similarity_centred", "similar_blocks", "map_cka",
-    ),
-    "Do heads?": (
-        "head_similarity", "head_divergence", "head_dependence", "head_similarity_across_layers",
-        "head_divergence_across_layers",
-    ),
-    "At how many tokens does a query look?": (
-        "row_entropy", "row_entropy_relative", "row_gini", "row_hoyer", "row_participation", "row_top_mass",
-        "row_small_share", "head_confidence",
-    ),
-    "Where, and by whom is it decided?": (
-        "query_information", "position_share", "attention_distance", "own_row_mass", "own_column_mass",
-    ),
-    "Does one token take it all?": ("prefix_mass", "sink_mass", "sink_rate"),
-    "How many patterns does a map hold?": (
-        "rank_residual", "effective_rank", "numerical_rank", "stable_rank", "nuclear_ratio", "spectral_gap",
-    ),
-    "What comes from where, through all blocks?": ("attention_rollout", "attention_flow"),
-    "Do the tokens become alike?": ("token_similarity", "token_layer_similarity", "token_cka", "token_residual"),
-    "Do they lose detail, or grow outliers?": (
-        "high_frequency", "high_frequency_share", "high_norm_tokens", "largest_token_norm",
-    ),
-    "And what becomes of the values?": (
-        "own_value_similarity", "value_similarity", "head_output_norm", "head_output_similarity",
-        "value_weighted_prefix_mass",
-    ),
-}  # fmt: skip
-"""Every metric once, by what it is asked for."""
-
-
 def largest_difference(name, dtype=torch.float64):
     """Largest absolute difference between the metric and its reference."""
     maps = some_maps()
@@ -372,29 +338,7 @@ def papers_of(name):
     return list(dict.fromkeys(re.findall(r"arXiv:(\d{4}\.\d{4,5})", METRICS[name].function.__doc__)))
 
 
-def grouped():
-    """One line for each question: its metrics, their papers and references, the largest differences of them all."""
-    print("| question | metrics | papers (arXiv) | references beside loops | float64 | float32 |")
-    print("|---|---|---|---|--:|--:|")
-    for question, names in QUESTIONS.items():
-        papers = dict.fromkeys(paper for name in names for paper in papers_of(name))
-        packages = dict.fromkeys(package for name in names for package in by_what(name))
-        double, single = (
-            max(largest_difference(name, dtype) for name in names) for dtype in (torch.float64, torch.float32)
-        )
-        shown = ", ".join(f"`{name}`" for name in names)
-        print(f"| {question} | {shown} | {', '.join(papers)} | {', '.join(packages)} | {double:.0e} | {single:.0e} |")
-
-
-def by_what(name):
-    """The packages of its reference."""
-    told = REFERENCES[name][0]
-    return [package for package in ("NumPy", "SciPy", "scikit-learn", "networkx") if package in told] or ["NumPy"]
-
-
 def main():
-    if "--grouped" in sys.argv:
-        return grouped()
     print("| metric | papers (arXiv) | references: loops in its test, and | largest difference, float64 | float32 |")
     print("|---|---|---|---|---|")
     for name, (by, _) in REFERENCES.items():
