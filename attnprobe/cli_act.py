@@ -46,6 +46,8 @@ def compare(
 
     $ attnprobe compare runs/vit runs/deepvit runs/refiner -o comparison
     $ attnprobe compare a.h5 b.h5 --table summary --metric row_entropy --match-heads
+    $ attnprobe capture runs/vit/checkpoints/epoch-0005 --data digits -o epoch5.h5
+    $ attnprobe compare epoch5.h5 runs/vit -o since-epoch-5
 
     Args:
         maps: maps files, or runs that have one; the first is what the others are compared with.

@@ -56,6 +56,8 @@ class Pruned:
                 gained, low, high = accuracy_difference(self.right[0], right)
                 line += f", {gained:+.2%} ({low:+.2%} to {high:+.2%}) on the same images"
             lines.append(line)
+        if len(self.right) > 2:
+            lines.append("The epoch was chosen on these images, so the last line looks a little too good.")
         return "\n".join(lines)
 
 

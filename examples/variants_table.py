@@ -4,7 +4,8 @@
 
 Every run is trained with the variant's digits recipe, at the width and for the epochs named here, captured, measured,
 and put to the test: blocks called similar and heads called redundant are taken away one after the other. One to five
-minutes a run on a CPU core. Run again, it goes on where it was stopped; the table is of the runs that are there.
+minutes a run on a CPU core. Run again, it goes on where it was stopped; the table is of the runs that are there
+(other widths and epochs want another folder).
 `--full` takes the models of 224 pixels and width 384 instead, which want a GPU.
 """
 

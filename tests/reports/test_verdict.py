@@ -162,7 +162,11 @@ def test_other_settings_are_worded():
         "most alike",
     ):
         assert words in text
-    assert "more than 85%" in text
+    assert "more than 85%" in text and ", k=" not in text
+    m = similar_blocks(6, similar=(), settings={"compare": "neighbors", "k": 5})
+    m = replace(m, **{name: {**getattr(m, name), "tau": "nbr-mean"} for name in ("settings", "summary")})
+    text = verdict(replace(examined(layers=6), measurements={"similar_blocks": m})).settings
+    assert "above the mean cosine of the blocks nearby" in text and "tau=nbr-mean, compare=neighbors, k=5)" in text
 
 
 @pytest.mark.parametrize(("images", "warns"), [(1, True), (31, True), (32, False)])
