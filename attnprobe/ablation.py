@@ -113,7 +113,7 @@ def evidence_of(
         f"{len(found)} {word}{'s' if len(found) != 1 else ''}" for found, word in ((blocks, "block"), (heads, "head"))
     ]
     said = f"the report calls {counted[0]} similar and {counted[1]} redundant"
-    return _evidence(ref, blocks, heads, said, tolerance, sha256, **where)
+    return _evidence(ref, blocks, heads, said, tolerance, sha256, reported=True, **where)
 
 
 def _redundant(m: Measurement) -> Iterator[tuple[int, int]]:
@@ -125,7 +125,7 @@ def _redundant(m: Measurement) -> Iterator[tuple[int, int]]:
 
 def _evidence(
     ref: Path | str, blocks: Blocks | str, heads: Heads | str, said: str, tolerance: float, sha256: str = "",
-    **where: Any,
+    reported: bool = False, **where: Any,
 ) -> Evidence:  # fmt: skip
     if not 0 <= tolerance < 1:
         raise InputError(f"--tolerance {tolerance} must be a share of the images, from 0 to 1; 0.02 is two percent.")
@@ -138,6 +138,8 @@ def _evidence(
     every = heads == "all"
     blocks = _all_blocks(ablatable) if blocks == "all" else _listed(blocks)
     heads = [(b, h) for b, n in enumerate(ablatable.heads, 1) for h in range(1, n + 1)] if every else _listed(heads)
+    if every or reported:  # of heads that were asked for by number it is said that they cannot go
+        heads = [(b, h) for b, h in heads if not ablatable.refusal(ablatable.head(b, h))]
     singles = list(_singles(ablatable, blocks, heads))
     for change in singles:
         ablatable.check(change)

@@ -59,6 +59,8 @@ class Ablatable:
             return f"there is no block {block}; the model has blocks 1 to {n}."
         if change.kind in ("head", "softmax") and not 1 <= head <= self.heads[block - 1]:
             return f"block {block} has no head {head}; it has heads 1 to {self.heads[block - 1]}."
+        if change.kind == "softmax" and getattr(self.module.blocks[block - 1].attn, "shares", False):
+            return f"block {block} uses the map of the block before, so its heads have no softmax of their own."
         if change.kind == "map" and block == 1:
             return "block 1 has no block before it whose map it could use."
         if change.kind == "map" and self.heads[block - 2] != self.heads[block - 1]:

@@ -189,6 +189,11 @@ def test_models_and_attention_of_others_are_refused():
         Ablatable(model, images())
 
 
+def test_a_block_that_shares_a_map_has_no_softmax_to_lose():
+    with pytest.raises(InputError, match="block 2 uses the map of the block before"):
+        without(model_of("refiner"), Change("softmax", 2, 1))
+
+
 def test_a_first_block_that_hands_on_is_kept():
     with pytest.raises(InputError, match="hands on"):
         without(model_of("refiner"), Change("block", 1))
