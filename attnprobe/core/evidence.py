@@ -207,10 +207,10 @@ class Evidence:
 
 
 def _place_of(ref: str) -> str:
-    """Beside which a smaller model goes: the run, also of its checkpoints; here, for a name."""
+    """Beside what a smaller model goes: the run, also of its checkpoints; of a name such as hf:A/B it is B, here."""
     path = Path(ref)
     path = path.parent.parent if path.parent.name == "checkpoints" else path
-    return str(path) if path.exists() or ("://" not in ref and ":" not in ref) else path.name
+    return path.name.rpartition(":")[2] if ":" in ref else str(path)
 
 
 def words_of(tried: Tried) -> str:

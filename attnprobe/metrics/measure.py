@@ -154,18 +154,18 @@ def _check_rows(maps: AttentionMaps) -> None:
     """Raises InputError if maps that are called stochastic are not, by the first image; what is not finite may be."""
     if not maps.stochastic:
         return
-    first = maps.values[0].double()
-    sums = first.sum(-1)
-    known = sums.isfinite()
-    if not known.any():
-        return
-    low, high, smallest = (float(x) for x in (*sums[known].aminmax(), first[known].min()))
-    if low < 1 - ROWS_OFF or high > 1 + ROWS_OFF or smallest < -ROWS_OFF:
-        raise InputError(
-            f"rows of the {maps.stage} maps at site {maps.site!r} must be non-negative and sum to 1: they sum to "
-            f"{low:.3g} to {high:.3g}, and the smallest entry is {smallest:.3g}. If they are not what a softmax put "
-            "out, say AttentionMaps(..., stochastic=False)."
-        )
+    for layer in maps.values[0]:
+        sums = layer.sum(-1, dtype=torch.float32)
+        known = sums.isfinite()
+        if not known.any():
+            continue
+        low, high, smallest = (float(x) for x in (*sums[known].aminmax(), layer.amin(-1)[known].min()))
+        if low < 1 - ROWS_OFF or high > 1 + ROWS_OFF or smallest < -ROWS_OFF:
+            raise InputError(
+                f"rows of the {maps.stage} maps at site {maps.site!r} must be non-negative and sum to 1: they sum to "
+                f"{low:.3g} to {high:.3g}, and the smallest entry is {smallest:.3g}. If they are not what a softmax "
+                "put out, say AttentionMaps(..., stochastic=False)."
+            )
 
 
 def _pieces(maps: AttentionMaps) -> Iterator[AttentionMaps]:

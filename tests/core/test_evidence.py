@@ -56,6 +56,7 @@ def test_advice_is_a_command_that_can_be_copied():
     elsewhere = replace(both, ref="my runs/vit/checkpoints/epoch-0015", options=("--data", "a b"))
     assert "prune 'my runs/vit/checkpoints/epoch-0015' --data 'a b' --blocks" in elsewhere.advice()
     assert "-o 'my runs/vit-smaller'" in elsewhere.advice()
+    assert "-o vit_small-smaller" in replace(both, ref="hf-hub:timm/vit_small").advice()
     assert "nothing was tried" in Evidence("m", "said", tried(0, 9), (), {}).advice()
 
 
