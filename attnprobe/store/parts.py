@@ -18,6 +18,7 @@ import h5py
 
 from attnprobe.core import fs
 from attnprobe.core.errors import MapsFileError
+from attnprobe.core.lock import FileLock
 from attnprobe.store import structure
 from attnprobe.store.plan import Pinned, canonical
 from attnprobe.store.seal import read_checked, read_seal, verify
@@ -127,6 +128,15 @@ def discard(folder: Path) -> None:
     fs.fsync_folder(folder)
     fs.unlink(folder / "plan.json")
     fs.fsync_folder(folder)
+
+
+def leave(folder: Path, lock: FileLock) -> None:
+    """Let go of the folder, and remove it if nothing was begun in it, or all is done."""
+    if not (folder / "plan.json").exists():
+        for remove in (lock.path.unlink, (folder / "shards").rmdir, folder.rmdir):
+            with suppress(OSError):
+                remove()
+    lock.release()
 
 
 def write_certificate(folder: Path, certificate: Mapping[str, Any]) -> None:

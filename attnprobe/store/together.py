@@ -5,16 +5,19 @@ rank nor number of processes: every process captures them and the first to write
 Question: who does what? Choice: see `core.ranks`: no process waits for another.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from attnprobe.core import fs
 from attnprobe.core.errors import InputError, MapsFileError, Stopped, WorkError
+from attnprobe.core.lock import FileLock
+from attnprobe.core.maps import AttentionMaps
 from attnprobe.core.ranks import Claims, Rank, shared_out
 from attnprobe.store import parts
 from attnprobe.store.plan import CapturePlan, Pinned, require_same_plan, write_plan
+from attnprobe.store.seal import verify
 from attnprobe.store.stored import StoredMaps
 from attnprobe.store.writer import MapWriter
 
@@ -40,8 +43,8 @@ class SharedMapWriter(MapWriter):
         if overwrite:
             raise InputError(f"several processes do not replace {path}; remove it first.")
         if self._is_there():
-            self._whole = True
-            self._clear_up(options)
+            self._whole, self._dtype = True, options.get("dtype", "bfloat16")
+            self._clear_up()
             return
         try:
             super().__init__(path, plan, **options)
@@ -49,17 +52,43 @@ class SharedMapWriter(MapWriter):
             if not self._is_there():  # others finished while we looked
                 raise
             self._whole = True
+        if not self._whole and self._pinned is None and self._is_there():  # or when we had looked
+            self._leave_to_others()
 
-    def _clear_up(self, options: Mapping[str, Any]) -> None:
-        """Remove the parts that a job left which was killed when the file had its name; unless others are at it."""
-        if (parts.parts_of(self.path) / "plan.json").exists():
-            with suppress(Stopped, InputError, MapsFileError, WorkError, OSError):
-                MapWriter(self.path, self.plan, **options).close()
+    def _leave_to_others(self) -> None:
+        """They have made the file."""
+        super()._release()
+        self._whole = True
+        self._clear_up()
+
+    def _clear_up(self) -> None:
+        """Remove parts of a file that is there; unless others are at them.
+
+        Left by a job that was killed when the file had its name, or begun again by a process that came late.
+        """
+        folder = parts.parts_of(self.path)
+        if not (folder / "plan.json").exists():
+            return
+        with suppress(Stopped, InputError, MapsFileError, WorkError, OSError):
+            lock = FileLock(folder / "run.lock")
+            try:
+                require_same_plan(folder, self.plan, self._dtype)
+                if verify(self.path).part is None:
+                    parts.discard(folder)
+            finally:
+                parts.leave(folder, lock)
 
     @property
     def begun(self) -> bool:
         """Whether it is known what a shard is."""
         return self._whole or super().begun
+
+    def begin(self, maps: Sequence[AttentionMaps]) -> range:
+        """As MapWriter; no images where others have made the file meanwhile, whose parts are gone then."""
+        if self._is_there():
+            self._leave_to_others()
+            return range(0)
+        return super().begin(maps)
 
     def mine(self) -> Iterator[range]:
         """Positions of the images of each shard that this process is to capture."""
@@ -88,6 +117,8 @@ class SharedMapWriter(MapWriter):
             self._result = self._result or (self.path if self.path.exists() else self.folder)
         finally:
             self._release()
+        if self._result == self.path:
+            self._clear_up()
         return self._result
 
     def _missing(self) -> list[range]:

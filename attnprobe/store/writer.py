@@ -3,7 +3,6 @@
 import shutil
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -323,10 +322,4 @@ class MapWriter:
         if self._shard is not None:
             self._shard.close()
             self._shard = None
-        if not (self.folder / "plan.json").exists():  # nothing was begun, or all is done
-            with suppress(OSError):
-                self._lock.path.unlink()
-                (self.folder / "shards").rmdir()
-            with suppress(OSError):
-                self.folder.rmdir()
-        self._lock.release()
+        parts.leave(self.folder, self._lock)

@@ -12,7 +12,7 @@ from attnprobe.core import fs
 from attnprobe.core.errors import InputError, MapsFileError, Stopped
 from attnprobe.core.lock import FileLock
 from attnprobe.core.ranks import Claims, Rank, shared_out
-from attnprobe.store import SharedMapWriter, open_maps, parts
+from attnprobe.store import SharedMapWriter, open_maps, parts, writer
 from tests.store.capturing import CERTIFICATE, plan_for
 
 pytestmark = [
@@ -136,6 +136,47 @@ def test_what_a_job_left_that_died_when_the_file_had_its_name_goes_with_the_next
     assert work(path, ten_maps, 0, 2) == path and (tmp_path / "maps.parts" / "plan.json").exists()
     monkeypatch.undo()
     assert in_processes(*(partial(work, path, ten_maps, rank, 2, job="b") for rank in range(2))) == [0, 0]
+    check_whole(path, ten_maps)
+
+
+def test_one_that_comes_while_the_last_one_finishes_finds_all_done(tmp_path, ten_maps, monkeypatch):
+    """It saw a plan, and when it has the lock there is the file and no plan any more."""
+    path = tmp_path / "maps.h5"
+    assert in_processes(partial(work, path, ten_maps, 0, 1, die_at=4)) == [signal.SIGKILL]
+
+    def late(*arguments):
+        monkeypatch.setattr(writer, "FileLock", FileLock)
+        assert in_processes(partial(work, path, ten_maps, 0, 1, job="b")) == [0]
+        (tmp_path / "maps.parts").mkdir()
+        return FileLock(*arguments)
+
+    monkeypatch.setattr(writer, "FileLock", late)
+    with SharedMapWriter(path, plan_for([ten_maps]), Rank(0, 2, job="c")) as late_one:
+        assert late_one.begun and [*late_one.mine()] == []
+    check_whole(path, ten_maps)
+
+
+def test_one_that_is_slow_to_begin_finds_all_done(tmp_path, ten_maps):
+    path = tmp_path / "maps.h5"
+    with SharedMapWriter(path, plan_for([ten_maps]), Rank(0, 2, job="a")) as slow:
+        assert not slow.begun and in_processes(partial(work, path, ten_maps, 1, 2)) == [0]
+        assert len(slow.begin([ten_maps.images(0, 3)])) == 0 and slow.begun
+        assert [*slow.mine()] == [] and slow.close(CERTIFICATE) == path
+    check_whole(path, ten_maps)
+
+
+def test_what_was_begun_again_when_others_had_finished_is_removed(tmp_path, ten_maps, monkeypatch):
+    path = tmp_path / "maps.h5"
+    with SharedMapWriter(path, plan_for([ten_maps]), Rank(0, 2, job="a")) as slow:
+        assert in_processes(partial(work, path, ten_maps, 1, 2)) == [0]
+        (tmp_path / "maps.parts").mkdir()
+        with monkeypatch.context() as patch:
+            patch.setattr(slow, "_is_there", lambda: False)  # the file comes right after it looked
+            slow.begin([ten_maps.images(0, 3)])
+        assert (tmp_path / "maps.parts" / "plan.json").exists()
+        for positions in slow.mine():
+            slow.append([ten_maps.images(positions.start, positions.stop)])
+        assert slow.close(CERTIFICATE) == path
     check_whole(path, ten_maps)
 
 
