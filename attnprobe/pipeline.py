@@ -87,7 +87,7 @@ def examine_all(
 def report(
     paths: Sequence[Path | str],
     *,
-    out: Path,
+    out: Path | str,
     formats: Sequence[str] = ("html", "json", "csv", "md"),
     metrics: Sequence[str] | None = None,
     notes: Sequence[str] = (),
@@ -121,8 +121,8 @@ def report(
     if verify:
         examined = [_verified(e, run, tolerance) for e, run in zip(examined, runs, strict=True)]
     with fs.as_work_error(f"writing the report into {out}"):
-        fs.make_folder(out)
-        return examined, write_report(examined, out, formats)
+        fs.make_folder(Path(out))
+        return examined, write_report(examined, Path(out), formats)
 
 
 def gate(examined: Sequence[Examined], fail_on: Sequence[str]) -> list[Outcome]:
