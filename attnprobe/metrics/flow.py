@@ -53,7 +53,7 @@ def attention_flow(maps: Tensor, grid: TokenGrid, *, residual: float = 0.5) -> T
     flows = [
         _flows(image, source) if np.isfinite(image).all() else np.full(image.shape[:2], np.nan) for image in capacities
     ]
-    return torch.from_numpy(np.stack(flows)).to(maps) / UNIT
+    return (torch.from_numpy(np.stack(flows)).to(maps) / UNIT).clamp(max=1)  # rounded capacities may add up to more
 
 
 def _flows(capacities: np.ndarray, source: int) -> np.ndarray:
