@@ -24,8 +24,10 @@ from attnprobe.store import open_maps
 from attnprobe.trial import Trial, open_trial
 
 METRICS = ("similar_blocks", "head_divergence")
-OPTIONS = {"architecture": "--model", "data": "--data", "data_dir": "--data-dir"}
 """What says which blocks and heads are candidates."""
+
+OPTIONS = {"architecture": "--model", "data": "--data", "data_dir": "--data-dir"}
+"""Of `open_trial`, as the command that is advised must have them."""
 
 MOST_TRIED = 12
 """Up to so many candidates the curve tries all that are left at every step; beyond, it takes them in the order of what
