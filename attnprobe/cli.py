@@ -21,7 +21,8 @@ import tyro
 from attnprobe.cli_act import compare, prune, verify_drops
 from attnprobe.cli_capture import capture, inspect
 from attnprobe.cli_figure import plot
-from attnprobe.core.errors import AttnprobeError, InputError, Stopped, did_you_mean
+from attnprobe.core.errors import AttnprobeError, InputError, Stopped, did_you_mean, stop_now
+from attnprobe.core.visible import visible
 
 Format = Literal["html", "json", "csv", "md"]
 Positional = tyro.conf.Positional
@@ -106,6 +107,8 @@ def report(
     tolerance: float = 0.02,
     collapsed_at: float = 0.25,
     redundant_at: float = 0.5,
+    data: str | None = None,
+    data_dir: Path | None = None,
 ) -> None:
     """Measure maps files or runs and report on all of them side by side.
 
@@ -130,9 +133,12 @@ def report(
         tolerance: with --verify-drops, as there.
         collapsed_at: share of the blocks, the last ones in a row, from which on similar ones are called a collapse.
         redundant_at: share of redundant heads from which on a model that is not collapsed is called redundant.
+        data: the images the maps are of, to show them, where they are not digits, fractals, or inside the run's folder.
+        data_dir: where that data set lives.
     """
     from attnprobe import pipeline
     from attnprobe.core.examined import VerdictRules
+    from attnprobe.core.reference import UserImages
     from attnprobe.reports.gate import insist
 
     examined, files = pipeline.report(
@@ -144,6 +150,7 @@ def report(
         verify=verify_drops,
         tolerance=tolerance,
         rules=VerdictRules(collapsed=collapsed_at, redundant=redundant_at),
+        user=UserImages(data, data_dir),
     )
     show(examined, files)
     outcomes = pipeline.gate(examined, fail_on)
@@ -156,6 +163,8 @@ def view(
     maps: Positional[Annotated[tuple[Path, ...], Short(metavar="MAPS|RUN")]],
     port: int = 0,
     no_browser: bool = False,
+    data: str | None = None,
+    data_dir: Path | None = None,
 ) -> None:
     """Look at the maps of a file of any size in a browser; served from this machine alone, until Ctrl-C.
 
@@ -168,10 +177,13 @@ def view(
         maps: maps files or runs; several are shown beside one another.
         port: any that is free if not given.
         no_browser: only print the address.
+        data: the images the maps are of, where they are not digits, fractals, or inside the run's folder.
+        data_dir: where that data set lives.
     """
     from attnprobe import viewing
+    from attnprobe.core.reference import UserImages
 
-    viewing.view(maps, port=port, browser=not no_browser)
+    viewing.view(maps, port=port, browser=not no_browser, user=UserImages(data, data_dir))
 
 
 def list_(what: Positional[Literal["variants", "models", "recipes", "data", "metrics", "plots"]]) -> None:
@@ -267,11 +279,11 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 def main(arguments: list[str] | None = None) -> None:
     """Run a command and end the process with its exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGTERM, stop_now)
     if not sys.warnoptions:  # a user reads what we say, not what libraries tell developers
         warnings.simplefilter("ignore")
         warnings.filterwarnings("default", module=r"attnprobe\b")
-        warnings.showwarning = lambda message, *_where, **_more: print(f"attnprobe: {message}", file=sys.stderr)
+        warnings.showwarning = _warn
     try:
         if not arguments or arguments[0] in ("-h", "--help"):
             print(_overview())
@@ -289,7 +301,7 @@ def main(arguments: list[str] | None = None) -> None:
             args=arguments[1:],
             config=(tyro.conf.FlagCreatePairsOff,),
         )
-    except AttnprobeError as error:
+    except (AttnprobeError, Stopped) as error:
         _end(error, error.exit_code)
     except KeyboardInterrupt:
         _end("stopped; run the same command again to go on", 130)
@@ -345,15 +357,18 @@ def _paragraphs(command: Callable[..., Any]) -> list[str]:
     return [part if part[0] == "$" else " ".join(part.split()) for part in text.strip().split("\n\n")]
 
 
-def _stop(*_signal: object) -> None:
-    raise Stopped("stopped on request; run the same command again to go on.")
+def _warn(message: object, *_where: object, **_more: object) -> None:
+    print(f"attnprobe: {_one_line(message)}", file=sys.stderr)
 
 
 def _end(message: object, code: int) -> None:
-    """One line on stderr, whatever the message holds."""
-    line = " ".join(str(message).split())
-    print(f"attnprobe: {line}", file=sys.stderr)
+    print(f"attnprobe: {_one_line(message)}", file=sys.stderr)
     sys.exit(code)
+
+
+def _one_line(message: object) -> str:
+    """A message as one line; a control character from a file's content is spelt out, or it would move the cursor."""
+    return visible(" ".join(str(message).split()))
 
 
 if __name__ == "__main__":

@@ -29,6 +29,8 @@ def plot(
     ] = "layer_matrix",
     metric: str | None = None,
     width: str = "column",
+    data: str | None = None,
+    data_dir: Path | None = None,
 ) -> None:
     """Draw one figure of maps files or runs, as wide as a paper's column or page.
 
@@ -44,7 +46,10 @@ def plot(
         figure: what to draw.
         metric: what the figure shows (`attnprobe list metrics`), settings after a colon; the usual one if not given.
         width: column (3.25 inches), text (6.875), or a number of inches.
+        data: the images that attention_grid shows, where they are not digits, fractals, or inside the run's folder.
+        data_dir: where that data set lives.
     """
+    from attnprobe.core.reference import UserImages
     from attnprobe.figure import draw
 
-    print(draw(maps, figure, out, metric=metric, width=width))
+    print(draw(maps, figure, out, metric=metric, width=width, user=UserImages(data, data_dir)))

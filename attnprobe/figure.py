@@ -15,6 +15,7 @@ from attnprobe.core.errors import InputError, did_you_mean
 from attnprobe.core.examined import Picture
 from attnprobe.core.history import History
 from attnprobe.core.measurement import Measurement
+from attnprobe.core.reference import NOT_SAID, UserImages
 from attnprobe.core.run import Run
 from attnprobe.metrics import atlases
 from attnprobe.pictures import pictures_of
@@ -66,6 +67,7 @@ def draw(
     *,
     metric: str | None = None,
     width: str | float = "column",
+    user: UserImages = NOT_SAID,
 ) -> Path:
     """Draw one figure of one or several maps files (or runs) into `out`.
 
@@ -74,6 +76,7 @@ def draw(
         out: .pdf, .svg, .png ...
         metric: what to show, as `examine` takes it ("similar_blocks:tau=0.8"); the figure's own if None.
         width: of the whole figure: "column", "text", or inches.
+        user: where the images are, for figures that show some, if the file may not choose them itself.
 
     Raises:
         InputError: no such figure, width or ending; the metric has other axes; there are no pictures or no history.
@@ -87,7 +90,7 @@ def draw(
     if out.suffix.lstrip(".").lower() not in Figure().canvas.get_supported_filetypes():
         raise InputError(f"{out}: cannot draw {out.suffix or 'a file without ending'}; use .pdf, .svg or .png.")
     wanted = metric or kind.metric
-    shown: list[Any] = [_what(Path(path), figure, wanted) for path in paths]
+    shown: list[Any] = [_what(Path(path), figure, wanted, user) for path in paths]
     names = [_name(Path(path)) for path in paths]
     style: dict[Any, Any] = {**PRINT, "axes.prop_cycle": cycler(color=COLOURS)}
     with mpl.rc_context(style):
@@ -114,7 +117,7 @@ def draw(
     return out
 
 
-def _what(path: Path, figure: str, metric: str) -> Measurement | Picture | History:
+def _what(path: Path, figure: str, metric: str, user: UserImages) -> Measurement | Picture | History:
     """What the figure shows of one maps file or run."""
     maps = Run(path).maps if path.is_dir() else path
     if figure in HISTORIES:
@@ -123,9 +126,11 @@ def _what(path: Path, figure: str, metric: str) -> Measurement | Picture | Histo
             raise InputError(f"{path} has no history; train with --set probe_every=1, and name the run's folder.")
         return history
     if figure == "attention_grid":
-        pictures = pictures_of(open_maps(maps), 1)
+        pictures = pictures_of(open_maps(maps), 1, user)
         if not pictures:
-            raise InputError(f"{path}: the images are not at hand, so there is nothing to draw attention on.")
+            raise InputError(
+                f"{path}: the images are not at hand, so there is nothing to draw attention on; name them with --data."
+            )
         return pictures[0]
     found = pipeline.examine(maps, metrics=[metric], pictures=0).measurements
     name = metric.partition(":")[0]

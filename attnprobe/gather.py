@@ -16,25 +16,26 @@ from attnprobe.capture.capturing import capture as capture_maps
 from attnprobe.capture.recorder import SITES
 from attnprobe.capture.selection import Selection
 from attnprobe.core import fs
-from attnprobe.core.config import read_yaml
-from attnprobe.core.errors import InputError
+from attnprobe.core.errors import InputError, MapsFileError
 from attnprobe.core.examined import Examined
 from attnprobe.core.images import ImageSource
 from attnprobe.core.lock import FileLock
 from attnprobe.core.maps import AttentionMaps
 from attnprobe.core.progress import Advance, progress
 from attnprobe.core.ranks import Claims, Rank, shared_out
+from attnprobe.core.reference import UserImages
 from attnprobe.core.run import Run
 from attnprobe.core.tap import Site
 from attnprobe.data import load_images
 from attnprobe.metrics.choose import choose
-from attnprobe.metrics.slices import layers_and_grid, measure_slice, measure_slices
+from attnprobe.metrics.slices import images_of, layers_and_grid, measure_slice, measure_slices
 from attnprobe.models import build_model, input_spec
 from attnprobe.models.describe import resolve_model
 from attnprobe.reports import write_report
 from attnprobe.store import CapturePlan, MapWriter, SharedMapWriter
 from attnprobe.store.plan import canonical
 from attnprobe.training import pick_device
+from attnprobe.trial import recipe_of, run_images
 
 SLICE = 64
 """Images whose measurements are one file: what a stop costs at most, and the smallest share of work."""
@@ -187,26 +188,47 @@ def store(task: Task, out: Path, rank: Rank, options: dict[str, Any]) -> Path:
             pending = writer.pending()
             done = n - sum(len(shard) for shard in pending)
             with progress(f"capture {out.name}", n, done=done) as advance:
-                _capture_shards(capturing, pending, writer.append, advance)
+                _capture_shards(task, pending, writer.append, advance)
             return writer.close(capturing.certificate.to_dict())
     with SharedMapWriter(out, task.plan, rank, **options) as writer:
         if not writer.begun:
             writer.begin(_first_batch(task))
         with progress(f"capture {out.name}, process 1 of {rank.world}", n) as advance:
-            _capture_shards(capturing, writer.mine(), writer.append, advance)
+            _capture_shards(task, writer.mine(), writer.append, advance)
         return writer.close(capturing.certificate.to_dict())
 
 
 def _first_batch(task: Task) -> list[AttentionMaps]:
     """All maps of the first images, which decide what a shard is."""
-    return next(task.capturing.batches(order=range(min(len(task.source), task.capturing.batch_size))))
+    return next(_every_image(task, range(min(len(task.source), task.capturing.batch_size))))
 
 
-def _capture_shards(capturing: Capture, shards: Any, append: Callable[..., None], advance: Advance) -> None:
+def _capture_shards(task: Task, shards: Any, append: Callable[..., None], advance: Advance) -> None:
     for shard in shards:
-        for maps in capturing.batches(order=shard):
+        for maps in _every_image(task, shard):
             append(maps)
             advance(maps[0].n_images)
+
+
+def _every_image(task: Task, order: range) -> Iterator[list[AttentionMaps]]:
+    """The maps of the images at positions `order`, a batch at a time, and of no image fewer.
+
+    Raises:
+        InputError: an image that could be opened when the capture began gave no pixels now. Left out without a word
+            it would be counted among the measured ones.
+    """
+    expected = [task.source.ids[position] for position in order]
+    for batch in task.capturing.batches(order=order):
+        n = batch[0].n_images
+        if list(batch[0].image_ids) != expected[:n]:
+            break
+        expected = expected[n:]
+        yield batch
+    if expected:
+        raise InputError(
+            f"image {expected[0]!r} of {task.source.name} or one after it could be opened when the capture began, but "
+            "not be decoded. Repair or remove what is damaged, then capture into a new output."
+        )
 
 
 def untrained_maps(path: Path) -> Path:
@@ -226,14 +248,8 @@ def _tasks(
     )
     for note in facts.notes:
         warnings.warn(note, stacklevel=3)
-    spec, recipe = input_spec(loaded), _recipe_of(Path(model))
-    data = data or recipe.get("dataset")
-    if data is None:
-        raise InputError(
-            f"which images should {model} look at? Name them, as in --data digits or --data path/to/folder."
-        )
-    if data == recipe.get("dataset") and data_dir is None and recipe.get("data_dir"):
-        data_dir = Path(recipe["data_dir"])
+    spec, recipe = input_spec(loaded), recipe_of(Path(model))
+    data, data_dir = run_images(Path(model), recipe, UserImages(data, data_dir))
     opening = {"spec": spec, "data_dir": data_dir, "bad_images": bad_images, "workers": workers}
     source = load_images(data, split, limit=images, **opening)
     chosen = pick_device(device)
@@ -294,18 +310,30 @@ def _slices(task: Task, folder: Path, metrics: Sequence[str] | None, rank: Rank,
         with progress(f"measure {task.plan.model}", n, done=SLICE * sum(path.exists() for path in paths)) as advance:
             for k in shared_out(rank, len(paths), mine, lambda k: paths[k].exists()):
                 images = range(k * SLICE, min(n, (k + 1) * SLICE))
-                data = measure_slice(_maps_of(task.capturing, images, advance), metrics)
+                data = measure_slice(_maps_of(task, images, advance), metrics)
                 with suppress(FileExistsError):  # another process was first
                     fs.write_file(paths[k], data)
         if all(path.exists() for path in paths):
+            _check_counts(task, paths)
             mine.remove()
     finally:
         mine.release_all()
     return paths
 
 
-def _maps_of(capturing: Capture, images: range, advance: Advance) -> Iterator[Any]:
-    for batch in capturing.batches(order=images):
+def _check_counts(task: Task, slices: list[Path]) -> None:
+    """Raises MapsFileError unless the slices are about the images of the task, all of them and in order."""
+    for k, path in enumerate(slices):
+        ids = list(task.source.ids[k * SLICE : (k + 1) * SLICE])
+        if (found := images_of(path.read_bytes())) != ids:
+            raise MapsFileError(
+                f"{path} is about {len(found)} images where {len(ids)} were to be measured. Remove it and run the same "
+                "command again."
+            )
+
+
+def _maps_of(task: Task, images: range, advance: Advance) -> Iterator[Any]:
+    for batch in _every_image(task, images):
         advance(batch[0].n_images)
         while batch:
             yield batch.pop(0)
@@ -338,12 +366,6 @@ def _examined(
         grid=grid,
         certificate=task.capturing.certificate.to_dict(),
     )
-
-
-def _recipe_of(run: Path) -> dict[str, Any]:
-    """The options a run was trained with; none for anything else."""
-    config = Run(run).config
-    return read_yaml(config) if run.is_dir() and config.exists() else {}
 
 
 def _default_maps(model: Path) -> Path:

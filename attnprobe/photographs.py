@@ -14,40 +14,54 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from attnprobe.core.errors import AttnprobeError
+from attnprobe.core.errors import AttnprobeError, InputError
+from attnprobe.core.reference import NOT_SAID, UserImages, allowed
 from attnprobe.view.photo import as_file
 
 if TYPE_CHECKING:
     from attnprobe.core.images import ImageSource
 
 
-class DataSet:
-    """The images of a capture; `where` has the position of each id, and nothing if the data set is not at hand."""
+MAX_SIDE = 2048
+"""Pixels a side that a file may ask for: a handful of such images take 300 MB."""
 
-    def __init__(self, config: Mapping[str, Any]) -> None:
-        """`config` as a maps file has it."""
+
+class DataSet:
+    """The images of a capture.
+
+    Attributes:
+        where: the position of each id; empty if the images are not at hand.
+        why: the reason for that, a sentence; "" otherwise.
+    """
+
+    def __init__(self, config: Mapping[str, Any], home: Path | None = None, user: UserImages = NOT_SAID) -> None:
+        """`config` as a maps file has it; `home` and `user`: see `attnprobe.core.reference.allowed`."""
         from attnprobe.core.config import from_mapping
         from attnprobe.core.images import InputSpec
         from attnprobe.data import load_images
 
         self.where: dict[str, int] = {}
-        reference, spec = config.get("images"), config.get("spec")
-        if not reference or not spec:
+        self.why = "the file does not say which images it is about"
+        if not config.get("images") or not config.get("spec"):
             return
-        folder = reference["data_dir"] and Path(reference["data_dir"])
         try:
-            self._spec = from_mapping(InputSpec, spec, source="maps file")
+            self._spec = from_mapping(InputSpec, config["spec"], source="maps file")
+            if not all(0 < side <= MAX_SIDE for side in self._spec.size):
+                raise InputError(f"the file asks for images of {self._spec.size} pixels; at most {MAX_SIDE} are shown.")
+            reference = allowed(config["images"], "maps file", home, user)
             self._source: ImageSource = load_images(
-                reference["data"],
-                reference["split"],
+                reference.data,
+                reference.split,
                 spec=self._spec,
-                data_dir=folder,
-                limit=reference["images"],
+                data_dir=None if reference.data_dir is None else Path(reference.data_dir),
+                limit=reference.images,
                 bad_images="skip",
             )
-        except (AttnprobeError, OSError):
+        except (AttnprobeError, OSError) as error:
+            self.why = str(error)
             return
         self.where = {image_id: position for position, image_id in enumerate(self._source.ids)}
+        self.why = ""
 
     def pixels(self, image_ids: Sequence[str]) -> np.ndarray:
         """[image, row, col, 3], uint8, as the model saw them; every id is one of `where`."""
@@ -60,8 +74,9 @@ class DataSet:
 class Photographs:
     """Files of images by id, from another process that starts when the first is asked for."""
 
-    def __init__(self, config: Mapping[str, Any]) -> None:
-        self._config = dict(config)
+    def __init__(self, config: Mapping[str, Any], home: Path | None = None, user: UserImages = NOT_SAID) -> None:
+        """Arguments as for `DataSet`."""
+        self._data_set = [config, home and str(home), user.data, user.data_dir and str(user.data_dir)]
         self._process: subprocess.Popen[bytes] | None = None
 
     def __call__(self, image_id: str) -> bytes | None:
@@ -73,7 +88,7 @@ class Photographs:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
             )
-            self._ask(self._config)
+            self._ask(self._data_set)
         return self._ask(image_id)
 
     def _ask(self, what: Any) -> bytes | None:
@@ -95,12 +110,13 @@ class Photographs:
 
 
 def answer(questions: BinaryIO, answers: BinaryIO) -> None:
-    """Lines of JSON, first the config, then ids -> a length of 4 bytes and a file each; empty for what is not there."""
+    """Lines of JSON, first the data set, then ids -> 4 bytes of length and a file each; empty for what is not there."""
     data: DataSet | None = None
     for line in questions:
         file = b""
         if data is None:
-            data = DataSet(json.loads(line))
+            config, home, name, folder = json.loads(line)
+            data = DataSet(config, home and Path(home), UserImages(name, folder and Path(folder)))
         elif (image_id := json.loads(line)) in data.where:
             file, _ = as_file(data.pixels([image_id])[0])
         answers.write(len(file).to_bytes(4, "little") + file)

@@ -1,16 +1,25 @@
 """Which images does a report show, and where does the model look in them?"""
 
+import warnings
+
 import numpy as np
 
 from attnprobe.core.examined import Picture
+from attnprobe.core.reference import NOT_SAID, UserImages
+from attnprobe.core.run import run_of
 from attnprobe.photographs import DataSet
 from attnprobe.store import MapReader
 
 
-def pictures_of(reader: MapReader, count: int) -> tuple[Picture, ...]:
-    """A few images, evenly spread over the file, with the attention they get; none if the data set is not at hand."""
+def pictures_of(reader: MapReader, count: int, user: UserImages = NOT_SAID) -> tuple[Picture, ...]:
+    """A few images, evenly spread over the file, with the attention they get; none if the data set is not at hand.
+
+    Warns why it is not.
+    """
     config = reader.attrs.get("config", {})
-    data = DataSet(config) if count else None
+    data = DataSet(config, run_of(reader.path), user) if count else None
+    if data and data.why and config.get("images"):
+        warnings.warn(f"{reader.path} is shown without pictures: {data.why}", stacklevel=2)
     chosen = [int(i) for i in np.linspace(0, len(reader) - 1, min(count, len(reader)))]
     chosen = [i for i in chosen if data and reader.image_ids[i] in data.where]
     if not data or not chosen:

@@ -18,6 +18,7 @@ from attnprobe.core.evidence import TOLERANCE
 from attnprobe.core.examined import Examined, VerdictRules
 from attnprobe.core.maps import AttentionMaps
 from attnprobe.core.progress import Advance, progress
+from attnprobe.core.reference import NOT_SAID, UserImages
 from attnprobe.core.run import Run
 from attnprobe.experiment import train
 from attnprobe.gather import capture, measure_live, untrained_maps
@@ -42,7 +43,12 @@ CURVE_RESAMPLES = 400
 
 
 def examine(
-    path: Path | str, *, metrics: Sequence[str] | None = None, name: str | None = None, pictures: int = 6
+    path: Path | str,
+    *,
+    metrics: Sequence[str] | None = None,
+    name: str | None = None,
+    pictures: int = 6,
+    user: UserImages = NOT_SAID,
 ) -> Examined:
     """Measure a maps file, its baselines included, and gather what a report shows.
 
@@ -51,6 +57,7 @@ def examine(
         metrics: names and settings, see `attnprobe.metrics.choose`; the default ones that fit if None.
         name: how to call it in tables; its folder or file name if None.
         pictures: how many images to show attention on, if the data set is at hand.
+        user: where the images are; of itself a file opens only digits, fractals and what lies in its run's folder.
     """
     path = Path(path)
     path = Run(path).maps if path.is_dir() and Run(path).maps.exists() else path
@@ -67,7 +74,7 @@ def examine(
         layers=first.layers,
         grid=first.grid,
         certificate=reader.attrs.get("certificate", {}),
-        pictures=pictures_of(reader, pictures),
+        pictures=pictures_of(reader, pictures, user),
         maps=reader,
         class_names=tuple(reader.attrs.get("config", {}).get("class_names") or ()),
         history=read_history(Run(path.parent).probe) if path == Run(path.parent).maps else None,
@@ -75,10 +82,14 @@ def examine(
 
 
 def examine_all(
-    paths: Sequence[Path | str], *, metrics: Sequence[str] | None = None, pictures: int = 6
+    paths: Sequence[Path | str],
+    *,
+    metrics: Sequence[str] | None = None,
+    pictures: int = 6,
+    user: UserImages = NOT_SAID,
 ) -> list[Examined]:
     """`examine` several; where two have one name, all are called by their paths."""
-    examined = [examine(path, metrics=metrics, pictures=pictures) for path in paths]
+    examined = [examine(path, metrics=metrics, pictures=pictures, user=user) for path in paths]
     if len({e.name for e in examined}) < len(examined):
         examined = [replace(e, name=str(path)) for e, path in zip(examined, paths, strict=True)]
     return examined
@@ -95,6 +106,7 @@ def report(
     verify: bool = False,
     tolerance: float = TOLERANCE,
     rules: VerdictRules | None = None,
+    user: UserImages = NOT_SAID,
 ) -> tuple[list[Examined], list[Path]]:
     """Examine maps files and write the report of all of them side by side.
 
@@ -103,6 +115,7 @@ def report(
         verify: take away what is similar or redundant in each run, and show what that costs, at this `tolerance`; see
             `verify_drops`.
         rules: from where on the verdict calls a model collapsed, or redundant.
+        user: where the images of the maps are, see `examine`; also those that `verify` needs.
 
     Returns:
         What was examined, and the files written into the folder `out`.
@@ -116,10 +129,10 @@ def report(
     metrics = (*metrics, *sorted(asked - {metric.name for metric in choose(metrics)[0]}))
     examined = [
         _explored(replace(e, notes=tuple(notes), rules=rules or VerdictRules()))
-        for e in examine_all(paths, metrics=metrics)
+        for e in examine_all(paths, metrics=metrics, user=user)
     ]
     if verify:
-        examined = [_verified(e, run, tolerance) for e, run in zip(examined, runs, strict=True)]
+        examined = [_verified(e, run, tolerance, user) for e, run in zip(examined, runs, strict=True)]
     with fs.as_work_error(f"writing the report into {out}"):
         fs.make_folder(Path(out))
         return examined, write_report(examined, Path(out), formats)
@@ -172,10 +185,10 @@ def _run_of(path: Path) -> Path:
     return run
 
 
-def _verified(e: Examined, run: Path, tolerance: float) -> Examined:
+def _verified(e: Examined, run: Path, tolerance: float, user: UserImages) -> Examined:
     """With what taking parts away costs, and the importance of heads among its measurements."""
     sha = e.info.get("checkpoint_sha256", "")
-    evidence = evidence_of(run, e.measurements, sha256=sha, tolerance=tolerance)
+    evidence = evidence_of(run, e.measurements, sha256=sha, tolerance=tolerance, data=user.data, data_dir=user.data_dir)
     return replace(e, evidence=evidence, measurements={**e.measurements, **evidence.importance})
 
 

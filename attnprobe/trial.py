@@ -1,6 +1,6 @@
 """A model and the images on which something is tried out: what it gets right, with and without a change."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from attnprobe.core.config import read_yaml
 from attnprobe.core.errors import InputError
 from attnprobe.core.images import ImageSource
+from attnprobe.core.reference import UserImages, allowed
 from attnprobe.core.run import Run
 from attnprobe.data import load_images
 from attnprobe.models import input_spec
@@ -82,12 +83,8 @@ def open_trial(
         CheckpointError: see `load_model`.
     """
     model, facts = resolve_model(ref, architecture)
-    config = Run(Path(ref)).config
-    recipe = read_yaml(config) if Path(ref).is_dir() and config.exists() else {}
-    if data is None:
-        data, data_dir = recipe.get("dataset"), data_dir or (recipe.get("data_dir") and Path(recipe["data_dir"]))
-    if data is None:
-        raise InputError(f"which images should {ref} be tried on? Name them, as in --data digits or --data FOLDER.")
+    recipe = recipe_of(Path(ref))
+    data, data_dir = run_images(Path(ref), recipe, UserImages(data, data_dir))
     source = load_images(data, split, spec=input_spec(model), data_dir=data_dir, limit=images)
     if not source.class_names:
         raise InputError(f"{source.name} has no labels, so no accuracy; name labelled images with --data.")
@@ -95,3 +92,24 @@ def open_trial(
     if told and (classes > told or (recipe and classes < told)):
         raise InputError(f"{source.name} has {classes} classes and {ref} tells {told} apart; name images of its own.")
     return Trial(model, facts, source, pick_device(device), batch_size, recipe)
+
+
+def recipe_of(ref: Path) -> dict[str, Any]:
+    """The options a run was trained with; none for anything else."""
+    config = Run(ref).config
+    return read_yaml(config) if ref.is_dir() and config.exists() else {}
+
+
+def run_images(ref: Path, recipe: Mapping[str, Any], user: UserImages) -> tuple[str, Path | None]:
+    """Name and folder of the images to show a model: the user's, or those its recipe names, if a file may.
+
+    Raises:
+        InputError: nobody names any, or the recipe names images that only the user may choose.
+    """
+    if user.data is not None:
+        return user.data, user.data_dir
+    if recipe.get("dataset") is None:
+        raise InputError(f"which images should {ref} look at? Name them, as in --data digits or --data FOLDER.")
+    named = {"data": recipe["dataset"], "data_dir": recipe.get("data_dir")}
+    reference = allowed(named, str(Run(ref).config), ref, user)
+    return reference.data, None if reference.data_dir is None else Path(reference.data_dir)

@@ -45,10 +45,29 @@ class GateFailed(AttnprobeError):
     exit_code = 3
 
 
-class Stopped(AttnprobeError):
-    """Stopped on request, or the output is in use; running the same command again goes on."""
+class InUse(AttnprobeError):
+    """Another process writes to the same output; running the same command later continues."""
 
     exit_code = 75
+
+
+class Stopped(BaseException):
+    """A request to stop (SIGTERM), raised wherever the program happens to be; running the command again continues.
+
+    Like KeyboardInterrupt it is no Exception: code that survives whatever goes wrong with one image or one file must
+    not take a stop for a damaged file, and go on with a wrong count.
+    """
+
+    exit_code = 75
+
+
+def stop_now(*_signal: object) -> None:
+    """The handler of SIGTERM.
+
+    Raises:
+        Stopped: always.
+    """
+    raise Stopped("stopped on request; run the same command again to go on.")
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -7,7 +7,7 @@ import time
 from datetime import datetime
 from pathlib import Path
 
-from attnprobe.core.errors import Stopped
+from attnprobe.core.errors import InUse
 
 try:
     import fcntl
@@ -22,7 +22,7 @@ class FileLock:
     system has no locks (some network ones) nothing is held.
 
     Raises:
-        Stopped: another process holds it; the message names it.
+        InUse: another process holds it; the message names it.
     """
 
     def __init__(self, path: Path, job: str = "") -> None:
@@ -59,7 +59,7 @@ class FileLock:
             time.sleep(0.02)
         holder = os.read(self._descriptor, 400).decode(errors="replace").strip() or "another process"
         if not self._job or not holder.endswith(f" job {self._job}"):
-            raise Stopped(f"{self.path.parent} is in use by {holder}. Wait for it to end, or choose another output.")
+            raise InUse(f"{self.path.parent} is in use by {holder}. Wait for it to end, or choose another output.")
 
     def _flock(self, how: int) -> bool:
         """Whether the lock was free; a file system without locks has all of them free."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from attnprobe.core import fs
-from attnprobe.core.errors import Stopped
+from attnprobe.core.errors import InUse
 from attnprobe.core.lock import FileLock
 
 
@@ -63,7 +63,7 @@ class Claims:
 
     def take(self, name: str) -> bool:
         """Whether this process now holds the piece, because nobody else does."""
-        with suppress(Stopped, FileNotFoundError):  # the folder goes when all is done
+        with suppress(InUse, FileNotFoundError):  # the folder goes when all is done
             self._held[name] = FileLock(self.folder / f"{name}.lock")
             return True
         return False

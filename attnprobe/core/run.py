@@ -55,6 +55,12 @@ class Run:
         return None
 
 
+def run_of(file: Path) -> Path | None:
+    """The folder of the run that a maps file lies in; None if it lies in none."""
+    folder = file.parent
+    return folder if Run(folder).config.is_file() or Run(folder).checkpoints.is_dir() else None
+
+
 def manifest_of(files: dict[str, bytes]) -> bytes:
     """The manifest for these file contents, as JSON."""
     entries = {n: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for n, data in files.items()}

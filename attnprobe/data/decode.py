@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import signal
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
@@ -127,6 +128,7 @@ class DecodedImages:
             num_workers=self.workers,
             collate_fn=gather,
             pin_memory=device.type == "cuda",
+            worker_init_fn=_as_started_anew,
             generator=torch.Generator(),  # its own, or starting workers would advance the global one
         )
         for positions, labels, tensors, bad in guard_workers(loader):
@@ -146,6 +148,11 @@ class DecodedImages:
         if name not in self.bad:
             self.bad.append(name)
             warnings.warn(f"image {name!r} of {self.name} cannot be read and is skipped: {why}.", stacklevel=3)
+
+
+def _as_started_anew(_worker: int) -> None:
+    """A worker ends when it is told to; the parent's handler, which came with the fork, would print a traceback."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def requests(batches: Iterator[list[int]], first: int) -> Iterator[list[tuple[int, int]]]:

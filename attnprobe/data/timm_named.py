@@ -6,6 +6,7 @@ it unpickles it, and refuses any other.
 
 import contextlib
 import os
+import re
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -64,6 +65,21 @@ SPLITS = {"train": ("train",), "val": ("validation", "val", "test"), "validation
 def cache_folder() -> Path:
     """Where torchvision's sets are looked for, and downloaded to, if the user names no folder."""
     return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "attnprobe"
+
+
+def local_folder(name: str, data_dir: Path) -> Path:
+    """Where a named set lies, as an absolute path: webdataset runs a shell on whatever begins like a URL.
+
+    Raises:
+        InputError: a pipe, a URL, or for wds no folder on this machine.
+    """
+    root = Path(os.path.expanduser(data_dir))
+    if not root.is_dir() and (name.startswith("wds/") or re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", str(root))):
+        raise InputError(
+            f"{name!r} needs a folder on this machine as --data-dir, got {str(data_dir)!r}. Pipes and URLs are not "
+            "opened, since they run commands; download the data first."
+        )
+    return root.resolve()
 
 
 def open_named(name: str, split: str, root: Path | None, download: bool) -> Any:
@@ -180,7 +196,7 @@ def timm_named(
     Raises:
         InputError, WorkError: see `open_named`.
     """
-    root = Path(os.path.expanduser(data_dir)) if data_dir else cache_folder() if name.startswith("torch/") else None
+    root = local_folder(name, data_dir) if data_dir else cache_folder() if name.startswith("torch/") else None
     dataset = open_named(name, split, root, download)
     source, class_names = f"{name}/{split}", class_names_of(dataset)
     if isinstance(dataset, torch.utils.data.IterableDataset):

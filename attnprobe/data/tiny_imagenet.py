@@ -45,7 +45,7 @@ def annotated(root: Path, number: dict[str, int]) -> list[tuple[str, int]]:
     for line in lines_of(where):
         file, _, rest = line.partition("\t")
         wnid = rest.partition("\t")[0]
-        if wnid not in number or file in table:
+        if wnid not in number or file in table or os.path.basename(file) != file:
             raise InputError(f"{where}: expected an image's name, a tab and one of wnids.txt, each once, got {line!r}.")
         table[file] = number[wnid]
     unnamed = sorted(set(jpegs_in(root / "val" / "images")) - set(table))

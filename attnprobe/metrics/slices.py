@@ -77,6 +77,12 @@ def layers_and_grid(data: bytes) -> tuple[tuple[str, ...], TokenGrid]:
     return like.layers, like.grid
 
 
+def images_of(data: bytes) -> list[str]:
+    """Ids of the images a slice is about, in order."""
+    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+        return json.loads(arrays["about"].tobytes())[0]["image_ids"]
+
+
 def _places(slices: Iterable[bytes]) -> list[Place]:
     places: dict[tuple[str, str], Place] = {}
     for data in slices:

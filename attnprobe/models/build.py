@@ -11,6 +11,7 @@ from attnprobe.core.errors import InputError, did_you_mean
 from attnprobe.core.images import InputSpec
 from attnprobe.models import presets  # registers our models with timm
 from attnprobe.models.elsewhere import build_elsewhere, is_elsewhere, plugins
+from attnprobe.models.read import read_checkpoint
 
 
 def build_model(name: str, *, num_classes: int | None = None, seed: int | None = None, **options: Any) -> nn.Module:
@@ -29,6 +30,8 @@ def build_model(name: str, *, num_classes: int | None = None, seed: int | None =
     """
     if num_classes is not None:
         options["num_classes"] = num_classes
+    if name.startswith("local-dir:"):
+        return _of_folder(name, seed=seed, **options)
     foreign = not timm.is_model(name) and is_elsewhere(name)
     if ":" not in name and not foreign and not timm.is_model(name):
         known = [*presets.MODELS, *presets.ALIASES, *plugins(), *timm.list_models("vit_*")]
@@ -44,6 +47,20 @@ def build_model(name: str, *, num_classes: int | None = None, seed: int | None =
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise InputError(f"{name!r} cannot be built with {options or 'its defaults'}: {reason}") from error
     _check_patches_fit(name, model)
+    return model
+
+
+def _of_folder(name: str, *, seed: int | None, pretrained: bool = False, **options: Any) -> nn.Module:
+    """The model of a folder in timm's layout. Not timm's own loader: before 1.0.26 it ran what a .bin file holds."""
+    checkpoint = read_checkpoint(name.removeprefix("local-dir:"))
+    if checkpoint.architecture is None:
+        raise InputError(f"{name}: its config.json names {checkpoint.said!r:.80}, which is none of timm's or ours.")
+    model = build_model(checkpoint.architecture, seed=seed, **{**checkpoint.options, **options})
+    if pretrained:
+        try:
+            model.load_state_dict(dict(checkpoint.state), strict=True)
+        except RuntimeError as error:
+            raise InputError(f"{name}: its weights do not fit; load_model adapts heads and resolutions.") from error
     return model
 
 

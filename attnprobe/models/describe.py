@@ -60,10 +60,11 @@ def resolve_model(
     Raises:
         CheckpointError, InputError: see `load_model` and `build_model`.
     """
-    path = Path(ref)
+    path = Path(str(ref).removeprefix("local-dir:"))
+    local = str(ref).startswith("local-dir:")
     if path.suffix in (".h5", ".parts"):
         raise InputError(f"{ref} holds maps, not a model; name the run, the checkpoint or the model they are of.")
-    if path.exists() or path.suffix in WEIGHT_FILES or (os.sep in str(ref) and ":" not in str(ref)):
+    if local or path.exists() or path.suffix in WEIGHT_FILES or (os.sep in str(ref) and ":" not in str(ref)):
         checkpoint = read_checkpoint(path)
         loaded = model_from(checkpoint, model=architecture, img_size=img_size, allow_nonfinite=allow_nonfinite)
         model, sha256 = loaded.module, checkpoint.sha256

@@ -89,7 +89,7 @@ def _hugging_face(
         transformers = importlib.import_module("transformers")
     except ImportError:
         raise InputError(f"hf:{ref} needs transformers: pip install 'attnprobe[hf]'.") from None
-    config = transformers.AutoConfig.from_pretrained(ref, **options)
+    config = transformers.AutoConfig.from_pretrained(ref, trust_remote_code=False, **options)
     kind = getattr(transformers, (getattr(config, "architectures", None) or ["AutoModel"])[0], transformers.AutoModel)
     if hasattr(config, "vision_config"):  # of a pair of towers the one that sees
         config = config.vision_config

@@ -131,9 +131,14 @@ def _which_model(checkpoint: Checkpoint, named: str | None) -> tuple[str, dict[s
         return checkpoint.architecture, dict(checkpoint.options), []
     found = identify(checkpoint.state)
     if found is None:
+        says = (
+            f"calls its model {checkpoint.said!r:.80}, which is none of timm's or ours"
+            if checkpoint.said
+            else ("does not say which model it is")
+        )
         raise CheckpointError(
-            f"{checkpoint.path.name} does not say which model it is, and its parameters do not show it "
-            "(of a plain ViT, the number of heads does not); name it, as in --model deepvit_16."
+            f"{checkpoint.path.name} {says}, and its parameters do not show it (of a plain ViT, the number of heads "
+            "does not); name it, as in --model deepvit_16."
         )
     assumed = ", ".join(f"{option}={value}" for option, value in found.assumed.items())
     notes = [f"taken for {found.name} with its sizes read off the weights; {assumed} assumed, which no weight shows"]

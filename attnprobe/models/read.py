@@ -16,12 +16,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load as safetensors_load
 from torch import Tensor
 
-from attnprobe.core.errors import CheckpointError
+from attnprobe.core.errors import CheckpointError, InputError
 from attnprobe.core.run import MANIFEST, Run, damaged_files
+from attnprobe.models.file_options import checked_cfg, checked_options, is_architecture
 from attnprobe.models.presets import ALIASES
 
 MAX_EXPANSION = 20
 """A stored tensor deflates by a factor near 1; 20 leaves room for zeros and stops a deflate bomb."""
+
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+"""Names of the weights in a model folder, the one that cannot hold anything else first."""
 
 STATE_KEYS = ("state_dict_ema", "model_ema", "ema_state_dict", "state_dict", "model")
 """Where training scripts keep the weights, the averaged ones first: those are the published ones."""
@@ -37,10 +41,11 @@ class Checkpoint:
     Attributes:
         path: the file the weights are in.
         sha256: of that file, as hex.
-        architecture: the model's name, or None where the file does not say.
-        options: arguments the model was built with.
+        architecture: the model's name, or None where the file does not say, or names none that is known here.
+        options: arguments the model was built with, of those that a file may set.
         state: parameters and buffers by name.
         pretrained_cfg: pixels, crop and so on, as timm writes them.
+        said: what the file calls its architecture; "" where it does not.
     """
 
     path: Path
@@ -49,6 +54,7 @@ class Checkpoint:
     state: Mapping[str, Tensor]
     options: Mapping[str, Any] = field(default_factory=dict)
     pretrained_cfg: Mapping[str, Any] = field(default_factory=dict)
+    said: str = ""
 
 
 def read_checkpoint(path: Path | str) -> Checkpoint:
@@ -68,9 +74,17 @@ def read_checkpoint(path: Path | str) -> Checkpoint:
         return Checkpoint(path, _sha256(path), None, _read_safetensors(path))
     loaded = _read_pickle(path)
     state, args = _find_state(path, loaded)
-    architecture = args.get("model") or (loaded.get("arch") if isinstance(loaded.get("arch"), str) else None)
+    said = next((name for name in (args.get("model"), loaded.get("arch")) if isinstance(name, str)), "")
     options = {"num_classes": args["num_classes"]} if isinstance(args.get("num_classes"), int) else {}
-    return Checkpoint(path, _sha256(path), architecture and ALIASES.get(architecture, architecture), state, options)
+    try:
+        return Checkpoint(path, _sha256(path), _known(said), state, checked_options(options), said=said)
+    except InputError as error:
+        raise CheckpointError(f"{path.name}: {error}") from None
+
+
+def _known(said: str) -> str | None:
+    """The name by which we know an architecture; None if we do not, or if it is an address."""
+    return ALIASES.get(said, said) if is_architecture(said) else None
 
 
 def _read_folder(folder: Path) -> Checkpoint:
@@ -82,24 +96,33 @@ def _read_folder(folder: Path) -> Checkpoint:
         folder = newest
     elif (folder / MANIFEST).exists() and (damaged := damaged_files(folder)):
         raise CheckpointError(f"{folder}: {damaged[0]} is not what was written; use an earlier checkpoint.")
-    config_path, weights = folder / "config.json", folder / "model.safetensors"
-    if not config_path.exists() or not weights.exists():
+    config_path = folder / "config.json"
+    weights = next((path for path in (folder / name for name in WEIGHTS) if path.exists()), None)
+    if not config_path.exists() or weights is None:
         raise CheckpointError(f"{folder} has no config.json and model.safetensors; is it a run or a model folder?")
     try:
         config = json.loads(config_path.read_text())
-        architecture, options = config["architecture"], dict(config.get("model_args") or {})
-        cfg = dict(config.get("pretrained_cfg") or {})
-        if not isinstance(architecture, str):
-            raise TypeError(f"architecture is {architecture!r}")
+        said, options = config["architecture"], dict(config.get("model_args") or {})
+        if isinstance(config.get("num_classes"), int):
+            options["num_classes"] = config["num_classes"]
+        if not isinstance(said, str):
+            raise TypeError(f"architecture is {said!r}")
+        known = _known(said)
+        options, cfg = checked_options(options if known else {}), checked_cfg(dict(config.get("pretrained_cfg") or {}))
+    except InputError as error:
+        raise CheckpointError(f"{config_path}: {error}") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, KeyError) and "architectures" in config:
             raise CheckpointError(f"{folder} is a model of Hugging Face's transformers; name it hf:{folder}.") from None
         raise CheckpointError(
             f"{config_path} is not a model configuration: {error!r}; save the model again."
         ) from error
-    if isinstance(config.get("num_classes"), int):
-        options["num_classes"] = config["num_classes"]
-    return Checkpoint(weights, _sha256(weights), architecture, _read_safetensors(weights), options, cfg)
+    state = (
+        _read_safetensors(weights)
+        if weights.suffix == ".safetensors"
+        else _find_state(weights, _read_pickle(weights))[0]
+    )
+    return Checkpoint(weights, _sha256(weights), known, state, options, cfg, said)
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:

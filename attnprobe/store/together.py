@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from attnprobe.core import fs
-from attnprobe.core.errors import InputError, MapsFileError, Stopped, WorkError
+from attnprobe.core.errors import InputError, InUse, MapsFileError, WorkError
 from attnprobe.core.lock import FileLock
 from attnprobe.core.maps import AttentionMaps
 from attnprobe.core.ranks import Claims, Rank, shared_out
@@ -69,7 +69,7 @@ class SharedMapWriter(MapWriter):
         folder = parts.parts_of(self.path)
         if not (folder / "plan.json").exists():
             return
-        with suppress(Stopped, InputError, MapsFileError, WorkError, OSError):
+        with suppress(InUse, InputError, MapsFileError, WorkError, OSError):
             lock = FileLock(folder / "run.lock")
             try:
                 require_same_plan(folder, self.plan, self._dtype)

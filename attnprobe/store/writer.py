@@ -50,7 +50,7 @@ class MapWriter:
     Raises:
         InputError: NAME.h5 exists, or NAME.parts was begun with another plan.
         MapsFileError: plan.json is damaged.
-        Stopped: another process writes here.
+        InUse: another process writes here.
         WorkError: the disk has no room for what is still to come.
     """
 

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from attnprobe.core.errors import Stopped
+from attnprobe.core.errors import InUse
 from attnprobe.core.lock import FileLock
 
 HOLD = "import sys, pathlib; from attnprobe.core.lock import FileLock; lock = FileLock(pathlib.Path(sys.argv[1])); "
@@ -21,7 +21,7 @@ def holder(path):
 
 def test_a_second_process_is_told_who_holds_the_lock(tmp_path):
     with holder(tmp_path / "run.lock") as process:
-        with pytest.raises(Stopped, match=f"in use by pid {process.pid} on ") as caught:
+        with pytest.raises(InUse, match=f"in use by pid {process.pid} on ") as caught:
             FileLock(tmp_path / "run.lock")
         assert caught.value.exit_code == 75
         process.stdin.close()
@@ -30,14 +30,14 @@ def test_a_second_process_is_told_who_holds_the_lock(tmp_path):
 def test_the_lock_of_a_killed_process_is_free(tmp_path):
     with holder(tmp_path / "run.lock") as process:
         process.kill()
-    lock = FileLock(tmp_path / "run.lock")  # raises Stopped if it is held
+    lock = FileLock(tmp_path / "run.lock")  # raises InUse if it is held
     assert lock.path == tmp_path / "run.lock"
     lock.release()
 
 
 def test_the_same_process_cannot_take_it_twice(tmp_path):
     lock = FileLock(tmp_path / "run.lock")
-    with pytest.raises(Stopped, match=f"pid {os.getpid()} "):
+    with pytest.raises(InUse, match=f"pid {os.getpid()} "):
         FileLock(tmp_path / "run.lock")
     lock.release()
     lock.release()

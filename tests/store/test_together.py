@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from attnprobe.core import fs
-from attnprobe.core.errors import InputError, MapsFileError, Stopped
+from attnprobe.core.errors import InputError, InUse, MapsFileError
 from attnprobe.core.lock import FileLock
 from attnprobe.core.ranks import Claims, Rank, shared_out
 from attnprobe.store import SharedMapWriter, open_maps, parts, writer
@@ -189,7 +189,7 @@ def test_another_file_and_another_job_are_refused(tmp_path, ten_maps, make_maps)
         SharedMapWriter(path, plan_for([ten_maps]), Rank(0, 2), overwrite=True)
     with SharedMapWriter(tmp_path / "x.h5", plan_for([ten_maps]), Rank(0, 2, job="a")) as writer:
         writer.begin([ten_maps.images(0, 3)])
-        with pytest.raises(Stopped, match="in use by pid"):
+        with pytest.raises(InUse, match="in use by pid"):
             SharedMapWriter(tmp_path / "x.h5", plan_for([ten_maps]), Rank(0, 2, job="b"))
         with SharedMapWriter(tmp_path / "x.h5", plan_for([ten_maps]), Rank(1, 2, job="a")) as other:
             assert other.begun
@@ -218,10 +218,10 @@ def test_ranks_come_from_the_environment(monkeypatch):
 def test_a_lock_of_a_job_is_held_by_all_of_it_and_nobody_else(tmp_path):
     first, second = FileLock(tmp_path / "lock", "a"), FileLock(tmp_path / "lock", "a")
     for job in ("b", ""):
-        with pytest.raises(Stopped):
+        with pytest.raises(InUse):
             FileLock(tmp_path / "lock", job)
     first.release()
-    with pytest.raises(Stopped):
+    with pytest.raises(InUse):
         FileLock(tmp_path / "lock", "b")
     second.release()
     FileLock(tmp_path / "lock", "b").release()

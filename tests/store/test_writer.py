@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from attnprobe.core import fs
-from attnprobe.core.errors import InputError, MapsFileError, ShapeError, Stopped, WorkError
+from attnprobe.core.errors import InputError, InUse, MapsFileError, ShapeError, WorkError
 from attnprobe.core.lock import FileLock
 from attnprobe.core.maps import AttentionMaps, TokenGrid
 from attnprobe.store import MapWriter, open_maps, writer
@@ -196,7 +196,7 @@ def test_an_unfinished_capture_by_another_plan_is_thrown_away_only_when_asked(tm
     assert shard_path(tmp_path / "maps.parts", 1).exists()
     with MapWriter(path, plan_for([ten_maps]), overwrite=True) as same:
         assert same.pending() == [range(8, 10)], "the same plan is continued, with or without --overwrite"
-        with pytest.raises(Stopped, match=f"in use by pid {os.getpid()} on "):
+        with pytest.raises(InUse, match=f"in use by pid {os.getpid()} on "):
             MapWriter(path, other, overwrite=True)
         same.append([ten_maps.images(8, 10)])
     capture(tmp_path / "b.h5", [ten_maps], keep_shards=True)
@@ -208,7 +208,7 @@ def test_an_unfinished_capture_by_another_plan_is_thrown_away_only_when_asked(tm
 def test_a_second_process_is_turned_away_and_harms_nothing(tmp_path, ten_maps, small_shards):
     with MapWriter(tmp_path / "maps.h5", plan_for([ten_maps])) as first:
         first.append([ten_maps.images(0, 4)])
-        with pytest.raises(Stopped) as caught:
+        with pytest.raises(InUse) as caught:
             MapWriter(tmp_path / "maps.h5", plan_for([ten_maps]))
         assert caught.value.exit_code == 75
         first.append([ten_maps.images(4, 10)])

@@ -1,0 +1,118 @@
+"""Architectures and options that a file may name: entries of tables, with types and bounds.
+
+timm takes options that load other files or fetch them (`pretrained`, `checkpoint_path`, `pretrained_cfg` with a file or
+URL, `cache_dir`), and names that are addresses (`hf-hub:`). A checkpoint comes from elsewhere, so what it says about its
+model is data: a name that timm or an installed package has a model for, and options from the list below.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import timm
+
+from attnprobe.core.errors import InputError, did_you_mean
+from attnprobe.models.elsewhere import plugins
+
+Check = Callable[[Any], bool]
+
+
+def _whole(low: int, high: int) -> Check:
+    return lambda value: isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def _real(low: float, high: float) -> Check:
+    return lambda value: isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
+
+
+def _each(check: Check, most: int = 1024) -> Check:
+    """One such value, or a list of them."""
+    return lambda value: (
+        check(value) or (isinstance(value, list | tuple) and len(value) <= most and all(map(check, value)))
+    )
+
+
+def _flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _word(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"[\w.-]{0,64}", value) is not None
+
+
+def _or(*checks: Check) -> Check:
+    return lambda value: any(check(value) for check in checks)
+
+
+_SHARE, _SIDE, _COUNT = _real(0, 1), _each(_whole(1, 8192), 3), _each(_whole(0, 65536))
+
+OPTIONS: Mapping[str, Check] = {
+    **dict.fromkeys(("img_size", "patch_size", "window_size", "ref_feat_shape"), _SIDE),
+    **dict.fromkeys(("depth", "depths", "embed_dim", "num_heads", "head_dim", "heads", "in_chans"), _COUNT),
+    **dict.fromkeys(("reg_tokens", "num_reg_tokens", "class_blocks", "reattention", "swiglu_align_to"), _COUNT),
+    "num_classes": _whole(0, 1_000_000),
+    **dict.fromkeys(
+        ("mlp_ratio", "head_expand", "init_values", "noise_std", "scale_adjustment"), _each(_real(0, 1024))
+    ),
+    **dict.fromkeys(("rope_temperature", "rope_grid_offset"), _real(0, 1e9)),
+    **dict.fromkeys(("drop_rate", "drop_path_rate", "attn_drop_rate", "proj_drop_rate", "pos_drop_rate"), _SHARE),
+    "patch_drop_rate": _SHARE,
+    **dict.fromkeys(("class_token", "qkv_bias", "qkv_fused", "qk_norm", "proj_bias", "pre_norm", "final_norm"), _flag),
+    **dict.fromkeys(("no_embed_class", "dynamic_img_size", "dynamic_img_pad", "strict_img_size", "fix_init"), _flag),
+    **dict.fromkeys(("pool_include_prefix", "scale_attn_norm", "scale_mlp_norm", "scale_attn_inner"), _flag),
+    **dict.fromkeys(("swiglu_mlp", "scale_mlp", "use_rot_pos_emb", "use_abs_pos_emb", "rotate_half"), _flag),
+    **dict.fromkeys(("use_post_norm", "use_pre_transformer_norm", "use_post_transformer_norm", "use_fc_norm"), _flag),
+    **dict.fromkeys(("conv_stem", "transform_scale", "dense", "mix_token", "sin_pe"), _flag),
+    **dict.fromkeys(("pos_embed", "global_pool", "act_layer", "norm_layer", "embed_norm_layer"), _word),
+    **dict.fromkeys(("weight_init", "pseudo_input1", "pseudo_input2", "solver", "compat", "cascade", "fuse"), _word),
+    **dict.fromkeys(("attn_type", "rope_type"), _word),
+    **dict.fromkeys(("fc_norm", "share", "refine"), _or(_each(_flag), _word)),
+}
+"""Option -> whether a value is of its type and within its bounds; None is always a value."""
+
+_SEEING: Mapping[str, Check] = {
+    "input_size": _each(_whole(1, 8192), 3),
+    **dict.fromkeys(("mean", "std"), _each(_real(-1e6, 1e6), 1024)),
+    "crop_pct": _real(1e-3, 1e3),
+    "num_classes": _whole(0, 1_000_000),
+    **dict.fromkeys(("interpolation", "crop_mode", "first_conv", "classifier"), _each(_word)),
+    "fixed_input_size": _flag,
+}
+"""What a `pretrained_cfg` says of how the model sees; addresses of weights are left out."""
+
+
+def is_architecture(name: object) -> bool:
+    """Whether a file may name this architecture: one that timm, attnprobe or an installed package builds."""
+    plain = isinstance(name, str) and re.fullmatch(r"\w+(\.\w+)?", name)
+    return bool(plain) and (timm.is_model(name) or name in plugins())
+
+
+def checked_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a model as a file gives them.
+
+    Raises:
+        InputError: an option that is not in the list, a value of another type or out of bounds.
+    """
+    for name, value in options.items():
+        if name == "of":  # the architecture that a pruned model was made from
+            fits = is_architecture(value) and value != "pruned_vit"
+        elif name in OPTIONS:
+            fits = value is None or OPTIONS[name](value)
+        else:
+            raise InputError(f"a file may not set the option {name!r} of a model.{did_you_mean(name, OPTIONS)}")
+        if not fits:
+            raise InputError(f"{name}={value!r:.80} is no value that a file may give a model.")
+    return dict(options)
+
+
+def checked_cfg(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a `pretrained_cfg` what says how the model sees: sizes, normalisation, crop, names of its first and last layer.
+
+    Raises:
+        InputError: a value of another type, or out of bounds.
+    """
+    seeing = {name: value for name, value in cfg.items() if name in _SEEING and value is not None}
+    for name, value in seeing.items():
+        if not _SEEING[name](value):
+            raise InputError(f"pretrained_cfg: {name}={value!r:.80} is no value that a file may give a model.")
+    return seeing
