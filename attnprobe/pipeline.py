@@ -3,6 +3,7 @@
 train -> a run's directory     capture -> maps.h5     examine -> measurements     report -> pages and tables
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -171,7 +172,8 @@ def _explored(e: Examined) -> Examined:
         m = e.measurements.get(key)
         if m is not None and m.per_image is not None and m.n_images > 1 and len(e.layers) > 1:
             found = images_needed(m, None if number is None else number(m), resamples=CURVE_RESAMPLES)
-            precision[key] = replace(found, of=of)
+            if math.isfinite(found.value):  # a layer without a finite value has no mean with its neighbour
+                precision[key] = replace(found, of=of)
     return replace(e, measurements={**e.measurements, **atlases(e.measurements)}, precision=precision)
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from attnprobe.capture.layers import known_layers, unfused, unheard, unwrap
-from attnprobe.capture.products import softmax_of
+from attnprobe.capture.products import relative, softmax_of
 from attnprobe.capture.recorder import MAPS, Recorder, factors_of
 from attnprobe.capture.recording import record
 from attnprobe.capture.trail import unwatched
@@ -124,7 +124,7 @@ def certify(
         as_run = _logits(inner(pixels))
         with unfused(layers), unwatched() if watched else nullcontext():
             hooked = unhooked = _logits(inner(pixels))
-        fused_difference = _relative(as_run, unhooked)
+        fused_difference = relative(as_run, unhooked)
         if not (fused_difference <= TOLERANCE[as_run.dtype] or _is_rounding(inner, pixels, watch)):
             raise _off("an explicit softmax", fused_difference, as_run.dtype)
         with record(inner, sites=MAPS, watch=watch, budget=AT_ONCE) as recorder:
@@ -133,14 +133,14 @@ def certify(
                 noting = partial(_note, recorder, products)
                 with watching(inner, noting, check=True, scores=scores, factors=factors):
                     hooked = _logits(inner(pixels))
-                error = _relative(hooked, unhooked)
+                error = relative(hooked, unhooked)
                 if not error <= TOLERANCE[hooked.dtype]:
                     raise _off("hooks", error, hooked.dtype)
                 taken = recorder.take()
                 n_bytes += sum(maps.values.nbytes for maps in taken)
                 proofs += _proofs(taken, products, routes, factors, TOLERANCE[hooked.dtype])
                 taken = []
-    equal = bool(torch.equal(hooked, unhooked))
+    equal = bool(torch.equal(hooked.nan_to_num(), unhooked.nan_to_num())) and not relative(hooked, unhooked)
     return Certificate(tuple(proofs), equal, fused_difference, len(pixels), n_bytes // len(pixels))
 
 
@@ -150,11 +150,6 @@ def _note(recorder: Recorder, products: dict[str, Product], product: Product) ->
         raise CaptureError(f"{product.layer} computes attention that no hook reads; capture with watch=True.")
     if recorder.keeps(product.layer):
         products.setdefault(product.layer, product)
-
-
-def _relative(output: Tensor, plain: Tensor) -> float:
-    """Largest difference of two outputs, relative to the largest value."""
-    return ((output - plain).abs().max() / plain.abs().max().clamp_min(1e-12)).item()
 
 
 def _off(told: str, error: float, dtype: torch.dtype) -> CaptureError:
@@ -177,7 +172,7 @@ def _is_rounding(model: nn.Module, pixels: Tensor, watch: bool | None) -> bool:
             explicit = _logits(model(pixels))
     except (RuntimeError, TypeError):  # a model that insists on its own precision
         return False
-    return fused.dtype == torch.float64 and _relative(fused, explicit) <= TOLERANCE[torch.float64]
+    return fused.dtype == torch.float64 and relative(fused, explicit) <= TOLERANCE[torch.float64]
 
 
 def _proofs(
@@ -212,9 +207,12 @@ def _proofs(
 
 
 def _row_sum_error(layer: str, weights: Tensor, tolerance: float) -> float:
-    """Largest |row sum - 1|; rows of zeros belong to queries that a mask lets look nowhere."""
+    """Largest |row sum - 1|; rows of zeros belong to queries that a mask lets look nowhere.
+
+    Rows that are not finite prove nothing and refute nothing; measurements count and name them.
+    """
     sums = weights.float().sum(-1)
-    error = torch.where(sums == 0, 0, (sums - 1).abs()).max().item()
+    error = torch.where((sums == 0) | ~sums.isfinite(), 0, (sums - 1).abs()).max().item()
     if not error <= tolerance:
         raise CaptureError(
             f"{layer}: rows of its softmax sum to 1 only within {error:.1e}; this layer is not a softmax."
@@ -232,7 +230,7 @@ def _rebuilt_error(product: Product, factors: bool, tolerance: float) -> float |
         rebuilt.append(softmax_of(queries @ keys.mT).unsqueeze(1))
     if weights is None or not rebuilt:
         return None
-    error = max((again - weights).abs().max().item() for again in rebuilt)
+    error = max((again - weights).nan_to_num(nan=0.0).abs().max().item() for again in rebuilt)
     if not error <= tolerance:
         raise CaptureError(
             f"{product.layer}: the softmax of what was captured is off by {error:.1e} from the layer's own (allowed "

@@ -162,6 +162,18 @@ def softmax_of(scores: Tensor) -> Tensor:
 
 
 def relative(ours: Tensor, theirs: Tensor) -> float:
+    """Largest difference, relative to the largest value of `theirs`; infinite if not the same entries are finite.
+
+    Entries that are finite in neither are left out: a network with a weight that is not a number can be looked at, and
+    where it says nothing there is nothing to compare.
+    """
+    finite = theirs.isfinite()
+    if not torch.equal(finite, ours.isfinite()):
+        return math.inf
+    if not finite.all():
+        ours, theirs = ours[finite], theirs[finite]
+    if not theirs.numel():
+        return 0.0
     return ((ours - theirs).abs().max() / theirs.abs().max().clamp_min(1e-12)).item()
 
 

@@ -30,5 +30,11 @@ def mean_of(m: Measurement, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray, 
     scatter = np.where(np.isfinite(each), each, np.nan)
     spread = np.sqrt(np.nansum((scatter - np.nansum(scatter, 0) / np.maximum(n, 1)) ** 2, 0) / np.maximum(n - 1, 1))
     half = half_width(spread, n)
-    lowest, highest = m.value_range
-    return mean, np.clip(mean - half, lowest, None), np.clip(mean + half, None, highest)
+    low, high = within(np.stack([mean - half, mean + half]), m.value_range)
+    return mean, low, high
+
+
+def within(values: np.ndarray, value_range: tuple[float | None, float | None]) -> np.ndarray:
+    """The values, those out of the range set to its bound; None for no bound."""
+    low, high = value_range
+    return np.clip(values, -np.inf if low is None else low, np.inf if high is None else high)

@@ -19,6 +19,10 @@ MAX_PIXELS = 64_000_000
 """192 MB when decoded. Pillow's own limit (179 Mpx) would let a file of some kilobytes take 540 MB."""
 
 
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+"""Those that are tried, whatever a file's ending: of others Pillow would start Ghostscript for PostScript."""
+
+
 def open_image(file: str | BinaryIO) -> Image.Image:
     """Open an image without decoding it.
 
@@ -32,7 +36,7 @@ def open_image(file: str | BinaryIO) -> Image.Image:
             raise InputError("not a regular file")
         if status.st_size == 0:
             raise InputError("empty file")
-    image = Image.open(file)
+    image = Image.open(file, formats=FORMATS)
     if image.width * image.height > MAX_PIXELS:
         size = f"{image.width} x {image.height}"
         image.close()

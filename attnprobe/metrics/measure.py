@@ -9,6 +9,7 @@ from torch import Tensor
 
 from attnprobe.core.errors import InputError, ShapeError
 from attnprobe.core.explanation import explanation
+from attnprobe.core.interval import within
 from attnprobe.core.maps import AttentionMaps, uniform_maps
 from attnprobe.core.measurement import Measurement, Metric
 from attnprobe.core.tap import Site
@@ -287,4 +288,4 @@ def _mean_and_interval(
     if per_image is None or bootstrap == 0 or collected.n_images < 2:
         return "none", mean, unknown, np.stack([unknown, unknown])
     ci = interval_of_function(metric.from_mean, per_image, bootstrap, seed)
-    return "bootstrap", mean, unknown, np.clip(ci, *metric.value_range)
+    return "bootstrap", mean, unknown, within(ci, metric.value_range)

@@ -1,8 +1,8 @@
 """Architectures and options that a file may name: entries of tables, with types and bounds.
 
-timm takes options that load other files or fetch them (`pretrained`, `checkpoint_path`, `pretrained_cfg` with a file or
-URL, `cache_dir`), and names that are addresses (`hf-hub:`). A checkpoint comes from elsewhere, so what it says about its
-model is data: a name that timm or an installed package has a model for, and options from the list below.
+timm takes options that load other files or fetch them (`pretrained`, `checkpoint_path`, `pretrained_cfg` with a file
+or URL, `cache_dir`), and names that are addresses (`hf-hub:`). A checkpoint comes from elsewhere, so what it says about
+its model is data: a name that timm or an installed package has a model for, and options from the list below.
 """
 
 import re
@@ -83,8 +83,9 @@ _SEEING: Mapping[str, Check] = {
 
 def is_architecture(name: object) -> bool:
     """Whether a file may name this architecture: one that timm, attnprobe or an installed package builds."""
-    plain = isinstance(name, str) and re.fullmatch(r"\w+(\.\w+)?", name)
-    return bool(plain) and (timm.is_model(name) or name in plugins())
+    if not isinstance(name, str) or not re.fullmatch(r"\w+(\.\w+)?", name):
+        return False
+    return timm.is_model(name) or name in plugins()
 
 
 def checked_options(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -106,7 +107,7 @@ def checked_options(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def checked_cfg(cfg: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a `pretrained_cfg` what says how the model sees: sizes, normalisation, crop, names of its first and last layer.
+    """The entries of a `pretrained_cfg` that say how the model sees: sizes, normalisation, crop, first and last layer.
 
     Raises:
         InputError: a value of another type, or out of bounds.

@@ -1,5 +1,7 @@
 """How many images are enough?"""
 
+import math
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, NullLocator
@@ -22,7 +24,7 @@ def precision_curve(p: Precision, ax: Axes | None = None, *, label: str = "", **
     (drawn,) = ax.plot(p.sizes, [p.value] * len(p.sizes), label=line_label(label or p.of), **options)
     ax.fill_between(p.sizes, p.low, p.high, color=drawn.get_color(), alpha=0.2, linewidth=0)
     ax.plot(p.n_images, p.value, "o", color=drawn.get_color(), markersize=5)
-    if not (p.high > p.low).any() and len(ax.collections) == 1:
+    if math.isfinite(p.value) and not (p.high > p.low).any() and len(ax.collections) == 1:
         below = 0.05 if 0 <= p.value < 1 else 1  # no count is negative
         ax.set_ylim(p.value - below, p.value + 1)  # as sure as can be on any number of images
     ax.set_xscale("log", base=2)

@@ -20,9 +20,12 @@ import numpy as np
 from attnprobe.core import fs
 from attnprobe.core.errors import MapsFileError
 from attnprobe.core.history import Alarm, History
+from attnprobe.store.opening import open_hdf5
 
 BLOCK = 512
 MAGIC = b"ATHIST\x01 "
+MOST_BYTES = 64 << 20
+"""A history has some kilobytes an epoch; its arrays are read whole."""
 COLUMNS = ("epoch", "metric", "block", "value")
 
 
@@ -55,7 +58,13 @@ def read_history(folder: Path) -> History | None:
         raise MapsFileError(f"{path} cannot be read: {error.strerror or error}.") from None
     if data[:BLOCK] != _seal(data[BLOCK:]):
         raise MapsFileError(f"{path} is damaged or no history of attnprobe. Restore it, or remove it to start anew.")
-    return _from_hdf5(io.BytesIO(data))
+    try:
+        with open_hdf5(path, io.BytesIO(data), allowed=MOST_BYTES) as file:
+            return _from_hdf5(file)
+    except (KeyError, ValueError, TypeError, OSError, RuntimeError, AttributeError) as error:
+        if isinstance(error, MapsFileError):
+            raise
+        raise MapsFileError(f"{path} is no history of attnprobe ({error}). Remove it to start anew.") from error
 
 
 def _seal(body: Any) -> bytes:
@@ -80,22 +89,27 @@ def _to_hdf5(history: History) -> memoryview:
     return data
 
 
-def _from_hdf5(data: io.BytesIO) -> History:
-    file: Any
-    with h5py.File(data, "r") as file:
-        parts = {
-            part: {_metric(name): np.asarray(values[()]) for name, values in file[part].items()}
-            for part in ("blocks", "matrices", "uniform")
-        }
-        return History(
-            epochs=file["epoch"][()],
-            **parts,
-            settings=json.loads(file.attrs["settings"]),
-            image_ids=tuple(json.loads(file.attrs["image_ids"])),
-            training_seconds=file["training_seconds"][()],
-            probe_seconds=file["probe_seconds"][()],
-            alarms=tuple(Alarm(**alarm) for alarm in json.loads(file.attrs["alarms"])),
-        )
+def _from_hdf5(file: Any) -> History:
+    parts = {
+        part: {_metric(name): _numbers(values) for name, values in file[part].items()}
+        for part in ("blocks", "matrices", "uniform")
+    }
+    return History(
+        epochs=_numbers(file["epoch"]),
+        **parts,
+        settings=json.loads(file.attrs["settings"]),
+        image_ids=tuple(json.loads(file.attrs["image_ids"])),
+        training_seconds=_numbers(file["training_seconds"]),
+        probe_seconds=_numbers(file["probe_seconds"]),
+        alarms=tuple(Alarm(**alarm) for alarm in json.loads(file.attrs["alarms"])),
+    )
+
+
+def _numbers(dataset: Any) -> np.ndarray:
+    values = np.asarray(dataset[()])
+    if values.dtype.kind not in "iuf":
+        raise TypeError(f"{dataset.name} holds {values.dtype}, not numbers")
+    return values
 
 
 def _file_name(metric: str) -> str:

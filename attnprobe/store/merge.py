@@ -17,12 +17,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import h5py
 import numpy as np
 
 from attnprobe.core import fs
 from attnprobe.core.errors import WorkError
 from attnprobe.store import hdf5, structure
+from attnprobe.store.opening import open_hdf5
 from attnprobe.store.parts import open_shard, read_certificate
 from attnprobe.store.plan import Pinned, read_plan
 from attnprobe.store.seal import BLOCK, joined, seal_merged
@@ -96,7 +96,7 @@ def _copy(folder: Path, target: Path) -> list[tuple[int, int]]:
     for name, column in outcomes.items():
         merged[f"images/{name}"][:] = np.concatenate(column)
     merged.close()
-    with h5py.File(target, "r") as merged, target.open("rb") as raw:
+    with open_hdf5(target) as merged, target.open("rb") as raw:
         return joined(
             _found(raw, merged[path].id.get_chunk_info_by_coord(there), checksum) for path, there, checksum in copied
         )

@@ -20,6 +20,7 @@ from attnprobe.core import fs
 from attnprobe.core.errors import MapsFileError
 from attnprobe.core.lock import FileLock
 from attnprobe.store import structure
+from attnprobe.store.opening import open_hdf5
 from attnprobe.store.plan import Pinned, canonical
 from attnprobe.store.seal import read_checked, read_seal, verify
 
@@ -43,7 +44,7 @@ def open_shard(folder: Path, number: int, plan_id: str) -> h5py.File:
     path = shard_path(folder, number)
     found, data = read_checked(path)
     _require_own(path, found.part, found.plan, number, plan_id)
-    file = h5py.File(path if data is None else data, "r")
+    file = open_hdf5(path, data)
     try:
         structure.check(file, path, found)
     except BaseException:

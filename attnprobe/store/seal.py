@@ -87,7 +87,7 @@ def read_seal(path: Path) -> Seal:
         return _parse(path, file.read(BLOCK), path.stat().st_size)
 
 
-def read_checked(path: Path) -> tuple[Seal, BinaryIO | None]:
+def read_checked(path: Path) -> tuple[Seal, io.BytesIO | None]:
     """The seal of a file whose hash is right; and its content, if small, so that what was hashed is what is used.
 
     Raises:

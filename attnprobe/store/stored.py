@@ -13,6 +13,7 @@ from attnprobe.core.browse import StageShape
 from attnprobe.core.errors import InputError, MapsFileError, did_you_mean
 from attnprobe.store import hdf5, parts, structure
 from attnprobe.store.layout import StageLayout
+from attnprobe.store.opening import open_hdf5
 from attnprobe.store.plan import Pinned, read_plan
 from attnprobe.store.seal import read_checked, verify
 
@@ -75,10 +76,7 @@ class StoredMaps:
         found, data = read_checked(path)
         if found.part is not None:
             raise MapsFileError(f"{path} is shard {found.part} of a capture; open the folder {path.parent.parent}.")
-        try:
-            file = h5py.File(path if data is None else data, "r")
-        except OSError as error:
-            raise MapsFileError(f"{path} cannot be read: {error}. Restore it or capture again.") from None
+        file = open_hdf5(path, data)
         try:
             pinned = structure.check(file, path, found)
             ids = tuple(structure.read_ids(file))
