@@ -14,11 +14,11 @@ import torch
 from timm.utils import ModelEmaV3, dispatch_clip_grad
 from torch import Tensor, nn
 
-from attnprobe.core import fs
 from attnprobe.core.errors import InputError, WorkError
 from attnprobe.core.images import ImageSource
 from attnprobe.core.memory import free_memory, is_out_of_memory
 from attnprobe.core.progress import progress as progress_bar
+from attnprobe.core.ranks import held
 from attnprobe.core.run import Run
 from attnprobe.core.showing import line, table
 from attnprobe.training.augment import Augmentation, AugmentConfig, erase
@@ -100,10 +100,11 @@ def train(
 
     Raises:
         InputError: no training image, or labels the model has no class for.
+        CheckpointError: there are checkpoints and none is intact, or they are of another model.
         WorkError: the loss is not finite, the disk fails, or another process is lost; run the same command again.
-        Stopped: on SIGTERM.
+        Stopped: on SIGTERM, or another command is at work in `run`.
     """
-    with processes(pick_device(config.device)) as group, stop_requests() as stop:
+    with held(run.path), processes(pick_device(config.device)) as group, stop_requests() as stop:
         if config.auto_batch and group.world > 1:
             raise InputError("auto_batch is for one process; with several, set batch_size and grad_accum_steps.")
         pieces = 1
@@ -165,8 +166,6 @@ def _train(
         by_workers, augment = None, Augmentation(augmenting, images.spec).picture
 
     if group.is_first:
-        with fs.as_work_error(f"starting the run in {run.path}"):
-            fs.make_folder(run.path)
         remove_unfinished(run)
     group.wait()
     learner = Learner(model, ema.module if ema else model, optimizer, scaler)
