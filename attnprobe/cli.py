@@ -159,6 +159,9 @@ def view(
 ) -> None:
     """Look at the maps of a file of any size in a browser; served from this machine alone, until Ctrl-C.
 
+    Started in the background it does not see Ctrl-C: stop it with `kill PID` (SIGTERM), at any time. Exit code 130
+    after Ctrl-C, 75 after SIGTERM.
+
     For example:
 
     $ attnprobe view maps.h5
