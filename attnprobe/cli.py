@@ -94,6 +94,8 @@ def train(
     if os.environ.get("RANK", "0") == "0":
         print(f"{result.run.path}: top-1 {result.top1:.2%} after {len(result.log)} epochs, "
               f"best {result.best:.2%} at epoch {result.best_epoch}")  # fmt: skip
+        for warning in result.warnings:
+            print(f"{result.run.path}: {warning}")
 
 
 def report(

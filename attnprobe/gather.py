@@ -331,7 +331,7 @@ def _examined(
             "checkpoint_sha256": plan.checkpoint_sha256, "versions": dict(plan.versions),
             "n_images": len(task.source), "parameters": plan.config["parameters"]}  # fmt: skip
     return Examined(
-        name=model.stem or plan.model,
+        name=Run.of(model).path.stem or plan.model,
         measurements=measurements,
         info=info,
         layers=layers,
@@ -340,11 +340,11 @@ def _examined(
     )
 
 
-def _recipe_of(run: Path) -> dict[str, Any]:
-    """The options a run was trained with; none for anything else."""
-    config = Run(run).config
-    return read_yaml(config) if run.is_dir() and config.exists() else {}
+def _recipe_of(model: Path) -> dict[str, Any]:
+    """The options a run, or the run of a checkpoint, was trained with; none for anything else."""
+    config = Run.of(model).config
+    return read_yaml(config) if model.is_dir() and config.exists() else {}
 
 
 def _default_maps(model: Path) -> Path:
-    return Run(model).maps if (model / "checkpoints").is_dir() else Path(f"{model.stem}.h5")
+    return run.maps if (run := Run.of(model)).checkpoints.is_dir() else Path(f"{model.stem}.h5")

@@ -82,7 +82,7 @@ def open_trial(
         CheckpointError: see `load_model`.
     """
     model, facts = resolve_model(ref, architecture)
-    config = Run(Path(ref)).config
+    config = Run.of(ref).config
     recipe = read_yaml(config) if Path(ref).is_dir() and config.exists() else {}
     if data is None:
         data, data_dir = recipe.get("dataset"), data_dir or (recipe.get("data_dir") and Path(recipe["data_dir"]))

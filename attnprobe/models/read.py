@@ -76,10 +76,7 @@ def read_checkpoint(path: Path | str) -> Checkpoint:
 def _read_folder(folder: Path) -> Checkpoint:
     run = Run(folder)
     if run.checkpoints.is_dir():
-        newest = run.latest_checkpoint()
-        if newest is None:
-            raise CheckpointError(f"{folder} has no intact checkpoint; train it again, or give another one.")
-        folder = newest
+        folder = run.choose_checkpoint()
     elif (folder / MANIFEST).exists() and (damaged := damaged_files(folder)):
         raise CheckpointError(f"{folder}: {damaged[0]} is not what was written; use an earlier checkpoint.")
     config_path, weights = folder / "config.json", folder / "model.safetensors"
