@@ -161,8 +161,8 @@ def view(
 ) -> None:
     """Look at the maps of a file of any size in a browser; served from this machine alone, until Ctrl-C.
 
-    Started in the background it does not see Ctrl-C: stop it with `kill PID` (SIGTERM), at any time. Exit code 130
-    after Ctrl-C, 75 after SIGTERM.
+    Started in the background, as from a script, it does not see Ctrl-C: stop it with `kill PID` (SIGTERM). Exit code
+    130 after Ctrl-C, 75 after SIGTERM.
 
     For example:
 

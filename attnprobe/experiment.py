@@ -49,6 +49,7 @@ def train(
 
 
 def _train(run: Run, config: TrainConfig) -> TrainResult:
+    """Images, model and probe of a run that is ours, and its training."""
     with torch.device("meta"):  # only to ask what it wants to see
         spec = input_spec(build_model(config.model, **_model_options(config)))
     where = {"data_dir": Path(config.data_dir) if config.data_dir else None, "workers": config.workers}

@@ -61,13 +61,21 @@ class Run:
 
     def epochs(self) -> list[int]:
         """Epochs with a checkpoint, damaged or not, in order."""
-        found = (re.fullmatch(r"epoch-(\d{4,})", path.name) for path in self.checkpoints.glob("epoch-*"))
-        return sorted(int(match[1]) for match in found if match)
+        numbers = (path.name.removeprefix("epoch-") for path in self.checkpoints.glob("epoch-*"))
+        return sorted(int(n) for n in numbers if re.fullmatch(r"\d{4}|[1-9]\d{4,}", n))
 
     def latest_checkpoint(self) -> Path | None:
         """The newest checkpoint whose files are what was written; None if there is none."""
-        folders = map(self.checkpoint, reversed(self.epochs()))
-        return next((folder for folder in folders if not damaged_files(folder)), None)
+        return self._newest()[0]
+
+    def _newest(self) -> tuple[Path | None, list[Path]]:
+        """The same, and the newer ones, which are damaged, the newest first."""
+        damaged = []
+        for folder in map(self.checkpoint, reversed(self.epochs())):
+            if not damaged_files(folder):
+                return folder, damaged
+            damaged.append(folder)
+        return None, damaged
 
     def choose_checkpoint(self, epoch: int | None = None, *, allow_older: bool = False) -> Path:
         """The folder of the newest checkpoint, or of the one after `epoch` epochs.
@@ -89,8 +97,7 @@ class Run:
             if damaged_files(folder := self.checkpoint(epoch)):
                 raise CheckpointError(f"in {self.checkpoints}, {damage([folder])}; choose another with --checkpoint.")
             return folder
-        intact = self.latest_checkpoint()
-        newer = [self.checkpoint(e) for e in reversed(epochs) if intact is None or self.checkpoint(e) > intact]
+        intact, newer = self._newest()
         if intact is None:
             raise CheckpointError(
                 f"{self.path} has no intact checkpoint: {damage(newer)}. Restore one, or train into a new folder."

@@ -125,7 +125,7 @@ def _reached(folder: Path) -> tuple[int, int] | None:
 
 
 def load_checkpoint(folder: Path, learner: Learner) -> Progress:
-    """Put a checkpoint into `learner`.
+    """Put a checkpoint into `learner`; how far it had come.
 
     Raises:
         CheckpointError: it is of another model.

@@ -67,6 +67,15 @@ def test_a_checkpoint_without_its_manifest_is_damaged_and_not_absent(run):
     assert run.epochs() == [1, 2], "a copy is the user's"
 
 
+def test_epochs_are_counted_beyond_four_digits(run):
+    for epoch in (9999, 10000):
+        shutil.copytree(run.checkpoint(1), run.checkpoint(epoch))
+    assert run.epochs() == [1, 2, 9999, 10000] and run.choose_checkpoint() == run.checkpoint(10000)
+    (run.checkpoint(10000) / "a.bin").unlink()
+    with pytest.raises(CheckpointError, match="--checkpoint 9999"):
+        run.choose_checkpoint()
+
+
 def test_where_all_are_damaged_or_none_is_there_yet_that_is_said(run, tmp_path):
     for epoch in (1, 2):
         (run.checkpoint(epoch) / "a.bin").unlink()
