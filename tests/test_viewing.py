@@ -199,7 +199,7 @@ def test_who_waits_for_a_picture_gets_none_when_the_viewer_ends(tmp_path, monkey
 def test_signals_are_handled_as_before_when_it_is_over(maps_file, monkeypatch):
     before = [signal.getsignal(number) for number in CODES]
     for number, error in ((signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Stopped)):
-        threading.Timer(0.2, lambda number=number: os.kill(os.getpid(), number)).start()
+        monkeypatch.setattr(viewing.Viewer, "handle_request", lambda _, number=number: signal.raise_signal(number))
         with pytest.raises(error):
             viewing.view([maps_file], browser=False)
         assert [signal.getsignal(number) for number in CODES] == before
