@@ -70,7 +70,7 @@ def verify_drops(
         WorkError: `out` cannot be written.
     """
     if blocks is None and heads is None:
-        path = maps or Run(Path(ref)).maps
+        path = maps or Run.of(ref).maps
         if not path.exists():
             raise InputError(f"no maps at {path} that say what is similar: capture them, or name --blocks and --heads.")
         named = {metric.partition(":")[0] for metric in metrics}

@@ -95,6 +95,8 @@ def train(
     if os.environ.get("RANK", "0") == "0":
         print(f"{result.run.path}: top-1 {result.top1:.2%} after {len(result.log)} epochs, "
               f"best {result.best:.2%} at epoch {result.best_epoch}")  # fmt: skip
+        for warning in result.warnings:
+            print(f"{result.run.path}: {warning}")
 
 
 def report(
@@ -167,6 +169,9 @@ def view(
     data_dir: Path | None = None,
 ) -> None:
     """Look at the maps of a file of any size in a browser; served from this machine alone, until Ctrl-C.
+
+    Started in the background, as from a script, it does not see Ctrl-C: stop it with `kill PID` (SIGTERM). Exit code
+    130 after Ctrl-C, 75 after SIGTERM.
 
     For example:
 

@@ -6,9 +6,12 @@ from typing import Annotated, Literal
 
 import tyro
 
+from attnprobe.cli_checkpoint import NEWEST, WhichCheckpoint
+
 Positional = tyro.conf.Positional
 Repeated = tyro.conf.UseAppendAction
 Short = tyro.conf.arg
+Which = tyro.conf.OmitArgPrefixes[WhichCheckpoint]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,7 @@ def verify_drops(
     tolerance: float = 0.02,
     out: Annotated[Path | None, Short(aliases=["-o"])] = None,
     trial: tyro.conf.OmitArgPrefixes[TrialOptions] = TrialOptions(),
+    checkpoint: Which = NEWEST,
 ) -> None:
     """Is what a report calls similar or redundant not needed? Accuracy without it, alone and one after the other.
 
@@ -102,7 +106,7 @@ def verify_drops(
     from attnprobe.pruning import numbers_of, pairs_of
 
     evidence, files = ablation.verify_drops(
-        model,
+        checkpoint.of(model),
         maps=maps,
         blocks=blocks if blocks in (None, "all") else numbers_of(blocks),
         heads=heads if heads in (None, "all") else pairs_of(heads),
@@ -124,6 +128,7 @@ def prune(
     finetune_epochs: int = 0,
     set: Annotated[Repeated[tuple[str, ...]], Short(metavar="NAME=VALUE")] = (),
     trial: tyro.conf.OmitArgPrefixes[TrialOptions] = TrialOptions(),
+    checkpoint: Which = NEWEST,
 ) -> None:
     """A smaller checkpoint without some blocks and heads, which timm opens; prints what that costs and saves.
 
@@ -148,7 +153,7 @@ def prune(
     from attnprobe.core.config import parse_settings
 
     done = pruning.prune(
-        model,
+        checkpoint.of(model),
         out,
         blocks=pruning.numbers_of(blocks),
         heads=pruning.heads_of(heads),

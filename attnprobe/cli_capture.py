@@ -5,10 +5,13 @@ from typing import Annotated, Literal
 
 import tyro
 
+from attnprobe.cli_checkpoint import NEWEST, WhichCheckpoint
+
 Positional = tyro.conf.Positional
 Repeated = tyro.conf.UseAppendAction
 Short = tyro.conf.arg
 What = tuple[Literal["weights", "effective", "scores", "tokens", "values"], ...]
+Which = tyro.conf.OmitArgPrefixes[WhichCheckpoint]
 Site = Literal["weights", "effective", "scores"]
 EVERYTHING: What = ("weights", "effective", "tokens")
 
@@ -41,6 +44,7 @@ def capture(
     overwrite: bool = False,
     keep_shards: bool = False,
     allow_nonfinite: bool = False,
+    checkpoint: Which = NEWEST,
 ) -> None:
     """Store a model's attention maps in one HDF5 file; the same command goes on where a stopped one ended.
 
@@ -111,10 +115,16 @@ def capture(
         from attnprobe.cli import show
 
         folder = out or Path(f"{Path(model).stem}-stats")
-        show(*gather.measure_live(model, out=folder, metrics=metric or None, **shared))
+        show(*gather.measure_live(checkpoint.of(model), out=folder, metrics=metric or None, **shared))
         return
     made = gather.capture(
-        model, out=out, store_as=store, dtype=dtype, overwrite=overwrite, keep_shards=keep_shards, **shared
+        checkpoint.of(model),
+        out=out,
+        store_as=store,
+        dtype=dtype,
+        overwrite=overwrite,
+        keep_shards=keep_shards,
+        **shared,
     )
     print(made)
 
@@ -133,6 +143,7 @@ def inspect(
     store: Literal["maps", "qk"] = "maps",
     dtype: Literal["bfloat16", "float16", "float32"] | None = None,
     device: str = "auto",
+    checkpoint: Which = NEWEST,
 ) -> None:
     """Show what a capture of a model would hold and cost, and the command to run; or what is in a maps file.
 
@@ -160,7 +171,7 @@ def inspect(
         inspection.print_maps(*inspection.inspect_maps(Path(model)), Console())
         return
     found = inspection.inspect_model(
-        model,
+        checkpoint.of(model),
         architecture=architecture,
         img_size=img_size,
         data=data,

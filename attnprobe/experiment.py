@@ -16,6 +16,7 @@ from attnprobe.core.config import from_mapping, read_yaml, to_yaml
 from attnprobe.core.errors import InputError, WorkError
 from attnprobe.core.images import ImageSource
 from attnprobe.core.memory import is_out_of_memory
+from attnprobe.core.ranks import held
 from attnprobe.core.run import Run
 from attnprobe.data import load_images
 from attnprobe.models import build_model, input_spec, load_weights, read_checkpoint
@@ -38,11 +39,18 @@ def train(
 
     Raises:
         InputError: unknown recipe or option, or `out` holds a run with other options.
-        WorkError: see `attnprobe.training.train`.
+        CheckpointError, WorkError: see `attnprobe.training.train`.
+        Stopped: on SIGTERM.
+        InUse: another command is at work in `out`.
     """
     options = {**read_recipe(recipe, ignore_unknown=ignore_unknown), **(settings or {})}
     config = from_mapping(TrainConfig, options, source=str(recipe))
-    run = _open_run(Path(out), config)
+    with held(Path(out)):
+        return _train(_open_run(Path(out), config), config)
+
+
+def _train(run: Run, config: TrainConfig) -> TrainResult:
+    """Images, model and probe of a run that is ours, and its training."""
     with torch.device("meta"):  # only to ask what it wants to see
         spec = input_spec(build_model(config.model, **_model_options(config)))
     where = {"data_dir": Path(config.data_dir) if config.data_dir else None, "workers": config.workers}
@@ -111,7 +119,6 @@ def _open_run(out: Path, config: TrainConfig) -> Run:
     """The run's directory, with its configuration written; refuses one that learns something else."""
     run = Run(out)
     with fs.as_work_error(f"starting the run in {out}"):
-        fs.make_folder(run.path)
         text = to_yaml(config)
         if not run.config.exists():
             with suppress(FileExistsError):  # of several processes one is first

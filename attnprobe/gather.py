@@ -359,7 +359,7 @@ def _examined(
             "checkpoint_sha256": plan.checkpoint_sha256, "versions": dict(plan.versions),
             "n_images": len(task.source), "parameters": plan.config["parameters"]}  # fmt: skip
     return Examined(
-        name=model.stem or plan.model,
+        name=Run.of(model).path.stem or plan.model,
         measurements=measurements,
         info=info,
         layers=layers,
@@ -369,4 +369,4 @@ def _examined(
 
 
 def _default_maps(model: Path) -> Path:
-    return Run(model).maps if (model / "checkpoints").is_dir() else Path(f"{model.stem}.h5")
+    return run.maps if (run := Run.of(model)).checkpoints.is_dir() else Path(f"{model.stem}.h5")

@@ -8,7 +8,9 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -20,6 +22,9 @@ from attnprobe.view.photo import as_file
 
 if TYPE_CHECKING:
     from attnprobe.core.images import ImageSource
+
+PATIENCE = 0.4
+"""Seconds a killed process has to end."""
 
 
 MAX_SIDE = 2048
@@ -78,35 +83,50 @@ class Photographs:
         """Arguments as for `DataSet`."""
         self._data_set = [config, home and str(home), user.data, user.data_dir and str(user.data_dir)]
         self._process: subprocess.Popen[bytes] | None = None
+        self._closed = False
+        self._starting = threading.Lock()
 
     def __call__(self, image_id: str) -> bytes | None:
-        """A PNG or WebP file; None if the image is not at hand."""
-        if self._process is None:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "attnprobe.photographs"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-            )
-            self._ask(self._data_set)
-        return self._ask(image_id)
-
-    def _ask(self, what: Any) -> bytes | None:
-        assert self._process and self._process.stdin and self._process.stdout
-        try:
-            self._process.stdin.write(json.dumps(what).encode() + b"\n")
-            self._process.stdin.flush()
-        except OSError:  # it ended, as it does where the data set cannot be opened at all
-            return None
-        length = int.from_bytes(self._process.stdout.read(4), "little")
-        return self._process.stdout.read(length) or None
+        """A PNG or WebP file; None if the image is not at hand, or `close` was called meanwhile."""
+        with self._starting:
+            if self._closed:
+                return None
+            process, begun = self._process, self._process is not None
+            if process is None:
+                process = self._process = subprocess.Popen(
+                    [sys.executable, "-m", "attnprobe.photographs"],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.DEVNULL,
+                )
+        if not begun:
+            _ask(process, self._data_set)
+        return _ask(process, image_id)
 
     def close(self) -> None:
-        """End the process."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.communicate()
-            self._process = None
+        """End the process, whatever it is doing; a thread that waits for its answer gets None."""
+        with self._starting:
+            process, self._process, self._closed = self._process, None, True
+        if process is None:
+            return
+        process.kill()
+        with suppress(subprocess.TimeoutExpired):  # a disk that hangs keeps even a killed process
+            process.wait(PATIENCE)
+            for pipe in (process.stdin, process.stdout):
+                with suppress(OSError):  # what nobody has read
+                    assert pipe
+                    pipe.close()
+
+
+def _ask(process: subprocess.Popen[bytes], what: Any) -> bytes | None:
+    assert process.stdin and process.stdout
+    try:
+        process.stdin.write(json.dumps(what).encode() + b"\n")
+        process.stdin.flush()
+        length = int.from_bytes(process.stdout.read(4), "little")
+        return process.stdout.read(length) or None
+    except (OSError, ValueError):  # it ended, as where the data set cannot be opened at all, or it was closed
+        return None
 
 
 def answer(questions: BinaryIO, answers: BinaryIO) -> None:

@@ -67,7 +67,7 @@ def examine(
     with progress(f"measure {path.name}", len(reader)) as advance:
         baselines = {"untrained": open_maps(untrained_maps(path))} if untrained_maps(path).exists() else {}
         measurements = measure(_counted(reader, advance), metrics, baselines=baselines)
-    first = reader.maps(site=reader.sites()[0], images=slice(0, 1))
+    first, run = reader.maps(site=reader.sites()[0], images=slice(0, 1)), Run(path.parent)
     return Examined(
         name=name or (path.parent.name if path.name == "maps.h5" else path.stem) or path.stem,
         measurements=measurements,
@@ -78,7 +78,8 @@ def examine(
         pictures=pictures_of(reader, pictures, user),
         maps=reader,
         class_names=tuple(reader.attrs.get("config", {}).get("class_names") or ()),
-        history=read_history(Run(path.parent).probe) if path == Run(path.parent).maps else None,
+        history=read_history(run.probe) if path == run.maps else None,
+        notes=run.warnings() if path == run.maps else (),
     )
 
 
@@ -129,7 +130,7 @@ def report(
     asked |= {*SAY_WHAT_COULD_GO} if verify else set()
     metrics = (*metrics, *sorted(asked - {metric.name for metric in choose(metrics)[0]}))
     examined = [
-        _explored(replace(e, notes=tuple(notes), rules=rules or VerdictRules()))
+        _explored(replace(e, notes=(*notes, *e.notes), rules=rules or VerdictRules()))
         for e in examine_all(paths, metrics=metrics, user=user)
     ]
     if verify:

@@ -154,7 +154,7 @@ def _finetuned(
     slower = {rate: trial.recipe[rate] / 10 for rate in rates if trial.recipe.get(rate) is not None}
     changed = {"model": name, "model_kwargs": kwargs, "img_size": None, "initial_checkpoint": str(start),
                "epochs": epochs, "warmup_epochs": 0, "cooldown_epochs": 0, "probe_every": 0, **slower}  # fmt: skip
-    result = train(Run(ref).config, run, settings={**changed, **settings})
+    result = train(Run.of(ref).config, run, settings={**changed, **settings})
     return load_model(result.run.checkpoint(result.best_epoch))
 
 

@@ -95,8 +95,8 @@ def open_trial(
 
 
 def recipe_of(ref: Path) -> dict[str, Any]:
-    """The options a run was trained with; none for anything else."""
-    config = Run(ref).config
+    """The options a run, or the run of a checkpoint, was trained with; none for anything else."""
+    config = Run.of(ref).config
     return read_yaml(config) if ref.is_dir() and config.exists() else {}
 
 
@@ -111,5 +111,6 @@ def run_images(ref: Path, recipe: Mapping[str, Any], user: UserImages) -> tuple[
     if recipe.get("dataset") is None:
         raise InputError(f"which images should {ref} look at? Name them, as in --data digits or --data FOLDER.")
     named = {"data": recipe["dataset"], "data_dir": recipe.get("data_dir")}
-    reference = allowed(named, str(Run(ref).config), ref, user)
+    run = Run.of(ref)
+    reference = allowed(named, str(run.config), run.path, user)
     return reference.data, None if reference.data_dir is None else Path(reference.data_dir)

@@ -11,6 +11,7 @@ import attnprobe as ap
 from attnprobe import gather, pipeline
 from attnprobe.core.config import read_yaml
 from attnprobe.core.errors import InputError, WorkError
+from attnprobe.core.reference import UserImages
 from attnprobe.core.run import Run
 from attnprobe.metrics import DEFAULT
 from tests.two_processes import under_torchrun
@@ -185,7 +186,9 @@ def test_a_timm_model_and_a_folder_of_images(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 255, (40, 56, 3), dtype=np.uint8)).save(path)
     out = pipeline.capture("vit_16_digits", data=str(tmp_path / "images"), out=tmp_path / "maps.h5")
-    examined = pipeline.examine(out)
+    with pytest.warns(UserWarning, match="without pictures: .*--data"):
+        assert not pipeline.examine(out).pictures
+    examined = pipeline.examine(out, user=UserImages(str(tmp_path / "images")))
     assert examined.info["n_images"] == 3 and len(examined.pictures) == 3
     assert not pipeline.untrained_maps(out).exists(), "initial weights are their own baseline"
 

@@ -3,16 +3,26 @@
 import errno
 import os
 import socket
+import stat
 import time
 from datetime import datetime
 from pathlib import Path
 
-from attnprobe.core.errors import InUse
+from attnprobe.core.errors import InputError, InUse
 
 try:
     import fcntl
 except ImportError:  # Windows: `fs.link` still refuses to overwrite; two writers would only waste work
     fcntl = None  # type: ignore[assignment]
+
+FLAGS = [getattr(os, name, 0) for name in ("O_CLOEXEC", "O_NOFOLLOW", "O_NONBLOCK")]
+"""A symbolic link would have us write into its target; opening a pipe or a device could wait for its other end."""
+
+NO_FILE = {errno.ELOOP, errno.EMLINK, errno.ENXIO, errno.EISDIR}
+"""Why a link, a socket or a folder cannot be opened."""
+
+HOLDER = b"pid "
+"""How the file begins; one that begins otherwise is somebody's own."""
 
 
 class FileLock:
@@ -23,27 +33,36 @@ class FileLock:
 
     Raises:
         InUse: another process holds it; the message names it.
+        InputError: what has the file's name is no lock of ours; it stays as it is.
     """
 
     def __init__(self, path: Path, job: str = "") -> None:
         self.path, self._job = path, job
         self._first = True
         while True:
-            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
+            self._descriptor = _open(path)
             try:
                 self._acquire()
                 if self._has_its_name():
+                    if self._first:
+                        self._say_who(job)
                     break
             except BaseException:
                 self.release()
                 raise
             self.release()  # its holder removed it between our open and our lock: take the new one
-        if not self._first:
-            return
+
+    def _say_who(self, job: str) -> None:
+        """Write the holder's name over the last one's, and over nothing else."""
+        before = os.read(self._descriptor, len(HOLDER))
+        if not HOLDER.startswith(before):
+            raise _not_ours(self.path)
         os.ftruncate(self._descriptor, 0)
+        os.lseek(self._descriptor, 0, os.SEEK_SET)
         now = datetime.now().astimezone().isoformat(timespec="seconds")
         job = f" job {job}" if job else ""
-        os.write(self._descriptor, f"pid {os.getpid()} on {socket.gethostname()} since {now}{job}\n".encode())
+        told = f"{os.getpid()} on {socket.gethostname()} since {now}{job}\n"
+        os.write(self._descriptor, HOLDER + told.encode())
         if job and fcntl is not None:
             self._flock(fcntl.LOCK_SH)  # now the others of the job may come
 
@@ -84,3 +103,23 @@ class FileLock:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
+
+
+def _open(path: Path) -> int:
+    """A descriptor of the regular file `path`, which is made."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | sum(FLAGS), 0o666)
+    except OSError as error:
+        if error.errno in NO_FILE:
+            raise _not_ours(path) from None
+        raise
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return descriptor
+    os.close(descriptor)
+    raise _not_ours(path)
+
+
+def _not_ours(path: Path) -> InputError:
+    return InputError(
+        f"{path} must be a file in which attnprobe says who works here, and is something else; remove it."
+    )

@@ -9,7 +9,8 @@ has no locks a piece may be done twice, which costs time and nothing else.
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,6 +52,31 @@ class Rank:
         """Pieces 0 .. n-1 in the order this process looks at them: its own run first, then those after it, around."""
         first = n * self.rank // self.world
         return [*range(first, n), *range(first)]
+
+
+_HELD: ContextVar[frozenset[Path]] = ContextVar("held", default=frozenset())
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keep `folder`, which is made, for this command and all processes of its job; what it calls may ask again.
+
+    Raises:
+        InUse: another command works in it.
+    """
+    rank, key = Rank.of_this_process(), folder.resolve()
+    if key in _HELD.get():
+        yield
+        return
+    with fs.as_work_error(f"opening {folder}"):
+        fs.make_folder(folder)
+        lock = FileLock(folder / "run.lock", "" if rank.alone else rank.job)
+    token = _HELD.set(_HELD.get() | {key})
+    try:
+        yield
+    finally:
+        _HELD.reset(token)
+        lock.release()
 
 
 class Claims:

@@ -2,8 +2,15 @@
 
 import hashlib
 import json
+import os
+import re
+import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+
+from attnprobe.core.errors import CheckpointError
+from attnprobe.core.visible import visible
 
 MANIFEST = "MANIFEST.json"
 """In every checkpoint folder: {file name: {"bytes": n, "sha256": hex}}."""
@@ -14,6 +21,13 @@ class Run:
     """The directory `attnprobe train -o PATH` makes and the other commands add to."""
 
     path: Path
+
+    @classmethod
+    def of(cls, ref: Path | str) -> "Run":
+        """The run that `ref` names, or the run it is a checkpoint of."""
+        path = Path(ref)
+        above = cls(path.parent.parent)
+        return above if path.parent == above.checkpoints and above.config.exists() else cls(path)
 
     @property
     def config(self) -> Path:
@@ -26,6 +40,11 @@ class Run:
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
+
+    @property
+    def notes(self) -> Path:
+        """What went wrong while it trained and is to be known for good: JSON, [{"time", "text"}]."""
+        return self.path / "warnings.json"
 
     @property
     def maps(self) -> Path:
@@ -41,18 +60,74 @@ class Run:
         return self.checkpoints / f"epoch-{epoch:04d}"
 
     def epochs(self) -> list[int]:
-        """Epochs with a committed checkpoint, in order."""
-        return sorted(
-            int(p.name.removeprefix("epoch-")) for p in self.checkpoints.glob("epoch-[0-9]*") if (p / MANIFEST).exists()
-        )
+        """Epochs with a checkpoint, damaged or not, in order."""
+        numbers = (path.name.removeprefix("epoch-") for path in self.checkpoints.glob("epoch-*"))
+        return sorted(int(n) for n in numbers if re.fullmatch(r"\d{4}|[1-9]\d{4,}", n))
 
     def latest_checkpoint(self) -> Path | None:
         """The newest checkpoint whose files are what was written; None if there is none."""
-        for epoch in reversed(self.epochs()):
-            folder = self.checkpoint(epoch)
+        return self._newest()[0]
+
+    def _newest(self) -> tuple[Path | None, list[Path]]:
+        """The same, and the newer ones, which are damaged, the newest first."""
+        damaged = []
+        for folder in map(self.checkpoint, reversed(self.epochs())):
             if not damaged_files(folder):
-                return folder
-        return None
+                return folder, damaged
+            damaged.append(folder)
+        return None, damaged
+
+    def choose_checkpoint(self, epoch: int | None = None, *, allow_older: bool = False) -> Path:
+        """The folder of the newest checkpoint, or of the one after `epoch` epochs.
+
+        Args:
+            allow_older: where the newest is damaged, warn and take the newest intact one.
+
+        Raises:
+            CheckpointError: there is none, it is damaged, or a newer one is: numbers would be of other weights than
+                the run ended with.
+        """
+        epochs = self.epochs()
+        if not epochs:
+            raise CheckpointError(f"{self.path} has no checkpoint yet; train it for an epoch, or give another one.")
+        if epoch is not None:
+            if epoch not in epochs:
+                have = ", ".join(map(str, epochs))
+                raise CheckpointError(f"{self.path} has no checkpoint of epoch {epoch}; it has those of {have}.")
+            if damaged_files(folder := self.checkpoint(epoch)):
+                raise CheckpointError(f"in {self.checkpoints}, {damage([folder])}; choose another with --checkpoint.")
+            return folder
+        intact, newer = self._newest()
+        if intact is None:
+            raise CheckpointError(
+                f"{self.path} has no intact checkpoint: {damage(newer)}. Restore one, or train into a new folder."
+            )
+        if newer and not allow_older:
+            raise CheckpointError(
+                f"in {self.checkpoints}, {damage(newer)}. The newest intact one is {intact}: name it, or add "
+                f"--checkpoint {int(intact.name.rpartition('-')[2])} or --allow-older."
+            )
+        if newer:
+            warnings.warn(f"in {self.checkpoints}, {damage(newer)}; {intact.name} is used.", stacklevel=2)
+        return intact
+
+    def warnings(self) -> tuple[str, ...]:
+        """The texts in `notes`, each with its time; one that says so where the file cannot be understood."""
+        if not os.path.lexists(self.notes):
+            return ()
+        try:
+            if self.notes.is_symlink() or not self.notes.is_file():  # nothing else is read in its place
+                raise ValueError(f"{self.notes} is no file")
+            entries = json.loads(self.notes.read_bytes())
+            return tuple(visible(f"{entry['time']} {entry['text']}") for entry in entries)
+        except (OSError, ValueError, TypeError, KeyError):
+            return (f"{self.notes.name} is damaged: what went wrong while this run trained is not known",)
+
+
+def damage(folders: Iterable[Path]) -> str:
+    """What is wrong with damaged checkpoints, the newest first."""
+    told = [f"{folder.name} is damaged ({damaged_files(folder)[0]} is not what was written)" for folder in folders]
+    return " and ".join([*told[:2], *([f"{len(told) - 2} older ones"] if len(told) > 2 else [])])
 
 
 def run_of(file: Path) -> Path | None:

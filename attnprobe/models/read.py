@@ -90,10 +90,7 @@ def _known(said: str) -> str | None:
 def _read_folder(folder: Path) -> Checkpoint:
     run = Run(folder)
     if run.checkpoints.is_dir():
-        newest = run.latest_checkpoint()
-        if newest is None:
-            raise CheckpointError(f"{folder} has no intact checkpoint; train it again, or give another one.")
-        folder = newest
+        folder = run.choose_checkpoint()
     elif (folder / MANIFEST).exists() and (damaged := damaged_files(folder)):
         raise CheckpointError(f"{folder}: {damaged[0]} is not what was written; use an earlier checkpoint.")
     config_path = folder / "config.json"

@@ -23,13 +23,13 @@ ALWAYS_ALLOWED = 4 << 30
 MOST_OBJECTS = 10_000
 
 
-def open_hdf5(path: Path, content: io.BytesIO | None = None, *, allowed: int = ALWAYS_ALLOWED) -> h5py.File:
+def open_hdf5(path: Path, content: io.BytesIO | None = None, *, allowed: int | None = None) -> h5py.File:
     """An HDF5 file, open for reading, in which nothing leads outside.
 
     Args:
         path: where it is; how messages call it.
         content: its bytes, if they were read already; then these are what is opened.
-        allowed: bytes that its datasets may declare together, however small it is.
+        allowed: bytes that its datasets may declare together, however small it is; `ALWAYS_ALLOWED` if None.
 
     Raises:
         MapsFileError: no HDF5 file, or one with a link, storage outside itself, an unknown filter, or a declared size
@@ -42,7 +42,7 @@ def open_hdf5(path: Path, content: io.BytesIO | None = None, *, allowed: int = A
         raise MapsFileError(f"{path} cannot be read: {error}. Restore it or capture again.") from None
     try:
         declared = sum(_declared(path, dataset) for dataset in _datasets(path, file))
-        if declared > max(allowed, LARGEST_RATIO * size):
+        if declared > max(ALWAYS_ALLOWED if allowed is None else allowed, LARGEST_RATIO * size):
             raise refusal(path, f"it declares {declared} bytes and has {size}")
     except Exception as error:
         file.close()
@@ -88,4 +88,4 @@ def _declared(path: Path, dataset: h5py.Dataset) -> int:
     properties = dataset.id.get_create_plist()
     if not {properties.get_filter(i)[0] for i in range(properties.get_nfilters())} <= FILTERS:
         raise refusal(path, f"{dataset.name} has a filter other than shuffle, deflate and fletcher32")
-    return 0 if dataset.shape is None else math.prod(dataset.shape) * dataset.dtype.itemsize
+    return 0 if dataset.shape is None else math.prod(dataset.shape) * dataset.id.get_type().get_size()

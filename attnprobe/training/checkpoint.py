@@ -10,6 +10,7 @@ stopped or every `recovery_interval` steps.
 """
 
 import json
+import re
 import secrets
 import shutil
 from collections.abc import Mapping
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 
 from attnprobe.core import fs
 from attnprobe.core.errors import CheckpointError
-from attnprobe.core.run import MANIFEST, Run, damaged_files, manifest_of
+from attnprobe.core.run import MANIFEST, Run, damage, damaged_files, manifest_of
 
 PARTIAL = "partial-"
 
@@ -72,7 +73,7 @@ def save_checkpoint(
     """
     with fs.as_work_error(f"writing the checkpoint of epoch {progress.epoch}"):
         _commit(run.checkpoint(progress.epoch), _files(progress, learner, config_json))
-    for epoch in run.epochs()[:-keep]:
+    for epoch in [e for e in run.epochs() if e <= progress.epoch][:-keep]:  # later ones are damaged
         if epoch != progress.best_epoch:
             _remove(run.checkpoint(epoch))
     _remove_partials(run)
@@ -93,15 +94,42 @@ def save_partial(run: Run, progress: Progress, learner: Learner, *, config_json:
             _remove(folder)
 
 
-def load_checkpoint(run: Run, learner: Learner) -> Progress:
-    """Put the newest intact checkpoint of `run` into `learner`; a fresh `Progress` if there is none.
+def newest_checkpoint(run: Run) -> tuple[Path | None, str]:
+    """The newest intact checkpoint, inside an epoch or after it; and what is wrong with newer ones, "" if nothing.
+
+    None if there is none at all.
 
     Raises:
-        CheckpointError: the checkpoint is of another model.
+        CheckpointError: all are damaged. To begin again would replace what may still be restored, log included.
     """
-    folder = _newest(run)
-    if folder is None:
-        return Progress()
+    reached = {folder: at for folder in run.checkpoints.glob("*") if (at := _reached(folder))}
+    damaged: list[Path] = []
+    for folder in sorted(reached, key=reached.__getitem__, reverse=True):
+        if not damaged_files(folder):
+            return folder, damage(damaged)
+        damaged.append(folder)
+    if damaged:
+        raise CheckpointError(
+            f"{run.path} has no intact checkpoint to go on from: {damage(damaged)}. Restore one, train into a new "
+            f"folder (-o), or remove {run.checkpoints} to begin again."
+        )
+    return None, ""
+
+
+def _reached(folder: Path) -> tuple[int, int] | None:
+    """Epochs, and steps of the next, that a checkpoint is after; None for what is none."""
+    found = re.fullmatch(rf"epoch-(\d{{4,}})|{PARTIAL}(\d{{4,}})-(\d{{8,}})", folder.name)
+    if found is None:
+        return None
+    return (int(found[1]), 0) if found[1] else (int(found[2]), int(found[3]))
+
+
+def load_checkpoint(folder: Path, learner: Learner) -> Progress:
+    """Put a checkpoint into `learner`; how far it had come.
+
+    Raises:
+        CheckpointError: it is of another model.
+    """
     state = json.loads((folder / "state.json").read_text())
     tensors = load_file(folder / "train_state.safetensors")
     weights = {name.removeprefix("model/"): v for name, v in tensors.items() if name.startswith("model/")}
@@ -115,16 +143,6 @@ def load_checkpoint(run: Run, learner: Learner) -> Progress:
     if state.get("scaler"):
         learner.scaler.load_state_dict(state["scaler"])
     return Progress(**{name: state[name] for name in ("epoch", "best", "best_epoch", "step", "loss") if name in state})
-
-
-def _newest(run: Run) -> Path | None:
-    """The newest intact checkpoint: one inside the epoch that follows the last whole one goes first."""
-    whole = run.latest_checkpoint()
-    epoch = int(whole.name.rpartition("-")[2]) if whole else 0
-    for folder in sorted(run.checkpoints.glob(f"{PARTIAL}{epoch:04d}-*"), reverse=True):
-        if not damaged_files(folder):
-            return folder
-    return whole
 
 
 def _files(progress: Progress, learner: Learner, config_json: Mapping[str, Any]) -> dict[str, bytes]:

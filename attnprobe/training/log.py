@@ -1,9 +1,16 @@
-"""What is written down about every epoch? One row of summary.csv."""
+"""What is written down about a run: a row of summary.csv for every epoch, and in warnings.json what went wrong.
+
+Warnings have a file of their own: rows are numbers, and are dropped where training goes back to an earlier epoch, when
+there is most to say. It is JSON, so that no other file can be put in its place and be shown by a report.
+"""
 
 import csv
 import io
+import json
 import time
 from collections.abc import Iterable
+from contextlib import suppress
+from datetime import UTC, datetime
 from typing import Any
 
 from attnprobe.core import fs
@@ -56,3 +63,13 @@ def write_log(run: Run, rows: list[dict[str, float]]) -> None:
     writer.writerows(rows)
     with fs.as_work_error("writing summary.csv"):
         fs.write_file(run.log, text.getvalue().encode(), overwrite=True)
+
+
+def write_warning(run: Run, text: str) -> None:
+    """Add to warnings.json, which nothing removes."""
+    entries = []
+    with suppress(OSError, ValueError):  # none yet, or damaged: `Run.warnings` has said so
+        entries = list(json.loads(run.notes.read_bytes()))
+    entries.append({"time": datetime.now(UTC).isoformat(timespec="seconds"), "text": text})
+    with fs.as_work_error(f"writing {run.notes.name}"):
+        fs.write_file(run.notes, json.dumps(entries, indent=1).encode(), overwrite=True)

@@ -14,11 +14,11 @@ import torch
 from timm.utils import ModelEmaV3, dispatch_clip_grad
 from torch import Tensor, nn
 
-from attnprobe.core import fs
 from attnprobe.core.errors import InputError, WorkError
 from attnprobe.core.images import ImageSource
 from attnprobe.core.memory import free_memory, is_out_of_memory
 from attnprobe.core.progress import progress as progress_bar
+from attnprobe.core.ranks import held
 from attnprobe.core.run import Run
 from attnprobe.core.showing import line, table
 from attnprobe.training.augment import Augmentation, AugmentConfig, erase
@@ -27,6 +27,7 @@ from attnprobe.training.checkpoint import (
     Learner,
     Progress,
     load_checkpoint,
+    newest_checkpoint,
     remove_unfinished,
     save_checkpoint,
     save_partial,
@@ -35,7 +36,7 @@ from attnprobe.training.config import TrainConfig
 from attnprobe.training.cosine_regulariser import cosine_penalty, listening
 from attnprobe.training.devices import amp_dtype, peak_memory, pick_device
 from attnprobe.training.evaluate import evaluate
-from attnprobe.training.log import LOG_FIELDS, Waiting, read_log, write_log
+from attnprobe.training.log import LOG_FIELDS, Waiting, read_log, write_log, write_warning
 from attnprobe.training.mix import Mix
 from attnprobe.training.objective import classification_loss
 from attnprobe.training.optimisation import build_optimizer, build_schedule, freeze
@@ -50,13 +51,18 @@ Watch = Callable[[int, nn.Module, float], str]
 
 @dataclass(frozen=True, slots=True, repr=False)
 class TrainResult:
-    """What came out: validation accuracy (in [0, 1]) after the last epoch and the best, and the log's rows."""
+    """What came out: validation accuracy (in [0, 1]) after the last epoch and the best, and the log's rows.
+
+    Attributes:
+        warnings: what went wrong on the way, such as a damaged checkpoint; see `Run.warnings`.
+    """
 
     run: Run
     top1: float
     best: float
     best_epoch: int
     log: tuple[Mapping[str, float], ...]
+    warnings: tuple[str, ...] = ()
 
     def facts(self) -> dict[str, object]:
         """What a reader wants to know first, in words."""
@@ -66,6 +72,7 @@ class TrainResult:
             "best": f"{self.best:.2%} at epoch {self.best_epoch}",
             "training loss": loss,
             "took": f"{seconds:.0f} s",
+            **({"warnings": "; ".join(self.warnings)} if self.warnings else {}),
         }
 
     def __repr__(self) -> str:
@@ -100,10 +107,12 @@ def train(
 
     Raises:
         InputError: no training image, or labels the model has no class for.
+        CheckpointError: there are checkpoints and none is intact, or they are of another model.
         WorkError: the loss is not finite, the disk fails, or another process is lost; run the same command again.
         Stopped: on SIGTERM.
+        InUse: another command is at work in `run`.
     """
-    with processes(pick_device(config.device)) as group, stop_requests() as stop:
+    with held(run.path), processes(pick_device(config.device)) as group, stop_requests() as stop:
         if config.auto_batch and group.world > 1:
             raise InputError("auto_batch is for one process; with several, set batch_size and grad_accum_steps.")
         pieces = 1
@@ -165,12 +174,13 @@ def _train(
         by_workers, augment = None, Augmentation(augmenting, images.spec).picture
 
     if group.is_first:
-        with fs.as_work_error(f"starting the run in {run.path}"):
-            fs.make_folder(run.path)
         remove_unfinished(run)
     group.wait()
     learner = Learner(model, ema.module if ema else model, optimizer, scaler)
-    progress = load_checkpoint(run, learner)
+    start, damage = newest_checkpoint(run)
+    progress = load_checkpoint(start, learner) if start else Progress()
+    if start and damage and group.is_first:
+        _warn(run, f"{damage}; training went on from {start.name}")
     log = read_log(run)[: progress.epoch]
     if config.auto_batch and progress == Progress():  # where to begin again, should memory run out in this epoch
         save_partial(run, progress, learner, config_json=config_json)
@@ -268,7 +278,13 @@ def _train(
             group.wait()
             if group.any(stop.signal is not None) and progress.epoch < epochs:
                 stop.end()
-    return TrainResult(run, log[-1]["val_top1"], progress.best, progress.best_epoch, tuple(log))
+    return TrainResult(run, log[-1]["val_top1"], progress.best, progress.best_epoch, tuple(log), run.warnings())
+
+
+def _warn(run: Run, text: str) -> None:
+    """Say it now, and whenever the run is looked at."""
+    write_warning(run, text)
+    warnings.warn(f"{run.path}: {text}.", stacklevel=2)
 
 
 def _require_finite(loss: float, epoch: int, run: Run, optimizer: torch.optim.Optimizer) -> None:

@@ -3,7 +3,8 @@
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +44,7 @@ class Answers:
         self._folded = [image_id.casefold() for image_id in self._ids]
         self._pixels = pixels
         self._reading, self._fetching = threading.Lock(), threading.Lock()  # h5py, and the process of the pictures
+        self._stopped = False
         self._layers: OrderedDict[tuple[int, ...], np.ndarray] = OrderedDict()
         self._found: tuple[str, list[int]] = ("", [])
         index = {
@@ -54,11 +56,15 @@ class Answers:
         }
         self._page = page.whole_page(index).encode("utf-8", "replace")
 
+    def stop(self) -> None:
+        """Read nothing from now on: questions that wait for another to be answered are refused."""
+        self._stopped = True
+
     def answer(self, what: str, query: Mapping[str, str]) -> Answer | None:
         """The answer to GET what?query; None if there is no such thing.
 
         Raises:
-            InputError: numbers that name nothing, or a damaged file.
+            InputError: numbers that name nothing, a damaged file, or the viewer has been stopped.
         """
         if what == "":
             return Answer(self._page, "text/html; charset=utf-8")
@@ -67,17 +73,24 @@ class Answers:
         if what == "row":
             return Answer(self._row(query).astype("<f4").tobytes(), "application/octet-stream")
         if what == "pixels":
-            with self._fetching:
+            with self._taking_turns(self._fetching):
                 found = self._pixels(self._ids[_number(query, "image", self._ids)])
             return Answer(found, "image/png" if found.startswith(b"\x89PNG") else "image/webp") if found else None
         return None
+
+    @contextmanager
+    def _taking_turns(self, lock: threading.Lock) -> Iterator[None]:
+        with lock:
+            if self._stopped:
+                raise InputError("the viewer has been stopped; start it again.")
+            yield
 
     def _images(self, query: Mapping[str, str]) -> dict[str, Any]:
         """A few of the images whose ids have these words in them, or whose number it is, counted from 1."""
         words = query.get("words", "").strip().casefold()
         places = self._matching(words)
         start = max(0, int(query["first"])) if query.get("first", "").isdecimal() else 0
-        with self._reading:
+        with self._taking_turns(self._reading):
             listed = [
                 {
                     "place": i,
@@ -113,7 +126,7 @@ class Answers:
         image = self._runs[run].places.get(image_id)
         if image is None:
             raise InputError(f"{self._runs[run].name} has no maps of image {image_id!r}.")
-        with self._reading:
+        with self._taking_turns(self._reading):
             place = (run, stage, site, image, layer)
             if place not in self._layers:
                 read = self._runs[run].maps.layer(shape.name, shape.sites[site][0], image, layer)

@@ -2,10 +2,17 @@
 
 Every address begins with a random word. Without it, or under a host name that is not ours (a page elsewhere can make
 its own name point to 127.0.0.1), there is no answer but 403.
+
+Question: how does it end? A thread that dies inside h5py keeps the lock that the end of the process waits for. Choice:
+connections are shut, so that idle ones return; nothing more is read; and requests are waited for, `PATIENCE` at most.
 """
 
 import hmac
 import secrets
+import socket
+import threading
+import time
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qsl
@@ -13,6 +20,9 @@ from urllib.parse import parse_qsl
 from attnprobe.core.errors import AttnprobeError, InputError
 from attnprobe.view import page
 from attnprobe.view.answers import Answer, Answers
+
+PATIENCE = 1.0
+"""Seconds for requests in flight, at the end."""
 
 HEADERS = {
     "Cache-Control": "no-store",
@@ -25,13 +35,11 @@ HEADERS = {
 
 
 class Viewer(ThreadingHTTPServer):
-    """Serves answers on 127.0.0.1 while `serve_forever` runs.
+    """Serves answers on 127.0.0.1 while `serve_forever` runs, a thread for each connection.
 
     Attributes:
         url: where; it holds the random word.
     """
-
-    daemon_threads = True
 
     def __init__(self, answers: Answers, port: int = 0) -> None:
         """`port` 0 takes any that is free.
@@ -39,14 +47,40 @@ class Viewer(ThreadingHTTPServer):
         Raises:
             InputError: the port is taken, or not ours to take.
         """
+        self.answers = answers
+        self._connections: dict[threading.Thread, socket.socket] = {}
         try:
             super().__init__(("127.0.0.1", port), _Handler)
         except (OSError, OverflowError) as error:
             raise InputError(f"port {port} cannot be used: {error}. Choose another with --port.") from None
-        self.answers = answers
         self.token = secrets.token_urlsafe(24)
         self.hosts = {f"{name}:{self.server_port}" for name in ("127.0.0.1", "localhost")}
         self.url = f"http://127.0.0.1:{self.server_port}/{self.token}/"
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request is being answered, or a connection waits for its next."""
+        return any(thread.is_alive() for thread in self._connections)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Answer in a thread of its own, which does not outlive the process."""
+        thread = threading.Thread(target=self.process_request_thread, args=(request, client_address), daemon=True)
+        self._connections = {t: c for t, c in self._connections.items() if t.is_alive()} | {thread: request}
+        thread.start()
+
+    def server_close(self) -> None:
+        """Listen no more, and wait a moment for requests in flight; `busy` if one does not come back.
+
+        Only when `serve_forever` has ended.
+        """
+        super().server_close()
+        self.answers.stop()
+        for connection in self._connections.values():
+            with suppress(OSError):  # it is closed already
+                connection.shutdown(socket.SHUT_RDWR)
+        deadline = time.monotonic() + PATIENCE
+        for thread in filter(threading.Thread.is_alive, self._connections):
+            thread.join(max(0.0, deadline - time.monotonic()))
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A browser that went away before its answer came is no error."""

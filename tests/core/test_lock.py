@@ -1,10 +1,12 @@
 import os
+import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from attnprobe.core.errors import InUse
+from attnprobe.core.errors import InputError, InUse
 from attnprobe.core.lock import FileLock
 
 HOLD = "import sys, pathlib; from attnprobe.core.lock import FileLock; lock = FileLock(pathlib.Path(sys.argv[1])); "
@@ -58,3 +60,47 @@ def test_a_lock_whose_file_was_removed_while_we_waited_is_not_taken_for_ours(tmp
     lock = FileLock(path)
     assert len(calls) == 2 and os.path.samestat(os.fstat(lock._descriptor), os.stat(path))
     lock.release()
+
+
+def test_a_link_is_refused_and_its_target_stays_as_it_is(tmp_path):
+    target = tmp_path / "thesis.tex"
+    for content in (b"years of work", b"", b"pid 1 on a"):
+        target.write_bytes(content)
+        path = tmp_path / "run.lock"
+        path.symlink_to(target)
+        with pytest.raises(InputError, match=r"run\.lock must be a file .* remove it"):
+            FileLock(path)
+        path.unlink()
+        assert target.read_bytes() == content
+    (tmp_path / "run.lock").symlink_to(tmp_path / "not-there")
+    with pytest.raises(InputError, match="remove it"):
+        FileLock(tmp_path / "run.lock")
+    assert not (tmp_path / "not-there").exists()
+
+
+@pytest.mark.parametrize("job", ["", "a"])
+@pytest.mark.parametrize("kind", ["pipe", "socket", "folder"])
+def test_what_is_no_file_is_refused_without_waiting(tmp_path, monkeypatch, kind, job):
+    monkeypatch.chdir(tmp_path)  # the name of a socket may have 107 bytes
+    path = Path("run.lock")
+    with socket.socket(socket.AF_UNIX) as unix:
+        {"pipe": os.mkfifo, "socket": lambda p: unix.bind(str(p)), "folder": os.mkdir}[kind](path)
+        with pytest.raises(InputError, match="remove it"):
+            FileLock(path, job)
+    assert os.listdir() == ["run.lock"]
+
+
+def test_a_file_of_the_user_keeps_its_content(tmp_path):
+    other = tmp_path / "thesis.tex"
+    other.write_text("years of work")
+    os.link(other, tmp_path / "run.lock")
+    with pytest.raises(InputError, match="remove it"):
+        FileLock(tmp_path / "run.lock")
+    assert other.read_text() == "years of work"
+
+
+def test_the_last_holder_leaves_nothing_but_room_for_the_next(tmp_path):
+    path = tmp_path / "run.lock"
+    path.write_text(f"pid 1 on {'a' * 400}")
+    FileLock(path, "job").release()
+    assert path.read_text().startswith(f"pid {os.getpid()} on ") and path.read_text().endswith(" job job\n")

@@ -2,7 +2,9 @@
 
 import csv
 import json
+import os
 import random
+import re
 import subprocess
 import sys
 import time
@@ -14,13 +16,13 @@ import torch
 from safetensors.torch import load_file
 
 from attnprobe.core.config import from_mapping
-from attnprobe.core.errors import InputError, WorkError
+from attnprobe.core.errors import CheckpointError, InputError, WorkError
 from attnprobe.core.images import InputSpec
 from attnprobe.core.run import Run, damaged_files
 from attnprobe.data import load_images
 from attnprobe.models import build_model, load_model
 from attnprobe.models.describe import config_json
-from attnprobe.training import TrainConfig, evaluate, pick_device, train
+from attnprobe.training import TrainConfig, evaluate, loop, pick_device, train
 from attnprobe.training.loop import read_log
 
 SPEC = InputSpec(size=(16, 16))
@@ -50,14 +52,14 @@ class InDouble:
             yield replace(batch, pixels=batch.pixels.double())
 
 
-def run_training(path, config, limit=192, double=False):
+def run_training(path, config, limit=192, double=False, **options_of_train):
     options = {**OPTIONS, "drop_path_rate": config.drop_path, "drop_rate": config.drop}
     model = build_model(config.model, seed=config.seed, **options)
     sets = [load_images("digits", split, spec=SPEC, limit=limit) for split in ("train", "val")]
     cfg = config_json(config.model, model, OPTIONS)
     if double:
         model, sets = model.double(), [InDouble(source) for source in sets]
-    return train(model, *sets, config, Run(path), config_json=cfg)
+    return train(model, *sets, config, Run(path), config_json=cfg, **options_of_train)
 
 
 def weights(run):
@@ -116,17 +118,84 @@ def test_a_finished_run_is_not_trained_again(tmp_path):
     assert second.log == first.log
 
 
-def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path):
-    result = run_training(tmp_path, config(epochs=3))
-    before = weights(result.run)
-    path = result.run.checkpoint(3) / "model.safetensors"
+def spoil(folder):
+    path = folder / "model.safetensors"
     data = bytearray(path.read_bytes())
     data[-5] ^= 1
     path.write_bytes(data)
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_the_run_says_so_for_good(tmp_path):
+    result = run_training(tmp_path, config(epochs=3))
+    before = weights(result.run)
+    assert result.warnings == () and not result.run.notes.exists()
+    spoil(result.run.checkpoint(3))
     assert result.run.latest_checkpoint() == result.run.checkpoint(2)
-    again = run_training(tmp_path, config(epochs=3))
+    told = r"epoch-0003 is damaged \(model\.safetensors is not what was written\); training went on from epoch-0002"
+    with pytest.warns(UserWarning, match=told):
+        again = run_training(tmp_path, config(epochs=3))
     after = weights(again.run)
     assert all(torch.equal(before[k], after[k]) for k in before)
+    once_more = run_training(tmp_path, config(epochs=3))
+    for later in (again, once_more):
+        assert len(later.warnings) == 1 and re.search(told, later.warnings[0]) and "epoch-0003" in repr(later)
+
+
+def test_training_does_not_begin_again_where_all_checkpoints_are_damaged(tmp_path):
+    result = run_training(tmp_path, config(epochs=2))
+    log = result.run.log.read_bytes()
+    for epoch in (1, 2):
+        spoil(result.run.checkpoint(epoch))
+    names = sorted(os.listdir(result.run.checkpoints))
+    with pytest.raises(CheckpointError, match=r"no intact checkpoint to go on from: epoch-0002 .*new folder \(-o\)"):
+        run_training(tmp_path, config(epochs=2))
+    assert result.run.log.read_bytes() == log and sorted(os.listdir(result.run.checkpoints)) == names
+
+
+def test_new_checkpoints_are_kept_and_not_the_damaged_ones_after_them(tmp_path):
+    result = run_training(tmp_path, config(epochs=4, keep_checkpoints=4))
+    for epoch in (3, 4):
+        spoil(result.run.checkpoint(epoch))
+
+    class Stop(BaseException):
+        pass
+
+    def stop(epoch, *_):
+        if epoch == 4:
+            raise Stop
+        return ""
+
+    with pytest.warns(UserWarning, match="epoch-0004 .* and epoch-0003 .*from epoch-0002"), pytest.raises(Stop):
+        run_training(tmp_path, config(epochs=4, keep_checkpoints=1), watch=stop)
+    assert result.run.latest_checkpoint() == result.run.checkpoint(3)
+
+
+def test_inside_an_epoch_the_newest_intact_state_is_gone_on_from(tmp_path):
+    """Steps 2 and 4 of the second epoch are saved; what the first epoch left is damaged as well as the last."""
+    options = config(epochs=2, batch_size=32, recovery_interval=2, keep_checkpoints=1)
+    whole = run_training(tmp_path / "whole", options)
+
+    class Stop(BaseException):
+        pass
+
+    kept = []
+
+    def keep(run, progress, *args, **kwargs):
+        original(run, progress, *args, **kwargs)
+        kept.append((progress.epoch, progress.step))
+        if progress.epoch == 1 and progress.step == 4:
+            raise Stop
+
+    original = loop.save_partial
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "save_partial", keep)
+        with pytest.raises(Stop):
+            run_training(tmp_path / "broken", options)
+    run = Run(tmp_path / "broken")
+    spoil(run.checkpoint(1))
+    resumed = run_training(tmp_path / "broken", options)  # from inside the second epoch: nothing newer is damaged
+    one, two = weights(whole.run), weights(resumed.run)
+    assert all(torch.equal(one[k], two[k]) for k in one) and resumed.warnings == ()
 
 
 def test_saved_weights_are_the_validated_moving_average(tmp_path):

@@ -158,3 +158,47 @@ def test_nothing_to_draw_and_a_taken_port_are_errors(viewer, runs):
         Answers([viewed(kind="window")], lambda _: None)
     with pytest.raises(InputError, match="--port"):
         Viewer(Answers(runs, lambda _: None), viewer.server_port)
+
+
+def test_at_the_end_idle_connections_are_shut_and_no_request_is_left(runs):
+    server = Viewer(Answers(runs, lambda image_id: None))
+    serving = threading.Thread(target=server.serve_forever, args=(0.01,))
+    serving.start()
+    idle = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=10)
+    idle.request("GET", f"/{server.token}/images")
+    assert idle.getresponse().read() and server.busy, "kept for the next question"
+    server.shutdown()
+    serving.join()
+    server.server_close()
+    assert not server.busy
+    idle.close()
+
+
+def test_questions_in_a_queue_are_refused_when_it_ends(runs, monkeypatch):
+    asked, go_on, read = threading.Event(), threading.Event(), []
+
+    def slow(self, *place):
+        read.append(place)
+        asked.set()
+        go_on.wait()
+        return np.zeros((2, 7, 7), np.float32)
+
+    monkeypatch.setattr(type(runs[0].maps), "layer", slow)
+    answers, said = Answers(runs, lambda image_id: None), []
+
+    def ask(layer):
+        try:
+            answers.answer("row", {name: str(value) for name, value in {**PLACE, "layer": layer}.items()})
+        except InputError as error:
+            said.append(str(error))
+
+    threads = [threading.Thread(target=ask, args=(layer,)) for layer in (0, 1, 2)]
+    threads[0].start()
+    asked.wait()
+    for thread in threads[1:]:
+        thread.start()
+    answers.stop()
+    go_on.set()
+    for thread in threads:
+        thread.join()
+    assert len(read) == 1 and said == ["the viewer has been stopped; start it again."] * 2
