@@ -1,0 +1,247 @@
+"""SIGTERM at any moment: a right number or none, and an exit code that says which."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from attnprobe import gather
+from attnprobe.core.errors import AttnprobeError, InputError, MapsFileError, Stopped, stop_now
+from attnprobe.data import image_files, load_images, pillow, timm_named
+from attnprobe.data.decode import Decoder
+from attnprobe.metrics.slices import measure_slice
+from attnprobe.models import build_model, input_spec, read
+from attnprobe.store import opening, structure
+
+
+def test_a_stop_is_none_of_the_errors_that_one_image_or_file_can_cause():
+    assert not issubclass(Stopped, Exception) and not issubclass(Stopped, AttnprobeError)
+    with pytest.raises(Stopped, match="run the same command again"):
+        stop_now(signal.SIGTERM, None)
+
+
+def stop(*_, **__):
+    raise Stopped("stopped on request")
+
+
+def decode_one(tmp_path, monkeypatch):
+    Decoder(stop, None)[0, 0]
+
+
+def check_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(pillow, "open_image", stop)
+    pillow.check("x")
+
+
+def sizes(tmp_path, monkeypatch):
+    monkeypatch.setattr(pillow, "open_image", stop)
+    pillow.one_size(["x"], (9, 9))
+
+
+def decode_all(tmp_path, monkeypatch):
+    monkeypatch.setattr(pillow, "open_image", stop)
+    pillow.decode_all(["x"], (9, 9))
+
+
+def checkpoint(tmp_path, monkeypatch):
+    torch.save({"x": torch.zeros(1)}, tmp_path / "a.pth")
+    monkeypatch.setattr(read.torch, "load", stop)
+    read.read_checkpoint(tmp_path / "a.pth")
+
+
+def opened(tmp_path, monkeypatch):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["x"] = 1
+    monkeypatch.setattr(opening, "_declared", stop)
+    opening.open_hdf5(tmp_path / "a.h5")
+
+
+def checked(tmp_path, monkeypatch):
+    monkeypatch.setattr(structure, "_check", stop)
+    structure.check(None, tmp_path, None)
+
+
+def named(tmp_path, monkeypatch):
+    monkeypatch.setattr(timm_named, "create_dataset", stop)
+    timm_named.open_named("torch/cifar10", "val", tmp_path, False)
+
+
+PLACES = (decode_one, check_one, sizes, decode_all, checkpoint, opened, checked, named)
+
+
+@pytest.mark.parametrize("place", PLACES, ids=lambda place: place.__name__)
+def test_code_that_survives_damage_does_not_survive_a_stop(place, tmp_path, monkeypatch):
+    with pytest.raises(Stopped):
+        place(tmp_path, monkeypatch)
+
+
+# --- a count that does not match what was measured is an error, whatever the cause ----------------------------------
+
+OPTIONS = {"depth": 2, "embed_dim": 24, "num_heads": 3, "num_classes": 10}
+
+
+@pytest.fixture
+def photos(tmp_path, monkeypatch):
+    """Ten images, of which one opens and cannot be decoded, which the scan before the work did not see."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for k in range(10):
+        Image.fromarray(rng.integers(0, 255, (40 + k, 40, 3), dtype=np.uint8)).save(folder / f"{k}.png")
+    whole = (folder / "4.png").read_bytes()
+    (folder / "4.png").write_bytes(whole[: len(whole) // 2])
+    monkeypatch.setattr(image_files, "pre_scan", lambda files, _threads: [""] * len(files))
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("batch_size", [1, 4, 16])
+def test_an_image_that_fails_when_decoded_is_not_counted_among_the_measured(tmp_path, photos, batch_size):
+    options = {"data": str(photos), "bad_images": "skip", "batch_size": batch_size}
+    with pytest.raises(InputError, match=r"4\.png.*be decoded"):
+        gather.measure_live("vit_16_digits", out=tmp_path / "live", metrics=["row_entropy"], **options)
+    with pytest.raises(InputError, match=r"4\.png.*be decoded"):
+        gather.capture("vit_16_digits", out=tmp_path / "maps.h5", **options)
+
+
+def test_a_slice_that_lacks_an_image_is_found_when_it_is_read_again(tmp_path):
+    options = {"data": "digits", "images": 12, "metrics": ["row_entropy"], "formats": ("json",)}
+    (measured,), _ = gather.measure_live("vit_16_digits", out=tmp_path / "live", **options)
+    assert measured.measurements["row_entropy"].n_images == 12
+    model = build_model("vit_16_digits", seed=0)
+    images = load_images("digits", spec=input_spec(model), limit=12)
+    few = gather.capture_maps(model, images, ("weights",), batch_size=4).batches(order=range(11))
+    (tmp_path / "live" / "slices" / "s000000.npz").write_bytes(
+        measure_slice((maps for batch in few for maps in batch), ["row_entropy"])
+    )
+    with pytest.raises(MapsFileError, match="about 11 images where 12"):
+        gather.measure_live("vit_16_digits", out=tmp_path / "live", **options)
+
+
+# --- stops at random moments ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run of one epoch with its maps."""
+    from attnprobe import pipeline
+
+    run = tmp_path_factory.mktemp("stopped") / "run"
+    settings = {"epochs": 1, "warmup_epochs": 0, "model_kwargs": {"depth": 3, "embed_dim": 24}}
+    pipeline.train("digits_vit_16", run, settings=settings)
+    pipeline.capture(run, images=60, untrained=20)
+    return run
+
+
+def commands(run, out):
+    """Command -> its arguments, and the file that holds its numbers."""
+    few = ["--metric", "row_entropy", "--metric", "similar_blocks"]
+    return {
+        "capture": (["capture", run, "--images", "60", "--untrained", "20", "-o", out / "maps.h5"], "maps.h5"),
+        "stats": (
+            ["capture", run, "--stats-only", "--bad-images", "skip", "--images", "130", "--untrained", "20", *few,
+             "-o", out],
+            "measurements.json",
+        ),
+        "report": (["report", run, "-o", out, *few], "measurements.json"),
+        "verify-drops": (["verify-drops", run, "--blocks", "2,3", "-o", out], "drops.json"),
+    }  # fmt: skip
+
+
+def numbers(path):
+    """What a file says, without when it was made; None where there is none."""
+    if not path.exists():
+        return None
+    if path.suffix == ".h5":
+        with h5py.File(path) as file:
+            return {name: file[f"stages/trunk/{name}"][()].tobytes() for name in ("weights", "tokens")}
+    data = json.loads(path.read_text())
+    for one in data.get("runs", []):
+        for name in ("created", "versions"):
+            one["info"].pop(name, None)
+    return data
+
+
+def child(arguments, fresh):
+    """The id of a process at a command: a fresh one, or a copy of this one, which has torch loaded already."""
+    arguments = [str(argument) for argument in arguments]
+    if fresh:
+        null = subprocess.DEVNULL
+        return subprocess.Popen([sys.executable, "-m", "attnprobe", *arguments], stdout=null, stderr=null).pid
+    pid = os.fork()
+    if pid:
+        return pid
+    from attnprobe.__main__ import program
+
+    code = 99
+    try:
+        for stream in (1, 2):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+        torch.set_num_threads(1)
+        sys.argv = ["attnprobe", *arguments]
+        program()
+    except SystemExit as end:
+        code = end.code or 0
+    finally:
+        os._exit(code)
+
+
+def ended(pid):
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+STARTING = 0.7
+"""Seconds in which a fresh interpreter may not have come to our first line, so that SIGTERM kills it as any program."""
+
+
+def check_stops(run, tmp_path, command, times, fresh):
+    arguments, file = commands(run, tmp_path / "whole")[command]
+    begun = time.monotonic()
+    assert ended(child(arguments, fresh)) == 0
+    seconds, whole = time.monotonic() - begun, numbers(tmp_path / "whole" / file)
+    chance, codes = random.Random(command), []
+    for n in range(times):
+        arguments, file = commands(run, tmp_path / str(n))[command]
+        moment = chance.uniform(0.02, seconds)
+        pid = child(arguments, fresh)
+        time.sleep(moment)
+        os.kill(pid, signal.SIGTERM)
+        codes.append(ended(pid))
+        assert codes[-1] in (0, 75) or (fresh and codes[-1] == -signal.SIGTERM and moment < STARTING), (
+            n,
+            moment,
+            codes,
+        )
+        there = numbers(tmp_path / str(n) / file)
+        assert there == whole if codes[-1] == 0 else there in (None, whole), (n, moment)
+        if n % 3 == 0:
+            assert ended(child(arguments, False)) == 0 or command == "capture"  # which does not replace a whole file
+            assert numbers(tmp_path / str(n) / file) == whole, (n, moment)
+    return codes
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # Python 3.12 on fork beside threads
+@pytest.mark.parametrize("command", ["capture", "stats", "report", "verify-drops"])
+def test_a_stop_at_a_random_moment_leaves_right_numbers_and_says_so(trained, tmp_path, command):
+    assert check_stops(trained, tmp_path, command, times=3, fresh=False)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+@pytest.mark.parametrize("command", ["capture", "stats", "report", "verify-drops"])
+def test_a_hundred_stops(trained, tmp_path, command):
+    codes = check_stops(trained, tmp_path, command, 85, False) + check_stops(
+        trained, tmp_path / "fresh", command, 15, True
+    )
+    print(f"{command}: {len(codes)} stops, {codes.count(75)} exit 75, {codes.count(0)} done before, "
+          f"{len(codes) - codes.count(75) - codes.count(0)} before the program began")  # fmt: skip
+    assert codes.count(75) > 40
