@@ -218,16 +218,18 @@ def _every_image(task: Task, order: range) -> Iterator[list[AttentionMaps]]:
             it would be counted among the measured ones.
     """
     expected = [task.source.ids[position] for position in order]
+    missing = None
     for batch in task.capturing.batches(order=order):
-        n = batch[0].n_images
-        if list(batch[0].image_ids) != expected[:n]:
+        ids = list(batch[0].image_ids)
+        missing = next((wanted for wanted, got in zip(expected, ids, strict=False) if wanted != got), None)
+        if missing is not None:
             break
-        expected = expected[n:]
+        expected = expected[len(ids) :]
         yield batch
     if expected:
         raise InputError(
-            f"image {expected[0]!r} of {task.source.name} or one after it could be opened when the capture began, but "
-            "not be decoded. Repair or remove what is damaged, then capture into a new output."
+            f"image {missing or expected[0]!r} of {task.source.name} could be opened when the capture began, but not "
+            "be decoded. Repair or remove it, then capture into a new output."
         )
 
 

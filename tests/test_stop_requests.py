@@ -16,7 +16,7 @@ from PIL import Image
 
 from attnprobe import gather
 from attnprobe.core.errors import AttnprobeError, InputError, MapsFileError, Stopped, stop_now
-from attnprobe.data import image_files, load_images, pillow, timm_named
+from attnprobe.data import image_files, load_images, pillow
 from attnprobe.data.decode import Decoder
 from attnprobe.metrics.slices import measure_slice
 from attnprobe.models import build_model, input_spec, read
@@ -71,8 +71,9 @@ def checked(tmp_path, monkeypatch):
 
 
 def named(tmp_path, monkeypatch):
-    monkeypatch.setattr(timm_named, "create_dataset", stop)
-    timm_named.open_named("torch/cifar10", "val", tmp_path, False)
+    module = sys.modules["attnprobe.data.timm_named"]
+    monkeypatch.setattr(module, "create_dataset", stop)
+    module.open_named("torch/cifar10", "val", tmp_path, False)
 
 
 PLACES = (decode_one, check_one, sizes, decode_all, checkpoint, opened, checked, named)

@@ -109,7 +109,7 @@ def test_options_out_of_the_list_are_refused_and_nothing_runs_or_is_fetched(fold
 
 @pytest.mark.parametrize(
     "name",
-    ["hf-hub:timm/vit_tiny_patch16_224", "hf:facebook/dino", "local-dir:/tmp", "torchvision:vit_b_16", "no/such", ""],
+    ["hf-hub:timm/vit_tiny_patch16_224", "hf:a/b", "local-dir:/tmp", "torchvision:vit_b_16", "no/such", ""],
 )
 def test_an_architecture_that_is_an_address_is_not_followed(folder, server, monkeypatch, name):
     url, asked = server
@@ -130,7 +130,7 @@ def test_an_architecture_that_is_an_address_is_not_followed(folder, server, monk
 def test_a_training_scripts_args_name_no_address(tmp_path, server, monkeypatch):
     url, asked = server
     monkeypatch.setenv("HF_ENDPOINT", url)
-    state = {k: v for k, v in build_model("deepvit_16_digits", **SMALL).state_dict().items()}
+    state = dict(build_model("deepvit_16_digits", **SMALL).state_dict())
     torch.save({"state_dict": state, "args": {"model": "hf-hub:x/y", "num_classes": 4}}, tmp_path / "a.pth")
     with pytest.warns(UserWarning, match="taken for"):
         load_model(tmp_path / "a.pth")  # recognised by its parameters
