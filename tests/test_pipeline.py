@@ -1,19 +1,24 @@
 """Every stage in a row, on real images."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 import attnprobe as ap
 from attnprobe import gather, pipeline
 from attnprobe.core.config import read_yaml
-from attnprobe.core.errors import InputError, WorkError
+from attnprobe.core.errors import CheckpointError, InputError, WorkError
 from attnprobe.core.reference import UserImages
 from attnprobe.core.run import Run
 from attnprobe.metrics import DEFAULT
+from attnprobe.models import build_model
+from attnprobe.models.describe import config_json
+from tests.store.capturing import capture as store_maps
 from tests.two_processes import under_torchrun
 
 TINY = {"epochs": 2, "warmup_epochs": 1, "model_kwargs": {"depth": 3, "embed_dim": 24}}
@@ -229,3 +234,32 @@ def test_training_starts_from_another_runs_weights(runs, tmp_path):
     before, after = ap.load_model(runs / "digits_vit_16"), ap.load_model(result.run.path)
     torch.testing.assert_close(after.blocks[1].mlp.fc1.weight, before.blocks[1].mlp.fc1.weight, atol=1e-6, rtol=0)
     assert after.pos_embed.shape[1] == 65
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("where", ["head", "layer", "everything"])
+def test_maps_that_are_no_numbers_in_every_image_are_reported_not_crashed_on(tmp_path, make_maps, where):
+    maps = make_maps(images=9, layers=4, heads=2)
+    values = maps.values.clone()
+    values[{"head": np.s_[:, 1, 0], "layer": np.s_[:, 2], "everything": np.s_[:]}[where]] = float("nan")
+    path = store_maps(tmp_path / "maps.h5", [replace(maps, values=values)])
+    (examined,), files = pipeline.report([path], out=tmp_path / "report")
+    assert all(file.stat().st_size for file in files) and {f.suffix for f in files} >= {".html", ".json"}
+    entropy = examined.measurements["row_entropy"].mean
+    assert np.isnan(entropy).sum() == {"head": 1, "layer": 2, "everything": 8}[where]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["blocks.1.attn.qkv.weight", "blocks.2.mlp.fc1.weight", "head.weight", "pos_embed"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_can_be_looked_at_if_asked(tmp_path, name, value):
+    options = {"depth": 4, "embed_dim": 24, "num_heads": 3, "num_classes": 10}
+    model = build_model("vit_16_digits", seed=0, **options)
+    model.get_parameter(name).data.view(-1)[0] = value
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(config_json("vit_16_digits", model, options)))
+    few = {"data": "digits", "images": 8, "untrained": 0, "out": tmp_path / "maps.h5"}
+    with pytest.raises(CheckpointError, match="allow-nonfinite"):
+        pipeline.capture(tmp_path, **few)
+    examined = pipeline.examine(pipeline.capture(tmp_path, allow_nonfinite=True, **few), metrics=["row_entropy"])
+    assert examined.measurements["row_entropy"].n_images == 8 and examined.certificate["output_equal"]

@@ -217,11 +217,8 @@ def check_stops(run, tmp_path, command, times, fresh):
         time.sleep(moment)
         os.kill(pid, signal.SIGTERM)
         codes.append(ended(pid))
-        assert codes[-1] in (0, 75) or (fresh and codes[-1] == -signal.SIGTERM and moment < STARTING), (
-            n,
-            moment,
-            codes,
-        )
+        too_early = fresh and codes[-1] == -signal.SIGTERM and moment < STARTING
+        assert codes[-1] in (0, 75) or too_early, (n, moment, codes)
         there = numbers(tmp_path / str(n) / file)
         assert there == whole if codes[-1] == 0 else there in (None, whole), (n, moment)
         if n % 3 == 0:
@@ -240,9 +237,8 @@ def test_a_stop_at_a_random_moment_leaves_right_numbers_and_says_so(trained, tmp
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 @pytest.mark.parametrize("command", ["capture", "stats", "report", "verify-drops"])
 def test_a_hundred_stops(trained, tmp_path, command):
-    codes = check_stops(trained, tmp_path, command, 85, False) + check_stops(
-        trained, tmp_path / "fresh", command, 15, True
-    )
+    codes = check_stops(trained, tmp_path, command, 85, fresh=False)
+    codes += check_stops(trained, tmp_path / "fresh", command, 15, fresh=True)
     print(f"{command}: {len(codes)} stops, {codes.count(75)} exit 75, {codes.count(0)} done before, "
           f"{len(codes) - codes.count(75) - codes.count(0)} before the program began")  # fmt: skip
     assert codes.count(75) > 40

@@ -134,7 +134,9 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 def _read_pickle(path: Path) -> dict[str, Any]:
     """A PyTorch file as plain data: tensors, numbers, strings, containers, argparse.Namespace, numpy scalars."""
     _check_zip(path)
-    plain = [argparse.Namespace, np.dtype, np._core.multiarray.scalar]  # type: ignore[attr-defined]
+    scalar = np.float64(0).__reduce__()[0]  # its module is called otherwise in numpy 1 and 2, and in their files
+    plain: list[Any] = [argparse.Namespace, np.dtype]
+    plain += [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
     plain += [type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "u1", "?")]
     try:
         with torch.serialization.safe_globals(plain):
