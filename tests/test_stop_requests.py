@@ -4,7 +4,6 @@ import json
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
 
@@ -176,8 +175,9 @@ def child(arguments, fresh):
     """The id of a process at a command: a fresh one, or a copy of this one, which has torch loaded already."""
     arguments = [str(argument) for argument in arguments]
     if fresh:
-        null = subprocess.DEVNULL
-        return subprocess.Popen([sys.executable, "-m", "attnprobe", *arguments], stdout=null, stderr=null).pid
+        silent = [(os.POSIX_SPAWN_OPEN, stream, os.devnull, os.O_WRONLY, 0) for stream in (1, 2)]
+        command = [sys.executable, "-m", "attnprobe", *arguments]
+        return os.posix_spawn(sys.executable, command, os.environ, file_actions=silent)
     pid = os.fork()
     if pid:
         return pid
