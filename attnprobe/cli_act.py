@@ -22,9 +22,9 @@ class TrialOptions:
     data_dir: Path | None = None
     """where the data set lives."""
     split: str = "val"
-    """train or val."""
+    """val: one half of these images chooses, the other judges; train: training images choose, those of val judge."""
     images: int | None = None
-    """a fixed, class-balanced subset of this many."""
+    """a fixed, class-balanced subset of this many, of each split."""
     batch_size: int = 64
     """images per forward pass, also where it is timed."""
     device: str = "auto"
@@ -78,8 +78,8 @@ def verify_drops(
 
     Each similar block uses the map of the block before, adds no attention, or is dropped; each redundant head is 0
     (where heads are mixed after the softmax, its softmax map). Ends with what can go at that tolerance, and the command
-    that takes it out. As that was chosen on these images it looks a little too good on them: choose with --split train,
-    and prune measures on others.
+    that takes it out. One half of the images, or with --split train the training images, chooses what goes; all numbers
+    are of the others.
 
     For example:
 
@@ -127,7 +127,8 @@ def prune(
 ) -> None:
     """A smaller checkpoint without some blocks and heads, which timm opens; prints what that costs and saves.
 
-    Heads are removed from blocks whose heads do not see each other; where a variant mixes them, it says so.
+    Measured on the images that did not choose what goes; the others choose the epoch of fine-tuning. Heads are
+    removed from blocks whose heads do not see each other; where a variant mixes them, it says so.
 
     For example:
 

@@ -72,8 +72,9 @@ def evidence_document(evidence: Evidence) -> dict[str, Any]:
     return {
         "ref": evidence.ref,
         "candidates": evidence.candidates,
-        "accuracy": float(evidence.whole.right.mean()),
-        "n_images": len(evidence.whole.right),
+        "accuracy": evidence.row(evidence.whole)["accuracy"],
+        "n_images": evidence.n_judging,
+        "n_choosing": evidence.n_choosing,
         "tolerance": evidence.tolerance,
         "advised": cost,
         "advice": evidence.advice(),
