@@ -63,6 +63,7 @@ def demo(
 def train(
     recipe: Positional[Annotated[str, Short(metavar="RECIPE")]],
     out: Annotated[Path, Short(aliases=["-o"])],
+    seeds: Annotated[str, Short(metavar="0-4|0,3,7")] = "",
     data_dir: Path | None = None,
     set: Annotated[Repeated[tuple[str, ...]], Short(metavar="NAME=VALUE")] = (),
     auto_batch: bool = False,
@@ -74,12 +75,14 @@ def train(
 
     $ attnprobe train digits_vit_16 -o runs/vit
     $ attnprobe train digits_deepvit_16 -o runs/deep --set epochs=10 --set lr=1e-3
+    $ attnprobe train digits_vit_16 --seeds 0-4 -o runs/vit
     $ attnprobe train args.yaml -o runs/mine --data-dir ~/images
     $ torchrun --nproc-per-node 4 -m attnprobe train deepvit_32 --data-dir ~/imagenet -o runs/deepvit_32
 
     Args:
         recipe: name of a shipped recipe (`attnprobe list recipes`), or a YAML file of ours or for timm's train.py.
-        out: the run's directory.
+        out: the run's directory; with --seeds what their names begin with: runs/vit_s0, runs/vit_s1 ...
+        seeds: of several runs that differ in nothing else, one after the other; then compare "vit=runs/vit_s*".
         data_dir: where the data set lives.
         set: an option that replaces the recipe's, named as in timm's train.py; repeat for several.
         auto_batch: work on parts of a batch that does not fit into memory; the recipe stays the same.
@@ -90,10 +93,16 @@ def train(
 
     settings = parse_settings(set) | ({"data_dir": str(data_dir)} if data_dir else {})
     settings |= {"auto_batch": True} if auto_batch else {}
-    result = pipeline.train(recipe, out, settings=settings, ignore_unknown=ignore_unknown)
-    if os.environ.get("RANK", "0") == "0":
-        print(f"{result.run.path}: top-1 {result.top1:.2%} after {len(result.log)} epochs, "
-              f"best {result.best:.2%} at epoch {result.best_epoch}")  # fmt: skip
+    if seeds:
+        from attnprobe.experiment import seeds_of, train_seeds
+
+        results = train_seeds(recipe, out, seeds_of(seeds), settings=settings, ignore_unknown=ignore_unknown)
+    else:
+        results = [pipeline.train(recipe, out, settings=settings, ignore_unknown=ignore_unknown)]
+    for result in results:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"{result.run.path}: top-1 {result.top1:.2%} after {len(result.log)} epochs, "
+                  f"best {result.best:.2%} at epoch {result.best_epoch}", flush=True)  # fmt: skip
 
 
 def report(

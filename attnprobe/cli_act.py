@@ -32,26 +32,31 @@ class TrialOptions:
 
 
 def compare(
-    maps: Positional[Annotated[tuple[Path, ...], Short(metavar="MAPS|RUN")]],
+    maps: Positional[Annotated[tuple[str, ...], Short(metavar="MAPS|RUN|NAME=RUNS")]],
     out: Annotated[Path, Short(aliases=["-o"])] = Path("attnprobe-comparison"),
     table: Literal["papers", "summary"] = "papers",
     metric: Repeated[tuple[str, ...]] = (),
     match_heads: bool = False,
 ) -> None:
-    """Runs in one table for a paper, and where each differs from the first on the images both saw.
+    """Runs, or methods of several runs, in one table for a paper, and where each differs from the first.
 
-    Runs of other depth are compared at equal relative depth. Prints the table as Markdown.
+    Single runs are compared on the images both saw, which says nothing of other seeds. NAME=PATTERN names the runs of a
+    method, two or more: intervals and tests are then over runs and images. Runs of other depth are compared at equal
+    relative depth. Prints the table as Markdown.
 
     For example:
 
+    $ attnprobe compare "vit=runs/vit_s*" "deepvit=runs/deepvit_s*" -o comparison
     $ attnprobe compare runs/vit runs/deepvit runs/refiner -o comparison
     $ attnprobe compare a.h5 b.h5 --table summary --metric row_entropy --match-heads
     $ attnprobe capture runs/vit/checkpoints/epoch-0005 --data digits -o epoch5.h5
     $ attnprobe compare epoch5.h5 runs/vit -o since-epoch-5
 
     Args:
-        maps: maps files, or runs that have one; the first is what the others are compared with.
-        out: folder for comparison.md, comparison.csv, comparison.tex (booktabs) and differences.csv (every cell).
+        maps: maps files, or runs that have one, or a name and a pattern of several; the first is what the others are
+            compared with. A name may be there again, with more runs.
+        out: folder for comparison.md, comparison.csv, comparison.tex (booktabs) and differences.csv (every cell); of
+            methods also depth.png.
         table: parameters, accuracy and similar blocks, as the papers have it; or the summary of a report.
         metric: as for report. Repeat for several.
         match_heads: pair the heads of each block by their maps first; for models of equal depth and heads.
