@@ -115,6 +115,7 @@ def report(
     tolerance: float = 0.02,
     collapsed_at: float = 0.25,
     redundant_at: float = 0.5,
+    group: Annotated[str | None, Short(metavar="REGEX")] = None,
 ) -> None:
     """Measure maps files or runs and report on all of them side by side.
 
@@ -139,6 +140,9 @@ def report(
         tolerance: with --verify-drops, as there.
         collapsed_at: share of the blocks, the last ones in a row, from which on similar ones are called a collapse.
         redundant_at: share of redundant heads from which on a model that is not collapsed is called redundant.
+        group: images that count once together: a regular expression whose part in brackets, searched in their ids
+            (paths in a folder), names the group, as in '^(.+)_' for photo7_0.png and photo7_1.png; their mean is one
+            observation.
     """
     from attnprobe import pipeline
     from attnprobe.core.examined import VerdictRules
@@ -153,6 +157,7 @@ def report(
         verify=verify_drops,
         tolerance=tolerance,
         rules=VerdictRules(collapsed=collapsed_at, redundant=redundant_at),
+        group=group,
     )
     show(examined, files)
     outcomes = pipeline.gate(examined, fail_on)

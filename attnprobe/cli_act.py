@@ -37,6 +37,7 @@ def compare(
     table: Literal["papers", "summary"] = "papers",
     metric: Repeated[tuple[str, ...]] = (),
     match_heads: bool = False,
+    group: Annotated[str | None, Short(metavar="REGEX")] = None,
 ) -> None:
     """Runs, or methods of several runs, in one table for a paper, and where each differs from the first.
 
@@ -60,10 +61,12 @@ def compare(
         table: parameters, accuracy and similar blocks, as the papers have it; or the summary of a report.
         metric: as for report. Repeat for several.
         match_heads: pair the heads of each block by their maps first; for models of equal depth and heads.
+        group: as for report: images that count once together.
     """
     from attnprobe import comparison
 
-    _, files = comparison.compare(maps, out=out, table=table, metrics=metric or None, match_heads=match_heads)
+    how = {"table": table, "metrics": metric or None, "match_heads": match_heads, "group": group}
+    _, files = comparison.compare(maps, out=out, **how)
     print(files[0].read_text(encoding="utf-8"), end="")
     for path in files:
         print(path)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -61,6 +62,7 @@ def compare(
     metrics: Sequence[str] | None = None,
     match_heads: bool = False,
     resamples: int = 10_000,
+    group: str | None = None,
 ) -> tuple[Comparison, list[Path]]:
     """Compare maps files or runs, or methods of several runs, with the first, and write table and differences.
 
@@ -74,6 +76,7 @@ def compare(
             (cosine, Hungarian method); runs of equal depth and heads only.
         resamples: of the images, for intervals and tests of single runs; of methods these are Student's t over runs
             and images, see `core.over_runs`.
+        group: which images count once together, as for `measure`.
 
     Raises:
         InputError: nothing to compare, maps that cannot be paired, or groups of runs that are none: see `groups`.
@@ -82,15 +85,15 @@ def compare(
     check_choice("table", table, TABLES)
     if not paths:
         raise InputError("nothing to compare; give two maps files or runs, or more.")
-    sides = _sides(paths, metrics)
+    sides = _sides(paths, metrics, group)
     if match_heads and sides[0].is_method:
         raise InputError("heads of several runs have no order in common; leave --match-heads out.")
     found, notes = [], []
     first, *others = sides
     for other in others:
         refusal = next((why for run in (*first.runs[1:], *other.runs) if (why := why_not(first.runs[0], run))), "")
-        shared = () if refusal else shared_images((*first.runs, *other.runs))
-        notes.append(_about(first, other, shared, refusal))
+        shared, changed = ((), 0) if refusal else shared_images((*first.runs, *other.runs))
+        notes.append(_about(first, other, shared, refusal, changed))
         order = order_of_heads(first.runs[0], other.runs[0], shared) if match_heads else None
         pairs = list(pairs_of(first.runs[0], other.runs[0]))
         with progress(f"compare {other.name}", len(pairs)) as advance:
@@ -106,15 +109,14 @@ def compare(
         return comparison, _write(comparison, table, Path(out))
 
 
-def _sides(paths: Sequence[Path | str] | Named, metrics: Sequence[str] | None) -> tuple[Side, ...]:
+def _sides(paths: Sequence[Path | str] | Named, metrics: Sequence[str] | None, group: str | None) -> tuple[Side, ...]:
     """What was asked for, examined."""
     groups = paths if isinstance(paths, Mapping) else named_groups(paths)
+    how: dict[str, Any] = {"metrics": metrics, "pictures": 0, "group": group}
     if groups is None:
-        return tuple(Side(e.name, (e,)) for e in pipeline.examine_all(list(paths), metrics=metrics, pictures=0))
+        return tuple(Side(e.name, (e,)) for e in pipeline.examine_all(list(paths), **how))
     check_paths(groups)
-    sides = tuple(
-        Side(name, tuple(pipeline.examine_all(its, metrics=metrics, pictures=0))) for name, its in groups.items()
-    )
+    sides = tuple(Side(name, tuple(pipeline.examine_all(its, **how))) for name, its in groups.items())
     check_runs(sides)
     return sides
 
@@ -125,9 +127,13 @@ def _everywhere(side: Side, m: Measurement) -> list[Measurement]:
     return [next(x for x in run.measurements.values() if (x.stage, x.metric, x.site) == alike) for run in side.runs]
 
 
-def _about(one: Side, two: Side, shared: tuple[str, ...], refusal: str) -> str:
+def _about(one: Side, two: Side, shared: tuple[str, ...], refusal: str, changed: int) -> str:
     seen = "all runs were" if two.is_method else "both were"
     text = f"{two} minus {one}: " + (refusal or f"{len(shared)} images that {seen} measured on")
+    if changed:
+        text += f"; {changed} more of the same names have other pixels, so they are other images and not paired"
+    for note in dict.fromkeys(note for e in (*one.runs, *two.runs) for note in e.notes):
+        text += f"; {note.rstrip('.')}"
     first, other = one.runs[0], two.runs[0]
     depths = depth_of(first), depth_of(other)
     if depths[0] != depths[1]:

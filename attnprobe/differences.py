@@ -21,6 +21,7 @@ from attnprobe.metrics.head_matching import matching
 from attnprobe.metrics.methods import difference_of_methods
 from attnprobe.metrics.paired import Difference, paired_difference
 from attnprobe.reports.numbers import telling_cells
+from attnprobe.store.reader import MapReader
 
 ANY_NUMBER_OF_TOKENS = frozenset(
     (
@@ -92,11 +93,32 @@ def why_not(first: Examined, other: Examined, metric: str = "") -> str:
     return ""
 
 
-def shared_images(runs: Sequence[Examined]) -> tuple[str, ...]:
-    """Images measured in all, in the order of the first."""
-    first, *others = (next((m.image_ids for m in e.measurements.values() if m.image_ids), ()) for e in runs)
-    there = set(first).intersection(*others)
-    return tuple(name for name in first if name in there)
+def shared_images(runs: Sequence[Examined]) -> tuple[tuple[str, ...], int]:
+    """Images measured in all, in the order of the first; and how many more have one name and other pixels.
+
+    Pixels are compared between runs that saw images of one size, prepared in the same way on the same kind of device;
+    of other runs the names have to do.
+    """
+    seen = [_pixels(e) for e in runs]
+    named = set(seen[0]).intersection(*seen[1:])
+    alike: dict[object, list[dict[str, int]]] = {}
+    for e, pixels in zip(runs, seen, strict=True):
+        alike.setdefault(_preparation(e), []).append(pixels)
+    changed = {name for some in alike.values() for name in named if len({p[name] for p in some if p[name]}) > 1}
+    return tuple(name for name in seen[0] if name in named - changed), len(changed)
+
+
+def _pixels(e: Examined) -> dict[str, int]:
+    """The images of a run, in order, and the hash of what the model saw; 0 where that is not known."""
+    m = next((m for m in e.measurements.values() if m.image_ids), None)
+    return {} if m is None else dict(zip(m.image_ids, m.pixels or (0,) * len(m.image_ids), strict=True))
+
+
+def _preparation(e: Examined) -> object:
+    """What hashes depend on beside the image; the mean and deviation of pixels do not matter."""
+    config = e.maps.attrs.get("config", {}) if isinstance(e.maps, MapReader) else {}
+    spec = config.get("spec") or {}
+    return e.info.get("device"), str([spec.get(name) for name in ("size", "interpolation", "crop_pct")])
 
 
 def depth_of(e: Examined) -> int:

@@ -20,7 +20,7 @@ from attnprobe.core.maps import AttentionMaps
 from attnprobe.core.progress import Advance, progress
 from attnprobe.core.run import Run
 from attnprobe.experiment import train
-from attnprobe.gather import capture, measure_live, untrained_maps
+from attnprobe.gather import capture, doubts, measure_live, untrained_maps
 from attnprobe.metrics import atlases, images_needed, measure
 from attnprobe.metrics.choose import choose
 from attnprobe.models import read_checkpoint
@@ -42,7 +42,12 @@ CURVE_RESAMPLES = 400
 
 
 def examine(
-    path: Path | str, *, metrics: Sequence[str] | None = None, name: str | None = None, pictures: int = 6
+    path: Path | str,
+    *,
+    metrics: Sequence[str] | None = None,
+    name: str | None = None,
+    pictures: int = 6,
+    group: str | None = None,
 ) -> Examined:
     """Measure a maps file, its baselines included, and gather what a report shows.
 
@@ -51,6 +56,7 @@ def examine(
         metrics: names and settings, see `attnprobe.metrics.choose`; the default ones that fit if None.
         name: how to call it in tables; its folder or file name if None.
         pictures: how many images to show attention on, if the data set is at hand.
+        group: which images count once together, as for `measure`.
     """
     path = Path(path)
     path = Run(path).maps if path.is_dir() and Run(path).maps.exists() else path
@@ -58,7 +64,7 @@ def examine(
     reader = open_maps(path)
     with progress(f"measure {path.name}", len(reader)) as advance:
         baselines = {"untrained": open_maps(untrained_maps(path))} if untrained_maps(path).exists() else {}
-        measurements = measure(_counted(reader, advance), metrics, baselines=baselines)
+        measurements = measure(_counted(reader, advance), metrics, baselines=baselines, group=group)
     first = reader.maps(site=reader.sites()[0], images=slice(0, 1))
     return Examined(
         name=name or (path.parent.name if path.name == "maps.h5" else path.stem) or path.stem,
@@ -71,14 +77,19 @@ def examine(
         maps=reader,
         class_names=tuple(reader.attrs.get("config", {}).get("class_names") or ()),
         history=read_history(Run(path.parent).probe) if path == Run(path.parent).maps else None,
+        notes=doubts(measurements),
     )
 
 
 def examine_all(
-    paths: Sequence[Path | str], *, metrics: Sequence[str] | None = None, pictures: int = 6
+    paths: Sequence[Path | str],
+    *,
+    metrics: Sequence[str] | None = None,
+    pictures: int = 6,
+    group: str | None = None,
 ) -> list[Examined]:
     """`examine` several; where two have one name, all are called by their paths."""
-    examined = [examine(path, metrics=metrics, pictures=pictures) for path in paths]
+    examined = [examine(path, metrics=metrics, pictures=pictures, group=group) for path in paths]
     if len({e.name for e in examined}) < len(examined):
         examined = [replace(e, name=str(path)) for e, path in zip(examined, paths, strict=True)]
     return examined
@@ -95,6 +106,7 @@ def report(
     verify: bool = False,
     tolerance: float = TOLERANCE,
     rules: VerdictRules | None = None,
+    group: str | None = None,
 ) -> tuple[list[Examined], list[Path]]:
     """Examine maps files and write the report of all of them side by side.
 
@@ -103,6 +115,7 @@ def report(
         verify: take away what is similar or redundant in each run, and show what that costs, at this `tolerance`; see
             `verify_drops`.
         rules: from where on the verdict calls a model collapsed, or redundant.
+        group: which images count once together, as for `measure`.
 
     Returns:
         What was examined, and the files written into the folder `out`.
@@ -115,8 +128,8 @@ def report(
     asked |= {*SAY_WHAT_COULD_GO} if verify else set()
     metrics = (*metrics, *sorted(asked - {metric.name for metric in choose(metrics)[0]}))
     examined = [
-        _explored(replace(e, notes=tuple(notes), rules=rules or VerdictRules()))
-        for e in examine_all(paths, metrics=metrics)
+        _explored(replace(e, notes=(*notes, *e.notes), rules=rules or VerdictRules()))
+        for e in examine_all(paths, metrics=metrics, group=group)
     ]
     if verify:
         examined = [_verified(e, run, tolerance) for e, run in zip(examined, runs, strict=True)]

@@ -24,7 +24,7 @@ def at_images(m: Measurement, image_ids: Sequence[str]) -> Measurement:
     if missing := [name for name in image_ids if name not in place]:
         raise InputError(f"{m.metric} was not measured on {missing[0]!r}.")
     rows = m.per_image[[place[name] for name in image_ids]]
-    return replace(m, per_image=rows, image_ids=tuple(image_ids), n_images=len(rows))
+    return replace(m, per_image=rows, image_ids=tuple(image_ids), pixels=(), n_images=len(rows))
 
 
 def at_relative_depth(m: Measurement, layers: int) -> Measurement:

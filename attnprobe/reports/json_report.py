@@ -56,7 +56,7 @@ def _run(e: Examined) -> dict[str, Any]:
 def measurement_document(m: Measurement) -> dict[str, Any]:
     """Its numbers and everything that changes them."""
     about = ("metric", "site", "stage", "is_effective", "axes", "coords", "unit", "value_range", "settings", "summary")
-    values = ("n_images", "n_excluded", "mean", "std", "ci")
+    values = ("n_images", "n_grouped", "copies", "n_excluded", "mean", "std", "ci")
     return {
         **{name: getattr(m, name) for name in (*about, *values)},
         "baselines": {
