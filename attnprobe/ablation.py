@@ -1,7 +1,7 @@
 """Is what a report calls similar or redundant really not needed? It is taken away, and the accuracy measured."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from attnprobe.core import fs
 from attnprobe.core.errors import InputError
 from attnprobe.core.evidence import TOLERANCE, Change, Evidence, Tried
 from attnprobe.core.measurement import Measurement
-from attnprobe.core.progress import Advance, progress
+from attnprobe.core.progress import progress
 from attnprobe.core.run import Run
 from attnprobe.metrics import head_ablation, head_importance, measure
 from attnprobe.models.ablate import Ablatable
@@ -26,7 +26,9 @@ from attnprobe.trial import Trial, open_trial
 METRICS = ("similar_blocks", "head_divergence")
 """What says which blocks and heads are candidates."""
 
-OPTIONS = {"architecture": "--model", "data": "--data", "data_dir": "--data-dir"}
+OPTIONS = {
+    "architecture": "--model", "data": "--data", "data_dir": "--data-dir", "split": "--split", "images": "--images",
+}  # fmt: skip
 """Of `open_trial`, as the command that is advised must have them."""
 
 MOST_TRIED = 12
@@ -49,6 +51,8 @@ def verify_drops(
     **where: Any,
 ) -> tuple[Evidence, list[Path]]:
     """Measure the accuracy without each similar block and each redundant head, alone and together.
+
+    What goes first and what is advised is chosen on some images, and every number is of others: see `open_trial`.
 
     Similar blocks are those of `similar_blocks` at what multiplies V; redundant heads all but the first of each group
     of `head_divergence`, as in the report. Where a variant mixes heads after the softmax, a head is its softmax map.
@@ -149,23 +153,30 @@ def _evidence(
     with progress(f"verify {trial.facts.model}", steps) as advance:
         whole = Tried((), *trial.answers(ablatable.module))
         advance(1)
-        single = tuple(_tried(trial, ablatable, [change], advance) for change in singles)
-        curves = {
-            name: _curve([tried for tried in single if tried.changes[0].kind in kinds], trial, ablatable, advance)
-            for name, kinds in (("blocks", ("block",)), ("heads", ("head", "softmax")))
-        }
-        kept = {name: curve for name, curve in curves.items() if curve}
+
+        def try_it(changes: Sequence[Change]) -> Tried:
+            tried = Tried(tuple(changes), *trial.answers(ablatable.module, ablatable.without(changes)))
+            advance(1)
+            return tried
+
+        single = tuple(try_it([change]) for change in singles)
+        named = {**where, "split": where.get("split") if where.get("split") != "val" else None}
         options = tuple(
-            word for name, option in OPTIONS.items() if where.get(name) for word in (option, str(where[name]))
+            word for name, option in OPTIONS.items() if named.get(name) for word in (option, str(named[name]))
         )
         classes = len(trial.images.class_names)
-        evidence = Evidence(str(ref), said, whole, single, kept, tolerance, classes, options)
+        evidence = Evidence(str(ref), said, whole, single, {}, trial.chooses, tolerance, classes, options)
+        curves = {
+            name: _curve([tried for tried in single if tried.changes[0].kind in kinds], evidence, try_it)
+            for name, kinds in (("blocks", ("block",)), ("heads", ("head", "softmax")))
+        }
+        evidence = replace(evidence, curves={name: curve for name, curve in curves.items() if curve})
         evidence = _with_advice(evidence, trial, ablatable)
         advance(1)
-        found = {"head_importance": head_importance(_gate_gradients(trial, ablatable), _labelled_ids(trial))}
+        found = {"head_importance": head_importance(_gate_gradients(trial, ablatable), trial.ids)}
         advance(1)
     if every:
-        found["head_ablation"] = head_ablation(_losses_gained(evidence, ablatable), _labelled_ids(trial))
+        found["head_ablation"] = head_ablation(_losses_gained(evidence, ablatable), trial.ids)
     return replace(evidence, importance=found)
 
 
@@ -189,30 +200,22 @@ def _singles(ablatable: Ablatable, blocks: Blocks, heads: Heads) -> Iterator[Cha
     yield from (ablatable.head(block, head) for block, head in heads)
 
 
-def _tried(trial: Trial, ablatable: Ablatable, changes: Sequence[Change], advance: Advance) -> Tried:
-    answers = trial.answers(ablatable.module, ablatable.without(changes))
-    advance(1)
-    return Tried(tuple(changes), *answers)
-
-
-def _curve(alone: Sequence[Tried], trial: Trial, ablatable: Ablatable, advance: Advance) -> tuple[Tried, ...]:
-    """The candidates taken away one after the other; see `MOST_TRIED`."""
-    left = [tried.changes[0] for tried in sorted(alone, key=_cost)]
+def _curve(
+    alone: Sequence[Tried], evidence: Evidence, try_it: Callable[[Sequence[Change]], Tried]
+) -> tuple[Tried, ...]:
+    """The candidates taken away one after the other, as the images that choose have it; see `MOST_TRIED`."""
+    cost = evidence.cost_choosing
+    left = [tried.changes[0] for tried in sorted(alone, key=cost)]
     if not left:
         return ()
-    curve = [min(alone, key=_cost)]
+    curve = [min(alone, key=cost)]
     left.remove(curve[0].changes[0])
     while left:
         tried = left if len(alone) <= MOST_TRIED else left[:1]
-        best = min((_tried(trial, ablatable, [*curve[-1].changes, change], advance) for change in tried), key=_cost)
+        best = min((try_it([*curve[-1].changes, change]) for change in tried), key=cost)
         curve.append(best)
         left.remove(best.changes[-1])
     return tuple(curve)
-
-
-def _cost(tried: Tried) -> tuple[int, float]:
-    """Images lost; among equals, the loss."""
-    return -int(tried.right.sum()), float(tried.loss.sum())
 
 
 def _tries(n: int) -> int:
@@ -270,13 +273,6 @@ def _losses_gained(evidence: Evidence, ablatable: Ablatable) -> np.ndarray:
         for block, head in tried.heads:
             gained[:, block - 1, head - 1] = tried.loss - evidence.whole.loss
     return gained
-
-
-def _labelled_ids(trial: Trial) -> list[str]:
-    batches = trial.images.batches(trial.batch_size, device=trial.device)
-    return [
-        name for batch in batches for name, label in zip(batch.ids, batch.labels.tolist(), strict=True) if label >= 0
-    ]
 
 
 def _write(evidence: Evidence, out: Path) -> list[Path]:

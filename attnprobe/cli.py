@@ -64,6 +64,7 @@ def demo(
 def train(
     recipe: Positional[Annotated[str, Short(metavar="RECIPE")]],
     out: Annotated[Path, Short(aliases=["-o"])],
+    seeds: Annotated[str, Short(metavar="0-4|0,3,7")] = "",
     data_dir: Path | None = None,
     set: Annotated[Repeated[tuple[str, ...]], Short(metavar="NAME=VALUE")] = (),
     auto_batch: bool = False,
@@ -75,12 +76,14 @@ def train(
 
     $ attnprobe train digits_vit_16 -o runs/vit
     $ attnprobe train digits_deepvit_16 -o runs/deep --set epochs=10 --set lr=1e-3
+    $ attnprobe train digits_vit_16 --seeds 0-4 -o runs/vit
     $ attnprobe train args.yaml -o runs/mine --data-dir ~/images
     $ torchrun --nproc-per-node 4 -m attnprobe train deepvit_32 --data-dir ~/imagenet -o runs/deepvit_32
 
     Args:
         recipe: name of a shipped recipe (`attnprobe list recipes`), or a YAML file of ours or for timm's train.py.
-        out: the run's directory.
+        out: the run's directory; with --seeds what their names begin with: runs/vit_s0, runs/vit_s1 ...
+        seeds: of several runs that differ in nothing else, one after the other; then compare "vit=runs/vit_s*".
         data_dir: where the data set lives.
         set: an option that replaces the recipe's, named as in timm's train.py; repeat for several.
         auto_batch: work on parts of a batch that does not fit into memory; the recipe stays the same.
@@ -91,12 +94,18 @@ def train(
 
     settings = parse_settings(set) | ({"data_dir": str(data_dir)} if data_dir else {})
     settings |= {"auto_batch": True} if auto_batch else {}
-    result = pipeline.train(recipe, out, settings=settings, ignore_unknown=ignore_unknown)
-    if os.environ.get("RANK", "0") == "0":
-        print(f"{result.run.path}: top-1 {result.top1:.2%} after {len(result.log)} epochs, "
-              f"best {result.best:.2%} at epoch {result.best_epoch}")  # fmt: skip
-        for warning in result.warnings:
-            print(f"{result.run.path}: {warning}")
+    if seeds:
+        from attnprobe.experiment import seeds_of, train_seeds
+
+        results = train_seeds(recipe, out, seeds_of(seeds), settings=settings, ignore_unknown=ignore_unknown)
+    else:
+        results = [pipeline.train(recipe, out, settings=settings, ignore_unknown=ignore_unknown)]
+    for result in results:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"{result.run.path}: top-1 {result.top1:.2%} after {len(result.log)} epochs, "
+                  f"best {result.best:.2%} at epoch {result.best_epoch}", flush=True)  # fmt: skip
+            for warning in result.warnings:
+                print(f"{result.run.path}: {warning}")
 
 
 def report(
@@ -111,6 +120,7 @@ def report(
     redundant_at: float = 0.5,
     data: str | None = None,
     data_dir: Path | None = None,
+    group: Annotated[str | None, Short(metavar="REGEX")] = None,
 ) -> None:
     """Measure maps files or runs and report on all of them side by side.
 
@@ -137,6 +147,9 @@ def report(
         redundant_at: share of redundant heads from which on a model that is not collapsed is called redundant.
         data: the images the maps are of, to show them, where they are not digits, fractals, or inside the run's folder.
         data_dir: where that data set lives.
+        group: images that count once together: a regular expression whose part in brackets, searched in their ids
+            (paths in a folder), names the group, as in '^(.+)_' for photo7_0.png and photo7_1.png; their mean is one
+            observation.
     """
     from attnprobe import pipeline
     from attnprobe.core.examined import VerdictRules
@@ -153,6 +166,7 @@ def report(
         tolerance=tolerance,
         rules=VerdictRules(collapsed=collapsed_at, redundant=redundant_at),
         user=UserImages(data, data_dir),
+        group=group,
     )
     show(examined, files)
     outcomes = pipeline.gate(examined, fail_on)

@@ -25,9 +25,9 @@ class TrialOptions:
     data_dir: Path | None = None
     """where the data set lives."""
     split: str = "val"
-    """train or val."""
+    """val: one half of these images chooses, the other judges; train: training images choose, those of val judge."""
     images: int | None = None
-    """a fixed, class-balanced subset of this many."""
+    """a fixed, class-balanced subset of this many, of each split."""
     batch_size: int = 64
     """images per forward pass, also where it is timed."""
     device: str = "auto"
@@ -35,33 +35,41 @@ class TrialOptions:
 
 
 def compare(
-    maps: Positional[Annotated[tuple[Path, ...], Short(metavar="MAPS|RUN")]],
+    maps: Positional[Annotated[tuple[str, ...], Short(metavar="MAPS|RUN|NAME=RUNS")]],
     out: Annotated[Path, Short(aliases=["-o"])] = Path("attnprobe-comparison"),
     table: Literal["papers", "summary"] = "papers",
     metric: Repeated[tuple[str, ...]] = (),
     match_heads: bool = False,
+    group: Annotated[str | None, Short(metavar="REGEX")] = None,
 ) -> None:
-    """Runs in one table for a paper, and where each differs from the first on the images both saw.
+    """Runs, or methods of several runs, in one table for a paper, and where each differs from the first.
 
-    Runs of other depth are compared at equal relative depth. Prints the table as Markdown.
+    Single runs are compared on the images both saw, which says nothing of other seeds. NAME=PATTERN names the runs of a
+    method, two or more: intervals and tests are then over runs and images. Runs of other depth are compared at equal
+    relative depth. Prints the table as Markdown.
 
     For example:
 
+    $ attnprobe compare "vit=runs/vit_s*" "deepvit=runs/deepvit_s*" -o comparison
     $ attnprobe compare runs/vit runs/deepvit runs/refiner -o comparison
     $ attnprobe compare a.h5 b.h5 --table summary --metric row_entropy --match-heads
     $ attnprobe capture runs/vit/checkpoints/epoch-0005 --data digits -o epoch5.h5
     $ attnprobe compare epoch5.h5 runs/vit -o since-epoch-5
 
     Args:
-        maps: maps files, or runs that have one; the first is what the others are compared with.
-        out: folder for comparison.md, comparison.csv, comparison.tex (booktabs) and differences.csv (every cell).
+        maps: maps files, or runs that have one, or a name and a pattern of several; the first is what the others are
+            compared with. A name may be there again, with more runs.
+        out: folder for comparison.md, comparison.csv, comparison.tex (booktabs) and differences.csv (every cell); of
+            methods also depth.png.
         table: parameters, accuracy and similar blocks, as the papers have it; or the summary of a report.
         metric: as for report. Repeat for several.
         match_heads: pair the heads of each block by their maps first; for models of equal depth and heads.
+        group: as for report: images that count once together.
     """
     from attnprobe import comparison
 
-    _, files = comparison.compare(maps, out=out, table=table, metrics=metric or None, match_heads=match_heads)
+    how = {"table": table, "metrics": metric or None, "match_heads": match_heads, "group": group}
+    _, files = comparison.compare(maps, out=out, **how)
     print(files[0].read_text(encoding="utf-8"), end="")
     for path in files:
         print(path)
@@ -82,8 +90,8 @@ def verify_drops(
 
     Each similar block uses the map of the block before, adds no attention, or is dropped; each redundant head is 0
     (where heads are mixed after the softmax, its softmax map). Ends with what can go at that tolerance, and the command
-    that takes it out. As that was chosen on these images it looks a little too good on them: choose with --split train,
-    and prune measures on others.
+    that takes it out. One half of the images, or with --split train the training images, chooses what goes; all numbers
+    are of the others.
 
     For example:
 
@@ -132,7 +140,8 @@ def prune(
 ) -> None:
     """A smaller checkpoint without some blocks and heads, which timm opens; prints what that costs and saves.
 
-    Heads are removed from blocks whose heads do not see each other; where a variant mixes them, it says so.
+    Measured on the images that did not choose what goes; the others choose the epoch of fine-tuning. Heads are
+    removed from blocks whose heads do not see each other; where a variant mixes them, it says so.
 
     For example:
 

@@ -32,6 +32,7 @@ def capture(
     queries: str = "all",
     stats_only: bool = False,
     metric: Repeated[tuple[str, ...]] = (),
+    group: Annotated[str | None, Short(metavar="REGEX")] = None,
     out: Annotated[Path | None, Short(aliases=["-o"])] = None,
     store: Literal["maps", "qk"] = "maps",
     dtype: Literal["bfloat16", "float16", "float32"] | None = None,
@@ -76,6 +77,7 @@ def capture(
         queries: all, cls (the class token's row), or a slice of the queries such as 0:5.
         stats_only: keep no maps; measure and report, into the folder -o.
         metric: with --stats-only, what to measure (`attnprobe list metrics`); repeat for several.
+        group: with --stats-only, as for report: images that count once together.
         out: the file; maps.h5 in the run, or MODEL.h5 here, if not given.
         store: maps, or qk: queries and keys, from which maps are made again exactly when they are read; smaller where
             tokens are more than twice the width of a head. Only of layers whose map is the softmax of their product.
@@ -115,7 +117,7 @@ def capture(
         from attnprobe.cli import show
 
         folder = out or Path(f"{Path(model).stem}-stats")
-        show(*gather.measure_live(checkpoint.of(model), out=folder, metrics=metric or None, **shared))
+        show(*gather.measure_live(checkpoint.of(model), out=folder, metrics=metric or None, group=group, **shared))
         return
     made = gather.capture(
         checkpoint.of(model),

@@ -10,7 +10,7 @@ Short = tyro.conf.arg
 
 
 def plot(
-    maps: Positional[Annotated[tuple[Path, ...], Short(metavar="MAPS|RUN")]],
+    maps: Positional[Annotated[tuple[str, ...], Short(metavar="MAPS|RUN|NAME=RUNS")]],
     out: Annotated[Path, Short(aliases=["-o"])],
     figure: Literal[
         "layer_matrix",
@@ -38,10 +38,12 @@ def plot(
 
     $ attnprobe plot runs/vit -o matrix.pdf
     $ attnprobe plot runs/vit runs/deepvit --figure depth_curve --width text -o depth.pdf
+    $ attnprobe plot "vit=runs/vit_s*" "deepvit=runs/deepvit_s*" --figure depth_curve -o methods.pdf
     $ attnprobe plot runs/vit --figure layer_head --metric effective_rank -o rank.png
 
     Args:
-        maps: maps files, or runs that have one. Curves of several share one frame; others stand side by side.
+        maps: maps files, or runs that have one. Curves of several share one frame; others stand side by side. Of
+            NAME=PATTERN, the runs of a method, depth_curve draws each run, their mean and its interval.
         out: the file; its ending says the format: .pdf, .svg, .png ...
         figure: what to draw.
         metric: what the figure shows (`attnprobe list metrics`), settings after a colon; the usual one if not given.

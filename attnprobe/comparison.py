@@ -1,8 +1,9 @@
-"""Several runs -> one table for a paper, and where each differs from the first on the images that both saw."""
+"""Several runs, or methods of several runs -> one table for a paper, and where each differs from the first."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,12 +12,16 @@ from attnprobe import pipeline
 from attnprobe.core import fs
 from attnprobe.core.errors import InputError, check_choice
 from attnprobe.core.examined import Examined
+from attnprobe.core.measurement import Measurement
 from attnprobe.core.progress import progress
 from attnprobe.core.visible import markdown
+from attnprobe.core.wording import one_run_each
 from attnprobe.differences import Compared, compared, depth_of, order_of_heads, pairs_of, shared_images, why_not
+from attnprobe.groups import Named, Side, check_paths, check_runs, named_groups
 from attnprobe.metrics.holm import LEVEL
 from attnprobe.metrics.paired import Difference
 from attnprobe.reports.latex import booktabs
+from attnprobe.reports.methods import METHODS_HEADER, depth_figure, methods_caption, methods_cells
 from attnprobe.reports.numbers import NONE, number, with_interval
 from attnprobe.reports.papers_table import HEADER, papers_caption, papers_cells, papers_table
 from attnprobe.reports.tables import summary_table
@@ -26,63 +31,110 @@ TABLES = ("papers", "summary")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Comparison:
-    """Runs side by side: what was examined, every metric's difference from the first run, and what to know of it."""
+    """Runs or methods side by side: every metric's difference from the first, and what to know of it.
 
-    runs: tuple[Examined, ...]
+    Attributes:
+        sides: what is compared; either all are methods of several runs, or all are single runs.
+        differences: of each side but the first, of every metric.
+        notes: one for each side but the first.
+    """
+
+    sides: tuple[Side, ...]
     differences: tuple[Compared, ...]
     notes: tuple[str, ...]
 
+    @property
+    def runs(self) -> tuple[Examined, ...]:
+        """Of all sides."""
+        return tuple(run for side in self.sides for run in side.runs)
+
+    @property
+    def scope(self) -> str:
+        """How far it reaches, where it is of single runs; else empty."""
+        return one_run_each(len(self.sides)) if len(self.sides) > 1 and not self.sides[0].is_method else ""
+
 
 def compare(
-    paths: Sequence[Path | str],
+    paths: Sequence[Path | str] | Named,
     *,
     out: Path,
     table: str = "papers",
     metrics: Sequence[str] | None = None,
     match_heads: bool = False,
     resamples: int = 10_000,
+    group: str | None = None,
 ) -> tuple[Comparison, list[Path]]:
-    """Compare maps files or runs with the first of them, and write the table and the differences into `out`.
+    """Compare maps files or runs, or methods of several runs, with the first, and write table and differences.
 
     Args:
-        out: folder for comparison.md, .csv, .tex (the table) and differences.csv (every cell).
+        paths: maps files or runs; or {name: runs of one method}, or the same as texts, `"vit=runs/vit_s*"`.
+        out: folder for comparison.md, .csv, .tex (the table) and differences.csv (every cell); of methods also
+            depth.png, what each measures block by block.
         table: "papers": parameters, accuracy, similar blocks; "summary": the rows of a report.
         metrics: as for `examine`.
         match_heads: before heads are compared, pair those of each block whose maps of the shared images are most alike
             (cosine, Hungarian method); runs of equal depth and heads only.
-        resamples: of the images, for intervals and tests.
+        resamples: of the images, for intervals and tests of single runs; of methods these are Student's t over runs
+            and images, see `core.over_runs`.
+        group: which images count once together, as for `measure`.
 
     Raises:
-        InputError: nothing to compare, or maps that cannot be paired.
+        InputError: nothing to compare, maps that cannot be paired, or groups of runs that are none: see `groups`.
         WorkError: the disk is full or fails.
     """
     check_choice("table", table, TABLES)
     if not paths:
         raise InputError("nothing to compare; give two maps files or runs, or more.")
-    runs = tuple(pipeline.examine_all(paths, metrics=metrics, pictures=0))
+    sides = _sides(paths, metrics, group)
+    if match_heads and sides[0].is_method:
+        raise InputError("heads of several runs have no order in common; leave --match-heads out.")
     found, notes = [], []
-    first = runs[0]
-    for other in runs[1:]:
-        shared = () if why_not(first, other) else shared_images(first, other)
-        notes.append(_about(first, other, shared))
-        order = order_of_heads(first, other, shared) if match_heads else None
-        pairs = list(pairs_of(first, other))
+    first, *others = sides
+    for other in others:
+        refusal = next((why for run in (*first.runs[1:], *other.runs) if (why := why_not(first.runs[0], run))), "")
+        shared, changed = ((), 0) if refusal else shared_images((*first.runs, *other.runs))
+        notes.append(_about(first, other, shared, refusal, changed))
+        order = order_of_heads(first.runs[0], other.runs[0], shared) if match_heads else None
+        pairs = list(pairs_of(first.runs[0], other.runs[0]))
         with progress(f"compare {other.name}", len(pairs)) as advance:
             for one, two, site in pairs:
-                if reason := why_not(first, other, one.metric):
+                if reason := refusal or why_not(first.runs[0], other.runs[0], one.metric):
                     found.append(Compared(other.name, one.metric, site, one.stage, why=reason))
                 else:
-                    found.append(compared(other.name, one, two, site, shared, order, resamples))
+                    ones, twos = (_everywhere(side, m) for side, m in ((first, one), (other, two)))
+                    found.append(compared(other.name, ones, twos, site, shared, order, resamples))
                 advance(1)
-    comparison = Comparison(runs, tuple(found), tuple(notes))
+    comparison = Comparison(sides, tuple(found), tuple(notes))
     with fs.as_work_error(f"writing the comparison into {out}"):
         return comparison, _write(comparison, table, Path(out))
 
 
-def _about(first: Examined, other: Examined, shared: tuple[str, ...]) -> str:
-    text = f"{other.name} minus {first.name}: " + (
-        why_not(first, other) or f"{len(shared)} images that both were measured on"
-    )
+def _sides(paths: Sequence[Path | str] | Named, metrics: Sequence[str] | None, group: str | None) -> tuple[Side, ...]:
+    """What was asked for, examined."""
+    groups = paths if isinstance(paths, Mapping) else named_groups(paths)
+    how: dict[str, Any] = {"metrics": metrics, "pictures": 0, "group": group}
+    if groups is None:
+        return tuple(Side(e.name, (e,)) for e in pipeline.examine_all(list(paths), **how))
+    check_paths(groups)
+    sides = tuple(Side(name, tuple(pipeline.examine_all(its, **how))) for name, its in groups.items())
+    check_runs(sides)
+    return sides
+
+
+def _everywhere(side: Side, m: Measurement) -> list[Measurement]:
+    """The measurement of one run in all runs of its method."""
+    alike = (m.stage, m.metric, m.site)
+    return [next(x for x in run.measurements.values() if (x.stage, x.metric, x.site) == alike) for run in side.runs]
+
+
+def _about(one: Side, two: Side, shared: tuple[str, ...], refusal: str, changed: int) -> str:
+    seen = "all runs were" if two.is_method else "both were"
+    text = f"{two} minus {one}: " + (refusal or f"{len(shared)} images that {seen} measured on")
+    if changed:
+        text += f"; {changed} more of the same names have other pixels, so they are other images and not paired"
+    for note in dict.fromkeys(note for e in (*one.runs, *two.runs) for note in e.notes):
+        text += f"; {note.rstrip('.')}"
+    first, other = one.runs[0], two.runs[0]
     depths = depth_of(first), depth_of(other)
     if depths[0] != depths[1]:
         text += (
@@ -95,7 +147,7 @@ def _about(first: Examined, other: Examined, shared: tuple[str, ...]) -> str:
             f"; {tokens[1]} tokens against {tokens[0]}: only cosines and what is relative to the number of tokens, "
             "such as row_entropy_relative, can be compared"
         )
-    for e in (first, other):
+    for e in (*one.runs, *two.runs):
         if named := next((m.not_finite for m in e.measurements.values() if m.not_finite), ()):
             text += f"; of {e.name} not finite and left out: {'; '.join(named)}"
     return f"{text}."
@@ -105,36 +157,48 @@ def _about(first: Examined, other: Examined, shared: tuple[str, ...]) -> str:
 
 
 def _write(comparison: Comparison, table: str, out: Path) -> list[Path]:
-    header, rows, caption, data = _table(comparison.runs, table)
+    header, rows, caption, data = _table(comparison, table)
     texts = {
         "comparison.md": _markdown(comparison, header, rows, caption),
         "comparison.csv": data.to_csv(index=False, lineterminator="\n"),
         "comparison.tex": booktabs(header, rows, caption=caption, label="tab:attnprobe"),
     }
-    if len(comparison.runs) > 1:
+    if len(comparison.sides) > 1:
         texts["differences.csv"] = differences_table(comparison).to_csv(index=False, lineterminator="\n")
+    files = {name: text.encode("utf-8", "backslashreplace") for name, text in texts.items()}
+    if any(side.is_method for side in comparison.sides):
+        files["depth.png"] = depth_figure({str(side): side.runs for side in comparison.sides})
     fs.make_folder(out)
-    for name, text in texts.items():
-        fs.write_file(out / name, text.encode("utf-8", "backslashreplace"), overwrite=True)
-    return [out / name for name in texts]
+    for name, data in files.items():
+        fs.write_file(out / name, data, overwrite=True)
+    return [out / name for name in files]
 
 
-def _table(runs: Sequence[Examined], table: str) -> tuple[tuple[str, ...], list[list[str]], str, pd.DataFrame]:
-    """Header and cells for reading, a caption, and the same for programs."""
+def _table(comparison: Comparison, table: str) -> tuple[tuple[str, ...], list[list[str]], str, pd.DataFrame]:
+    """Header and cells for reading, a caption, and the same for programs: there every run has a row of its own."""
+    runs, sides = comparison.runs, comparison.sides
+    scope = f" {comparison.scope}" if comparison.scope else ""
     if table == "papers":
-        return HEADER, papers_cells(runs), papers_caption(runs), papers_table(runs)
+        data = papers_table(runs)
+        data.insert(0, "method", [side.name if side.is_method else "" for side in sides for _ in side.runs])
+        data.insert(1, "runs", [len(side.runs) for side in sides for _ in side.runs])
+        if not sides[0].is_method:
+            return HEADER, papers_cells(runs), papers_caption(runs) + scope, data
+        cells = methods_cells({side.name: side.runs for side in sides})
+        return METHODS_HEADER, cells, methods_caption(runs), data
     summary = summary_table(runs)
     header = ("mean over images (95 % CI)", *summary.columns)
     rows = [[label, *cells] for label, *cells in summary.itertuples(name=None)]
-    return header, rows, papers_caption(runs), pd.DataFrame(rows, columns=list(header))
+    return header, rows, papers_caption(runs) + scope, pd.DataFrame(rows, columns=list(header))
 
 
 def differences_table(comparison: Comparison) -> pd.DataFrame:
     """One row per cell of every metric that could be compared: run minus the first run, its interval and p-values.
 
-    Blocks and heads count from 1, of the first run; `depth` is relative, from 0 to 1, where depths differ.
+    Blocks and heads count from 1, of the first run; `depth` is relative, from 0 to 1, where depths differ. `runs` and
+    `minus_runs` say of how many runs each is; `effect` is the difference in standard deviations of runs of a method.
     """
-    parts = [_cells_of(row, comparison.runs[0].name) for row in comparison.differences if row.cells is not None]
+    parts = [_cells_of(row, comparison.sides[0].name) for row in comparison.differences if row.cells is not None]
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
@@ -152,28 +216,52 @@ def _cells_of(row: Compared, first: str) -> pd.DataFrame:
             columns[name] = position + 1 if labels is None else [labels[p] for p in position]
     values = {"difference": d.mean, "low": d.ci[0], "high": d.ci[1], "p": d.p, "p_holm": d.p_holm}
     columns |= {name: np.ravel(value) for name, value in values.items()}
-    return pd.DataFrame({**columns, "n_images": d.n_images})
+    columns["effect"] = np.full(d.mean.size, np.nan) if d.effect is None else np.ravel(d.effect)
+    return pd.DataFrame({**columns, "n_images": d.n_images, "runs": d.n_runs[1], "minus_runs": d.n_runs[0]})
 
 
 def _markdown(comparison: Comparison, header: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> str:
+    first, *others = comparison.sides
     lines = ["# Comparison", "", *_grid(header, rows), "", markdown(caption), ""]
-    for note, other in zip(comparison.notes, comparison.runs[1:], strict=True):
-        lines += [f"## {markdown(other.name)} against {markdown(comparison.runs[0].name)}", "", markdown(note), ""]
+    if first.is_method:
+        lines += ["![block by block: runs as thin lines, methods with their 95 % band](depth.png)", ""]
+    for note, other in zip(comparison.notes, others, strict=True):
+        lines += [f"## {markdown(str(other))} against {markdown(str(first))}", "", markdown(note), ""]
+        lines += [markdown(comparison.scope), ""] if comparison.scope else []
+        effect = ("effect [run SD]",) if first.is_method else ()
         lines += _grid(
-            ("metric", "mean difference (95 % CI)", "cells that differ", "largest"),
-            [difference_cells(row) for row in comparison.differences if row.run == other.name],
+            ("metric", "mean difference (95 % CI)", *effect, "cells that differ", "largest"),
+            [difference_cells(row, bool(effect)) for row in comparison.differences if row.run == other.name],
         )
-        lines += [
-            "",
-            "Of similar blocks, the mean difference is that of their number. A cell differs where the permutation test "
-            f"of image pairs, Holm-corrected over the cells of its metric, has p < {LEVEL}.",
-            "",
-        ]
+        lines += ["", _how_tested(first), ""]
     return "\n".join(lines)
 
 
-def difference_cells(row: Compared) -> list[str]:
-    """A line for reading: metric, difference, how many cells differ, the largest of these and where it is."""
+def _how_tested(first: Side) -> str:
+    count = "Of similar blocks, the mean difference is that of their number. "
+    if first.is_method:
+        return count + (
+            "Intervals and tests are Student's t over runs and images, of heads their mean. A cell differs where the "
+            f"test, Holm-corrected over the cells of its metric, has p < {LEVEL}. The effect is the mean difference in "
+            "standard deviations of runs of one method."
+        )
+    return count + (
+        "A cell differs where the permutation test of image pairs, Holm-corrected over the cells of its metric, has "
+        f"p < {LEVEL}."
+    )
+
+
+def difference_cells(row: Compared, effect: bool = False) -> list[str]:
+    """A line for reading: metric, difference, its effect if asked for, how many cells differ, the largest of these."""
+    label, whole, *rest = _difference_cells(row)
+    if not effect:
+        return [label, whole, *rest]
+    found = None if row.overall is None else row.overall.effect
+    size = NONE if found is None else number(float(found))
+    return [label, whole, size, *rest]
+
+
+def _difference_cells(row: Compared) -> list[str]:
     label = f"{row.metric} ({row.site})" + (f", {row.stage}" if row.stage != "trunk" else "")
     if row.cells is None:
         return [label, f"cannot say: {row.why}", NONE, NONE]

@@ -1,6 +1,6 @@
-"""Where does one run differ from another, if their depths, heads or images are not the same?"""
+"""Where does one run, or method, differ from another, if their depths, heads or images are not the same?"""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,8 +18,10 @@ from attnprobe.metrics.alignment import (
 )
 from attnprobe.metrics.bootstrap import interval_of_mean
 from attnprobe.metrics.head_matching import matching
+from attnprobe.metrics.methods import difference_of_methods
 from attnprobe.metrics.paired import Difference, paired_difference
 from attnprobe.reports.numbers import telling_cells
+from attnprobe.store.reader import MapReader
 
 ANY_NUMBER_OF_TOKENS = frozenset(
     (
@@ -37,7 +39,7 @@ MATCH_IMAGES = 64
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Compared:
-    """One metric of a run, minus that of the first run.
+    """One metric of a run or method, minus that of the first.
 
     Attributes:
         metric, site, stage: what was compared where; "effective" is what multiplies V in each run.
@@ -91,11 +93,32 @@ def why_not(first: Examined, other: Examined, metric: str = "") -> str:
     return ""
 
 
-def shared_images(first: Examined, other: Examined) -> tuple[str, ...]:
-    """Images measured in both, in the order of the first."""
-    kept = [next((m.image_ids for m in e.measurements.values() if m.image_ids), ()) for e in (first, other)]
-    there = set(kept[1])
-    return tuple(name for name in kept[0] if name in there)
+def shared_images(runs: Sequence[Examined]) -> tuple[tuple[str, ...], int]:
+    """Images measured in all, in the order of the first; and how many more have one name and other pixels.
+
+    Pixels are compared between runs that saw images of one size, prepared in the same way on the same kind of device;
+    of other runs the names have to do.
+    """
+    seen = [_pixels(e) for e in runs]
+    named = set(seen[0]).intersection(*seen[1:])
+    alike: dict[object, list[dict[str, int]]] = {}
+    for e, pixels in zip(runs, seen, strict=True):
+        alike.setdefault(_preparation(e), []).append(pixels)
+    changed = {name for some in alike.values() for name in named if len({p[name] for p in some if p[name]}) > 1}
+    return tuple(name for name in seen[0] if name in named - changed), len(changed)
+
+
+def _pixels(e: Examined) -> dict[str, int]:
+    """The images of a run, in order, and the hash of what the model saw; 0 where that is not known."""
+    m = next((m for m in e.measurements.values() if m.image_ids), None)
+    return {} if m is None else dict(zip(m.image_ids, m.pixels or (0,) * len(m.image_ids), strict=True))
+
+
+def _preparation(e: Examined) -> object:
+    """What hashes depend on beside the image; the mean and deviation of pixels do not matter."""
+    config = e.maps.attrs.get("config", {}) if isinstance(e.maps, MapReader) else {}
+    spec = config.get("spec") or {}
+    return e.info.get("device"), str([spec.get(name) for name in ("size", "interpolation", "crop_pct")])
 
 
 def depth_of(e: Examined) -> int:
@@ -104,26 +127,35 @@ def depth_of(e: Examined) -> int:
 
 
 def compared(
-    run: str, one: Measurement, two: Measurement, site: str, shared: tuple[str, ...], order: np.ndarray | None,
-    resamples: int,
+    name: str, ones: Sequence[Measurement], twos: Sequence[Measurement], site: str, shared: tuple[str, ...],
+    order: np.ndarray | None, resamples: int,
 ) -> Compared:  # fmt: skip
-    """The difference of one metric, or why there is none."""
-    row = Compared(run, one.metric, site, one.stage)
+    """The difference of one metric, or why there is none: of one run each on the same images, or of the runs of two
+    methods, whose heads have no order in common, so that only their mean is compared."""
+    row = Compared(name, ones[0].metric, site, ones[0].stage)
+    n, methods = len(ones), len(ones) > 1
     try:
-        one, two = (at_images(m, shared) for m in (one, two))
-        whole = (one, two)
-        if one.metric == "similar_blocks":
-            one, two = (_at_threshold(m) for m in (one, two))
-        if "head" in one.axes and one.mean.shape[_head(one)] != two.mean.shape[_head(two)]:
-            one, two = mean_over_heads(one), mean_over_heads(two)
+        runs = [at_images(m, shared) for m in (*ones, *twos)]
+        whole = runs
+        if row.metric == "similar_blocks":
+            runs = [_at_threshold(m) for m in runs]
+        one, two = runs[0], runs[n]
+        if "head" in one.axes and (methods or one.mean.shape[_head(one)] != two.mean.shape[_head(two)]):
+            runs = [mean_over_heads(m) for m in runs]
         elif order is not None:
-            two = with_heads_ordered(two, order)
-        depths = [m.mean.shape[m.axes.index("layer")] for m in (one, two) if "layer" in m.axes]
-        if len(set(depths)) == 2:
-            one, two = (at_relative_depth(m, min(depths)) for m in (one, two))
+            runs = [one, with_heads_ordered(two, order)]
+        depths = {m.mean.shape[m.axes.index("layer")] for m in runs if "layer" in m.axes}
+        if len(depths) == 2:
+            runs = [at_relative_depth(m, min(depths)) for m in runs]
             row = replace(row, depth="relative")
-        cells = paired_difference(one, two, resamples=resamples)
-        return replace(row, cells=cells, coords=dict(one.coords), overall=_overall(*whole, row.depth, resamples))
+
+        def minus(runs: Sequence[Measurement]) -> Difference:
+            if methods:
+                return difference_of_methods(runs[:n], runs[n:])
+            return paired_difference(runs[0], runs[1], resamples=resamples)
+
+        overall = _overall(whole, row.depth, minus, resamples)
+        return replace(row, cells=minus(runs), coords=dict(runs[0].coords), overall=overall)
     except InputError as error:
         return replace(row, why=str(error))
 
@@ -141,30 +173,31 @@ def _at_threshold(m: Measurement) -> Measurement:
     return replace(m, axes=("layer",), per_image=per_image, coords=coords, baselines={}, **values)
 
 
-def _overall(one: Measurement, two: Measurement, depth: str, resamples: int) -> Difference | None:
+def _overall(
+    runs: Sequence[Measurement], depth: str, minus: Callable[[Sequence[Measurement]], Difference], resamples: int
+) -> Difference | None:
     """The difference of one number; each run's mean is over its own blocks. None for a number that has no such thing.
 
     A count of few blocks against a count of many says nothing, and what is no mean over images needs the same cells.
     """
-    if depth == "relative" and (one.metric == "similar_blocks" or one.from_mean is not None):
+    counted = runs[0].metric == "similar_blocks"
+    if depth == "relative" and (counted or runs[0].from_mean is not None):
         return None
-    if one.metric == "similar_blocks":
-        return _difference_of_counts(one, two, resamples)
-    return paired_difference(_mean(one), _mean(two), resamples=resamples)
-
-
-def _difference_of_counts(one: Measurement, two: Measurement, resamples: int) -> Difference:
-    """Of the numbers of similar blocks; the interval is that of both counts being anywhere in theirs."""
-    found = paired_difference(_count(one), _count(two), resamples=resamples)
-    if not np.isfinite(found.mean):
+    found = minus([_count(m) if counted else _mean(m) for m in runs])
+    if not counted or found.effect is not None or not np.isfinite(found.mean):
         return found
+    return replace(found, ci=_interval_of_counts(runs, resamples))
+
+
+def _interval_of_counts(runs: Sequence[Measurement], resamples: int) -> np.ndarray:
+    """Of the difference of two runs' numbers of similar blocks: both counts may be anywhere in theirs."""
     ends = []
-    for m in (one, two):
+    for m in runs:
         assert m.per_image is not None, "or nothing could be compared"
         bounds = interval_of_mean(m.per_image[:, _chosen(m)], resamples, 0) > m.settings["rho"]
         ends.append((bounds[0].sum(), bounds[1].sum()))
     (low_1, high_1), (low_2, high_2) = ends
-    return replace(found, ci=np.array([low_2 - high_1, high_2 - low_1], dtype=float))
+    return np.array([low_2 - high_1, high_2 - low_1], dtype=float)
 
 
 def _count(m: Measurement) -> Measurement:

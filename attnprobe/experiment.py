@@ -3,7 +3,7 @@
 import json
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,50 @@ def _train(run: Run, config: TrainConfig) -> TrainResult:
     probe = _probe(config, sets["val"], run) if config.probe_every else None
     with _threads(config.threads), _status(run), _memory(config):
         return run_training(model, sets["train"], sets["val"], config, run, config_json=facts, watch=probe)
+
+
+def train_seeds(
+    recipe: str | Path,
+    out: Path,
+    seeds: Sequence[int],
+    *,
+    settings: dict[str, Any] | None = None,
+    ignore_unknown: bool = False,
+) -> Iterator[TrainResult]:
+    """Train one run after the other that differ in their seed alone: `out`_s0, `out`_s1 ..., each as `train` does.
+
+    Each is an ordinary run; the same call leaves finished ones as they are, and goes on where it was stopped.
+
+    Raises:
+        InputError: no seed, one twice, or a seed among the settings; and as `train` does.
+    """
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise InputError(f"seeds {', '.join(map(str, seeds)) or 'none'} must be different numbers, one at least.")
+    if "seed" in (settings or {}):
+        raise InputError("a seed was set beside --seeds, which says which there are; leave one of them out.")
+    for seed in seeds:
+        settings_of = {**(settings or {}), "seed": seed}
+        yield train(recipe, run_of_seed(out, seed), settings=settings_of, ignore_unknown=ignore_unknown)
+
+
+def run_of_seed(out: Path, seed: int) -> Path:
+    """`runs/vit`, 3 -> `runs/vit_s3`: a name that a pattern finds, `vit_s*`."""
+    return out.with_name(f"{out.name}_s{seed}")
+
+
+def seeds_of(text: str) -> tuple[int, ...]:
+    """`"0-2,7"` -> (0, 1, 2, 7).
+
+    Raises:
+        InputError: it is not of this form.
+    """
+    found: list[int] = []
+    for part in text.split(","):
+        first, dash, last = (word.strip() for word in part.partition("-"))
+        if not first.isdecimal() or (dash and not last.isdecimal()) or (dash and int(last) < int(first)):
+            raise InputError(f"--seeds {text!r} must be numbers or ranges of them, as in 0-4 or 0,3,7.")
+        found += range(int(first), int(last or first) + 1)
+    return tuple(found)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from attnprobe.core.history import History
 from attnprobe.core.measurement import Measurement
 from attnprobe.core.reference import NOT_SAID, UserImages
 from attnprobe.core.run import Run
+from attnprobe.groups import named_groups
 from attnprobe.metrics import atlases
 from attnprobe.pictures import pictures_of
 from attnprobe.plots import PLOTS, attention_grid, filmstrip, onset, similar_fraction
@@ -72,6 +73,7 @@ def draw(
     """Draw one figure of one or several maps files (or runs) into `out`.
 
     Args:
+        paths: maps files or runs; for "depth_curve" also methods of several runs, `"vit=runs/vit_s*"`.
         figure: a name in `KINDS`. Curves of several runs share one Axes; other figures stand side by side.
         out: .pdf, .svg, .png ...
         metric: what to show, as `examine` takes it ("similar_blocks:tau=0.8"); the figure's own if None.
@@ -89,9 +91,17 @@ def draw(
     kind, inches = KINDS[figure], _inches(width)
     if out.suffix.lstrip(".").lower() not in Figure().canvas.get_supported_filetypes():
         raise InputError(f"{out}: cannot draw {out.suffix or 'a file without ending'}; use .pdf, .svg or .png.")
-    wanted = metric or kind.metric
-    shown: list[Any] = [_what(Path(path), figure, wanted, user) for path in paths]
-    names = [_name(Path(path)) for path in paths]
+    wanted, groups = metric or kind.metric, named_groups(paths)
+    if groups is not None and figure != "depth_curve":
+        raise InputError(f"{figure} draws single runs; of methods of several runs there is --figure depth_curve.")
+    if groups is not None:
+        shown: list[Any] = [[_what(path, figure, wanted, user) for path in its] for its in groups.values()]
+        names = list(groups)
+    else:
+        shown, names = (
+            [_what(Path(path), figure, wanted, user) for path in paths],
+            [_name(Path(path)) for path in paths],
+        )
     style: dict[Any, Any] = {**PRINT, "axes.prop_cycle": cycler(color=COLOURS)}
     with mpl.rc_context(style):
         panels = 1 if kind.shared else len(shown)

@@ -1,7 +1,7 @@
 """A model and images -> a maps file, or measurements without one. Alone, or with others under torchrun."""
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
@@ -21,6 +21,7 @@ from attnprobe.core.examined import Examined
 from attnprobe.core.images import ImageSource
 from attnprobe.core.lock import FileLock
 from attnprobe.core.maps import AttentionMaps
+from attnprobe.core.measurement import Measurement
 from attnprobe.core.progress import Advance, progress
 from attnprobe.core.ranks import Claims, Rank, shared_out
 from attnprobe.core.reference import UserImages
@@ -29,6 +30,7 @@ from attnprobe.core.tap import Site
 from attnprobe.data import load_images
 from attnprobe.metrics.choose import choose
 from attnprobe.metrics.slices import images_of, layers_and_grid, measure_slice, measure_slices
+from attnprobe.metrics.units import alike_in_words, copies_in_words
 from attnprobe.models import build_model, input_spec
 from attnprobe.models.describe import resolve_model
 from attnprobe.reports import write_report
@@ -135,6 +137,7 @@ def measure_live(
     workers: int = 0,
     seed: int = 0,
     allow_nonfinite: bool = False,
+    group: str | None = None,
 ) -> tuple[list[Examined], list[Path]]:
     """Measure a model's attention and report on it without keeping a map; memory and disk do not grow with images.
 
@@ -144,6 +147,7 @@ def measure_live(
     Args:
         out: folder of the report, and of `slices/`, what every metric said of each image.
         metrics: names and settings, see `attnprobe.metrics.choose`; the default ones that fit if None.
+        group: which images count once together, as for `measure`.
         others: as for `capture`.
 
     Returns:
@@ -166,7 +170,7 @@ def measure_live(
                 return [], []
             if not claims.take("report"):
                 return [], []
-            examined = _examined(main, slices, metrics, baselines, Path(model))
+            examined = _examined(main, slices, metrics, baselines, Path(model), group)
             files = write_report([examined], out, formats)
             claims.remove()
             return [examined], files
@@ -351,10 +355,11 @@ def _same_plan(path: Path, facts: dict[str, Any]) -> None:
 
 
 def _examined(
-    task: Task, slices: list[Path], metrics: Sequence[str] | None, baselines: dict[str, list[Path]], model: Path
-) -> Examined:
+    task: Task, slices: list[Path], metrics: Sequence[str] | None, baselines: dict[str, list[Path]], model: Path,
+    group: str | None,
+) -> Examined:  # fmt: skip
     others = {name: map(Path.read_bytes, paths) for name, paths in baselines.items()}
-    measurements = measure_slices(map(Path.read_bytes, slices), metrics, baselines=others)
+    measurements = measure_slices(map(Path.read_bytes, slices), metrics, baselines=others, group=group)
     layers, grid = layers_and_grid(slices[0].read_bytes())
     plan = task.plan
     info = {"model": plan.model, "variant": plan.variant, "data": plan.data, "seed": plan.seed, "device": plan.device,
@@ -367,7 +372,14 @@ def _examined(
         layers=layers,
         grid=grid,
         certificate=task.capturing.certificate.to_dict(),
+        notes=doubts(measurements),
     )
+
+
+def doubts(measurements: Mapping[str, Measurement]) -> tuple[str, ...]:
+    """What a reader must know of images that do not stand for themselves: copies, and what looks like some."""
+    copied = dict.fromkeys(copies_in_words(m) for m in measurements.values())
+    return tuple(filter(None, (*copied, alike_in_words(list(measurements.values())))))
 
 
 def _default_maps(model: Path) -> Path:

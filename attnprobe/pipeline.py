@@ -22,7 +22,7 @@ from attnprobe.core.progress import Advance, progress
 from attnprobe.core.reference import NOT_SAID, UserImages
 from attnprobe.core.run import Run
 from attnprobe.experiment import train
-from attnprobe.gather import capture, measure_live, untrained_maps
+from attnprobe.gather import capture, doubts, measure_live, untrained_maps
 from attnprobe.metrics import atlases, images_needed, measure
 from attnprobe.metrics.choose import choose
 from attnprobe.models import read_checkpoint
@@ -50,6 +50,7 @@ def examine(
     name: str | None = None,
     pictures: int = 6,
     user: UserImages = NOT_SAID,
+    group: str | None = None,
 ) -> Examined:
     """Measure a maps file, its baselines included, and gather what a report shows.
 
@@ -59,6 +60,7 @@ def examine(
         name: how to call it in tables; its folder or file name if None.
         pictures: how many images to show attention on, if the data set is at hand.
         user: where the images are; of itself a file opens only digits, fractals and what lies in its run's folder.
+        group: which images count once together, as for `measure`.
     """
     path = Path(path)
     path = Run(path).maps if path.is_dir() and Run(path).maps.exists() else path
@@ -66,7 +68,7 @@ def examine(
     reader = open_maps(path)
     with progress(f"measure {path.name}", len(reader)) as advance:
         baselines = {"untrained": open_maps(untrained_maps(path))} if untrained_maps(path).exists() else {}
-        measurements = measure(_counted(reader, advance), metrics, baselines=baselines)
+        measurements = measure(_counted(reader, advance), metrics, baselines=baselines, group=group)
     first, run = reader.maps(site=reader.sites()[0], images=slice(0, 1)), Run(path.parent)
     return Examined(
         name=name or (path.parent.name if path.name == "maps.h5" else path.stem) or path.stem,
@@ -79,7 +81,7 @@ def examine(
         maps=reader,
         class_names=tuple(reader.attrs.get("config", {}).get("class_names") or ()),
         history=read_history(run.probe) if path == run.maps else None,
-        notes=run.warnings() if path == run.maps else (),
+        notes=(*(run.warnings() if path == run.maps else ()), *doubts(measurements)),
     )
 
 
@@ -89,9 +91,10 @@ def examine_all(
     metrics: Sequence[str] | None = None,
     pictures: int = 6,
     user: UserImages = NOT_SAID,
+    group: str | None = None,
 ) -> list[Examined]:
     """`examine` several; where two have one name, all are called by their paths."""
-    examined = [examine(path, metrics=metrics, pictures=pictures, user=user) for path in paths]
+    examined = [examine(path, metrics=metrics, pictures=pictures, user=user, group=group) for path in paths]
     if len({e.name for e in examined}) < len(examined):
         examined = [replace(e, name=str(path)) for e, path in zip(examined, paths, strict=True)]
     return examined
@@ -109,6 +112,7 @@ def report(
     tolerance: float = TOLERANCE,
     rules: VerdictRules | None = None,
     user: UserImages = NOT_SAID,
+    group: str | None = None,
 ) -> tuple[list[Examined], list[Path]]:
     """Examine maps files and write the report of all of them side by side.
 
@@ -118,6 +122,7 @@ def report(
             `verify_drops`.
         rules: from where on the verdict calls a model collapsed, or redundant.
         user: where the images of the maps are, see `examine`; also those that `verify` needs.
+        group: which images count once together, as for `measure`.
 
     Returns:
         What was examined, and the files written into the folder `out`.
@@ -131,7 +136,7 @@ def report(
     metrics = (*metrics, *sorted(asked - {metric.name for metric in choose(metrics)[0]}))
     examined = [
         _explored(replace(e, notes=(*notes, *e.notes), rules=rules or VerdictRules()))
-        for e in examine_all(paths, metrics=metrics, user=user)
+        for e in examine_all(paths, metrics=metrics, user=user, group=group)
     ]
     if verify:
         examined = [_verified(e, run, tolerance, user) for e, run in zip(examined, runs, strict=True)]

@@ -15,12 +15,13 @@ from torch import nn
 from attnprobe.core import fs
 from attnprobe.core.accuracy import accuracy_difference, accuracy_interval
 from attnprobe.core.errors import InputError
+from attnprobe.core.reference import UserImages
 from attnprobe.core.run import Run
 from attnprobe.experiment import train
 from attnprobe.models import load_model
 from attnprobe.models.describe import config_json
 from attnprobe.models.prune import pruned, written_down
-from attnprobe.trial import Trial, open_trial
+from attnprobe.trial import Trial, open_trial, run_images
 
 ROUNDS = 9
 """Times each model runs, in turn with the other; the ratio's median is told."""
@@ -33,7 +34,9 @@ class Pruned:
     Attributes:
         path: the folder of the smaller checkpoint.
         parameters: before and after.
-        right: [image], bool, before, after, and after fine-tuning if there was some: which images it gets right.
+        right: [image], bool, before, after, and after fine-tuning if there was some: which of the judging images it
+            gets right.
+        n_choosing: others, which chose what went and, of fine-tuning, the epoch.
         speed_up: time of the whole model over that of the smaller one, `spread` the middle half of the rounds;
             process CPU time on a CPU, wall time of the device otherwise.
     """
@@ -41,6 +44,7 @@ class Pruned:
     path: Path
     parameters: tuple[int, int]
     right: tuple[np.ndarray, ...]
+    n_choosing: int
     speed_up: float
     spread: tuple[float, float]
 
@@ -56,8 +60,8 @@ class Pruned:
                 gained, low, high = accuracy_difference(self.right[0], right)
                 line += f", {gained:+.2%} ({low:+.2%} to {high:+.2%}) on the same images"
             lines.append(line)
-        if len(self.right) > 2:
-            lines.append("The epoch was chosen on these images, so the last line looks a little too good.")
+        epoch = " and the epoch of fine-tuning" if len(self.right) > 2 else ""
+        lines.append(f"{self.n_choosing} other images are for choosing: what goes{epoch}.")
         return "\n".join(lines)
 
 
@@ -73,14 +77,17 @@ def prune(
 ) -> Pruned:
     """Write a checkpoint without these blocks and heads, and measure what that costs and saves.
 
+    Measured on the images that had no say in `verify_drops`, if it was asked with the same `where`.
+
     Args:
         ref: a run, a checkpoint, or the name of a model.
         out: a new folder, in timm's `local-dir:` layout; with fine-tuning also the run `out`/finetuning.
         blocks: from 1.
         heads: {block: heads}, both from 1, as in the report on the whole model.
         finetune_epochs: train on for so many epochs by the run's recipe: without warm-up, and with a tenth of its
-            learning rate, since the weights are nearly right. The best epoch's weights are what is written.
-        settings: options of the fine-tuning that replace the recipe's.
+            learning rate, since the weights are nearly right. Written are the weights of the epoch that is best on the
+            images that choose.
+        settings: options of the fine-tuning that replace the recipe's; its images are those of `where`, if named.
         where: as for `open_trial`: on which images, and on what device.
 
     Raises:
@@ -101,15 +108,18 @@ def prune(
         raise InputError(f"{ref} is no run, so there is no recipe to train on with; leave --finetune-epochs out.")
     smaller = pruned(trial.model, blocks=blocks, heads=heads)
     name, options, rebuilt = written_down(trial.model, smaller, trial.facts.model, trial.facts.options, blocks)
-    right = [trial.right(), trial.right(rebuilt)]
+    right = [_judged(trial, model) for model in (trial.model, rebuilt)]
     speed_up, spread = _speed_up(trial, rebuilt)
     if finetune_epochs:
         _write(out / "start", name, options, rebuilt)
-        rebuilt = _finetuned(Path(ref), trial, out / "start", ends, name, options, finetune_epochs, settings or {})
-        right.append(trial.right(rebuilt))
+        named, folder = run_images(Path(ref), trial.recipe, UserImages(where.get("data"), where.get("data_dir")))
+        changed = {"dataset": named, "data_dir": folder and str(folder), **(settings or {})}
+        rebuilt = _finetuned(Path(ref), trial, out / "start", ends, name, options, finetune_epochs, changed)
+        right.append(_judged(trial, rebuilt))
     _write(out, name, options, rebuilt)
     parameters = tuple(sum(p.numel() for p in model.parameters()) for model in (trial.model, rebuilt))
-    return Pruned(out, (parameters[0], parameters[1]), tuple(right), speed_up, spread)
+    n_choosing = int(trial.chooses.sum())
+    return Pruned(out, (parameters[0], parameters[1]), tuple(right), n_choosing, speed_up, spread)
 
 
 def numbers_of(text: str) -> tuple[int, ...]:
@@ -144,18 +154,28 @@ def pairs_of(text: str) -> list[tuple[int, int]]:
     return [(block, head) for block, its in heads_of(text).items() for head in its]
 
 
+def _judged(trial: Trial, model: nn.Module) -> np.ndarray:
+    """[image], bool: which of the images that judge the model gets right."""
+    return trial.answers(model)[0][~trial.chooses]
+
+
 def _finetuned(
     ref: Path, trial: Trial, start: Path, run: Path, name: str, options: Mapping[str, Any], epochs: int,
     settings: Mapping[str, Any],
 ) -> nn.Module:  # fmt: skip
-    """Train the model in `start` on by the recipe of the run `ref`; its best weights."""
+    """Train the model in `start` on by the recipe of the run `ref`; its weights at the best epoch.
+
+    The best by the images that choose: the loop's own best is by all validation images, which judge.
+    """
     kwargs = {key: value for key, value in options.items() if key != "num_classes"}
     rates = ("lr", "lr_base", "warmup_lr", "min_lr")
     slower = {rate: trial.recipe[rate] / 10 for rate in rates if trial.recipe.get(rate) is not None}
     changed = {"model": name, "model_kwargs": kwargs, "img_size": None, "initial_checkpoint": str(start),
-               "epochs": epochs, "warmup_epochs": 0, "cooldown_epochs": 0, "probe_every": 0, **slower}  # fmt: skip
+               "epochs": epochs, "warmup_epochs": 0, "cooldown_epochs": 0, "probe_every": 0,
+               "keep_checkpoints": epochs, **slower}  # fmt: skip
     result = train(Run.of(ref).config, run, settings={**changed, **settings})
-    return load_model(result.run.checkpoint(result.best_epoch))
+    models = (load_model(result.run.checkpoint(epoch)) for epoch in result.run.epochs())
+    return max(models, key=lambda model: int(trial.answers(model)[0][trial.chooses].sum()))
 
 
 def _write(folder: Path, name: str, options: Mapping[str, Any], model: nn.Module) -> None:

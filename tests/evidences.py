@@ -6,11 +6,14 @@ from attnprobe.core.evidence import Change, Evidence, Tried
 
 
 def tried(lost, images, *changes):
-    """Of `images`, 9 of 10 are right before; `lost` of them not any more, each at one nat."""
+    """Of `images` that choose, 9 of 10 are right before; `lost` of them not any more, each at one nat.
+
+    As many others judge, and have the same outcomes.
+    """
     right = np.arange(images) < images * 9 // 10 - lost
     loss = np.ones(images)
     loss[:lost] += 1
-    return Tried(tuple(changes), right, loss)
+    return Tried(tuple(changes), np.tile(right, 2), np.tile(loss, 2))
 
 
 def evidence(blocks_lost=(0, 1), heads_lost=(), images=100, ref="runs/vit", **fields):
@@ -27,4 +30,4 @@ def evidence(blocks_lost=(0, 1), heads_lost=(), images=100, ref="runs/vit", **fi
         for changes, losses in ((blocks, blocks_lost), (heads, heads_lost))
         for change, lost in zip(changes, losses, strict=True)
     )
-    return Evidence(ref, "as asked for", tried(0, images), single, curves, **fields)
+    return Evidence(ref, "as asked for", tried(0, images), single, curves, np.arange(2 * images) < images, **fields)

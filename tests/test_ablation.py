@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from attnprobe import ablation, cli, pipeline
 from attnprobe.ablation import MOST_TRIED, verify_drops
 from attnprobe.core.errors import InputError
-from attnprobe.core.evidence import Change, Tried
+from attnprobe.core.evidence import Change, Evidence, Tried
 from attnprobe.models.ablate import Ablatable
 from attnprobe.pruning import heads_of, numbers_of, prune
 from attnprobe.trial import open_trial
@@ -39,8 +39,9 @@ def test_accuracies_are_those_of_pruned_models(run, tmp_path):
     right = {str(tried.changes[0]): tried.right for tried in evidence.single}
     for cut, words in (({"blocks": [4]}, "block 4: dropped"), ({"heads": {1: [3]}}, "block 1, head 3: output 0")):
         done = prune(run, tmp_path / words[:7], **cut, device="cpu", images=100)
-        np.testing.assert_array_equal(done.right[0], evidence.whole.right)
-        np.testing.assert_array_equal(done.right[1], right[words])
+        np.testing.assert_array_equal(done.right[0], evidence.whole.right[~evidence.chooses])
+        np.testing.assert_array_equal(done.right[1], right[words][~evidence.chooses])
+        assert (done.n_choosing, len(done.right[0])) == (evidence.n_choosing, evidence.n_judging) == (50, 50)
 
 
 def test_the_curve_takes_the_cheapest_first_and_all_in_the_end(run):
@@ -48,10 +49,13 @@ def test_the_curve_takes_the_cheapest_first_and_all_in_the_end(run):
     curve = evidence.curves["blocks"]
     assert [len(tried.changes) for tried in curve] == [1, 2, 3]
     assert {change.block for change in curve[-1].changes} == {2, 3, 4}
+    chosen = evidence.chooses
     alone = {
-        tried.changes[0].block: tried.right.mean() for tried in evidence.single if tried.changes[0].kind == "block"
+        tried.changes[0].block: tried.right[chosen].mean()
+        for tried in evidence.single
+        if tried.changes[0].kind == "block"
     }
-    assert curve[0].right.mean() == max(alone.values())
+    assert curve[0].right[chosen].mean() == max(alone.values())
     first, second = (tried.changes for tried in curve[:2])
     assert second[:1] == first
 
@@ -73,22 +77,34 @@ def test_redundant_heads_are_all_but_one_of_each_group():
     assert list(ablation._redundant(some)) == [(8, 2), (8, 3), (11, 2), (11, 3)]
 
 
-def test_many_candidates_are_taken_in_the_order_of_what_each_costs(monkeypatch):
+def test_many_candidates_are_taken_in_the_order_of_what_each_costs():
     n = MOST_TRIED + 2
     nothing = np.zeros(20)
     alone = [Tried((Change("head", 1, head),), np.arange(20) < 20 - head, nothing) for head in range(n, 0, -1)]
+    whole = Evidence("m", "said", Tried((), np.ones(20, bool), nothing), (), {}, np.ones(20, bool))
     tries = []
 
-    def tried(_trial, _ablatable, changes, _advance):
+    def try_it(changes):
         tries.append(len(changes))
         return Tried(tuple(changes), np.zeros(20, bool), nothing)
 
-    monkeypatch.setattr(ablation, "_tried", tried)
-    curve = ablation._curve(alone, None, None, None)
+    curve = ablation._curve(alone, whole, try_it)
     assert [change.head for change in curve[-1].changes] == list(range(1, n + 1))
     assert tries == list(range(2, n + 1)) and len(tries) == ablation._tries(n)
-    few = ablation._curve(alone[:4], None, None, None)
+    few = ablation._curve(alone[:4], whole, try_it)
     assert len(few) == 4 and len(tries) == n - 1 + ablation._tries(4)
+
+
+def test_images_that_judge_have_no_say_in_the_order():
+    """Head 1 is the cheapest for the images that choose, and the dearest for the others."""
+    chooses = np.arange(20) < 10
+    whole = Evidence("m", "said", Tried((), np.ones(20, bool), np.zeros(20)), (), {}, chooses)
+    right = [np.where(chooses, np.arange(20) < 10 - head, np.arange(20) < 10 + 3 * head) for head in (1, 2, 3)]
+    alone = [Tried((Change("head", 1, h),), r, np.zeros(20)) for h, r in zip((1, 2, 3), right, strict=True)]
+    curve = ablation._curve(alone, whole, lambda changes: Tried(tuple(changes), right[2], np.zeros(20)))
+    assert curve[0].changes[0].head == 1
+    assert whole.cost_choosing(alone[0]) < whole.cost_choosing(alone[1]) < whole.cost_choosing(alone[2])
+    assert alone[0].right[~chooses].sum() < alone[1].right[~chooses].sum() < alone[2].right[~chooses].sum()
 
 
 def test_files_and_words_say_the_same(run, tmp_path, capsys, monkeypatch):
@@ -100,7 +116,8 @@ def test_files_and_words_say_the_same(run, tmp_path, capsys, monkeypatch):
     document = json.loads((folder / "drops.json").read_text())
     assert len(rows) == len(document["tries"]) == 7 + 2 + 1
     assert {row["curve"] for row in rows} == {"", "blocks", "heads"}
-    assert printed.count("%–") == 1 + len(rows) and printed.count("advice: ") == 1 and document["n_images"] == 60
+    assert printed.count("%–") == 1 + len(rows) and printed.count("advice: ") == 1
+    assert document["n_images"] == document["n_choosing"] == 30 and "30 images that judge; 30 others chose" in printed
     for row in rows:
         assert f"{float(row['accuracy']):.2%} ({float(row['low']):.2%}–{float(row['high']):.2%})" in printed
         assert float(row["gained"]) == pytest.approx(float(row["accuracy"]) - document["accuracy"])
@@ -114,6 +131,10 @@ def test_without_maps_or_labels_it_says_what_to_do(run, tmp_path):
         verify_drops("vit_16_digits", blocks=[2])
     with pytest.raises(InputError, match="no block 9"):
         verify_drops(run, blocks=[9])
+    with pytest.raises(InputError, match="split='vall'|--split='vall'"):
+        verify_drops(run, blocks=[2], split="vall")
+    with pytest.raises(InputError, match="one half chooses and the other judges"):
+        verify_drops(run, blocks=[2], images=1)
     none, _ = verify_drops(run, blocks=[], heads=[], images=40)
     assert none.single == () and none.curves == {} and "whole model" in str(none)
 
@@ -173,6 +194,19 @@ def test_importance_by_gradients_is_that_of_a_loop_and_of_finite_differences(run
         np.testing.assert_allclose((losses[0] - losses[1]) / (2 * step), found[:, layer, head], atol=1e-8)
 
 
+def test_training_images_choose_and_validation_images_judge(run, tmp_path):
+    evidence, _ = verify_drops(run, blocks=[3, 4], device="cpu", split="train", images=60, tolerance=0.5)
+    trial = open_trial(run, device="cpu", images=60)
+    val = set(trial.images.ids)
+    assert (evidence.n_choosing, evidence.n_judging) == (60, 60)
+    asked = open_trial(run, device="cpu", split="train", images=60)
+    assert set(asked.ids[60:]) == val and not val & set(asked.ids[:60]) and asked.chooses[:60].all()
+    np.testing.assert_array_equal(evidence.whole.right[60:], trial.answers()[0])
+    assert "--split train --images 60" in evidence.advice()
+    done = prune(run, tmp_path / "small", blocks=[4], device="cpu", split="train", images=60)
+    np.testing.assert_array_equal(done.right[0], evidence.whole.right[60:])
+
+
 def _as_double(trial, pixels, labels):
     """The trial on these images alone, in float64."""
 
@@ -201,12 +235,13 @@ def test_the_advice_is_what_prune_then_measures(run, tmp_path):
     evidence, _ = verify_drops(run, blocks=[2, 3, 4], heads=[(1, 2), (4, 1)], tolerance=0.2, device="cpu")
     assert evidence.advised is not None
     words = evidence.advice().replace(". Chosen", " Chosen").split()
+    assert "Chosen on 180 images, measured on 180 others" in evidence.advice()
     asked = {name: words[words.index(name) + 1] for name in ("--blocks", "--heads") if name in words}
     done = prune(
         run, tmp_path / "small", device="cpu", blocks=numbers_of(asked.get("--blocks", "")),
         heads=heads_of(asked.get("--heads", "")),
     )  # fmt: skip
-    np.testing.assert_array_equal(done.right[1], evidence.advised.right)
+    np.testing.assert_array_equal(done.right[1], evidence.advised.right[~evidence.chooses])
     assert evidence.harmless(evidence.advised)
 
 

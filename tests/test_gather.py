@@ -166,3 +166,46 @@ def test_scores_lie_beside_the_maps_and_are_not_measured(tmp_path):
     torch.testing.assert_close(scores.softmax(-1), weights)
     measurements = pipeline.examine(out, metrics=METRICS[:3]).measurements
     assert {m.site for m in measurements.values()} == {"weights", "effective"}
+
+
+def folder_of(path, copies=(), again=None, images=12):
+    """Noise in PNG files; `copies` are byte for byte the first, and `again` replaces what is in one."""
+    from PIL import Image
+
+    path.mkdir()
+    for k in range(images):
+        seed = 0 if k in copies else 99 if k == again else k
+        noise = np.random.default_rng(seed).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(path / f"n{k:02d}.png")
+    return path
+
+
+def test_files_of_equal_pixels_are_named_and_counted_once(checkpoint, tmp_path):
+    photos, options = folder_of(tmp_path / "photos", copies=(4, 7)), {"untrained": 0, "device": "cpu"}
+    out = gather.capture(checkpoint, data=str(photos), out=tmp_path / "maps.h5", **options)
+    e = pipeline.examine(out, metrics=METRICS, pictures=0)
+    (live,), _ = live_of(checkpoint, data=str(photos), out=tmp_path / "live", **options)
+    told = "2 images are copies of others, pixel by pixel, and counted once: n04.png = n00.png, n07.png = n00.png."
+    assert e.notes == live.notes == (told,)
+    assert {m.n_images for m in (*e.measurements.values(), *live.measurements.values())} == {10}
+    examined, _ = pipeline.report([out], out=tmp_path / "report", formats=["md"], metrics=METRICS)
+    page = (tmp_path / "report" / "report.md").read_text()
+    assert examined[0].notes == (told,) and told in page
+
+
+def test_files_replaced_under_their_names_are_not_paired(checkpoint, tmp_path):
+    options = {"untrained": 0, "device": "cpu"}
+    for name, again in (("one", None), ("two", 5)):
+        place = tmp_path / name
+        place.mkdir()
+        photos = folder_of(place / "photos", again=again)
+        gather.capture(checkpoint, data=str(photos), out=tmp_path / f"{name}.h5", **options)
+    found, _ = ap.compare(
+        [tmp_path / "one.h5", tmp_path / "two.h5"], out=tmp_path / "out", metrics=METRICS, resamples=50
+    )
+    assert "11 images that both were measured on; 1 more of the same names have other pixels" in found.notes[0]
+    assert {row.cells.n_images for row in found.differences if row.cells} == {11}
+    grouped, _ = ap.compare(
+        [tmp_path / "one.h5"] * 2, out=tmp_path / "grouped", metrics=METRICS, resamples=50, group="n(.)"
+    )
+    assert {row.cells.n_images for row in grouped.differences if row.cells} == {2}

@@ -7,7 +7,9 @@ import torch
 
 from attnprobe import cli, pipeline
 from attnprobe.core.errors import InputError
+from attnprobe.core.run import Run
 from attnprobe.data import load_images
+from attnprobe.data.order import one_half
 from attnprobe.models import input_spec, load_model
 from attnprobe.pruning import heads_of, numbers_of, prune
 
@@ -21,10 +23,13 @@ def run(tmp_path_factory):
     return path
 
 
-def right(model):
+def right(model, judging=True):
+    """Of the validation images that judge, or of those that choose."""
     images = load_images("digits", "val", spec=input_spec(model))
     with torch.inference_mode():
-        return torch.cat([model.eval()(b.pixels).argmax(-1) == b.labels for b in images.batches(64)]).numpy()
+        answers = [(model.eval()(b.pixels).argmax(-1) == b.labels, b.labels) for b in images.batches(64)]
+    found, labels = (torch.cat(part).numpy() for part in zip(*answers, strict=True))
+    return found[one_half(images.ids, labels.tolist()) != judging]
 
 
 def test_what_is_told_is_what_the_written_model_gets_right(run, tmp_path):
@@ -47,8 +52,11 @@ def test_a_pruned_model_is_captured_and_reported_on_like_any_other(run, tmp_path
 
 
 def test_fine_tuning_goes_on_from_the_pruned_weights_by_the_recipe(run, tmp_path):
-    done = prune(run, tmp_path / "tuned", blocks=[2], heads={1: [1]}, finetune_epochs=1, device="cpu")
-    assert len(done.right) == 3
+    done = prune(run, tmp_path / "tuned", blocks=[2], heads={1: [1]}, finetune_epochs=3, device="cpu")
+    assert len(done.right) == 3 and "what goes and the epoch of fine-tuning" in str(done)
+    tuning = Run(done.path / "finetuning")
+    chosen = [right(load_model(tuning.checkpoint(epoch)), judging=False).sum() for epoch in (1, 2, 3)]
+    assert right(load_model(done.path), judging=False).sum() == max(chosen)
     np.testing.assert_array_equal(done.right[2], right(load_model(done.path)))
     start, tuned = (load_model(path).state_dict() for path in (done.path / "start", done.path))
     moved = max((tuned[name] - start[name]).abs().max() for name in start if start[name].is_floating_point())
@@ -84,7 +92,7 @@ def test_the_command_prints_what_it_costs_and_where_it_is(run, tmp_path, capsys,
     cli.main(["prune", str(run), "--blocks", "4", "--heads", "1:3", "-o", str(tmp_path / "out"), "--images", "50"])
     out = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in out[:4]] == ["parameters", "speed", "before", "after"]
-    assert out[4] == str(tmp_path / "out")
+    assert out[4:] == ["25 other images are for choosing: what goes.", str(tmp_path / "out")]
 
 
 def test_numbers_and_heads_are_read_as_they_are_written():

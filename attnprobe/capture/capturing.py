@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 
 import torch
@@ -14,7 +15,7 @@ from attnprobe.capture.recorder import Recorder
 from attnprobe.capture.recording import record
 from attnprobe.capture.selection import Selection
 from attnprobe.core.errors import CaptureError, WorkError
-from attnprobe.core.images import ImageBatch, ImageSource
+from attnprobe.core.images import ImageBatch, ImageSource, as_seen, pixel_hashes
 from attnprobe.core.maps import AttentionMaps, Outcome
 from attnprobe.core.memory import free_memory, is_out_of_memory
 from attnprobe.core.tap import Site
@@ -144,8 +145,11 @@ class Capture:
                 yield from self._of_batch(recorder, _cut(batch, start, start + step))
             return
         try:
+            seen = as_seen(batch.pixels, None if isinstance(self.images, Tensor) else self.images.spec)
             output = self.model(batch.pixels.to(self._dtype))
             taken = recorder.take(batch.ids, _outcome(output, batch.labels))
+            hashes = pixel_hashes(seen)  # while a GPU is still at the forward pass
+            taken = [replace(maps, pixels=hashes) for maps in taken]
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise

@@ -19,8 +19,6 @@ Kind = Literal["map", "attention", "block", "head", "softmax"]
 TOLERANCE = 0.02
 """Of the accuracy, as a share; with less, a few hundred images can hardly ever exclude a loss."""
 
-CHOSEN = "Chosen on these images, so it looks a little too good on them."
-
 WORDS: dict[Kind, str] = {
     "map": "block {block}: map of the block before",
     "attention": "block {block}: attention skipped",
@@ -48,7 +46,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tried:
-    """The model without these parts, on some images.
+    """The model without these parts, on all images: those that choose what goes and those that judge it.
 
     Attributes:
         changes: in the order in which they were made; none for the whole model.
@@ -73,7 +71,10 @@ class Tried:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Evidence:
-    """What taking away costs.
+    """What taking away costs: chosen on some images, and told as it is on others, which had no say.
+
+    A choice looks better on the images it was made on than it is. So their outcomes decide the order of the curves and
+    what is harmless, and nothing else; every accuracy, gain and interval that is told is of the judging images.
 
     Attributes:
         ref: the run, checkpoint or model this is about, as it was asked for.
@@ -81,6 +82,7 @@ class Evidence:
         whole: the whole model.
         single: each candidate alone: a block's map, its attention, the block; a head.
         curves: {"blocks", "heads"}: candidates taken away one after the other, the cheapest first.
+        chooses: [image], bool: which images choose; the others judge.
         tolerance: how much accuracy may be lost, as a share: not more, with 95 % confidence.
         n_classes: 0 where it is not known.
         options: of the command line, that say on which images and as what model this was tried.
@@ -94,6 +96,7 @@ class Evidence:
     whole: Tried
     single: tuple[Tried, ...]
     curves: Mapping[str, tuple[Tried, ...]]
+    chooses: np.ndarray
     tolerance: float = TOLERANCE
     n_classes: int = 0
     options: tuple[str, ...] = ()
@@ -101,18 +104,40 @@ class Evidence:
     refusal: str = ""
     importance: Mapping[str, Measurement] = field(default_factory=dict)
 
+    @property
+    def n_choosing(self) -> int:
+        """How many images choose."""
+        return int(self.chooses.sum())
+
+    @property
+    def n_judging(self) -> int:
+        """How many images judge."""
+        return int((~self.chooses).sum())
+
     def gained(self, tried: Tried) -> tuple[float, float, float]:
-        """Accuracy of `tried` minus that of the whole model, and its 95 % interval."""
-        return accuracy_difference(self.whole.right, tried.right)
+        """Accuracy of `tried` minus that of the whole model, and its 95 % interval, on the images that judge."""
+        return accuracy_difference(self.whole.right[~self.chooses], tried.right[~self.chooses])
+
+    def gained_choosing(self, tried: Tried) -> tuple[float, float, float]:
+        """The same on the images that choose, where what was chosen looks too good."""
+        return accuracy_difference(self.whole.right[self.chooses], tried.right[self.chooses])
+
+    def cost_choosing(self, tried: Tried) -> tuple[int, float]:
+        """What orders candidates: images lost of those that choose; among equals, the loss."""
+        return -int(tried.right[self.chooses].sum()), float(tried.loss[self.chooses].sum())
 
     def harmless(self, tried: Tried) -> bool:
-        """Whether a loss of more than the tolerance can be excluded: by the lower end of the interval."""
-        return self.gained(tried)[1] >= -self.tolerance and not self.near_chance
+        """Whether the images that choose exclude a loss of more than the tolerance: the interval's lower end."""
+        return self.gained_choosing(tried)[1] >= -self.tolerance and not self.near_chance
+
+    def confirmed(self, tried: Tried) -> bool:
+        """Whether the images that judge exclude it, too."""
+        return self.gained(tried)[1] >= -self.tolerance
 
     @property
     def near_chance(self) -> bool:
-        """Whether the whole model may be guessing on these images, so that nothing it lacks would show."""
-        right = self.whole.right
+        """Whether the whole model may be guessing on the images that choose, so that nothing it lacks would show."""
+        right = self.whole.right[self.chooses]
         return self.n_classes > 1 and accuracy_interval(int(right.sum()), len(right))[0] <= 1 / self.n_classes
 
     def free(self, curve: str) -> Tried | None:
@@ -120,14 +145,17 @@ class Evidence:
         return next((tried for tried in reversed(self.curves.get(curve, ())) if self.harmless(tried)), None)
 
     def rows(self) -> list[dict[str, Any]]:
-        """One per try: curve ("" for singles), what is away, accuracy, gain over the whole model, intervals, loss."""
+        """One per try: curve ("" for singles), what is away, accuracy, gain over the whole model, intervals, loss.
+
+        All of the images that judge; `gained_choosing` alone is of those that choose.
+        """
         tries = [("", tried) for tried in self.single]
         tries += [(name, tried) for name, curve in self.curves.items() for tried in curve]
         return [self.row(tried, name) for name, tried in tries]
 
     def row(self, tried: Tried, curve: str = "") -> dict[str, Any]:
         """The numbers of one try; `kind`, `block` and `head` are those of what went last, None where nothing did."""
-        right, n = int(tried.right.sum()), len(tried.right)
+        right, n = int(tried.right[~self.chooses].sum()), self.n_judging
         low, high = accuracy_interval(right, n)
         gained, gained_low, gained_high = self.gained(tried)
         latest = tried.changes[-1] if tried.changes else None
@@ -143,8 +171,10 @@ class Evidence:
             "gained": gained,
             "gained_low": gained_low,
             "gained_high": gained_high,
-            "loss_gained": float((tried.loss - self.whole.loss).mean()),
+            "loss_gained": float((tried.loss - self.whole.loss)[~self.chooses].mean()),
             "n_images": n,
+            "gained_choosing": self.gained_choosing(tried)[0],
+            "n_choosing": self.n_choosing,
         }
 
     def table(self) -> "pd.DataFrame":
@@ -155,9 +185,12 @@ class Evidence:
 
     def accuracy(self) -> str:
         """Of the whole model, in words."""
-        right = self.whole.right
+        right = self.whole.right[~self.chooses]
         low, high = accuracy_interval(int(right.sum()), len(right))
-        return f"whole model: top-1 {right.mean():.2%} ({low:.2%}–{high:.2%}, {len(right)} images)"
+        return (
+            f"whole model: top-1 {right.mean():.2%} ({low:.2%}–{high:.2%}, {len(right)} images that judge; "
+            f"{self.n_choosing} others chose)"
+        )
 
     def cost(self, tried: Tried) -> str:
         """`-0.28% (-1.50% to +0.95%)`: the accuracy gained, in words."""
@@ -174,10 +207,16 @@ class Evidence:
         words += ["--heads", pairs] if pairs else []
         command = shlex.join([*words, "-o", f"{_place_of(self.ref)}-smaller"])
         left = f"; {self.refusal}" if self.refusal else ""
-        return f"without {words_of(self.advised)} accuracy {self.cost(self.advised)}: {command}{left}. {CHOSEN}"
+        doubt = (
+            "" if self.confirmed(self.advised) else f", which do not exclude a loss of more than {self.tolerance:.1%}"
+        )
+        return (
+            f"without {words_of(self.advised)} accuracy {self.cost(self.advised)}: {command}{left}. Chosen on "
+            f"{self.n_choosing} images, measured on {self.n_judging} others{doubt}."
+        )
 
     def _no_advice(self) -> str:
-        n, right = len(self.whole.right), int(self.whole.right.sum())
+        n, right = self.n_choosing, int(self.whole.right[self.chooses].sum())
         if not self.single:
             return "nothing was tried"
         if self.near_chance:
@@ -185,10 +224,10 @@ class Evidence:
         if self.refusal:
             return f"nothing can be taken out: {self.refusal}"
         gone = [tried for tried in self.single if tried.changes[0].kind in ("block", "head", "softmax")]
-        if any(self.gained(tried)[2] >= -self.tolerance for tried in gone):
+        if any(self.gained_choosing(tried)[2] >= -self.tolerance for tried in gone):
             return (
-                f"cannot say: {n} images cannot exclude a loss of more than {self.tolerance:.1%} for any of them; try "
-                "more images, or allow more with --tolerance"
+                f"cannot say: the {n} images that choose cannot exclude a loss of more than {self.tolerance:.1%} for "
+                "any of them; try more images, or allow more with --tolerance"
             )
         return f"nothing can go at a tolerance of {self.tolerance:.1%}: each costs more"
 

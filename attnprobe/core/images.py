@@ -1,5 +1,6 @@
 """What do images look like on their way into a model?"""
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -63,6 +64,26 @@ class ImageBatch:
                 "an ImageBatch needs pixels [image, channel, row, col], labels [image] and one id per image, got "
                 f"pixels {shape}, labels {tuple(self.labels.shape)}, {len(self.ids)} ids."
             )
+
+
+def as_seen(pixels: Tensor, spec: InputSpec | None) -> Tensor:
+    """What goes into a model, as the pictures that `pixel_hashes` tells apart: on the CPU, 8 bits a channel.
+
+    Before `spec` normalises them, so that two models that want other means see the same pictures; in 8 bits, so that
+    the last bit of a resize does not matter. Without a spec, the numbers themselves.
+    """
+    shown = pixels.float() if spec is None else (spec.restore(pixels.float()) * 255).round().to(torch.uint8)
+    return shown.cpu()
+
+
+def pixel_hashes(seen: Tensor) -> Tensor:
+    """[image], int64: the first bytes of the SHA-256 of each picture; never 0, which stands for unknown.
+
+    Of what the model saw, not of a file's bytes: two files that look the same to the model are one image to it, and a
+    data set need not have files.
+    """
+    digests = (hashlib.sha256(image.tobytes()).digest()[:8] for image in seen.contiguous().numpy())
+    return torch.tensor([int.from_bytes(digest, "little", signed=True) or 1 for digest in digests])
 
 
 @runtime_checkable

@@ -98,6 +98,7 @@ class AttentionMaps:
         factors: queries [image, layer, head, query, width] and keys [image, layer, head, key, width], if captured: the
             softmax of their product is the map.
         outcome: labels and predictions of the images, if known.
+        pixels: [image], int64, on the CPU: `pixel_hashes` of what the model saw, if known.
 
     Raises:
         ShapeError: `values` has other axes, or disagrees with `image_ids`, `layers` or `grid`.
@@ -119,6 +120,7 @@ class AttentionMaps:
     value_vectors: Tensor | None = None
     factors: tuple[Tensor, Tensor] | None = None
     outcome: Outcome | None = None
+    pixels: Tensor | None = None
 
     def __post_init__(self) -> None:
         shape = tuple(self.values.shape)
@@ -188,6 +190,7 @@ class AttentionMaps:
             value_vectors=vectors,
             factors=factors,
             outcome=outcome,
+            pixels=None if self.pixels is None else self.pixels[cut],
         )
 
 
@@ -206,4 +209,5 @@ def uniform_maps(like: AttentionMaps) -> AttentionMaps:
         value_vectors=None,
         factors=None,
         outcome=None,
+        pixels=None,
     )

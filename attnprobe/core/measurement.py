@@ -178,10 +178,14 @@ class Measurement:
             by their numbers from 1, where not all were kept.
         mean, std: [*axes], over images, ignoring images whose value is not finite.
         ci: [2, *axes], bounds of the 95 % interval of the mean; NaN where n_images < 2.
-        n_images: images measured; `n_excluded` of them had a value that is not finite in some cell.
+        n_images: images measured, each once, or groups of them; `n_excluded` of them had a value that is not finite in
+            some cell.
         per_image: [image, *axes], or None when there were too many to keep. With `from_mean`, the values whose
             mean it takes.
-        image_ids: one per row of `per_image`.
+        image_ids: one per row of `per_image`: an image, or a group of them where `settings` have a "group".
+        pixels: one per row, too: a hash of what the model saw; 0 where that is not known.
+        copies: "b.png = a.png": images left out since an earlier one has the same pixels.
+        n_grouped: images that `n_images` groups were made of; as many where each is its own.
         settings: everything that changes the numbers, defaults included: the metric's own, and
             "interval" ("bootstrap" or "normal"), "bootstrap" (resamples) and "bootstrap_seed".
         summary: derived numbers (counts, intervals), JSON-able.
@@ -207,6 +211,9 @@ class Measurement:
     coords: Mapping[str, list[Any]] = field(default_factory=dict)
     per_image: np.ndarray | None = None
     image_ids: tuple[str, ...] = ()
+    pixels: tuple[int, ...] = ()
+    copies: tuple[str, ...] = ()
+    n_grouped: int = 0
     summary: Mapping[str, Any] = field(default_factory=dict)
     baselines: "Mapping[str, Measurement]" = field(default_factory=dict)
     from_mean: FromMean | None = None

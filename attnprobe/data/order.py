@@ -4,6 +4,8 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+
 
 def balanced_subset(ids: Sequence[str], labels: Sequence[int], size: int | None) -> list[int]:
     """Ascending positions of `size` images, as many of each class as there are; all if `size` is None.
@@ -18,6 +20,20 @@ def balanced_subset(ids: Sequence[str], labels: Sequence[int], size: int | None)
         members[label].append((hashlib.sha256(name.encode()).digest(), position))
     ranked = sorted((rank, *member) for group in members.values() for rank, member in enumerate(sorted(group)))
     return sorted(position for _rank, _digest, position in ranked[:size])
+
+
+def one_half(ids: Sequence[str], labels: Sequence[int]) -> np.ndarray:
+    """[image], bool: which images make one of two halves that are alike in their classes, the larger one if any.
+
+    Within a class, images are ranked by the SHA-256 of their id and dealt out in turn; the next class goes on where the
+    last one stopped, so that classes of one image do not all fall into the same half.
+    """
+    ranked = sorted(
+        range(len(ids)), key=lambda position: (labels[position], hashlib.sha256(ids[position].encode()).digest())
+    )
+    chosen = np.zeros(len(ids), bool)
+    chosen[ranked[::2]] = True
+    return chosen
 
 
 def position_batches(n_images: int, batch_size: int, order: Sequence[int] | None) -> Iterator[list[int]]:

@@ -24,7 +24,7 @@ def at_images(m: Measurement, image_ids: Sequence[str]) -> Measurement:
     if missing := [name for name in image_ids if name not in place]:
         raise InputError(f"{m.metric} was not measured on {missing[0]!r}.")
     rows = m.per_image[[place[name] for name in image_ids]]
-    return replace(m, per_image=rows, image_ids=tuple(image_ids), n_images=len(rows))
+    return replace(m, per_image=rows, image_ids=tuple(image_ids), pixels=(), n_images=len(rows))
 
 
 def at_relative_depth(m: Measurement, layers: int) -> Measurement:
@@ -75,15 +75,22 @@ def with_heads_ordered(m: Measurement, order: np.ndarray) -> Measurement:
 
 
 def mean_over_heads(m: Measurement) -> Measurement:
-    """(layer, head) -> (layer,); any other without heads as it is.
+    """(layer, head) -> (layer,), and of (layer, head, head) the mean over pairs of different heads.
+
+    What has no heads stays as it is.
 
     Raises:
-        InputError: it relates heads to each other, so that no number per layer is left.
+        InputError: it relates heads of several layers, or is no mean over images, so that no number per layer is left.
     """
     if "head" not in m.axes:
         return m
-    if m.axes.count("head") > 1 or m.from_mean is not None:
-        raise InputError(f"{m.metric} relates heads; models with other numbers of heads have no cell in common.")
+    pairs = m.axes.count("head") == 2 and m.axes[-2:] == ("head", "head")
+    if (m.axes.count("head") > 1 and not pairs) or m.from_mean is not None:
+        raise InputError(f"{m.metric} relates heads, which have no order in common, so there is no cell in common.")
+    if pairs:
+        different = ~np.eye(m.mean.shape[-1], dtype=bool)
+        kept = {name: labels for name, labels in m.coords.items() if name != "head"}
+        return replace(_mapped(m, lambda values: values[..., different].mean(-1)), axes=m.axes[:-2], coords=kept)
     axis = m.axes.index("head") - len(m.axes)
     coords = {name: labels for name, labels in m.coords.items() if name != "head"}
     axes = tuple(name for name in m.axes if name != "head")

@@ -17,6 +17,7 @@ from attnprobe.metrics.bootstrap import interval_of_function, interval_of_mean
 from attnprobe.metrics.choose import choose
 from attnprobe.metrics.collected import Collected
 from attnprobe.metrics.not_finite import maps_not_finite
+from attnprobe.metrics.units import Units, with_units
 
 PIECE_BYTES = 16 * 2**20
 """Maps that go through a metric at once on a CPU, in float32; its temporaries are of that size."""
@@ -35,8 +36,11 @@ def measure(
     bootstrap: int = 1000,
     seed: int = 0,
     baselines: Mapping[str, Iterable[AttentionMaps]] | None = None,
+    group: str | None = None,
 ) -> dict[str, Measurement]:
     """Measure a stream of attention maps; memory does not grow with the number of images.
+
+    Images with equal pixels are counted once; see `units`.
 
     Args:
         chunks: maps of some images each, of any number of stages and sites; read once, in float32 (float64 stays).
@@ -48,6 +52,8 @@ def measure(
         seed: of the resampling, the same for all metrics.
         baselines: maps to compare with, such as {"untrained": chunks}, measured in the same way. "uniform" attention
             is always added to metrics of maps.
+        group: a regular expression whose first group, searched in the image ids, names what counts once: the mean over
+            such images is one observation. An id without a match is a group of its own.
 
     Returns:
         {name: Measurement}, named after the metric. Where a metric was measured at two sites of one stage, the plain
@@ -64,7 +70,7 @@ def measure(
         raise InputError(f"bootstrap={bootstrap} must be the number of resamples, 0 or more.")
     places = collect(chunks, wanted)
     others = {name: collect(maps, wanted) for name, maps in (baselines or {}).items()}
-    return summarise(places, wanted, required, bootstrap, seed, others)
+    return summarise(places, wanted, required, bootstrap, seed, others, group)
 
 
 def summarise(
@@ -74,12 +80,13 @@ def summarise(
     bootstrap: int,
     seed: int,
     baselines: "Mapping[str, list[Place]]",
+    group: str | None = None,
 ) -> dict[str, Measurement]:
     """What was collected as measurements; arguments and errors as in `measure`."""
     _check_measured(places, wanted, required)
-    result = _measurements(places, wanted, bootstrap, seed)
+    result = _measurements(places, wanted, bootstrap, seed, group)
     for name, others in baselines.items():
-        other = _measurements(others, wanted, bootstrap, seed)
+        other = _measurements(others, wanted, bootstrap, seed, group)
         for key in result.keys() & other.keys():
             bare = replace(other[key], baselines={})
             if bare.mean.shape != result[key].mean.shape:
@@ -104,13 +111,14 @@ class Place:
     collected: dict[str, Collected]
     image_ids: list[str]
     not_finite: list[str]
+    pixels: list[int]
 
     @classmethod
     def of(cls, maps: AttentionMaps, metrics: Sequence[Metric]) -> "Place":
         refusals = {metric.name: metric.refusal(maps) for metric in metrics}
         collected = {name: Collected() for name, refusal in refusals.items() if not refusal}
         about = (maps.stage, maps.site, maps.is_effective, maps.stochastic)
-        return cls(*about, uniform_maps(maps), refusals, collected, [], [])
+        return cls(*about, uniform_maps(maps), refusals, collected, [], [], [])
 
     def check_same(self, maps: AttentionMaps) -> None:
         """Raises ShapeError if these maps cannot be averaged with the earlier ones."""
@@ -138,6 +146,7 @@ def collect(chunks: Iterable[AttentionMaps], metrics: Sequence[Metric]) -> list[
         if not place.image_ids:
             _check_rows(chunk)
         place.image_ids.extend(chunk.image_ids)
+        place.pixels.extend([0] * chunk.n_images if chunk.pixels is None else chunk.pixels.tolist())
         suited = [metric for metric in metrics if metric.name in place.collected]
         with torch.inference_mode():
             for piece in _pieces(chunk):
@@ -208,9 +217,12 @@ def _check_measured(places: list[Place], metrics: Sequence[Metric], required: fr
         raise InputError(f"none of {len(metrics)} metrics has a meaning on these maps; capture site='weights'.")
 
 
-def _measurements(places: list[Place], metrics: Sequence[Metric], bootstrap: int, seed: int) -> dict[str, Measurement]:
+def _measurements(
+    places: list[Place], metrics: Sequence[Metric], bootstrap: int, seed: int, group: str | None
+) -> dict[str, Measurement]:
     """Name every series and summarise it."""
     result = {}
+    units = {(place.stage, place.site): Units.of(place.image_ids, place.pixels, group) for place in places}
     for stage in dict.fromkeys(place.stage for place in places):
         for metric in metrics:
             measured = [place for place in places if place.stage == stage and metric.name in place.collected]
@@ -218,7 +230,10 @@ def _measurements(places: list[Place], metrics: Sequence[Metric], bootstrap: int
             for rank, place in enumerate(measured):
                 name = metric.name if rank == 0 else f"{metric.name}@{place.site}"
                 key = name if stage == "trunk" else f"{stage}/{name}"
-                m = _measurement(place, metric, place.collected[metric.name], bootstrap, seed)
+                its = units[stage, place.site]
+                of_units = its.collected(place.collected[metric.name])
+                named = replace(place, image_ids=list(its.ids))
+                m = with_units(_measurement(named, metric, of_units, bootstrap, seed), its, group)
                 result[key] = replace(m, baselines=_uniform_baseline(place, metric, bootstrap, seed))
     return result
 

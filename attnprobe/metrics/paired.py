@@ -37,6 +37,8 @@ class Difference:
         n_tests: cells compared: of a symmetric matrix one half without the diagonal.
         smallest: the smallest p_holm that so many images and exchanges can give; above 0.05 nothing could be found.
         settings: of the metric and of the test.
+        n_runs: of the first and of the second; of several each, the difference is that of their means.
+        effect: [*axes], the mean difference in units of the standard deviation of runs; None of one run each.
     """
 
     metric: str
@@ -50,6 +52,8 @@ class Difference:
     n_tests: int
     smallest: float
     settings: Mapping[str, Any]
+    n_runs: tuple[int, int] = (1, 1)
+    effect: np.ndarray | None = None
 
 
 def paired_difference(first: Measurement, second: Measurement, *, resamples: int = 10_000, seed: int = 0) -> Difference:
@@ -62,8 +66,8 @@ def paired_difference(first: Measurement, second: Measurement, *, resamples: int
         InputError: other metrics, settings, images or token counts; fewer than two images; per-image values not kept.
         ShapeError: other numbers of blocks or heads.
     """
-    a, b = _aligned(first, second)
-    n_cells = int(_one_half(first.axes, first.mean.shape).sum())
+    a, b = aligned(first, second)
+    n_cells = int(one_half(first.axes, first.mean.shape).sum())
     affordable = MOST_SUMS // max(1, a.size)
     exchanges = max(resamples, min(round(2 * n_cells / LEVEL), affordable))
     if first.from_mean is not None:
@@ -76,7 +80,7 @@ def paired_difference(first: Measurement, second: Measurement, *, resamples: int
         mean, ci, p = (np.concatenate(one, axis=-1) for one in zip(*found, strict=True))
         mean, ci, p = (x.reshape((*x.shape[:-1], *a.shape[1:])) for x in (mean, ci, p))
     known = np.isfinite(mean)
-    tested = known & _one_half(first.axes, mean.shape)
+    tested = known & one_half(first.axes, mean.shape)
     p_holm = np.where(known, 1.0, np.nan)
     p_holm[tested] = holm(p[tested])
     n_tests = int(tested.sum())
@@ -87,11 +91,11 @@ def paired_difference(first: Measurement, second: Measurement, *, resamples: int
         mean=mean,
         ci=ci,
         p=p,
-        p_holm=_mirrored(p_holm, first.axes),
+        p_holm=mirrored(p_holm, first.axes),
         n_images=len(a),
         n_tests=n_tests,
         smallest=min(1.0, n_tests * max(1 / (1 + exchanges), 2.0 ** (1 - len(a)))),
-        settings={**_meaning(first), "resamples": resamples, "exchanges": exchanges, "seed": seed},
+        settings={**meaning(first), "resamples": resamples, "exchanges": exchanges, "seed": seed},
     )
 
 
@@ -120,16 +124,17 @@ def _compared(
     return mean, ci, np.where(known, (1 + as_large) / (1 + exchanges), np.nan)
 
 
-def _meaning(m: Measurement) -> dict[str, Any]:
+def meaning(m: Measurement) -> dict[str, Any]:
+    """Settings that say what the number is."""
     return {name: value for name, value in m.settings.items() if name not in HOW}
 
 
-def _aligned(first: Measurement, second: Measurement) -> tuple[np.ndarray, np.ndarray]:
+def aligned(first: Measurement, second: Measurement) -> tuple[np.ndarray, np.ndarray]:
     """Their values [image, *cells], float64, image by image; raises if they cannot be compared."""
-    if (first.metric, _meaning(first)) != (second.metric, _meaning(second)):
+    if (first.metric, meaning(first)) != (second.metric, meaning(second)):
         raise InputError(
-            f"two numbers of one kind can be compared, not {first.metric} {_meaning(first)} and {second.metric} "
-            f"{_meaning(second)}; measure both runs with the same settings."
+            f"two numbers of one kind can be compared, not {first.metric} {meaning(first)} and {second.metric} "
+            f"{meaning(second)}; measure both runs with the same settings."
         )
     if first.site != second.site and not (first.is_effective and second.is_effective):
         raise InputError(
@@ -202,7 +207,7 @@ def _halves(axes: tuple[str, ...]) -> int:
     return next((n for n in (2, 1) if len(axes) >= 2 * n and axes[-n:] == axes[-2 * n : -n]), 0)
 
 
-def _one_half(axes: tuple[str, ...], shape: tuple[int, ...]) -> np.ndarray:
+def one_half(axes: tuple[str, ...], shape: tuple[int, ...]) -> np.ndarray:
     """Which cells are tests of their own: of a symmetric matrix those above the diagonal."""
     n = _halves(axes)
     if n == 0:
@@ -211,7 +216,7 @@ def _one_half(axes: tuple[str, ...], shape: tuple[int, ...]) -> np.ndarray:
     return np.broadcast_to(np.triu(np.ones((side, side), bool), 1).reshape(shape[-2 * n :]), shape)
 
 
-def _mirrored(values: np.ndarray, axes: tuple[str, ...]) -> np.ndarray:
+def mirrored(values: np.ndarray, axes: tuple[str, ...]) -> np.ndarray:
     """The same below the diagonal as above it, where everything is 1."""
     n = _halves(axes)
     if n == 0:

@@ -48,6 +48,7 @@ def _about(place: Place) -> dict[str, Any]:
         "refusals": place.refusals,
         "image_ids": place.image_ids,
         "not_finite": place.not_finite,
+        "pixels": place.pixels,
         "shape": list(like.values.shape[1:]),
         "layers": list(like.layers),
         "kind": like.kind,
@@ -63,11 +64,12 @@ def measure_slices(
     bootstrap: int = 1000,
     seed: int = 0,
     baselines: Mapping[str, Iterable[bytes]] | None = None,
+    group: str | None = None,
 ) -> dict[str, Measurement]:
     """As `measure`, from what `measure_slice` gave, in order; `metrics` must be the same."""
     wanted, required = choose(metrics)
     others = {name: _places(parts) for name, parts in (baselines or {}).items()}
-    return summarise(_places(slices), wanted, required, bootstrap, seed, others)
+    return summarise(_places(slices), wanted, required, bootstrap, seed, others, group)
 
 
 def layers_and_grid(data: bytes) -> tuple[tuple[str, ...], TokenGrid]:
@@ -90,6 +92,7 @@ def _places(slices: Iterable[bytes]) -> list[Place]:
             for i, about in enumerate(json.loads(arrays["about"].tobytes())):
                 place = places.setdefault((about["stage"], about["site"]), _place(about))
                 place.image_ids.extend(about["image_ids"])
+                place.pixels.extend(about.get("pixels", [0] * len(about["image_ids"])))  # 0.1.0 did not note them
                 place.not_finite.extend(about["not_finite"][: NAMED - len(place.not_finite)])
                 for name in arrays.files:
                     if name.startswith(f"{i}/"):
@@ -112,7 +115,8 @@ def _place(about: dict[str, Any]) -> Place:
         )
     )
     names = ("stage", "site", "is_effective", "stochastic", "refusals")
-    return Place(**{name: about[name] for name in names}, uniform=like, collected={}, image_ids=[], not_finite=[])
+    empty: dict[str, Any] = {"collected": {}, "image_ids": [], "not_finite": [], "pixels": []}
+    return Place(**{name: about[name] for name in names}, uniform=like, **empty)
 
 
 def _tuples(fields: dict[str, Any]) -> dict[str, Any]:

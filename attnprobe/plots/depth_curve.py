@@ -1,40 +1,51 @@
 """How does a number change with depth? One line per run, with its interval and what it is without training."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
 
+from attnprobe.core.errors import ShapeError
 from attnprobe.core.interval import mean_of
 from attnprobe.core.measurement import Measurement
+from attnprobe.core.over_runs import Runs, estimate, scatter_of_mean
 from attnprobe.plots.style import legend, line_label, new_axes, number_from_one, quantity, require_axes
 
 Series = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Mean, lower and upper bound, each [layer]."""
 
 
-def depth_curve(m: Measurement, ax: Axes | None = None, *, label: str = "", baselines: bool = True, **line) -> Axes:
+def depth_curve(
+    m: Measurement | Sequence[Measurement], ax: Axes | None = None, *, label: str = "", baselines: bool = True, **line
+) -> Axes:
     """Draw one value per block, a band for its 95 % interval, and dotted baselines. Call again to add a run.
 
     (layer,) is drawn as it is; of (layer, head) the mean over heads; of similar blocks, (threshold, layer), the share
     of similar vectors at the threshold `tau` of its settings.
 
     Args:
-        m: what to draw.
+        m: what to draw; of several runs of one method, each as a thin line, their mean, and a band for its interval
+            over runs and images.
         ax: where; a new figure if None.
         label: name in the legend; the metric if empty.
         baselines: draw "untrained" and "uniform" too, if they were measured.
         line: passed to `Axes.plot`, such as color or linestyle.
 
     Raises:
-        ShapeError: other axes.
+        ShapeError: other axes, or runs of one method that differ in depth.
     """
-    require_axes(m, "depth_curve", ("layer",), ("layer", "head"), ("threshold", "layer"))
+    runs = [m] if isinstance(m, Measurement) else list(m)
+    m = runs[0]
+    for run in runs:
+        require_axes(run, "depth_curve", ("layer",), ("layer", "head"), ("threshold", "layer"))
     ax = new_axes(5.2, 3.4) if ax is None else ax
-    mean, low, high = by_depth(m)
+    mean, low, high = by_depth(m) if len(runs) == 1 else by_depth_of_runs(runs)
     blocks = np.arange(len(mean))
     options = {"marker": "o", "markersize": 3, "linewidth": 1.5, **line}
     (drawn,) = ax.plot(blocks, mean, label=line_label(label or m.metric.replace("_", " ")), **options)
+    for run in runs if len(runs) > 1 else ():
+        ax.plot(blocks, by_depth(run)[0], label="_run", color=drawn.get_color(), linewidth=0.5, alpha=0.7)
     ax.fill_between(blocks, low, high, color=drawn.get_color(), alpha=0.2, linewidth=0)
     for name, style in (("untrained", ":"), ("uniform", "-.")):
         if baselines and name in m.baselines:
@@ -64,6 +75,36 @@ def by_depth(m: Measurement) -> Series:
     if alone is not None:  # it has nothing to be compared with, and its 0 means nothing
         ratio[alone] = low[alone] = high[alone] = math.nan
     return ratio, low, high
+
+
+def by_depth_of_runs(runs: Sequence[Measurement]) -> Series:
+    """The same of several runs of one method: the mean over runs, and its interval over runs and images.
+
+    Over runs alone where images were not kept, are others in some runs, or the number is no mean over them.
+    """
+    means = [by_depth(m)[0] for m in runs]
+    if len({mean.shape for mean in means}) > 1:
+        raise ShapeError(
+            f"runs of one method have one depth, not {', '.join(str(len(mean)) for mean in means)} blocks."
+        )
+    values = [_per_image(m) for m in runs]
+    together = len({m.image_ids for m in runs}) == 1 and len(runs[0].image_ids) > 1
+    if together and all(value is not None for value in values):
+        _, scatter = scatter_of_mean(np.stack([value for value in values if value is not None]))
+    else:
+        scatter = np.zeros((len(runs), 1, *means[0].shape))
+    found = estimate(Runs(np.stack(means), scatter, max(2, len(runs[0].image_ids))))
+    return found.mean, *found.ci
+
+
+def _per_image(m: Measurement) -> np.ndarray | None:
+    """[image, layer]: what `by_depth` draws the mean of; None where there is no such thing."""
+    if m.per_image is None or m.from_mean is not None:
+        return None
+    values = m.per_image.astype(np.float64)
+    if m.axes == ("layer", "head"):
+        return values.mean(-1)
+    return values if m.axes == ("layer",) else values[:, chosen_threshold(m)]
 
 
 def chosen_threshold(m: Measurement) -> int:

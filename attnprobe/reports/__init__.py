@@ -9,8 +9,8 @@ are spelt out, and a Content-Security-Policy forbids every script but that one, 
 Question: compare with the untrained network, or with a threshold? Choice: show both beside every count; reconsider when
 published numbers with their settings exist.
 Question: when may something go? Choice: where a loss beyond a tolerance (2 %) can be excluded on labelled images, as
-`core.evidence` has it; similarity alone advises nothing but to try. The steps are chosen on the images they are
-measured on, which a report says; reconsider with a held-out part when data sets are large enough to be split.
+`core.evidence` has it; similarity alone advises nothing but to try. One half of the images chooses and the other
+is what is told of: on the images that chose, what was chosen gained up to 2.5 points that it lost elsewhere.
 """
 
 from attnprobe.reports.report import write_report

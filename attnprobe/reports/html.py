@@ -8,6 +8,7 @@ from markupsafe import Markup
 
 from attnprobe.core.examined import Examined
 from attnprobe.core.visible import visible
+from attnprobe.core.wording import one_run_each
 from attnprobe.reports.explore import explorer_of, why_none
 from attnprobe.reports.figures import sections
 from attnprobe.reports.json_report import plain
@@ -43,6 +44,7 @@ def to_html(runs: Sequence[Examined]) -> str:
         "anchors": anchors,
         "anchor_of": {label: anchors.get(metric) for label, metric in summary_metrics(shown).items()},
         "summary": summary_table(shown),
+        "scope": one_run_each(len(runs)) if len(runs) > 1 else "",
         "sections": sections(runs),
         "evidence": [(e.name, tries(e.evidence)) for e in runs if e.evidence is not None and e.evidence.single],
         "metrics": [(e.name, m, settings_text(m)) for e in runs for m in e.measurements.values()],

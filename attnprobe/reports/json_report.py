@@ -12,6 +12,7 @@ import numpy as np
 from attnprobe.core.evidence import Evidence
 from attnprobe.core.examined import Examined
 from attnprobe.core.measurement import Measurement
+from attnprobe.core.wording import one_run_each
 from attnprobe.reports.verdict import verdict
 
 SCHEMA_VERSION = 1
@@ -23,13 +24,14 @@ SCHEMA = Path(__file__).parent / "templates" / "report.schema.json"
 
 
 def to_json(runs: Sequence[Examined]) -> str:
-    """{"format", "schema_version", "runs": [{name, verdict, info, certificate, layers, measurements, history, ...}]}.
+    """{"format", "schema_version", "notes", "runs": [{name, verdict, info, layers, measurements, ...}]}.
 
     Arrays are nested lists over the axes named in "axes"; blocks and heads in words count from 1.
     """
     document = {
         "format": "attnprobe report",
         "schema_version": SCHEMA_VERSION,
+        "notes": [one_run_each(len(runs))] if len(runs) > 1 else [],
         "runs": [_run(e) for e in runs],
     }
     return json.dumps(plain(document), allow_nan=False, separators=(",", ":")) + "\n"
@@ -54,7 +56,7 @@ def _run(e: Examined) -> dict[str, Any]:
 def measurement_document(m: Measurement) -> dict[str, Any]:
     """Its numbers and everything that changes them."""
     about = ("metric", "site", "stage", "is_effective", "axes", "coords", "unit", "value_range", "settings", "summary")
-    values = ("n_images", "n_excluded", "mean", "std", "ci")
+    values = ("n_images", "n_grouped", "copies", "n_excluded", "mean", "std", "ci")
     return {
         **{name: getattr(m, name) for name in (*about, *values)},
         "baselines": {
@@ -72,8 +74,9 @@ def evidence_document(evidence: Evidence) -> dict[str, Any]:
     return {
         "ref": evidence.ref,
         "candidates": evidence.candidates,
-        "accuracy": float(evidence.whole.right.mean()),
-        "n_images": len(evidence.whole.right),
+        "accuracy": evidence.row(evidence.whole)["accuracy"],
+        "n_images": evidence.n_judging,
+        "n_choosing": evidence.n_choosing,
         "tolerance": evidence.tolerance,
         "advised": cost,
         "advice": evidence.advice(),

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from attnprobe.core.examined import Examined
 from attnprobe.core.visible import markdown
+from attnprobe.core.wording import one_run_each
 from attnprobe.reports.sites import untrained
 from attnprobe.reports.tables import summary_table
 from attnprobe.reports.verdict import verdict
@@ -23,4 +24,5 @@ def to_markdown(runs: Sequence[Examined]) -> str:
     lines += ["|---" + "|--:" * len(shown) + "|"]
     for label, *cells in table.itertuples(name=None):
         lines += [f"| {markdown(label)} | {' | '.join(markdown(cell) for cell in cells)} |"]
+    lines += ["", one_run_each(len(runs))] if len(runs) > 1 else []
     return "\n".join([*lines, ""])

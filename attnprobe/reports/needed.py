@@ -14,7 +14,8 @@ def removal_drawings(name: str, evidence: Evidence, width: float) -> Iterator[Dr
         alt = f"{title}. {evidence.accuracy()}; without all {len(steps)} {curve} {evidence.cost(steps[-1])}."
         with canvas(width, 3.2) as figure:
             removal_curve(evidence, figure.add_subplot(), curve=curve)
-            yield as_svg(figure, alt, title, f"{evidence.candidates}, {len(steps[-1].right)} images.")
+            images = f"{evidence.n_choosing} images chose the order, {evidence.n_judging} others judge"
+            yield as_svg(figure, alt, title, f"{evidence.candidates}; {images}.")
 
 
 def told(name: str, evidence: Evidence) -> Iterator[str]:

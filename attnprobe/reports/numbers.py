@@ -89,7 +89,8 @@ def settings_text(m: Measurement) -> str:
     how = f"{m.settings['bootstrap']} resamples of the images"
     if m.settings.get("interval") != "bootstrap":
         how = "normal approximation" if m.settings.get("interval") == "normal" else ""
-    parts.append(f"{m.n_images} images" if m.n_images != 1 else "1 image")
+    seen = f"{m.n_images} images" if m.n_images != 1 else "1 image"
+    parts.append(f"{m.n_images} groups of {m.n_grouped} images" if m.settings.get("group") else seen)
     if m.n_excluded:
         parts.append(f"{m.n_excluded} of them not finite somewhere and left out there")
     if m.n_images > 1 and how:

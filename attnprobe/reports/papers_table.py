@@ -32,15 +32,19 @@ def papers_cells(runs: Sequence[Examined]) -> list[list[str]]:
 
 
 def papers_caption(runs: Sequence[Examined]) -> str:
-    """What the numbers mean; of every run where they differ."""
+    """What the numbers of single runs mean."""
+    return (
+        f"In brackets 95 % intervals (accuracy: Wilson; counts: by the intervals of the blocks). {papers_meaning(runs)}"
+    )
+
+
+def papers_meaning(runs: Sequence[Examined]) -> str:
+    """What untrained and similar mean; of every run where they differ."""
     meanings = dict.fromkeys(similar_words(m) for e in runs for m in at_sites(e, "similar_blocks"))
     images = sorted({m.n_images for e in runs for m in at_sites(e, "similar_blocks")})
     told = "; ".join(meanings) or "similar blocks were not measured"
     on = f", on {'–'.join(map(str, dict.fromkeys((images[0], images[-1]))))} images" if images else ""
-    return (
-        "In brackets 95 % intervals (accuracy: Wilson; counts: by the intervals of the blocks). Untrained: the same "
-        f"architecture with initial weights. {told[0].upper()}{told[1:]}{on}."
-    )
+    return f"Untrained: the same architecture with initial weights. {told[0].upper()}{told[1:]}{on}."
 
 
 def _row(e: Examined) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from attnprobe.core.examined import Examined
 from attnprobe.core.visible import visible
+from attnprobe.core.wording import one_run_each
 from attnprobe.reports.tables import summary_table
 from attnprobe.reports.verdict import verdict
 
@@ -28,6 +29,8 @@ def print_report(runs: Sequence[Examined], console: Console) -> None:
     at_once = max(1, (console.width - LABEL_WIDTH) // (RUN_WIDTH + 3))
     for start in range(0, len(runs), at_once):
         console.print(_table(runs[start : start + at_once]))
+    if len(runs) > 1:
+        console.print(one_run_each(len(runs)))
     for e in runs:
         found = verdict(e)
         headline = Text.assemble((visible(e.name), "bold"), ": ", (found.headline, STYLES.get(found.status, "bold")))

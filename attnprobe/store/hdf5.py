@@ -3,7 +3,7 @@
 /                         attributes: format, schema_version, created, model, variant, checkpoint_sha256,
                           config (JSON), versions (JSON), data, seed, device, settings (JSON), certificate
                           (JSON) and its hash, n_images, first_image, complete, and plan: all of it as the seal names it
-/images/                  id, label, prediction, probability                                    [image]
+/images/                  id, label, prediction, probability, pixels (a hash of what the model saw; 0: unknown) [image]
 /stages/<name>/           attributes: kind, layers, heads, rows, cols, prefix, patch; where not all were kept, which:
                           kept_layers, kept_heads, kept_queries, positions from 0
 /stages/<name>/weights    [image, layer, head, query, key], attributes stochastic, is_effective; also
@@ -25,8 +25,11 @@ from attnprobe.store.layout import BESIDE, SCHEMA_VERSION, DatasetLayout
 from attnprobe.store.plan import Pinned, canonical, digest
 from attnprobe.store.seal import BLOCK
 
-OUTCOMES = {"label": "i8", "prediction": "i8", "probability": "f4"}
-UNKNOWN = {"label": -1, "prediction": -1, "probability": np.nan}
+OUTCOMES = {"label": "i8", "prediction": "i8", "probability": "f4", "pixels": "i8"}
+UNKNOWN = {"label": -1, "prediction": -1, "probability": np.nan, "pixels": 0}
+ADDED = ("pixels",)
+"""Columns that files of attnprobe 0.1.0 lack."""
+
 FORMAT = ("v110", "v110")
 """File format version: from 1.10 on, HDF5 guards its own index and headers by checksums."""
 

@@ -88,7 +88,9 @@ def _copy(folder: Path, target: Path) -> list[tuple[int, int]]:
     merged: Any = hdf5.create(target, pinned, ids, certificate=read_certificate(folder))
     for shard in _shards(folder, pinned):
         for name, column in outcomes.items():
-            column.append(shard[f"images/{name}"][:])
+            there = shard[f"images/{name}"][:] if name in shard["images"] else None
+            unknown = np.full(shard.attrs["n_images"], hdf5.UNKNOWN[name], hdf5.OUTCOMES[name])
+            column.append(unknown if there is None else there)
         for path, here, there in _chunks(pinned, shard):
             data = shard[path].id.read_direct_chunk(here)[1]
             merged[path].id.write_direct_chunk(there, data)

@@ -49,7 +49,7 @@ class MapReader(StoredMaps):
     @cached_property
     def outcome(self) -> Outcome:
         """What the model said about all images. Of a folder this reads every shard once."""
-        return self._outcome(range(self.n_images))
+        return self._told(range(self.n_images))[0]
 
     @property
     def labels(self) -> Tensor:
@@ -93,15 +93,15 @@ class MapReader(StoredMaps):
             positions = everything[images] if isinstance(images, slice) else [everything[i] for i in images]
         except IndexError:
             raise InputError(f"{self.path} has images 0 to {self.n_images - 1}, asked for {images}.") from None
-        return self._maps(layout, dataset, positions, self._beside(layout, positions), self._outcome(positions))
+        return self._maps(layout, dataset, positions, self._beside(layout, positions), self._told(positions))
 
     def __iter__(self) -> Iterator[AttentionMaps]:
         for positions in self._runs():
-            outcome = self._outcome(positions)
+            told = self._told(positions)
             for layout in self._layouts.values():
                 beside = self._beside(layout, positions)
                 for dataset in layout.maps:
-                    yield self._maps(layout, dataset, positions, beside, outcome)
+                    yield self._maps(layout, dataset, positions, beside, told)
 
     def _usual_chunk(self) -> int:
         stored = (dataset for _, dataset in structure.datasets(self._pinned))
@@ -125,7 +125,7 @@ class MapReader(StoredMaps):
         dataset: DatasetLayout,
         positions: Sequence[int],
         beside: dict[str, Tensor],
-        outcome: Outcome,
+        told: tuple[Outcome, Tensor | None],
     ) -> AttentionMaps:
         factors = (beside["queries"], beside["keys"]) if "queries" in beside else None
         made_of = factors if dataset.name == "weights" else None
@@ -143,7 +143,8 @@ class MapReader(StoredMaps):
             tokens=beside.get("tokens"),
             value_vectors=beside.get("values"),
             factors=factors,
-            outcome=outcome,
+            outcome=told[0],
+            pixels=told[1],
         )
 
     def _beside(self, stage: StageLayout, positions: Sequence[int]) -> dict[str, Tensor]:
@@ -158,9 +159,11 @@ class MapReader(StoredMaps):
                 values[here] = bits.read(file[f"stages/{stage.name}/{dataset.name}"], there, dtype)
         return values
 
-    def _outcome(self, positions: Sequence[int]) -> Outcome:
+    def _told(self, positions: Sequence[int]) -> tuple[Outcome, Tensor | None]:
+        """What the model said about images, and the hashes of their pixels, if these are known."""
         columns = self._outcome_columns(positions)
-        return Outcome(*(torch.from_numpy(columns[name]) for name in ("label", "prediction", "probability")))
+        outcome = Outcome(*(torch.from_numpy(columns[name]) for name in ("label", "prediction", "probability")))
+        return outcome, torch.from_numpy(columns["pixels"]) if columns["pixels"].any() else None
 
 
 def _softmax_of_product(queries: Tensor, keys: Tensor) -> Tensor:

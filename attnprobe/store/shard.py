@@ -77,6 +77,9 @@ class Shard:
 
     def add(self, maps: Sequence[AttentionMaps]) -> None:
         """The next images: all their maps, of every stage and site."""
+        pixels = next((m.pixels for m in maps if m.pixels is not None), None)
+        if pixels is not None:
+            self._outcomes["pixels"][self._added : self._added + len(pixels)] = pixels.numpy()
         outcome = next((m.outcome for m in maps if m.outcome is not None), None)
         if outcome is not None:
             self._note(outcome)

@@ -185,11 +185,12 @@ class StoredMaps:
         return self._layouts[name]
 
     def _outcome_columns(self, positions: Sequence[int]) -> dict[str, np.ndarray]:
-        columns = {name: np.empty(len(positions), dtype) for name, dtype in hdf5.OUTCOMES.items()}
+        columns = {name: np.full(len(positions), hdf5.UNKNOWN[name], dtype) for name, dtype in hdf5.OUTCOMES.items()}
         for here, file, there in self._slices(positions):
             with self._readable():
                 for name, column in columns.items():
-                    column[here] = file[f"images/{name}"][there]
+                    if name in file["images"] or name not in hdf5.ADDED:
+                        column[here] = file[f"images/{name}"][there]
         return columns
 
     def _slices(self, positions: Sequence[int]) -> Iterator[tuple[slice, Any, slice]]:

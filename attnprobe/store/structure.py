@@ -11,7 +11,7 @@ from typing import Any
 import h5py
 
 from attnprobe.core.errors import MapsFileError
-from attnprobe.store.hdf5 import OUTCOMES, TEXT, file_type
+from attnprobe.store.hdf5 import ADDED, OUTCOMES, TEXT, file_type
 from attnprobe.store.layout import DatasetLayout
 from attnprobe.store.opening import refusal
 from attnprobe.store.plan import Pinned, digest, require_known_schema
@@ -45,9 +45,10 @@ def _check(file: Any, path: Path, seal: Seal) -> Pinned:
 
     _only(path, file, {"images": h5py.Group, "stages": h5py.Group})
     images = file["images"]
-    _only(path, images, dict.fromkeys(("id", "image", *OUTCOMES), h5py.Dataset))
+    columns = {name: dtype for name, dtype in OUTCOMES.items() if name in images or name not in ADDED}
+    _only(path, images, dict.fromkeys(("id", "image", *columns), h5py.Dataset))
     _same_column(path, images["id"], n_images, TEXT)
-    for name, dtype in OUTCOMES.items():
+    for name, dtype in columns.items():
         _same_column(path, images[name], n_images, dtype)
     _check_scale(path, images["image"], n_images)
 

@@ -19,7 +19,9 @@ def test_the_last_harmless_step_of_a_curve_is_free():
 def test_what_few_images_do_not_show_is_not_harmless(images):
     e = evidence(blocks_lost=(0, 0), images=images, n_classes=2)
     assert e.free("blocks") is None and e.gained(e.curves["blocks"][0])[0] == 0
-    said = "may be chance" if images == 1 else f"{images} images cannot exclude a loss of more than 2.0%"
+    said = (
+        "may be chance" if images == 1 else f"the {images} images that choose cannot exclude a loss of more than 2.0%"
+    )
     assert e.advice().startswith("cannot say: ") and said in e.advice()
     assert evidence(blocks_lost=(0, 0), images=400).free("blocks") is not None
 
@@ -27,7 +29,7 @@ def test_what_few_images_do_not_show_is_not_harmless(images):
 def test_nothing_is_harmless_to_a_model_that_guesses():
     e = evidence(blocks_lost=(0,), images=4000, n_classes=10)
     assert e.harmless(e.curves["blocks"][0])
-    guesses = replace(e, whole=replace(e.whole, right=np.arange(4000) < 400))
+    guesses = replace(e, whole=replace(e.whole, right=np.tile(np.arange(4000) < 400, 2)))
     assert not guesses.harmless(guesses.whole)
     assert guesses.advice() == "cannot say: the whole model is right on 400 of 4000 images, which may be chance"
 
@@ -51,13 +53,31 @@ def test_advice_is_a_command_that_can_be_copied():
     changes = (Change("block", 7), Change("block", 5), Change("head", 9, 3), Change("head", 2, 6))
     both = evidence(advised=tried(0, 100, *changes), ref="runs/vit/")
     command = "attnprobe prune runs/vit/ --blocks 5,7 --heads 2:6,9:3 -o runs/vit-smaller"
-    assert f": {command}. Chosen on these images, so" in both.advice()
+    assert f": {command}. Chosen on 100 images, measured on 100 others." in (both.advice())
     assert both.advice().startswith("without blocks 5 and 7 and heads 2:6, 9:3 accuracy +0.00% (")
     elsewhere = replace(both, ref="my runs/vit/checkpoints/epoch-0015", options=("--data", "a b"))
     assert "prune 'my runs/vit/checkpoints/epoch-0015' --data 'a b' --blocks" in elsewhere.advice()
     assert "-o 'my runs/vit-smaller'" in elsewhere.advice()
     assert "-o vit_small-smaller" in replace(both, ref="hf-hub:timm/vit_small").advice()
-    assert "nothing was tried" in Evidence("m", "said", tried(0, 9), (), {}).advice()
+    assert "nothing was tried" in Evidence("m", "said", tried(0, 9), (), {}, np.arange(18) < 9).advice()
+
+
+def test_some_images_choose_and_others_are_told_of():
+    """Where the halves disagree: harmless by the choosing half, and its cost is that of the other."""
+    e = evidence(blocks_lost=(0, 40), images=400)
+    worse = replace(e.curves["blocks"][0], right=np.concatenate([e.whole.right[:400], e.whole.right[400:] & False]))
+    e = replace(e, curves={"blocks": (worse,)}, advised=worse)
+    assert e.free("blocks") is worse and not e.confirmed(worse)
+    assert e.gained(worse)[0] == pytest.approx(-0.9) and e.gained_choosing(worse)[0] == 0
+    row = e.rows()[-1]
+    assert (row["accuracy"], row["gained"], row["gained_choosing"]) == (0, pytest.approx(-0.9), 0)
+    assert (
+        "accuracy -90.00% (" in e.advice()
+        and "Chosen on 400 images, measured on 400 others, which do not exclude a loss of more than 2.0%." in e.advice()
+    )
+    assert e.cost_choosing(worse) == e.cost_choosing(e.whole)
+    kind = replace(e, advised=e.whole)
+    assert kind.confirmed(kind.whole) and kind.advice().endswith("measured on 400 others.")
 
 
 def test_many_heads_are_counted_in_a_sentence():

@@ -1,6 +1,6 @@
 import pytest
 
-from attnprobe.core.wording import blocks_text
+from attnprobe.core.wording import blocks_text, one_run_each
 
 
 @pytest.mark.parametrize(
@@ -14,3 +14,8 @@ from attnprobe.core.wording import blocks_text
 )
 def test_blocks_are_listed_in_words(blocks, text):
     assert blocks_text(blocks) == text
+
+
+def test_single_runs_reach_no_further_than_themselves():
+    assert one_run_each(2) == "One run each: about these two checkpoints, not about the methods."
+    assert "these 3 checkpoints" in one_run_each(3)

@@ -1,9 +1,10 @@
 from collections import Counter
 
+import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attnprobe.data.order import balanced_subset, position_batches
+from attnprobe.data.order import balanced_subset, one_half, position_batches
 
 LABELS = st.lists(st.integers(-1, 4), min_size=1, max_size=60)
 
@@ -41,3 +42,16 @@ def test_batches_cut_the_order_and_keep_the_rest():
     assert list(position_batches(5, 2, None)) == [[0, 1], [2, 3], [4]]
     assert list(position_batches(5, 2, [4, 0, 2])) == [[4, 0], [2]]
     assert list(position_batches(5, 2, [])) == []
+
+
+@given(labels=st.lists(st.integers(-1, 5), max_size=60))
+@settings(max_examples=60, deadline=None)
+def test_halves_are_equal_and_alike_in_their_classes(labels):
+    ids = [f"image{i}" for i in range(len(labels))]
+    half = one_half(ids, labels)
+    assert 0 <= half.sum() - (~half).sum() <= 1
+    for label in set(labels):
+        members = np.array(labels) == label
+        assert abs((half & members).sum() - (~half & members).sum()) <= 1
+    turned = one_half(ids[::-1], labels[::-1])[::-1]
+    np.testing.assert_array_equal(half, turned)

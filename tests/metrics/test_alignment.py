@@ -1,5 +1,7 @@
 """Rearranged measurements hold the numbers of the original where they should be."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -85,8 +87,14 @@ def test_models_with_other_numbers_of_heads_share_the_mean_over_heads(measured):
     one, two = (measured(heads=heads)["row_entropy"] for heads in (2, 4))
     found = paired_difference(mean_over_heads(one), mean_over_heads(two), resamples=50)
     np.testing.assert_allclose(found.mean, two.mean.mean(1) - one.mean.mean(1))
+    m = measured(heads=3)["head_divergence"]
+    pairs = [(0, 1), (0, 2), (1, 0), (1, 2), (2, 0), (2, 1)]
+    expected = np.mean([m.per_image[:, :, i, j] for i, j in pairs], 0)
+    np.testing.assert_allclose(mean_over_heads(m).per_image, expected)
+    assert mean_over_heads(m).axes == ("layer",)
+    across = replace(m, axes=("layer", "head", "layer", "head"))
     with pytest.raises(InputError, match="no cell in common"):
-        mean_over_heads(measured()["head_divergence"])
+        mean_over_heads(across)
 
 
 def test_a_number_made_of_means_is_compared_as_one(measured):

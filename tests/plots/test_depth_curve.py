@@ -1,9 +1,13 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from scipy import stats
 
 from attnprobe.core.errors import ShapeError
+from attnprobe.core.over_runs import Runs, estimate, scatter_of_mean
 from attnprobe.plots import depth_curve
-from attnprobe.plots.depth_curve import by_depth
+from attnprobe.plots.depth_curve import by_depth, by_depth_of_runs
 from tests.reports.formulas import examined, layer_cosine, measurement, similar_blocks
 
 
@@ -80,3 +84,34 @@ def test_a_name_that_starts_with_an_underscore_is_in_the_legend():
 def test_other_axes_are_refused():
     with pytest.raises(ShapeError, match="depth_curve draws"):
         depth_curve(measurement("layer_similarity", layer_cosine(3, 0.5)))
+
+
+def runs_of_one_method(seeds=3, layers=4, heads=2, images=9):
+    rng = np.random.default_rng(0)
+    ids = tuple(f"image{i}" for i in range(images))
+    for _ in range(seeds):
+        values = 2 + 0.3 * rng.normal(size=(1, layers, 1)) + 0.1 * rng.normal(size=(images, layers, heads))
+        m = measurement("row_entropy", values.mean(0))
+        yield replace(m, per_image=values, image_ids=ids, n_images=images)
+
+
+def test_runs_of_one_method_are_thin_lines_under_its_mean_and_band():
+    runs = list(runs_of_one_method())
+    ax = depth_curve(runs, label="vit", baselines=False)
+    thin = [line for line in ax.get_lines() if line.get_label() == "_run"]
+    np.testing.assert_allclose([line.get_ydata() for line in thin], [m.mean.mean(-1) for m in runs])
+    np.testing.assert_allclose(line(ax, "vit").get_ydata(), np.mean([m.mean.mean(-1) for m in runs], 0))
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["vit"]
+    assert all(thinner.get_linewidth() < line(ax, "vit").get_linewidth() for thinner in thin)
+
+
+def test_the_band_is_over_runs_and_images_or_runs_alone():
+    runs = list(runs_of_one_method())
+    per_image = np.stack([m.per_image.mean(-1) for m in runs])
+    expected = estimate(Runs(*scatter_of_mean(per_image), 9)).ci
+    np.testing.assert_allclose(by_depth_of_runs(runs)[1:], expected)
+    apart = [replace(m, image_ids=(f"own{k}", *m.image_ids[1:])) for k, m in enumerate(runs)]
+    means = per_image.mean(1)
+    np.testing.assert_allclose(by_depth_of_runs(apart)[1:], stats.t.interval(0.95, 2, means.mean(0), stats.sem(means)))
+    with pytest.raises(ShapeError, match="one depth"):
+        depth_curve([runs[0], *runs_of_one_method(1, layers=6)])
