@@ -98,10 +98,12 @@ def compare(
         pairs = list(pairs_of(first.runs[0], other.runs[0]))
         with progress(f"compare {other.name}", len(pairs)) as advance:
             for one, two, site in pairs:
-                if reason := refusal or why_not(first.runs[0], other.runs[0], one.metric):
+                ones, twos = _everywhere(first, one), _everywhere(other, two)
+                missing = len(ones) + len(twos) < len(first.runs) + len(other.runs)
+                reason = refusal or why_not(first.runs[0], other.runs[0], one.metric)
+                if reason := reason or ("it was not measured in all runs" if missing else ""):
                     found.append(Compared(other.name, one.metric, site, one.stage, why=reason))
                 else:
-                    ones, twos = (_everywhere(side, m) for side, m in ((first, one), (other, two)))
                     found.append(compared(other.name, ones, twos, site, shared, order, resamples))
                 advance(1)
     comparison = Comparison(sides, tuple(found), tuple(notes))
@@ -122,9 +124,9 @@ def _sides(paths: Sequence[Path | str] | Named, metrics: Sequence[str] | None, g
 
 
 def _everywhere(side: Side, m: Measurement) -> list[Measurement]:
-    """The measurement of one run in all runs of its method."""
+    """The measurement of one run in the runs of its method that have it."""
     alike = (m.stage, m.metric, m.site)
-    return [next(x for x in run.measurements.values() if (x.stage, x.metric, x.site) == alike) for run in side.runs]
+    return [x for run in side.runs for x in run.measurements.values() if (x.stage, x.metric, x.site) == alike]
 
 
 def _about(one: Side, two: Side, shared: tuple[str, ...], refusal: str, changed: int) -> str:

@@ -6,6 +6,8 @@ Every run is trained with the variant's digits recipe, at the width and for the 
 and put to the test: blocks called similar and heads called redundant are taken away one after the other. One to five
 minutes a run on a CPU core. Run again, it goes on where it was stopped; the table is of the runs that are there
 (other widths and epochs want another folder).
+Below it, of every variant beside the first as methods of several seeds, by how many similar blocks they differ, with
+the interval over runs and images; see OUT/DATA-DEPTH/comparison.md.
 `--full` takes the models of 224 pixels and width 384 instead, which want a GPU.
 """
 
@@ -20,6 +22,7 @@ import torch
 
 from attnprobe import pipeline
 from attnprobe.ablation import verify_drops
+from attnprobe.comparison import compare
 from attnprobe.core.run import Run
 from attnprobe.training import read_recipe
 
@@ -81,6 +84,23 @@ def row(data: str, depth: int, variant: str, seeds: list[dict[str, Any]]) -> lis
             removed("heads_removed")]  # fmt: skip
 
 
+def folder_of(out: Path, data: str, *which: object) -> Path:
+    """`variants/digits-vit-16-0`."""
+    return out / "-".join(map(str, (data.replace(":", "-"), *which)))
+
+
+def differences(out: Path, data: str, depth: int, variants: list[str], seeds: int) -> None:
+    """Print how many more similar blocks each variant has than the first."""
+    methods = {variant: [folder_of(out, data, variant, depth, seed) for seed in range(seeds)] for variant in variants}
+    found, _ = compare(methods, out=folder_of(out, data, depth), metrics=["similar_blocks"])
+    for row in found.differences:
+        if row.overall is not None:
+            low, high = row.overall.ci
+            which = f"{data}, {depth} blocks, {row.run} - {variants[0]}, {row.site}"
+            interval = f"95 % interval {low:+.1f} to {high:+.1f}"
+            print(f"{which}: {row.overall.mean:+.1f} similar blocks ({interval}), {row.overall.effect:+.1f} run SD")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", nargs="+", default=["digits", "fractals:10:200"])
@@ -97,7 +117,7 @@ def main() -> None:
     found: dict[tuple[str, int, str], list[dict[str, Any]]] = {}
     for seed, *which in product(range(options.seeds), options.data, options.depths, options.variants):
         data, depth, variant = which
-        run = options.out / f"{data.replace(':', '-')}-{variant}-{depth}-{seed}"
+        run = folder_of(options.out, data, variant, depth, seed)
         if not (run / "measured.json").exists():
             recipe = f"digits_{variant}_16"
             kwargs = {**read_recipe(recipe).get("model_kwargs", {}), **size}
@@ -109,6 +129,8 @@ def main() -> None:
         found.setdefault((data, depth, variant), []).append(json.loads((run / "measured.json").read_text()))
     for line in (COLUMNS, ["---"] * len(COLUMNS), *(row(*which, seeds) for which, seeds in found.items())):
         print("|", " | ".join(line), "|")
+    for data, depth in product(options.data, options.depths) if min(options.seeds, len(options.variants)) > 1 else ():
+        differences(options.out, data, depth, options.variants, options.seeds)
 
 
 if __name__ == "__main__":

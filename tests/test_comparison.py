@@ -5,6 +5,7 @@ import io
 
 import numpy as np
 import pytest
+import torch
 
 from attnprobe import pipeline
 from attnprobe.comparison import compare
@@ -21,8 +22,9 @@ METRICS = ("similar_blocks", "layer_similarity", "row_entropy", "head_divergence
 def file(tmp_path, make_maps):
     """Write a maps file of random maps."""
 
-    def write(name, *, images=8, first=0, order=None, model=None, recipe=None, **size):
+    def write(name, *, images=8, first=0, order=None, model=None, recipe=None, width=0, **size):
         maps = make_maps(images=images, **size)
+        tokens = torch.randn(*maps.values.shape[:2], maps.grid.n_tokens, width) if width else None
         values = maps.values if order is None else maps.values[:, :, order]
         ids = tuple(f"image{first + i}" for i in range(images))
         config = {"parameters": 1234, "recipe": recipe or {}}
@@ -31,7 +33,8 @@ def file(tmp_path, make_maps):
         path = tmp_path / f"{name}.h5"
         with MapWriter(path, plan, dtype="float32") as writer:
             for shard in writer.pending():
-                writer.append([AttentionMaps(values[list(shard)], tuple(ids[i] for i in shard), maps.grid)])
+                own = None if tokens is None else tokens[list(shard)]
+                writer.append([AttentionMaps(values[list(shard)], tuple(ids[i] for i in shard), maps.grid, tokens=own)])
             writer.close()
         return path
 
@@ -175,6 +178,14 @@ def test_methods_of_other_depths_and_heads_are_compared_by_what_they_share(file,
     found, files = run_bytes({"a": a, "b": b}, tmp_path / "out")
     assert row(found, "row_entropy").depth == "relative" and b"equal relative depth" in files["comparison.md"]
     assert row(found, "head_divergence").cells.mean.shape == (3,)
+
+
+def test_what_one_run_of_a_method_lacks_is_not_compared(file, tmp_path):
+    a = [file("a0", seed=0, model="vit", width=4), file("a1", seed=1, model="vit")]
+    b = [file(f"b{seed}", seed=9 + seed, model="deep", width=4) for seed in range(2)]
+    found, _ = compare({"a": a, "b": b}, out=tmp_path / "out")
+    assert row(found, "token_similarity").why == "it was not measured in all runs"
+    assert row(found, "row_entropy").cells is not None
 
 
 def test_runs_of_one_group_that_are_none_are_refused(file, tmp_path):

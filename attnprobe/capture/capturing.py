@@ -145,7 +145,7 @@ class Capture:
                 yield from self._of_batch(recorder, _cut(batch, start, start + step))
             return
         try:
-            seen = as_seen(batch.pixels, None if isinstance(self.images, Tensor) else self.images.spec)
+            seen = as_seen(batch.pixels, getattr(self.images, "spec", None))
             output = self.model(batch.pixels.to(self._dtype))
             taken = recorder.take(batch.ids, _outcome(output, batch.labels))
             hashes = pixel_hashes(seen)  # while a GPU is still at the forward pass

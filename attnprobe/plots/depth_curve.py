@@ -94,7 +94,9 @@ def by_depth_of_runs(runs: Sequence[Measurement]) -> Series:
     else:
         scatter = np.zeros((len(runs), 1, *means[0].shape))
     found = estimate(Runs(np.stack(means), scatter, max(2, len(runs[0].image_ids))))
-    return found.mean, *found.ci
+    lowest, highest = runs[0].value_range
+    low, high = np.clip(found.ci, lowest, highest) if (lowest, highest) != (None, None) else found.ci
+    return found.mean, low, high
 
 
 def _per_image(m: Measurement) -> np.ndarray | None:

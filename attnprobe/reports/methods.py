@@ -19,7 +19,7 @@ from attnprobe.reports.sites import at_effective
 METHODS_HEADER = ("method", "runs", "#params", "top-1 [%]", "#similar blocks, softmax", "untrained",
                   "#similar blocks, effective", "untrained")  # fmt: skip
 
-PANEL = (4.2, 3.0)
+PANEL = (4.4, 3.5)
 """Inches of one metric's curve."""
 
 DRAWN = (("layer",), ("layer", "head"), ("threshold", "layer"))

@@ -113,5 +113,7 @@ def test_the_band_is_over_runs_and_images_or_runs_alone():
     apart = [replace(m, image_ids=(f"own{k}", *m.image_ids[1:])) for k, m in enumerate(runs)]
     means = per_image.mean(1)
     np.testing.assert_allclose(by_depth_of_runs(apart)[1:], stats.t.interval(0.95, 2, means.mean(0), stats.sem(means)))
+    narrow = [replace(m, value_range=(2.1, None)) for m in runs]
+    np.testing.assert_allclose(by_depth_of_runs(narrow)[1], np.maximum(expected[0], 2.1))
     with pytest.raises(ShapeError, match="one depth"):
         depth_curve([runs[0], *runs_of_one_method(1, layers=6)])
