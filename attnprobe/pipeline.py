@@ -15,7 +15,7 @@ from attnprobe.ablation import evidence_of
 from attnprobe.core import fs
 from attnprobe.core.errors import InputError
 from attnprobe.core.evidence import TOLERANCE
-from attnprobe.core.examined import Examined, VerdictRules
+from attnprobe.core.examined import Examined
 from attnprobe.core.maps import AttentionMaps
 from attnprobe.core.progress import Advance, progress
 from attnprobe.core.run import Run
@@ -94,7 +94,7 @@ def report(
     fail_on: Sequence[str] = (),
     verify: bool = False,
     tolerance: float = TOLERANCE,
-    rules: VerdictRules | None = None,
+    bars: Mapping[str, float] | None = None,
 ) -> tuple[list[Examined], list[Path]]:
     """Examine maps files and write the report of all of them side by side.
 
@@ -102,7 +102,7 @@ def report(
         fail_on: conditions that `gate` will be asked about: what they need is measured, too.
         verify: take away what is similar or redundant in each run, and show what that costs, at this `tolerance`; see
             `verify_drops`.
-        rules: from where on the verdict calls a model collapsed, or redundant.
+        bars: of kinds of collapse, by name, that are not to be the verdict's own.
 
     Returns:
         What was examined, and the files written into the folder `out`.
@@ -115,8 +115,7 @@ def report(
     asked |= {*SAY_WHAT_COULD_GO} if verify else set()
     metrics = (*metrics, *sorted(asked - {metric.name for metric in choose(metrics)[0]}))
     examined = [
-        _explored(replace(e, notes=tuple(notes), rules=rules or VerdictRules()))
-        for e in examine_all(paths, metrics=metrics)
+        _explored(replace(e, notes=tuple(notes), bars=dict(bars or {}))) for e in examine_all(paths, metrics=metrics)
     ]
     if verify:
         examined = [_verified(e, run, tolerance) for e, run in zip(examined, runs, strict=True)]
