@@ -64,7 +64,8 @@ class Finding:
         """For the headline, where it is found."""
         counted = f"{len(self.blocks)} of {self.of} blocks{ci_text((self.surely, self.at_most))}"
         if self.kind == "repetition":
-            return f"{self.words} from block {self.first_block}: {self.detail} ({counted} after the first, overlap {number(self.number)})"
+            counted = f"{self.detail} ({counted} after the first"
+            return f"{self.words} from block {self.first_block}: {counted}, {self.quantity} {number(self.number)})"
         return f"{self.words} from block {self.first_block} ({counted}, {self.quantity} {number(self.number)})"
 
     @property

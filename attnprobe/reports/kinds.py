@@ -45,7 +45,7 @@ KINDS = (
         "arXiv:2104.12753, arXiv:2203.06345", "ours: as tight as the 0.9 of similar blocks",
     ),
     Kind(
-        "dimensional_collapse", "dimensional collapse of tokens", "directions in which tokens differ", "token_rank", 2.0,
+        "dimensional_collapse", "dimensional collapse of tokens", "effective rank of tokens", "token_rank", 2.0,
         "arXiv:2110.09348, of representations over images", "ours: one direction then holds 70 % of the variance or "
         "more", below=True,
     ),

@@ -114,7 +114,7 @@ def equal_rows():
     return np.repeat(softmax(logits()[..., :1, :]), TOKENS, -2)
 
 
-def judged(values, tokens=None, metrics=None, untrained=None, **about):
+def judged(values, tokens=None, metrics=None, untrained=None, info=None, **about):
     """The verdict, through the public way: maps -> measure -> Examined -> verdict."""
 
     def maps(values, tokens=None):
@@ -125,7 +125,7 @@ def judged(values, tokens=None, metrics=None, untrained=None, **about):
     wanted = (*MAPS, *(() if tokens is None else TOKEN_METRICS)) if metrics is None else metrics
     baselines = {} if untrained is None else {"untrained": [maps(untrained)]}
     found = measure([maps(values, tokens)], wanted, bootstrap=50, baselines=baselines)
-    return verdict(Examined(name="known", measurements=found, info={}, layers=(), grid=GRID, **about))
+    return verdict(Examined(name="known", measurements=found, info=info or {}, layers=(), grid=GRID, **about))
 
 
 def named(found):
