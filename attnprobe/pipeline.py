@@ -3,7 +3,7 @@
 train -> a run's directory     capture -> maps.h5     examine -> measurements     report -> pages and tables
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any

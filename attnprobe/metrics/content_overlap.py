@@ -51,8 +51,8 @@ def content_overlap(maps: Tensor, *, seed: int = 0) -> Tensor:
     exceed a uniform random threshold, so the 0s and 1s of every entry against a fixed threshold of its own are kept,
     in sketches of 509 sums, and their covariance over images is C. So it depends neither on the order of the images
     nor on chunks or processes, as a partner drawn for each image would, nor on one image chosen to compare with.
-    Caveat: thresholds and sketches add an error, which the interval leaves out: a standard deviation of about 0.02 at most,
-    and less the smaller C is (0.0004 where 1 % of the attention varies between images).
+    Caveat: thresholds and sketches add an error, which the interval leaves out: a standard deviation of about 0.02 at
+    most, and less the smaller C is (0.0006 where 1 % of the attention varies between images).
 
     Args:
         maps: [image, layer, head, query, key], rows that sum to 1.
@@ -78,7 +78,7 @@ def content_overlap(maps: Tensor, *, seed: int = 0) -> Tensor:
 
 @lru_cache(maxsize=64)
 def _drawn(shape: tuple[int, int, int], seed: int) -> tuple[Tensor, Tensor]:
-    """Thresholds [head, query, key] in [0, 1), and signs [part, BUCKETS] of as many entries, the last part filled up."""
+    """Thresholds [head, query, key] in [0, 1), and signs [part, BUCKETS], the last part filled up."""
     generator = torch.Generator().manual_seed(seed)
     thresholds = torch.rand(shape, generator=generator)
     parts = -(-thresholds.numel() // BUCKETS)

@@ -17,7 +17,7 @@ COMPARE = ("previous", "earlier", "first")
 def _summary(m: Measurement) -> dict[str, Any]:
     """The overlap of each block with the one it is compared with, None for the first, and which that is (from 1)."""
     partners = compared_with(m.mean, m.settings["compare"])
-    overlap = [None, *(float(m.mean[l, p]) for l, p in enumerate(partners, 1))]
+    overlap = [None, *(float(m.mean[block, p]) for block, p in enumerate(partners, 1))]
     return {
         "overlap": [None if x is None or math.isnan(x) else x for x in overlap],
         "compared_with": [None, *(p + 1 for p in partners)],
@@ -40,22 +40,23 @@ def compared_with(overlap: np.ndarray, compare: str) -> list[int]:
     return found
 
 
-@metric(axes=("layer", "layer"), value_range=(0.0, 1.0), needs_stochastic=True, by_row=True, summarise=_summary)
+@metric(axes=("layer", "layer"), value_range=(0.0, 1.0), by_row=True, needs_all_heads=True, summarise=_summary)
 def map_overlap(maps: Tensor, *, compare: str = "previous", every: int = 5) -> Tensor:
     """Share of the attention of one block that goes the same way in another: 1 - the total variation of rows.
 
         O[l, m] = mean over h, i of  sum_j min(A[l, h, i, j], A[m, h, i, j])
-                = 1 - mean over h, i of  1/2 sum_j |A[l, h, i, j] - A[m, h, i, j]|
+                = 1 - sum_{h, i, j} |A[l] - A[m]| / sum_{h, i, j} (|A[l]| + |A[m]|)
 
     From 0, no key in common, to 1, equal rows. Ours, as a count of what repeats: it weighs keys by their mass, so a
     floor of tiny weights has no say, and it sees rows with a single key, which leave most columns empty. Beside it,
-    `similar_blocks` is the count of arXiv:2103.11886, by the cosine of columns.
+    `similar_blocks` is the count of arXiv:2103.11886, by the cosine of columns. The second form also serves maps that
+    are changed after the softmax, whose rows have any sum and sign.
 
     Caveat: near-uniform rows overlap whatever they attend to: 0.89 for unrelated softmax rows of logits with standard
     deviation 0.2. See `row_entropy` for those and `content_overlap` for maps that are the same in all images.
 
     Args:
-        maps: [image, layer, head, query, key], rows that sum to 1.
+        maps: [image, layer, head, query, key].
         compare: with which block the summary compares each: the "previous" one; "earlier": that of all before it that
             it overlaps most with, which finds A, B, A, B; the "first", whose overlap falls where maps drift.
         every: blocks that are not neighbours are compared at every fifth query, for there are many pairs; neighbours
@@ -67,20 +68,22 @@ def map_overlap(maps: Tensor, *, compare: str = "previous", every: int = 5) -> T
     check_choice("compare", compare, COMPARE)
     _check_every(every)
     n_layers = maps.shape[1]
-    apart = maps.new_zeros(len(maps), n_layers, n_layers, dtype=torch.float64)
+    apart, size = maps.new_zeros(2, len(maps), n_layers, n_layers, dtype=torch.float64)
     for head in maps.unbind(2):  # two maps of one head fit into the cache
         some = head[..., ::every, :].contiguous()
+        whole, part = _sum(head), _sum(some)
         for block in range(1, n_layers):
-            apart[:, block, block - 1] += _distance(head[:, block], head[:, block - 1])
-            for other in range(block - 1):
-                apart[:, block, other] += _distance(some[:, block], some[:, other])
-    overlap = 1 - (apart + apart.mT) / maps.shape[2]
-    return overlap.to(maps.dtype) + 0 * maps.sum((-3, -2, -1)).unsqueeze(1)  # NaN on the diagonal, too
+            for other in range(block):
+                maps_of, size_of = (head, whole) if other == block - 1 else (some, part)
+                apart[:, block, other] += _sum(maps_of[:, block] - maps_of[:, other])
+                size[:, block, other] += size_of[:, block] + size_of[:, other]
+    apart = apart / torch.where(size > 0, size, 1.0)
+    return (1 - apart - apart.mT).to(maps.dtype) + 0 * maps.sum((-3, -2, -1)).unsqueeze(1)  # NaN on the diagonal, too
 
 
-def _distance(a: Tensor, b: Tensor) -> Tensor:
-    """[image]: total variation, mean over queries; row sums in the maps' precision and their sum in float64."""
-    return (a - b).abs_().sum(-1).sum(-1, dtype=torch.float64) / (2 * a.shape[-2])
+def _sum(x: Tensor) -> Tensor:
+    """[...] of [..., query, key]: sum of absolute values, of rows in the maps' precision and of those in float64."""
+    return x.abs().sum(-1).sum(-1, dtype=torch.float64)
 
 
 def _check_every(every: int) -> None:

@@ -61,12 +61,13 @@ class Finding:
 
     @property
     def phrase(self) -> str:
-        """For the headline, where it is found."""
+        """For the headline, where it is found; "from block n" is the first of the blocks, not all after it."""
         counted = f"{len(self.blocks)} of {self.of} blocks{ci_text((self.surely, self.at_most))}"
         if self.kind == "repetition":
             counted = f"{self.detail} ({counted} after the first"
             return f"{self.words} from block {self.first_block}: {counted}, {self.quantity} {number(self.number)})"
-        return f"{self.words} from block {self.first_block} ({counted}, {self.quantity} {number(self.number)})"
+        more = f", {self.detail}" if self.detail else ""
+        return f"{self.words} from block {self.first_block} ({counted}, {self.quantity} {number(self.number)}{more})"
 
     @property
     def line(self) -> str:
@@ -255,8 +256,9 @@ def _finding(e: Examined, kind: Kind, found: Mapping[str, Finding]) -> Finding:
     prefix = softmax_of(e, "prefix_mass")
     if kind.name == "sink_collapse" and prefix is not None:
         numbers = numbers.or_larger(_prefix(prefix))
+    detail = "" if m.site != "weights" or m.is_effective else "of the softmax, which this variant changes before V"
     excused = {found[name].words: frozenset(found[name].blocks) for name in EXCUSED.get(kind.name, ())}
-    return judged(kind, bar_of(e, kind), numbers, excused)
+    return judged(kind, bar_of(e, kind), numbers, excused, detail)
 
 
 def _prefix(m: Measurement) -> Levels:

@@ -9,9 +9,10 @@ from attnprobe.core.examined import Examined
 from attnprobe.core.measurement import Measurement
 from attnprobe.core.wording import blocks_text
 from attnprobe.reports.findings import Finding, bar_of, cannot_say, judged, missing, softmax_of
-from attnprobe.reports.kinds import CONTENT, LOCAL, SINK, kind_named
+from attnprobe.reports.kinds import CLOSER, CONTENT, LOCAL, SINK, kind_named
 from attnprobe.reports.levels import Levels, block_numbers, levels
 from attnprobe.reports.numbers import number
+from attnprobe.reports.sites import at_effective, at_softmax
 
 KIND = kind_named("repetition")
 
@@ -40,7 +41,7 @@ def repetition(e: Examined, found: Mapping[str, Finding]) -> Finding:
     its maps and the other's share is not shared by other images; else it is the same in all images. Near-uniform blocks
     overlap whatever they attend to, so they are told and not counted.
     """
-    bar, m = bar_of(e, KIND), softmax_of(e, "map_overlap")
+    bar, m = bar_of(e, KIND), at_effective(e, "map_overlap") or at_softmax(e, "map_overlap")
     why = missing(m, "map_overlap")
     if m is None or why:
         return cannot_say(KIND, bar, why)
@@ -57,16 +58,19 @@ def repetition(e: Examined, found: Mapping[str, Finding]) -> Finding:
 
 
 def _repeated(e: Examined, m: Measurement, bar: float) -> list[Repeated]:
+    """Blocks that repeat the one before; or that do with their heads in another order, or repeat an earlier block, if
+    that takes away more than half of the distance: of broad maps some other one is always a little nearer."""
     matched = softmax_of(e, "map_overlap_matched")
     found = []
     for block in range(1, len(m.mean)):
         before = m.mean[block, :block]
         best = int(block - 1 - np.argmax(np.nan_to_num(before[::-1], nan=-1)))
+        least = max(bar, before[-1] + CLOSER * (1 - before[-1]))
         if before[-1] > bar:
             found.append(Repeated(block, block - 1, float(before[-1]), False))
-        elif matched is not None and matched.mean[block] > bar:
+        elif matched is not None and matched.site == m.site and matched.mean[block] > least:
             found.append(Repeated(block, block - 1, float(matched.mean[block]), True))
-        elif before[best] > bar:
+        elif before[best] > least:
             found.append(Repeated(block, best, float(before[best]), False))
     return found
 
@@ -88,10 +92,11 @@ def _levels(e: Examined, m: Measurement, repeated: list[Repeated]) -> Levels:
 
 def _kind_of(e: Examined, found: Mapping[str, Finding], m: Measurement, r: Repeated) -> dict[str, object]:
     """Why this block repeats, and its overlap with that other block of another image."""
-    numbers = block_numbers(m)
-    if numbers[r.block] in found["near_uniform"].blocks:
-        return {"kind": UNIFORM}
     content = softmax_of(e, "content_overlap")
+    if content is not None and content.site != m.site:  # the softmax says little of maps that are changed after it
+        return {}
+    if block_numbers(m)[r.block] in found["near_uniform"].blocks:
+        return {"kind": UNIFORM}
     if content is None:
         return {}
     beyond = content.mean[r.block, r.other]
