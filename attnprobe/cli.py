@@ -104,8 +104,7 @@ def report(
     fail_on: Annotated[Repeated[tuple[str, ...]], Short(metavar="CONDITION")] = (),
     verify_drops: bool = False,
     tolerance: float = 0.02,
-    collapsed_at: float = 0.25,
-    redundant_at: float = 0.5,
+    bar: Annotated[Repeated[tuple[str, ...]], Short(metavar="KIND=NUMBER")] = (),
 ) -> None:
     """Measure maps files or runs and report on all of them side by side.
 
@@ -116,7 +115,7 @@ def report(
     $ attnprobe report maps.h5 --metric similar_blocks --metric row_entropy --formats json
     $ attnprobe report maps.h5 --metric all --metric similar_blocks:center=mean
     $ attnprobe report runs/vit --verify-drops
-    $ attnprobe report runs/vit --fail-on "similar_blocks>3" --fail-on "accuracy<0.9"
+    $ attnprobe report runs/vit --fail-on "repetition>3" --fail-on "accuracy<0.9"
 
     Args:
         maps: maps files, or runs that have one.
@@ -125,14 +124,14 @@ def report(
         metric: name of a metric (`attnprobe explain`), with settings as in similar_blocks:tau=0.8,compare=any; "all"
             but the slow ones; "default". Repeat for several.
         fail_on: end with exit code 3 where METRIC[.KEY][@SITE] OP NUMBER holds, such as similar_blocks.count.low>3 or
-            row_entropy.min<0.5. Repeat for several.
+            row_entropy.min<0.5, or a kind of collapse, such as near_uniform>0 (blocks) or oversmoothing.found==1.
+            Repeat for several.
         verify_drops: measure the accuracy of each run without what is similar or redundant, as the command does.
         tolerance: with --verify-drops, as there.
-        collapsed_at: share of the blocks, the last ones in a row, from which on similar ones are called a collapse.
-        redundant_at: share of redundant heads from which on a model that is not collapsed is called redundant.
+        bar: from where on the verdict finds a kind of collapse, such as near_uniform=0.8. Repeat for several.
     """
     from attnprobe import pipeline
-    from attnprobe.core.examined import VerdictRules
+    from attnprobe.core.config import parse_settings
     from attnprobe.reports.gate import insist
 
     examined, files = pipeline.report(
@@ -143,7 +142,7 @@ def report(
         fail_on=fail_on,
         verify=verify_drops,
         tolerance=tolerance,
-        rules=VerdictRules(collapsed=collapsed_at, redundant=redundant_at),
+        bars=parse_settings(bar),
     )
     show(examined, files)
     outcomes = pipeline.gate(examined, fail_on)

@@ -26,7 +26,8 @@ from attnprobe.metrics.choose import choose
 from attnprobe.models import read_checkpoint
 from attnprobe.pictures import pictures_of
 from attnprobe.reports import write_report
-from attnprobe.reports.gate import FACTS, Condition, Outcome, check
+from attnprobe.reports.gate import Condition, Outcome, check
+from attnprobe.reports.kinds import checked_bars
 from attnprobe.reports.numbers import neighbour_means
 from attnprobe.store import MapReader, open_maps
 from attnprobe.store.history import read_history
@@ -110,13 +111,12 @@ def report(
     if not paths:
         raise InputError("nothing to report on; give one maps file or run, or several.")
     runs = [_run_of(Path(path)) for path in paths] if verify else []
-    asked = {condition.metric for condition in map(Condition.parse, fail_on)} - {*FACTS}
+    asked = {name for condition in map(Condition.parse, fail_on) for name in condition.needs}
+    bars = checked_bars(bars or {})
     metrics = ("default", "atlas") if metrics is None else metrics
     asked |= {*SAY_WHAT_COULD_GO} if verify else set()
     metrics = (*metrics, *sorted(asked - {metric.name for metric in choose(metrics)[0]}))
-    examined = [
-        _explored(replace(e, notes=tuple(notes), bars=dict(bars or {}))) for e in examine_all(paths, metrics=metrics)
-    ]
+    examined = [_explored(replace(e, notes=tuple(notes), bars=bars)) for e in examine_all(paths, metrics=metrics)]
     if verify:
         examined = [_verified(e, run, tolerance) for e, run in zip(examined, runs, strict=True)]
     with fs.as_work_error(f"writing the report into {out}"):

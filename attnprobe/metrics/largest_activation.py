@@ -1,43 +1,38 @@
 """Do a few activations dwarf all others?"""
 
-from typing import Any
-
-import torch
 from torch import Tensor
 
+from attnprobe.core.errors import check_choice
 from attnprobe.core.measurement import metric
 
 ENTRIES = 8192
 """The median is that of about so many entries, evenly taken: it needs no more, and all would cost a sort."""
 
-WHERE = ("entry", "channel", "token")
+OF = ("entry", "channel", "token")
 
 
-def _names(**_: Any) -> dict[str, list[Any]]:
-    return {"where": list(WHERE)}
-
-
-@metric(axes=("layer", "where"), value_range=(1.0, None), coords=_names)
-def largest_activation(tokens: Tensor) -> Tensor:
-    """Largest activation of a block's output in units of the median: of one entry, of a channel, of a token.
+@metric(axes=("layer",), value_range=(1.0, None))
+def largest_activation(tokens: Tensor, *, of: str = "entry") -> Tensor:
+    """Largest activation of a block's output in units of the median one.
 
         entry:    max_{i, d} |x_id| / median_{i, d} |x_id|
         channel:  max_d |x_.d| / median_d |x_.d|          token:  max_i |x_i.| / median_i |x_i.|
 
     Massive activations: Sun et al. 2024, arXiv:2402.17762, who call an entry massive that is above 100 and about 1,000
-    times the median or more. Prefix tokens count, for it is often they who carry them. High channel and low token: the
-    same channel of all tokens; both high: some channels of some tokens. The patches alone: `largest_token_norm`.
+    times the median or more. Prefix tokens count, for it is often they who carry them. A high one of a channel and a low
+    one of a token: the same channel of all tokens; both high: of some tokens. The patches alone: `largest_token_norm`.
     Caveat: a maximum grows with the number of entries: normal ones give 7 for 197 tokens of width 768.
 
     Args:
         tokens: [image, layer, token, width], the output of each block.
+        of: "entry", "channel" or "token".
 
     Returns:
-        [image, layer, where]; not finite where most entries are zero.
+        [image, layer]; not finite where most entries are zero.
     """
-    size = tokens.abs()
-    flat = size.flatten(2)
-    median = flat[..., :: max(1, flat.shape[-1] // ENTRIES)].quantile(0.5, -1)
-    channels, rows = tokens.norm(dim=-2), tokens.norm(dim=-1)
-    ratios = [flat.amax(-1) / median, *(x.amax(-1) / x.quantile(0.5, -1) for x in (channels, rows))]
-    return torch.stack(ratios, -1)
+    check_choice("of", of, OF)
+    if of != "entry":
+        norms = tokens.norm(dim=-2 if of == "channel" else -1)
+        return norms.amax(-1) / norms.quantile(0.5, -1)
+    size = tokens.abs().flatten(2)
+    return size.amax(-1) / size[..., :: max(1, size.shape[-1] // ENTRIES)].quantile(0.5, -1)

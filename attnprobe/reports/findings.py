@@ -181,18 +181,6 @@ def _same_in_other_images(m: Measurement) -> Levels:
     return diagonal(m).then(lambda x: 1 - x)
 
 
-def _class_or_mean(m: Measurement) -> Levels:
-    tokens = np.eye(m.mean.shape[1], dtype=bool)
-    found = levels(m, tokens[0])
-    for token in tokens[1:]:
-        found = found.or_larger(levels(m, token))
-    return found
-
-
-def _largest_entry(m: Measurement) -> Levels:
-    return levels(m, np.arange(m.mean.shape[1]) == 0)
-
-
 def _needless_heads(m: Measurement) -> Levels:
     """(heads - effective heads) / (heads - 1); none where there is one head."""
     heads = m.mean.shape[1]
@@ -210,7 +198,7 @@ def _needless_heads(m: Measurement) -> Levels:
 
 
 NUMBERS: dict[str, Callable[[Measurement], Levels]] = {
-    "representation_collapse": _class_or_mean,
+    "representation_collapse": levels,
     "oversmoothing": levels,
     "dimensional_collapse": levels,
     "near_uniform": _share_of_tokens,
@@ -219,7 +207,7 @@ NUMBERS: dict[str, Callable[[Measurement], Levels]] = {
     "rank_collapse": levels,
     "image_independent": _same_in_other_images,
     "head_redundancy": _needless_heads,
-    "massive_activations": _largest_entry,
+    "massive_activations": levels,
 }
 """By the name of the kind; repetition needs several measurements."""
 
@@ -252,6 +240,8 @@ def _finding(e: Examined, kind: Kind, found: Mapping[str, Finding]) -> Finding:
     why = missing(m, kind.metric)
     if m is None or why:
         return cannot_say(kind, bar_of(e, kind), why)
+    if kind.name == "near_uniform" and "uniform" not in m.baselines:
+        return cannot_say(kind, bar_of(e, kind), "uniform attention was not measured beside it")
     numbers = NUMBERS[kind.name](m)
     prefix = softmax_of(e, "prefix_mass")
     if kind.name == "sink_collapse" and prefix is not None:

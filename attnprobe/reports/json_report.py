@@ -14,8 +14,9 @@ from attnprobe.core.examined import Examined
 from attnprobe.core.measurement import Measurement
 from attnprobe.reports.verdict import verdict
 
-SCHEMA_VERSION = 1
-"""Rises when a key changes its meaning or goes; new keys do not count."""
+SCHEMA_VERSION = 2
+"""Rises when a key changes its meaning or goes; new keys do not count. 2: a verdict's "status" has other words, and it
+has "findings"."""
 
 
 SCHEMA = Path(__file__).parent / "templates" / "report.schema.json"

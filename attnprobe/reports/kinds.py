@@ -4,7 +4,11 @@ Every bar is `Kind.bar` and can be set for one report (`Examined.bars`, `--bar K
 shown beside the number and is no bar: a trained model as near uniform as an untrained one is near uniform.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
+
+from attnprobe.core.errors import InputError, did_you_mean
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,5 +106,22 @@ SINK, LOCAL = 0.5, 0.5
 the attention distance is below this share of that of uniform attention, as in `head_types`; else by position."""
 
 
+NAMES = tuple(kind.name for kind in KINDS)
+
+
 def kind_named(name: str) -> Kind:
-    return next(kind for kind in KINDS if kind.name == name)
+    return KINDS[NAMES.index(name)]
+
+
+def checked_bars(bars: Mapping[str, Any]) -> dict[str, float]:
+    """Bars by the names of kinds.
+
+    Raises:
+        InputError: an unknown kind, or a bar that is no number.
+    """
+    for name, bar in bars.items():
+        if name not in NAMES:
+            raise InputError(f"no kind of collapse is named {name!r}.{did_you_mean(name, NAMES)}")
+        if isinstance(bar, bool) or not isinstance(bar, int | float):
+            raise InputError(f"the bar of {name} must be a number, got {bar!r}; as in {name}={kind_named(name).bar:g}.")
+    return {name: float(bar) for name, bar in bars.items()}

@@ -40,9 +40,9 @@ class Levels:
         return Levels(*values, np.fmax(self.untrained, other.untrained), self.numbers, self.n_images)
 
 
-def levels(m: Measurement, cells: np.ndarray | None = None) -> Levels:
-    """The mean of a measurement over everything but its first axis, the layer; over `cells` of the other axes."""
-    cells = np.ones(m.mean.shape[1:], bool) if cells is None else cells
+def levels(m: Measurement) -> Levels:
+    """The mean of a measurement over everything but its first axis, the layer."""
+    cells = np.ones(m.mean.shape[1:], bool)
     fresh = m.baselines.get("untrained")
     untrained = np.full(len(m.mean), np.nan) if fresh is None else fresh.mean[..., cells].mean(-1)
     return Levels(*mean_of(m, cells), untrained, block_numbers(m), m.n_images)
