@@ -9,13 +9,13 @@ from torch.nn import functional as F
 
 from attnprobe.core.measurement import metric
 
-BUCKETS = 509
-"""Sums with random signs that stand for the maps of a layer, entry j in sum j mod 509: a count sketch (Charikar et al.
+BUCKETS = 1021
+"""Sums with random signs that stand for the maps of a layer, entry j in sum j mod 1021: a count sketch (Charikar et al.
 2002). A prime, so that the entries of a column, of a row and of a diagonal are spread."""
 
 ROWS = 1024
 """About so many rows of a block's maps are followed: every n-th query where there are more, and several thresholds per
-entry where there are fewer. Keeps the error near 0.02."""
+entry where there are fewer. Keeps the error near 0.03."""
 
 
 def _beyond_other_images(mean: np.ndarray, n_images: int) -> np.ndarray:
@@ -49,9 +49,9 @@ def content_overlap(maps: Tensor, *, seed: int = 0) -> Tensor:
 
     All pairs of different images count, without keeping a map: sum_j min(p_j, q_j) is the chance that both p_j and q_j
     exceed a uniform random threshold, so the 0s and 1s of every entry against a fixed threshold of its own are kept,
-    in sketches of 509 sums, and their covariance over images is C. So it depends neither on the order of the images
+    in sketches of 1021 sums, and their covariance over images is C. So it depends neither on the order of the images
     nor on chunks or processes, as a partner drawn for each image would, nor on one image chosen to compare with.
-    Caveat: thresholds and sketches add an error, which the interval leaves out: a standard deviation of about 0.02 at
+    Caveat: thresholds and sketches add an error, which the interval leaves out: a standard deviation of about 0.03 at
     most, and less the smaller C is (0.0006 where 1 % of the attention varies between images).
 
     Args:

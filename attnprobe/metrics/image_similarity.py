@@ -9,7 +9,6 @@ from attnprobe.core.errors import InputError, check_choice
 from attnprobe.core.maps import TokenGrid
 from attnprobe.core.measurement import metric
 
-
 TOKENS = ("either", "class", "mean")
 
 
@@ -26,10 +25,10 @@ def image_similarity(tokens: Tensor, grid: TokenGrid, *, token: str = "either", 
 
         S[l] = mean over images n != n' of cos(x_n, x_n') = (n |mean over images of u|^2 - 1) / (n - 1),  u = x / |x|
 
-    with x the output of block l, of the first prefix token or the mean over patches, whichever S is larger. 1: the network says the same
-    of every image (representation collapse: arXiv:2110.09348, of self-supervised networks). Entries longer than `clip`
-    times the median entry of their vector count as that long, for massive activations, which are the same for all
-    images (arXiv:2402.17762), would be all that a cosine sees. The clipping is ours.
+    with x the output of block l, of the first prefix token or the mean over patches, whichever S is larger. 1: the
+    network says the same of every image (representation collapse: arXiv:2110.09348, of self-supervised networks).
+    Entries longer than `clip` times the median entry of their vector count as that long, for massive activations,
+    which are the same for all images (arXiv:2402.17762), would be all that a cosine sees. The clipping is ours.
     Caveat: a class token starts as the same vector in every image, so the first blocks are near 1; it is the last that
     tells. An offset that all images share raises it though they differ as before.
 

@@ -19,8 +19,8 @@ def largest_activation(tokens: Tensor, *, of: str = "entry") -> Tensor:
         channel:  max_d |x_.d| / median_d |x_.d|          token:  max_i |x_i.| / median_i |x_i.|
 
     Massive activations: Sun et al. 2024, arXiv:2402.17762, who call an entry massive that is above 100 and about 1,000
-    times the median or more. Prefix tokens count, for it is often they who carry them. A high one of a channel and a low
-    one of a token: the same channel of all tokens; both high: of some tokens. The patches alone: `largest_token_norm`.
+    times the median or more. Prefix tokens count, for it is often they who carry them. High of a channel and low of a
+    token: the same channel of all tokens; both high: of some tokens. The patches alone: `largest_token_norm`.
     Caveat: a maximum grows with the number of entries: normal ones give 7 for 197 tokens of width 768.
 
     Args:

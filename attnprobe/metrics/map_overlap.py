@@ -40,7 +40,14 @@ def compared_with(overlap: np.ndarray, compare: str) -> list[int]:
     return found
 
 
-@metric(axes=("layer", "layer"), value_range=(0.0, 1.0), by_row=True, needs_all_heads=True, summarise=_summary)
+@metric(
+    axes=("layer", "layer"),
+    value_range=(0.0, 1.0),
+    by_row=True,
+    needs_all_layers=True,
+    needs_all_heads=True,
+    summarise=_summary,
+)
 def map_overlap(maps: Tensor, *, compare: str = "previous", every: int = 5) -> Tensor:
     """Share of the attention of one block that goes the same way in another: 1 - the total variation of rows.
 

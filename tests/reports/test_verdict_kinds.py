@@ -5,7 +5,7 @@ import pytest
 
 from attnprobe.reports.kinds import KINDS
 from tests.reports import known_maps as made
-from tests.reports.known_maps import GRID, HEADS, IMAGES, LAYERS, TOKENS, judged, logits, named, softmax
+from tests.reports.known_maps import HEADS, IMAGES, LAYERS, TOKENS, judged, logits, named, softmax
 
 WIDTH = 32
 
