@@ -283,12 +283,11 @@ def _content(maps):
 
     images, layers, heads, queries, _ = maps.values.shape
     times = ROWS // (heads * queries)
+    thresholds, signs = (x.numpy() for x in _drawn((times, *maps.values.shape[2:]), 0))
+    above = (_maps(maps)[:, :, None] > thresholds).reshape(images, layers, -1)
     sketches = np.zeros((images, layers, BUCKETS))
-    for turn in range(times):
-        thresholds, signs = (x.numpy() for x in _drawn(tuple(maps.values.shape[2:]), turn))
-        above = (_maps(maps) > thresholds).reshape(images, layers, -1)
-        for entry, sign in enumerate(signs.ravel()[: above.shape[-1]]):
-            sketches[..., entry % BUCKETS] += sign * above[..., entry]
+    for entry, sign in enumerate(signs.ravel()[: above.shape[-1]]):
+        sketches[..., entry % BUCKETS] += sign * above[..., entry]
     each = sketches / math.sqrt(times * heads * queries)
     away = each - each.mean(0)
     return np.einsum("ilb,imb->lm", away, away) / (images - 1)
