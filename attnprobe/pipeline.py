@@ -199,8 +199,8 @@ def _info(reader: MapReader) -> dict[str, Any]:
     info = {name: attrs[name] for name in names if name in attrs}
     info |= {"n_images": len(reader), "parameters": config.get("parameters"), "images": config.get("images")}
     labels, prediction = np.asarray(reader.labels), np.asarray(reader.prediction)
-    known = labels >= 0
-    if known.any() and len(prediction):
+    known = (labels >= 0) & (prediction >= 0)
+    if known.any():
         info["accuracy"] = float((labels[known] == prediction[known]).mean())
         info["n_labelled"] = int(known.sum())
         info["n_classes"] = len(config.get("class_names", ())) or None

@@ -15,9 +15,9 @@ OF = ("entry", "channel", "token")
 def largest_activation(tokens: Tensor, *, of: str = "entry") -> Tensor:
     """Largest activation of a block's output in units of the median one.
 
-        entry:    max_{i, d} |x_id| / median_{i, d} |x_id|
-        channel:  max_d |x_.d| / median_d |x_.d|          token:  max_i |x_i.| / median_i |x_i.|
+        R[l] = max_{i, d} |x_id| / median_{i, d} |x_id|
 
+    of="channel": max_d |x_.d| / median_d |x_.d|; of="token": max_i |x_i.| / median_i |x_i.|.
     Massive activations: Sun et al. 2024, arXiv:2402.17762, who call an entry massive that is above 100 and about 1,000
     times the median or more. Prefix tokens count, for it is often they who carry them. High of a channel and low of a
     token: the same channel of all tokens; both high: of some tokens. The patches alone: `largest_token_norm`.
