@@ -137,7 +137,7 @@ class Capture:
                 yield from self._of_batch(recorder, batch)
 
     def _is_of_other_classes(self, output: object) -> bool:
-        """Whether the output is features (num_classes=0), or of more or fewer classes than the images have names for."""
+        """Whether the output is features (num_classes=0), or of another number of classes than the images have."""
         output = getattr(output, "logits", output)
         names = getattr(self.images, "class_names", ())
         told = output.shape[-1] if isinstance(output, Tensor) else 0

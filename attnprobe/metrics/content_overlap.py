@@ -33,7 +33,6 @@ def _beyond_other_images(mean: np.ndarray, n_images: int) -> np.ndarray:
     axes=("layer", "layer"),
     value_range=(-1.0, 1.0),
     needs_stochastic=True,
-    by_row=True,
     needs_all_layers=True,
     needs_all_heads=True,
     from_mean=_beyond_other_images,

@@ -43,7 +43,6 @@ def compared_with(overlap: np.ndarray, compare: str) -> list[int]:
 @metric(
     axes=("layer", "layer"),
     value_range=(0.0, 1.0),
-    by_row=True,
     needs_all_layers=True,
     needs_all_heads=True,
     summarise=_summary,
@@ -102,7 +101,6 @@ def _check_every(every: int) -> None:
     axes=("layer",),
     value_range=(0.0, 1.0),
     needs_stochastic=True,
-    by_row=True,
     needs_all_layers=True,
     needs_all_heads=True,
 )

@@ -30,7 +30,7 @@ class Finding:
             images; `untrained`: of the same block of the untrained network. None where unknown.
         block: which one that is, from 1.
         blocks: all that are beyond the bar; `of` so many.
-        surely, at_most: how many of them are by the bounds of their intervals.
+        surely, at_most: how many of them are by the bounds of their intervals; all where these are not known.
         first_block: the first of `blocks`; None if there is none.
         detail: which sub-kind, what is not counted and why, what is missing; "" for nothing.
     """
@@ -155,7 +155,7 @@ def judged(kind: Kind, bar: float, found: Levels, excused: Mapping[str, frozense
         block=int(numbers[at]),
         blocks=blocks,
         of=len(mask),
-        surely=int((counted(inner) & mask).sum()),
+        surely=int((mask & (counted(inner) | ~np.isfinite(inner))).sum()),
         at_most=int((counted(outer) | mask).sum()),
         first_block=blocks[0] if blocks else None,
         detail="; ".join(told),

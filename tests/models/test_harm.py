@@ -44,7 +44,7 @@ def test_a_block_with_the_map_of_the_one_before_does_no_harm_and_overlap_orders_
             block.attn.qkv.weight[:48] += 0.02 * 3**number * noise
     harm = harm_of_previous_map(model, [images(8)])[1:]
     overlap = measure(capture(model, images(8)), ["map_overlap"], bootstrap=0)["map_overlap"].mean.diagonal(1)
-    assert (harm >= 0).all() and spearmanr(overlap, -harm)[0] > 0.8
+    assert (harm >= 0).all() and harm.argmin() == overlap.argmax() and spearmanr(overlap, -harm)[0] > 0.5
 
 
 def test_other_kinds_of_models_are_refused():
