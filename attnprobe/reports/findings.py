@@ -1,7 +1,7 @@
 """Is there a collapse of this kind, from which block on, and by which number?"""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -231,7 +231,11 @@ def findings(e: Examined) -> tuple[Finding, ...]:
     for kind in sorted(KINDS, key=lambda kind: [*EXCUSED, kind.name].index(kind.name)):
         if kind.name != "repetition":
             found[kind.name] = _finding(e, kind, found)
-    found["repetition"] = repetition(e, found)
+    found["repetition"], repeating = repetition(e, found)
+    if repeating:  # told where it is explained, and not counted as repetition
+        near = found["near_uniform"]
+        words = f"{len(repeating)} of them overlap with the block before for that"
+        found["near_uniform"] = replace(near, detail="; ".join(filter(None, (near.detail, words))))
     return tuple(found[kind.name] for kind in KINDS)
 
 

@@ -29,15 +29,20 @@ class Levels:
     def then(self, function: Callable[[np.ndarray], np.ndarray]) -> "Levels":
         """Of a monotone function of the numbers; bounds change places where it falls."""
         low, high = function(self.low), function(self.high)
-        ends = np.minimum(low, high), np.maximum(low, high)
-        return Levels(function(self.mean), *ends, function(self.untrained), self.numbers, self.n_images)
+        low, high = np.minimum(low, high), np.maximum(low, high)
+        return Levels(function(self.mean), low, high, function(self.untrained), self.numbers, self.n_images)
 
     def or_larger(self, other: "Levels") -> "Levels":
         """Block by block whichever is larger."""
         use = other.mean > self.mean
-        ours, theirs = ((x.mean, x.low, x.high) for x in (self, other))
-        values = (np.where(use, b, a) for a, b in zip(ours, theirs, strict=True))
-        return Levels(*values, np.fmax(self.untrained, other.untrained), self.numbers, self.n_images)
+        mean, low, high = (np.where(use, b, a) for a, b in zip(self.bounds, other.bounds, strict=True))
+        fresh = np.fmax(self.untrained, other.untrained)
+        return Levels(mean, low, high, fresh, self.numbers, self.n_images)
+
+    @property
+    def bounds(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Mean, low and high."""
+        return self.mean, self.low, self.high
 
 
 def levels(m: Measurement) -> Levels:

@@ -34,19 +34,22 @@ class Repeated:
     elsewhere: float | None = None
 
 
-def repetition(e: Examined, found: Mapping[str, Finding]) -> Finding:
+def repetition(e: Examined, found: Mapping[str, Finding]) -> tuple[Finding, frozenset[int]]:
     """By the overlap with the block before; else, with heads matched; else, with any earlier block.
 
     A block that repeats is near uniform if it is called so; copies content if `content_overlap` says that most of what
     its maps and the other's share is not shared by other images; else it is the same in all images. Near-uniform blocks
     overlap whatever they attend to, so they are told and not counted.
+
+    Returns:
+        What is said, and the blocks that repeat another because they are near uniform.
     """
     bar, m = bar_of(e, KIND), at_effective(e, "map_overlap") or at_softmax(e, "map_overlap")
     why = missing(m, "map_overlap")
     if m is None or why:
-        return cannot_say(KIND, bar, why)
+        return cannot_say(KIND, bar, why), frozenset()
     if len(m.mean) < 2:
-        return cannot_say(KIND, bar, "one block has no other to be compared with")
+        return cannot_say(KIND, bar, "one block has no other to be compared with"), frozenset()
     repeated = [replace(r, **_kind_of(e, found, m, r)) for r in _repeated(e, m, bar)]
     numbers = block_numbers(m)
     uniform = frozenset(numbers[r.block] for r in repeated if r.kind == UNIFORM)
@@ -54,7 +57,7 @@ def repetition(e: Examined, found: Mapping[str, Finding]) -> Finding:
     result = judged(KIND, bar, shown, {UNIFORM: uniform})
     real = [r for r in repeated if r.kind != UNIFORM]
     detail = _detail(e, m, real, bar)
-    return replace(result, detail="; ".join(filter(None, (detail, result.detail))))
+    return replace(result, detail="; ".join(filter(None, (detail, result.detail)))), uniform
 
 
 def _repeated(e: Examined, m: Measurement, bar: float) -> list[Repeated]:
@@ -87,7 +90,8 @@ def _levels(e: Examined, m: Measurement, repeated: list[Repeated]) -> Levels:
         else:
             known = np.nan if fresh is None else fresh.mean[block, r.other]
             rows.append((m.mean[block, r.other], *m.ci[:, block, r.other], known))
-    return Levels(*np.array(rows, float).T, block_numbers(m)[1:], m.n_images)
+    mean, low, high, untrained = np.array(rows, float).T
+    return Levels(mean, low, high, untrained, block_numbers(m)[1:], m.n_images)
 
 
 def _kind_of(e: Examined, found: Mapping[str, Finding], m: Measurement, r: Repeated) -> dict[str, object]:
