@@ -95,7 +95,8 @@ KINDS = (
 
 CONTENT = 0.5
 """A block that repeats copies content if more than this share of what could be its own image's is: with O the overlap
-and O0 that with another image, (O - O0) / (1 - O0). Else its maps are the same in all images. Half-way; ours."""
+and O0 that with another image, (O - O0) / (1 - O0), and O0 is not above the bar of repetition itself. Else its maps are
+the same in all images. Half-way; ours."""
 
 CLOSER = 0.5
 """A block repeats another than the one before, or that one with heads matched, only if more than this share of its

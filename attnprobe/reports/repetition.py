@@ -37,8 +37,9 @@ class Repeated:
 def repetition(e: Examined, found: Mapping[str, Finding]) -> tuple[Finding, frozenset[int]]:
     """By the overlap with the block before; else, with heads matched; else, with any earlier block.
 
-    A block that repeats is near uniform if it is called so; copies content if `content_overlap` says that most of what
-    its maps and the other's share is not shared by other images; else it is the same in all images. Near-uniform blocks
+    A block that repeats is near uniform if it is called so. With O0 the overlap with the other block of another image,
+    it is the same in all images if O0 is above the bar, too, or O is not much larger (`CONTENT`); else it copies
+    content. Near-uniform blocks
     overlap whatever they attend to, so they are told and not counted.
 
     Returns:
@@ -106,9 +107,9 @@ def _kind_of(e: Examined, found: Mapping[str, Finding], m: Measurement, r: Repea
     beyond = content.mean[r.block, r.other]
     if r.matched:  # as far from the matched map as two images' maps are from one another, or nearer?
         beyond = content.mean[r.block, r.block] - (1 - r.overlap)
-    possible = 1 - r.overlap + beyond
-    share = beyond / possible if possible > 0 else 0.0
-    return {"kind": COPIES if share > CONTENT else SAME, "elsewhere": float(np.clip(r.overlap - beyond, 0, 1))}
+    elsewhere = float(np.clip(r.overlap - beyond, 0, 1))
+    copies = elsewhere <= bar_of(e, KIND) and beyond > CONTENT * (1 - elsewhere)
+    return {"kind": COPIES if copies else SAME, "elsewhere": elsewhere}
 
 
 def _detail(e: Examined, m: Measurement, real: list[Repeated], bar: float) -> str:

@@ -74,6 +74,14 @@ def test_the_untrained_network_is_a_reference_and_no_bar():
     assert next(f for f in sharp.findings if f.kind == REPEATS).untrained > 0.9
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_rounding_makes_no_content_of_maps_that_are_the_same_in_all_images(seed):
+    """In float32, from sums that differ in their last digits."""
+    one = np.random.default_rng(seed).normal(size=(1, 1, made.HEADS, made.TOKENS, made.TOKENS)) * 2
+    scores = np.broadcast_to(one, logits().shape) + 1e-6 * logits()
+    assert f"{SAME} (positional)" in judged(softmax(scores)).headline
+
+
 def test_near_uniform_blocks_repeat_for_that_and_are_not_called_copies():
     found = judged(softmax(logits(0.1)))
     repeats = next(f for f in found.findings if f.kind == REPEATS)
