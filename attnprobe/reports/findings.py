@@ -17,6 +17,7 @@ from attnprobe.reports.sites import at_effective, at_softmax
 Found = Literal["yes", "no", "cannot say"]
 
 NOT_MEASURED = "was not measured"
+NOT_COUNTED = "not counted"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +64,12 @@ class Finding:
     def phrase(self) -> str:
         """For the headline, where it is found; "from block n" is the first of the blocks, not all after it."""
         counted = f"{len(self.blocks)} of {self.of} blocks{ci_text((self.surely, self.at_most))}"
+        where = "from block" if len(self.blocks) > 1 else "in block"
+        told = f"{self.words} {where} {self.first_block}"
+        more = [part for part in self.detail.split("; ") if part and NOT_COUNTED not in part]
         if self.kind == "repetition":
-            counted = f"{self.detail} ({counted} after the first"
-            return f"{self.words} from block {self.first_block}: {counted}, {self.quantity} {number(self.number)})"
-        more = f", {self.detail}" if self.detail else ""
-        return f"{self.words} from block {self.first_block} ({counted}, {self.quantity} {number(self.number)}{more})"
+            return f"{told}: {'; '.join(more)} ({counted} after the first, {self.quantity} {number(self.number)})"
+        return f"{told} ({', '.join([counted, f'{self.quantity} {number(self.number)}', *more])})"
 
     @property
     def line(self) -> str:
@@ -133,7 +135,7 @@ def judged(kind: Kind, bar: float, found: Levels, excused: Mapping[str, frozense
     told = [detail] if detail else []
     if hidden and not kind.to_the_end:
         words = " and ".join(dict.fromkeys(why[n] for n in hidden))
-        told.append(f"{blocks_text(hidden)} not counted: {words}")
+        told.append(f"{blocks_text(hidden)} {NOT_COUNTED}: {words}")
     if not finite.all():
         told.append(f"{blocks_text(numbers[~finite].tolist())} without a finite value")
     candidates = [mask, free & ~kind.to_the_end, np.arange(len(mask)) == len(mask) - 1, finite]
@@ -250,7 +252,8 @@ def _finding(e: Examined, kind: Kind, found: Mapping[str, Finding]) -> Finding:
     prefix = softmax_of(e, "prefix_mass")
     if kind.name == "sink_collapse" and prefix is not None:
         numbers = numbers.or_larger(_prefix(prefix))
-    detail = "" if m.site != "weights" or m.is_effective else "of the softmax, which this variant changes before V"
+    changed = kind.of_maps and m.site == "weights" and not m.is_effective
+    detail = "of the softmax, which this variant changes before V" if changed else ""
     excused = {found[name].words: frozenset(found[name].blocks) for name in EXCUSED.get(kind.name, ())}
     return judged(kind, bar_of(e, kind), numbers, excused, detail)
 

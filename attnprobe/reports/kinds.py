@@ -24,6 +24,7 @@ class Kind:
         why: where the bar comes from.
         to_the_end: only blocks count after which all are beyond the bar, too; a class token starts out alike in all
             images.
+        of_maps: it is measured on maps, not on the outputs of blocks.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Kind:
     why: str
     below: bool = False
     to_the_end: bool = False
+    of_maps: bool = True
 
 
 KINDS = (
@@ -43,15 +45,16 @@ KINDS = (
         "cosine between images of the class token or mean patch", "image_similarity", 0.95, "arXiv:2110.09348",
         "ours: what tells two images apart is then less than a third of a vector's length, sqrt(1 - 0.95^2) = 0.31",
         to_the_end=True,
+        of_maps=False,
     ),
     Kind(
         "oversmoothing", "oversmoothing of tokens", "cosine between tokens", "token_similarity", 0.9,
-        "arXiv:2104.12753, arXiv:2203.06345", "ours: as tight as the 0.9 of similar blocks",
+        "arXiv:2104.12753, arXiv:2203.06345", "ours: as tight as the 0.9 of similar blocks", of_maps=False,
     ),
     Kind(
         "dimensional_collapse", "dimensional collapse of tokens", "effective rank of tokens", "token_rank", 2.0,
         "arXiv:2110.09348, of representations over images", "ours: one direction then holds 70 % of the variance or "
-        "more", below=True,
+        "more", below=True, of_maps=False,
     ),
     Kind(
         "repetition", "repetition", "overlap", "map_overlap", 0.85,
@@ -88,7 +91,7 @@ KINDS = (
     Kind(
         "massive_activations", "massive activations", "largest entry over the median one", "largest_activation", 100.0,
         "arXiv:2402.17762", "ours: a tenth of the 1,000 of that paper, and more than ten times what normal entries "
-        "reach",
+        "reach", of_maps=False,
     ),
 )  # fmt: skip
 """In the order in which ties are broken, the nearest to the classifier first."""

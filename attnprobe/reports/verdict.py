@@ -137,7 +137,7 @@ def similar_words(m: Measurement) -> str:
 
 def _settings(e: Examined, m: Measurement | None) -> str:
     """What the words of the headline mean, and the paper's count of similar blocks."""
-    bars = ", ".join(f"{kind.name} {'below' if kind.below else 'above'} {e.bars.get(kind.name, kind.bar):g}"
+    bars = ", ".join(f"{kind.name} {'below' if kind.below else 'above'} {e.bars.get(kind.name, kind.bar):.3g}"
                      for kind in KINDS)  # fmt: skip
     parts = [f"Bars: {bars}"]
     of = softmax_of(e, "map_overlap") or softmax_of(e, "row_entropy")
