@@ -77,19 +77,19 @@ def map_overlap(maps: Tensor, *, compare: str = "previous", every: int = 5) -> T
     apart, size = maps.new_zeros(2, len(maps), n_layers, n_layers, dtype=torch.float64)
     for head in maps.unbind(2):  # two maps of one head fit into the cache
         some = head[..., ::every, :].contiguous()
-        whole, part = _sum(head), _sum(some)
+        whole, part = _sum(head.abs()), _sum(some.abs())
         for block in range(1, n_layers):
             for other in range(block):
                 maps_of, size_of = (head, whole) if other == block - 1 else (some, part)
-                apart[:, block, other] += _sum(maps_of[:, block] - maps_of[:, other])
+                apart[:, block, other] += _sum((maps_of[:, block] - maps_of[:, other]).abs_())
                 size[:, block, other] += size_of[:, block] + size_of[:, other]
     apart = apart / torch.where(size > 0, size, 1.0)
     return (1 - apart - apart.mT).to(maps.dtype) + 0 * maps.sum((-3, -2, -1)).unsqueeze(1)  # NaN on the diagonal, too
 
 
 def _sum(x: Tensor) -> Tensor:
-    """[...] of [..., query, key]: sum of absolute values, of rows in the maps' precision and of those in float64."""
-    return x.abs().sum(-1).sum(-1, dtype=torch.float64)
+    """[...] of [..., query, key]: of rows in the maps' precision, of those in float64."""
+    return x.sum(-1).sum(-1, dtype=torch.float64)
 
 
 def _check_every(every: int) -> None:
