@@ -116,8 +116,7 @@ def report(
     fail_on: Annotated[Repeated[tuple[str, ...]], Short(metavar="CONDITION")] = (),
     verify_drops: bool = False,
     tolerance: float = 0.02,
-    collapsed_at: float = 0.25,
-    redundant_at: float = 0.5,
+    bar: Annotated[Repeated[tuple[str, ...]], Short(metavar="KIND=NUMBER")] = (),
     data: str | None = None,
     data_dir: Path | None = None,
     group: Annotated[str | None, Short(metavar="REGEX")] = None,
@@ -131,7 +130,7 @@ def report(
     $ attnprobe report maps.h5 --metric similar_blocks --metric row_entropy --formats json
     $ attnprobe report maps.h5 --metric all --metric similar_blocks:center=mean
     $ attnprobe report runs/vit --verify-drops
-    $ attnprobe report runs/vit --fail-on "similar_blocks>3" --fail-on "accuracy<0.9"
+    $ attnprobe report runs/vit --fail-on "repetition>3" --fail-on "accuracy<0.9"
 
     Args:
         maps: maps files, or runs that have one.
@@ -140,11 +139,11 @@ def report(
         metric: name of a metric (`attnprobe explain`), with settings as in similar_blocks:tau=0.8,compare=any; "all"
             but the slow ones; "default". Repeat for several.
         fail_on: end with exit code 3 where METRIC[.KEY][@SITE] OP NUMBER holds, such as similar_blocks.count.low>3 or
-            row_entropy.min<0.5. Repeat for several.
+            row_entropy.min<0.5, or a kind of collapse, such as near_uniform>0 (blocks) or oversmoothing.found==1.
+            Repeat for several.
         verify_drops: measure the accuracy of each run without what is similar or redundant, as the command does.
         tolerance: with --verify-drops, as there.
-        collapsed_at: share of the blocks, the last ones in a row, from which on similar ones are called a collapse.
-        redundant_at: share of redundant heads from which on a model that is not collapsed is called redundant.
+        bar: from where on the verdict finds a kind of collapse, such as near_uniform=0.8. Repeat for several.
         data: the images the maps are of, to show them, where they are not digits, fractals, or inside the run's folder.
         data_dir: where that data set lives.
         group: images that count once together: a regular expression whose part in brackets, searched in their ids
@@ -152,7 +151,7 @@ def report(
             observation.
     """
     from attnprobe import pipeline
-    from attnprobe.core.examined import VerdictRules
+    from attnprobe.core.config import parse_settings
     from attnprobe.core.reference import UserImages
     from attnprobe.reports.gate import insist
 
@@ -164,7 +163,7 @@ def report(
         fail_on=fail_on,
         verify=verify_drops,
         tolerance=tolerance,
-        rules=VerdictRules(collapsed=collapsed_at, redundant=redundant_at),
+        bars=parse_settings(bar),
         user=UserImages(data, data_dir),
         group=group,
     )

@@ -4,7 +4,7 @@ train -> a run's directory     capture -> maps.h5     examine -> measurements   
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from attnprobe.ablation import evidence_of
 from attnprobe.core import fs
 from attnprobe.core.errors import InputError
 from attnprobe.core.evidence import TOLERANCE
-from attnprobe.core.examined import Examined, VerdictRules
+from attnprobe.core.examined import Examined
 from attnprobe.core.maps import AttentionMaps
 from attnprobe.core.progress import Advance, progress
 from attnprobe.core.reference import NOT_SAID, UserImages
@@ -28,7 +28,8 @@ from attnprobe.metrics.choose import choose
 from attnprobe.models import read_checkpoint
 from attnprobe.pictures import pictures_of
 from attnprobe.reports import write_report
-from attnprobe.reports.gate import FACTS, Condition, Outcome, check
+from attnprobe.reports.gate import Condition, Outcome, check
+from attnprobe.reports.kinds import checked_bars
 from attnprobe.reports.numbers import neighbour_means
 from attnprobe.store import MapReader, open_maps
 from attnprobe.store.history import read_history
@@ -110,7 +111,7 @@ def report(
     fail_on: Sequence[str] = (),
     verify: bool = False,
     tolerance: float = TOLERANCE,
-    rules: VerdictRules | None = None,
+    bars: Mapping[str, float] | None = None,
     user: UserImages = NOT_SAID,
     group: str | None = None,
 ) -> tuple[list[Examined], list[Path]]:
@@ -120,7 +121,7 @@ def report(
         fail_on: conditions that `gate` will be asked about: what they need is measured, too.
         verify: take away what is similar or redundant in each run, and show what that costs, at this `tolerance`; see
             `verify_drops`.
-        rules: from where on the verdict calls a model collapsed, or redundant.
+        bars: of kinds of collapse, by name, that are not to be the verdict's own.
         user: where the images of the maps are, see `examine`; also those that `verify` needs.
         group: which images count once together, as for `measure`.
 
@@ -130,12 +131,13 @@ def report(
     if not paths:
         raise InputError("nothing to report on; give one maps file or run, or several.")
     runs = [_run_of(Path(path)) for path in paths] if verify else []
-    asked = {condition.metric for condition in map(Condition.parse, fail_on)} - {*FACTS}
+    asked = {name for condition in map(Condition.parse, fail_on) for name in condition.needs}
+    bars = checked_bars(bars or {})
     metrics = ("default", "atlas") if metrics is None else metrics
     asked |= {*SAY_WHAT_COULD_GO} if verify else set()
     metrics = (*metrics, *sorted(asked - {metric.name for metric in choose(metrics)[0]}))
     examined = [
-        _explored(replace(e, notes=(*notes, *e.notes), rules=rules or VerdictRules()))
+        _explored(replace(e, notes=(*notes, *e.notes), bars=bars))
         for e in examine_all(paths, metrics=metrics, user=user, group=group)
     ]
     if verify:
@@ -221,8 +223,8 @@ def _info(reader: MapReader) -> dict[str, Any]:
     info = {name: attrs[name] for name in names if name in attrs}
     info |= {"n_images": len(reader), "parameters": config.get("parameters"), "images": config.get("images")}
     labels, prediction = np.asarray(reader.labels), np.asarray(reader.prediction)
-    known = labels >= 0
-    if known.any() and len(prediction):
+    known = (labels >= 0) & (prediction >= 0)
+    if known.any():
         info["accuracy"] = float((labels[known] == prediction[known]).mean())
         info["n_labelled"] = int(known.sum())
         info["n_classes"] = len(config.get("class_names", ())) or None

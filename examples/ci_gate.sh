@@ -3,10 +3,12 @@
 #
 #     examples/ci_gate.sh runs/vit
 #
-# Conditions are of the numbers a report shows: METRIC, METRIC.KEY or either with @SITE, compared with a number.
+# Conditions are of the numbers a report shows: METRIC, METRIC.KEY or either with @SITE, compared with a number; or of
+# the kinds of collapse in its verdict, by the number of blocks.
 set -euo pipefail
 
 attnprobe report "$1" -o "${2:-report}" \
     --fail-on "similar_blocks>3" \
+    --fail-on "repetition>3" \
     --fail-on "row_entropy.min<0.05" \
     --fail-on "accuracy<0.5"

@@ -9,6 +9,8 @@ minutes a run on a CPU core. Run again, it goes on where it was stopped; the tab
 Below it, of every variant beside the first as methods of several seeds, by how many similar blocks they differ, with
 the interval over runs and images; see OUT/DATA-DEPTH/comparison.md.
 `--full` takes the models of 224 pixels and width 384 instead, which want a GPU.
+`--kinds` prints another table: the kinds of collapse that the verdict finds in each run, and whether blocks that
+overlap with the one before can use its map, which is tried.
 """
 
 import argparse
@@ -18,13 +20,19 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from scipy.stats import spearmanr
 
 from attnprobe import pipeline
 from attnprobe.ablation import verify_drops
 from attnprobe.comparison import compare
 from attnprobe.core.run import Run
+from attnprobe.models.harm import harm_of_previous_map
+from attnprobe.reports import verdict
+from attnprobe.reports.sites import at_effective
 from attnprobe.training import read_recipe
+from attnprobe.trial import open_trial
 
 VARIANTS = ("vit", "deepvit", "refiner", "structured", "richvit")
 COLUMNS = ("data", "blocks", "variant", "top-1 by seed [%]", "mean", "similar, softmax", "similar, effective",
@@ -32,10 +40,48 @@ COLUMNS = ("data", "blocks", "variant", "top-1 by seed [%]", "mean", "similar, s
            "without the redundant heads")  # fmt: skip
 
 
-def measured(run: Path, images: int | None) -> dict[str, Any]:
-    """What one run comes to, once it is trained, by its maps of all or so many images."""
-    if not Run(run).maps.exists():
-        pipeline.capture(run, what=("weights", "effective"), images=images, batch_size=60, untrained=32)
+KIND_COLUMNS = ("data", "blocks", "variant, seed", "top-1 [%]", "kinds found: blocks", "harm of repeating blocks, nats",
+                "of the others", "rank correlation with the harm: overlap", "cosine of columns")  # fmt: skip
+
+
+def judged(run: Path) -> dict[str, Any]:
+    """The kinds that the verdict finds in one captured run, and the harm of using the map before, block by block."""
+    e = pipeline.examine(run, pictures=0)
+    found = [finding for finding in verdict(e).findings if finding.found == "yes"]
+    trial = open_trial(run, images=64)
+    harm = harm_of_previous_map(trial.model, (pixels for pixels, _ in trial.labelled()))
+    overlap, ratio = at_effective(e, "map_overlap"), at_effective(e, "similar_blocks")
+    softmax = e.measurements.get("map_overlap@weights", e.measurements["map_overlap"])
+    by = {"overlap": (overlap or softmax).mean.diagonal(1), "cosine": ratio.summary["ratio"][1:] if ratio else []}
+    known = np.isfinite(harm[1:])
+    repeats = (overlap or softmax).mean.diagonal(1) > 0.85
+    return {
+        "accuracy": e.info.get("accuracy"),
+        "kinds": {finding.words: f"{len(finding.blocks)} of {finding.of}" for finding in found},
+        "repeating": _mean(harm[1:][repeats & known]),
+        "others": _mean(harm[1:][~repeats & known]),
+        **{name: float(spearmanr(-harm[1:][known], np.array(x, float)[known])[0]) for name, x in by.items()},
+    }
+
+
+def _mean(values: np.ndarray) -> float | None:
+    return float(values.mean()) if len(values) else None
+
+
+def kinds_row(data: str, depth: int, variant: str, seed: int, found: dict[str, Any]) -> list[str]:
+    """One line of the table of kinds."""
+
+    def shown(x: float | None, form: str) -> str:
+        return "–" if x is None or not np.isfinite(x) else form.format(x)
+
+    kinds = "; ".join(f"{words}: {blocks}" for words, blocks in found["kinds"].items()) or "none"
+    harms = (shown(found[name], "{:.1e}") for name in ("repeating", "others"))
+    ranks = (shown(found[name], "{:.2f}") for name in ("overlap", "cosine"))
+    return [data, str(depth), f"{variant}, {seed}", f"{100 * found['accuracy']:.1f}", kinds, *harms, *ranks]
+
+
+def measured(run: Path) -> dict[str, Any]:
+    """What one captured run comes to."""
     examined = pipeline.examine(run, metrics=["similar_blocks", "head_divergence"], pictures=0)
     found: dict[str, Any] = {}
     for key, site in (("similar_blocks@weights", "softmax"), ("similar_blocks", "effective")):
@@ -109,25 +155,37 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--width", type=int, default=64, help="with heads of 16")
     parser.add_argument("--epochs", type=int, default=15)
+    parser.add_argument("--kinds", action="store_true", help="the table of kinds of collapse, one line a run")
     parser.add_argument("--full", action="store_true", help="224 pixels, width 384; 64 images are captured")
     parser.add_argument("-o", "--out", type=Path, default=Path("variants"))
     options = parser.parse_args()
     torch.set_num_threads(1)
     size = {} if options.full else {"embed_dim": options.width, "num_heads": options.width // 16}
     found: dict[tuple[str, int, str], list[dict[str, Any]]] = {}
+    lines: list[list[str]] = []
     for seed, *which in product(range(options.seeds), options.data, options.depths, options.variants):
         data, depth, variant = which
         run = folder_of(options.out, data, variant, depth, seed)
-        if not (run / "measured.json").exists():
+        images = 64 if options.full or options.kinds else None
+        wanted = ("weights", "effective", "tokens") if options.kinds else ("weights", "effective")
+        if not (Run(run).maps if options.kinds else run / "measured.json").exists():
             recipe = f"digits_{variant}_16"
-            kwargs = {**read_recipe(recipe).get("model_kwargs", {}), **size}
-            model = f"{variant}_{depth}" if options.full else f"{variant}_{depth}_digits"
-            settings = {"model": model, "model_kwargs": kwargs, "dataset": data, "epochs": options.epochs, "seed": seed}
+            kwargs = {**read_recipe(recipe).get("model_kwargs", {}), **size, "depth": depth}
+            settings = {"model": f"{variant}_16" if options.full else f"{variant}_16_digits", "model_kwargs": kwargs,
+                        "dataset": data, "epochs": options.epochs, "seed": seed}  # fmt: skip
             top1 = pipeline.train(recipe, run, settings=settings).top1
-            facts = {"top1": top1, **measured(run, 64 if options.full else None)}
-            (run / "measured.json").write_text(json.dumps(facts, indent=1))
-        found.setdefault((data, depth, variant), []).append(json.loads((run / "measured.json").read_text()))
-    for line in (COLUMNS, ["---"] * len(COLUMNS), *(row(*which, seeds) for which, seeds in found.items())):
+            if not Run(run).maps.exists():
+                pipeline.capture(run, what=wanted, images=images, batch_size=60, untrained=32)
+            if not options.kinds:
+                (run / "measured.json").write_text(json.dumps({"top1": top1, **measured(run)}, indent=1))
+        if options.kinds:
+            lines.append(kinds_row(data, depth, variant, seed, judged(run)))
+        else:
+            facts = json.loads((run / "measured.json").read_text())
+            found.setdefault((data, depth, variant), []).append(facts)
+    columns = KIND_COLUMNS if options.kinds else COLUMNS
+    lines += [row(*which, seeds) for which, seeds in found.items()]
+    for line in (columns, ["---"] * len(columns), *lines):
         print("|", " | ".join(line), "|")
     for data, depth in product(options.data, options.depths) if min(options.seeds, len(options.variants)) > 1 else ():
         differences(options.out, data, depth, options.variants, options.seeds)

@@ -137,6 +137,13 @@ class Capture:
             for batch in self._image_batches(self.batch_size, order):
                 yield from self._of_batch(recorder, batch)
 
+    def _is_of_other_classes(self, output: object) -> bool:
+        """Whether the output is features (num_classes=0), or of another number of classes than the images have."""
+        output = getattr(output, "logits", output)
+        names = getattr(self.images, "class_names", ())
+        told = output.shape[-1] if isinstance(output, Tensor) else 0
+        return getattr(self.model, "num_classes", None) == 0 or bool(names and told != len(names))
+
     def _of_batch(self, recorder: Recorder, batch: ImageBatch) -> Iterator[list[AttentionMaps]]:
         """The maps of a batch, in as many parts as memory asks for."""
         n = len(batch.ids)
@@ -147,7 +154,7 @@ class Capture:
         try:
             seen = as_seen(batch.pixels, getattr(self.images, "spec", None))
             output = self.model(batch.pixels.to(self._dtype))
-            taken = recorder.take(batch.ids, _outcome(output, batch.labels))
+            taken = recorder.take(batch.ids, _outcome(output, batch.labels, self._is_of_other_classes(output)))
             hashes = pixel_hashes(seen)  # while a GPU is still at the forward pass
             taken = [replace(maps, pixels=hashes) for maps in taken]
         except (RuntimeError, MemoryError) as error:
@@ -200,10 +207,13 @@ def _too_large() -> WorkError:
     return WorkError("out of memory with one image; keep fewer layers, heads or queries, or a smaller --img-size.")
 
 
-def _outcome(output: object, labels: Tensor) -> Outcome | None:
-    """Predictions, if the model returns class logits, alone or by that name."""
+def _outcome(output: object, labels: Tensor, of_other_classes: bool) -> Outcome | None:
+    """Predictions, if the model returns class logits, alone or by that name; unknown where its classes are others."""
     output = getattr(output, "logits", output)
     if not isinstance(output, Tensor) or output.ndim != 2:
         return None
+    if of_other_classes:
+        prediction = torch.full((len(output),), -1, device=output.device)
+        return Outcome(labels.to(output.device), prediction, prediction * float("nan"))
     probability, prediction = output.float().softmax(-1).max(-1)
     return Outcome(labels.to(prediction.device), prediction, probability)

@@ -7,29 +7,11 @@ from typing import Any
 import numpy as np
 
 from attnprobe.core.browse import Browsable
-from attnprobe.core.errors import InputError
 from attnprobe.core.evidence import Evidence
 from attnprobe.core.history import History
 from attnprobe.core.maps import TokenGrid
 from attnprobe.core.measurement import Measurement
 from attnprobe.core.precision import Precision
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class VerdictRules:
-    """From where on a verdict uses its words; ours, since nobody has published any."""
-
-    collapsed: float = 0.25
-    """Share of the blocks that must be similar, the last ones in a row, to call the attention collapsed; fewer are
-    "partly collapsed"."""
-
-    redundant: float = 0.5
-    """Share of the heads that must be redundant to call a model that is not collapsed "redundant", not "healthy"."""
-
-    def __post_init__(self) -> None:
-        for name in ("collapsed", "redundant"):
-            if not 0 <= (share := getattr(self, name)) <= 1:
-                raise InputError(f"{name}={share} must be a share, from 0 to 1.")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,7 +54,7 @@ class Examined:
         history: what the probe saw while it trained, if it was on.
         precision: how many images some of the numbers need, by the names of their measurements.
         evidence: what taking away what is similar or redundant costs, if it was tried.
-        rules: what the words of its verdict mean.
+        bars: of kinds of collapse, by name, that are not to be the verdict's own.
         notes: sentences a reader must see beside the numbers ("trained for 6 epochs only (--fast)").
     """
 
@@ -88,5 +70,5 @@ class Examined:
     history: History | None = None
     precision: Mapping[str, Precision] = field(default_factory=dict)
     evidence: Evidence | None = None
-    rules: VerdictRules = VerdictRules()
+    bars: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()

@@ -40,8 +40,8 @@ class Outcome:
 
     Attributes:
         labels: the true class, -1 where unknown.
-        prediction: the class with the largest logit.
-        probability: softmax probability of that class.
+        prediction: the class with the largest logit; -1 where the model tells other classes apart, or none.
+        probability: softmax probability of that class; NaN where there is none.
     """
 
     labels: Tensor

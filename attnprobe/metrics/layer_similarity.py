@@ -39,7 +39,11 @@ def layer_similarity(
 
     Args:
         maps: [image, layer, head, query, key].
-        axis, center, exclude_prefix: which vectors, see `unit_vectors`.
+        axis: "key": the vector of token t is the column A[:, t], how much t gives to each query (arXiv:2103.11886);
+            "query": it is the row A[t, :], where t looks.
+        center: "none"; "mean": each vector minus the mean of its entries, so that a cosine is a correlation; "uniform":
+            minus 1/K, the entry of uniform attention over K keys.
+        exclude_prefix: leave out the vectors of so many first tokens; the others keep all their entries.
         head_match: which heads of two layers are compared. "index": equal numbers, as in the paper. "hungarian": the
             pairing with the largest mean cosine, in each image; never below "index", and above 0 for unrelated heads
             even where vectors are centred, so compare it with its own untrained baseline.

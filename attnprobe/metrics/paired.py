@@ -153,7 +153,7 @@ def aligned(first: Measurement, second: Measurement) -> tuple[np.ndarray, np.nda
     if len(uniform) == 2 and not np.allclose(*uniform, rtol=1e-4, atol=1e-6, equal_nan=True):
         raise InputError(
             f"uniform attention has another {first.metric} in the two runs, so they saw other numbers of tokens or "
-            "patches; compare a metric that does not depend on them, such as row_entropy_relative."
+            "patches; compare a metric that does not depend on them, such as map_overlap."
         )
     if len(first.image_ids) < 2:
         raise InputError("one image says nothing about others: measure two or more, better 32.")

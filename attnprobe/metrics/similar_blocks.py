@@ -112,8 +112,13 @@ def similar_blocks(
             to compare, as the first under "previous", has ratio 0 and is never similar.
         k: reach of "neighbors", "neighbors-max" and "nbr-mean", in blocks.
         pool: "head": each head on its own; "head_mean_map": average the maps of all heads first.
-        axis, center, exclude_prefix: which vectors, see `unit_vectors`.
-        head_match: "index" or "hungarian", see `layer_similarity`; heads are matched anew for each pair of blocks.
+        axis: "key": the vector of token t is the column A[:, t], how much t gives to each query (arXiv:2103.11886);
+            "query": it is the row A[t, :], where t looks.
+        center: "none"; "mean": each vector minus the mean of its entries, so that a cosine is a correlation; "uniform":
+            minus 1/K, the entry of uniform attention over K keys.
+        exclude_prefix: leave out the vectors of so many first tokens; the others keep all their entries.
+        head_match: "index": equal numbers of heads are compared; "hungarian": the pairing with the largest mean cosine,
+            anew for each image and pair of blocks.
 
     Returns:
         [image, threshold, layer].

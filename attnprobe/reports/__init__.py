@@ -1,13 +1,13 @@
 """Examined models -> a verdict in words, tables, and pages that can be sent to others.
 
 Question: what comes first? Choice: the answer in one sentence, then its settings and every reason to doubt it, then
-numbers, then figures: most readers stop after the first line, so it must not be surer than the rest. A count of similar
-blocks that the untrained network reaches as well is "cannot say", not "collapsed".
+numbers, then figures: most readers stop after the first line, so it must not be surer than the rest. It names kinds of
+collapse, each by a number of its own; without any it says that none was found, never that a model is healthy.
 Question: a live page or a dead one? Choice: one file without network, which opens in ten years and in a mail, and shows
 all but the attention explorer (see `attnprobe.view`) without a script. Text from outside is escaped, hidden characters
 are spelt out, and a Content-Security-Policy forbids every script but that one, by its hash.
-Question: compare with the untrained network, or with a threshold? Choice: show both beside every count; reconsider when
-published numbers with their settings exist.
+Question: compare with the untrained network, or with a threshold? Choice: a bar decides (`reports.kinds`) and the
+untrained network stands beside, for it is near uniform itself, and a model that stayed so has collapsed none the less.
 Question: when may something go? Choice: where a loss beyond a tolerance (2 %) can be excluded on labelled images, as
 `core.evidence` has it; similarity alone advises nothing but to try. One half of the images chooses and the other
 is what is told of: on the images that chose, what was chosen gained up to 2.5 points that it lost elsewhere.

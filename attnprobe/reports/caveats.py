@@ -3,20 +3,15 @@
 import math
 from collections.abc import Iterator
 
-import numpy as np
-
 from attnprobe.core.examined import Examined
 from attnprobe.core.measurement import Measurement
 from attnprobe.core.wording import blocks_text
 from attnprobe.plots.style import SITES
-from attnprobe.reports.numbers import ci_text, neighbour_mean, number
-from attnprobe.reports.sites import at_sites, at_softmax, changes_its_maps
+from attnprobe.reports.numbers import ci_text
+from attnprobe.reports.sites import at_sites, changes_its_maps
 
 FEW_IMAGES = 32
 """Below this many images an interval of what is skewed, as shares near 0 or 1 are, covers less than it says."""
-
-NEAR_UNIFORM = 0.9
-"""Maps are near uniform if exp(row entropy) is more than this share of the tokens, in the mean over heads."""
 
 
 def caveats(e: Examined, m: Measurement | None) -> Iterator[str]:
@@ -26,11 +21,8 @@ def caveats(e: Examined, m: Measurement | None) -> Iterator[str]:
         first, *others = e.history.alarms
         more = f"; {len(others)} more alarm{'s' if len(others) > 1 else ''} later" if others else ""
         yield f"while it trained, from epoch {first.epoch}: {first.text}{more}."
-    if m is not None and m.summary["count"]:
-        if "untrained" not in m.baselines:
-            yield "no untrained baseline: similar blocks may only mean maps that never left their near-uniform start."
-        elif no_more_than_untrained(m):
-            yield _near_uniform(e, m)
+    if e.measurements and not any("untrained" in other.baselines for other in e.measurements.values()):
+        yield "no untrained network was measured, so there is no reference beside the numbers."
     if changes_its_maps(e):
         yield _two_matrices(e)
     if m is not None and (others := _other_stages(e, m)):
@@ -50,8 +42,8 @@ def caveats(e: Examined, m: Measurement | None) -> Iterator[str]:
     if n_images < FEW_IMAGES:
         whole = "" if m is None or not m.n_excluded else " with finite values"
         yield f"only {n_images} image{'s' if n_images != 1 else ''}{whole}: {FEW_IMAGES} or more for intervals to hold."
-    if near_chance := _near_chance(e):
-        yield near_chance
+    if chance := near_chance(e):
+        yield chance
     if not e.certificate:
         yield "no certificate: that the captured maps are what the model computed was not proved."
 
@@ -64,41 +56,6 @@ def _other_stages(e: Examined, m: Measurement) -> str:
         if other.metric == m.metric and other.site == m.site and other.stage != m.stage
     ]
     return f"this is about stage {m.stage}; similar blocks of the others: {', '.join(others)}." if others else ""
-
-
-def no_more_than_untrained(m: Measurement) -> bool:
-    """Whether the untrained network has as many similar blocks as are sure: the lower bound of the count."""
-    if "untrained" not in m.baselines:
-        return False
-    low = m.summary["count_ci"][0]
-    return (m.summary["count"] if low is None else low) <= m.baselines["untrained"].summary["count"]
-
-
-def _near_uniform(e: Examined, m: Measurement) -> str:
-    """Why the count says nothing, and the number that says more."""
-    why = "near-uniform maps have a raw cosine near 1 whatever they look at"
-    if near_uniform(e, "untrained") is False:
-        why = "its maps are not near uniform, but blocks with such initial weights look alike"
-    text = f"the untrained network scores as high: {why}. Read the centred cosine"
-    centred = next((c for c in at_sites(e, "layer_similarity_centred") if c.site == m.site), None)
-    if centred is None:
-        return f"{text} (layer_similarity_centred), which was not measured."
-    fresh = centred.baselines.get("untrained")
-    beside = f", untrained {number(neighbour_mean(fresh))}" if fresh is not None else ""
-    return (
-        f"{text} of neighbouring blocks: {number(neighbour_mean(centred))}{beside} "
-        f"({SITES[centred.site]}, {centred.n_images} images)."
-    )
-
-
-def near_uniform(e: Examined, which: str) -> bool | None:
-    """Whether the softmax maps, "measured" or "untrained", are (`NEAR_UNIFORM`); None if that is not known."""
-    m = at_softmax(e, "row_entropy")
-    entropy = m if m is None or which == "measured" else m.baselines.get(which)
-    if m is None or entropy is None or "uniform" not in m.baselines:
-        return None
-    share = np.exp(entropy.mean - m.baselines["uniform"].mean)
-    return bool(np.nanmean(share) > NEAR_UNIFORM) if np.isfinite(share).any() else None
 
 
 def _two_matrices(e: Examined) -> str:
@@ -115,7 +72,7 @@ def _two_matrices(e: Examined) -> str:
     return f"{text}. Similar blocks: {'; '.join(counts)}." if counts else f"{text}."
 
 
-def _near_chance(e: Examined) -> str:
+def near_chance(e: Examined) -> str:
     """A sentence if the accuracy could be that of guessing (three standard deviations); empty otherwise."""
     accuracy, classes, n = (e.info.get(name) for name in ("accuracy", "n_classes", "n_images"))
     if accuracy is None or not n or not classes or classes < 2:

@@ -4,7 +4,10 @@
 
 `key` is a number of the metric's summary (`similar_blocks.collapsed_from`), `KEY.low` or `KEY.high` a bound of its
 interval (`similar_blocks.count.low>3`: surely more than 3), or `mean`, `min`, `max` over what the summary table means.
-`accuracy` and `parameters` of the model can be named as well. What cannot be known does not pass: it is an error.
+`accuracy` and `parameters` of the model can be named as well, and the kinds of collapse that a verdict knows:
+`near_uniform>0` is about the number of blocks that are (`near_uniform.blocks.low`: surely), `oversmoothing.found==1`
+about whether it was found, `.from` about the first of the blocks and `.number` about what is compared with the bar.
+What cannot be known does not pass: it is an error.
 """
 
 import math
@@ -18,6 +21,8 @@ import numpy as np
 from attnprobe.core.errors import GateFailed, InputError, did_you_mean
 from attnprobe.core.examined import Examined
 from attnprobe.core.measurement import Measurement
+from attnprobe.reports.findings import Finding, findings
+from attnprobe.reports.kinds import NAMES, kind_named
 from attnprobe.reports.numbers import number, telling_cells
 
 COMPARISONS: dict[str, Callable[[float, float], bool]] = {
@@ -30,6 +35,17 @@ COMPARISONS: dict[str, Callable[[float, float], bool]] = {
 }
 FACTS = ("accuracy", "parameters")
 """What can be asked of the model itself."""
+
+OF_KINDS: dict[str, Callable[[Finding], float | None]] = {
+    "blocks": lambda f: len(f.blocks),
+    "blocks.low": lambda f: f.surely,
+    "blocks.high": lambda f: f.at_most,
+    "found": lambda f: f.found == "yes",
+    "from": lambda f: f.first_block,
+    "number": lambda f: f.number,
+    "untrained": lambda f: f.untrained,
+}
+"""What can be asked of a kind of collapse; "blocks" where nothing is."""
 
 USUAL_KEY = {"similar_blocks": "count", "head_divergence": "redundant", "head_similarity": "redundant"}
 """The number that is meant where a metric is named alone."""
@@ -68,7 +84,18 @@ class Condition:
             raise InputError(f"--fail-on {text!r}: a site is weights or effective, not {parts['site']!r}.")
         if parts["metric"] in FACTS and (parts["key"] or parts["site"]):
             raise InputError(f"--fail-on {text!r}: {parts['metric']} has neither keys nor sites.")
+        if parts["metric"] in NAMES and (parts["site"] or parts["key"] not in ("", *OF_KINDS)):
+            raise InputError(f"--fail-on {text!r}: a kind of collapse has no sites, and {', '.join(OF_KINDS)}.")
         return cls(**{**parts, "text": text.strip(), "bound": float(parts["bound"])})
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The metrics that must be measured."""
+        if self.metric in FACTS:
+            return ()
+        if self.metric == "repetition":
+            return ("map_overlap", "map_overlap_matched", "content_overlap", "row_entropy")
+        return (kind_named(self.metric).metric if self.metric in NAMES else self.metric,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +134,8 @@ def _outcome(e: Examined, condition: Condition) -> Outcome:
         if known is None or not math.isfinite(known):
             raise InputError(f"--fail-on {condition.text!r}: the {condition.metric} of {e.name} is not known.")
         values: list[float | None] = [float(known)]
+    elif condition.metric in NAMES:
+        values = [_of_kind(e, condition)]
     else:
         values = [_number(e, m, condition) for m in _measurements(e, condition)]
     for value in values:
@@ -115,11 +144,19 @@ def _outcome(e: Examined, condition: Condition) -> Outcome:
     return Outcome(e.name, condition, values[-1], False)
 
 
+def _of_kind(e: Examined, condition: Condition) -> float | None:
+    finding = next(f for f in findings(e) if f.kind == condition.metric)
+    if finding.found == "cannot say":
+        raise InputError(f"--fail-on {condition.text!r}: there is no telling of {e.name}: {finding.detail}.")
+    value = OF_KINDS[condition.key or "blocks"](finding)
+    return None if value is None else float(value)
+
+
 def _measurements(e: Examined, condition: Condition) -> list[Measurement]:
     """The metric in each stage, at the site: without one, at what multiplies V if it was measured there."""
     named = {key: m for key, m in e.measurements.items() if m.metric == condition.metric}
     if not named:
-        known = {m.metric for m in e.measurements.values()} | set(FACTS)
+        known = {m.metric for m in e.measurements.values()} | {*FACTS, *NAMES}
         raise InputError(
             f"--fail-on {condition.text!r}: {condition.metric!r} was not measured on {e.name}."
             f"{did_you_mean(condition.metric, known)}"

@@ -15,8 +15,9 @@ from attnprobe.core.measurement import Measurement
 from attnprobe.core.wording import one_run_each
 from attnprobe.reports.verdict import verdict
 
-SCHEMA_VERSION = 1
-"""Rises when a key changes its meaning or goes; new keys do not count."""
+SCHEMA_VERSION = 2
+"""Rises when a key changes its meaning or goes; new keys do not count. 2: a verdict's "status" has other words, and it
+has "findings"."""
 
 
 SCHEMA = Path(__file__).parent / "templates" / "report.schema.json"

@@ -16,7 +16,9 @@ def to_markdown(runs: Sequence[Examined]) -> str:
     for e in runs:
         found = verdict(e)
         lines += [f"**{markdown(e.name)}**: {markdown(found.headline)}", ""]
-        lines += [f"- {markdown(sentence)}" for sentence in (*found.warnings, found.settings, found.advice) if sentence]
+        kinds = (finding.line for finding in found.findings)
+        told = (*kinds, *found.warnings, found.settings, found.advice)
+        lines += [f"- {markdown(sentence)}" for sentence in told if sentence]
         lines += [""]
     shown = [run for e in runs for run in (e, untrained(e)) if run is not None]
     table = summary_table(shown)

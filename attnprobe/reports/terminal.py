@@ -16,12 +16,7 @@ from attnprobe.reports.verdict import verdict
 
 LABEL_WIDTH, RUN_WIDTH = 32, 18
 
-STYLES = {
-    "collapsed": "bold red",
-    "partly collapsed": "bold yellow",
-    "redundant": "bold yellow",
-    "healthy": "bold green",
-}
+STYLES = {"found": "bold red", "none found": "bold green"}
 
 
 def print_report(runs: Sequence[Examined], console: Console) -> None:
@@ -35,10 +30,9 @@ def print_report(runs: Sequence[Examined], console: Console) -> None:
         found = verdict(e)
         headline = Text.assemble((visible(e.name), "bold"), ": ", (found.headline, STYLES.get(found.status, "bold")))
         console.print(headline)
-        for sentence in filter(
-            None,
-            (*(f"! {warning}" for warning in found.warnings), found.settings, found.advice and f"> {found.advice}"),
-        ):
+        beware = (f"! {warning}" for warning in found.warnings)
+        kinds = (f"- {finding.line}" for finding in found.findings)
+        for sentence in filter(None, (*kinds, *beware, found.settings, found.advice and f"> {found.advice}")):
             console.print(Padding(Text(visible(sentence)), (0, 0, 0, 2), expand=False))
 
 

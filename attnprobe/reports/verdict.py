@@ -1,4 +1,4 @@
-"""Has the attention collapsed, and from which block on? In plain words, and no surer than the numbers are."""
+"""Which kinds of collapse are there, from which block on? In plain words, and no surer than the numbers are."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,10 +8,11 @@ from attnprobe.core.evidence import Evidence
 from attnprobe.core.examined import Examined
 from attnprobe.core.measurement import Measurement
 from attnprobe.core.showing import table
-from attnprobe.core.wording import blocks_text
 from attnprobe.plots.style import SITES
-from attnprobe.reports.caveats import caveats, near_uniform, no_more_than_untrained
-from attnprobe.reports.numbers import ci_text
+from attnprobe.reports.caveats import caveats, near_chance
+from attnprobe.reports.findings import NOT_MEASURED, Finding, findings, softmax_of
+from attnprobe.reports.kinds import KINDS
+from attnprobe.reports.numbers import ci_text, is_counted
 from attnprobe.reports.sites import at_sites, at_softmax
 
 COMPARED = {
@@ -22,105 +23,72 @@ COMPARED = {
     "any": "the block most alike",
 }
 
+Status = Literal["found", "none found", "cannot say"]
+
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """What a report says first.
 
     Attributes:
-        status: the answer in one or two words.
-        headline: the answer with its numbers.
-        settings: what "similar" and "redundant" mean here; travels with the headline.
+        status: whether a kind of collapse was found; "cannot say" where none could be judged, for missing data.
+        headline: the kinds found, the worst first, or that none of so many was; then what could not be judged.
+        settings: what the numbers of the headline mean; travels with it.
         warnings: sentences that a reader must weigh; a report shows them beside the headline.
         advice: what to do next; "" for nothing.
+        findings: every kind, found or not, with its numbers.
     """
 
-    status: Literal["collapsed", "partly collapsed", "redundant", "healthy", "cannot say"]
+    status: Status
     headline: str
     settings: str
     warnings: tuple[str, ...]
     advice: str = ""
+    findings: tuple[Finding, ...] = ()
 
     def _repr_html_(self) -> str:
         weighed = {f"beware {k}": warning for k, warning in enumerate(self.warnings, 1)}
+        kinds = {finding.words: finding.line.partition(": ")[2] for finding in self.findings}
         return table(
-            self.headline, {"where": self.settings, **weighed, **({"next": self.advice} if self.advice else {})}
+            self.headline,
+            {**kinds, "where": self.settings, **weighed, **({"next": self.advice} if self.advice else {})},
         )
 
 
 def verdict(e: Examined) -> Verdict:
-    """Judge one model by its similar blocks, at the maps that multiply V.
+    """Judge one model by each kind of collapse in `KINDS`.
 
-    Near-uniform maps, which are what a network starts with, have a raw cosine near 1 whatever they look at, so a count
-    is an upper bound unless it is beyond the untrained network's: with as many untrained, a collapse of the last blocks
-    cannot be told, and single similar blocks are "at most partly collapsed". A model without similar blocks is
-    "redundant" if most of its heads are (`Examined.rules`), else "healthy": by these two measures, not in every way.
+    The worst is the kind in most of the blocks; of equals the one nearest to the classifier. The untrained network
+    stands beside each number and decides nothing. What one kind explains is not named a second time: near-uniform maps
+    repeat one another, whatever they attend to, and heads that are near uniform are alike.
     """
-    m = next(iter(at_sites(e, "similar_blocks")), None)
-    if m is None:
-        return Verdict("cannot say", "cannot say: similar_blocks was not measured", "", tuple(caveats(e, None)))
-    if missing := _missing(m):
-        return Verdict("cannot say", f"cannot say: {missing}", _settings(e, m, None), tuple(caveats(e, m)))
-    s = m.summary
-    untrained = m.baselines["untrained"].summary["count"] if "untrained" in m.baselines else None
-    count = f"{s['count']} of {s['of']} blocks similar{ci_text(s['count_ci'])}"
-    heads = at_softmax(e, "head_divergence")
-    parts = []
-    if s["count"] == 0:
-        status = "redundant" if _redundant_share(heads) > e.rules.redundant else "healthy"
-        parts.append(f"{status}: {count}")
-    elif untrained is None and near_uniform(e, "measured"):
-        status = "cannot say"
-        parts.append(f"cannot say: {count}, but near-uniform maps are, and no untrained network was measured")
-    elif s["collapsed_from"] is None:
-        status = "partly collapsed"
-        surely = "at most partly" if no_more_than_untrained(m) else "partly"
-        parts.append(f"{surely} collapsed: {blocks_text(s['similar'])} of {s['of']} similar{ci_text(s['count_ci'])}")
-    elif no_more_than_untrained(m):
-        status = "cannot say"
-        parts.append(f"cannot say: {count}, but untrained {untrained} are as well")
-    elif _tail(m) < e.rules.collapsed:
-        status = "partly collapsed"
-        parts.append(f"partly collapsed, from block {s['collapsed_from']} on: {count}")
-    else:
-        status = "collapsed"
-        before = [block for block in s["similar"] if block < s["collapsed_from"]]
-        also = f", {blocks_text(before)} included" if before else ""
-        parts.append(f"collapsed from block {s['collapsed_from']}: {count}{also}")
-    if untrained is not None and status != "cannot say":
-        parts.append(f"untrained baseline {untrained}")
-    if heads is not None and heads.summary:
-        fresh = heads.baselines.get("untrained")
-        beside = f" (untrained {fresh.summary['redundant']})" if fresh is not None and fresh.summary else ""
-        parts.append(f"{heads.summary['redundant']} of {heads.summary['of']} heads redundant{beside}")
+    found = findings(e)
+    named = sorted((f for f in found if f.found == "yes"), key=lambda f: -f.share)
+    unknown = [f for f in found if f.found == "cannot say"]
+    n_judged = len(found) - len(unknown)
+    parts = [f.phrase for f in named]
+    if not named and n_judged:
+        parts = [f"none of {n_judged} kinds of collapse found"]
+    if unknown:
+        parts.append(_unknown(unknown, n_judged))
+    if near_chance(e):
+        parts.append("the model is near chance")
     if e.evidence is not None:
         parts.extend(_needed(e.evidence))
-    return Verdict(status, "; ".join(parts), _settings(e, m, heads), tuple(caveats(e, m)), _advice(e, m, heads))
+    status: Status = "found" if named else "none found" if n_judged else "cannot say"
+    m = next(iter(at_sites(e, "similar_blocks")), None)
+    return Verdict(status, "; ".join(parts), _settings(e, m), tuple(caveats(e, m)), _advice(e, m), found)
 
 
-def _missing(m: Measurement) -> str:
-    """Why similar blocks `m` are no answer: nothing to compare, blocks that are not known, one image."""
-    s = m.summary
-    if s["of"] < 2:
-        return "one block has no other to be compared with"
-    unknown = [block for block, ratio in enumerate(s["ratio"], 1) if ratio is None]
-    if unknown:
-        found = f"{s['count']} of the others similar" if s["count"] else "no other is similar"
-        return f"{blocks_text(unknown)} of {s['of']} without a finite value in any image, and {found}"
-    if m.n_images < 2:
-        return f"{s['count']} of {s['of']} blocks similar, but one image says nothing about others"
-    return ""
-
-
-def _tail(m: Measurement) -> float:
-    """Which share of the blocks that are compared with another the last similar ones in a row are."""
-    s = m.summary
-    alone = s["compare"] in ("previous", "next")
-    return sum(block >= s["collapsed_from"] for block in s["similar"]) / (s["of"] - alone)
-
-
-def _redundant_share(heads: Measurement | None) -> float:
-    return heads.summary["redundant"] / heads.summary["of"] if heads is not None and heads.summary else 0.0
+def _unknown(unknown: list[Finding], n_judged: int) -> str:
+    """`cannot say of 2 kinds: head redundancy (head_divergence was not measured); ...`, once for each reason."""
+    reasons: dict[str, list[str]] = {}
+    for f in unknown:
+        reasons.setdefault("not measured" if f.detail.endswith(NOT_MEASURED) else f.detail, []).append(f.words)
+    if not n_judged and len(reasons) == 1:
+        return f"cannot say: {next(iter(reasons))}"
+    told = "; ".join(f"{', '.join(words)} ({why})" for why, words in reasons.items())
+    return f"cannot say of {len(unknown)} kind{'s' if len(unknown) > 1 else ''}: {told}"
 
 
 def _needed(evidence: Evidence) -> Iterator[str]:
@@ -136,11 +104,12 @@ def _needed(evidence: Evidence) -> Iterator[str]:
             yield f"none of {len(steps)} {word} surely not needed, without the cheapest {evidence.cost(steps[0])}"
 
 
-def _advice(e: Examined, m: Measurement, heads: Measurement | None) -> str:
+def _advice(e: Examined, m: Measurement | None) -> str:
     """The next step: try whether they are needed, or take them out."""
     if e.evidence is not None:
         return e.evidence.advice()
-    if m.summary["count"] or (heads is not None and heads.summary and heads.summary["redundant"]):
+    heads = at_softmax(e, "head_divergence")
+    if (m is not None and m.summary["count"]) or (heads is not None and heads.summary and heads.summary["redundant"]):
         return (
             "are they needed? attnprobe verify-drops RUN, or report RUN --verify-drops, measures the accuracy without"
         )
@@ -166,15 +135,28 @@ def similar_words(m: Measurement) -> str:
     )
 
 
-def _settings(e: Examined, m: Measurement, heads: Measurement | None) -> str:
-    """What the words of the headline mean."""
-    text = f"{similar_words(m)}; {SITES[m.site]}, {m.summary['n_images']} images."
-    if heads is not None and heads.summary:
-        text += (
-            f" Redundant: heads of one block closer than {heads.summary['cut']} nats (Jensen-Shannon, average "
-            f"linkage), all but one of each group; {SITES[heads.site]}, {heads.n_images} images."
+def _settings(e: Examined, m: Measurement | None) -> str:
+    """What the words of the headline mean, and the paper's count of similar blocks."""
+    bars = ", ".join(f"{kind.name} {'below' if kind.below else 'above'} {e.bars.get(kind.name, kind.bar):.3g}"
+                     for kind in KINDS)  # fmt: skip
+    parts = [f"Bars: {bars}"]
+    of = softmax_of(e, "map_overlap") or softmax_of(e, "row_entropy")
+    if of is not None:
+        parts.append(f"Maps are {SITES[of.site]}, {of.n_images} images")
+    if m is not None and is_counted(m):
+        s = m.summary
+        fresh = f", untrained {m.baselines['untrained'].summary['count']}" if "untrained" in m.baselines else ""
+        parts.append(
+            f"Not judged by, but counted as in the paper: {s['count']} of {s['of']} blocks similar"
+            f"{ci_text(s['count_ci'])}{fresh}; {similar_words(m)}; {SITES[m.site]}, {s['n_images']} images"
         )
-    return (
-        f"{text} Collapsed: the last {e.rules.collapsed:.0%} of the blocks or more are similar; redundant: more than "
-        f"{e.rules.redundant:.0%} of the heads are, and no block is similar."
-    )
+    heads = at_softmax(e, "head_divergence")
+    if heads is not None and heads.summary:
+        fresh = heads.baselines.get("untrained")
+        beside = f", untrained {fresh.summary['redundant']}" if fresh is not None and fresh.summary else ""
+        parts.append(
+            f"{heads.summary['redundant']} of {heads.summary['of']} heads redundant{beside}: closer than "
+            f"{heads.summary['cut']} nats to another of their block (Jensen-Shannon, average linkage), all but one of "
+            f"each group; {SITES[heads.site]}, {heads.n_images} images"
+        )
+    return ". ".join(parts) + "."

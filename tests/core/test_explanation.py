@@ -27,6 +27,15 @@ def test_every_metric_has_a_formula_and_says_how_it_can_mislead(name):
     assert re.search(r"(?:\n|\. )Caveats?:\s+\S", definition), "a sentence that begins with Caveat"
 
 
+@pytest.mark.parametrize("name", METRICS)
+def test_every_setting_that_is_printed_is_defined(name):
+    """In the arguments, and not by a name that `explain` does not know."""
+    arguments = inspect.getdoc(METRICS[name].function).partition("Args:")[2].partition("Returns:")[0]
+    for setting in METRICS[name].all_settings:
+        assert re.search(rf"^ +(\w+, )*{setting}(, \w+)*: \S", arguments, re.M), setting
+    assert all(other in METRICS for other in re.findall(r"see `(\w+)`", arguments))
+
+
 def test_needs_and_ranges_are_told():
     assert "rows that sum to 1 (or renormalize=True" in explanation(row_entropy)
     assert "from 0 to unbounded nats" in explanation(row_entropy)

@@ -249,6 +249,66 @@ def _tokens_of(maps):
     return maps.tokens.numpy()
 
 
+def _overlap(a, b):
+    """Of two layers [head, query, key], as the smaller of two entries, summed."""
+    return np.mean([np.minimum(p, q).sum() for x, y in zip(a, b, strict=True) for p, q in zip(x, y, strict=True)])
+
+
+def _overlaps(maps):
+    """Of neighbours at all queries, of others at every fifth."""
+
+    def of_image(image):
+        return [
+            [_overlap(a, b) if abs(i - j) < 2 else _overlap(a[:, ::5], b[:, ::5]) for j, b in enumerate(image)]
+            for i, a in enumerate(image)
+        ]
+
+    return np.array([of_image(image) for image in _maps(maps)])
+
+
+def _matched(maps):
+    """With the best of all permutations of heads, at every fifth query."""
+
+    def of_pair(a, b):
+        orders = [list(order) for order in itertools.permutations(range(len(b)))]
+        best = max(orders, key=lambda order: np.sqrt(a * b[order]).sum())
+        return _overlap(a, b[best])
+
+    return np.array([[0, *itertools.starmap(of_pair, itertools.pairwise(image[:, :, ::5]))] for image in _maps(maps)])
+
+
+def _content(maps):
+    """From one sketch after the other, entry by entry, with the thresholds and signs that the metric draws."""
+    from attnprobe.metrics.content_overlap import BUCKETS, ROWS, _drawn
+
+    images, layers, heads, queries, _ = maps.values.shape
+    times = ROWS // (heads * queries)
+    thresholds, signs = (x.numpy() for x in _drawn((times, *maps.values.shape[2:]), 0))
+    above = (_maps(maps)[:, :, None] > thresholds).reshape(images, layers, -1)
+    sketches = np.zeros((images, layers, BUCKETS))
+    for entry, sign in enumerate(signs.ravel()[: above.shape[-1]]):
+        sketches[..., entry % BUCKETS] += sign * above[..., entry]
+    each = sketches / math.sqrt(times * heads * queries)
+    away = each - each.mean(0)
+    return np.einsum("ilb,imb->lm", away, away) / (images - 1)
+
+
+def _between_images(maps):
+    def cosine(layer):
+        vectors = [layer[:, 0], layer[:, 1:].mean(1)]
+        bounds = [10 * np.median(np.abs(v), 1, keepdims=True) for v in vectors]
+        clipped = [np.clip(v, -b, b) for v, b in zip(vectors, bounds, strict=True)]
+        return max(_off_diagonal(cosine_similarity(v)) for v in clipped)
+
+    return np.array([cosine(layer) for layer in maps.tokens.numpy().swapaxes(0, 1)])
+
+
+def _token_rank(x):
+    """Participation ratio of the eigenvalues of the covariance of unit tokens."""
+    values = np.linalg.eigvalsh(np.cov((x / np.linalg.norm(x, axis=1, keepdims=True)).T))
+    return values.sum() ** 2 / (values**2).sum()
+
+
 def _rows_of(maps):
     return [[np.hstack(list(layer)) for layer in image] for image in _maps(maps)]
 
@@ -257,6 +317,9 @@ REFERENCES = {
     "layer_similarity": ("SciPy cdist", each_pair(_columns)),
     "layer_similarity_centred": ("SciPy cdist, correlation", each_pair(_correlation)),
     "similar_blocks": ("SciPy cdist", _similar),
+    "map_overlap": ("NumPy minimum", _overlaps),
+    "map_overlap_matched": ("NumPy minimum, all permutations", _matched),
+    "content_overlap": ("NumPy, entry by entry", _content),
     "map_cka": ("scikit-learn KernelCenterer", _cka(_rows_of)),
     "head_similarity": ("scikit-learn cosine_similarity", pairs_of_heads(_cosine)),
     "head_divergence": ("SciPy jensenshannon", pairs_of_heads(_divergence)),
@@ -300,10 +363,13 @@ REFERENCES = {
     ),
     "token_cka": ("scikit-learn KernelCenterer", _cka(_tokens_of)),
     "token_residual": ("NumPy lstsq", each_layer(_residual)),
+    "token_rank": ("NumPy cov, eigvalsh", each_layer(_token_rank)),
+    "image_similarity": ("scikit-learn cosine_similarity", _between_images),
     "high_frequency": ("NumPy fft2", each_layer(_high)),
     "high_frequency_share": ("NumPy ifft2, Parseval", each_layer(_high_share)),
     "high_norm_tokens": ("NumPy quantile", each_layer(lambda x: np.mean(_norms(x) > 3))),
     "largest_token_norm": ("NumPy quantile", each_layer(lambda x: _norms(x).max())),
+    "largest_activation": ("NumPy median", each_layer(lambda x: np.max(np.abs(x)) / np.median(np.abs(x)))),
     "own_value_similarity": (
         "SciPy cdist",
         with_values(lambda a, v: np.mean(1 - cdist(a @ v, v, "cosine").diagonal())),

@@ -99,5 +99,5 @@ def test_with_values_a_head_that_adds_nothing_is_dead():
 def test_rows_and_thresholds_are_settings_and_missing_metrics_are_named():
     assert "row" not in atlas(one_of_each(), line=1.0).summary["types"][0]
     assert atlas(one_of_each(), line=1.0).settings["line"] == 1.0
-    with pytest.raises(InputError, match="need sink_mass, own_row_mass, own_column_mass, position_share"):
+    with pytest.raises(InputError, match="need own_row_mass, own_column_mass, position_share"):
         head_types(measure([one_of_each()], bootstrap=0))

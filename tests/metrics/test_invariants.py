@@ -12,6 +12,8 @@ from attnprobe.metrics import METRICS
 GRID = TokenGrid(2, 3, patch=(4, 8))
 FEW = settings(max_examples=4, deadline=None)
 SEEDS = st.integers(0, 2**16)
+SKETCHED = ("content_overlap",)
+"""Each head has random thresholds of its own, so that the errors of heads do not add up."""
 
 
 def some_maps(seed, images=3, layers=2, heads=3):
@@ -53,7 +55,7 @@ def test_an_image_has_its_value_whoever_stands_beside_it(name, seed):
     torch.testing.assert_close(metric.per_image(taken(maps, 0, order)), metric.per_image(maps)[order])
 
 
-@pytest.mark.parametrize("name", METRICS)
+@pytest.mark.parametrize("name", [name for name in METRICS if name not in SKETCHED])
 @FEW
 @given(seed=SEEDS)
 def test_heads_in_another_order_change_places_and_nothing_else(name, seed):

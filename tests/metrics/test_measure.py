@@ -84,8 +84,11 @@ def test_the_default_metrics_are_measured_and_their_mean_is_that_of_the_function
     assert tuple(result) == DEFAULT
     for name, m in result.items():
         direct = METRICS[name].per_image(maps)
-        np.testing.assert_allclose(m.mean, direct.mean(0), atol=1e-12)
-        np.testing.assert_allclose(m.std, direct.std(0), atol=1e-12)
+        if m.from_mean is None:
+            np.testing.assert_allclose(m.mean, direct.mean(0), atol=1e-12)
+            np.testing.assert_allclose(m.std, direct.std(0), atol=1e-12)
+        else:
+            np.testing.assert_allclose(m.mean, m.from_mean(direct.mean(0).numpy(), len(direct)), atol=1e-12)
         assert m.mean.shape == m.std.shape == m.ci.shape[1:] and m.mean.ndim == len(m.axes)
         assert (m.ci[0] <= m.mean + 1e-12).all() and (m.mean <= m.ci[1] + 1e-12).all()
         assert (m.metric, m.site, m.stage, m.is_effective, m.n_images) == (name, "weights", "trunk", True, 7)
@@ -131,7 +134,9 @@ def test_over_the_budget_sums_give_the_same_mean_with_a_normal_interval(monkeypa
     for name, m in summed.items():
         np.testing.assert_allclose(m.mean, kept[name].mean, rtol=1e-12, atol=1e-14)
         np.testing.assert_allclose(m.std, kept[name].std, rtol=1e-9, atol=1e-14)
-        if m.per_image is None:
+        if m.per_image is None and m.from_mean is not None:
+            assert m.settings["interval"] == "none" and np.isnan(m.ci).all()
+        elif m.per_image is None:
             assert m.settings["interval"] == "normal" and m.image_ids == ()
             np.testing.assert_allclose(
                 m.ci[1] - m.mean, stats.t.ppf(0.975, 6) * m.std / math.sqrt(7), rtol=1e-6, atol=1e-14
@@ -159,8 +164,9 @@ def test_an_image_that_is_not_finite_is_counted_and_left_out():
 
 
 def test_one_image_has_a_mean_and_no_interval():
-    for m in measure([some_maps(images=1)]).values():
-        assert np.isfinite(m.mean).all() and np.isnan(m.ci).all() and np.isnan(m.std).all()
+    for name, m in measure([some_maps(images=1)]).items():
+        of_pairs = name in ("content_overlap", "image_similarity")  # one image has no other
+        assert np.isfinite(m.mean).all() != of_pairs and np.isnan(m.ci).all() and np.isnan(m.std).all()
 
 
 def test_effective_maps_have_the_plain_name_and_weights_are_marked():
@@ -211,7 +217,7 @@ def test_nothing_to_measure_is_an_error():
     with pytest.raises(InputError, match="the stream of chunks was empty"):
         measure([some_maps().images(0, 0)])
     scores = replace(some_maps(tokens=False), site="scores", stochastic=False, is_effective=False)
-    with pytest.raises(InputError, match="none of 11 metrics"):
+    with pytest.raises(InputError, match=f"none of {len(DEFAULT)} metrics"):
         measure([scores])
 
 
@@ -241,7 +247,9 @@ def test_a_metric_that_forgets_the_images_is_named():
 
 def test_uniform_attention_is_always_a_baseline_of_metrics_of_maps():
     result = measure([some_maps()])
-    uniform = {name: m.baselines["uniform"] for name, m in result.items() if name != "token_similarity"}
+    of_tokens = {name for name in result if "maps" not in METRICS[name].parameters}
+    assert of_tokens == {"token_similarity", "token_rank", "image_similarity", "largest_activation"}
+    uniform = {name: m.baselines["uniform"] for name, m in result.items() if name not in of_tokens}
     assert result["token_similarity"].baselines == {}
     closed = {
         "layer_similarity": 1,
@@ -252,6 +260,8 @@ def test_uniform_attention_is_always_a_baseline_of_metrics_of_maps():
         "rank_residual": 0,
         "effective_rank": 1,
         "prefix_mass": 1 / 7,
+        "sink_mass": 1 / 7,
+        "map_overlap": 1,
     }
     for name, value in closed.items():
         np.testing.assert_allclose(uniform[name].mean, value, atol=1e-6)

@@ -66,3 +66,13 @@ def test_one_image_says_nothing_and_chunks_do_not_matter(soft):
     assert np.isnan(share(soft(1, 1, 1, 5, 5)).mean).all()
     values = soft(6, 2, 2, 5, 5)
     torch.testing.assert_close(position_share(values)[2:4], position_share(values[2:4]))
+
+
+@pytest.mark.parametrize("n", [2, 4, 8, 16])
+@pytest.mark.parametrize("weight", [0.2, 0.5])
+def test_of_few_images_the_error_of_the_sketches_is_as_stated(soft, n, weight):
+    values = weight * soft(1, 1, 24, 30, 30, seed=1) + (1 - weight) * soft(n, 1, 24, 30, 30, seed=2)
+    expected = exact(values).clip(0, 1)
+    off = np.concatenate([share(values, seed=seed).mean - expected for seed in range(4)])
+    share_of_all = expected.mean()
+    assert off.std() < 1.2 * (1 - share_of_all) * (0.09 * share_of_all + 0.1 / n)

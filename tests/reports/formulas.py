@@ -64,6 +64,15 @@ def layer_cosine(layers, far):
     return 1 - (1 - far) * abs(block[:, None] - block) / max(1, layers - 1)
 
 
+def overlap(layers, similar):
+    """Neighbours share 0.97 where the later one is similar, else 0.5; others 0.4."""
+    values = np.full((layers, layers), 0.4)
+    for block in range(1, layers):
+        values[block, block - 1] = values[block - 1, block] = 0.97 if block + 1 in similar else 0.5
+    np.fill_diagonal(values, 1)
+    return values
+
+
 def head_distance(layers, heads, twins):
     """Jensen-Shannon divergence 0.3 between heads; the first `twins` heads of the deeper half are the same."""
     distance = np.full((layers, heads, heads), 0.3)
@@ -83,7 +92,8 @@ def all_metrics(layers, heads, *, similar=(), far=0.2, twins=3, images=40, site=
         ),
         "similar_blocks": similar_blocks(layers, similar, **here),
         "head_similarity": measurement("head_similarity", 1 - 0.9 * head_distance(layers, heads, twins), **here),
-        "rank_residual": measurement("rank_residual", 0.8 - 0.5 * depth - 0.2 * head, **here),
+        "map_overlap": measurement("map_overlap", overlap(layers, similar), **here),
+        "rank_residual": measurement("rank_residual", 0.8 - 0.3 * depth - 0.2 * head, **here),
         "effective_rank": measurement("effective_rank", 1 + 8 * (1 - depth) * (1 - 0.5 * head), **here),
     }
     if site == "weights":
@@ -92,7 +102,12 @@ def all_metrics(layers, heads, *, similar=(), far=0.2, twins=3, images=40, site=
             "row_entropy": measurement("row_entropy", math.log(17) * (0.6 + 0.4 * depth - 0.2 * head), **here),
             "attention_distance": measurement("attention_distance", 8 + 6 * depth - 4 * head, **here),
             "prefix_mass": measurement("prefix_mass", (0.05 + 0.4 * depth * (1 - head))[..., None], **here),
+            "content_overlap": measurement("content_overlap", 0.8 * overlap(layers, similar), **here),
+            "sink_mass": measurement("sink_mass", 0.1 + 0.2 * depth * head, **here),
             "token_similarity": measurement("token_similarity", 0.1 + 0.7 * depth[:, 0], **here),
+            "token_rank": measurement("token_rank", 9 - 4 * depth[:, 0], **here),
+            "image_similarity": measurement("image_similarity", 0.9 - 0.7 * depth[:, 0], **here),
+            "largest_activation": measurement("largest_activation", 9 + depth[:, 0], **here),
         }
     return result
 
@@ -158,7 +173,8 @@ def examined(
     far = 0.9 if similar else 0.2
     measurements = all_metrics(layers, heads, similar=similar, far=far, images=images)
     uniform = all_metrics(layers, heads, similar=range(2, layers + 1), far=1.0, twins=heads, images=1)
-    baselines = {key: {"uniform": uniform[key]} for key in measurements if key != "token_similarity"}
+    uniform["row_entropy"] = measurement("row_entropy", np.full((layers, heads), math.log(17)), images=1)
+    baselines = {key: {"uniform": uniform[key]} for key in measurements if not key.startswith("token_")}
     if untrained is not None:
         fresh = all_metrics(layers, heads, similar=untrained, far=0.95 if untrained else 0.1, images=16)
         for key in measurements:

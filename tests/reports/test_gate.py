@@ -145,3 +145,27 @@ def test_every_run_is_asked_and_the_failures_are_told_with_their_values():
         insist(outcomes)
     assert no.value.exit_code == 3
     insist(outcomes[:1])
+
+
+def test_kinds_of_collapse_are_asked_for_by_their_blocks_and_whether_they_were_found():
+    e = examined(similar=(9, 12, 13))
+    assert value(e, "repetition>0") == value(e, "repetition.blocks>0") == 3
+    assert value(e, "repetition.blocks.low>0") == 3 and value(e, "repetition.from>0") == 9
+    assert value(e, "repetition.found==1") == 1 and value(e, "near_uniform.found==1") == 0
+    assert value(e, "repetition.number>0") == pytest.approx(0.97)
+    assert value(e, "near_uniform.from>0") is None
+
+
+def test_a_kind_that_cannot_be_said_does_not_pass_and_has_its_own_keys():
+    e = replace(examined(layers=4), measurements={})
+    with pytest.raises(InputError, match="no telling of vit_16: token_similarity was not measured"):
+        check([e], [Condition.parse("oversmoothing>0")])
+    for text in ("oversmoothing.count>0", "oversmoothing@weights>0"):
+        with pytest.raises(InputError, match="--fail-on"):
+            Condition.parse(text)
+
+
+def test_a_condition_says_what_must_be_measured():
+    assert Condition.parse("accuracy<1").needs == () and Condition.parse("row_entropy.min<1").needs == ("row_entropy",)
+    assert Condition.parse("sink_collapse>0").needs == ("sink_mass",)
+    assert "content_overlap" in Condition.parse("repetition>0").needs

@@ -137,7 +137,7 @@ def test_every_figure_has_words_for_those_who_cannot_see_it(page):
 
 
 def test_the_verdict_comes_before_the_numbers_and_these_before_the_figures(page):
-    order = ["collapsed from block 4", "rho=0.9", "<h2>Summary", "<img ", "Is this what the model computed?", "torch"]
+    order = ["repetition in block 4", "rho=0.9", "<h2>Summary", "<img ", "Is this what the model computed?", "torch"]
     positions = [page.index(words) for words in order]
     assert positions == sorted(positions)
 

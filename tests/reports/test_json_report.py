@@ -31,7 +31,8 @@ def test_every_value_comes_back():
         )
     assert run["certificate"]["output_equal"] is True
     assert run["grid"]["prefix"] == ["cls"]
-    assert run["verdict"]["status"] == "partly collapsed"
+    assert run["verdict"]["status"] == "found"
+    assert run["verdict"]["findings"][3]["kind"] == "repetition" and run["verdict"]["findings"][3]["blocks"] == [2]
 
 
 def test_what_is_not_finite_is_null():
@@ -52,7 +53,7 @@ def test_names_keep_every_character_and_the_file_is_ascii():
 
 def test_the_document_says_what_it_is():
     document = strict(to_json([examined(layers=3)]))
-    assert (document["format"], document["schema_version"]) == ("attnprobe report", 1)
+    assert (document["format"], document["schema_version"]) == ("attnprobe report", 2)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ def test_the_table_is_a_rectangle_with_the_untrained_networks_beside():
 
 def test_verdict_and_settings_come_first():
     text = to_markdown([examined("a", layers=4, similar=(4,))])
-    assert text.index("**a**: collapsed from block 4") < text.index("- similar: more than 90%") < text.index("| mean")
+    assert text.index("**a**: repetition in block 4") < text.index("similar: more than 90%") < text.index("| mean")
 
 
 def test_names_stay_names():

@@ -48,12 +48,27 @@ RUNS = {
 def test_the_schema_itself_is_one_and_of_this_version():
     schema = VALIDATOR.schema
     jsonschema.Draft202012Validator.check_schema(schema)
-    assert schema["properties"]["schema_version"]["const"] == SCHEMA_VERSION
+    assert max(schema["properties"]["schema_version"]["enum"]) == SCHEMA_VERSION
 
 
 @pytest.mark.parametrize("name", RUNS)
 def test_every_report_follows_it(name):
     assert not list(VALIDATOR.iter_errors(report(RUNS[name])))
+
+
+@pytest.mark.parametrize("status", ["collapsed", "partly collapsed", "redundant", "healthy", "cannot say"])
+def test_reports_of_version_1_still_follow_it(status):
+    old = report(RUNS["plain"])
+    old["schema_version"] = 1
+    del old["runs"][0]["verdict"]["findings"]
+    old["runs"][0]["verdict"]["status"] = status
+    assert VALIDATOR.is_valid(old)
+
+
+def test_every_finding_that_is_written_is_described():
+    written = report(RUNS["plain"])["runs"][0]["verdict"]["findings"]
+    described = VALIDATOR.schema["$defs"]["finding"]["properties"].keys()
+    assert all(finding.keys() == described for finding in written)
 
 
 def test_several_runs_follow_it():
@@ -73,7 +88,10 @@ def test_every_key_that_is_written_is_described():
     "change",
     [
         lambda d: d.update(format="another"),
-        lambda d: d.update(schema_version=2),
+        lambda d: d.update(schema_version=3),
+        lambda d: d.update(schema_version=1),
+        lambda d: d["runs"][0]["verdict"].pop("findings"),
+        lambda d: d["runs"][0]["verdict"]["findings"][0].update(found="maybe"),
         lambda d: d.pop("runs"),
         lambda d: d.update(runs=[]),
         lambda d: d["runs"][0].pop("verdict"),

@@ -37,14 +37,14 @@ def test_every_row_of_every_run_is_there():
 
 def test_the_verdict_its_settings_and_its_warnings_follow_the_table():
     text = " ".join(printed(RUNS[:2], width=80).split())
-    assert "vit_16: collapsed from block 9: 8 of 16 blocks similar" in text
-    assert "! a note" in text
-    assert text.index("row entropy") < text.index("vit_16: collapsed") < text.index("tau=0.9")
+    assert "vit_16: repetition from block 9: blocks 9–16 copying content" in text
+    assert "! a note" in text and "- sink collapse: no, 0 (0–0) of 16 blocks; attention on one token" in text
+    assert text.index("row entropy") < text.index("vit_16: repetition") < text.index("tau=0.9")
 
 
 def test_a_pipe_gets_whole_sentences_and_no_colour():
     text = printed(RUNS[:2], soft_wrap=True)
-    assert any(line.startswith("deepvit_16: healthy") and "heads redundant" in line for line in text.splitlines())
+    assert any(line.startswith("deepvit_16: none of 11 kinds") for line in text.splitlines())
     assert "\x1b" not in text
 
 

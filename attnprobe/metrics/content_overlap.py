@@ -1,0 +1,84 @@
+"""Do two blocks attend the same way because of what is in the image?"""
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from attnprobe.core.measurement import metric
+
+BUCKETS = 1021
+"""Sums with random signs that stand for the maps of a layer, entry j in sum j mod 1021: a count sketch (Charikar et al.
+2002). A prime, so that the entries of a column, of a row and of a diagonal are spread."""
+
+ROWS = 1024
+"""About so many rows of a block's maps are followed: every n-th query where there are more, and several thresholds per
+entry where there are fewer. Keeps the error below 0.02."""
+
+
+def _beyond_other_images(mean: np.ndarray, n_images: int) -> np.ndarray:
+    """Mean sketches [..., layer, BUCKETS] and mean products [..., layer, layer], side by side -> [..., layer, layer].
+
+    The covariance over images: the mean product of one image minus that of two different ones.
+    """
+    sketch, product = mean[..., :BUCKETS], mean[..., BUCKETS:]
+    if n_images < 2:
+        return np.full(product.shape, np.nan)
+    return (product - sketch @ sketch.swapaxes(-1, -2)) * n_images / (n_images - 1)
+
+
+@metric(
+    axes=("layer", "layer"),
+    value_range=(-1.0, 1.0),
+    needs_stochastic=True,
+    needs_all_layers=True,
+    needs_all_heads=True,
+    from_mean=_beyond_other_images,
+)
+def content_overlap(maps: Tensor, *, seed: int = 0) -> Tensor:
+    """How much more of the attention goes the same way in two blocks of one image than of two images.
+
+        C[l, m] = O[l, m] - O0[l, m],      O0[l, m] = mean over images n != n' of the overlap of A_n[l] with A_n'[m]
+
+    with O the `map_overlap` of one image: O0 = O - C is its null, the block of another image. 0: what two blocks share
+    is the same in all images (a place, a window, a sink); 1: it is all their own. On the diagonal O = 1, so C[l, l] is
+    the share of a block's attention that goes another way in another image: 0 for maps that do not depend on it. Ours.
+
+    All pairs of different images count, without keeping a map: sum_j min(p_j, q_j) is the chance that both p_j and q_j
+    exceed a uniform random threshold, so the 0s and 1s of every entry against a fixed threshold of its own are kept,
+    in sketches of 1021 sums, and their covariance over images is C. So it depends neither on the order of the images
+    nor on chunks or processes, as a partner drawn for each image would, nor on one image chosen to compare with.
+    Caveat: thresholds and sketches add an error, which the interval leaves out: a standard deviation of about 0.02 at
+    most, and less the smaller C is (0.001 where 1 % of the attention varies between images).
+
+    Args:
+        maps: [image, layer, head, query, key], rows that sum to 1.
+        seed: of the thresholds and the signs.
+
+    Returns:
+        [image, layer, sketch and products with the sketches of all layers]: what is averaged.
+    """
+    rows = maps.shape[2] * maps.shape[3]
+    some, times = maps[..., :: max(1, rows // ROWS), :], max(1, ROWS // rows)
+    thresholds, signs = _drawn((times, *some.shape[2:]), seed)
+    thresholds, signs = thresholds.to(maps.device), signs.to(maps)
+    missing = signs.numel() - thresholds.numel()
+    sketches = maps.new_empty(*maps.shape[:2], BUCKETS)
+    for number, layer in enumerate(some.unbind(1)):
+        above = F.pad((layer.unsqueeze(1) > thresholds).flatten(1).to(maps.dtype), (0, missing))
+        sketches[:, number] = above.unflatten(-1, signs.shape).mul_(signs).sum(-2)
+    sketches = sketches / (times * some.shape[2] * some.shape[3]) ** 0.5
+    sketches = sketches + 0 * maps.sum((-3, -2, -1)).unsqueeze(-1)
+    return torch.cat([sketches, sketches @ sketches.mT], -1)
+
+
+@lru_cache(maxsize=16)
+def _drawn(shape: tuple[int, ...], seed: int) -> tuple[Tensor, Tensor]:
+    """Thresholds [turn, head, query, key] in [0, 1), and signs [part, BUCKETS], the last part filled up."""
+    generator = torch.Generator().manual_seed(seed)
+    thresholds = torch.rand(shape, generator=generator)
+    parts = -(-thresholds.numel() // BUCKETS)
+    signs = torch.randint(2, (parts, BUCKETS), generator=generator).mul_(2).sub_(1)
+    return thresholds, signs.float()

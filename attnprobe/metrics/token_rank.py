@@ -1,0 +1,35 @@
+"""In how many directions do the tokens of an image differ?"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from attnprobe.core.measurement import metric
+from attnprobe.metrics.gram import row_products
+
+
+@metric(axes=("layer",), value_range=(1.0, None))
+def token_rank(tokens: Tensor) -> Tensor:
+    """Effective rank, of order 2, of the tokens of a layer about their mean: how many directions they differ in.
+
+        R[l] = (sum_k s_k^2)^2 / sum_k s_k^4 = |X|^4 / |X X^T|^2,      X = u - mean over tokens of u,  u = x / |x|
+
+    with s the singular values of X. From 1, all along one line, to min(T - 1, D). The participation ratio of the
+    covariance's eigenvalues; a low one is a dimensional collapse (arXiv:2110.09348, of representations over images).
+    Tokens count with length 1, so a few long ones do not decide. Ours in this form.
+    Caveat: it says nothing of how far tokens differ: nearly equal ones can differ in many directions
+    (`token_similarity`); and a class token far from all patches is a direction of its own.
+
+    Args:
+        tokens: [image, layer, token, width], the output of each block; all tokens count.
+
+    Returns:
+        [image, layer]; NaN where all tokens are equal.
+    """
+    units = F.normalize(tokens, dim=-1)
+    away = units - units.mean(-2, keepdim=True)
+    away = away if away.shape[-2] <= away.shape[-1] else away.mT
+    spread = away.square().sum((-2, -1))
+    noise = (16 * torch.finfo(tokens.dtype).eps) ** 2 * tokens.shape[-2]  # equal tokens, up to rounding
+    ranks = spread.square() / row_products(away).square().sum((-2, -1))
+    return torch.where(spread > noise, ranks, torch.nan)

@@ -1,0 +1,66 @@
+"""One number per block, with its interval and that of the untrained network: what a kind of collapse is judged by."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from attnprobe.core.interval import mean_of
+from attnprobe.core.measurement import Measurement
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Levels:
+    """Numbers of blocks.
+
+    Attributes:
+        mean, low, high, untrained: [block]; NaN where unknown.
+        numbers: of the blocks, from 1.
+        n_images: measured.
+    """
+
+    mean: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    untrained: np.ndarray
+    numbers: tuple[int, ...]
+    n_images: int
+
+    def then(self, function: Callable[[np.ndarray], np.ndarray]) -> "Levels":
+        """Of a monotone function of the numbers; bounds change places where it falls."""
+        low, high = function(self.low), function(self.high)
+        low, high = np.minimum(low, high), np.maximum(low, high)
+        return Levels(function(self.mean), low, high, function(self.untrained), self.numbers, self.n_images)
+
+    def or_larger(self, other: "Levels") -> "Levels":
+        """Block by block whichever is larger."""
+        use = other.mean > self.mean
+        mean, low, high = (np.where(use, b, a) for a, b in zip(self.bounds, other.bounds, strict=True))
+        fresh = np.fmax(self.untrained, other.untrained)
+        return Levels(mean, low, high, fresh, self.numbers, self.n_images)
+
+    @property
+    def bounds(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Mean, low and high."""
+        return self.mean, self.low, self.high
+
+
+def levels(m: Measurement) -> Levels:
+    """The mean of a measurement over everything but its first axis, the layer."""
+    cells = np.ones(m.mean.shape[1:], bool)
+    fresh = m.baselines.get("untrained")
+    untrained = np.full(len(m.mean), np.nan) if fresh is None else fresh.mean[..., cells].mean(-1)
+    return Levels(*mean_of(m, cells), untrained, block_numbers(m), m.n_images)
+
+
+def block_numbers(m: Measurement) -> tuple[int, ...]:
+    """Of the first axis, the layer, from 1."""
+    return tuple(m.coords.get("layer", range(1, len(m.mean) + 1)))
+
+
+def diagonal(m: Measurement) -> Levels:
+    """The diagonal of [layer, layer]."""
+    fresh = m.baselines.get("untrained")
+    untrained = np.full(len(m.mean), np.nan) if fresh is None else fresh.mean.diagonal()
+    low, high = m.ci.diagonal(axis1=1, axis2=2)
+    return Levels(m.mean.diagonal(), low, high, untrained, block_numbers(m), m.n_images)

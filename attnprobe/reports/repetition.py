@@ -1,0 +1,160 @@
+"""Which blocks repeat another one, and why: near uniform, the same in all images, or copying content?"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from attnprobe.core.examined import Examined
+from attnprobe.core.measurement import Measurement
+from attnprobe.core.wording import blocks_text
+from attnprobe.reports.findings import Finding, bar_of, cannot_say, judged, missing, softmax_of
+from attnprobe.reports.kinds import CLOSER, CONTENT, LOCAL, SINK, kind_named
+from attnprobe.reports.levels import Levels, block_numbers, levels
+from attnprobe.reports.numbers import number
+from attnprobe.reports.sites import at_effective, at_softmax
+
+KIND = kind_named("repetition")
+
+UNIFORM = "near uniform"
+COPIES = "copying content"
+SAME = "the same in all images"
+UNKNOWN = "of unknown kind"
+
+
+@dataclass(frozen=True, slots=True)
+class Repeated:
+    """One block that repeats another, both by position from 0."""
+
+    block: int
+    other: int
+    overlap: float
+    matched: bool
+    kind: str = UNKNOWN
+    elsewhere: float | None = None
+
+
+def repetition(e: Examined, found: Mapping[str, Finding]) -> tuple[Finding, frozenset[int]]:
+    """By the overlap with the block before; else, with heads matched; else, with any earlier block.
+
+    A block that repeats is near uniform if it is called so. With O0 the overlap with the other block of another image,
+    it is the same in all images if O0 is above the bar, too, or O is not much larger (`CONTENT`); else it copies
+    content. Near-uniform blocks
+    overlap whatever they attend to, so they are told and not counted.
+
+    Returns:
+        What is said, and the blocks that repeat another because they are near uniform.
+    """
+    bar, m = bar_of(e, KIND), at_effective(e, "map_overlap") or at_softmax(e, "map_overlap")
+    why = missing(m, "map_overlap")
+    if m is None or why:
+        return cannot_say(KIND, bar, why), frozenset()
+    if len(m.mean) < 2:
+        return cannot_say(KIND, bar, "one block has no other to be compared with"), frozenset()
+    repeated = [replace(r, **_kind_of(e, found, m, r)) for r in _repeated(e, m, bar)]
+    numbers = block_numbers(m)
+    uniform = frozenset(numbers[r.block] for r in repeated if r.kind == UNIFORM)
+    shown = _levels(e, m, repeated)
+    result = judged(KIND, bar, shown, {UNIFORM: uniform})
+    real = [r for r in repeated if r.kind != UNIFORM]
+    detail = _detail(e, m, real, bar)
+    return replace(result, detail="; ".join(filter(None, (detail, result.detail)))), uniform
+
+
+def _repeated(e: Examined, m: Measurement, bar: float) -> list[Repeated]:
+    """Blocks that repeat the one before; or that do with their heads in another order, or repeat an earlier block, if
+    that takes away more than half of the distance: of broad maps some other one is always a little nearer."""
+    matched = softmax_of(e, "map_overlap_matched")
+    found = []
+    for block in range(1, len(m.mean)):
+        before = m.mean[block, :block]
+        best = int(block - 1 - np.argmax(np.nan_to_num(before[::-1], nan=-1)))
+        least = max(bar, before[-1] + CLOSER * (1 - before[-1]))
+        if before[-1] > bar:
+            found.append(Repeated(block, block - 1, float(before[-1]), False))
+        elif matched is not None and matched.site == m.site and matched.mean[block] > least:
+            found.append(Repeated(block, block - 1, float(matched.mean[block]), True))
+        elif before[best] > least:
+            found.append(Repeated(block, best, float(before[best]), False))
+    return found
+
+
+def _levels(e: Examined, m: Measurement, repeated: list[Repeated]) -> Levels:
+    """The overlap of every block but the first: with the block before, or as it repeats one."""
+    fresh, matched = m.baselines.get("untrained"), softmax_of(e, "map_overlap_matched")
+    how = {r.block: r for r in repeated}
+    rows = []
+    for block in range(1, len(m.mean)):
+        r = how.get(block, Repeated(block, block - 1, 0.0, False))
+        if r.matched and matched is not None:
+            rows.append((matched.mean[block], *matched.ci[:, block], np.nan))
+        else:
+            known = np.nan if fresh is None else fresh.mean[block, r.other]
+            rows.append((m.mean[block, r.other], *m.ci[:, block, r.other], known))
+    mean, low, high, untrained = np.array(rows, float).T
+    return Levels(mean, low, high, untrained, block_numbers(m)[1:], m.n_images)
+
+
+def _kind_of(e: Examined, found: Mapping[str, Finding], m: Measurement, r: Repeated) -> dict[str, object]:
+    """Why this block repeats, and its overlap with that other block of another image."""
+    content = softmax_of(e, "content_overlap")
+    if content is not None and content.site != m.site:  # the softmax says little of maps that are changed after it
+        return {}
+    if block_numbers(m)[r.block] in found["near_uniform"].blocks:
+        return {"kind": UNIFORM}
+    if content is None:
+        return {}
+    beyond = content.mean[r.block, r.other]
+    if r.matched:  # as far from the matched map as two images' maps are from one another, or nearer?
+        beyond = content.mean[r.block, r.block] - (1 - r.overlap)
+    elsewhere = float(np.clip(r.overlap - beyond, 0, 1))
+    copies = elsewhere <= bar_of(e, KIND) and beyond > CONTENT * (1 - elsewhere)
+    return {"kind": COPIES if copies else SAME, "elsewhere": elsewhere}
+
+
+def _detail(e: Examined, m: Measurement, real: list[Repeated], bar: float) -> str:
+    """`blocks 2–5 copy the content of the block before (in another image 0.21)`, one part per kind."""
+    numbers = block_numbers(m)
+    groups: dict[tuple[str, str], list[Repeated]] = {}
+    for r in real:
+        words = r.kind if r.kind != SAME else f"{SAME} ({_place(e, r.block)})"
+        groups.setdefault((words, _of_what(r)), []).append(r)
+    parts = []
+    for (words, what), members in groups.items():
+        known = [r.elsewhere for r in members if r.elsewhere is not None]
+        beside = f", in another image {number(float(np.mean(known)))}" if known else ""
+        parts.append(f"{blocks_text([numbers[r.block] for r in members])} {words}, as {what}{beside}")
+    return "; ".join([*parts, *_drift(m, real, bar)])
+
+
+def _of_what(r: Repeated) -> str:
+    if r.matched:
+        return "the block before with its heads in another order"
+    back = r.block - r.other
+    if back == 1:
+        return "the block before"
+    return "the block two before (A, B, A, B)" if back == 2 else f"the block {back} before"
+
+
+def _drift(m: Measurement, real: list[Repeated], bar: float) -> list[str]:
+    """That a chain of copies ends away from where it began, by the bar of repetition."""
+    chain = [r.block for r in real if not r.matched and r.other == r.block - 1]
+    if len(chain) < 2 or chain != list(range(chain[0], chain[-1] + 1)):
+        return []
+    first, last = chain[0] - 1, chain[-1]
+    numbers, left = block_numbers(m), float(m.mean[last, first])
+    if left > bar:
+        return []
+    return [f"drifting: block {numbers[last]} overlaps {number(left)} with block {numbers[first]}"]
+
+
+def _place(e: Examined, block: int) -> str:
+    """What keeps maps the same in all images: a sink, a local window, or position."""
+    sink, distance = softmax_of(e, "sink_mass"), softmax_of(e, "attention_distance")
+    if sink is not None and levels(sink).mean[block] > SINK:
+        return "sink"
+    if distance is not None and "uniform" in distance.baselines:
+        uniform = distance.baselines["uniform"].mean[block].mean()
+        if levels(distance).mean[block] < LOCAL * uniform:
+            return "positional: local window"
+    return "positional" if sink is not None else "positional or sink"

@@ -1,0 +1,116 @@
+"""Each kind of collapse, made on purpose, is named, and no other; each test case is a kind."""
+
+import numpy as np
+import pytest
+
+from attnprobe.reports.kinds import KINDS
+from tests.reports import known_maps as made
+from tests.reports.known_maps import HEADS, IMAGES, LAYERS, TOKENS, judged, logits, named, softmax
+
+WIDTH = 32
+
+
+def tokens(seed=0):
+    """Unrelated block outputs; a class token that says something else of every image."""
+    return np.random.default_rng(seed).normal(size=(IMAGES, LAYERS, TOKENS, WIDTH))
+
+
+def alike_tokens():
+    """All tokens of an image nearly one vector of its own, from block 5 on."""
+    x = tokens()
+    x[:, 4:] = x[:, 4:, :1] + 0.2 * tokens(1)[:, 4:]
+    return x
+
+
+def alike_images():
+    """Tokens that differ from one another and not between images."""
+    x = tokens()
+    x[:, 5:] = x[:1, 5:] + 0.1 * tokens(1)[:, 5:]
+    return x
+
+
+def one_line():
+    """Tokens along one direction of each image, both ways."""
+    x, along = tokens(), np.random.default_rng(2).normal(size=(IMAGES, LAYERS, TOKENS, 1))
+    x[:, 2:] = along[:, 2:] * x[:, 2:, :1] + 0.1 * tokens(1)[:, 2:]
+    return x
+
+
+def massive():
+    """One channel of the class token and of one patch, the same in every image."""
+    x = tokens()
+    x[:, 3:, [0, 7], 5] = 500
+    return x
+
+
+def one_map_per_block():
+    """Other maps in every block, the same ones in every image."""
+    return np.repeat(softmax(logits())[:1], IMAGES, 0)
+
+
+MADE = {
+    "representation_collapse": (lambda: softmax(logits()), alike_images, 6),
+    "oversmoothing": (lambda: softmax(logits()), alike_tokens, 5),
+    "dimensional_collapse": (lambda: softmax(logits()), one_line, 3),
+    "repetition": (lambda: made.in_all_blocks(softmax(logits())), tokens, 2),
+    "near_uniform": (lambda: softmax(logits(0.2)), tokens, 1),
+    "entropy_collapse": (lambda: made.random_keys(LAYERS), tokens, 1),
+    "sink_collapse": (lambda: made.on_own_sink(0.8), tokens, 1),
+    "rank_collapse": (made.equal_rows, tokens, 1),
+    "image_independent": (one_map_per_block, tokens, 1),
+    "head_redundancy": (lambda: np.repeat(softmax(logits())[:, :, :1], HEADS, 2), tokens, 1),
+    "massive_activations": (lambda: softmax(logits()), massive, 4),
+}
+
+
+def test_there_is_a_case_of_every_kind():
+    assert list(MADE) == [kind.name for kind in KINDS]
+
+
+@pytest.mark.parametrize("kind", MADE)
+def test_a_collapse_made_on_purpose_is_named_with_its_first_block_and_no_other(kind):
+    maps, outputs, first = MADE[kind]
+    found = judged(maps(), outputs())
+    finding = next(f for f in found.findings if f.kind == kind)
+    assert named(found) == {kind}
+    assert finding.first_block == first and finding.blocks[-1] == LAYERS
+    assert finding.words in found.headline and f"from block {first}" in found.headline
+    assert finding.low <= finding.number <= finding.high and finding.source
+
+
+def test_none_of_all_kinds_is_found_in_unrelated_maps_and_tokens():
+    found = judged(softmax(logits()), tokens())
+    assert found.status == "none found" and found.headline == f"none of {len(KINDS)} kinds of collapse found"
+
+
+def test_the_worst_kind_comes_first_by_the_share_of_the_blocks():
+    maps = softmax(logits(0.2))
+    maps[:, :3] = softmax(logits())[:, :3]  # near uniform from block 4, massive activations from block 4
+    x = massive()
+    assert judged(maps, x).headline.startswith("near-uniform attention from block 4")
+    maps[:, 3] = softmax(logits())[:, 3]
+    assert judged(maps, x).headline.startswith("massive activations from block 4")
+
+
+def test_a_class_token_alike_in_all_images_counts_only_where_it_stays_so():
+    x = tokens()
+    x[:, :4, 0] = x[:1, :4, 0]
+    assert named(judged(softmax(logits()), x)) == set()
+
+
+def test_the_class_token_alone_suffices():
+    x = tokens()
+    x[:, :, 0] = x[:1, :, 0]
+    assert named(judged(softmax(logits()), x)) == {"representation_collapse"}
+
+
+def test_a_bar_of_ones_own_replaces_ours():
+    maps = made.on_own_sink(0.6)
+    assert named(judged(maps)) == {"sink_collapse"}
+    assert named(judged(maps, bars={"sink_collapse": 0.9})) == set()
+
+
+def test_a_model_near_chance_is_said_to_be_so():
+    about = {"accuracy": 0.11, "n_classes": 10, "n_images": 180}
+    assert "the model is near chance" in judged(softmax(logits()), info=about).headline
+    assert "near chance" not in judged(softmax(logits()), info={**about, "accuracy": 0.9}).headline
