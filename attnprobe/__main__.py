@@ -4,6 +4,7 @@ A request to stop is understood from here on: importing the command line takes a
 would otherwise end the process as if it had been killed; and once a command is over, its exit code stands.
 """
 
+import atexit
 import os
 import signal
 import sys
@@ -14,6 +15,7 @@ from attnprobe.core.errors import Stopped, stop_now
 def program() -> None:
     """Run the command that the process was started with, and end the process with its exit code."""
     code: object = Stopped.exit_code
+    atexit.register(_let_nothing_in)  # the first that is registered runs last
     try:
         signal.signal(signal.SIGTERM, stop_now)
         from attnprobe.cli import main
@@ -32,6 +34,12 @@ def program() -> None:
     except BrokenPipeError:  # nobody reads us any more
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)  # type: ignore[arg-type]
+
+
+def _let_nothing_in() -> None:
+    """Keep SIGTERM waiting while the interpreter is taken down: it puts the default handler back, which would kill."""
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
 
 
 if __name__ == "__main__":
