@@ -37,9 +37,8 @@ def program() -> None:
 
 
 def _let_nothing_in() -> None:
-    """Keep SIGTERM waiting while the interpreter is taken down: it puts the default handler back, which would kill."""
-    if hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    """Ignore SIGTERM while the interpreter is taken down, which puts any other handler back to the one that kills."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 if __name__ == "__main__":

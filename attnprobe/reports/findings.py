@@ -9,7 +9,7 @@ import numpy as np
 from attnprobe.core.examined import Examined
 from attnprobe.core.measurement import Measurement
 from attnprobe.core.wording import blocks_text
-from attnprobe.reports.kinds import KINDS, Kind
+from attnprobe.reports.kinds import EXTENT, KINDS, Kind, kind_named
 from attnprobe.reports.levels import Levels, block_numbers, diagonal, levels
 from attnprobe.reports.numbers import ci_text, interval, number, with_interval
 from attnprobe.reports.sites import at_effective, at_softmax
@@ -59,6 +59,12 @@ class Finding:
     def share(self) -> float:
         """Of the blocks."""
         return len(self.blocks) / self.of if self.of else 0.0
+
+    @property
+    def single(self) -> bool:
+        """Whether it is found in single blocks only (`EXTENT`), none of which counts alone."""
+        counts = self.kind == "repetition" or (not kind_named(self.kind).of_maps and self.of in self.blocks)
+        return self.found == "yes" and self.share < EXTENT and not counts
 
     @property
     def phrase(self) -> str:

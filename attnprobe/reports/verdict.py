@@ -8,10 +8,11 @@ from attnprobe.core.evidence import Evidence
 from attnprobe.core.examined import Examined
 from attnprobe.core.measurement import Measurement
 from attnprobe.core.showing import table
+from attnprobe.core.wording import blocks_text
 from attnprobe.plots.style import SITES
 from attnprobe.reports.caveats import caveats, near_chance
 from attnprobe.reports.findings import NOT_MEASURED, Finding, findings, softmax_of
-from attnprobe.reports.kinds import KINDS
+from attnprobe.reports.kinds import EXTENT, KINDS
 from attnprobe.reports.numbers import ci_text, is_counted
 from attnprobe.reports.sites import at_sites, at_softmax
 
@@ -31,7 +32,8 @@ class Verdict:
     """What a report says first.
 
     Attributes:
-        status: whether a kind of collapse was found; "cannot say" where none could be judged, for missing data.
+        status: whether a kind of collapse was found in more than single blocks; "cannot say" where none could be
+            judged, for missing data.
         headline: the kinds found, the worst first, or that none of so many was; then what could not be judged.
         settings: what the numbers of the headline mean; travels with it.
         warnings: sentences that a reader must weigh; a report shows them beside the headline.
@@ -58,17 +60,21 @@ class Verdict:
 def verdict(e: Examined) -> Verdict:
     """Judge one model by each kind of collapse in `KINDS`.
 
-    The worst is the kind in most of the blocks; of equals the one nearest to the classifier. The untrained network
-    stands beside each number and decides nothing. What one kind explains is not named a second time: near-uniform maps
-    repeat one another, whatever they attend to, and heads that are near uniform are alike.
+    The worst is the kind in most of the blocks; of equals the one nearest to the classifier; one of single blocks is
+    named in a last clause and is no collapse of the network. The untrained network stands beside each number and
+    decides nothing. What one kind explains is not named a second time: near-uniform maps repeat one another, whatever
+    they attend to, and heads that are near uniform are alike.
     """
     found = findings(e)
-    named = sorted((f for f in found if f.found == "yes"), key=lambda f: -f.share)
+    everywhere = sorted((f for f in found if f.found == "yes"), key=lambda f: -f.share)
+    named, single = ([f for f in everywhere if f.single is few] for few in (False, True))
     unknown = [f for f in found if f.found == "cannot say"]
     n_judged = len(found) - len(unknown)
     parts = [f.phrase for f in named]
     if not named and n_judged:
-        parts = [f"none of {n_judged} kinds of collapse found"]
+        parts = [f"none of {n_judged} kinds of collapse found" + (f" in {EXTENT:.0%} of the blocks" if single else "")]
+    if single:
+        parts.append(f"in single blocks: {', '.join(f'{f.words} ({blocks_text(f.blocks)} of {f.of})' for f in single)}")
     if unknown:
         parts.append(_unknown(unknown, n_judged))
     if near_chance(e):
