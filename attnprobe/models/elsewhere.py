@@ -10,8 +10,9 @@ it wants its pixels it says by an attribute `input_spec` (an `InputSpec`); witho
 """
 
 import importlib
+import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
@@ -89,6 +90,18 @@ def _hugging_face(
         transformers = importlib.import_module("transformers")
     except ImportError:
         raise InputError(f"hf:{ref} needs transformers: pip install 'attnprobe[hf]'.") from None
+    with _from_here_alone() if os.path.isdir(ref) else nullcontext():
+        return _of_transformers(transformers, ref, pretrained, num_classes, img_size, options)
+
+
+def _of_transformers(
+    transformers: Any,
+    ref: str,
+    pretrained: bool,
+    num_classes: int | None,
+    img_size: int | tuple[int, int] | None,
+    options: Mapping[str, Any],
+) -> nn.Module:
     config = transformers.AutoConfig.from_pretrained(ref, trust_remote_code=False, **options)
     kind = getattr(transformers, (getattr(config, "architectures", None) or ["AutoModel"])[0], transformers.AutoModel)
     if hasattr(config, "vision_config"):  # of a pair of towers the one that sees
@@ -128,6 +141,17 @@ def _side(size: Any) -> int | None:
     if isinstance(size, Mapping):
         return size.get("shortest_edge") or size.get("height")
     return size if isinstance(size, int) else None
+
+
+@contextmanager
+def _from_here_alone() -> Iterator[None]:
+    """A folder on this machine is read without the network: its config.json may name a backbone to be fetched."""
+    constants: Any = importlib.import_module("huggingface_hub.constants")
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 @contextmanager

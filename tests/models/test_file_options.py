@@ -178,3 +178,18 @@ def test_addresses_of_weights_are_left_out_of_a_pretrained_cfg():
     assert checked_cfg(given) == {"input_size": [3, 32, 32], "mean": [0.5] * 3}
     with pytest.raises(InputError, match="input_size"):
         checked_cfg({"input_size": [3, 10**6, 10**6]})
+
+
+def test_a_folder_of_transformers_fetches_no_backbone(tmp_path, server, monkeypatch):
+    pytest.importorskip("transformers")
+    from huggingface_hub import constants
+
+    url, asked = server
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+    config = {"model_type": "dpt", "architectures": ["DPTModel"], "backbone": "some/backbone", "hidden_size": 24}
+    config |= {"use_pretrained_backbone": True, "use_timm_backbone": False, "num_hidden_layers": 2, "image_size": 32}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    for pretrained in (False, True):
+        with pytest.raises(InputError, match="offline mode"):
+            build_model(f"hf:{tmp_path}", pretrained=pretrained)
+    assert not asked and not constants.HF_HUB_OFFLINE
