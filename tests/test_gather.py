@@ -11,6 +11,7 @@ import attnprobe as ap
 from attnprobe import gather, pipeline
 from attnprobe.capture.selection import Selection
 from attnprobe.core.errors import CaptureError, InputError
+from attnprobe.core.reference import UserImages
 from attnprobe.models import build_model
 from attnprobe.models.describe import config_json
 from attnprobe.store import MapWriter, layout
@@ -188,7 +189,8 @@ def test_files_of_equal_pixels_are_named_and_counted_once(checkpoint, tmp_path):
     told = "2 images are copies of others, pixel by pixel, and counted once: n04.png = n00.png, n07.png = n00.png."
     assert e.notes == live.notes == (told,)
     assert {m.n_images for m in (*e.measurements.values(), *live.measurements.values())} == {10}
-    examined, _ = pipeline.report([out], out=tmp_path / "report", formats=["md"], metrics=METRICS)
+    named = {"formats": ["md"], "metrics": METRICS, "user": UserImages(str(photos))}
+    examined, _ = pipeline.report([out], out=tmp_path / "report", **named)
     page = (tmp_path / "report" / "report.md").read_text()
     assert examined[0].notes == (told,) and told in page
 

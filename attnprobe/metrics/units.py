@@ -60,20 +60,22 @@ class Units:
         """
         names = list(image_ids) if group is None else _names(image_ids, group)
         first: dict[int, str] = {}
-        place: dict[str, int] = {}
-        of_image, members, copies = [], [], []
-        for image, name, seen in zip(image_ids, names, pixels, strict=True):
+        place: dict[object, int] = {}
+        ids, of_image, members, copies = [], [], [], []
+        for position, (image, name, seen) in enumerate(zip(image_ids, names, pixels, strict=True)):
             if seen and seen in first:
                 copies.append(f"{image} = {first[seen]}")
                 of_image.append(-1)
                 continue
             first.setdefault(seen, image)
-            unit = place.setdefault(name, len(place))
+            # without groups an id that comes twice, as of maps that were numbered batch by batch, is two images
+            unit = place.setdefault(position if group is None else name, len(place))
             if unit == len(members):
+                ids.append(name)
                 members.append([])
             members[unit].append(seen)
             of_image.append(unit)
-        return cls(tuple(place), np.array(of_image, int), tuple(map(_joined, members)), tuple(copies))
+        return cls(tuple(ids), np.array(of_image, int), tuple(map(_joined, members)), tuple(copies))
 
     @property
     def plain(self) -> bool:
