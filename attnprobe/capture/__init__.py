@@ -14,9 +14,9 @@ from attnprobe.capture.capturing import Capture, capture
 from attnprobe.capture.certificate import Certificate, certify
 from attnprobe.capture.layers import find_layers
 from attnprobe.capture.recorder import Recorder
-from attnprobe.capture.recording import record
+from attnprobe.capture.recording import Recording, record
 
-__all__ = ["Capture", "Certificate", "Recorder", "capture", "certify", "find_layers", "record"]
+__all__ = ["Capture", "Certificate", "Recorder", "Recording", "capture", "certify", "find_layers", "record"]
 
 
 class _CallableModule(ModuleType):

@@ -37,7 +37,7 @@ class CallStack:
         self.running: list[Call] = []
         self._hooks = ExitStack()
         self._on_enter, self._on_leave = on_enter, on_leave
-        for name, module in model.named_modules():
+        for name, module in modules_by_name(model).items():
             if type(module).__module__.startswith("torch.nn.modules.") and not any(module.children()):
                 continue
             self._hooks.callback(module.register_forward_pre_hook(self._enter(name), with_kwargs=True).remove)
@@ -64,6 +64,11 @@ class CallStack:
         self._hooks.close()
         self.running.clear()
         del self._on_enter, self._on_leave
+
+
+def modules_by_name(model: nn.Module) -> dict[str, nn.Module]:
+    """The modules of a model by dotted name; a compiled block has the name, and is the module, that was compiled."""
+    return {name.replace("._orig_mod", ""): module for name, module in model.named_modules()}
 
 
 def is_attention(module: nn.Module) -> bool:
