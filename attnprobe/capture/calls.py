@@ -38,7 +38,7 @@ class CallStack:
         self._hooks = ExitStack()
         self._on_enter, self._on_leave = on_enter, on_leave
         for name, module in modules_by_name(model).items():
-            if type(module).__module__.startswith("torch.nn.modules.") and not any(module.children()):
+            if type(module).__module__.startswith("torch.nn.modules.") and not list(module.children()):
                 continue
             self._hooks.callback(module.register_forward_pre_hook(self._enter(name), with_kwargs=True).remove)
             self._hooks.callback(module.register_forward_hook(self._leave, always_call=True).remove)
