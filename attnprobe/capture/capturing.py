@@ -109,7 +109,7 @@ class Capture:
             raise CaptureError("no image to capture; the source is empty.")
         for count in (2, 1):
             try:
-                with evaluating(self.model):
+                with evaluating(self.model.modules()):
                     pixels, kept = first.pixels[:count].to(self._dtype), {"factors": self.factors, "watch": self._watch}
                     return certify(self.model, pixels, scores="scores" in self.sites, **kept)
             except (RuntimeError, MemoryError) as error:

@@ -21,7 +21,7 @@ from attnprobe.capture.products import relative, softmax_of
 from attnprobe.capture.recorder import MAPS, Recorder, factors_of
 from attnprobe.capture.recording import Recording, computing, layers_to_hook
 from attnprobe.capture.trail import unwatched
-from attnprobe.capture.watch import Product, watching
+from attnprobe.capture.watch import Product, Watch
 from attnprobe.core.errors import CaptureError
 from attnprobe.core.maps import AttentionMaps
 from attnprobe.core.showing import line, table
@@ -130,7 +130,7 @@ def certify(
             while not proofs or recorder.first:  # as many layers at a time as fit
                 products: dict[str, Product] = {}
                 noting = partial(_note, recorder, products)
-                with watching(inner, noting, check=True, scores=scores, factors=factors):
+                with Watch(inner, noting, check=True, scores=scores, factors=factors):
                     hooked = _logits(inner(pixels))
                 error = relative(hooked, unhooked)
                 if not error <= TOLERANCE[hooked.dtype]:

@@ -1,6 +1,6 @@
 """Forward passes whose attention is kept, each in a context of its own."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
@@ -13,7 +13,7 @@ from attnprobe.capture.buffers import BufferPool
 from attnprobe.capture.layers import AttentionLayer, known_layers, unfused, unheard, unwrap
 from attnprobe.capture.recorder import SITES, Recorder
 from attnprobe.capture.selection import Selection
-from attnprobe.capture.watch import watching
+from attnprobe.capture.watch import Watch
 from attnprobe.core.tap import Site
 
 
@@ -71,10 +71,20 @@ class Recording:
         kept = (self.tokens, self.values, self.factors, self.unwindow)
         where = (self.pool or BufferPool(), self.selection or Selection(), self.budget)
         self.recorder = Recorder(self.model, self._layers, self.sites, *kept, *where)
+        self._modules = list(self.model.modules())  # found once: a pass of a small model is as short as this takes
+        self._watch = self._told() if self.watch or self.values else None
+
+    def _told(self) -> Watch:
+        """What tells the recorder of calls and products."""
+        told: dict[str, Any] = {"on_enter": self.recorder.see_call, "on_leave": self.recorder.see_return}
+        told |= {"values": self.values, "scores": "scores" in self.sites, "factors": self.factors}
+        watch = Watch(self.model, self.recorder.see_product, **told)
+        self.recorder.follow(watch)
+        return watch
 
     def run(self, pixels: Tensor) -> Any:
         """The model's output of one forward pass in eval mode, which leaves its maps in `recorder`."""
-        with evaluating(self.model), computing(pixels.device), self:
+        with evaluating(self._modules), computing(pixels.device), self:
             return self.model(pixels)
 
     def __enter__(self) -> Recorder:
@@ -87,7 +97,7 @@ class Recording:
         self._entered.__exit__(*exc)
 
     def _enter(self, stack: ExitStack) -> None:
-        """Hooks, switches and modes of one pass; the mode of `watching` is entered last, or it would see the others."""
+        """Hooks, switches and modes of one pass; the one that watches is entered last, or it would see the others."""
         recorder = self.recorder
         stack.enter_context(unfused(self._layers))
         stack.enter_context(torch.compiler.set_stance("force_eager"))
@@ -101,10 +111,8 @@ class Recording:
             if self.tokens:
                 handle = layer.block.register_forward_hook(partial(recorder.keep_tokens, layer.name))
                 stack.callback(handle.remove)
-        if self.watch or self.values:
-            told: dict[str, Any] = {"on_enter": recorder.see_call, "on_leave": recorder.see_return}
-            told |= {"values": self.values, "scores": "scores" in self.sites, "factors": self.factors}
-            recorder.follow(stack.enter_context(watching(self.model, recorder.see_product, **told)))
+        if self._watch is not None:
+            stack.enter_context(self._watch)
 
 
 record = Recording
@@ -129,12 +137,12 @@ def computing(device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Eval mode; each module's own mode is put back.
 
     By the flags alone: `eval()` of some modules also changes weights, and their `train()` would have to undo that.
     """
-    training = [module for module in model.modules() if module.training]
+    training = [module for module in modules if module.training]
     for module in training:
         module.training = False
     try:
