@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -34,7 +35,7 @@ class CallStack:
         self.running: list[Call] = []
         self._hooks: list[RemovableHandle] = []
         self._followed = [
-            (module, self._enter(name))
+            (name, module)
             for name, module in modules_by_name(model).items()
             if list(module.children()) or not type(module).__module__.startswith("torch.nn.modules.")
         ]
@@ -42,8 +43,8 @@ class CallStack:
     def attach(self, on_enter: Callable[[Call], None], on_leave: Callable[[Call, Any], None]) -> None:
         """Hook the modules; `on_enter` and `on_leave` are told of every call, the latter with what it returned."""
         self._on_enter, self._on_leave = on_enter, on_leave
-        for module, enter in self._followed:
-            self._hooks.append(module.register_forward_pre_hook(enter, with_kwargs=True))
+        for name, module in self._followed:
+            self._hooks.append(module.register_forward_pre_hook(partial(self._enter, name), with_kwargs=True))
             self._hooks.append(module.register_forward_hook(self._leave, always_call=True))
 
     def detach(self) -> None:
@@ -54,14 +55,11 @@ class CallStack:
         self.running.clear()
         del self._on_enter, self._on_leave
 
-    def _enter(self, name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            given = next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)), None)
-            call = Call(name, module, given)
-            self._on_enter(call)
-            self.running.append(call)
-
-        return hook
+    def _enter(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given = next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)), None)
+        call = Call(name, module, given)
+        self._on_enter(call)
+        self.running.append(call)
 
     def _leave(self, module: nn.Module, _args: Any, out: Any) -> None:
         while self.running:  # after an exception some may not have been told of

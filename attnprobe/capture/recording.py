@@ -25,7 +25,8 @@ class Recording:
     with gradients for instance, it is a context manager: `with record(m) as r: m(x); maps = r.take()`.
 
     Args:
-        model: any module; compiled and parallel wrappers are looked into, and nothing runs compiled meanwhile.
+        model: any module; compiled and parallel wrappers are looked into, and nothing runs compiled meanwhile. Its
+            modules are found now: weights may change between two passes, modules may not be exchanged.
         sites: some of "weights", "effective" and "scores". Where a layer multiplies V with its softmax itself, the
             first two are one matrix, delivered once as site "weights" with `is_effective=True`. Scores are what the
             softmax is taken of: scaled, and with every bias and mask, -inf where a query may not look.
@@ -100,7 +101,7 @@ class Recording:
         """Hooks, switches and modes of one pass; the one that watches is entered last, or it would see the others."""
         recorder = self.recorder
         stack.enter_context(unfused(self._layers))
-        stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(torch.compiler.set_stance("force_eager"))  # compiled code was traced without hooks
         if self._layers:
             patches: nn.Module = self.model.get_submodule("patch_embed")
             see = patches.register_forward_pre_hook(lambda _m, args: recorder.see_pixels(args[0]))
