@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from attnprobe.capture.capturing import capture as capture_maps
 from attnprobe.capture.recorder import SITES
-from attnprobe.capture.recording import record
+from attnprobe.capture.recording import Recording
 from attnprobe.capture.selection import Selection
 from attnprobe.core.errors import CaptureError
 from attnprobe.core.images import InputSpec
@@ -137,9 +137,9 @@ def inspect_model(
 def _qk_bytes(model: nn.Module, pixels: Tensor, sites: Sequence[Site], kept: Mapping[str, Any]) -> int | None:
     """Estimated bytes of one image in a file of queries and keys."""
     try:
-        with torch.inference_mode(), record(model.eval(), sites, factors=True, **kept) as recorder:
-            model(pixels)
-            return decide(recorder.take(), "float32").image_bytes
+        recording = Recording(model, sites, factors=True, **kept)
+        recording.run(pixels)
+        return decide(recording.recorder.take(), "float32").image_bytes
     except CaptureError:
         return None
 

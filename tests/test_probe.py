@@ -98,6 +98,42 @@ def h_tokens(model):
     return model.patch_embed.num_patches + model.num_prefix_tokens
 
 
+class Rotated(nn.Module):
+    """A patch embedding that computes a table in its first pass and keeps it, as rotary positions are."""
+
+    def __init__(self, embed):
+        super().__init__()
+        self.embed, self.patch_size, self.table = embed, embed.patch_size, None
+
+    def forward(self, pixels):
+        tokens = self.embed(pixels)
+        if self.table is None:
+            self.table = torch.arange(tokens.shape[-1]).float().cos()
+        return tokens * self.table
+
+
+def test_a_table_that_the_model_keeps_from_the_probe_takes_part_in_training(probe):
+    def trained(watching):
+        model = build("vit_16_digits")
+        model.patch_embed = Rotated(model.patch_embed)
+        if watching is not None:
+            watching(0, model)
+            assert model.patch_embed.table is not None
+        model(torch.ones(2, 3, 16, 16)).square().sum().backward()
+        return [p.grad for p in model.parameters()]
+
+    assert all(map(torch.equal, trained(probe()), trained(None)))
+
+
+def test_autocast_around_a_probe_changes_nothing(probe):
+    plain, within = probe(), probe()
+    plain(1, build())
+    with torch.autocast("cpu", torch.bfloat16):
+        within(1, build())
+    for name, row in plain.history.blocks.items():
+        np.testing.assert_array_equal(within.history.blocks[name], row)
+
+
 def test_model_and_generators_are_left_as_they_were(probe):
     model = build(drop_path_rate=0.2)
     model.train()

@@ -2,11 +2,12 @@
 
 import re
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 ATTENTION = re.compile("attention|attn", re.IGNORECASE)
 QUERY = re.compile(r"^(to_|in_|c_)?(q|k|v|kv|qk|qkv|query|key|value|in)(_?(proj|projection|linear|lin|conv|weight))?$")
@@ -24,33 +25,41 @@ class Call:
 
 
 class CallStack:
-    """The modules of a model that are running, outermost first.
+    """The modules of a model that are running, outermost first; they are followed while hooks are attached.
 
     Args:
         model: whose modules to follow; those of torch.nn without children are left out, they are never attention.
-        on_enter, on_leave: told of every call, with what the module returned when it leaves.
     """
 
-    def __init__(
-        self, model: nn.Module, on_enter: Callable[[Call], None], on_leave: Callable[[Call, Any], None]
-    ) -> None:
+    def __init__(self, model: nn.Module) -> None:
         self.running: list[Call] = []
-        self._hooks = ExitStack()
+        self._hooks: list[RemovableHandle] = []
+        self._followed = [
+            (name, module)
+            for name, module in modules_by_name(model).items()
+            if list(module.children()) or not type(module).__module__.startswith("torch.nn.modules.")
+        ]
+
+    def attach(self, on_enter: Callable[[Call], None], on_leave: Callable[[Call, Any], None]) -> None:
+        """Hook the modules; `on_enter` and `on_leave` are told of every call, the latter with what it returned."""
         self._on_enter, self._on_leave = on_enter, on_leave
-        for name, module in model.named_modules():
-            if type(module).__module__.startswith("torch.nn.modules.") and not any(module.children()):
-                continue
-            self._hooks.callback(module.register_forward_pre_hook(self._enter(name), with_kwargs=True).remove)
-            self._hooks.callback(module.register_forward_hook(self._leave, always_call=True).remove)
+        for name, module in self._followed:
+            self._hooks.append(module.register_forward_pre_hook(partial(self._enter, name), with_kwargs=True))
+            self._hooks.append(module.register_forward_hook(self._leave, always_call=True))
 
-    def _enter(self, name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            given = next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)), None)
-            call = Call(name, module, given)
-            self._on_enter(call)
-            self.running.append(call)
+    def detach(self) -> None:
+        """Take the hooks off the model, and let go of who is told: with it the last pass is freed at once."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+        self.running.clear()
+        del self._on_enter, self._on_leave
 
-        return hook
+    def _enter(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given = next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)), None)
+        call = Call(name, module, given)
+        self._on_enter(call)
+        self.running.append(call)
 
     def _leave(self, module: nn.Module, _args: Any, out: Any) -> None:
         while self.running:  # after an exception some may not have been told of
@@ -59,11 +68,10 @@ class CallStack:
                 self._on_leave(call, out)
                 return
 
-    def remove(self) -> None:
-        """Take the hooks off the model, and let go of who is told: with it the last pass is freed at once."""
-        self._hooks.close()
-        self.running.clear()
-        del self._on_enter, self._on_leave
+
+def modules_by_name(model: nn.Module) -> dict[str, nn.Module]:
+    """The modules of a model by dotted name; a compiled block has the name, and is the module, that was compiled."""
+    return {name.replace("._orig_mod", ""): module for name, module in model.named_modules()}
 
 
 def is_attention(module: nn.Module) -> bool:

@@ -1,4 +1,8 @@
-"""Images -> their attention maps, batch by batch, with proof."""
+"""Images -> their attention maps, batch by batch, with proof.
+
+Between two batches the process and the model are as their user left them: whoever asks for the next one may train
+the model, run it, capture another or stop asking.
+"""
 
 import warnings
 from collections.abc import Iterator, Sequence
@@ -11,8 +15,7 @@ from torch import Tensor, nn
 from attnprobe.capture.buffers import BufferPool
 from attnprobe.capture.certificate import Certificate, certify
 from attnprobe.capture.layers import unwrap
-from attnprobe.capture.recorder import Recorder
-from attnprobe.capture.recording import record
+from attnprobe.capture.recording import Recording, evaluating
 from attnprobe.capture.selection import Selection
 from attnprobe.core.errors import CaptureError, WorkError
 from attnprobe.core.images import ImageBatch, ImageSource, as_seen, pixel_hashes
@@ -49,7 +52,7 @@ def capture(
         factors: keep queries and keys, too, of which a map is the softmax; a writer then stores them in its place.
         batch_size: most images per forward pass; fewer where their maps are more than `BATCH_BYTES`, and half as many
             each time memory runs out. Results do not depend on it beyond rounding.
-        watch, unwindow, selection: see `record`.
+        watch, unwindow, selection: see `Recording`.
 
     Returns:
         An iterable of `AttentionMaps`, one per batch, stage and site. The first step proves, layer by layer, that the
@@ -106,7 +109,7 @@ class Capture:
             raise CaptureError("no image to capture; the source is empty.")
         for count in (2, 1):
             try:
-                with _evaluating(self.model):
+                with evaluating(self.model.modules()):
                     pixels, kept = first.pixels[:count].to(self._dtype), {"factors": self.factors, "watch": self._watch}
                     return certify(self.model, pixels, scores="scores" in self.sites, **kept)
             except (RuntimeError, MemoryError) as error:
@@ -119,23 +122,19 @@ class Capture:
         """All maps of one batch at a time, of the images at positions `order` (all if None)."""
         per_image = max(1, self.certificate.image_bytes)  # nothing is delivered unproved
         self.batch_size = max(1, min(self.batch_size, BATCH_BYTES // per_image))
-        with (
-            _evaluating(self.model),
-            torch.inference_mode(),
-            record(
-                self.model,
-                self.sites,
-                tokens=self.tokens,
-                values=self.values,
-                factors=self.factors,
-                watch=self._watch,
-                unwindow=self._unwindow,
-                pool=self._pool,
-                selection=self._selection,
-            ) as recorder,
-        ):
-            for batch in self._image_batches(self.batch_size, order):
-                yield from self._of_batch(recorder, batch)
+        recording = Recording(
+            self.model,
+            self.sites,
+            tokens=self.tokens,
+            values=self.values,
+            factors=self.factors,
+            watch=self._watch,
+            unwindow=self._unwindow,
+            pool=self._pool,
+            selection=self._selection,
+        )
+        for batch in self._image_batches(self.batch_size, order):
+            yield from self._of_batch(recording, batch)
 
     def _is_of_other_classes(self, output: object) -> bool:
         """Whether the output is features (num_classes=0), or of another number of classes than the images have."""
@@ -144,34 +143,39 @@ class Capture:
         told = output.shape[-1] if isinstance(output, Tensor) else 0
         return getattr(self.model, "num_classes", None) == 0 or bool(names and told != len(names))
 
-    def _of_batch(self, recorder: Recorder, batch: ImageBatch) -> Iterator[list[AttentionMaps]]:
+    def _of_batch(self, recording: Recording, batch: ImageBatch) -> Iterator[list[AttentionMaps]]:
         """The maps of a batch, in as many parts as memory asks for."""
         n = len(batch.ids)
         if n > (step := self.batch_size):  # it may shrink meanwhile
             for start in range(0, n, step):
-                yield from self._of_batch(recorder, _cut(batch, start, start + step))
+                yield from self._of_batch(recording, _cut(batch, start, start + step))
             return
         try:
-            seen = as_seen(batch.pixels, getattr(self.images, "spec", None))
-            output = self.model(batch.pixels.to(self._dtype))
-            taken = recorder.take(batch.ids, _outcome(output, batch.labels, self._is_of_other_classes(output)))
-            hashes = pixel_hashes(seen)  # while a GPU is still at the forward pass
-            taken = [replace(maps, pixels=hashes) for maps in taken]
+            taken = self._computed(recording, batch)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
         else:
             yield taken
             return
-        output = None
-        recorder.forget()
+        recording.recorder.forget()
         self._pool.clear()
         free_memory()
         if n == 1:
             raise _too_large()
         self.batch_size = n // 2
         warnings.warn(f"out of memory with {n} images at once; going on with {self.batch_size}.", stacklevel=2)
-        yield from self._of_batch(recorder, batch)
+        yield from self._of_batch(recording, batch)
+
+    @torch.no_grad()
+    def _computed(self, recording: Recording, batch: ImageBatch) -> list[AttentionMaps]:
+        """The maps of one forward pass, with what was seen and answered."""
+        seen = as_seen(batch.pixels, getattr(self.images, "spec", None))
+        output = recording.run(batch.pixels.to(self._dtype))
+        outcome = _outcome(output, batch.labels, self._is_of_other_classes(output))
+        taken = recording.recorder.take(batch.ids, outcome)
+        hashes = pixel_hashes(seen)  # while a GPU is still at the forward pass
+        return [replace(maps, pixels=hashes) for maps in taken]
 
     def _image_batches(self, batch_size: int, order: Sequence[int] | None) -> Iterator[ImageBatch]:
         if not isinstance(self.images, Tensor):
@@ -182,21 +186,6 @@ class Capture:
             part = list(chosen[start : start + batch_size])
             pixels = self.images[part].to(self._device)
             yield ImageBatch(pixels, torch.full((len(part),), -1), tuple(str(i) for i in part))
-
-
-class _evaluating:
-    """Eval mode for the duration; each module's own mode is put back."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.training = [module for module in model.modules() if module.training]
-        self.model = model
-
-    def __enter__(self) -> None:
-        self.model.eval()
-
-    def __exit__(self, *_exc: object) -> None:
-        for module in self.training:
-            module.training = True
 
 
 def _cut(batch: ImageBatch, start: int, stop: int) -> ImageBatch:

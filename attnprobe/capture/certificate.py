@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attnprobe.capture.layers import known_layers, unfused, unheard, unwrap
+from attnprobe.capture.layers import unfused, unwrap
 from attnprobe.capture.products import relative, softmax_of
 from attnprobe.capture.recorder import MAPS, Recorder, factors_of
-from attnprobe.capture.recording import record
+from attnprobe.capture.recording import Recording, computing, layers_to_hook
 from attnprobe.capture.trail import unwatched
-from attnprobe.capture.watch import Product, watching
+from attnprobe.capture.watch import Product, Watch
 from attnprobe.core.errors import CaptureError
 from attnprobe.core.maps import AttentionMaps
 from attnprobe.core.showing import line, table
@@ -107,7 +107,7 @@ def certify(
     product that was not captured.
 
     Args:
-        watch: as in `record`.
+        watch: as in `Recording`.
         scores, factors: they are to be captured, too, and must give the softmax back.
 
     Raises:
@@ -115,23 +115,22 @@ def certify(
     """
     inner = unwrap(model)
     watch = True if scores or factors else watch
-    layers = [] if watch else known_layers(inner)
-    watched = watch if watch is not None else unheard(inner, layers)
+    layers, watched = layers_to_hook(inner, watch)
     routes = {layer.name: layer.route for layer in layers}
     proofs: list[LayerProof] = []
     n_bytes = 0
-    with torch.inference_mode():
+    with computing(pixels.device):
         as_run = _logits(inner(pixels))
         with unfused(layers), unwatched() if watched else nullcontext():
             hooked = unhooked = _logits(inner(pixels))
         fused_difference = relative(as_run, unhooked)
         if not (fused_difference <= TOLERANCE[as_run.dtype] or _is_rounding(inner, pixels, watch)):
             raise _off("an explicit softmax", fused_difference, as_run.dtype)
-        with record(inner, sites=MAPS, watch=watch, budget=AT_ONCE) as recorder:
+        with Recording(inner, MAPS, watch=watch, budget=AT_ONCE) as recorder:
             while not proofs or recorder.first:  # as many layers at a time as fit
                 products: dict[str, Product] = {}
                 noting = partial(_note, recorder, products)
-                with watching(inner, noting, check=True, scores=scores, factors=factors):
+                with Watch(inner, noting, check=True, scores=scores, factors=factors):
                     hooked = _logits(inner(pixels))
                 error = relative(hooked, unhooked)
                 if not error <= TOLERANCE[hooked.dtype]:
@@ -167,8 +166,8 @@ def _is_rounding(model: nn.Module, pixels: Tensor, watch: bool | None) -> bool:
     try:
         model, pixels = copy.deepcopy(model).double().cpu(), pixels.double().cpu()
         fused = _logits(model(pixels))
-        layers = [] if watch else known_layers(model)
-        with unfused(layers), unwatched() if watch or unheard(model, layers) else nullcontext():
+        layers, watched = layers_to_hook(model, watch)
+        with unfused(layers), unwatched() if watched else nullcontext():
             explicit = _logits(model(pixels))
     except (RuntimeError, TypeError):  # a model that insists on its own precision
         return False

@@ -12,7 +12,7 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from attnprobe.capture.calls import is_attention
+from attnprobe.capture.calls import is_attention, modules_by_name
 from attnprobe.core.errors import CaptureError
 from attnprobe.core.maps import TokenGrid
 from attnprobe.core.tap import Tap
@@ -91,7 +91,7 @@ def known_layers(model: Duck) -> list[AttentionLayer]:
     """The same; empty for a model that has to be watched, or does not say how it cuts images into patches."""
     if not (hasattr(getattr(model, "patch_embed", None), "patch_size") and hasattr(model, "num_prefix_tokens")):
         return []
-    modules: dict[str, Duck] = dict(model.named_modules())
+    modules: dict[str, Duck] = modules_by_name(model)
     plain = isinstance(model, PLAIN)
     layers = []
     for name, module in modules.items():
@@ -117,7 +117,7 @@ def unheard(model: nn.Module, layers: list[AttentionLayer]) -> bool:
     return not layers or any(
         not f"{name}.".startswith(known)
         and (isinstance(module, nn.MultiheadAttention) or hasattr(module, "fused_attn") or is_attention(module))
-        for name, module in model.named_modules()
+        for name, module in modules_by_name(model).items()
     )
 
 

@@ -27,7 +27,7 @@ SITES: tuple[Site, ...] = (*MAPS, "scores")
 
 
 class Recorder:
-    """Collects the maps of one forward pass at a time; made by `recording.record`."""
+    """Collects the maps of one forward pass at a time; made by a `Recording`."""
 
     def __init__(
         self,
@@ -66,6 +66,10 @@ class Recorder:
     def forget(self) -> None:
         """Drop what a forward pass left that did not end."""
         self._reset()
+
+    def follow(self, watch: Watch) -> None:
+        """Who tells of products and calls in the passes to come."""
+        self._watch = watch
 
     # --- what hooks on known layers tell -----------------------------------------------------------------------------
 

@@ -1,12 +1,12 @@
 """Which tensors were made from a softmax? Follows them from call to call, without keeping any alive."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
@@ -49,12 +49,13 @@ class Trails:
     """Tensors made from softmaxes; entries go when their tensor does.
 
     Args:
-        model: what is made of a map and its parameters alone (mixed heads, for instance) stays on the trail.
+        fixed: parameters and buffers; what is made of a map and of them alone (mixed heads, for instance) stays on the
+            trail.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, fixed: Iterable[Tensor] = ()) -> None:
         self._trails: WeakIdKeyDictionary = WeakIdKeyDictionary()
-        self._fixed = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
+        self._fixed = {t.untyped_storage().data_ptr() for t in fixed}
         self._n_softmaxes = 0
 
     def __bool__(self) -> bool:

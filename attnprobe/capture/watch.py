@@ -8,11 +8,10 @@ k. Nothing the model computes is changed: its results are those without us, bit 
 """
 
 import inspect
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -85,27 +84,47 @@ class Product:
 
 
 class Watch(TorchFunctionMode):
-    """Tells of every product of an attention map with V while a model runs; made by `watching`."""
+    """Tells of every product of an attention map with V that a model computes, while this mode is entered.
+
+    Args:
+        on_product: told of every product of a map with V.
+        on_enter, on_leave: told of every module that begins and ends.
+        values: tell of V, too.
+        check: keep V and the result of each product, for `Product.error_of`.
+        scores, factors: tell of what the softmax was taken of, and of queries and keys, too.
+    """
 
     def __init__(
         self,
         model: nn.Module,
         on_product: Callable[[Product], None],
-        on_enter: Callable[[Call], None],
-        on_leave: Callable[[Call, Any], None],
-        values: bool,
-        check: bool,
-        scores: bool,
-        factors: bool,
+        *,
+        on_enter: Callable[[Call], None] = lambda call: None,
+        on_leave: Callable[[Call, Any], None] = lambda call, out: None,
+        values: bool = False,
+        check: bool = False,
+        scores: bool = False,
+        factors: bool = False,
     ) -> None:
         super().__init__()
-        self.calls = CallStack(model, self._enter, self._leave)
+        self.calls = CallStack(model)
+        self._fixed = (*model.parameters(), *model.buffers())
         self.n_images = 0
         self._told, self._told_enter, self._told_leave = on_product, on_enter, on_leave
         self._values, self._check, self._scores, self._factors = values, check, scores, factors
-        self._trails = Trails(model)
+        self._trails = Trails()
         self._occurrences: dict[str, int] = {}
         self.silent: dict[str, nn.Module] = {}
+
+    def __enter__(self) -> Self:
+        self._trails = Trails(self._fixed)  # their memory may be another since the last pass
+        self.calls.attach(self._enter, self._leave)
+        return super().__enter__()
+
+    def __exit__(self, *exc: Any) -> None:
+        super().__exit__(*exc)
+        self.calls.detach()
+        self._trails = Trails()
 
     def new_pass(self) -> None:
         """Forget the last forward pass."""
@@ -265,32 +284,3 @@ class Watch(TorchFunctionMode):
         self._occurrences[layer.name] = occurrence + 1
         layer.products += 1
         self._told(Product(tuple(self.calls.running), occurrence, route, **found))
-
-
-@contextmanager
-def watching(
-    model: nn.Module,
-    on_product: Callable[[Product], None],
-    *,
-    on_enter: Callable[[Call], None] = lambda call: None,
-    on_leave: Callable[[Call, Any], None] = lambda call, out: None,
-    values: bool = False,
-    check: bool = False,
-    scores: bool = False,
-    factors: bool = False,
-) -> Iterator[Watch]:
-    """Follow the attention of a model while it runs; the hooks are removed at the end, also after an exception.
-
-    Args:
-        on_product: told of every product of a map with V.
-        on_enter, on_leave: told of every module that begins and ends.
-        values: tell of V, too.
-        check: keep V and the result of each product, for `Product.error_of`.
-        scores, factors: tell of what the softmax was taken of, and of queries and keys, too.
-    """
-    watch = Watch(model, on_product, on_enter, on_leave, values, check, scores, factors)
-    try:
-        with watch:
-            yield watch
-    finally:
-        watch.calls.remove()

@@ -194,8 +194,9 @@ def _working(tensor: Tensor) -> Tensor:
 
 
 def _values(metric: Metric, piece: AttentionMaps) -> np.ndarray:
-    """[image, *axes] on the host, in memory of its own."""
-    values = metric.per_image(piece)
+    """[image, *axes] on the host, in memory of its own; in the precision of the maps, also where autocast is on."""
+    with torch.autocast(piece.values.device.type, enabled=False):
+        values = metric.per_image(piece)
     shaped = values.ndim == 1 + len(metric.axes) or metric.from_mean is not None
     if not shaped or len(values) != piece.n_images:
         raise ShapeError(

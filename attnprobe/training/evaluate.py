@@ -9,7 +9,7 @@ from attnprobe.core.images import ImageSource
 from attnprobe.training.processes import Processes
 
 
-@torch.inference_mode()
+@torch.no_grad()  # and not inference mode: a table that the model keeps could never take part in training again
 def evaluate(
     model: nn.Module,
     images: ImageSource,

@@ -297,6 +297,20 @@ def test_the_model_of_a_stream_is_not_run_in_inference_mode():
     measure(stream(), [row_entropy])
 
 
+def test_autocast_around_it_changes_nothing():
+    maps = some_maps()
+    maps = replace(maps, values=maps.values.float(), tokens=maps.tokens.float())
+    plain = measure([maps], bootstrap=0)
+    with torch.autocast("cpu", torch.bfloat16):
+        within = measure([maps], bootstrap=0)
+        assert torch.is_autocast_enabled("cpu")
+    assert list(within) == list(plain)
+    for name, m in plain.items():
+        np.testing.assert_array_equal(within[name].mean, m.mean)
+        for baseline in m.baselines:
+            np.testing.assert_array_equal(within[name].baselines[baseline].mean, m.baselines[baseline].mean)
+
+
 @pytest.mark.gpu
 def test_a_gpu_gives_the_same_numbers():
     maps = some_maps()

@@ -1,0 +1,31 @@
+"""Validation leaves a model fit for training."""
+
+import torch
+from torch import nn
+
+from attnprobe.core.images import InputSpec
+from attnprobe.data import load_images
+from attnprobe.training.evaluate import evaluate
+
+
+class Cached(nn.Module):
+    """A model that computes a table in its first pass and keeps it."""
+
+    def __init__(self):
+        super().__init__()
+        self.head, self.table = nn.Linear(3 * 8 * 8, 10), None
+
+    def forward(self, pixels):
+        if self.table is None:
+            self.table = torch.arange(10.0).cos()
+        return self.head(pixels.flatten(1)) * self.table
+
+
+def test_a_table_that_the_model_keeps_takes_part_in_training_afterwards():
+    model = Cached()
+    images = load_images("digits", "val", spec=InputSpec(size=(8, 8)), limit=4)
+    loss, _ = evaluate(model, images, batch_size=4, device=torch.device("cpu"))
+    batch = next(images.batches(4))
+    trained = nn.functional.cross_entropy(model(batch.pixels), batch.labels)
+    trained.backward()
+    assert trained.item() == loss and model.head.weight.grad.abs().sum() > 0
