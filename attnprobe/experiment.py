@@ -21,6 +21,7 @@ from attnprobe.core.run import Run
 from attnprobe.data import load_images
 from attnprobe.models import build_model, input_spec, load_weights, read_checkpoint
 from attnprobe.models.describe import config_json
+from attnprobe.models.file_options import checked_options
 from attnprobe.probe import Probe
 from attnprobe.training import MAY_CHANGE, TrainConfig, TrainResult, read_recipe
 from attnprobe.training import train as run_training
@@ -45,6 +46,7 @@ def train(
     """
     options = {**read_recipe(recipe, ignore_unknown=ignore_unknown), **(settings or {})}
     config = from_mapping(TrainConfig, options, source=str(recipe))
+    checked_options(config.model_kwargs)
     with held(Path(out)):
         return _train(_open_run(Path(out), config), config)
 
@@ -101,6 +103,9 @@ def run_of_seed(out: Path, seed: int) -> Path:
     return out.with_name(f"{out.name}_s{seed}")
 
 
+MOST_SEEDS = 1000
+
+
 def seeds_of(text: str) -> tuple[int, ...]:
     """`"0-2,7"` -> (0, 1, 2, 7).
 
@@ -112,6 +117,8 @@ def seeds_of(text: str) -> tuple[int, ...]:
         first, dash, last = (word.strip() for word in part.partition("-"))
         if not first.isdecimal() or (dash and not last.isdecimal()) or (dash and int(last) < int(first)):
             raise InputError(f"--seeds {text!r} must be numbers or ranges of them, as in 0-4 or 0,3,7.")
+        if int(last or first) - int(first) >= MOST_SEEDS:
+            raise InputError(f"--seeds {text!r} are more than {MOST_SEEDS} runs; name fewer.")
         found += range(int(first), int(last or first) + 1)
     return tuple(found)
 

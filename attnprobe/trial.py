@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from attnprobe.data import load_images
 from attnprobe.data.order import one_half
 from attnprobe.models import input_spec
 from attnprobe.models.describe import ModelFacts, resolve_model
-from attnprobe.training import pick_device
+from attnprobe.training import TrainConfig, pick_device
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +115,10 @@ def open_trial(
 def recipe_of(ref: Path) -> dict[str, Any]:
     """The options a run, or the run of a checkpoint, was trained with; none for anything else."""
     config = Run.of(ref).config
-    return read_yaml(config) if ref.is_dir() and config.exists() else {}
+    if not ref.is_dir() or not config.exists():
+        return {}
+    known = {field.name for field in fields(TrainConfig)}  # whatever else the file holds is nobody's business
+    return {name: value for name, value in read_yaml(config, follow=False).items() if name in known}
 
 
 def run_images(ref: Path, recipe: Mapping[str, Any], user: UserImages) -> tuple[str, Path | None]:

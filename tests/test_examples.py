@@ -1,12 +1,16 @@
 """Examples run as they are written, on small real input."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from safetensors.torch import save_file
 
 from attnprobe import gather, pipeline
+from attnprobe.models import build_model
+from attnprobe.models.describe import config_json
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -20,9 +24,11 @@ def run(folder, *command):
 
 @pytest.fixture(scope="module")
 def maps(tmp_path_factory):
-    path = tmp_path_factory.mktemp("maps") / "maps.h5"
-    gather.capture("vit_16_digits", initial=True, data="digits", images=16, out=path, untrained=0)
-    return path
+    folder = tmp_path_factory.mktemp("maps")
+    model = build_model("vit_16_digits", num_classes=10, seed=0)
+    save_file(model.state_dict(), folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(config_json("vit_16_digits", model, {"num_classes": 10})))
+    return gather.capture(folder, data="digits", images=16, out=folder / "maps.h5", untrained=0)
 
 
 def test_ones_own_loop_hears_of_its_attention_every_epoch(tmp_path):

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import yaml
 
+from attnprobe.core import fs
 from attnprobe.core.errors import InputError, did_you_mean
 
 T = TypeVar("T")
@@ -31,14 +32,30 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], *, source: str = "opti
         raise InputError(f"{source}: {error}") from error
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+MOST_BYTES = 1 << 20
+"""A recipe has some kilobytes."""
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Plain values without aliases, nine lines of which can stand for a billion values."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.events.AliasEvent):
+            raise yaml.YAMLError("aliases (*name) are not read; write the value out")
+        return super().compose_node(parent, index)
+
+
+def read_yaml(path: Path, *, follow: bool = True) -> dict[str, Any]:
     """A YAML mapping as a dictionary.
+
+    Args:
+        follow: whether the file may be a symbolic link.
 
     Raises:
         InputError: no such file, not YAML, or not a mapping.
     """
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.load(fs.read_regular(path, MOST_BYTES, follow=follow).decode(), Loader=_PlainLoader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"{path} cannot be read as YAML: {str(error).splitlines()[0]}") from error
     if not isinstance(values, dict):

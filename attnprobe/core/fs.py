@@ -14,6 +14,7 @@ import os
 import secrets
 import signal
 import socket
+import stat
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -180,6 +181,29 @@ def publish(temporary: Path, final: Path, *, overwrite: bool = False) -> None:
         link(temporary, final)
         unlink(temporary)
     fsync_folder(final.parent)
+
+
+def read_regular(path: Path, most: int, *, follow: bool = True) -> bytes:
+    """The content of a regular file; a pipe or a device is neither waited for nor read.
+
+    Args:
+        most: bytes that it may have.
+        follow: whether the last part of the path may be a symbolic link.
+
+    Raises:
+        OSError: missing, not a regular file, a link where none is followed, or larger.
+    """
+    flags = [
+        getattr(os, name, 0) for name in ("O_CLOEXEC", "O_NONBLOCK", "O_BINARY", *(() if follow else ("O_NOFOLLOW",)))
+    ]
+    descriptor = os.open(path, os.O_RDONLY | sum(flags))
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        if status.st_size > most:
+            raise OSError(errno.EFBIG, f"of {status.st_size} bytes, at most {most} are read", str(path))
+        return file.read(most)
 
 
 def write_file(path: Path, data: Any, *, overwrite: bool = False) -> None:

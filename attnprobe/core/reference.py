@@ -76,28 +76,28 @@ def allowed(values: Any, source: str, home: Path | None, user: UserImages = NOT_
         folder = None if user.data_dir is None else folder
         return replace(reference, data=user.data, data_dir=folder)
     reference = replace(reference, data_dir=folder)
-    if reference.data != "folder" or user.data_dir is None:
-        require_harmless(reference, home)
-    return reference
+    if reference.data == "folder" and user.data_dir is not None:
+        return reference
+    return _harmless(reference, home)
 
 
-def require_harmless(reference: ImageReference, home: Path | None) -> None:
-    """Raises InputError unless a file may choose these images.
+def _harmless(reference: ImageReference, home: Path | None) -> ImageReference:
+    """The images of a file, if it may choose them; a folder by its whole path, which is the name of nothing else.
 
-    Args:
-        home: the folder of the run that the file belongs to; None if it belongs to none.
+    Raises:
+        InputError: it may not.
     """
     name = reference.data
     if name == "digits":
-        return
+        return reference
     if fractals := re.fullmatch(r"fractals(?::(\d{1,9})(?::(\d{1,9}))?)?", name):
         classes, per_class = int(fractals[1] or 20), int(fractals[2] or 500)
         most = classes * per_class if reference.images is None else min(classes * per_class, reference.images)
         if classes <= MAX_CLASSES and most <= MAX_IMAGES:
-            return
+            return reference
     folder = Path(os.path.expanduser(reference.data_dir if name == "folder" and reference.data_dir else name))
     if home is not None and folder.is_dir() and _keeps_inside(folder, home):
-        return
+        return replace(reference, data=str(folder.resolve()), data_dir=None)
     where = "" if reference.data_dir is None else f" --data-dir {shlex.quote(reference.data_dir)}"
     raise InputError(
         f"the images are {visible(name)!r}, which a file does not get to open by itself (only digits, at most "

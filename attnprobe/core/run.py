@@ -9,11 +9,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from attnprobe.core import fs
 from attnprobe.core.errors import CheckpointError
 from attnprobe.core.visible import visible
 
 MANIFEST = "MANIFEST.json"
 """In every checkpoint folder: {file name: {"bytes": n, "sha256": hex}}."""
+
+MOST_BYTES = 1 << 20
+"""Of a manifest, or of the notes of a run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,9 +120,7 @@ class Run:
         if not os.path.lexists(self.notes):
             return ()
         try:
-            if self.notes.is_symlink() or not self.notes.is_file():  # nothing else is read in its place
-                raise ValueError(f"{self.notes} is no file")
-            entries = json.loads(self.notes.read_bytes())
+            entries = json.loads(fs.read_regular(self.notes, MOST_BYTES, follow=False))
             return tuple(visible(f"{entry['time']} {entry['text']}") for entry in entries)
         except (OSError, ValueError, TypeError, KeyError):
             return (f"{self.notes.name} is damaged: what went wrong while this run trained is not known",)
@@ -133,7 +135,7 @@ def damage(folders: Iterable[Path]) -> str:
 def run_of(file: Path) -> Path | None:
     """The folder of the run that a maps file lies in; None if it lies in none."""
     folder = file.parent
-    return folder if Run(folder).config.is_file() or Run(folder).checkpoints.is_dir() else None
+    return folder if Run(folder).config.is_file() and Run(folder).checkpoints.is_dir() else None
 
 
 def manifest_of(files: dict[str, bytes]) -> bytes:
@@ -145,7 +147,7 @@ def manifest_of(files: dict[str, bytes]) -> bytes:
 def damaged_files(folder: Path) -> list[str]:
     """Names of files that are missing or differ from the folder's manifest."""
     try:
-        entries = json.loads((folder / MANIFEST).read_text())
+        entries = json.loads(fs.read_regular(folder / MANIFEST, MOST_BYTES))
         return [name for name, entry in entries.items() if not _intact(folder / name, entry)]
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return [MANIFEST]

@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import EpsImagePlugin, Image, UnidentifiedImageError
 from torch import Tensor
 
 from attnprobe.core.errors import InputError
@@ -54,6 +54,16 @@ def why_unreadable(error: Exception) -> str:
         return error.strerror
     said = (str(error).strip().splitlines() or [""])[0]
     return said if said and isinstance(error, InputError | OSError) else f"{type(error).__name__} {said}".strip()
+
+
+@contextmanager
+def without_ghostscript() -> Iterator[None]:
+    """No image is handed to Ghostscript, where a library opens files by whatever format they hold."""
+    before, EpsImagePlugin.gs_binary = EpsImagePlugin.gs_binary, False
+    try:
+        yield
+    finally:
+        EpsImagePlugin.gs_binary = before
 
 
 @contextmanager

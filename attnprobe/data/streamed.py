@@ -11,6 +11,7 @@ from attnprobe.core.errors import InputError
 from attnprobe.core.images import ImageBatch, InputSpec
 from attnprobe.data.decode import BadImages, eval_transform
 from attnprobe.data.order import position_batches
+from attnprobe.data.pillow import why_unreadable, without_ghostscript
 
 
 class StreamedImages:
@@ -57,15 +58,25 @@ class StreamedImages:
                 f"{self.name} is a stream and cannot be shuffled; use hfds/, torch/ or a folder of images."
             )
         for positions in position_batches(len(self), batch_size, order):
-            samples = [(position, sample) for position in positions if (sample := self.at(position)) is not None]
+            with without_ghostscript():
+                samples = [(position, sample) for position in positions if (sample := self.at(position)) is not None]
+                made = [self.decoded(position, image) for position, (image, _) in samples]
             if samples:
-                shown = torch.stack(
-                    [torch.as_tensor(self.transform(image.convert("RGB"))) for _, (image, _) in samples]
-                )
+                shown = torch.stack(made)
                 labels = [-1 if label is None else int(label) for _, (_, label) in samples]
                 shown = self.spec.normalise(shown.to(device).float() / 255)
                 ids = tuple(self.ids[position] for position, _ in samples)
                 yield ImageBatch(shown, torch.tensor(labels, device=device), ids)
+
+    def decoded(self, position: int, image: Any) -> torch.Tensor:
+        """[3, row, col], uint8, of a sample that its reader left to be decoded."""
+        try:
+            return torch.as_tensor(self.transform(image.convert("RGB")))
+        except Exception as error:
+            why = why_unreadable(error)
+            raise InputError(
+                f"image {self.ids[position]!r} of {self.name} cannot be read: {why}. Remove it."
+            ) from error
 
     def at(self, position: int) -> tuple[Any, Any] | None:
         """Image and label at a position, from the start again if it lies behind; None if the stream has ended."""

@@ -8,13 +8,14 @@ from attnprobe.core.measurement import metric
 from attnprobe.metrics.gram import row_products
 
 
-@metric(axes=("layer",), value_range=(1.0, None))
+@metric(axes=("layer",), value_range=(0.0, None))
 def token_rank(tokens: Tensor) -> Tensor:
     """Effective rank, of order 2, of the tokens of a layer about their mean: how many directions they differ in.
 
         R[l] = (sum_k s_k^2)^2 / sum_k s_k^4 = |X|^4 / |X X^T|^2,      X = u - mean over tokens of u,  u = x / |x|
 
-    with s the singular values of X. From 1, all along one line, to min(T - 1, D). The participation ratio of the
+    with s the singular values of X. From 1, all along one line, to min(T - 1, D); 0 where
+    all tokens are equal. The participation ratio of the
     covariance's eigenvalues; a low one is a dimensional collapse (arXiv:2110.09348, of representations over images).
     Tokens count with length 1, so a few long ones do not decide. Ours in this form.
     Caveat: it says nothing of how far tokens differ: nearly equal ones can differ in many directions
@@ -24,7 +25,7 @@ def token_rank(tokens: Tensor) -> Tensor:
         tokens: [image, layer, token, width], the output of each block; all tokens count.
 
     Returns:
-        [image, layer]; NaN where all tokens are equal.
+        [image, layer]; NaN where there is one token.
     """
     units = F.normalize(tokens, dim=-1)
     away = units - units.mean(-2, keepdim=True)
@@ -32,4 +33,5 @@ def token_rank(tokens: Tensor) -> Tensor:
     spread = away.square().sum((-2, -1))
     noise = (16 * torch.finfo(tokens.dtype).eps) ** 2 * tokens.shape[-2]  # equal tokens, up to rounding
     ranks = spread.square() / row_products(away).square().sum((-2, -1))
-    return torch.where(spread > noise, ranks, torch.nan)
+    differ = (spread > noise) | ~spread.isfinite()  # what is not finite stays so
+    return torch.where(differ, ranks, 0.0 if tokens.shape[-2] > 1 else torch.nan)

@@ -10,14 +10,17 @@ it wants its pixels it says by an attribute `input_spec` (an `InputSpec`); witho
 """
 
 import importlib
+import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from attnprobe.core import fs
 from attnprobe.core.errors import InputError, did_you_mean
 from attnprobe.core.images import InputSpec
 
@@ -90,8 +93,30 @@ def _hugging_face(
         transformers = importlib.import_module("transformers")
     except ImportError:
         raise InputError(f"hf:{ref} needs transformers: pip install 'attnprobe[hf]'.") from None
+    if os.path.isdir(ref):
+        _check_config(Path(ref))
     with _from_here_alone() if os.path.isdir(ref) else nullcontext():
         return _of_transformers(transformers, ref, pretrained, num_classes, img_size, options)
+
+
+def _check_config(folder: Path) -> None:
+    """Refuse a folder whose config.json names code or other files: kernels of the hub, options of timm that load.
+
+    Raises:
+        InputError: it does, or cannot be read.
+    """
+    try:
+        waiting = [json.loads(fs.read_regular(folder / "config.json", 1 << 20))]
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder} has no config.json that can be read: {error}.") from None
+    while waiting:
+        part = waiting.pop()
+        waiting += [value for value in part.values() if isinstance(value, dict)]
+        for name in ("attn_implementation", "_attn_implementation", "_attn_implementation_internal"):
+            if part.get(name) not in (None, "eager", "sdpa"):
+                raise InputError(f"{folder}: {name}={part[name]!r:.60} names code to be loaded; use eager or sdpa.")
+        if part.get("model_type") == "timm_wrapper":
+            raise InputError(f"{folder} wraps a model of timm; open it as local-dir:{folder}, or by its name in timm.")
 
 
 def _of_transformers(

@@ -48,7 +48,8 @@ _SHARE, _SIDE, _COUNT = _real(0, 1), _each(_whole(1, 8192), 3), _each(_whole(0, 
 
 OPTIONS: Mapping[str, Check] = {
     **dict.fromkeys(("img_size", "patch_size", "window_size", "ref_feat_shape"), _SIDE),
-    **dict.fromkeys(("depth", "depths", "embed_dim", "num_heads", "head_dim", "heads", "in_chans"), _COUNT),
+    **dict.fromkeys(("depth", "depths"), _each(_whole(1, 1024))),
+    **dict.fromkeys(("embed_dim", "num_heads", "head_dim", "heads", "in_chans"), _COUNT),
     **dict.fromkeys(("reg_tokens", "num_reg_tokens", "class_blocks", "reattention", "swiglu_align_to"), _COUNT),
     "num_classes": _whole(0, 1_000_000),
     **dict.fromkeys(

@@ -70,7 +70,7 @@ def pruned(model: nn.Module, *, blocks: Sequence[int] = (), heads: Mapping[int, 
         if not 1 <= block <= len(old):
             raise InputError(f"there is no block {block}; the model has blocks 1 to {len(old)}.")
     if len(set(blocks)) >= len(old):
-        raise InputError(f"all {len(old)} blocks would go; leave one.")
+        raise InputError(f"no block of {len(old)} would be left; leave one.")
     smaller: Any = deepcopy(model)
     for block, lost in heads.items():
         attention = smaller.blocks[block - 1].attn

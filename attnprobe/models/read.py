@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as safetensors_load
 from torch import Tensor
 
+from attnprobe.core import fs
 from attnprobe.core.errors import CheckpointError, InputError
 from attnprobe.core.run import MANIFEST, Run, damaged_files
 from attnprobe.models.file_options import checked_cfg, checked_options, is_architecture
@@ -23,6 +24,9 @@ from attnprobe.models.presets import ALIASES
 
 MAX_EXPANSION = 20
 """A stored tensor deflates by a factor near 1; 20 leaves room for zeros and stops a deflate bomb."""
+
+MOST_BYTES = 1 << 20
+"""Of a config.json."""
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 """Names of the weights in a model folder, the one that cannot hold anything else first."""
@@ -98,7 +102,7 @@ def _read_folder(folder: Path) -> Checkpoint:
     if not config_path.exists() or weights is None:
         raise CheckpointError(f"{folder} has no config.json and model.safetensors; is it a run or a model folder?")
     try:
-        config = json.loads(config_path.read_text())
+        config = json.loads(fs.read_regular(config_path, MOST_BYTES))
         said, options = config["architecture"], dict(config.get("model_args") or {})
         if isinstance(config.get("num_classes"), int):
             options["num_classes"] = config["num_classes"]
@@ -108,7 +112,7 @@ def _read_folder(folder: Path) -> Checkpoint:
         options, cfg = checked_options(options if known else {}), checked_cfg(dict(config.get("pretrained_cfg") or {}))
     except InputError as error:
         raise CheckpointError(f"{config_path}: {error}") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, KeyError) and "architectures" in config:
             raise CheckpointError(f"{folder} is a model of Hugging Face's transformers; name it hf:{folder}.") from None
         raise CheckpointError(

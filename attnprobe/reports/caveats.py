@@ -1,7 +1,8 @@
 """Why might a verdict mislead? Every reason that the data themselves give, the weightiest first."""
 
-import math
 from collections.abc import Iterator
+
+from scipy.stats import binomtest
 
 from attnprobe.core.examined import Examined
 from attnprobe.core.measurement import Measurement
@@ -73,11 +74,18 @@ def _two_matrices(e: Examined) -> str:
 
 
 def near_chance(e: Examined) -> str:
-    """A sentence if the accuracy could be that of guessing (three standard deviations); empty otherwise."""
-    accuracy, classes, n = (e.info.get(name) for name in ("accuracy", "n_classes", "n_images"))
+    """A sentence if the accuracy does not differ from guessing and could not be much better; empty otherwise.
+
+    By the one-sided binomial test at 5 %, and the upper end of the 95 % interval (Wilson) below half-way from chance to
+    1: of a few images nothing is said.
+    """
+    accuracy, classes = e.info.get("accuracy"), e.info.get("n_classes")
+    n = e.info.get("n_labelled") or e.info.get("n_images")
     if accuracy is None or not n or not classes or classes < 2:
         return ""
     chance = 1 / classes
-    if accuracy > chance + 3 * math.sqrt(chance * (1 - chance) / n):
+    found = binomtest(round(accuracy * n), n, chance, alternative="greater")
+    high = binomtest(round(accuracy * n), n, chance).proportion_ci(method="wilson").high
+    if found.pvalue <= 0.05 or high >= (1 + chance) / 2:
         return ""
     return f"accuracy {accuracy:.1%} is near chance ({chance:.1%}, {classes} classes): this network has learnt little."

@@ -78,10 +78,17 @@ class Finding:
         return f"{told} ({', '.join([counted, f'{self.quantity} {number(self.number)}', *more])})"
 
     @property
+    def _beyond(self) -> bool:
+        """Whether the number is beyond the bar, as where every block is explained by another kind."""
+        return self.number is not None and (self.number < self.bar if self.below else self.number > self.bar)
+
+    @property
     def line(self) -> str:
         """Everything in one line."""
         if self.found == "cannot say":
             return f"{self.words}: cannot say, {self.detail}"
+        if self.found == "no" and not self.blocks and NOT_COUNTED in self.detail and self._beyond:
+            return f"{self.words}: no other than is explained; {self.detail}"
         counted = with_interval(len(self.blocks), self.surely, self.at_most)
         bounds = interval(self.low, self.high)
         told = [
@@ -242,7 +249,7 @@ def findings(e: Examined) -> tuple[Finding, ...]:
     found["repetition"], repeating = repetition(e, found)
     if repeating:  # told where it is explained, and not counted as repetition
         near = found["near_uniform"]
-        words = f"{len(repeating)} of them overlap with the block before for that"
+        words = f"so {len(repeating)} of them overlap{'s' if len(repeating) == 1 else ''} with the block before"
         found["near_uniform"] = replace(near, detail="; ".join(filter(None, (near.detail, words))))
     return tuple(found[kind.name] for kind in KINDS)
 

@@ -117,7 +117,7 @@ def _advice(e: Examined, m: Measurement | None) -> str:
     heads = at_softmax(e, "head_divergence")
     if (m is not None and m.summary["count"]) or (heads is not None and heads.summary and heads.summary["redundant"]):
         return (
-            "are they needed? attnprobe verify-drops RUN, or report RUN --verify-drops, measures the accuracy without"
+            "are they needed? attnprobe verify-drops RUN (or report --verify-drops) measures the accuracy without them"
         )
     return ""
 

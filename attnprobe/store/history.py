@@ -51,7 +51,7 @@ def read_history(folder: Path) -> History | None:
     """
     path = Path(folder) / "probe.h5"
     try:
-        data = path.read_bytes()
+        data = fs.read_regular(path, MOST_BYTES)
     except FileNotFoundError:
         return None
     except OSError as error:

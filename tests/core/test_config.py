@@ -36,3 +36,20 @@ def test_files_that_hold_no_options_are_refused(tmp_path, text):
     (tmp_path / "c.yaml").write_text(text)
     with pytest.raises(InputError, match=r"c\.yaml"):
         read_yaml(tmp_path / "c.yaml")
+
+
+def test_a_file_that_is_no_plain_small_file_is_one_line(tmp_path):
+    pairs = zip("abcdefg", "bcdefgh", strict=True)
+    (tmp_path / "bomb.yaml").write_text("a: &a [1, 1]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in pairs))
+    os.mkfifo(tmp_path / "pipe.yaml")
+    (tmp_path / "large.yaml").write_text("a: " + "x" * (1 << 20))
+    (tmp_path / "zero.yaml").symlink_to("/dev/zero")
+    for name, says in (("bomb", "aliases"), ("pipe", "regular file"), ("large", "at most"), ("zero", "regular file")):
+        with pytest.raises(InputError, match=says) as caught:
+            read_yaml(tmp_path / f"{name}.yaml")
+        assert "\n" not in str(caught.value)
+    (tmp_path / "secret.yaml").write_text("a: 1")
+    (tmp_path / "link.yaml").symlink_to(tmp_path / "secret.yaml")
+    assert read_yaml(tmp_path / "link.yaml") == {"a": 1}
+    with pytest.raises(InputError):
+        read_yaml(tmp_path / "link.yaml", follow=False)

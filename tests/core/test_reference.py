@@ -6,6 +6,7 @@ import pytest
 
 from attnprobe.core.errors import InputError
 from attnprobe.core.reference import MAX_CLASSES, MAX_IMAGES, UserImages, allowed
+from attnprobe.data import kind_of
 
 
 @pytest.fixture
@@ -62,8 +63,9 @@ def test_what_is_no_reference_is_refused(values):
 
 def test_a_folder_inside_the_run_is_opened_and_one_that_leads_out_is_not(run):
     inside = {"data": "folder", "data_dir": str(run / "photos")}
-    assert allowed(inside, "file", run).data_dir == str(run / "photos")
-    assert allowed({"data": str(run / "photos")}, "file", run).data == str(run / "photos")
+    for named in (inside, {"data": str(run / "photos")}):
+        found = allowed(named, "file", run)
+        assert (found.data, found.data_dir) == (str((run / "photos").resolve()), None)
     for outside in (run.parent / "elsewhere", run / ".." / "elsewhere"):
         with pytest.raises(InputError):
             allowed({"data": "folder", "data_dir": str(outside)}, "file", run)
@@ -87,3 +89,12 @@ def test_the_user_names_anything():
     assert allowed(folder, "file", None, UserImages(None, Path("/mine"))).data_dir == "/mine"
     with pytest.raises(InputError):
         allowed(named, "file", None, UserImages(None, Path("/mine")))  # the file would choose the loader
+
+
+def test_a_folder_in_the_run_that_is_called_like_a_named_set_is_a_folder(run, monkeypatch):
+    """As a named set, wds/x would open what its _info.json names, wherever that is."""
+    (run / "wds" / "x").mkdir(parents=True)
+    monkeypatch.chdir(run)
+    found = allowed({"data": "wds/x", "data_dir": "."}, "file", run)
+    assert (found.data, found.data_dir) == (str((run / "wds" / "x").resolve()), None)
+    assert kind_of(found.data) == "folder"

@@ -1,11 +1,14 @@
+import io
+import os
+
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 from timm.data import create_transform
 
 from attnprobe.core.errors import InputError
-from attnprobe.core.images import ImageSource
+from attnprobe.core.images import ImageSource, InputSpec
 from attnprobe.data.streamed import StreamedImages
 
 
@@ -72,3 +75,24 @@ def test_missing_images_are_refused_or_recorded(small, collect):
 def test_a_stream_without_a_length_is_refused(small):
     with pytest.raises(InputError, match="how many images"):
         StreamedImages("s", small, Stream(3, announced=0))
+
+
+def test_a_stream_that_holds_postscript_starts_no_ghostscript(tmp_path, monkeypatch):
+    canary = tmp_path / "CANARY"
+    (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {canary}\n")
+    (tmp_path / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
+
+    class Stream:
+        def __len__(self):
+            return 2
+
+        def __iter__(self):
+            for _ in range(2):
+                yield Image.open(io.BytesIO(postscript)), 0
+
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)  # found anew, on this PATH
+    with pytest.raises(InputError, match="cannot be read"):
+        list(StreamedImages("wds/x", InputSpec((8, 8)), Stream()).batches(2))
+    assert EpsImagePlugin.gs_binary is None and not canary.exists()

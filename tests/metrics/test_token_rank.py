@@ -28,4 +28,7 @@ def test_it_is_the_participation_ratio_of_squared_singular_values(shape):
 
 
 def test_equal_tokens_have_no_directions():
-    assert token_rank(torch.full((1, 1, 6, 4), 0.3)).isnan().all()
+    equal = torch.full((1, 1, 6, 4), 0.3)
+    assert token_rank(equal).item() == 0 and token_rank(equal[..., :1, :]).isnan()
+    equal[0, 0, 2, 1] = torch.nan
+    assert token_rank(equal).isnan()

@@ -87,6 +87,8 @@ def evil_pth(tmp_path):
         {"features_only": True},
         {"scriptable": True},
         {"depth": 10**7},
+        {"embed_dim": 65536, "num_heads": 1, "depth": 12},
+        {"img_size": 8192, "patch_size": 1},
         {"depth": "16"},
         {"img_size": [10**6, 10**6]},
         {"qkv_bias": "no"},
@@ -193,3 +195,20 @@ def test_a_folder_of_transformers_fetches_no_backbone(tmp_path, server, monkeypa
         with pytest.raises(InputError, match="offline mode"):
             build_model(f"hf:{tmp_path}", pretrained=pretrained)
     assert not asked and not constants.HF_HUB_OFFLINE
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model_type": "vit", "attn_implementation": "some/kernel"},
+        {"model_type": "clip", "vision_config": {"_attn_implementation": "some/kernel"}},
+        {"model_type": "timm_wrapper", "architecture": "hf-hub:x/y"},
+        {"model_type": "timm_wrapper", "architecture": "vit_tiny_patch16_224", "model_args": {"checkpoint_path": "x"}},
+    ],
+    ids=str,
+)
+def test_a_folder_of_transformers_names_no_code(tmp_path, config):
+    pytest.importorskip("transformers")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="names code|local-dir"):
+        build_model(f"hf:{tmp_path}")

@@ -93,6 +93,9 @@ def all_metrics(layers, heads, *, similar=(), far=0.2, twins=3, images=40, site=
         "similar_blocks": similar_blocks(layers, similar, **here),
         "head_similarity": measurement("head_similarity", 1 - 0.9 * head_distance(layers, heads, twins), **here),
         "map_overlap": measurement("map_overlap", overlap(layers, similar), **here),
+        "map_overlap_matched": measurement(
+            "map_overlap_matched", [0.0, *overlap(layers, similar).diagonal(-1)], **here
+        ),
         "rank_residual": measurement("rank_residual", 0.8 - 0.3 * depth - 0.2 * head, **here),
         "effective_rank": measurement("effective_rank", 1 + 8 * (1 - depth) * (1 - 0.5 * head), **here),
     }

@@ -160,10 +160,16 @@ def test_images_of_which_few_are_finite_are_few():
     assert warned(replace(e, measurements={**e.measurements, "similar_blocks": m}), "only 3 images with finite values")
 
 
-@pytest.mark.parametrize(("accuracy", "warns"), [(0.1, True), (0.2, True), (0.3, False), (None, False)])
+@pytest.mark.parametrize(("accuracy", "warns"), [(0.1, True), (0.15, True), (0.2, False), (None, False)])
 def test_an_accuracy_that_guessing_reaches_is_pointed_out(accuracy, warns):
-    info = {"accuracy": accuracy, "n_classes": 10, "n_images": 40}  # chance 10 % + 3 deviations = 24 %
+    info = {"accuracy": accuracy, "n_classes": 10, "n_images": 40}  # 8 of 40 by chance: p = .04
     assert bool(warned(examined(layers=4, info=info), "near chance (10.0%, 10 classes)")) == warns
+
+
+@pytest.mark.parametrize(("accuracy", "classes", "n"), [(1.0, 10, 1), (1.0, 2, 9), (11 / 12, 2, 12), (0.225, 10, 40)])
+def test_few_images_do_not_make_a_good_model_one_near_chance(accuracy, classes, n):
+    info = {"accuracy": accuracy, "n_classes": classes, "n_images": n}
+    assert not warned(examined(layers=4, info=info), "near chance")
 
 
 def test_unknown_numbers_of_classes_give_no_warning():

@@ -86,7 +86,7 @@ def test_near_uniform_blocks_repeat_for_that_and_are_not_called_copies():
     found = judged(softmax(logits(0.1)))
     repeats = next(f for f in found.findings if f.kind == REPEATS)
     assert repeats.found == "no" and "not counted: near uniform" in repeats.detail
-    assert f"{LAYERS - 1} of them overlap with the block before for that" in found.headline
+    assert f"so {LAYERS - 1} of them overlap with the block before" in found.headline
 
 
 def test_what_was_not_measured_cannot_be_said_and_the_rest_is():
