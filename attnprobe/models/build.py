@@ -1,5 +1,6 @@
 """A name -> a model, freshly initialised (or with timm's own pretrained weights)."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import timm
@@ -7,11 +8,14 @@ import torch
 from timm.data import resolve_data_config
 from torch import nn
 
-from attnprobe.core.errors import InputError, did_you_mean
+from attnprobe.core.errors import CheckpointError, InputError, did_you_mean
 from attnprobe.core.images import InputSpec
 from attnprobe.models import presets  # registers our models with timm
 from attnprobe.models.elsewhere import build_elsewhere, is_elsewhere, plugins
-from attnprobe.models.read import read_checkpoint
+from attnprobe.models.read import Checkpoint, read_checkpoint
+
+SMALL = 10_000_000
+"""Numbers that a model may have beyond those a file holds: 40 MB."""
 
 
 def build_model(name: str, *, num_classes: int | None = None, seed: int | None = None, **options: Any) -> nn.Module:
@@ -55,6 +59,7 @@ def _of_folder(name: str, *, seed: int | None, pretrained: bool = False, **optio
     checkpoint = read_checkpoint(name.removeprefix("local-dir:"))
     if checkpoint.architecture is None:
         raise InputError(f"{name}: its config.json names {checkpoint.said!r:.80}, which is none of timm's or ours.")
+    require_stored(checkpoint, checkpoint.architecture, checkpoint.options)
     model = build_model(checkpoint.architecture, seed=seed, **{**checkpoint.options, **options})
     if pretrained:
         try:
@@ -62,6 +67,25 @@ def _of_folder(name: str, *, seed: int | None, pretrained: bool = False, **optio
         except RuntimeError as error:
             raise InputError(f"{name}: its weights do not fit; load_model adapts heads and resolutions.") from error
     return model
+
+
+def require_stored(checkpoint: Checkpoint, name: str, options: Mapping[str, Any]) -> None:
+    """Refuse a model far larger than the weights that the file has for it, before memory is taken for it.
+
+    Raises:
+        CheckpointError: the file declares a model that it does not hold.
+    """
+    try:
+        with torch.device("meta"):
+            declared = sum(value.numel() for value in build_model(name, **options).state_dict().values())
+    except (InputError, NotImplementedError):  # some models compute while they are built, which nothing on meta can
+        return
+    stored = sum(value.numel() for value in checkpoint.state.values())
+    if declared > 4 * stored + SMALL:
+        raise CheckpointError(
+            f"{checkpoint.path.name} holds {stored:,} numbers for a {name!r} of {declared:,}; its options do not fit "
+            "its weights. Name its model with --model."
+        )
 
 
 def input_spec(model: nn.Module) -> InputSpec:

@@ -10,18 +10,15 @@ import torch
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
-from attnprobe.core.errors import CheckpointError, InputError
+from attnprobe.core.errors import CheckpointError
 from attnprobe.models.adapt import resize_positions
-from attnprobe.models.build import build_model
+from attnprobe.models.build import build_model, require_stored
 from attnprobe.models.identify import identify, own_img_size
 from attnprobe.models.read import Checkpoint, read_checkpoint
 from attnprobe.models.variants.deepvit import DeepViT
 from attnprobe.models.variants.refiner import Refiner
 
 HEADS = ("head.weight", "head.bias", "aux_head.weight", "aux_head.bias")
-
-SMALL = 10_000_000
-"""Numbers that a model may have beyond those a file holds: 40 MB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +86,7 @@ def model_from(
     if img_size is not None:
         options["img_size"] = img_size
     if model is None:
-        _require_stored(checkpoint, name, options)
+        require_stored(checkpoint, name, options)
     built: Any = build_model(name, **options)
     if img_size is None and model is None and not _same_positions(checkpoint.state, built):
         options["img_size"] = own_img_size(checkpoint.state)  # used at the resolution it was trained for
@@ -97,25 +94,6 @@ def model_from(
     new_head = num_classes is not None
     notes += load_weights(built, checkpoint, name=name, new_head=new_head, allow_nonfinite=allow_nonfinite)
     return Loaded(built, name, options, tuple(f"{checkpoint.path.name}: {note}." for note in notes))
-
-
-def _require_stored(checkpoint: Checkpoint, name: str, options: Mapping[str, Any]) -> None:
-    """Refuse a model far larger than the weights that the file has for it, before memory is taken for it.
-
-    Raises:
-        CheckpointError: the file declares a model that it does not hold.
-    """
-    try:
-        with torch.device("meta"):
-            declared = sum(value.numel() for value in build_model(name, **options).state_dict().values())
-    except (InputError, NotImplementedError):  # some models compute while they are built, which nothing on meta can
-        return
-    stored = sum(value.numel() for value in checkpoint.state.values())
-    if declared > 4 * stored + SMALL:
-        raise CheckpointError(
-            f"{checkpoint.path.name} holds {stored:,} numbers for a {name!r} of {declared:,}; its options do not fit "
-            "its weights. Name its model with --model."
-        )
 
 
 def load_weights(

@@ -1,5 +1,7 @@
 """YAML and NAME=VALUE -> a checked configuration, and back."""
 
+import os
+
 import pytest
 
 from attnprobe.core.config import from_mapping, parse_settings, read_yaml, to_yaml
