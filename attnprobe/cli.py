@@ -232,24 +232,28 @@ def _summary(thing: Any) -> str:
 
 
 def explain(metric: Positional[Annotated[str | None, Short(metavar="METRIC")]] = None) -> None:
-    """What a metric is: definition, formula, source, our reading of it, caveats. Without a name: which there are.
+    """What a metric or a kind of collapse is: definition, source, caveats, bar. Without a name: which metrics there are.
 
     For example:
 
     $ attnprobe explain
     $ attnprobe explain similar_blocks
+    $ attnprobe explain near_uniform
 
     Args:
-        metric: its name.
+        metric: its name, or that of a kind of collapse.
     """
     import inspect
 
     from attnprobe.core.explanation import explanation
     from attnprobe.metrics import DERIVED, METRICS
     from attnprobe.metrics.head_types import rules_in_words
+    from attnprobe.reports.kinds import NAMES, kind_named
 
     if metric is None:
         list_("metrics")
+    elif metric in NAMES:
+        print(kind_named(metric).explanation)
     elif metric in DERIVED:
         print(rules_in_words() if metric == "head_types" else inspect.getdoc(DERIVED[metric]))
     else:

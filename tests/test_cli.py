@@ -216,3 +216,11 @@ def test_alone_it_shows_how_to_start_and_every_command_in_a_line_or_two(run):
 
 def test_the_version_is_told(run):
     assert run("--version") == (0, f"attnprobe {attnprobe.__version__}\n", "")
+
+
+def test_every_kind_of_collapse_is_explained_by_its_bar_and_source(run):
+    from attnprobe.reports.kinds import KINDS
+
+    for kind in KINDS:
+        code, out, _ = run("explain", kind.name)
+        assert code == 0 and kind.words[1:] in out and f"{kind.bar:.3g}" in out and kind.source in out, kind.name

@@ -38,6 +38,18 @@ class Kind:
     to_the_end: bool = False
     of_maps: bool = True
 
+    @property
+    def explanation(self) -> str:
+        """What the kind is judged by, in lines."""
+        side = "below" if self.below else "above"
+        return (
+            f"{self.words[0].upper()}{self.words[1:]}, a kind of collapse that the verdict knows.\n\n"
+            f"Judged by: {self.quantity}, block by block (attnprobe explain {self.metric}).\n"
+            f"Found {side} {self.bar:.3g}, or the bar of --bar {self.name}=NUMBER. Why there: {self.why}.\n"
+            f"Source: {self.source}.\n"
+            f"In conditions: --fail-on '{self.name}>0' (blocks), '{self.name}.found==1', '{self.name}.number'."
+        )
+
 
 KINDS = (
     Kind(
