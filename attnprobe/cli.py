@@ -232,7 +232,7 @@ def _summary(thing: Any) -> str:
 
 
 def explain(metric: Positional[Annotated[str | None, Short(metavar="METRIC")]] = None) -> None:
-    """What a metric or a kind of collapse is: definition, source, caveats, bar. Without a name: which metrics there are.
+    """What a metric or a kind of collapse is: definition, source, bar, caveats. Without a name: all metrics.
 
     For example:
 
