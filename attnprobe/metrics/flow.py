@@ -60,7 +60,9 @@ def _flows(capacities: np.ndarray, source: int) -> np.ndarray:
     """[layer, query, key] -> [layer, key]: from node (layer + 1, source) to node (0, key)."""
     layers, n, _ = capacities.shape
     layer, query, key = np.indices(capacities.shape).reshape(3, -1)
-    ends = (layer + 1) * n + query, layer * n + key
+    ends = tuple(
+        end.astype(np.int32) for end in ((layer + 1) * n + query, layer * n + key)
+    )  # as older SciPy wants them
     graph = csr_array((capacities.astype(np.int32).ravel(), ends), shape=((layers + 1) * n,) * 2)
     return np.array(
         [[maximum_flow(graph, (layer + 1) * n + source, key).flow_value for key in range(n)] for layer in range(layers)]
