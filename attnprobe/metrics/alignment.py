@@ -38,7 +38,8 @@ def at_relative_depth(m: Measurement, layers: int) -> Measurement:
     """
     if "layer" not in m.axes or m.mean.shape[m.axes.index("layer")] == layers:
         return m
-    if m.from_mean is not None and m.axes.count("layer") == 1:
+    of_cells = m.per_image is None or m.per_image.shape[1:] == m.mean.shape  # some keep sums of another shape
+    if m.from_mean is not None and (m.axes.count("layer") == 1 or not of_cells):
         raise InputError(f"{m.metric} is no mean over images and cannot be read between two blocks.")
     read_axis = _nearest if m.axes.count("layer") > 1 else _between
 

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from attnprobe.core.errors import InputError
-from attnprobe.metrics import head_dependence, head_divergence, layer_similarity, map_cka, measure, row_entropy
+from attnprobe.metrics import (
+    content_overlap,
+    head_dependence,
+    head_divergence,
+    layer_similarity,
+    map_cka,
+    measure,
+    row_entropy,
+)
 from attnprobe.metrics.alignment import (
     at_images,
     at_relative_depth,
@@ -114,3 +122,9 @@ def test_what_is_no_mean_over_images_is_not_read_between_blocks(make_maps):
     other = measure([make_maps(images=5, layers=4, seed=1)], [map_cka], bootstrap=20)["map_cka"]
     corner = [one_number(one, lambda mean: mean[..., 0, 2]) for one in (m, other)]
     np.testing.assert_allclose(paired_difference(*corner, resamples=50).mean, other.mean[0, 2] - m.mean[0, 2])
+
+
+def test_sketches_are_not_taken_for_layers(measured):
+    m = measured(layers=4, metrics=(content_overlap,))["content_overlap"]
+    with pytest.raises(InputError, match="content_overlap is no mean over images and cannot be read between"):
+        at_relative_depth(m, 2)
