@@ -221,7 +221,7 @@ def _every_image(task: Task, order: range) -> Iterator[list[AttentionMaps]]:
         InputError: an image that could be opened when the capture began gave no pixels now. Left out without a word
             it would be counted among the measured ones.
     """
-    expected = [task.source.ids[position] for position in order]
+    expected = [task.plan.image_ids[position] for position in order]
     missing = None
     for batch in task.capturing.batches(order=order):
         ids = list(batch[0].image_ids)
@@ -232,7 +232,7 @@ def _every_image(task: Task, order: range) -> Iterator[list[AttentionMaps]]:
         yield batch
     if expected:
         raise InputError(
-            f"image {missing or expected[0]!r} of {task.source.name} could be opened when the capture began, but not "
+            f"image {missing or expected[0]!r} of {task.plan.data} could be opened when the capture began, but not "
             "be decoded. Repair or remove it, then capture into a new output."
         )
 
@@ -330,7 +330,7 @@ def _slices(task: Task, folder: Path, metrics: Sequence[str] | None, rank: Rank,
 def _check_counts(task: Task, slices: list[Path]) -> None:
     """Raises MapsFileError unless the slices are about the images of the task, all of them and in order."""
     for k, path in enumerate(slices):
-        ids = list(task.source.ids[k * SLICE : (k + 1) * SLICE])
+        ids = list(task.plan.image_ids[k * SLICE : (k + 1) * SLICE])
         if (found := images_of(path.read_bytes())) != ids:
             raise MapsFileError(
                 f"{path} is about {len(found)} images where {len(ids)} were to be measured. Remove it and run the same "
