@@ -72,7 +72,10 @@ def verdict(e: Examined) -> Verdict:
     n_judged = len(found) - len(unknown)
     parts = [f.phrase for f in named]
     if not named and n_judged:
-        parts = [f"none of {n_judged} kinds of collapse found" + (f" in {EXTENT:.0%} of the blocks" if single else "")]
+        parts = [
+            f"none of {n_judged} kinds of collapse found"
+            + (f" in {EXTENT:.0%} of the blocks or more" if single else "")
+        ]
     if single:
         parts.append(f"in single blocks: {', '.join(f'{f.words} ({blocks_text(f.blocks)} of {f.of})' for f in single)}")
     if unknown:

@@ -102,7 +102,7 @@ def test_a_kind_in_single_blocks_is_named_last_and_is_no_collapse_of_the_network
     maps[:, 0] = 1 / made.TOKENS
     found = judged(maps)
     assert found.status == "none found" and named(found) == {"near_uniform"}
-    assert found.headline.startswith("none of 7 kinds of collapse found in 25% of the blocks; in single blocks: near-")
+    assert found.headline.startswith("none of 7 kinds of collapse found in 25% of the blocks or more; in single")
     assert f"(block 1 of {LAYERS})" in found.headline
     maps[:, : LAYERS // 4] = 1 / made.TOKENS
     assert judged(maps).headline.startswith("near-uniform attention from block 1 (2 of 8 blocks")
