@@ -24,3 +24,22 @@ def make_maps():
         return AttentionMaps(values, ids, grid, **fields)
 
     return make
+
+
+@pytest.fixture
+def call_command(capsys, monkeypatch, tmp_path):
+    """Call a command in this process, in a folder of its own: (exit code, stdout, stderr)."""
+    from attnprobe import cli
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+
+    def call(*arguments):
+        code = 0
+        try:
+            cli.main(list(arguments))
+        except SystemExit as end:
+            code = end.code or 0
+        return code, *capsys.readouterr()
+
+    return call

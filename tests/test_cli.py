@@ -15,21 +15,8 @@ from attnprobe.models import build_model
 
 
 @pytest.fixture
-def run(capsys, monkeypatch, tmp_path):
-    """Call the command in this process: (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("signal.signal", lambda *_: None)
-
-    def call(*arguments):
-        code = 0
-        try:
-            cli.main(list(arguments))
-        except SystemExit as end:
-            code = end.code or 0
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
+def run(call_command):
+    return call_command
 
 
 def check_one_line(code, err, expected_code, pattern):

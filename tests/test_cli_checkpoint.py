@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from attnprobe import cli, pipeline
+from attnprobe import pipeline
 from attnprobe.core.run import Run
 from attnprobe.store import open_maps
 
@@ -40,20 +40,8 @@ def spoil(run, epoch):
 
 
 @pytest.fixture
-def call(capsys, monkeypatch, tmp_path):
-    """Call a command in this process: (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("signal.signal", lambda *_: None)
-
-    def call(*arguments):
-        code = 0
-        try:
-            cli.main(list(arguments))
-        except SystemExit as end:
-            code = end.code or 0
-        return code, *capsys.readouterr()
-
-    return call
+def call(call_command):
+    return call_command
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -67,7 +67,6 @@ KINDS = ("wds in --data-dir", "wds split", "curl")
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_shown_of_a_maps_file_runs_no_command(tmp_path, maps_file, kind, monkeypatch):
-    pytest.importorskip("webdataset")
     monkeypatch.chdir(tmp_path)
     canary, kinds = commands_of(tmp_path)
     path = maps_file(**kinds[kind])
@@ -82,7 +81,6 @@ def test_what_is_shown_of_a_maps_file_runs_no_command(tmp_path, maps_file, kind,
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("by_user", [False, True])
 def test_what_runs_a_models_run_runs_no_command(tmp_path, kind, by_user, monkeypatch, capsys):
-    pytest.importorskip("webdataset")
     monkeypatch.chdir(tmp_path)
     canary, kinds = commands_of(tmp_path)
     named = kinds[kind]

@@ -183,7 +183,6 @@ def test_addresses_of_weights_are_left_out_of_a_pretrained_cfg():
 
 
 def test_a_folder_of_transformers_fetches_no_backbone(tmp_path, server, monkeypatch):
-    pytest.importorskip("transformers")
     from huggingface_hub import constants
 
     url, asked = server
@@ -208,7 +207,6 @@ def test_a_folder_of_transformers_fetches_no_backbone(tmp_path, server, monkeypa
     ids=str,
 )
 def test_a_folder_of_transformers_names_no_code(tmp_path, config):
-    pytest.importorskip("transformers")
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(InputError, match="names code|local-dir"):
         build_model(f"hf:{tmp_path}")
