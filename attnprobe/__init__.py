@@ -22,13 +22,13 @@ _WHERE = {
     "input_spec": "attnprobe.models",
     # training
     "RECIPES": "attnprobe.training",
-    "train": "attnprobe.pipeline",
-    "Probe": "attnprobe.probe",
+    "train": "attnprobe.workflows.train",
+    "Probe": "attnprobe.workflows.probe",
     # capture and store
     "AttentionMaps": "attnprobe.core.maps",
     "TokenGrid": "attnprobe.core.maps",
-    "capture": "attnprobe.capture",
-    "record": "attnprobe.capture",
+    "capture": "attnprobe.capturing",
+    "record": "attnprobe.capturing",
     "open_maps": "attnprobe.store",
     # measure
     "METRICS": "attnprobe.metrics",
@@ -38,12 +38,12 @@ _WHERE = {
     # show
     "PLOTS": "attnprobe.plots",
     "plot": "attnprobe.plots",
-    "examine": "attnprobe.pipeline",
+    "examine": "attnprobe.workflows.measure",
     "write_report": "attnprobe.reports",
-    "compare": "attnprobe.comparison",
+    "compare": "attnprobe.workflows.compare",
     # act
-    "verify_drops": "attnprobe.ablation",
-    "prune": "attnprobe.pruning",
+    "verify_drops": "attnprobe.workflows.ablate",
+    "prune": "attnprobe.workflows.prune",
 }
 
 __version__ = "0.1.0"
@@ -53,8 +53,7 @@ __all__ = sorted(_WHERE)
 def __getattr__(name: str) -> Any:
     if name not in _WHERE:
         raise AttributeError(f"module 'attnprobe' has no attribute {name!r}")
-    module = importlib.import_module(_WHERE[name])
-    return module if name == "capture" else getattr(module, name)  # the package is itself the call
+    return getattr(importlib.import_module(_WHERE[name]), name)
 
 
 def __dir__() -> list[str]:

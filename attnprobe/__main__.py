@@ -18,7 +18,7 @@ def program() -> None:
     atexit.register(_let_nothing_in)  # the first that is registered runs last
     try:
         signal.signal(signal.SIGTERM, stop_now)
-        from attnprobe.cli import main
+        from attnprobe.cli.app import main
 
         try:
             main()

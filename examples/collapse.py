@@ -24,7 +24,7 @@ import attnprobe as ap
 from attnprobe.core.history import History
 from attnprobe.core.images import ImageSource
 from attnprobe.plots import filmstrip, onset
-from attnprobe.probe import AttentionAlarm
+from attnprobe.workflows.probe import AttentionAlarm
 
 
 def main(folder: Path, epochs: int, break_after: int, lr: float) -> None:

@@ -24,15 +24,17 @@ import numpy as np
 import torch
 from scipy.stats import spearmanr
 
-from attnprobe import pipeline
-from attnprobe.ablation import verify_drops
-from attnprobe.comparison import compare
-from attnprobe.core.run import Run
+from attnprobe.io.run import Run
 from attnprobe.models.harm import harm_of_previous_map
 from attnprobe.reports import verdict
 from attnprobe.reports.sites import at_effective
 from attnprobe.training import read_recipe
-from attnprobe.trial import open_trial
+from attnprobe.workflows.ablate import verify_drops
+from attnprobe.workflows.capture import capture_file
+from attnprobe.workflows.compare import compare
+from attnprobe.workflows.evaluate import open_trial
+from attnprobe.workflows.measure import examine
+from attnprobe.workflows.train import train
 
 VARIANTS = ("vit", "deepvit", "refiner", "structured", "richvit")
 COLUMNS = ("data", "blocks", "variant", "top-1 by seed [%]", "mean", "similar, softmax", "similar, effective",
@@ -46,7 +48,7 @@ KIND_COLUMNS = ("data", "blocks", "variant, seed", "top-1 [%]", "kinds found: bl
 
 def judged(run: Path) -> dict[str, Any]:
     """The kinds that the verdict finds in one captured run, and the harm of using the map before, block by block."""
-    e = pipeline.examine(run, pictures=0)
+    e = examine(run, pictures=0)
     found = [finding for finding in verdict(e).findings if finding.found == "yes"]
     trial = open_trial(run, images=64)
     harm = harm_of_previous_map(trial.model, (pixels for pixels, _ in trial.labelled()))
@@ -82,7 +84,7 @@ def kinds_row(data: str, depth: int, variant: str, seed: int, found: dict[str, A
 
 def measured(run: Path) -> dict[str, Any]:
     """What one captured run comes to."""
-    examined = pipeline.examine(run, metrics=["similar_blocks", "head_divergence"], pictures=0)
+    examined = examine(run, metrics=["similar_blocks", "head_divergence"], pictures=0)
     found: dict[str, Any] = {}
     for key, site in (("similar_blocks@weights", "softmax"), ("similar_blocks", "effective")):
         m = examined.measurements.get(key, examined.measurements["similar_blocks"])
@@ -173,9 +175,9 @@ def main() -> None:
             kwargs = {**read_recipe(recipe).get("model_kwargs", {}), **size, "depth": depth}
             settings = {"model": f"{variant}_16" if options.full else f"{variant}_16_digits", "model_kwargs": kwargs,
                         "dataset": data, "epochs": options.epochs, "seed": seed}  # fmt: skip
-            top1 = pipeline.train(recipe, run, settings=settings).top1
+            top1 = train(recipe, run, settings=settings).top1
             if not Run(run).maps.exists():
-                pipeline.capture(run, what=wanted, images=images, batch_size=60, untrained=32)
+                capture_file(run, what=wanted, images=images, batch_size=60, untrained=32)
             if not options.kinds:
                 (run / "measured.json").write_text(json.dumps({"top1": top1, **measured(run)}, indent=1))
         if options.kinds:

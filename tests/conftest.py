@@ -4,6 +4,7 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: tiny models on many threads only wait for each other
 
+import numpy as np
 import pytest
 import torch
 
@@ -27,9 +28,30 @@ def make_maps():
 
 
 @pytest.fixture
+def soft():
+    """Softmax maps [image, layer, head, query, key] of any shape from a seed, float64."""
+
+    def make(*shape, seed=0, spread=2.0):
+        noise = np.random.default_rng(seed).normal(size=shape)
+        return torch.from_numpy(spread * noise).softmax(-1)
+
+    return make
+
+
+@pytest.fixture
+def signed():
+    """Maps of any shape with entries of both signs, as after heads are mixed and normalised."""
+
+    def make(*shape, seed=0):
+        return torch.from_numpy(np.random.default_rng(seed).normal(size=shape))
+
+    return make
+
+
+@pytest.fixture
 def call_command(capsys, monkeypatch, tmp_path):
     """Call a command in this process, in a folder of its own: (exit code, stdout, stderr)."""
-    from attnprobe import cli
+    from attnprobe.cli import app as cli
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("signal.signal", lambda *_: None)

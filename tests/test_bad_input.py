@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from attnprobe import cli
+from attnprobe.cli import app as cli
 from attnprobe.core.maps import AttentionMaps
 from attnprobe.store import CapturePlan, MapWriter
 from tests.reports.test_html import parsed

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from safetensors.torch import save_file
 
-from attnprobe import gather, pipeline
 from attnprobe.models import build_model
 from attnprobe.models.describe import config_json
+from attnprobe.workflows.capture import capture_file
+from attnprobe.workflows.train import train
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -28,7 +29,7 @@ def maps(tmp_path_factory):
     model = build_model("vit_16_digits", num_classes=10, seed=0)
     save_file(model.state_dict(), folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(config_json("vit_16_digits", model, {"num_classes": 10})))
-    return gather.capture(folder, data="digits", images=16, out=folder / "maps.h5", untrained=0)
+    return capture_file(folder, data="digits", images=16, out=folder / "maps.h5", untrained=0)
 
 
 def test_ones_own_loop_hears_of_its_attention_every_epoch(tmp_path):
@@ -57,6 +58,6 @@ def test_the_gate_stops_a_model_whose_blocks_repeat_and_says_why(tmp_path, maps)
 
 def test_two_processes_share_a_capture(tmp_path):
     short = {"epochs": 1, "warmup_epochs": 0, "model_kwargs": {"depth": 2}}
-    pipeline.train("digits_vit_16", tmp_path / "run", settings=short)
+    train("digits_vit_16", tmp_path / "run", settings=short)
     status, told = run(tmp_path, EXAMPLES / "distributed_capture.sh", "run", "digits")
     assert status == 0 and "360 images, every checksum right" in told, told

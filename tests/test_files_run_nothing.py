@@ -8,11 +8,12 @@ import pytest
 from PIL import Image
 from safetensors.torch import save_file
 
-from attnprobe import cli, viewing
-from attnprobe.core.reference import UserImages
-from attnprobe.core.run import MANIFEST, Run, manifest_of
+from attnprobe.cli import app as cli
+from attnprobe.io.reference import UserImages
+from attnprobe.io.run import MANIFEST, Run, manifest_of
 from attnprobe.models import build_model
 from attnprobe.models.describe import config_json
+from attnprobe.workflows import view as viewing
 from tests.store.capturing import capture, plan_for
 
 SPEC = {"size": [32, 32], "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "crop_pct": 1.0}

@@ -10,12 +10,12 @@ import time
 import pytest
 import torch
 
-from attnprobe import gather
-from attnprobe.capture import capture
-from attnprobe.core.ranks import Rank
+from attnprobe.capturing import capture
+from attnprobe.io.ranks import Rank
 from attnprobe.metrics import measure
 from attnprobe.models import build_model
 from attnprobe.store import CapturePlan, merge, open_maps
+from attnprobe.workflows import capture as capture_module
 from tests.store.capturing import forked, shrink_shards
 
 pytestmark = [
@@ -37,7 +37,7 @@ def task(monkeypatch):
     capturing = capture(model, pixels, ("weights", "effective"), tokens=True, values=True, batch_size=5)
     assert capturing.certificate.output_equal
     plan = CapturePlan(image_ids=tuple(str(i) for i in range(IMAGES)), model="deepvit", config={}, settings={})
-    return gather.Task(capturing, pixels, plan)
+    return capture_module.Task(capturing, pixels, plan)
 
 
 def contents(path, allow_partial=False):
@@ -81,7 +81,7 @@ def started(task, path, rank):
     try:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         torch.set_num_threads(1)
-        gather.store(task, path, rank, {})
+        capture_module.store(task, path, rank, {})
         status = 0
     finally:
         os._exit(status)
@@ -162,7 +162,7 @@ def test_a_full_disk_of_any_size_is_one_line_and_costs_only_the_attempt(tmp_path
     for size in sizes:
         disk = small_disk(size)
         path = disk / "run" / "maps.h5"
-        status, said = forked(lambda path=path: gather.store(task, path, ALONE, {}))
+        status, said = forked(lambda path=path: capture_module.store(task, path, ALONE, {}))
         parts = path.with_suffix(".parts")
         assert "\n" not in said
         if status:
@@ -174,7 +174,7 @@ def test_a_full_disk_of_any_size_is_one_line_and_costs_only_the_attempt(tmp_path
                 assert check_part(parts, undisturbed) == IMAGES
         small_disk(64 * whole, more=True)
         if not path.exists():
-            assert forked(lambda path=path: gather.store(task, path, ALONE, {}))[0] == 0
+            assert forked(lambda path=path: capture_module.store(task, path, ALONE, {}))[0] == 0
         check_whole(path, undisturbed)
     print(f"disks of {sizes[0]} to {sizes[-1]} kB for a file of {whole} kB: {ways}")
     assert "file" in ways and "0 images" in ways and len(set(ways)) > 3

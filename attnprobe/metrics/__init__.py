@@ -25,6 +25,7 @@ from attnprobe.metrics.attention_distance import attention_distance
 from attnprobe.metrics.cka import map_cka, token_cka
 from attnprobe.metrics.content_overlap import content_overlap
 from attnprobe.metrics.effective_rank import effective_rank
+from attnprobe.metrics.engine.measure import measure
 from attnprobe.metrics.flow import attention_flow
 from attnprobe.metrics.head_confidence import head_confidence
 from attnprobe.metrics.head_dependence import head_dependence
@@ -35,13 +36,10 @@ from attnprobe.metrics.head_types import NEEDS, atlases, head_types
 from attnprobe.metrics.heads_across_layers import head_divergence_across_layers, head_similarity_across_layers
 from attnprobe.metrics.high_norm_tokens import high_norm_tokens, largest_token_norm
 from attnprobe.metrics.image_similarity import image_similarity
-from attnprobe.metrics.images_needed import images_needed
 from attnprobe.metrics.largest_activation import largest_activation
 from attnprobe.metrics.layer_similarity import layer_similarity, layer_similarity_centred
 from attnprobe.metrics.map_overlap import map_overlap, map_overlap_matched
-from attnprobe.metrics.measure import measure
 from attnprobe.metrics.own_line import own_column_mass, own_row_mass
-from attnprobe.metrics.paired import paired_difference
 from attnprobe.metrics.position_share import position_share
 from attnprobe.metrics.prefix_mass import prefix_mass
 from attnprobe.metrics.query_information import query_information
@@ -64,6 +62,8 @@ from attnprobe.metrics.value_aware import (
     value_similarity,
     value_weighted_prefix_mass,
 )
+from attnprobe.stats.images_needed import images_needed
+from attnprobe.stats.paired import paired_difference
 
 METRICS: Registry[Metric] = Registry(
     "metric",

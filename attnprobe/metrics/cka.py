@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from attnprobe.core.measurement import metric
-from attnprobe.metrics.hsic import gram, hsic, normalised
+from attnprobe.metrics.engine.hsic import gram, hsic, normalised
 
 
 def _range(estimator: str, **_: Any) -> tuple[float, float]:

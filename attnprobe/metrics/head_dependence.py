@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from attnprobe.core.measurement import metric
-from attnprobe.metrics.hsic import gram, hsic, normalised
+from attnprobe.metrics.engine.hsic import gram, hsic, normalised
 
 
 @metric(axes=("layer", "head", "head"), value_range=(-1.0, 1.0), needs_square=True, from_mean=normalised)

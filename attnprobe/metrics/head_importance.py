@@ -7,7 +7,7 @@ import numpy as np
 
 from attnprobe.core.errors import ShapeError
 from attnprobe.core.measurement import Measurement
-from attnprobe.metrics.bootstrap import interval_of_function, interval_of_mean
+from attnprobe.stats.bootstrap import interval_of_function, interval_of_mean
 
 
 def of_unit_length(mean: np.ndarray, n_images: int = 0) -> np.ndarray:

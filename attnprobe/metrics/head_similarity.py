@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from attnprobe.core.measurement import Measurement, metric
-from attnprobe.metrics.gram import row_products
-from attnprobe.metrics.head_clusters import cluster_summary, from_cosine
+from attnprobe.metrics.engine.gram import row_products
+from attnprobe.metrics.engine.head_clusters import cluster_summary, from_cosine
 
 
 def signed_unless_stochastic(stochastic: bool, **_: Any) -> tuple[float, float]:

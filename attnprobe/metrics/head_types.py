@@ -8,7 +8,7 @@ import numpy as np
 
 from attnprobe.core.errors import InputError
 from attnprobe.core.measurement import Measurement
-from attnprobe.metrics.bootstrap import resampled_means
+from attnprobe.stats.bootstrap import resampled_means
 
 TYPES = ("dead", "uniform", "class", "sink", "local", "row", "column", "positional", "content", "unknown")
 

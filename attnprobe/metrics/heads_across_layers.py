@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from attnprobe.core.measurement import Measurement, metric
-from attnprobe.metrics.head_clusters import clusters, fewest_and_most, from_cosine
+from attnprobe.metrics.engine.head_clusters import clusters, fewest_and_most, from_cosine
 from attnprobe.metrics.head_divergence import head_divergence
 from attnprobe.metrics.head_similarity import head_similarity, signed_unless_stochastic
 

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from attnprobe.core.errors import check_choice
 from attnprobe.core.measurement import metric
-from attnprobe.metrics.gram import row_products
-from attnprobe.metrics.head_matching import HEAD_MATCH, matching
-from attnprobe.metrics.token_vectors import unit_vectors
+from attnprobe.metrics.engine.gram import row_products
+from attnprobe.metrics.engine.head_matching import HEAD_MATCH, matching
+from attnprobe.metrics.engine.token_vectors import unit_vectors
 
 
 def _range(stochastic: bool, center: str, **_: Any) -> tuple[float, float]:

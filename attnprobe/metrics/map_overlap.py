@@ -9,7 +9,7 @@ from torch import Tensor
 
 from attnprobe.core.errors import InputError, check_choice
 from attnprobe.core.measurement import Measurement, metric
-from attnprobe.metrics.head_matching import matching
+from attnprobe.metrics.engine.head_matching import matching
 
 COMPARE = ("previous", "earlier", "first")
 

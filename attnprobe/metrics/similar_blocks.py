@@ -9,9 +9,9 @@ from torch import Tensor
 from attnprobe.core.errors import InputError, check_choice
 from attnprobe.core.maps import TokenGrid
 from attnprobe.core.measurement import Measurement, metric
-from attnprobe.metrics.ascending import ascending
-from attnprobe.metrics.head_matching import HEAD_MATCH, matching
-from attnprobe.metrics.token_vectors import unit_vectors
+from attnprobe.metrics.engine.ascending import ascending
+from attnprobe.metrics.engine.head_matching import HEAD_MATCH, matching
+from attnprobe.metrics.engine.token_vectors import unit_vectors
 
 CURVE = tuple(round(0.5 + step / 100, 2) for step in range(50))
 """Thresholds of the curve, since no published one exists: 0.50, 0.51 ... 0.99."""

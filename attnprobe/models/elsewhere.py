@@ -20,9 +20,9 @@ from typing import Any
 
 from torch import nn
 
-from attnprobe.core import fs
 from attnprobe.core.errors import InputError, did_you_mean
 from attnprobe.core.images import InputSpec
+from attnprobe.io import fs
 
 GROUP = "attnprobe.models"
 

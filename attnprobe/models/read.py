@@ -16,9 +16,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load as safetensors_load
 from torch import Tensor
 
-from attnprobe.core import fs
 from attnprobe.core.errors import CheckpointError, InputError
-from attnprobe.core.run import MANIFEST, Run, damaged_files
+from attnprobe.io import fs
+from attnprobe.io.run import MANIFEST, Run, damaged_files
 from attnprobe.models.file_options import checked_cfg, checked_options, is_architecture
 from attnprobe.models.presets import ALIASES
 

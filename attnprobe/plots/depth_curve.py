@@ -7,10 +7,10 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from attnprobe.core.errors import ShapeError
-from attnprobe.core.interval import mean_of
 from attnprobe.core.measurement import Measurement
-from attnprobe.core.over_runs import Runs, estimate, scatter_of_mean
 from attnprobe.plots.style import legend, line_label, new_axes, number_from_one, quantity, require_axes
+from attnprobe.stats.interval import mean_of
+from attnprobe.stats.over_runs import Runs, estimate, scatter_of_mean
 
 Series = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Mean, lower and upper bound, each [layer]."""

@@ -1,187 +1,16 @@
-"""Is there a collapse of this kind, from which block on, and by which number?"""
+"""The findings of a model: every kind of collapse judged, in an order in which what one explains is not named twice."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace
 
 import numpy as np
 
 from attnprobe.core.examined import Examined
 from attnprobe.core.measurement import Measurement
-from attnprobe.core.wording import blocks_text
-from attnprobe.reports.kinds import EXTENT, KINDS, Kind, kind_named
+from attnprobe.reports.finding import Finding, bar_of, cannot_say, judged, missing, softmax_of
+from attnprobe.reports.kinds import KINDS, Kind
 from attnprobe.reports.levels import Levels, block_numbers, diagonal, levels
-from attnprobe.reports.numbers import ci_text, interval, number, with_interval
-from attnprobe.reports.sites import at_effective, at_softmax
-
-Found = Literal["yes", "no", "cannot say"]
-
-NOT_MEASURED = "was not measured"
-NOT_COUNTED = "not counted"
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """What is said of one kind.
-
-    Attributes:
-        kind, words, quantity, bar, source: as in `Kind`; `below`: it is found below the bar, not above it.
-        found: "cannot say" for missing data alone.
-        number: of the block that is furthest beyond the bar, or nearest to it; `low`, `high`: its 95 % interval over
-            images; `untrained`: of the same block of the untrained network. None where unknown.
-        block: which one that is, from 1.
-        blocks: all that are beyond the bar; `of` so many.
-        surely, at_most: how many of them are by the bounds of their intervals; all where these are not known.
-        first_block: the first of `blocks`; None if there is none.
-        detail: which sub-kind, what is not counted and why, what is missing; "" for nothing.
-    """
-
-    kind: str
-    words: str
-    quantity: str
-    found: Found
-    number: float | None = None
-    low: float | None = None
-    high: float | None = None
-    untrained: float | None = None
-    bar: float = 0.0
-    below: bool = False
-    source: str = ""
-    block: int | None = None
-    blocks: tuple[int, ...] = ()
-    of: int = 0
-    surely: int = 0
-    at_most: int = 0
-    first_block: int | None = None
-    detail: str = ""
-
-    @property
-    def share(self) -> float:
-        """Of the blocks."""
-        return len(self.blocks) / self.of if self.of else 0.0
-
-    @property
-    def single(self) -> bool:
-        """Whether it is found in single blocks only (`EXTENT`), none of which counts alone."""
-        counts = self.kind == "repetition" or (not kind_named(self.kind).of_maps and self.of in self.blocks)
-        return self.found == "yes" and self.share < EXTENT and not counts
-
-    @property
-    def phrase(self) -> str:
-        """For the headline, where it is found; "from block n" is the first of the blocks, not all after it."""
-        counted = f"{len(self.blocks)} of {self.of} blocks{ci_text((self.surely, self.at_most))}"
-        where = "from block" if len(self.blocks) > 1 else "in block"
-        told = f"{self.words} {where} {self.first_block}"
-        more = [part for part in self.detail.split("; ") if part and NOT_COUNTED not in part]
-        if self.kind == "repetition":
-            return f"{told}: {'; '.join(more)} ({counted} after the first, {self.quantity} {number(self.number)})"
-        return f"{told} ({', '.join([counted, f'{self.quantity} {number(self.number)}', *more])})"
-
-    @property
-    def _beyond(self) -> bool:
-        """Whether the number is beyond the bar, as where every block is explained by another kind."""
-        return self.number is not None and (self.number < self.bar if self.below else self.number > self.bar)
-
-    @property
-    def line(self) -> str:
-        """Everything in one line."""
-        if self.found == "cannot say":
-            return f"{self.words}: cannot say, {self.detail}"
-        if self.found == "no" and not self.blocks and NOT_COUNTED in self.detail and self._beyond:
-            return f"{self.words}: no other than is explained; {self.detail}"
-        counted = with_interval(len(self.blocks), self.surely, self.at_most)
-        bounds = interval(self.low, self.high)
-        told = [
-            f"{self.quantity} {number(self.number)}" + (f" ({bounds})" if bounds else "")
-            + (f" in block {self.block}" if self.block else ""),
-            f"untrained {number(self.untrained)}",
-            f"bar {'below' if self.below else 'above'} {number(self.bar)}",
-            self.source,
-        ]  # fmt: skip
-        where = f", {blocks_text(self.blocks)}" if self.blocks else ""
-        more = f"; {self.detail}" if self.detail else ""
-        return f"{self.words}: {self.found}, {counted} of {self.of} blocks{where}; {', '.join(told)}{more}"
-
-
-def softmax_of(e: Examined, metric: str) -> Measurement | None:
-    """The metric on the softmax; on what multiplies V where only that was captured, or on tokens."""
-    return at_softmax(e, metric) or at_effective(e, metric)
-
-
-def bar_of(e: Examined, kind: Kind) -> float:
-    return e.bars.get(kind.name, kind.bar)
-
-
-def cannot_say(kind: Kind, bar: float, why: str) -> Finding:
-    return Finding(
-        kind.name, kind.words, kind.quantity, "cannot say", bar=bar, below=kind.below, source=kind.source, detail=why
-    )
-
-
-def missing(m: Measurement | None, name: str) -> str:
-    """Why there is nothing to judge by; "" if there is something."""
-    if m is None:
-        return f"{name} {NOT_MEASURED}"
-    if m.n_images - m.n_excluded < 2:
-        return "one image says nothing about others" if m.n_images == 1 else f"{name} is not finite in any two images"
-    return ""
-
-
-def judged(kind: Kind, bar: float, found: Levels, excused: Mapping[str, frozenset[int]], detail: str = "") -> Finding:
-    """One kind by its numbers; blocks that another kind explains, by the words for it, do not count."""
-    finite = np.isfinite(found.mean)
-    if not finite.any():
-        return cannot_say(kind, bar, f"{kind.metric} is not finite in any block")
-    numbers, sign = np.asarray(found.numbers), -1 if kind.below else 1
-    why = {n: word for word, blocks in excused.items() for n in blocks}
-    free = np.array([n not in why for n in found.numbers])
-
-    def beyond(x: np.ndarray) -> np.ndarray:
-        return np.where(np.isfinite(x), sign * (x - bar), -np.inf) > 0
-
-    def counted(x: np.ndarray) -> np.ndarray:
-        return np.logical_and.accumulate(beyond(x)[::-1])[::-1] if kind.to_the_end else beyond(x) & free
-
-    outer, inner = (found.low, found.high) if kind.below else (found.high, found.low)
-    mask = counted(found.mean)
-    hidden = numbers[beyond(found.mean) & ~free].tolist()
-    told = [detail] if detail else []
-    if hidden and not kind.to_the_end:
-        words = " and ".join(dict.fromkeys(why[n] for n in hidden))
-        told.append(f"{blocks_text(hidden)} {NOT_COUNTED}: {words}")
-    if not finite.all():
-        told.append(f"{blocks_text(numbers[~finite].tolist())} without a finite value")
-    candidates = [mask, free & ~kind.to_the_end, np.arange(len(mask)) == len(mask) - 1, finite]
-    pick = next(c & finite for c in candidates if (c & finite).any())
-    at = int(np.argmax(np.where(pick, sign * found.mean, -np.inf)))
-    blocks = tuple(numbers[mask].tolist())
-    return Finding(
-        kind=kind.name,
-        words=kind.words,
-        quantity=kind.quantity,
-        found="yes" if blocks else "no",
-        number=_known(found.mean[at]),
-        low=_known(found.low[at]),
-        high=_known(found.high[at]),
-        untrained=_known(found.untrained[at]),
-        bar=bar,
-        below=kind.below,
-        source=kind.source,
-        block=int(numbers[at]),
-        blocks=blocks,
-        of=len(mask),
-        surely=int((mask & (counted(inner) | ~np.isfinite(inner))).sum()),
-        at_most=int((counted(outer) | mask).sum()),
-        first_block=blocks[0] if blocks else None,
-        detail="; ".join(told),
-    )
-
-
-def _known(x: float) -> float | None:
-    return float(x) if np.isfinite(x) else None
-
-
-# --- the number of each kind ---------------------------------------------------------------------------------------
+from attnprobe.reports.repetition import repetition
 
 
 def _share_of_tokens(m: Measurement) -> Levels:
@@ -240,8 +69,6 @@ and queries that all look at one token have no entropy. Named once."""
 
 def findings(e: Examined) -> tuple[Finding, ...]:
     """What is said of each kind, in the order of `KINDS`."""
-    from attnprobe.reports.repetition import repetition  # it is judged by what is said of the others
-
     found: dict[str, Finding] = {}
     for kind in sorted(KINDS, key=lambda kind: [*EXCUSED, kind.name].index(kind.name)):
         if kind.name != "repetition":

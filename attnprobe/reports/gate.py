@@ -21,7 +21,8 @@ import numpy as np
 from attnprobe.core.errors import GateFailed, InputError, did_you_mean
 from attnprobe.core.examined import Examined
 from attnprobe.core.measurement import Measurement
-from attnprobe.reports.findings import Finding, findings
+from attnprobe.reports.finding import Finding
+from attnprobe.reports.findings import findings
 from attnprobe.reports.kinds import NAMES, kind_named
 from attnprobe.reports.numbers import number, telling_cells
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from attnprobe.core.interval import mean_of
 from attnprobe.core.measurement import Measurement
+from attnprobe.stats.interval import mean_of
 
 
 @dataclass(frozen=True, slots=True, eq=False)

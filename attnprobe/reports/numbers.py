@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from attnprobe.core.interval import mean_of
 from attnprobe.core.measurement import Measurement
+from attnprobe.stats.interval import mean_of
 
 NONE = "–"
 """Stands for: not measured, or not a number."""

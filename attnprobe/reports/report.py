@@ -3,9 +3,9 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from attnprobe.core import fs
 from attnprobe.core.errors import InputError, check_choice
 from attnprobe.core.examined import Examined
+from attnprobe.io import fs
 from attnprobe.reports.html import to_html
 from attnprobe.reports.json_report import to_json
 from attnprobe.reports.markdown import to_markdown

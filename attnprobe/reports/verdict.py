@@ -11,7 +11,8 @@ from attnprobe.core.showing import table
 from attnprobe.core.wording import blocks_text
 from attnprobe.plots.style import SITES
 from attnprobe.reports.caveats import caveats, near_chance
-from attnprobe.reports.findings import NOT_MEASURED, Finding, findings, softmax_of
+from attnprobe.reports.finding import NOT_MEASURED, Finding, softmax_of
+from attnprobe.reports.findings import findings
 from attnprobe.reports.kinds import EXTENT, KINDS
 from attnprobe.reports.numbers import ci_text, is_counted
 from attnprobe.reports.sites import at_sites, at_softmax

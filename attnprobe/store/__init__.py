@@ -4,7 +4,7 @@ One file or many? Work happens in NAME.parts/, one shard per fixed slice of imag
     because a kill then costs one shard and a reader gets one file. Reconsider for sets above a few TB
     (`keep_shards`).
 Who writes? libhdf5 only ever writes to memory, or in a child process to a file that is not yet ours: on a full
-    disk it leaves rows of zeros and crashes the process at exit. The bytes reach the disk through `core.fs`.
+    disk it leaves rows of zeros and crashes the process at exit. The bytes reach the disk through `io.fs`.
 Who checks? Every file opens with 512 bytes of our own: plan, size and SHA-256 of everything. A file is hashed
     before libhdf5 sees it; above 256 MB all but the chunks, which HDF5 checks by Fletcher-32 as it reads them. Of
     24,000 files with one bit flipped, read as large ones, none gave other values and none was mistaken for whole.

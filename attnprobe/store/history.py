@@ -17,9 +17,9 @@ from typing import Any
 import h5py
 import numpy as np
 
-from attnprobe.core import fs
 from attnprobe.core.errors import MapsFileError
 from attnprobe.core.history import Alarm, History
+from attnprobe.io import fs
 from attnprobe.store.opening import open_hdf5
 
 BLOCK = 512

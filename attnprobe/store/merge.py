@@ -19,8 +19,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from attnprobe.core import fs
 from attnprobe.core.errors import WorkError
+from attnprobe.io import fs
 from attnprobe.store import hdf5, structure
 from attnprobe.store.opening import open_hdf5
 from attnprobe.store.parts import open_shard, read_certificate

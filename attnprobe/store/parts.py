@@ -16,9 +16,9 @@ from typing import Any
 
 import h5py
 
-from attnprobe.core import fs
 from attnprobe.core.errors import MapsFileError
-from attnprobe.core.lock import FileLock
+from attnprobe.io import fs
+from attnprobe.io.lock import FileLock
 from attnprobe.store import structure
 from attnprobe.store.opening import open_hdf5
 from attnprobe.store.plan import Pinned, canonical

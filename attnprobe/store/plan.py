@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from attnprobe.core import fs
 from attnprobe.core.errors import InputError, MapsFileError
+from attnprobe.io import fs
 from attnprobe.store.layout import SCHEMA_VERSION, Layout
 
 

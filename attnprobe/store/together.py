@@ -2,7 +2,7 @@
 
 Question: who decides what a shard is? Choice: the first images decide, as for one process, so shards depend on neither
 rank nor number of processes: every process captures them and the first to write plan.json is believed.
-Question: who does what? Choice: see `core.ranks`: no process waits for another.
+Question: who does what? Choice: see `io.ranks`: no process waits for another.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,11 +10,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from attnprobe.core import fs
 from attnprobe.core.errors import InputError, InUse, MapsFileError, WorkError
-from attnprobe.core.lock import FileLock
 from attnprobe.core.maps import AttentionMaps
-from attnprobe.core.ranks import Claims, Rank, shared_out
+from attnprobe.io import fs
+from attnprobe.io.lock import FileLock
+from attnprobe.io.ranks import Claims, Rank, shared_out
 from attnprobe.store import parts
 from attnprobe.store.plan import CapturePlan, Pinned, require_same_plan, write_plan
 from attnprobe.store.seal import verify

@@ -10,10 +10,10 @@ from typing import Any, Literal
 
 import torch
 
-from attnprobe.core import fs
 from attnprobe.core.errors import InputError, MapsFileError, WorkError, did_you_mean
-from attnprobe.core.lock import FileLock
 from attnprobe.core.maps import AttentionMaps
+from attnprobe.io import fs
+from attnprobe.io.lock import FileLock
 from attnprobe.store import parts
 from attnprobe.store.first_batch import decide, difference, stage_layouts
 from attnprobe.store.layout import ITEM_BYTES

@@ -6,9 +6,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from typing import Any
 
-from attnprobe.core import fs
 from attnprobe.core.errors import InputError
-from attnprobe.core.run import Run
+from attnprobe.io import fs
+from attnprobe.io.run import Run
 from attnprobe.training.config import TrainConfig
 
 Row = Mapping[str, float]

@@ -22,9 +22,9 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from attnprobe.core import fs
 from attnprobe.core.errors import CheckpointError
-from attnprobe.core.run import MANIFEST, Run, damage, damaged_files, manifest_of
+from attnprobe.io import fs
+from attnprobe.io.run import MANIFEST, Run, damage, damaged_files, manifest_of
 
 PARTIAL = "partial-"
 

@@ -13,8 +13,8 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
-from attnprobe.core import fs
-from attnprobe.core.run import Run
+from attnprobe.io import fs
+from attnprobe.io.run import Run
 
 LOG_FIELDS: tuple[str, ...] = (
     "epoch",

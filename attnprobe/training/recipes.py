@@ -4,8 +4,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from attnprobe.core.config import read_yaml
 from attnprobe.core.registry import Registry
+from attnprobe.io.config import read_yaml
 from attnprobe.training.config import TrainConfig
 from attnprobe.training.timm_args import from_timm
 

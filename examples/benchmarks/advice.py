@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from scipy import stats
 
-from attnprobe import pipeline
-from attnprobe.ablation import verify_drops
 from attnprobe.core.accuracy import accuracy_difference
 from attnprobe.data import load_images
 from attnprobe.models import input_spec, load_model
 from attnprobe.models.prune import pruned
+from attnprobe.workflows.ablate import verify_drops
+from attnprobe.workflows.train import train
 
 DATA, FRESH = "fractals:10:400", "fractals:10:2400"
 """The first 40 validation images of a class of FRESH are those of DATA; the others are fresh."""
@@ -31,7 +31,7 @@ def one_run(run: Path, seed: int, depth: int, width: int, epochs: int) -> tuple[
     """Accuracy gained by the advice: as the choosing half has it, as it is stated, and truly; and blocks dropped."""
     kwargs = {"depth": depth, "embed_dim": width, "num_heads": width // 8}
     settings = {"model_kwargs": kwargs, "dataset": DATA, "epochs": epochs, "warmup_epochs": 1, "seed": seed}
-    pipeline.train("digits_vit_16", run, settings=settings)
+    train("digits_vit_16", run, settings=settings)
     evidence, _ = verify_drops(run, blocks="all", device="cpu", tolerance=0.99)
     advised = max(evidence.curves["blocks"], key=lambda tried: (evidence.gained_choosing(tried)[0], len(tried.changes)))
     model = load_model(run).eval()

@@ -26,7 +26,7 @@ from timm.models.mvitv2 import MultiScaleVit, MultiScaleVitCfg
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from attnprobe.capture import certify, record
+from attnprobe.capturing import certify, record
 from attnprobe.core.errors import CaptureError
 
 sys.path.insert(0, str(Path(__file__).parents[2]))

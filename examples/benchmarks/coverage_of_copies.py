@@ -16,9 +16,9 @@ import torch
 import attnprobe as ap
 from attnprobe.core.images import ImageBatch
 from attnprobe.data import load_images
-from attnprobe.metrics.bootstrap import interval_of_mean
-from attnprobe.metrics.units import STEM, Units, alike_in_words
+from attnprobe.metrics.engine.units import STEM, Units, alike_in_words
 from attnprobe.models import input_spec, load_model
+from attnprobe.stats.bootstrap import interval_of_mean
 
 COPIES, DRAWN, DRAWS = 8, 40, 1000
 METRICS = ("row_entropy", "head_similarity", "layer_similarity_centred", "attention_distance", "token_similarity")

@@ -20,11 +20,12 @@ import numpy as np
 import torch
 from scipy import stats
 
-from attnprobe import pipeline
-from attnprobe.core.over_runs import Runs, estimate, scatter_of_mean
-from attnprobe.core.run import Run
-from attnprobe.differences import compared
-from attnprobe.experiment import train_seeds
+from attnprobe.io.run import Run
+from attnprobe.stats.over_runs import Runs, estimate, scatter_of_mean
+from attnprobe.workflows.capture import capture_file
+from attnprobe.workflows.differences import compared
+from attnprobe.workflows.measure import examine
+from attnprobe.workflows.train import train_seeds
 
 SPREADS = ((1, 1, 0, 0), (1, 1, 0, 1), (1, 1, 2, 1), (1, 3, 1, 1), (0.1, 0.1, 3, 1), (0, 0, 1, 1))
 """Standard deviations: runs of the first and of the second method, images x method, rest."""
@@ -101,9 +102,9 @@ def trained(folder: Path, runs: int) -> None:
     examined = []
     for result in train_seeds("digits_vit_16", folder / "vit", range(runs), settings=TINY):
         if not Run(result.run.path).maps.exists():
-            pipeline.capture(result.run.path, images=100, untrained=0, what=("weights", "effective", "tokens"))
+            capture_file(result.run.path, images=100, untrained=0, what=("weights", "effective", "tokens"))
         print(f"{result.run.path.name}: top-1 {result.top1:.1%}", flush=True)
-        examined.append(pipeline.examine(result.run.path, metrics=["all"], pictures=0))
+        examined.append(examine(result.run.path, metrics=["all"], pictures=0))
     counts: dict[str, list[bool]] = {}
     for metric, out in excluded(examined):
         counts.setdefault(metric, []).append(out)

@@ -11,20 +11,22 @@ import argparse
 from collections import Counter
 from pathlib import Path
 
-from attnprobe import pipeline
 from attnprobe.core.errors import InUse
-from attnprobe.core.run import Run
+from attnprobe.io.run import Run
 from attnprobe.reports import verdict
+from attnprobe.workflows.capture import capture_file
+from attnprobe.workflows.measure import examine
+from attnprobe.workflows.train import train
 
 MODELS = ("vit_16", "deepvit_16")
 
 
 def kinds_of(run: Path, seed: int, threads: int, model: str) -> dict[str, int]:
     """Kind of collapse -> its first block, of those that the headline names as more than single blocks."""
-    pipeline.train(f"digits_{model}", run, settings={"seed": seed, "threads": threads})
+    train(f"digits_{model}", run, settings={"seed": seed, "threads": threads})
     if not Run(run).maps.exists():
-        pipeline.capture(run, batch_size=60)
-    found = verdict(pipeline.examine(run, pictures=0)).findings
+        capture_file(run, batch_size=60)
+    found = verdict(examine(run, pictures=0)).findings
     return {f.kind: f.first_block or 0 for f in found if f.found == "yes" and not f.single}
 
 

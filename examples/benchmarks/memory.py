@@ -6,7 +6,7 @@
 Measures images of fractals in this process and samples its resident memory fifty times a second (Linux). Printed is
 the largest beyond the libraries and the model's weights: in the first tenth of the images, among all of them, and when
 the intervals are computed, for which every metric's values of each image are needed (at most 128 MiB of them, see
-`attnprobe.metrics.collected`). Drawn is the whole curve.
+`attnprobe.metrics.engine.collected`). Drawn is the whole curve.
 """
 
 import argparse
@@ -17,8 +17,8 @@ from pathlib import Path
 
 import torch
 
-from attnprobe import gather
 from attnprobe.models import build_model
+from attnprobe.workflows.capture import measure_live
 
 
 def resident() -> int:
@@ -71,7 +71,7 @@ def main() -> None:
     weights = sum(p.nbytes for p in build_model(options.model).parameters())  # loads all libraries, too
     base = resident() + weights
     with tempfile.TemporaryDirectory() as folder, Sampled() as sampled:
-        gather.measure_live(
+        measure_live(
             options.model,
             out=Path(folder) / "report",
             data=f"fractals:20:{-(-options.images // 20)}",

@@ -17,13 +17,13 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from attnprobe.capture import capture, find_layers
-from attnprobe.capture.layers import unfused
+from attnprobe.capturing import capture, find_layers
+from attnprobe.capturing.layers import unfused
 from attnprobe.core.maps import AttentionMaps
 from attnprobe.core.measurement import Metric
 from attnprobe.metrics import DEFAULT, METRICS, SLOW
-from attnprobe.metrics.bootstrap import interval_of_mean
 from attnprobe.models import build_model
+from attnprobe.stats.bootstrap import interval_of_mean
 
 
 def cpu(work: Callable[[], object]) -> float:

@@ -25,10 +25,10 @@ from unittest import mock
 import torch
 import torch.nn.functional as F
 
-from attnprobe.capture import Capture, capture, find_layers
-from attnprobe.capture.layers import unfused
-from attnprobe.core import fs
+from attnprobe.capturing import Capture, capture, find_layers
+from attnprobe.capturing.layers import unfused
 from attnprobe.core.maps import AttentionMaps, TokenGrid
+from attnprobe.io import fs
 from attnprobe.metrics import METRICS, measure
 from attnprobe.models import build_model
 from attnprobe.store import CapturePlan, MapWriter, shard

@@ -32,9 +32,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from attnprobe.core.images import InputSpec
-from attnprobe.core.run import Run
 from attnprobe.data import load_images
 from attnprobe.data.device_resident import DeviceResident
+from attnprobe.io.run import Run
 from attnprobe.models import build_model
 from attnprobe.models.describe import config_json
 from attnprobe.training import TrainConfig, evaluate, train

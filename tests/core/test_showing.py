@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from attnprobe.capture.certificate import Certificate, LayerProof
+from attnprobe.capturing.certificate import Certificate, LayerProof
 from attnprobe.core.maps import AttentionMaps, TokenGrid
-from attnprobe.core.run import Run
 from attnprobe.core.showing import table
+from attnprobe.io.run import Run
 from attnprobe.reports.verdict import verdict
 from attnprobe.training import TrainResult
 from tests.reports.formulas import examined

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from attnprobe.core.errors import InputError
 from attnprobe.core.maps import AttentionMaps, TokenGrid
 from attnprobe.metrics import measure, similar_blocks
-from attnprobe.metrics.bootstrap import interval_of_mean
 from attnprobe.metrics.similar_blocks import COMPARE, CURVE, _count_interval
+from attnprobe.stats.bootstrap import interval_of_mean
 from tests.metrics import naive
 
 

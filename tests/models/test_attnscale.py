@@ -2,7 +2,7 @@
 
 import torch
 
-from attnprobe.capture import record
+from attnprobe.capturing import record
 from attnprobe.models.variants.attnscale import AttnScale, AttnScaleViT
 from tests.models.remedies import (
     TINY,

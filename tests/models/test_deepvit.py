@@ -6,7 +6,7 @@ import pytest
 import timm
 import torch
 
-from attnprobe.capture import record
+from attnprobe.capturing import record
 from attnprobe.core.errors import InputError, ShapeError
 from attnprobe.models.variants.deepvit import DeepViT, ReAttention, ScaledBlock
 

@@ -7,7 +7,7 @@ import timm.layers
 import torch
 from torch import nn
 
-from attnprobe.capture import certify, record
+from attnprobe.capturing import certify, record
 from attnprobe.core.errors import InputError
 from attnprobe.models.variants.differential import DifferentialViT
 from tests.models.remedies import (

@@ -8,7 +8,7 @@ import transformers
 from safetensors.torch import save_file
 from torch import nn
 
-from attnprobe.capture import capture
+from attnprobe.capturing import capture
 from attnprobe.core.errors import CheckpointError, InputError
 from attnprobe.core.images import InputSpec
 from attnprobe.models import build_model, elsewhere, input_spec, load_model

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from attnprobe.capture import certify, record
+from attnprobe.capturing import certify, record
 from attnprobe.data.digits import digits
 from attnprobe.models import VARIANTS, build_model, input_spec
 

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from attnprobe.capture import certify
+from attnprobe.capturing import certify
 from attnprobe.models.variants.gated import GatedAttention, GatedViT
 from tests.models.remedies import (
     TINY,

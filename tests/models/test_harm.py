@@ -3,7 +3,7 @@ import pytest
 import torch
 from scipy.stats import entropy, spearmanr
 
-from attnprobe.capture import capture
+from attnprobe.capturing import capture
 from attnprobe.core.errors import InputError
 from attnprobe.core.evidence import Change
 from attnprobe.metrics import measure

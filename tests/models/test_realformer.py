@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from attnprobe.capture import certify, record
+from attnprobe.capturing import certify, record
 from attnprobe.core.errors import InputError
 from attnprobe.models.variants.realformer import RealFormer, ScoreCascade
 from tests.models.remedies import (

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from attnprobe.capture import certify, record
+from attnprobe.capturing import certify, record
 from attnprobe.core.errors import InputError, ShapeError
 from attnprobe.models.variants.refiner import DLA, Refiner
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from attnprobe.capture import record
+from attnprobe.capturing import record
 from attnprobe.models.variants.registers import REGISTERS
 from tests.models.remedies import TINY, assert_is_plain
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
 
-from attnprobe.capture import record
+from attnprobe.capturing import record
 from attnprobe.core.errors import InputError, ShapeError
 from attnprobe.models.initialisers import sinusoidal_positions
 from attnprobe.models.variants.structured import MIMETIC, STRUCTURED, StructuredViT

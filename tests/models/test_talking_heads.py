@@ -2,7 +2,7 @@
 
 import torch
 
-from attnprobe.capture import record
+from attnprobe.capturing import record
 from attnprobe.models.variants.talking_heads import TalkingHeads, TalkingHeadsViT
 from tests.models.remedies import (
     TINY,

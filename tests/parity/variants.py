@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from timm.layers import LayerNorm
 from torch import Tensor, nn
 
-from attnprobe.capture import record
+from attnprobe.capturing import record
 from attnprobe.models.variants.deepvit import DeepViT
 from attnprobe.models.variants.refiner import Refiner
 from attnprobe.models.variants.structured import StructuredViT

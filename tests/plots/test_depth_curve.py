@@ -5,9 +5,9 @@ import pytest
 from scipy import stats
 
 from attnprobe.core.errors import ShapeError
-from attnprobe.core.over_runs import Runs, estimate, scatter_of_mean
 from attnprobe.plots import depth_curve
 from attnprobe.plots.depth_curve import by_depth, by_depth_of_runs
+from attnprobe.stats.over_runs import Runs, estimate, scatter_of_mean
 from tests.reports.formulas import examined, layer_cosine, measurement, similar_blocks
 
 

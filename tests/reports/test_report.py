@@ -1,7 +1,7 @@
 import pytest
 
-from attnprobe.core import fs
 from attnprobe.core.errors import InputError, WorkError
+from attnprobe.io import fs
 from attnprobe.reports import write_report
 from tests.reports.formulas import examined
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from attnprobe.core import fs
 from attnprobe.core.maps import Outcome
+from attnprobe.io import fs
 from attnprobe.store import merge
 from tests.store.capturing import shrink_shards
 

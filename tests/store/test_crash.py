@@ -12,8 +12,8 @@ from collections import Counter
 import pytest
 import torch
 
-from attnprobe.core import fs
 from attnprobe.core.errors import InputError, WorkError
+from attnprobe.io import fs
 from attnprobe.store import open_maps, seal
 from attnprobe.store.parts import shard_path
 from tests.store.capturing import capture, forked, shrink_shards

@@ -5,8 +5,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from attnprobe.core import fs
 from attnprobe.core.errors import MapsFileError, WorkError
+from attnprobe.io import fs
 from attnprobe.store.history import read_history, write_history
 from tests.histories import history
 

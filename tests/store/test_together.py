@@ -8,10 +8,10 @@ from functools import partial
 import pytest
 import torch
 
-from attnprobe.core import fs
 from attnprobe.core.errors import InputError, InUse, MapsFileError
-from attnprobe.core.lock import FileLock
-from attnprobe.core.ranks import Claims, Rank, shared_out
+from attnprobe.io import fs
+from attnprobe.io.lock import FileLock
+from attnprobe.io.ranks import Claims, Rank, shared_out
 from attnprobe.store import SharedMapWriter, open_maps, parts, writer
 from tests.store.capturing import CERTIFICATE, plan_for
 

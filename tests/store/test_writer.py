@@ -5,10 +5,10 @@ import weakref
 import pytest
 import torch
 
-from attnprobe.core import fs
 from attnprobe.core.errors import InputError, InUse, MapsFileError, ShapeError, WorkError
-from attnprobe.core.lock import FileLock
 from attnprobe.core.maps import AttentionMaps, TokenGrid
+from attnprobe.io import fs
+from attnprobe.io.lock import FileLock
 from attnprobe.store import MapWriter, open_maps, writer
 from attnprobe.store.parts import shard_path
 from attnprobe.store.shard import Shard

@@ -15,11 +15,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from attnprobe.core.config import from_mapping
 from attnprobe.core.errors import CheckpointError, InputError, WorkError
 from attnprobe.core.images import InputSpec
-from attnprobe.core.run import Run, damaged_files
 from attnprobe.data import load_images
+from attnprobe.io.config import from_mapping
+from attnprobe.io.run import Run, damaged_files
 from attnprobe.models import build_model, load_model
 from attnprobe.models.describe import config_json
 from attnprobe.training import TrainConfig, evaluate, loop, pick_device, train
@@ -376,7 +376,7 @@ def test_a_full_disk_keeps_earlier_checkpoints(tmp_path, monkeypatch):
     result = run_training(tmp_path, config(epochs=1, warmup_epochs=0))
     kept = weights(result.run)
     monkeypatch.setenv("ATTNPROBE_FAULT", "reserve:2:ENOSPC")
-    monkeypatch.setattr("attnprobe.core.fs.matched", 0)
+    monkeypatch.setattr("attnprobe.io.fs.matched", 0)
     options = config(epochs=2, warmup_epochs=0)
     with pytest.raises(WorkError, match="no space left"):
         run_training(tmp_path, options)

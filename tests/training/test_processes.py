@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from attnprobe.core.run import Run
+from attnprobe.io.run import Run
 from attnprobe.training.processes import Processes
 from attnprobe.training.sync_bn import SharedBatchNorm
 from tests.training.test_loop import config, losses, run_training

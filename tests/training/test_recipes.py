@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from attnprobe.core.config import from_mapping
+from attnprobe.io.config import from_mapping
 from attnprobe.models import MODELS, build_model
 from attnprobe.training import RECIPES, TrainConfig, read_recipe
 from attnprobe.training.optimisation import build_optimizer, build_schedule

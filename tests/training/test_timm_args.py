@@ -4,8 +4,8 @@ from dataclasses import fields
 
 import pytest
 
-from attnprobe.core.config import from_mapping
 from attnprobe.core.errors import InputError
+from attnprobe.io.config import from_mapping
 from attnprobe.training import TrainConfig, read_recipe
 from attnprobe.training.timm_args import DEFAULTS, from_timm
 

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 COMMAND = """
 import sys
-from attnprobe import cli
+from attnprobe.cli import app as cli
 from attnprobe.view import answers
 answers.KEPT_BYTES = 1  # so that every question reads the file
 cli.main(["view", sys.argv[1], "--no-browser"])

@@ -1,0 +1,250 @@
+"""Is what we captured what the model computed?
+
+Question: trust the hooks, or prove them? Choice: prove them once per capture on the first images, per layer:
+the rows of the softmax sum to 1, A times V is what the layer passes on, and the model's output is what it
+is without us. A fused kernel that a hook missed, or a changed layer, fails here and not in a figure.
+"""
+
+import copy
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attnprobe.capturing.layers import unfused, unwrap
+from attnprobe.capturing.products import relative, softmax_of
+from attnprobe.capturing.recorder import MAPS, Recorder, factors_of
+from attnprobe.capturing.recording import Recording, computing, layers_to_hook
+from attnprobe.capturing.trail import unwatched
+from attnprobe.capturing.watch import Product, Watch
+from attnprobe.core.errors import CaptureError
+from attnprobe.core.maps import AttentionMaps
+from attnprobe.core.showing import line, table
+
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 5e-3}
+"""Largest allowed deviation, relative to the largest value compared; a wrong matrix is off by 0.1 and more."""
+
+AT_ONCE = 96 << 20
+"""Bytes of maps in one pass; longer sequences take several passes, a few layers each."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerProof:
+    """What was checked on one layer.
+
+    Attributes:
+        layer, route: which layer, read how.
+        row_sum_error: largest |row sum - 1| of its softmax; None where one map is made of several softmaxes.
+        value_error: largest |A V - what the layer computed| relative to the largest value; None where that does not
+            show.
+        rebuilt_error: largest |softmax of its scores, or of its queries times keys, - its softmax|; None where neither
+            was to be kept.
+    """
+
+    layer: str
+    route: str
+    row_sum_error: float | None
+    value_error: float | None
+    rebuilt_error: float | None = None
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Certificate:
+    """The proof that goes into the file and the report.
+
+    Attributes:
+        layers: one `LayerProof` each.
+        output_equal: the model's output with hooks equals the output without, bit for bit.
+        fused_difference: largest |output of the explicit softmax - output as the user runs it|, relative.
+        n_images: how many images it was checked on.
+        image_bytes: of the maps of one image, as the model computes them.
+    """
+
+    layers: tuple[LayerProof, ...]
+    output_equal: bool
+    fused_difference: float
+    n_images: int
+    image_bytes: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return asdict(self)
+
+    def facts(self) -> dict[str, object]:
+        """What a reader wants to know first, in words."""
+        routes = Counter(layer.route for layer in self.layers)
+        sums = [layer.row_sum_error for layer in self.layers if layer.row_sum_error is not None]
+        products = [layer.value_error for layer in self.layers if layer.value_error is not None]
+        rebuilt = [layer.rebuilt_error for layer in self.layers if layer.rebuilt_error is not None]
+        return {
+            "layers": len(self.layers),
+            "read at": ", ".join(f"{route} {count}" for route, count in routes.items()),
+            "rows of a softmax sum to 1 within": f"{max(sums):.0e}" if sums else "not checked",
+            "map times V is off by at most": f"{max(products):.0e}" if products else "not checked",
+            **({"softmax made again is off by at most": f"{max(rebuilt):.0e}"} if rebuilt else {}),
+            "output of the model as without hooks": "bit for bit" if self.output_equal else "within rounding",
+            "images checked": self.n_images,
+        }
+
+    def __repr__(self) -> str:
+        return line("Certificate", self.facts())
+
+    def _repr_html_(self) -> str:
+        return table("Certificate", self.facts())
+
+
+def certify(
+    model: nn.Module, pixels: Tensor, *, watch: bool | None = None, scores: bool = False, factors: bool = False
+) -> Certificate:
+    """Run the checks on `pixels` ([image, 3, row, col], two images are enough).
+
+    The model is watched besides: what was captured must be what went into each product with V, and there must be no
+    product that was not captured.
+
+    Args:
+        watch: as in `Recording`.
+        scores, factors: they are to be captured, too, and must give the softmax back.
+
+    Raises:
+        CaptureError: what would be captured is not what the model computes; names the layer.
+    """
+    inner = unwrap(model)
+    watch = True if scores or factors else watch
+    layers, watched = layers_to_hook(inner, watch)
+    routes = {layer.name: layer.route for layer in layers}
+    proofs: list[LayerProof] = []
+    n_bytes = 0
+    with computing(pixels.device):
+        as_run = _logits(inner(pixels))
+        with unfused(layers), unwatched() if watched else nullcontext():
+            hooked = unhooked = _logits(inner(pixels))
+        fused_difference = relative(as_run, unhooked)
+        if not (fused_difference <= TOLERANCE[as_run.dtype] or _is_rounding(inner, pixels, watch)):
+            raise _off("an explicit softmax", fused_difference, as_run.dtype)
+        with Recording(inner, MAPS, watch=watch, budget=AT_ONCE) as recorder:
+            while not proofs or recorder.first:  # as many layers at a time as fit
+                products: dict[str, Product] = {}
+                noting = partial(_note, recorder, products)
+                with Watch(inner, noting, check=True, scores=scores, factors=factors):
+                    hooked = _logits(inner(pixels))
+                error = relative(hooked, unhooked)
+                if not error <= TOLERANCE[hooked.dtype]:
+                    raise _off("hooks", error, hooked.dtype)
+                taken = recorder.take()
+                n_bytes += sum(maps.values.nbytes for maps in taken)
+                proofs += _proofs(taken, products, routes, factors, TOLERANCE[hooked.dtype])
+                taken = []
+    equal = bool(torch.equal(hooked.nan_to_num(), unhooked.nan_to_num())) and not relative(hooked, unhooked)
+    return Certificate(tuple(proofs), equal, fused_difference, len(pixels), n_bytes // len(pixels))
+
+
+def _note(recorder: Recorder, products: dict[str, Product], product: Product) -> None:
+    """Keep the product of a layer that is kept."""
+    if not recorder.knows(product.layer):
+        raise CaptureError(f"{product.layer} computes attention that no hook reads; capture with watch=True.")
+    if recorder.keeps(product.layer):
+        products.setdefault(product.layer, product)
+
+
+def _off(told: str, error: float, dtype: torch.dtype) -> CaptureError:
+    return CaptureError(
+        f"the model's output with {told} is off by {error:.1e} of its size (allowed {TOLERANCE[dtype]:.0e}); "
+        "is the model in eval mode, and deterministic?"
+    )
+
+
+def _is_rounding(model: nn.Module, pixels: Tensor, watch: bool | None) -> bool:
+    """Whether the fused and the explicit softmax of this model are one function, computed in float64 to tell.
+
+    Scores in the hundreds, such as those of nearly one-hot rows, make float32's rounding grow from layer to layer.
+    """
+    try:
+        model, pixels = copy.deepcopy(model).double().cpu(), pixels.double().cpu()
+        fused = _logits(model(pixels))
+        layers, watched = layers_to_hook(model, watch)
+        with unfused(layers), unwatched() if watched else nullcontext():
+            explicit = _logits(model(pixels))
+    except (RuntimeError, TypeError):  # a model that insists on its own precision
+        return False
+    return fused.dtype == torch.float64 and relative(fused, explicit) <= TOLERANCE[torch.float64]
+
+
+def _proofs(
+    taken: Sequence[AttentionMaps],
+    products: Mapping[str, Product],
+    routes: Mapping[str, str],
+    factors: bool,
+    tolerance: float,
+) -> Iterator[LayerProof]:
+    """One for every layer, in the order they ran as far as it is known."""
+    captured: dict[str, dict[str, Tensor]] = {}
+    for maps in taken:
+        for i, layer in enumerate(maps.layers):
+            captured.setdefault(layer, {})[maps.site] = maps.values[:, i]
+    for layer in [*products, *(name for name in captured if name not in products)]:
+        sites, product = captured[layer], products.get(layer)
+        row_sum_error = None
+        if "weights" in sites:
+            row_sum_error = _row_sum_error(layer, sites["weights"], max(tolerance, 1e-3))
+        value_error = None
+        if product is not None and product.error_of is not None:
+            used = sites["effective" if "effective" in sites else "weights"]
+            value_error = product.error_of(_unfolded_like(product.effective, used))
+            if not value_error <= tolerance:
+                raise CaptureError(
+                    f"{layer}: the captured map times V is off by {value_error:.1e} from what the layer computed "
+                    f"(allowed {tolerance:.0e}); its attention is not the captured matrix."
+                )
+        route = routes.get(layer) or (product.route if product else "functional")
+        rebuilt_error = None if product is None else _rebuilt_error(product, factors, tolerance)
+        yield LayerProof(layer, route, row_sum_error, value_error, rebuilt_error)
+
+
+def _row_sum_error(layer: str, weights: Tensor, tolerance: float) -> float:
+    """Largest |row sum - 1|; rows of zeros belong to queries that a mask lets look nowhere.
+
+    Rows that are not finite prove nothing and refute nothing; measurements count and name them.
+    """
+    sums = weights.float().sum(-1)
+    error = torch.where((sums == 0) | ~sums.isfinite(), 0, (sums - 1).abs()).max().item()
+    if not error <= tolerance:
+        raise CaptureError(
+            f"{layer}: rows of its softmax sum to 1 only within {error:.1e}; this layer is not a softmax."
+        )
+    return error
+
+
+def _rebuilt_error(product: Product, factors: bool, tolerance: float) -> float | None:
+    """Largest difference of a softmax and what is made of its scores, or of its queries and keys, where kept."""
+    weights, rebuilt = product.weights, []
+    if product.scores is not None:
+        rebuilt.append(softmax_of(product.scores))
+    if factors:
+        queries, keys = factors_of(product)
+        rebuilt.append(softmax_of(queries @ keys.mT).unsqueeze(1))
+    if weights is None or not rebuilt:
+        return None
+    error = max((again - weights).nan_to_num(nan=0.0).abs().max().item() for again in rebuilt)
+    if not error <= tolerance:
+        raise CaptureError(
+            f"{product.layer}: the softmax of what was captured is off by {error:.1e} from the layer's own (allowed "
+            f"{tolerance:.0e}); keep maps."
+        )
+    return error
+
+
+def _unfolded_like(maps: Tensor, captured: Tensor) -> Tensor:
+    """[image, head, window * query, key] -> [image, window, head, query, key]."""
+    return captured.unflatten(2, (maps.shape[1], maps.shape[3])).transpose(1, 2)
+
+
+def _logits(output: Any) -> Tensor:
+    """The first tensor of whatever a model returns."""
+    if isinstance(output, Mapping):
+        output = tuple(output.values())
+    return output if isinstance(output, Tensor) else _logits(output[0])

@@ -1,0 +1,270 @@
+"""What is kept of a forward pass, and how does it come out as maps?"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from attnprobe.capturing.buffers import BufferPool
+from attnprobe.capturing.calls import Call
+from attnprobe.capturing.kinds import Picture, kind_of, stage_names, unplaced
+from attnprobe.capturing.layers import (
+    AttentionLayer,
+    block_names,
+    hidden_kernel,
+    token_grid,
+)
+from attnprobe.capturing.selection import Selection
+from attnprobe.capturing.stage import Stage, StageKey
+from attnprobe.capturing.watch import Product, Watch
+from attnprobe.capturing.windows import in_picture
+from attnprobe.core.errors import CaptureError, InputError
+from attnprobe.core.maps import AttentionMaps, Outcome, TokenGrid
+from attnprobe.core.tap import Site
+
+MAPS: tuple[Site, ...] = ("weights", "effective")
+SITES: tuple[Site, ...] = (*MAPS, "scores")
+
+
+class Recorder:
+    """Collects the maps of one forward pass at a time; made by a `Recording`."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Sequence[AttentionLayer],
+        sites: Sequence[Site],
+        tokens: bool,
+        values: bool,
+        factors: bool,
+        unwindow: bool,
+        pool: BufferPool,
+        selection: Selection,
+        budget: int | None,
+    ) -> None:
+        self._selection, self._budget = selection, budget
+        self._model, self._layers, self._sites, self._wants_tokens = model, layers, tuple(sites), tokens
+        self._wants_values, self._wants_factors = values, factors
+        self._unwindow, self._pool = unwindow, pool
+        self._picture = Picture.of(model)
+        self._room: dict[StageKey, int] = {}
+        self._watch: Watch | None = None
+        self._first_module = ""
+        self.rest = 0
+        self._reset()
+
+    def _reset(self) -> None:
+        self._size: tuple[int, int] | None = None
+        self.first, self.rest = self.rest, 0
+        self._stages: dict[StageKey, Stage] = {}
+        self._fired: dict[str, tuple[Stage, int] | None] = {}  # None: not kept
+        self._bytes = 0
+        self._waiting: dict[str, list[tuple[Stage, int]]] = {}
+        if self._watch is not None:
+            self._watch.new_pass()
+
+    def forget(self) -> None:
+        """Drop what a forward pass left that did not end."""
+        self._reset()
+
+    def follow(self, watch: Watch) -> None:
+        """Who tells of products and calls in the passes to come."""
+        self._watch = watch
+
+    # --- what hooks on known layers tell -----------------------------------------------------------------------------
+
+    def see_pixels(self, pixels: Tensor) -> None:
+        """The images of this pass, [image, channel, row, col]."""
+        self._size = (pixels.shape[-2], pixels.shape[-1])
+
+    def keep(self, layer: str, site: str, matrix: Tensor) -> None:
+        """One layer's [image, head, query, key], at "weights" and then at "effective"."""
+        if site == "weights":
+            if layer in self._fired:
+                raise CaptureError(f"{layer} ran twice; call take() after each forward pass.")
+            if matrix.ndim != 4:
+                raise CaptureError(f"expected maps [image, head, query, key], got {tuple(matrix.shape)}.")
+            stage = self._stage("self", matrix, matrix.shape[2], len(self._layers), self._known_grid)
+            kept = self._has_room(stage, matrix)
+            self._fired[layer] = (stage, stage.add_weights(layer, matrix)) if kept else None
+        elif (place := self._fired[layer]) is not None:
+            place[0].add_effective(matrix)
+
+    def keep_tokens(self, layer: str, _block: nn.Module, _args: object, out: Any) -> None:
+        """The output of a known layer's block."""
+        out = out[0] if isinstance(out, tuple) else out  # a block may hand on more than its tokens
+        if not isinstance(out, Tensor) or out.ndim != 3:
+            raise CaptureError(f"the block of {layer} returns no [image, token, width] tensor.")
+        if (place := self._fired[layer]) is not None:
+            place[0].add_tokens(place[1], out)
+
+    # --- what watching tells -----------------------------------------------------------------------------------------
+
+    def see_call(self, call: Call) -> None:
+        """A module begins."""
+        assert self._watch is not None
+        if not self._watch.calls.running:
+            if self._fired and call.name == self._first_module:
+                raise CaptureError(f"{next(iter(self._fired))} ran twice; call take() after each forward pass.")
+            self._first_module = self._first_module if self._fired else call.name
+        if self._size is None and call.given is not None and call.given.ndim == 4:
+            self.see_pixels(call.given)
+
+    def see_product(self, product: Product) -> None:
+        """A map is multiplied with V, in a layer without hooks."""
+        layer = product.layer
+        for known in self._layers:
+            if layer == known.name or layer.startswith(f"{known.name}."):  # hooks have its maps
+                self._keep_values(self._fired.get(known.name), product)
+                return
+        kind = kind_of(product)
+        n_windows, _, n_queries, n_keys = product.effective.shape[1:]
+        n_tokens = product.value_shape[1] if kind == "channel" and n_queries == n_keys else n_windows * n_keys
+        grid = None if kind == "self" and product.pads(n_tokens) else self._picture.grid(n_tokens, self._size)
+        if self._unwindow and kind in ("window", "grid"):
+            kind, product = "self", in_picture(product, grid)
+        weights, folded = product.weights, _folded(product.effective)
+        size = n_tokens if kind == "channel" else folded.shape[2]
+        stage = self._stage(kind, folded, size, 4, lambda: grid or unplaced(n_tokens, kind))
+        if not self._has_room(stage, folded):
+            self._fired[layer] = None
+            return
+        if weights is None:
+            index = stage.add_effective_alone(layer, folded)
+        else:
+            index = stage.add_weights(layer, folded if weights is product.effective else _folded(weights))
+            stage.add_effective(folded)
+        if "scores" in self._sites:
+            if weights is None or product.scores is None:
+                raise CaptureError(
+                    f"{layer} has no scores: what its maps are made of is not one softmax, or is hidden."
+                )
+            stage.add_scores(_folded(product.scores))
+        if self._wants_factors:
+            stage.add_factors(index, *factors_of(product))
+        self._fired[layer] = (stage, index)
+        self._keep_values((stage, index), product)
+        if self._wants_tokens:
+            names = {call.name for call in product.calls}
+            block = next((name for name in block_names(layer) if name in names), "")
+            self._waiting.setdefault(block, []).append((stage, index))
+
+    def _keep_values(self, place: tuple[Stage, int] | None, product: Product) -> None:
+        """V of a layer that is kept and not cut in windows."""
+        if place is not None and product.value is not None and product.value.shape[1] == 1:
+            place[0].add_value_vectors(place[1], product.value[:, 0])
+
+    def see_return(self, call: Call, out: Any) -> None:
+        """A module ends; if it is the block of some layers, its output is their tokens."""
+        places = self._waiting.pop(call.name, [])
+        out = out[0] if isinstance(out, tuple) and out else out
+        if isinstance(out, Tensor) and out.ndim == 3:
+            for stage, index in places:
+                stage.add_tokens(index, out)
+
+    def _stage(self, kind: str, matrix: Tensor, size: int, room: int, grid: Callable[[], TokenGrid]) -> Stage:
+        heads, rows, columns = matrix.shape[1:]
+        key = (kind, size, heads, rows, columns)
+        if key not in self._stages:
+            room, chosen, where = self._room.get(key, room), self._selection, grid()
+            room = room if chosen.layers is None else min(room, len(chosen.layers))
+            if self._budget is not None:
+                room = min(room, max(1, self._budget // matrix.nbytes))
+            part = (chosen.heads_of(heads), chosen.queries_of(rows, kind, where))
+            self._stages[key] = Stage(kind, self._sites, self._pool, room, where, rows, *part)
+        return self._stages[key]
+
+    def _has_room(self, stage: Stage, matrix: Tensor) -> bool:
+        """Whether the layer that fires now is one that was chosen, and fits the budget."""
+        number = len(self._fired) + 1
+        wanted = self._selection.wants(number) and number >= self.first
+        full = self._budget is not None and self._bytes > 0 and self._bytes + matrix.nbytes > self._budget
+        if wanted and not full and not self.rest:
+            self._bytes += matrix.nbytes
+            return True
+        if wanted and not self.rest:
+            self.rest = number
+        stage.skip()
+        return False
+
+    def knows(self, layer: str) -> bool:
+        """Whether this layer fired."""
+        return layer in self._fired
+
+    def keeps(self, layer: str) -> bool:
+        """Whether it is kept."""
+        return self._fired.get(layer) is not None
+
+    def take(self, image_ids: Sequence[str] | None = None, outcome: Outcome | None = None) -> list[AttentionMaps]:
+        """The maps of the forward pass since the last take, stage by stage.
+
+        Of each stage those at "weights", then those at "effective" where that differs. A stage is all layers of one
+        kind and shape.
+
+        Args:
+            image_ids: one per image; "0", "1", ... if None.
+            outcome: labels and predictions to travel with them.
+
+        Raises:
+            CaptureError: there was no forward pass, some layer stayed silent, nothing in the model is attention
+                that can be seen, or no layer has the values asked for: never an empty result.
+        """
+        self._refuse_silence()
+        names = stage_names([key[:2] for key in self._stages])
+        taken = []
+        for name, (key, stage) in zip(names, self._stages.items(), strict=True):
+            if not stage.layers:
+                continue
+            self._room[key] = len(stage.layers)
+            taken += stage.maps(name, image_ids, outcome)
+        self._reset()
+        if self._wants_values and all(maps.value_vectors is None for maps in taken):
+            raise CaptureError("no values can be kept: the maps are of windows, or their V differ in shape by layer.")
+        return taken
+
+    def _known_grid(self) -> TokenGrid:
+        if self._size is None:
+            raise CaptureError("the images did not pass the model's patch_embed; run the whole model.")
+        return token_grid(self._model, self._size)
+
+    def _refuse_silence(self) -> None:
+        silent = [layer.name for layer in self._layers if layer.name not in self._fired]
+        if silent or (self._layers and self._size is None):
+            raise CaptureError(
+                f"{len(silent)} of {len(self._layers)} attention layers never fired: {', '.join(silent[:3])}. "
+                "Run the model inside `with record(...)`, once before each take()."
+            )
+        hidden = {} if self._watch is None else self._watch.silent
+        known = tuple(f"{layer.name}." for layer in self._layers)
+        hidden = {name: module for name, module in hidden.items() if not f"{name}.".startswith(known or "\0")}
+        if hidden:
+            raise hidden_kernel(*next(iter(hidden.items())))
+        missing = sorted(number for number in self._selection.layers or () if number > len(self._fired))
+        if self._fired and missing:
+            raise InputError(f"layer {missing[0]} was chosen, and the model has {len(self._fired)}.")
+        if not self._fired:
+            ran = self._watch is not None and self._watch.n_images
+            raise CaptureError(
+                f"no attention layer found in {type(self._model).__name__}: "
+                + ("it ran, and nothing it computed was a softmax times values." if ran else "it has not run yet.")
+            )
+
+
+def factors_of(product: Product) -> tuple[Tensor, Tensor]:
+    """Queries and keys of a layer, [image, head, token, width], from which its map can be made again.
+
+    Raises:
+        CaptureError: it cannot.
+    """
+    if product.factors is None or product.effective.shape[1] != 1:
+        raise CaptureError(
+            f"{product.layer}: its map is not known to be the softmax of queries times keys and nothing else; it has a "
+            "bias, a mask or windows, or is computed or changed step by step. Store maps."
+        )
+    queries, keys = product.factors
+    return queries[:, 0], keys[:, 0]
+
+
+def _folded(maps: Tensor) -> Tensor:
+    """[image, window, head, query, key] -> [image, head, window * query, key]; one window is not copied."""
+    return maps.transpose(1, 2).flatten(2, 3)

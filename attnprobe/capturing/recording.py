@@ -1,0 +1,153 @@
+"""Forward passes whose attention is kept, each in a context of its own."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import KW_ONLY, dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attnprobe.capturing.buffers import BufferPool
+from attnprobe.capturing.layers import AttentionLayer, known_layers, unfused, unheard, unwrap
+from attnprobe.capturing.recorder import SITES, Recorder
+from attnprobe.capturing.selection import Selection
+from attnprobe.capturing.watch import Watch
+from attnprobe.core.tap import Site
+
+
+@dataclass(eq=False)
+class Recording:
+    """The recording of a model's attention; the model is touched only while one of its passes runs.
+
+    `run` makes one forward pass recordable and leaves the process and the model as they were. For a pass of your own,
+    with gradients for instance, it is a context manager: `with record(m) as r: m(x); maps = r.take()`.
+
+    Args:
+        model: any module; compiled and parallel wrappers are looked into, and nothing runs compiled meanwhile. Its
+            modules are found now: weights may change between two passes, modules may not be exchanged.
+        sites: some of "weights", "effective" and "scores". Where a layer multiplies V with its softmax itself, the
+            first two are one matrix, delivered once as site "weights" with `is_effective=True`. Scores are what the
+            softmax is taken of: scaled, and with every bias and mask, -inf where a query may not look.
+        tokens: keep the output of each layer's block, too, where that is [image, token, width].
+        values: keep what each map multiplies, too, where maps are of the whole picture and not of windows.
+        factors: keep queries and keys, too, of maps that are the softmax of their product and nothing else.
+        watch: follow every call to PyTorch, which finds the attention of unknown code; True: of known code, too; None:
+            where it is needed, and for scores and factors.
+        unwindow: maps of windows as maps of the whole picture, zero outside the window; else [image, layer, head,
+            window * query, key], where row w * Q + i is query i of window w.
+        pool: where maps get their memory; one of this recording's own if None.
+        selection: layers, heads and queries to keep; all if None.
+        budget: bytes of maps to keep of one forward pass, and at least one layer; then `Recorder.rest` is the number of
+            the first layer left out, and the next pass begins there. No limit if None.
+
+    Attributes:
+        recorder: what the passes leave; `take()` the maps of each before the next one.
+
+    Raises:
+        CaptureError: (by `Recorder.take`) no attention layer can be read.
+        ValueError: an unknown site.
+    """
+
+    model: nn.Module
+    sites: Sequence[Site] | Site = "effective"
+    _: KW_ONLY
+    tokens: bool = False
+    values: bool = False
+    factors: bool = False
+    watch: bool | None = None
+    unwindow: bool = False
+    pool: BufferPool | None = None
+    selection: Selection | None = None
+    budget: int | None = None
+
+    def __post_init__(self) -> None:
+        self.sites = (self.sites,) if isinstance(self.sites, str) else tuple(self.sites)
+        if not self.sites or not set(self.sites) <= set(SITES):
+            raise ValueError(f"sites must be some of {SITES}, got {self.sites}.")
+        self.model = unwrap(self.model)
+        watch = True if self.factors or "scores" in self.sites else self.watch
+        self._layers, self.watch = layers_to_hook(self.model, watch)
+        kept = (self.tokens, self.values, self.factors, self.unwindow)
+        where = (self.pool or BufferPool(), self.selection or Selection(), self.budget)
+        self.recorder = Recorder(self.model, self._layers, self.sites, *kept, *where)
+        self._modules = list(self.model.modules())  # found once: a pass of a small model is as short as this takes
+        self._watch = self._told() if self.watch or self.values else None
+
+    def _told(self) -> Watch:
+        """What tells the recorder of calls and products."""
+        told: dict[str, Any] = {"on_enter": self.recorder.see_call, "on_leave": self.recorder.see_return}
+        told |= {"values": self.values, "scores": "scores" in self.sites, "factors": self.factors}
+        watch = Watch(self.model, self.recorder.see_product, **told)
+        self.recorder.follow(watch)
+        return watch
+
+    def run(self, pixels: Tensor) -> Any:
+        """The model's output of one forward pass in eval mode, which leaves its maps in `recorder`."""
+        with evaluating(self._modules), computing(pixels.device), self:
+            return self.model(pixels)
+
+    def __enter__(self) -> Recorder:
+        with ExitStack() as stack:
+            self._enter(stack)
+            self._entered = stack.pop_all()  # all or, after an exception, none
+        return self.recorder
+
+    def __exit__(self, *exc: Any) -> None:
+        self._entered.__exit__(*exc)
+
+    def _enter(self, stack: ExitStack) -> None:
+        """Hooks, switches and modes of one pass; the one that watches is entered last, or it would see the others."""
+        recorder = self.recorder
+        stack.enter_context(unfused(self._layers))
+        stack.enter_context(torch.compiler.set_stance("force_eager"))  # compiled code was traced without hooks
+        if self._layers:
+            patches: nn.Module = self.model.get_submodule("patch_embed")
+            see = patches.register_forward_pre_hook(lambda _m, args: recorder.see_pixels(args[0]))
+            stack.callback(see.remove)
+        for layer in self._layers:
+            for handle in layer.listen(partial(recorder.keep, layer.name)):
+                stack.callback(handle.remove)
+            if self.tokens:
+                handle = layer.block.register_forward_hook(partial(recorder.keep_tokens, layer.name))
+                stack.callback(handle.remove)
+        if self._watch is not None:
+            stack.enter_context(self._watch)
+
+
+record = Recording
+"""The name for a user's own passes: `with record(model) as recorder`."""
+
+
+def layers_to_hook(model: nn.Module, watch: bool | None) -> tuple[list[AttentionLayer], bool]:
+    """The layers read by hooks, and whether the model is watched besides; `watch` as in `Recording`."""
+    layers = [] if watch else known_layers(model)
+    return layers, unheard(model, layers) if watch is None else watch
+
+
+@contextmanager
+def computing(device: torch.device) -> Iterator[None]:
+    """No gradients, the model's own precision, nothing compiled.
+
+    Not `inference_mode`: a table that the model computes in this pass and keeps, of cosines and sines for instance,
+    could never take part in training again.
+    """
+    with torch.no_grad(), torch.autocast(device.type, enabled=False), torch.compiler.set_stance("force_eager"):
+        yield
+
+
+@contextmanager
+def evaluating(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Eval mode; each module's own mode is put back.
+
+    By the flags alone: `eval()` of some modules also changes weights, and their `train()` would have to undo that.
+    """
+    training = [module for module in modules if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

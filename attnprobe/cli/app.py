@@ -1,0 +1,136 @@
+"""The command line: one subcommand per pipeline function, no logic; torch loads only when a command runs.
+
+Data goes to stdout, progress and messages to stderr. Exit codes: 0 fine, 1 the work failed (disk full, memory),
+2 usage or bad input, 3 a condition of --fail-on holds, 75 stopped and resumable, 130 Ctrl-C.
+"""
+
+import os
+import signal
+import sys
+import textwrap
+import warnings
+from collections.abc import Callable
+from importlib.metadata import version
+from inspect import getdoc
+from typing import Any
+
+import tyro
+
+from attnprobe.cli.capture import capture, inspect
+from attnprobe.cli.prune import prune, verify_drops
+from attnprobe.cli.report import compare, plot, report, view
+from attnprobe.cli.tables import explain, list_, schema, verify
+from attnprobe.cli.train import demo, train
+from attnprobe.core.errors import AttnprobeError, InputError, Stopped, did_you_mean, stop_now
+from attnprobe.core.visible import visible
+
+DESCRIPTION = """Has my vision transformer's attention collapsed, and from which block on?
+
+Start with
+
+  $ attnprobe demo --fast
+  $ attnprobe capture RUN|CHECKPOINT|NAME --data FOLDER -o maps.h5
+  $ attnprobe report maps.h5
+"""
+
+
+COMMANDS: dict[str, Callable[..., Any]] = {
+    "demo": demo,
+    "train": train,
+    "inspect": inspect,
+    "capture": capture,
+    "report": report,
+    "compare": compare,
+    "verify-drops": verify_drops,
+    "prune": prune,
+    "plot": plot,
+    "view": view,
+    "list": list_,
+    "explain": explain,
+    "verify": verify,
+    "schema": schema,
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a command and end the process with its exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    signal.signal(signal.SIGTERM, stop_now)
+    if not sys.warnoptions:  # a user reads what we say, not what libraries tell developers
+        warnings.simplefilter("ignore")
+        warnings.filterwarnings("default", module=r"attnprobe\b")
+        warnings.showwarning = _warn
+    try:
+        if not arguments or arguments[0] in ("-h", "--help"):
+            print(_overview())
+            return
+        if arguments[0] == "--version":
+            print(f"attnprobe {version('attnprobe')}")
+            return
+        name = arguments[0]
+        if name not in COMMANDS:
+            raise InputError(f"no command {name!r}.{did_you_mean(name, COMMANDS)}")
+        tyro.cli(
+            COMMANDS[name],
+            prog=f"attnprobe {name}",
+            description=_description(COMMANDS[name]),
+            args=arguments[1:],
+            config=(tyro.conf.FlagCreatePairsOff,),
+        )
+    except (AttnprobeError, Stopped) as error:
+        _end(error, error.exit_code)
+    except KeyboardInterrupt:
+        _end("stopped; run the same command again to go on", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads us any more, as in `| head`
+        sys.exit(0)
+    except (MemoryError, OSError) as error:
+        _end(f"{type(error).__name__}: {error}; free some space or memory and run the same command again", 1)
+    except Exception as error:
+        if os.environ.get("ATTNPROBE_DEBUG"):
+            raise
+        _end(f"bug: {type(error).__name__}: {error} (ATTNPROBE_DEBUG=1 shows where; please report it)", 1)
+
+
+def _overview() -> str:
+    """What there is: the three commands to start with, then all, a line each."""
+    width = max(map(len, COMMANDS)) + 4
+    lines = [
+        textwrap.fill(
+            _paragraphs(command)[0], 80, initial_indent=f"  {name:{width - 2}}", subsequent_indent=" " * width
+        )
+        for name, command in COMMANDS.items()
+    ]
+    return "\n".join([DESCRIPTION, "All commands (attnprobe COMMAND --help says more):", "", *lines])
+
+
+def _description(command: Callable[..., Any]) -> str:
+    """What its help begins with, in lines for a terminal. Lines that begin with a letter tyro would join."""
+    lines: list[str] = []
+    for part in _paragraphs(command):
+        if part[0] == "$":
+            for example in part.splitlines():
+                lines.append("  " + " \\\n      ".join(textwrap.wrap(example, 74, break_on_hyphens=False)))
+        else:
+            lines += ["", textwrap.fill(part, 80, subsequent_indent="  ")]
+    return "\n".join(lines[1:])
+
+
+def _paragraphs(command: Callable[..., Any]) -> list[str]:
+    """The docstring up to the arguments."""
+    text, _, _ = (getdoc(command) or "?").partition("\nArgs:")
+    return [part if part[0] == "$" else " ".join(part.split()) for part in text.strip().split("\n\n")]
+
+
+def _warn(message: object, *_where: object, **_more: object) -> None:
+    print(f"attnprobe: {_one_line(message)}", file=sys.stderr)
+
+
+def _end(message: object, code: int) -> None:
+    print(f"attnprobe: {_one_line(message)}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _one_line(message: object) -> str:
+    """A message as one line; a control character from a file's content is spelt out, or it would move the cursor."""
+    return visible(" ".join(str(message).split()))

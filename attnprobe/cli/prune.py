@@ -1,0 +1,106 @@
+"""The commands that try a model without parts of it: verify-drops and prune."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+from attnprobe.cli.options import EVERY_IMAGE, NEWEST, Positional, Repeated, Short, Trial, Which
+
+
+def verify_drops(
+    model: Positional[Annotated[str, Short(metavar="MODEL")]],
+    maps: Path | None = None,
+    blocks: Annotated[str | None, Short(metavar="B,B")] = None,
+    heads: Annotated[str | None, Short(metavar="B:H,B:H")] = None,
+    metric: Repeated[tuple[str, ...]] = (),
+    tolerance: float = 0.02,
+    out: Annotated[Path | None, Short(aliases=["-o"])] = None,
+    trial: Trial = EVERY_IMAGE,
+    checkpoint: Which = NEWEST,
+) -> None:
+    """Is what a report calls similar or redundant not needed? Accuracy without it, alone and one after the other.
+
+    Each similar block uses the map of the block before, adds no attention, or is dropped; each redundant head is 0
+    (where heads are mixed after the softmax, its softmax map). Ends with what can go at that tolerance, and the command
+    that takes it out. One half of the images, or with --split train the training images, chooses what goes; all numbers
+    are of the others.
+
+    For example:
+
+    $ attnprobe verify-drops runs/vit
+    $ attnprobe verify-drops runs/vit --metric similar_blocks:tau=0.8 --tolerance 0.05 -o evidence
+    $ attnprobe verify-drops runs/vit --blocks 2,3,4 --heads 9:3,9:5
+    $ attnprobe verify-drops runs/vit --blocks all --heads all --split train
+
+    Args:
+        model: a run, a checkpoint, or the name of a model.
+        maps: the maps file that says what is similar; the run's own if not given.
+        blocks: others to try, counted from 1, instead of the report's; or all.
+        heads: others to try, as BLOCK:HEAD, instead of the report's; or all.
+        metric: similar_blocks or head_divergence with settings, as for report; repeat for both.
+        tolerance: how much accuracy the advice may cost; a larger loss must be excluded by the 95 % interval. 0.02 is
+            two percent.
+        out: folder for drops.csv and drops.json; nothing is written if not given.
+    """
+    from attnprobe.workflows import ablate as ablation
+    from attnprobe.workflows.prune import numbers_of, pairs_of
+
+    evidence, files = ablation.verify_drops(
+        checkpoint.of(model),
+        maps=maps,
+        blocks=blocks if blocks in (None, "all") else numbers_of(blocks),
+        heads=heads if heads in (None, "all") else pairs_of(heads),
+        metrics=metric,
+        tolerance=tolerance,
+        out=out,
+        **asdict(trial),
+    )
+    print(evidence)
+    for path in files:
+        print(path)
+
+
+def prune(
+    model: Positional[Annotated[str, Short(metavar="MODEL")]],
+    out: Annotated[Path, Short(aliases=["-o"])],
+    blocks: Annotated[str, Short(metavar="B,B")] = "",
+    heads: Annotated[str, Short(metavar="B:H,B:H")] = "",
+    finetune_epochs: int = 0,
+    set: Annotated[Repeated[tuple[str, ...]], Short(metavar="NAME=VALUE")] = (),
+    trial: Trial = EVERY_IMAGE,
+    checkpoint: Which = NEWEST,
+) -> None:
+    """A smaller checkpoint without some blocks and heads, which timm opens; prints what that costs and saves.
+
+    Measured on the images that did not choose what goes; the others choose the epoch of fine-tuning. Heads are
+    removed from blocks whose heads do not see each other; where a variant mixes them, it says so.
+
+    For example:
+
+    $ attnprobe prune runs/vit --blocks 12,14 -o runs/vit-smaller
+    $ attnprobe prune runs/vit --heads 9:3,9:5 --finetune-epochs 5 -o runs/vit-tuned
+    $ attnprobe prune vit_small_patch16_224 --blocks 11 --data path/to/images -o small
+
+    Args:
+        model: a run, a checkpoint, or the name of a model.
+        out: a new folder with model.safetensors and config.json; timm.create_model("local-dir:OUT") opens it, after
+            `import attnprobe.models` if the architecture is one of ours.
+        blocks: those to drop, counted from 1 as in reports.
+        heads: those to remove, as BLOCK:HEAD, both counted from 1 in the whole model.
+        finetune_epochs: train on by the run's recipe, with a tenth of its learning rate.
+        set: options of the fine-tuning that replace the recipe's; repeat for several.
+    """
+    from attnprobe.io.config import parse_settings
+    from attnprobe.workflows import prune as pruning
+
+    done = pruning.prune(
+        checkpoint.of(model),
+        out,
+        blocks=pruning.numbers_of(blocks),
+        heads=pruning.heads_of(heads),
+        finetune_epochs=finetune_epochs,
+        settings=parse_settings(set),
+        **asdict(trial),
+    )
+    print(done)
+    print(done.path)

@@ -1,0 +1,193 @@
+"""The commands that show maps: report, compare, plot and view."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from attnprobe.cli.options import Positional, Repeated, Short, show
+
+Format = Literal["html", "json", "csv", "md"]
+
+
+def report(
+    maps: Positional[Annotated[tuple[Path, ...], Short(metavar="MAPS|RUN")]],
+    out: Annotated[Path, Short(aliases=["-o"])] = Path("attnprobe-report"),
+    formats: tuple[Format, ...] = ("html", "json", "csv", "md"),
+    metric: Repeated[tuple[str, ...]] = (),
+    fail_on: Annotated[Repeated[tuple[str, ...]], Short(metavar="CONDITION")] = (),
+    verify_drops: bool = False,
+    tolerance: float = 0.02,
+    bar: Annotated[Repeated[tuple[str, ...]], Short(metavar="KIND=NUMBER")] = (),
+    data: str | None = None,
+    data_dir: Path | None = None,
+    group: Annotated[str | None, Short(metavar="REGEX")] = None,
+) -> None:
+    """Measure maps files or runs and report on all of them side by side.
+
+    For example:
+
+    $ attnprobe report runs/vit
+    $ attnprobe report runs/vit runs/deepvit -o comparison
+    $ attnprobe report maps.h5 --metric similar_blocks --metric row_entropy --formats json
+    $ attnprobe report maps.h5 --metric all --metric similar_blocks:center=mean
+    $ attnprobe report runs/vit --verify-drops
+    $ attnprobe report runs/vit --fail-on "repetition>3" --fail-on "accuracy<0.9"
+
+    Args:
+        maps: maps files, or runs that have one.
+        out: folder for report.html, measurements.json, measurements.csv and report.md.
+        formats: which of them to write.
+        metric: name of a metric (`attnprobe explain`), with settings as in similar_blocks:tau=0.8,compare=any; "all"
+            but the slow ones; "default". Repeat for several.
+        fail_on: end with exit code 3 where METRIC[.KEY][@SITE] OP NUMBER holds, such as similar_blocks.count.low>3 or
+            row_entropy.min<0.5, or a kind of collapse, such as near_uniform>0 (blocks) or oversmoothing.found==1.
+            Repeat for several.
+        verify_drops: measure the accuracy of each run without what is similar or redundant, as the command does.
+        tolerance: with --verify-drops, as there.
+        bar: from where on the verdict finds a kind of collapse, such as near_uniform=0.8. Repeat for several.
+        data: the images the maps are of, to show them, where they are not digits, fractals, or inside the run's folder.
+        data_dir: where that data set lives.
+        group: images that count once together: a regular expression whose part in brackets, searched in their ids
+            (paths in a folder), names the group, as in '^(.+)_' for photo7_0.png and photo7_1.png; their mean is one
+            observation.
+    """
+    from attnprobe.io.config import parse_settings
+    from attnprobe.io.reference import UserImages
+    from attnprobe.reports.gate import insist
+    from attnprobe.workflows import report as workflow
+
+    examined, files = workflow.report(
+        maps,
+        out=out,
+        formats=formats,
+        metrics=metric or None,
+        fail_on=fail_on,
+        verify=verify_drops,
+        tolerance=tolerance,
+        bars=parse_settings(bar),
+        user=UserImages(data, data_dir),
+        group=group,
+    )
+    show(examined, files)
+    outcomes = workflow.gate(examined, fail_on)
+    for outcome in outcomes:
+        print(outcome)
+    insist(outcomes)
+
+
+def compare(
+    maps: Positional[Annotated[tuple[str, ...], Short(metavar="MAPS|RUN|NAME=RUNS")]],
+    out: Annotated[Path, Short(aliases=["-o"])] = Path("attnprobe-comparison"),
+    table: Literal["papers", "summary"] = "papers",
+    metric: Repeated[tuple[str, ...]] = (),
+    match_heads: bool = False,
+    group: Annotated[str | None, Short(metavar="REGEX")] = None,
+) -> None:
+    """Runs, or methods of several runs, in one table for a paper, and where each differs from the first.
+
+    Single runs are compared on the images both saw, which says nothing of other seeds. NAME=PATTERN names the runs of a
+    method, two or more: intervals and tests are then over runs and images. Runs of other depth are compared at equal
+    relative depth. Prints the table as Markdown.
+
+    For example:
+
+    $ attnprobe compare "vit=runs/vit_s*" "deepvit=runs/deepvit_s*" -o comparison
+    $ attnprobe compare runs/vit runs/deepvit runs/refiner -o comparison
+    $ attnprobe compare a.h5 b.h5 --table summary --metric row_entropy --match-heads
+    $ attnprobe capture runs/vit/checkpoints/epoch-0005 --data digits -o epoch5.h5
+    $ attnprobe compare epoch5.h5 runs/vit -o since-epoch-5
+
+    Args:
+        maps: maps files, or runs that have one, or a name and a pattern of several; the first is what the others are
+            compared with. A name may be there again, with more runs.
+        out: folder for comparison.md, comparison.csv, comparison.tex (booktabs) and differences.csv (every cell); of
+            methods also depth.png.
+        table: parameters, accuracy and similar blocks, as the papers have it; or the summary of a report.
+        metric: as for report. Repeat for several.
+        match_heads: pair the heads of each block by their maps first; for models of equal depth and heads.
+        group: as for report: images that count once together.
+    """
+    from attnprobe.workflows import compare as comparison
+
+    how = {"table": table, "metrics": metric or None, "match_heads": match_heads, "group": group}
+    _, files = comparison.compare(maps, out=out, **how)
+    print(files[0].read_text(encoding="utf-8"), end="")
+    for path in files:
+        print(path)
+
+
+def plot(
+    maps: Positional[Annotated[tuple[str, ...], Short(metavar="MAPS|RUN|NAME=RUNS")]],
+    out: Annotated[Path, Short(aliases=["-o"])],
+    figure: Literal[
+        "layer_matrix",
+        "depth_curve",
+        "threshold_curve",
+        "similar_fraction",
+        "layer_head",
+        "head_scatter",
+        "head_grid",
+        "head_embedding",
+        "head_atlas",
+        "layer_key",
+        "attention_grid",
+        "filmstrip",
+        "onset",
+    ] = "layer_matrix",
+    metric: str | None = None,
+    width: str = "column",
+    data: str | None = None,
+    data_dir: Path | None = None,
+) -> None:
+    """Draw one figure of maps files or runs, as wide as a paper's column or page.
+
+    For example:
+
+    $ attnprobe plot runs/vit -o matrix.pdf
+    $ attnprobe plot runs/vit runs/deepvit --figure depth_curve --width text -o depth.pdf
+    $ attnprobe plot "vit=runs/vit_s*" "deepvit=runs/deepvit_s*" --figure depth_curve -o methods.pdf
+    $ attnprobe plot runs/vit --figure layer_head --metric effective_rank -o rank.png
+
+    Args:
+        maps: maps files, or runs that have one. Curves of several share one frame; others stand side by side. Of
+            NAME=PATTERN, the runs of a method, depth_curve draws each run, their mean and its interval.
+        out: the file; its ending says the format: .pdf, .svg, .png ...
+        figure: what to draw.
+        metric: what the figure shows (`attnprobe list metrics`), settings after a colon; the usual one if not given.
+        width: column (3.25 inches), text (6.875), or a number of inches.
+        data: the images that attention_grid shows, where they are not digits, fractals, or inside the run's folder.
+        data_dir: where that data set lives.
+    """
+    from attnprobe.io.reference import UserImages
+    from attnprobe.workflows.figure import draw
+
+    print(draw(maps, figure, out, metric=metric, width=width, user=UserImages(data, data_dir)))
+
+
+def view(
+    maps: Positional[Annotated[tuple[Path, ...], Short(metavar="MAPS|RUN")]],
+    port: int = 0,
+    no_browser: bool = False,
+    data: str | None = None,
+    data_dir: Path | None = None,
+) -> None:
+    """Look at the maps of a file of any size in a browser; served from this machine alone, until Ctrl-C.
+
+    Started in the background, as from a script, it does not see Ctrl-C: stop it with `kill PID` (SIGTERM). Exit code
+    130 after Ctrl-C, 75 after SIGTERM.
+
+    For example:
+
+    $ attnprobe view maps.h5
+    $ attnprobe view runs/vit runs/deepvit --no-browser
+
+    Args:
+        maps: maps files or runs; several are shown beside one another.
+        port: any that is free if not given.
+        no_browser: only print the address.
+        data: the images the maps are of, where they are not digits, fractals, or inside the run's folder.
+        data_dir: where that data set lives.
+    """
+    from attnprobe.io.reference import UserImages
+    from attnprobe.workflows import view as viewing
+
+    viewing.view(maps, port=port, browser=not no_browser, user=UserImages(data, data_dir))

@@ -1,0 +1,83 @@
+"""The commands that look something up: list, explain, schema and verify."""
+
+import importlib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from attnprobe.cli.options import Positional, Short
+
+
+def list_(what: Positional[Literal["variants", "models", "recipes", "data", "metrics", "plots"]]) -> None:
+    """Show what there is: variants, models, recipes, data sets, metrics or plots.
+
+    Args:
+        what: which table.
+    """
+    import attnprobe
+
+    if what == "variants":
+        from attnprobe.models.describe import variant_table
+
+        rows = variant_table()
+    else:
+        tables = {"models": "MODELS", "recipes": "RECIPES", "data": "DATASETS", "metrics": "METRICS", "plots": "PLOTS"}
+        table = getattr(attnprobe, tables[what])
+        more = importlib.import_module("attnprobe.metrics").DERIVED if what == "metrics" else {}
+        rows = [(name, _summary(thing)) for name, thing in (*table.items(), *more.items())]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _summary(thing: Any) -> str:
+    """What a table's entry says of itself in one line."""
+    return getattr(thing, "summary", None) or (getattr(thing, "function", thing).__doc__ or "").partition("\n")[0]
+
+
+def explain(metric: Positional[Annotated[str | None, Short(metavar="METRIC")]] = None) -> None:
+    """What a metric or a kind of collapse is: definition, source, bar, caveats. Without a name: all metrics.
+
+    For example:
+
+    $ attnprobe explain
+    $ attnprobe explain similar_blocks
+    $ attnprobe explain near_uniform
+
+    Args:
+        metric: its name, or that of a kind of collapse.
+    """
+    import inspect
+
+    from attnprobe.core.explanation import explanation
+    from attnprobe.metrics import DERIVED, METRICS
+    from attnprobe.metrics.head_types import rules_in_words
+    from attnprobe.reports.kinds import NAMES, kind_named
+
+    if metric is None:
+        list_("metrics")
+    elif metric in NAMES:
+        print(kind_named(metric).explanation)
+    elif metric in DERIVED:
+        print(rules_in_words() if metric == "head_types" else inspect.getdoc(DERIVED[metric]))
+    else:
+        print(explanation(METRICS[metric]))
+
+
+def schema() -> None:
+    """Print the JSON Schema of a report's measurements.json."""
+    from attnprobe.reports.json_report import SCHEMA
+
+    print(SCHEMA.read_text(), end="")
+
+
+def verify(maps: Positional[Annotated[Path, Short(metavar="MAPS")]]) -> None:
+    """Check every byte of a maps file against its checksum.
+
+    Args:
+        maps: a maps file or a folder of shards.
+    """
+    from attnprobe.store import open_maps
+
+    reader = open_maps(maps)
+    reader.verify()
+    print(f"{maps}: {len(reader)} images, every checksum right")

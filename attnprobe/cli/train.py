@@ -1,0 +1,77 @@
+"""The commands that train: demo and train."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+from attnprobe.cli.options import Positional, Repeated, Short, show
+
+
+def demo(
+    out: Annotated[Path, Short(aliases=["-o"])] = Path("attnprobe-demo"),
+    fast: bool = False,
+) -> None:
+    """Digits -> train ViT-16 and DeepViT-16 -> capture both -> a report of the two side by side. Needs no network.
+
+    Run again, it goes on where it was stopped.
+
+    For example:
+
+    $ attnprobe demo
+    $ attnprobe demo --fast -o /tmp/demo
+
+    Args:
+        out: folder for the two runs and the report.
+        fast: train for a few epochs only; the report says so.
+    """
+    from attnprobe.workflows import demo as workflow
+
+    show(*workflow.demo(out, fast=fast))
+
+
+def train(
+    recipe: Positional[Annotated[str, Short(metavar="RECIPE")]],
+    out: Annotated[Path, Short(aliases=["-o"])],
+    seeds: Annotated[str, Short(metavar="0-4|0,3,7")] = "",
+    data_dir: Path | None = None,
+    set: Annotated[Repeated[tuple[str, ...]], Short(metavar="NAME=VALUE")] = (),
+    auto_batch: bool = False,
+    ignore_unknown: bool = False,
+) -> None:
+    """Train a model; the same command goes on where a stopped run ended.
+
+    For example:
+
+    $ attnprobe train digits_vit_16 -o runs/vit
+    $ attnprobe train digits_deepvit_16 -o runs/deep --set epochs=10 --set lr=1e-3
+    $ attnprobe train digits_vit_16 --seeds 0-4 -o runs/vit
+    $ attnprobe train args.yaml -o runs/mine --data-dir ~/images
+    $ torchrun --nproc-per-node 4 -m attnprobe train deepvit_32 --data-dir ~/imagenet -o runs/deepvit_32
+
+    Args:
+        recipe: name of a shipped recipe (`attnprobe list recipes`), or a YAML file of ours or for timm's train.py.
+        out: the run's directory; with --seeds what their names begin with: runs/vit_s0, runs/vit_s1 ...
+        seeds: of several runs that differ in nothing else, one after the other; then compare "vit=runs/vit_s*".
+        data_dir: where the data set lives.
+        set: an option that replaces the recipe's, named as in timm's train.py; repeat for several.
+        auto_batch: work on parts of a batch that does not fit into memory; the recipe stays the same.
+        ignore_unknown: leave out options of the file that nobody knows.
+    """
+    from attnprobe.io.config import parse_settings
+
+    settings = parse_settings(set) | ({"data_dir": str(data_dir)} if data_dir else {})
+    settings |= {"auto_batch": True} if auto_batch else {}
+    if seeds:
+        from attnprobe.workflows.train import seeds_of, train_seeds
+
+        results = train_seeds(recipe, out, seeds_of(seeds), settings=settings, ignore_unknown=ignore_unknown)
+    else:
+        from attnprobe.workflows import train as workflow
+
+        results = [workflow.train(recipe, out, settings=settings, ignore_unknown=ignore_unknown)]
+    for result in results:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"{result.run.path}: top-1 {result.top1:.2%} after {len(result.log)} epochs, "
+                  f"best {result.best:.2%} at epoch {result.best_epoch}", flush=True)  # fmt: skip
+            for warning in result.warnings:
+                print(f"{result.run.path}: {warning}")

@@ -1,0 +1,115 @@
+"""Images that a file names: what a maps file or a run may open by itself, and what only the user may.
+
+A maps file says which images it is about, and a run which it learnt from. Both come from elsewhere as often as not, and
+a data set's name chooses code: webdataset hands a URL to a shell, torchvision unpickles, a folder may be anybody's
+photographs, which a report would embed. So a file opens only what needs nothing from this machine (digits, fractals of
+a bounded number) and what came with it (a folder inside the run's own folder). Everything else the user names.
+"""
+
+import os
+import re
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from attnprobe.core.errors import InputError
+from attnprobe.core.visible import visible
+from attnprobe.io.config import from_mapping
+
+MAX_CLASSES, MAX_IMAGES = 1_000, 100_000
+"""Fractals that a file may ask for: their classes take seconds to draw, their ids 10 MB."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageReference:
+    """Images by name, as `load_images` takes them.
+
+    Attributes:
+        data, split: which set, and which part of it.
+        data_dir: where it lies; None for the set's own place.
+        images: a class-balanced subset of this many; None for all.
+    """
+
+    data: str
+    split: str = "val"
+    data_dir: str | None = None
+    images: int | None = None
+
+    @classmethod
+    def from_file(cls, values: Any, source: str) -> "ImageReference":
+        """What a file holds, its types checked.
+
+        Raises:
+            InputError: anything but names and a number.
+        """
+        if not isinstance(values, Mapping):
+            raise InputError(f"{source}: expected the names of its images, got {type(values).__name__}.")
+        return from_mapping(cls, values, source=source)
+
+
+@dataclass(frozen=True, slots=True)
+class UserImages:
+    """Where the user says the images are, on the command line or in a call; None for nothing said."""
+
+    data: str | None = None
+    data_dir: Path | None = None
+
+
+NOT_SAID = UserImages()
+
+
+def allowed(values: Any, source: str, home: Path | None, user: UserImages = NOT_SAID) -> ImageReference:
+    """The images that a file names, or that the user names in their place.
+
+    Args:
+        values: as `ImageReference`, from the file that messages call `source`.
+        home: the folder of the run that the file belongs to; None if it belongs to none.
+
+    Raises:
+        InputError: no such values, or a set that only the user may choose.
+    """
+    reference = ImageReference.from_file(values, source)
+    folder = reference.data_dir if user.data_dir is None else str(user.data_dir)
+    if user.data is not None:
+        folder = None if user.data_dir is None else folder
+        return replace(reference, data=user.data, data_dir=folder)
+    reference = replace(reference, data_dir=folder)
+    if reference.data == "folder" and user.data_dir is not None:
+        return reference
+    return _harmless(reference, home)
+
+
+def _harmless(reference: ImageReference, home: Path | None) -> ImageReference:
+    """The images of a file, if it may choose them; a folder by its whole path, which is the name of nothing else.
+
+    Raises:
+        InputError: it may not.
+    """
+    name = reference.data
+    if name == "digits":
+        return reference
+    if fractals := re.fullmatch(r"fractals(?::(\d{1,9})(?::(\d{1,9}))?)?", name):
+        classes, per_class = int(fractals[1] or 20), int(fractals[2] or 500)
+        most = classes * per_class if reference.images is None else min(classes * per_class, reference.images)
+        if classes <= MAX_CLASSES and most <= MAX_IMAGES:
+            return reference
+    folder = Path(os.path.expanduser(reference.data_dir if name == "folder" and reference.data_dir else name))
+    if home is not None and folder.is_dir() and _keeps_inside(folder, home):
+        return replace(reference, data=str(folder.resolve()), data_dir=None)
+    where = "" if reference.data_dir is None else f" --data-dir {shlex.quote(reference.data_dir)}"
+    raise InputError(
+        f"the images are {visible(name)!r}, which a file does not get to open by itself (only digits, at most "
+        f"{MAX_IMAGES:,} fractals, and folders inside the run are). If you trust it, name them: "
+        f"--data {shlex.quote(name)}{where}"
+    )
+
+
+def _keeps_inside(folder: Path, home: Path) -> bool:
+    """Whether a folder lies in `home` and no link in it leads away."""
+    real = folder.resolve()
+    if not real.is_relative_to(home.resolve()):
+        return False
+    inside = (os.path.join(here, name) for here, folders, files in os.walk(real) for name in (*folders, *files))
+    return not any(map(os.path.islink, inside))

@@ -1,0 +1,73 @@
+"""How much do two kernels over the same samples agree?
+
+The Hilbert-Schmidt independence criterion with linear kernels, the numerator of centred kernel alignment (CKA). As an
+average over minibatches before the division it has no bias from their size: Nguyen et al. 2021, arXiv:2010.15327. Here
+one image is one minibatch and its tokens are the samples.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from attnprobe.core.errors import InputError, check_choice
+from attnprobe.metrics.engine.gram import half_products
+from attnprobe.metrics.engine.token_vectors import ROUNDING
+
+ESTIMATORS = ("unbiased", "biased")
+
+
+def gram(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Inner products of samples whose mean is taken off; zero where features are constant up to rounding.
+
+    Args:
+        features: [..., sample, feature].
+
+    Returns:
+        As `half_products`: [..., sample, sample] below the diagonal, and the diagonal [..., sample].
+    """
+    size = torch.linalg.vector_norm(features.flatten(-2), dim=-1)
+    below, diagonal = half_products(features - features.mean(-2, keepdim=True))
+    constant = diagonal.sum(-1).sqrt() <= size * ROUNDING * torch.finfo(features.dtype).eps
+    if constant.any():
+        below, diagonal = below.clone(), diagonal.clone()
+        below[constant], diagonal[constant] = 0, 0
+    return below, diagonal
+
+
+def hsic(below: Tensor, diagonal: Tensor, estimator: str) -> Tensor:
+    """HSIC of every pair of kernels, up to a factor that is the same for all.
+
+    estimator="unbiased": the U-statistic of Song et al. 2012. For kernels of n centred samples, whose rows sum to 0,
+    its three terms become, with K' the kernel without its diagonal k:
+
+        <K', L'> - 2 <k, l> / (n - 2) + sum(k) sum(l) / ((n - 1) (n - 2))
+
+    "biased": <K, L>, the diagonal included.
+
+    Args:
+        below: [..., kernel, sample, sample], kernels of centred samples below their diagonal.
+        diagonal: [..., kernel, sample].
+        estimator: "unbiased" or "biased".
+
+    Returns:
+        [..., kernel, kernel].
+
+    Raises:
+        InputError: an unknown estimator, or fewer than the 4 samples that "unbiased" needs.
+    """
+    check_choice("estimator", estimator, ESTIMATORS)
+    n, flat = diagonal.shape[-1], below.flatten(-2)
+    apart, alone = 2 * flat @ flat.mT, diagonal @ diagonal.mT
+    if estimator == "biased":
+        return apart + alone
+    if n < 4:
+        raise InputError(f"{n} tokens are too few for the unbiased HSIC, which needs 4: set estimator='biased'.")
+    trace = diagonal.sum(-1, keepdim=True)
+    return apart - 2 / (n - 2) * alone + trace @ trace.mT / ((n - 1) * (n - 2))
+
+
+def normalised(mean: np.ndarray, n_images: int = 0) -> np.ndarray:
+    """Mean HSIC [..., kernel, kernel] -> CKA: divided by the root of the two kernels' own; 0 where one is zero."""
+    own = np.diagonal(mean, axis1=-2, axis2=-1)
+    size = np.sqrt(own[..., :, None]) * np.sqrt(own[..., None, :])
+    return np.where(size == 0, 0.0, mean / np.where(size == 0, 1.0, size))

@@ -1,0 +1,307 @@
+"""How does a stream of attention maps become measurements?"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from attnprobe.core.errors import InputError, ShapeError
+from attnprobe.core.explanation import explanation
+from attnprobe.core.maps import AttentionMaps, uniform_maps
+from attnprobe.core.measurement import Measurement, Metric
+from attnprobe.core.tap import Site
+from attnprobe.metrics.engine.choose import choose
+from attnprobe.metrics.engine.collected import Collected
+from attnprobe.metrics.engine.not_finite import maps_not_finite
+from attnprobe.metrics.engine.units import Units, with_units
+from attnprobe.stats.bootstrap import interval_of_function, interval_of_mean
+from attnprobe.stats.interval import within
+
+PIECE_BYTES = 16 * 2**20
+"""Maps that go through a metric at once on a CPU, in float32; its temporaries are of that size."""
+
+ROWS_OFF = 0.02
+"""What rounding to bfloat16 or float16 can at most do to a sum of a row."""
+
+NAMED = 3
+"""Maps that are not finite are named up to this many."""
+
+
+def measure(
+    chunks: Iterable[AttentionMaps],
+    metrics: Sequence[Metric | str] | None = None,
+    *,
+    bootstrap: int = 1000,
+    seed: int = 0,
+    baselines: Mapping[str, Iterable[AttentionMaps]] | None = None,
+    group: str | None = None,
+) -> dict[str, Measurement]:
+    """Measure a stream of attention maps; memory does not grow with the number of images.
+
+    Images with equal pixels are counted once; see `units`.
+
+    Args:
+        chunks: maps of some images each, of any number of stages and sites; read once, in float32 (float64 stays).
+            A chunk may reuse its memory once the next one is asked for.
+        metrics: what to measure, metrics or names, see `choose`; None for those of `DEFAULT` that have a meaning on
+            the maps.
+        bootstrap: resamples of the images for the 95 % intervals; 0 for the normal approximation, which also serves
+            where a metric has more than 128 MiB of values.
+        seed: of the resampling, the same for all metrics.
+        baselines: maps to compare with, such as {"untrained": chunks}, measured in the same way. "uniform" attention
+            is always added to metrics of maps.
+        group: a regular expression whose first group, searched in the image ids, names what counts once: the mean over
+            such images is one observation. An id without a match is a group of its own.
+
+    Returns:
+        {name: Measurement}, named after the metric. Where a metric was measured at two sites of one stage, the plain
+        name is what multiplies V and the other is "name@weights"; stages but "trunk" are named "stage/name".
+        Metrics of tokens alone are measured once per stage.
+
+    Raises:
+        InputError: no maps, a metric asked for that none of them suits, or two metrics of one name.
+        ShapeError: chunks of one stage and site differ in more than their images, a baseline has another shape, or a
+            metric did not return what its axes promise.
+    """
+    wanted, required = choose(metrics)
+    if bootstrap < 0:
+        raise InputError(f"bootstrap={bootstrap} must be the number of resamples, 0 or more.")
+    places = collect(chunks, wanted)
+    others = {name: collect(maps, wanted) for name, maps in (baselines or {}).items()}
+    return summarise(places, wanted, required, bootstrap, seed, others, group)
+
+
+def summarise(
+    places: "list[Place]",
+    wanted: Sequence[Metric],
+    required: frozenset[str],
+    bootstrap: int,
+    seed: int,
+    baselines: "Mapping[str, list[Place]]",
+    group: str | None = None,
+) -> dict[str, Measurement]:
+    """What was collected as measurements; arguments and errors as in `measure`."""
+    _check_measured(places, wanted, required)
+    result = _measurements(places, wanted, bootstrap, seed, group)
+    for name, others in baselines.items():
+        other = _measurements(others, wanted, bootstrap, seed, group)
+        for key in result.keys() & other.keys():
+            bare = replace(other[key], baselines={})
+            if bare.mean.shape != result[key].mean.shape:
+                raise ShapeError(
+                    f"baseline {name!r} has {key} of {bare.mean.shape}, the maps {result[key].mean.shape}; "
+                    "a baseline needs the same number of layers and heads."
+                )
+            result[key] = replace(result[key], baselines={**result[key].baselines, name: bare})
+    return result
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What was collected at one site of one stage; `uniform` has the shape, grid and kind of its maps."""
+
+    stage: str
+    site: Site
+    is_effective: bool
+    stochastic: bool
+    uniform: AttentionMaps
+    refusals: dict[str, str]
+    collected: dict[str, Collected]
+    image_ids: list[str]
+    not_finite: list[str]
+    pixels: list[int]
+
+    @classmethod
+    def of(cls, maps: AttentionMaps, metrics: Sequence[Metric]) -> "Place":
+        refusals = {metric.name: metric.refusal(maps) for metric in metrics}
+        collected = {name: Collected() for name, refusal in refusals.items() if not refusal}
+        about = (maps.stage, maps.site, maps.is_effective, maps.stochastic)
+        return cls(*about, uniform_maps(maps), refusals, collected, [], [], [])
+
+    def check_same(self, maps: AttentionMaps) -> None:
+        """Raises ShapeError if these maps cannot be averaged with the earlier ones."""
+        earlier = (tuple(self.uniform.values.shape[1:]), self.uniform.grid, self.stochastic, self.is_effective)
+        now = (tuple(maps.values.shape[1:]), maps.grid, maps.stochastic, maps.is_effective)
+        if earlier != now:
+            raise ShapeError(
+                f"all {self.stage} maps at site {self.site!r} must be alike: (layer, head, query, key), grid, "
+                f"stochastic and is_effective were {earlier}, now {now}. Measure different models one by one."
+            )
+
+
+def collect(chunks: Iterable[AttentionMaps], metrics: Sequence[Metric]) -> list[Place]:
+    """Run the metrics over all chunks."""
+    places: dict[tuple[str, Site], Place] = {}
+    for chunk in chunks:
+        if chunk.n_images == 0:
+            continue
+        place = places.get((chunk.stage, chunk.site))
+        if place is None:
+            seen = {name for other in places.values() if other.stage == chunk.stage for name in other.collected}
+            new = [metric for metric in metrics if "maps" in metric.parameters or metric.name not in seen]
+            place = places[chunk.stage, chunk.site] = Place.of(chunk, new)
+        place.check_same(chunk)
+        if not place.image_ids:
+            _check_rows(chunk)
+        place.image_ids.extend(chunk.image_ids)
+        place.pixels.extend([0] * chunk.n_images if chunk.pixels is None else chunk.pixels.tolist())
+        suited = [metric for metric in metrics if metric.name in place.collected]
+        with torch.inference_mode():
+            for piece in _pieces(chunk):
+                whole = [place.collected[metric.name].add(_values(metric, piece)) for metric in suited]
+                if suited and not (finite := np.logical_and.reduce(whole)).all():
+                    place.not_finite.extend(maps_not_finite(piece, ~finite, NAMED - len(place.not_finite)))
+            del piece
+        del chunk  # its memory is free for the next one, which is computed when the loop asks for it
+    if not places:
+        raise InputError("no attention maps to measure: the stream of chunks was empty.")
+    return list(places.values())
+
+
+def _check_rows(maps: AttentionMaps) -> None:
+    """Raises InputError if maps that are called stochastic are not, by the first image; what is not finite may be."""
+    if not maps.stochastic:
+        return
+    for layer in maps.values[0]:
+        sums = layer.sum(-1, dtype=torch.float32)
+        known = sums.isfinite()
+        if not known.any():
+            continue
+        low, high, smallest = (float(x) for x in (*sums[known].aminmax(), layer.amin(-1)[known].min()))
+        if low < 1 - ROWS_OFF or high > 1 + ROWS_OFF or smallest < -ROWS_OFF:
+            raise InputError(
+                f"rows of the {maps.stage} maps at site {maps.site!r} must be non-negative and sum to 1: they sum to "
+                f"{low:.3g} to {high:.3g}, and the smallest entry is {smallest:.3g}. If they are not what a softmax "
+                "put out, say AttentionMaps(..., stochastic=False)."
+            )
+
+
+def _pieces(maps: AttentionMaps) -> Iterator[AttentionMaps]:
+    """The maps in working precision, a few images at a time on a CPU."""
+    wide = maps.values.dtype == torch.float64
+    bytes_per_image = maps.values[0].numel() * (8 if wide else 4)
+    step = max(1, PIECE_BYTES // bytes_per_image) if maps.values.is_cpu else maps.n_images
+    for start in range(0, maps.n_images, step):
+        piece = maps.images(start, min(start + step, maps.n_images))
+        tokens, vectors = (None if x is None else _working(x) for x in (piece.tokens, piece.value_vectors))
+        yield replace(piece, values=_working(piece.values), tokens=tokens, value_vectors=vectors)
+
+
+def _working(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def _values(metric: Metric, piece: AttentionMaps) -> np.ndarray:
+    """[image, *axes] on the host, in memory of its own; in the precision of the maps, also where autocast is on."""
+    with torch.autocast(piece.values.device.type, enabled=False):
+        values = metric.per_image(piece)
+    shaped = values.ndim == 1 + len(metric.axes) or metric.from_mean is not None
+    if not shaped or len(values) != piece.n_images:
+        raise ShapeError(
+            f"metric {metric.name!r} must return [image, {', '.join(metric.axes)}] for {piece.n_images} images, "
+            f"got {tuple(values.shape)}."
+        )
+    return _working(values).cpu().numpy().copy()
+
+
+def _check_measured(places: list[Place], metrics: Sequence[Metric], required: frozenset[str]) -> None:
+    """Raises InputError if a metric was asked for in vain, or if there is nothing at all."""
+    for metric in metrics:
+        if any(metric.name in place.collected for place in places):
+            continue
+        reasons = [f"{p.stage} at site {p.site!r}: {p.refusals[metric.name]}" for p in places]
+        if metric.name in required:
+            raise InputError(f"metric {metric.name!r} has no meaning on these maps. {'; '.join(reasons)}.")
+    if not any(place.collected for place in places):
+        raise InputError(f"none of {len(metrics)} metrics has a meaning on these maps; capture site='weights'.")
+
+
+def _measurements(
+    places: list[Place], metrics: Sequence[Metric], bootstrap: int, seed: int, group: str | None
+) -> dict[str, Measurement]:
+    """Name every series and summarise it."""
+    result = {}
+    units = {(place.stage, place.site): Units.of(place.image_ids, place.pixels, group) for place in places}
+    for stage in dict.fromkeys(place.stage for place in places):
+        for metric in metrics:
+            measured = [place for place in places if place.stage == stage and metric.name in place.collected]
+            measured.sort(key=lambda place: not place.is_effective)  # stable: first come, first named
+            for rank, place in enumerate(measured):
+                name = metric.name if rank == 0 else f"{metric.name}@{place.site}"
+                key = name if stage == "trunk" else f"{stage}/{name}"
+                its = units[stage, place.site]
+                of_units = its.collected(place.collected[metric.name])
+                named = replace(place, image_ids=list(its.ids))
+                m = with_units(_measurement(named, metric, of_units, bootstrap, seed), its, group)
+                result[key] = replace(m, baselines=_uniform_baseline(place, metric, bootstrap, seed))
+    return result
+
+
+def _uniform_baseline(place: Place, metric: Metric, bootstrap: int, seed: int) -> dict[str, Measurement]:
+    """The metric on one image of uniform attention, if it is a metric of maps."""
+    if "maps" not in metric.parameters or not metric.accepts(place.uniform):
+        return {}
+    collected = Collected()
+    with torch.inference_mode():
+        whole = replace(place.uniform, values=place.uniform.values.contiguous())
+        collected.add(_values(metric, whole))
+    about = replace(place, site="weights", is_effective=True, stochastic=True, image_ids=["uniform"], not_finite=[])
+    return {"uniform": _measurement(about, metric, collected, bootstrap, seed)}
+
+
+def _measurement(place: Place, metric: Metric, collected: Collected, bootstrap: int, seed: int) -> Measurement:
+    settings = metric.all_settings
+    interval, mean, std, ci = _mean_and_interval(metric, collected, bootstrap, seed)
+    value_range = metric.value_range
+    if metric.narrow_range is not None:
+        value_range = metric.narrow_range(stochastic=place.stochastic or "renormalize" in settings, **settings)
+    labels = {axis: kept for axis, kept in place.uniform.part.numbers.items() if axis in metric.axes}
+    m = Measurement(
+        metric=metric.name,
+        site=place.site,
+        stage=place.stage,
+        is_effective=place.is_effective,
+        axes=metric.axes,
+        value_range=value_range,
+        unit=metric.unit,
+        mean=mean,
+        std=std,
+        ci=ci,
+        n_images=collected.n_images,
+        n_excluded=collected.n_excluded,
+        settings={
+            **settings,
+            **place.uniform.part.settings,
+            "interval": interval,
+            "bootstrap": bootstrap,
+            "bootstrap_seed": seed,
+        },
+        coords={**labels, **(metric.coords(grid=place.uniform.grid, **settings) if metric.coords else {})},
+        per_image=collected.per_image,
+        image_ids=() if collected.per_image is None else tuple(place.image_ids),
+        from_mean=metric.from_mean,
+        explanation=explanation(metric),
+        not_finite=tuple(place.not_finite),
+    )
+    return replace(m, summary=metric.summarise(m)) if metric.summarise else m
+
+
+def _mean_and_interval(
+    metric: Metric, collected: Collected, bootstrap: int, seed: int
+) -> tuple[str, np.ndarray, np.ndarray, np.ndarray]:
+    """How the interval was made, then mean, std [*axes] and ci [2, *axes] as in `Measurement`."""
+    moments, per_image = collected.moments(), collected.per_image
+    mean, std = moments.mean_and_std()
+    if metric.from_mean is None:
+        if per_image is None or bootstrap == 0:
+            return "normal", mean, std, moments.normal_interval()
+        ci = interval_of_mean(per_image, bootstrap, seed)
+        return "bootstrap", mean, std, np.where(moments.n > 1, ci, np.nan)
+    mean = metric.from_mean(mean, collected.n_images)
+    unknown = np.full_like(mean, np.nan)  # no spread over images where the value of one image means nothing
+    if per_image is None or bootstrap == 0 or collected.n_images < 2:
+        return "none", mean, unknown, np.stack([unknown, unknown])
+    ci = interval_of_function(metric.from_mean, per_image, bootstrap, seed)
+    return "bootstrap", mean, unknown, within(ci, metric.value_range)

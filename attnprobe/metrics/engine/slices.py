@@ -1,0 +1,123 @@
+"""How are many images measured without keeping a map, by any number of processes, with a stop at any moment?
+
+Images come in slices of fixed size. What every metric says of each image of a slice is a small file; all slices
+together, in order, are what `measure` would have collected, so the measurements are equal bit for bit, whoever measured
+which slice and when.
+"""
+
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+
+from attnprobe.core.errors import InputError
+from attnprobe.core.maps import AttentionMaps, Part, TokenGrid, uniform_maps
+from attnprobe.core.measurement import Measurement, Metric
+from attnprobe.metrics.engine.choose import choose
+from attnprobe.metrics.engine.collected import Collected
+from attnprobe.metrics.engine.measure import NAMED, Place, collect, summarise
+
+
+def measure_slice(chunks: Iterable[AttentionMaps], metrics: Sequence[Metric | str] | None = None) -> bytes:
+    """What every metric says of each of these images, as the bytes of an .npz file; arguments as in `measure`."""
+    places = collect(chunks, choose(metrics)[0])
+    arrays: dict[str, np.ndarray] = {}
+    for i, place in enumerate(places):
+        for name, collected in place.collected.items():
+            values = collected.per_image
+            if values is None:
+                raise InputError(f"metric {name!r} has too many values for a slice of {collected.n_images} images.")
+            arrays[f"{i}/{name}"] = values
+    about = json.dumps([_about(place) for place in places])
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, about=np.frombuffer(about.encode(), np.uint8), **arrays)
+    return buffer.getvalue()
+
+
+def _about(place: Place) -> dict[str, Any]:
+    like = place.uniform
+    return {
+        "stage": place.stage,
+        "site": place.site,
+        "is_effective": place.is_effective,
+        "stochastic": place.stochastic,
+        "refusals": place.refusals,
+        "image_ids": place.image_ids,
+        "not_finite": place.not_finite,
+        "pixels": place.pixels,
+        "shape": list(like.values.shape[1:]),
+        "layers": list(like.layers),
+        "kind": like.kind,
+        "grid": asdict(like.grid),
+        "part": asdict(like.part),
+    }
+
+
+def measure_slices(
+    slices: Iterable[bytes],
+    metrics: Sequence[Metric | str] | None = None,
+    *,
+    bootstrap: int = 1000,
+    seed: int = 0,
+    baselines: Mapping[str, Iterable[bytes]] | None = None,
+    group: str | None = None,
+) -> dict[str, Measurement]:
+    """As `measure`, from what `measure_slice` gave, in order; `metrics` must be the same."""
+    wanted, required = choose(metrics)
+    others = {name: _places(parts) for name, parts in (baselines or {}).items()}
+    return summarise(_places(slices), wanted, required, bootstrap, seed, others, group)
+
+
+def layers_and_grid(data: bytes) -> tuple[tuple[str, ...], TokenGrid]:
+    """Names of the layers and the tokens of the first stage of a slice."""
+    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+        like = _place(json.loads(arrays["about"].tobytes())[0]).uniform
+    return like.layers, like.grid
+
+
+def images_of(data: bytes) -> list[str]:
+    """Ids of the images a slice is about, in order."""
+    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+        return json.loads(arrays["about"].tobytes())[0]["image_ids"]
+
+
+def _places(slices: Iterable[bytes]) -> list[Place]:
+    places: dict[tuple[str, str], Place] = {}
+    for data in slices:
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+            for i, about in enumerate(json.loads(arrays["about"].tobytes())):
+                place = places.setdefault((about["stage"], about["site"]), _place(about))
+                place.image_ids.extend(about["image_ids"])
+                place.pixels.extend(about.get("pixels", [0] * len(about["image_ids"])))  # 0.1.0 did not note them
+                place.not_finite.extend(about["not_finite"][: NAMED - len(place.not_finite)])
+                for name in arrays.files:
+                    if name.startswith(f"{i}/"):
+                        place.collected.setdefault(name.partition("/")[2], Collected()).add(arrays[name])
+    return list(places.values())
+
+
+def _place(about: dict[str, Any]) -> Place:
+    """One with nothing in it yet."""
+    given: dict[str, Any] = {**about, "grid": _tuples(about["grid"]), "part": _tuples(about["part"])}
+    like = uniform_maps(
+        AttentionMaps(
+            torch.empty(1).expand(1, *given["shape"]),
+            ("uniform",),
+            TokenGrid(**given["grid"]),
+            layers=tuple(given["layers"]),
+            stage=given["stage"],
+            kind=given["kind"],
+            part=Part(**given["part"]),
+        )
+    )
+    names = ("stage", "site", "is_effective", "stochastic", "refusals")
+    empty: dict[str, Any] = {"collected": {}, "image_ids": [], "not_finite": [], "pixels": []}
+    return Place(**{name: about[name] for name in names}, uniform=like, **empty)
+
+
+def _tuples(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}

@@ -1,0 +1,1 @@
+"""How sure a number is: bootstrap over images, runs and groups, paired tests, intervals, images needed."""

@@ -1,0 +1,74 @@
+"""How many images are enough?"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from attnprobe.core.errors import InputError
+from attnprobe.core.measurement import Measurement
+from attnprobe.core.precision import Precision
+from attnprobe.stats.bootstrap import percentile_interval, values_of_function
+
+Number = Callable[[np.ndarray], np.ndarray]
+"""Means [resample, *axes] -> the number that is wanted, [resample]."""
+
+
+def images_needed(
+    m: Measurement,
+    number: Number | None = None,
+    *,
+    sizes: Sequence[int] | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Precision:
+    """How the interval of a number narrows with the number of images, by drawing so many of those there are.
+
+    Drawn with replacement, so that sizes beyond the images there are can be asked about, too (the m out of n bootstrap
+    for smaller ones).
+
+    Args:
+        m: with its values image by image.
+        number: what is wanted of the means of a resample; None for the mean over all cells, of `similar_blocks` the
+            count.
+        sizes: numbers of images; 8, 16, 32 ... four times those there are, if None.
+        resamples: for each size.
+        seed: of the resampling.
+
+    Raises:
+        InputError: fewer than two images, values not kept, or a size below 1.
+    """
+    if m.per_image is None or m.n_images < 2:
+        raise InputError(f"{m.metric}: the values of two or more images are needed, kept image by image.")
+    sizes = tuple(sizes) if sizes is not None else _doubling(m.n_images)
+    if not sizes or min(sizes) < 1:
+        raise InputError(f"sizes={sizes} must be numbers of images, at least 1.")
+    counted = number is None and m.metric == "similar_blocks"
+    wanted = number or (_ratios(m) if counted else _mean_over_cells)
+
+    def of_means(means: np.ndarray, n_images: int) -> np.ndarray:
+        return wanted(means if m.from_mean is None else m.from_mean(means, n_images))
+
+    drawn = [values_of_function(of_means, m.per_image, resamples, seed, size) for size in sizes]
+    low, high = np.stack([percentile_interval(one, n) for one, n in zip(drawn, sizes, strict=True)], axis=1)
+    value = wanted(m.mean[None])[0]
+    if counted:  # by the bounds of each block, as `similar_blocks` counts
+        low, high, value = ((one > m.settings["rho"]).sum(-1) for one in (low, high, value))
+    return Precision(sizes, low, high, float(value), m.n_images)
+
+
+def _doubling(n_images: int) -> tuple[int, ...]:
+    sizes = [8]
+    while sizes[-1] * 2 <= 4 * n_images:
+        sizes.append(sizes[-1] * 2)
+    return tuple(sorted({*sizes, n_images}))
+
+
+def _mean_over_cells(means: np.ndarray) -> np.ndarray:
+    return np.nanmean(means.reshape(len(means), -1), axis=1)
+
+
+def _ratios(m: Measurement) -> Callable[[np.ndarray], np.ndarray]:
+    """[resample, threshold, layer] -> [resample, layer], at the threshold of the count."""
+    thresholds, tau = list(m.coords["threshold"]), m.settings["tau"]
+    row = len(thresholds) - 1 if isinstance(tau, str) else thresholds.index(tau)
+    return lambda means: means[:, row]

@@ -1,0 +1,289 @@
+"""Is what a report calls similar or redundant really not needed? It is taken away, and the accuracy measured."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from attnprobe.core.errors import InputError
+from attnprobe.core.evidence import TOLERANCE, Change, Evidence, Tried
+from attnprobe.core.measurement import Measurement
+from attnprobe.io import fs
+from attnprobe.io.progress import progress
+from attnprobe.io.run import Run
+from attnprobe.metrics import head_ablation, head_importance, measure
+from attnprobe.models.ablate import Ablatable
+from attnprobe.models.prune import pruned, written_down
+from attnprobe.reports.json_report import evidence_document, measurement_document, plain
+from attnprobe.store import open_maps
+from attnprobe.workflows.evaluate import Trial, open_trial
+
+METRICS = ("similar_blocks", "head_divergence")
+"""What says which blocks and heads are candidates."""
+
+OPTIONS = {
+    "architecture": "--model", "data": "--data", "data_dir": "--data-dir", "split": "--split", "images": "--images",
+}  # fmt: skip
+"""Of `open_trial`, as the command that is advised must have them."""
+
+MOST_TRIED = 12
+"""Up to so many candidates the curve tries all that are left at every step; beyond, it takes them in the order of what
+each costs alone, since tries grow with the square."""
+
+Blocks = Sequence[int]
+Heads = Sequence[tuple[int, int]]
+
+
+def verify_drops(
+    ref: Path | str,
+    *,
+    maps: Path | None = None,
+    blocks: Blocks | str | None = None,
+    heads: Heads | str | None = None,
+    metrics: Sequence[str] = (),
+    tolerance: float = TOLERANCE,
+    out: Path | None = None,
+    **where: Any,
+) -> tuple[Evidence, list[Path]]:
+    """Measure the accuracy without each similar block and each redundant head, alone and together.
+
+    What goes first and what is advised is chosen on some images, and every number is of others: see `open_trial`.
+
+    Similar blocks are those of `similar_blocks` at what multiplies V; redundant heads all but the first of each group
+    of `head_divergence`, as in the report. Where a variant mixes heads after the softmax, a head is its softmax map.
+
+    Args:
+        ref: a run, a checkpoint, or the name of a model.
+        maps: the maps file that says what is similar; the run's own if None.
+        blocks, heads: other candidates than the report's, as (block, head) from 1, such as blocks that are not
+            similar, for comparison, or "all"; then no maps are needed. With all heads the evidence has
+            `head_ablation`, too.
+        metrics: settings of the two metrics, as for `examine`.
+        tolerance: how much accuracy the advice may cost, as a share; more must be excluded by the 95 % interval.
+        out: folder for drops.csv and drops.json; nothing is written if None.
+        where: as for `open_trial`: on which images, and on what device.
+
+    Raises:
+        InputError: no maps, maps of another checkpoint, another kind of model than timm's, no labelled images, or
+            labels of other classes.
+        WorkError: `out` cannot be written.
+    """
+    if blocks is None and heads is None:
+        path = maps or Run.of(ref).maps
+        if not path.exists():
+            raise InputError(f"no maps at {path} that say what is similar: capture them, or name --blocks and --heads.")
+        named = {metric.partition(":")[0] for metric in metrics}
+        if odd := named - {*METRICS}:
+            raise InputError(f"{odd.pop()!r} does not say what could go; --metric takes {' and '.join(METRICS)}.")
+        wanted = [*metrics, *(m for m in METRICS if m not in named)]
+        reader = open_maps(path)
+        sha = reader.attrs.get("checkpoint_sha256", "")
+        found = measure(reader, wanted, bootstrap=0)
+        evidence = evidence_of(ref, found, sha256=sha, tolerance=tolerance, **where)
+    else:
+        asked = "blocks and heads as asked for"
+        evidence = _evidence(ref, blocks or (), heads or (), asked, tolerance, **where)
+    return evidence, _write(evidence, out) if out is not None else []
+
+
+def evidence_of(
+    ref: Path | str,
+    measurements: Mapping[str, Measurement],
+    *,
+    sha256: str = "",
+    tolerance: float = TOLERANCE,
+    **where: Any,
+) -> Evidence:
+    """The same for what these measurements of the model `ref` call similar and redundant.
+
+    Args:
+        sha256: of the checkpoint they are of; "" if it is not known.
+    """
+    if len(stages := {m.stage for m in measurements.values() if m.metric in METRICS}) > 1:
+        raise InputError(
+            f"blocks differ in heads or tokens, so they were measured as {len(stages)} stages ({', '.join(stages)}), "
+            "and not all are compared with the one before: name --blocks and --heads, or all."
+        )
+    similar = next((m for m in measurements.values() if m.metric == METRICS[0] and m.is_effective), None)
+    divergence = next((m for m in measurements.values() if m.metric == METRICS[1] and m.site == "weights"), None)
+    if similar is None and divergence is None:
+        raise InputError("nothing says what could go: measure similar_blocks or head_divergence of the maps.")
+    blocks = [] if similar is None else [n for n in similar.summary["similar"] if n > 1]  # the first has none before it
+    heads = [] if divergence is None else list(_redundant(divergence))
+    counted = [
+        f"{len(found)} {word}{'s' if len(found) != 1 else ''}" for found, word in ((blocks, "block"), (heads, "head"))
+    ]
+    said = f"the report calls {counted[0]} similar and {counted[1]} redundant"
+    return _evidence(ref, blocks, heads, said, tolerance, sha256, reported=True, **where)
+
+
+def _redundant(m: Measurement) -> Iterator[tuple[int, int]]:
+    """All but the first head of each group."""
+    layers = m.coords.get("layer", range(1, len(m.mean) + 1))
+    for layer, groups in zip(layers, m.summary.get("clusters", ()), strict=False):
+        yield from ((layer, head) for group in groups for head in sorted(group)[1:])
+
+
+def _evidence(
+    ref: Path | str, blocks: Blocks | str, heads: Heads | str, said: str, tolerance: float, sha256: str = "",
+    reported: bool = False, **where: Any,
+) -> Evidence:  # fmt: skip
+    if not 0 <= tolerance < 1:
+        raise InputError(f"--tolerance {tolerance} must be a share of the images, from 0 to 1; 0.02 is two percent.")
+    trial = open_trial(ref, **where)
+    if sha256 and trial.facts.sha256 and sha256 != trial.facts.sha256:
+        raise InputError(f"the maps are of another checkpoint than {ref}: capture {ref} again.")
+    few = range(min(4, len(trial.images)))
+    pixels = next(iter(trial.images.batches(4, device=trial.device, order=few))).pixels
+    ablatable = Ablatable(trial.model.to(trial.device), pixels)
+    every = heads == "all"
+    blocks = _all_blocks(ablatable) if blocks == "all" else _listed(blocks)
+    heads = [(b, h) for b, n in enumerate(ablatable.heads, 1) for h in range(1, n + 1)] if every else _listed(heads)
+    if every or reported:  # of heads that were asked for by number it is said that they cannot go
+        heads = [(b, h) for b, h in heads if not ablatable.refusal(ablatable.head(b, h))]
+    singles = list(_singles(ablatable, blocks, heads))
+    for change in singles:
+        ablatable.check(change)
+    steps = 3 + len(singles) + _tries(len(blocks)) + _tries(len(heads))
+    with progress(f"verify {trial.facts.model}", steps) as advance:
+        whole = Tried((), *trial.answers(ablatable.module))
+        advance(1)
+
+        def try_it(changes: Sequence[Change]) -> Tried:
+            tried = Tried(tuple(changes), *trial.answers(ablatable.module, ablatable.without(changes)))
+            advance(1)
+            return tried
+
+        single = tuple(try_it([change]) for change in singles)
+        named = {**where, "split": where.get("split") if where.get("split") != "val" else None}
+        options = tuple(
+            word for name, option in OPTIONS.items() if named.get(name) for word in (option, str(named[name]))
+        )
+        classes = len(trial.images.class_names)
+        evidence = Evidence(str(ref), said, whole, single, {}, trial.chooses, tolerance, classes, options)
+        curves = {
+            name: _curve([tried for tried in single if tried.changes[0].kind in kinds], evidence, try_it)
+            for name, kinds in (("blocks", ("block",)), ("heads", ("head", "softmax")))
+        }
+        evidence = replace(evidence, curves={name: curve for name, curve in curves.items() if curve})
+        evidence = _with_advice(evidence, trial, ablatable)
+        advance(1)
+        found = {"head_importance": head_importance(_gate_gradients(trial, ablatable), trial.ids)}
+        advance(1)
+    if every:
+        found["head_ablation"] = head_ablation(_losses_gained(evidence, ablatable), trial.ids)
+    return replace(evidence, importance=found)
+
+
+def _all_blocks(ablatable: Ablatable) -> list[int]:
+    """All that can be dropped."""
+    return [n for n in range(1, len(ablatable.heads) + 1) if not ablatable.refusal(Change("block", n))]
+
+
+def _listed(asked: Any) -> list[Any]:
+    if isinstance(asked, str):
+        raise InputError(f"{asked!r} must be 'all', or numbers counted from 1.")
+    return list(dict.fromkeys(asked))
+
+
+def _singles(ablatable: Ablatable, blocks: Blocks, heads: Heads) -> Iterator[Change]:
+    """What is tried alone; a block that cannot use the map of the one before, as the first, is not asked to."""
+    for block in blocks:
+        borrowed = Change("map", block)
+        changes = [Change("attention", block), Change("block", block)]
+        yield from changes if ablatable.refusal(borrowed) else [borrowed, *changes]
+    yield from (ablatable.head(block, head) for block, head in heads)
+
+
+def _curve(
+    alone: Sequence[Tried], evidence: Evidence, try_it: Callable[[Sequence[Change]], Tried]
+) -> tuple[Tried, ...]:
+    """The candidates taken away one after the other, as the images that choose have it; see `MOST_TRIED`."""
+    cost = evidence.cost_choosing
+    left = [tried.changes[0] for tried in sorted(alone, key=cost)]
+    if not left:
+        return ()
+    curve = [min(alone, key=cost)]
+    left.remove(curve[0].changes[0])
+    while left:
+        tried = left if len(alone) <= MOST_TRIED else left[:1]
+        best = min((try_it([*curve[-1].changes, change]) for change in tried), key=cost)
+        curve.append(best)
+        left.remove(best.changes[-1])
+    return tuple(curve)
+
+
+def _tries(n: int) -> int:
+    """How many tries a curve of `n` candidates takes beyond each alone."""
+    return n * (n - 1) // 2 if n <= MOST_TRIED else max(n - 1, 0)
+
+
+def _with_advice(evidence: Evidence, trial: Trial, ablatable: Ablatable) -> Evidence:
+    """What is harmless by the curves, and together, and can be taken out: both, or else blocks, or else heads."""
+    free = [evidence.free(name) for name in ("blocks", "heads")]
+    blocks, heads = ([] if tried is None else list(tried.changes) for tried in free)
+    gone = {change.block for change in blocks}
+    mixed = [change.block for change in heads if change.kind == "softmax"]
+    heads = [change for change in heads if change.kind == "head" and change.block not in gone]
+    refusal = f"heads of block {mixed[0]} are mixed after the softmax, so none can go alone" if mixed else ""
+    for changes in filter(None, dict.fromkeys((tuple(blocks + heads), tuple(blocks), tuple(heads)))):
+        tried = Tried(changes, *trial.answers(ablatable.module, ablatable.without(changes)))
+        if not evidence.harmless(tried):
+            continue
+        try:
+            _take_out(trial, tried)
+        except InputError as error:
+            refusal = refusal or str(error)
+        else:
+            return replace(evidence, advised=tried, refusal=refusal)
+    return replace(evidence, refusal=refusal)
+
+
+def _take_out(trial: Trial, tried: Tried) -> None:
+    """Raises InputError if `prune` would."""
+    heads: dict[int, list[int]] = {}
+    for block, head in tried.heads:
+        heads.setdefault(block, []).append(head)
+    smaller = pruned(trial.model, blocks=tried.blocks, heads=heads)
+    written_down(trial.model, smaller, trial.facts.model, trial.facts.options, tried.blocks)
+
+
+def _gate_gradients(trial: Trial, ablatable: Ablatable) -> np.ndarray:
+    """[image, block, head]: dL/dg of a gate g = 1 on each head's output; NaN beyond a block's heads."""
+    found = []
+    for pixels, labels in trial.labelled():
+        gates = [torch.ones(len(labels), n, device=trial.device, requires_grad=True) for n in ablatable.heads]
+        with ablatable.gated(gates):
+            F.cross_entropy(ablatable.module(pixels).float(), labels, reduction="sum").backward(inputs=gates)
+        widest = max(ablatable.heads)
+        padded = [F.pad(gate.grad, (0, widest - gate.shape[1]), value=torch.nan) for gate in gates]  # type: ignore
+        found.append(torch.stack(padded, 1).cpu())
+    return torch.cat(found).numpy()
+
+
+def _losses_gained(evidence: Evidence, ablatable: Ablatable) -> np.ndarray:
+    """[image, block, head], nats, of heads silenced alone; NaN beyond a block's heads."""
+    gained = np.full((len(evidence.whole.loss), len(ablatable.heads), max(ablatable.heads)), np.nan)
+    for tried in evidence.single:
+        for block, head in tried.heads:
+            gained[:, block - 1, head - 1] = tried.loss - evidence.whole.loss
+    return gained
+
+
+def _write(evidence: Evidence, out: Path) -> list[Path]:
+    importance = {name: measurement_document(m) for name, m in evidence.importance.items()}
+    document = plain({"format": "attnprobe drops", **evidence_document(evidence), "importance": importance})
+    texts = (
+        ("drops.csv", evidence.table().to_csv(index=False, lineterminator="\n")),
+        ("drops.json", json.dumps(document, indent=1) + "\n"),
+    )
+    with fs.as_work_error(f"writing what dropping costs into {out}"):
+        fs.make_folder(out)
+        for name, text in texts:
+            fs.write_file(out / name, text.encode(), overwrite=True)
+    return [out / name for name, _ in texts]

@@ -1,0 +1,38 @@
+"""The demonstration: two variants trained on digits, captured, and reported side by side, offline."""
+
+from pathlib import Path
+
+from attnprobe.core.examined import Examined
+from attnprobe.io.run import Run
+from attnprobe.models import read_checkpoint
+from attnprobe.store import open_maps
+from attnprobe.workflows.capture import capture_file, untrained_maps
+from attnprobe.workflows.report import report
+from attnprobe.workflows.train import train
+
+FAST_EPOCHS, FAST_IMAGES = 6, 120
+"""What `demo --fast` trains for and captures, instead of the recipes' epochs and all validation images."""
+
+
+def demo(out: Path, *, fast: bool = False) -> tuple[list[Examined], list[Path]]:
+    """Digits -> train ViT-16 and DeepViT-16 -> capture both -> the report of the two side by side.
+
+    Run again, it goes on where it was stopped. `fast` trains for `FAST_EPOCHS` epochs, and the report says so.
+    """
+    runs, notes = [], []
+    for recipe in ("digits_vit_16", "digits_deepvit_16"):
+        run = Run(Path(out) / recipe.removeprefix("digits_"))
+        train(recipe, run.path, settings={"epochs": FAST_EPOCHS} if fast else None)
+        if not _is_current(run):
+            capture_file(run.path, overwrite=True, batch_size=60, images=FAST_IMAGES if fast else None)
+        runs.append(run.path)
+    if fast:
+        notes = [f"--fast: trained for {FAST_EPOCHS} epochs only, so these are not converged networks"]
+    return report(runs, out=Path(out), notes=notes)
+
+
+def _is_current(run: Run) -> bool:
+    """Whether the run's maps are complete and of its newest checkpoint."""
+    if not (run.maps.exists() and untrained_maps(run.maps).exists()):
+        return False
+    return open_maps(run.maps).attrs["checkpoint_sha256"] == read_checkpoint(run.path).sha256

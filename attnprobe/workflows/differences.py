@@ -1,0 +1,252 @@
+"""Where does one run, or method, differ from another, if their depths, heads or images are not the same?"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from attnprobe.core.errors import InputError
+from attnprobe.core.examined import Examined
+from attnprobe.core.measurement import Measurement
+from attnprobe.metrics.engine.head_matching import matching
+from attnprobe.reports.numbers import telling_cells
+from attnprobe.stats.alignment import (
+    at_images,
+    at_relative_depth,
+    mean_over_heads,
+    one_number,
+    with_heads_ordered,
+)
+from attnprobe.stats.bootstrap import interval_of_mean
+from attnprobe.stats.methods import difference_of_methods
+from attnprobe.stats.paired import Difference, paired_difference
+from attnprobe.store.reader import MapReader
+
+ANY_NUMBER_OF_TOKENS = frozenset(
+    (
+        "head_dependence", "head_divergence", "head_divergence_across_layers", "head_output_norm",
+        "head_output_similarity", "head_similarity", "head_similarity_across_layers", "layer_similarity",
+        "layer_similarity_centred", "map_cka", "own_value_similarity", "query_information", "row_entropy_relative",
+        "similar_blocks", "token_cka", "token_layer_similarity", "token_similarity", "value_similarity",
+    )
+)  # fmt: skip
+"""What runs on other numbers of tokens can be compared by: cosines, and what is relative to that number."""
+
+MATCH_IMAGES = 64
+"""Images whose maps decide which heads of two runs belong together."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Compared:
+    """One metric of a run or method, minus that of the first.
+
+    Attributes:
+        metric, site, stage: what was compared where; "effective" is what multiplies V in each run.
+        cells: the difference of every cell; None where there is none, and `why` says why not.
+        overall: the same of one number: of similar blocks their count, else the mean over the summary's cells.
+        depth: "block", or "relative" where the two have other numbers of blocks.
+        coords: labels of the cells' axes that are not plain positions.
+    """
+
+    run: str
+    metric: str
+    site: str
+    stage: str
+    cells: Difference | None = None
+    overall: Difference | None = None
+    depth: str = "block"
+    coords: dict[str, list[object]] | None = None
+    why: str = ""
+
+
+def pairs_of(first: Examined, other: Examined) -> Iterator[tuple[Measurement, Measurement, str]]:
+    """Each metric of both, at what multiplies V and, where that is another matrix in one of them, at the softmax."""
+    for stage, metric in dict.fromkeys((m.stage, m.metric) for m in first.measurements.values()):
+        seen = None
+        for site in ("effective", "weights"):
+            one, two = (_at(e, stage, metric, site) for e in (first, other))
+            if one is not None and two is not None and (one, two) != seen:
+                yield one, two, site
+                seen = one, two
+
+
+def _at(e: Examined, stage: str, metric: str, site: str) -> Measurement | None:
+    here = [m for m in e.measurements.values() if (m.stage, m.metric) == (stage, metric)]
+    return next((m for m in here if (m.is_effective if site == "effective" else m.site == "weights")), None)
+
+
+def why_not(first: Examined, other: Examined, metric: str = "") -> str:
+    """Why two runs, or one metric of them, cannot be compared image by image; "" if they can.
+
+    Images of equal names are the same ones if they come from the same files, or from the same place.
+    """
+    data = [e.info.get("data") for e in (first, other)]
+    places = [e.info.get("images") for e in (first, other)]
+    placed = [p and (p.get("data"), p.get("split"), p.get("data_dir")) for p in places]
+    if data[0] != data[1] and (None in placed or placed[0] != placed[1]):
+        names = " and ".join(str(p[0] if p else d) for p, d in zip(placed, data, strict=True))
+        return f"images of other data ({names}); capture both runs from the same"
+    tokens = other.grid.n_tokens, first.grid.n_tokens
+    if metric and tokens[0] != tokens[1] and metric not in ANY_NUMBER_OF_TOKENS:
+        return f"it depends on the number of tokens, here {tokens[0]} against {tokens[1]}"
+    return ""
+
+
+def shared_images(runs: Sequence[Examined]) -> tuple[tuple[str, ...], int]:
+    """Images measured in all, in the order of the first; and how many more have one name and other pixels.
+
+    Pixels are compared between runs that saw images of one size, prepared in the same way on the same kind of device;
+    of other runs the names have to do.
+    """
+    seen = [_pixels(e) for e in runs]
+    named = set(seen[0]).intersection(*seen[1:])
+    alike: dict[object, list[dict[str, int]]] = {}
+    for e, pixels in zip(runs, seen, strict=True):
+        alike.setdefault(_preparation(e), []).append(pixels)
+    changed = {name for some in alike.values() for name in named if len({p[name] for p in some if p[name]}) > 1}
+    return tuple(name for name in seen[0] if name in named - changed), len(changed)
+
+
+def _pixels(e: Examined) -> dict[str, int]:
+    """The images of a run, in order, and the hash of what the model saw; 0 where that is not known."""
+    m = next((m for m in e.measurements.values() if m.image_ids), None)
+    return {} if m is None else dict(zip(m.image_ids, m.pixels or (0,) * len(m.image_ids), strict=True))
+
+
+def _preparation(e: Examined) -> object:
+    """What hashes depend on beside the image; the mean and deviation of pixels do not matter."""
+    config = e.maps.attrs.get("config", {}) if isinstance(e.maps, MapReader) else {}
+    spec = config.get("spec") or {}
+    return e.info.get("device"), str([spec.get(name) for name in ("size", "interpolation", "crop_pct")])
+
+
+def depth_of(e: Examined) -> int:
+    """How many blocks were measured."""
+    return next((m.mean.shape[m.axes.index("layer")] for m in e.measurements.values() if "layer" in m.axes), 0)
+
+
+def compared(
+    name: str, ones: Sequence[Measurement], twos: Sequence[Measurement], site: str, shared: tuple[str, ...],
+    order: np.ndarray | None, resamples: int,
+) -> Compared:  # fmt: skip
+    """The difference of one metric, or why there is none: of one run each on the same images, or of the runs of two
+    methods, whose heads have no order in common, so that only their mean is compared."""
+    row = Compared(name, ones[0].metric, site, ones[0].stage)
+    n, methods = len(ones), len(ones) > 1
+    try:
+        runs = [at_images(m, shared) for m in (*ones, *twos)]
+        whole = runs
+        if row.metric == "similar_blocks":
+            runs = [_at_threshold(m) for m in runs]
+        one, two = runs[0], runs[n]
+        if "head" in one.axes and (methods or one.mean.shape[_head(one)] != two.mean.shape[_head(two)]):
+            runs = [mean_over_heads(m) for m in runs]
+        elif order is not None:
+            runs = [one, with_heads_ordered(two, order)]
+        depths = {m.mean.shape[m.axes.index("layer")] for m in runs if "layer" in m.axes}
+        if len(depths) == 2:
+            runs = [at_relative_depth(m, min(depths)) for m in runs]
+            row = replace(row, depth="relative")
+
+        def minus(runs: Sequence[Measurement]) -> Difference:
+            if methods:
+                return difference_of_methods(runs[:n], runs[n:])
+            return paired_difference(runs[0], runs[1], resamples=resamples)
+
+        overall = _overall(whole, row.depth, minus, resamples)
+        return replace(row, cells=minus(runs), coords=dict(runs[0].coords), overall=overall)
+    except InputError as error:
+        return replace(row, why=str(error))
+
+
+def _head(m: Measurement) -> int:
+    return m.axes.index("head")
+
+
+def _at_threshold(m: Measurement) -> Measurement:
+    """Similar blocks at the threshold that its count is of: the share of similar vectors, by block."""
+    chosen = _chosen(m)
+    values = {name: getattr(m, name)[..., chosen, :] for name in ("mean", "std", "ci")}
+    per_image = None if m.per_image is None else m.per_image[:, chosen]
+    coords = {name: labels for name, labels in m.coords.items() if name == "layer"}
+    return replace(m, axes=("layer",), per_image=per_image, coords=coords, baselines={}, **values)
+
+
+def _overall(
+    runs: Sequence[Measurement], depth: str, minus: Callable[[Sequence[Measurement]], Difference], resamples: int
+) -> Difference | None:
+    """The difference of one number; each run's mean is over its own blocks. None for a number that has no such thing.
+
+    A count of few blocks against a count of many says nothing, and what is no mean over images needs the same cells.
+    """
+    counted = runs[0].metric == "similar_blocks"
+    if depth == "relative" and (counted or runs[0].from_mean is not None):
+        return None
+    found = minus([_count(m) if counted else _mean(m) for m in runs])
+    if not counted or found.effect is not None or not np.isfinite(found.mean):
+        return found
+    return replace(found, ci=_interval_of_counts(runs, resamples))
+
+
+def _interval_of_counts(runs: Sequence[Measurement], resamples: int) -> np.ndarray:
+    """Of the difference of two runs' numbers of similar blocks: both counts may be anywhere in theirs."""
+    ends = []
+    for m in runs:
+        assert m.per_image is not None, "or nothing could be compared"
+        bounds = interval_of_mean(m.per_image[:, _chosen(m)], resamples, 0) > m.settings["rho"]
+        ends.append((bounds[0].sum(), bounds[1].sum()))
+    (low_1, high_1), (low_2, high_2) = ends
+    return np.array([low_2 - high_1, high_2 - low_1], dtype=float)
+
+
+def _count(m: Measurement) -> Measurement:
+    """How many blocks are similar, as a number; NaN if that of one is not known."""
+    chosen, rho = _chosen(m), m.settings["rho"]
+
+    def count(mean: np.ndarray) -> np.ndarray:
+        ratio = mean[..., chosen, :]
+        return np.where(np.isnan(ratio).any(-1), np.nan, (ratio > rho).sum(-1))
+
+    return one_number(m, count)
+
+
+def _chosen(m: Measurement) -> int:
+    thresholds, tau = m.coords["threshold"], m.settings["tau"]
+    return len(thresholds) - 1 if tau == "nbr-mean" else thresholds.index(tau)
+
+
+def _mean(m: Measurement) -> Measurement:
+    """The mean over the cells that a summary's mean is over, image by image where that is possible."""
+    cells = telling_cells(m)
+    if not cells.any():
+        raise InputError(f"{m.metric} has no cell to take the mean of.")
+    if m.from_mean is not None:
+        return one_number(m, lambda mean: mean[..., cells].mean(-1))
+    assert m.per_image is not None, "picked by image"
+    values = {name: getattr(m, name)[..., cells].mean(-1) for name in ("mean", "std", "ci")}
+    return replace(m, axes=(), per_image=m.per_image[..., cells].mean(-1), coords={}, baselines={}, **values)
+
+
+def order_of_heads(first: Examined, other: Examined, shared: tuple[str, ...]) -> np.ndarray:
+    """[layer, head]: the head of `other` that belongs to each head of `first`, by the cosine of their softmax maps."""
+    if first.maps is None or other.maps is None or not shared:
+        raise InputError("heads are matched by their maps of the same images, and there are none.")
+    shapes = [maps.shapes()[0] for maps in (first.maps, other.maps)]
+    forms = {(shape.layers, shape.heads, shape.queries, shape.keys) for shape in shapes}
+    if len(forms) > 1:
+        raise InputError(
+            f"heads of {first.name} and {other.name} cannot be matched: they differ in blocks, heads or tokens. "
+            "Compare without --match-heads."
+        )
+    shape = shapes[0]
+    places = [{name: i for i, name in enumerate(maps.image_ids)} for maps in (first.maps, other.maps)]
+    alike = torch.zeros(len(shape.layers), len(shape.heads), len(shape.heads), dtype=torch.float64)
+    for name in shared[:MATCH_IMAGES]:
+        for layer in range(len(shape.layers)):
+            one, two = (
+                torch.from_numpy(maps.layer(shape.name, shape.sites[0][0], place[name], layer)).flatten(1).double()
+                for maps, place in zip((first.maps, other.maps), places, strict=True)
+            )
+            alike[layer] += torch.nn.functional.normalize(one, dim=1) @ torch.nn.functional.normalize(two, dim=1).T
+    return matching(alike).numpy()

@@ -1,0 +1,166 @@
+"""From maps files or runs to one figure for a paper: the file's ending says the format, the width fits a page."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from cycler import cycler
+from matplotlib.figure import Figure
+
+from attnprobe.core.errors import InputError, did_you_mean
+from attnprobe.core.examined import Picture
+from attnprobe.core.history import History
+from attnprobe.core.measurement import Measurement
+from attnprobe.io import fs
+from attnprobe.io.reference import NOT_SAID, UserImages
+from attnprobe.io.run import Run
+from attnprobe.metrics import atlases
+from attnprobe.plots import PLOTS, attention_grid, filmstrip, onset, similar_fraction
+from attnprobe.plots.style import COLOURS
+from attnprobe.store import open_maps
+from attnprobe.store.history import read_history
+from attnprobe.workflows.figures import pictures_of
+from attnprobe.workflows.groups import named_groups
+from attnprobe.workflows.measure import examine
+
+WIDTHS = {"column": 3.25, "text": 6.875}
+"""Inches; of a two-column page, as most conferences of the field have it."""
+
+PRINT = {"font.size": 8, "pdf.fonttype": 42, "ps.fonttype": 42, "svg.fonttype": "none"}
+"""Letters as small as a paper's captions, and kept as letters."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """How a figure is asked for: the metric it shows unless told otherwise, its height for a width of 1, and whether
+    several runs share one Axes."""
+
+    metric: str
+    height: float
+    shared: bool = False
+
+
+HISTORIES = {"filmstrip": filmstrip, "onset": onset}
+
+KINDS: Mapping[str, Kind] = {
+    "layer_matrix": Kind("layer_similarity", 0.9),
+    "depth_curve": Kind("similar_blocks", 0.7, shared=True),
+    "threshold_curve": Kind("similar_blocks", 0.7, shared=True),
+    "similar_fraction": Kind("similar_blocks", 0.7, shared=True),
+    "layer_head": Kind("row_entropy", 0.6),
+    "head_scatter": Kind("attention_distance", 0.75),
+    "head_grid": Kind("head_divergence", 0.85),
+    "head_embedding": Kind("head_divergence_across_layers", 0.9),
+    "head_atlas": Kind("atlas", 0.6),
+    "layer_key": Kind("attention_rollout", 0.6),
+    "attention_grid": Kind("", 0.9),
+    "filmstrip": Kind("layer_similarity", 0.55),
+    "onset": Kind("similar_blocks", 0.7),
+}
+
+
+def draw(
+    paths: Sequence[Path | str],
+    figure: str,
+    out: Path,
+    *,
+    metric: str | None = None,
+    width: str | float = "column",
+    user: UserImages = NOT_SAID,
+) -> Path:
+    """Draw one figure of one or several maps files (or runs) into `out`.
+
+    Args:
+        paths: maps files or runs; for "depth_curve" also methods of several runs, `"vit=runs/vit_s*"`.
+        figure: a name in `KINDS`. Curves of several runs share one Axes; other figures stand side by side.
+        out: .pdf, .svg, .png ...
+        metric: what to show, as `examine` takes it ("similar_blocks:tau=0.8"); the figure's own if None.
+        width: of the whole figure: "column", "text", or inches.
+        user: where the images are, for figures that show some, if the file may not choose them itself.
+
+    Raises:
+        InputError: no such figure, width or ending; the metric has other axes; there are no pictures or no history.
+        WorkError: `out` cannot be written.
+    """
+    if figure not in KINDS:
+        raise InputError(f"no figure {figure!r}; there are {', '.join(KINDS)}.{did_you_mean(figure, KINDS)}")
+    if not paths:
+        raise InputError("nothing to draw; name a maps file or a run, or several.")
+    kind, inches = KINDS[figure], _inches(width)
+    if out.suffix.lstrip(".").lower() not in Figure().canvas.get_supported_filetypes():
+        raise InputError(f"{out}: cannot draw {out.suffix or 'a file without ending'}; use .pdf, .svg or .png.")
+    wanted, groups = metric or kind.metric, named_groups(paths)
+    if groups is not None and figure != "depth_curve":
+        raise InputError(f"{figure} draws single runs; of methods of several runs there is --figure depth_curve.")
+    if groups is not None:
+        shown: list[Any] = [[_what(path, figure, wanted, user) for path in its] for its in groups.values()]
+        names = list(groups)
+    else:
+        shown, names = (
+            [_what(Path(path), figure, wanted, user) for path in paths],
+            [_name(Path(path)) for path in paths],
+        )
+    style: dict[Any, Any] = {**PRINT, "axes.prop_cycle": cycler(color=COLOURS)}
+    with mpl.rc_context(style):
+        panels = 1 if kind.shared else len(shown)
+        sheet = Figure(figsize=(inches, inches * kind.height / panels), layout="constrained")
+        axes = sheet.subplots(1, panels, squeeze=False)[0]
+        function: Any = HISTORIES.get(figure) or (
+            attention_grid if figure == "attention_grid" else PLOTS[figure].function
+        )
+        if figure == "similar_fraction":
+            similar_fraction(shown, axes[0])
+        elif kind.shared:
+            for one, name in zip(shown, names, strict=True):
+                function(one, axes[0], label=name)
+        else:
+            for one, name, ax in zip(shown, names, axes, strict=True):
+                more = {"metric": wanted} if figure in HISTORIES else {}
+                function(one, ax, **more)
+                if len(shown) > 1:
+                    ax.set_title(name, fontsize="medium", parse_math=False)
+        with fs.as_work_error(f"writing {out}"):
+            fs.make_folder(out.parent)
+            sheet.savefig(out, dpi=300)
+    return out
+
+
+def _what(path: Path, figure: str, metric: str, user: UserImages) -> Measurement | Picture | History:
+    """What the figure shows of one maps file or run."""
+    maps = Run(path).maps if path.is_dir() else path
+    if figure in HISTORIES:
+        history = read_history(Run(maps.parent).probe)
+        if history is None:
+            raise InputError(f"{path} has no history; train with --set probe_every=1, and name the run's folder.")
+        return history
+    if figure == "attention_grid":
+        pictures = pictures_of(open_maps(maps), 1, user)
+        if not pictures:
+            raise InputError(
+                f"{path}: the images are not at hand, so there is nothing to draw attention on; name them with --data."
+            )
+        return pictures[0]
+    found = examine(maps, metrics=[metric], pictures=0).measurements
+    name = metric.partition(":")[0]
+    if figure == "head_atlas":
+        found, name = atlases(found), "head_types"
+    same = [key for key in (name, *found) if key in found and key.rpartition("/")[2].partition("@")[0] == name]
+    if not same:
+        raise InputError(f"{path}: {name} has no meaning on its maps.")
+    return found[same[0]]  # at the maps that multiply V, if both are there; in the first stage, if there are several
+
+
+def _name(path: Path) -> str:
+    return path.parent.name if path.name == "maps.h5" else path.stem
+
+
+def _inches(width: str | float) -> float:
+    try:
+        inches = WIDTHS[width] if isinstance(width, str) and width in WIDTHS else float(width)
+    except ValueError:
+        inches = 0.0
+    if not 1 <= inches <= 40:
+        raise InputError(f"width={width!r} must be column, text, or 1 to 40 inches.")
+    return inches

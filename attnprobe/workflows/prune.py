@@ -1,0 +1,216 @@
+"""What a report advises, done: a smaller checkpoint without some blocks and heads, and what it costs and saves."""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save
+from torch import nn
+
+from attnprobe.core.accuracy import accuracy_difference, accuracy_interval
+from attnprobe.core.errors import InputError
+from attnprobe.io import fs
+from attnprobe.io.reference import UserImages
+from attnprobe.io.run import Run
+from attnprobe.models import load_model
+from attnprobe.models.describe import config_json
+from attnprobe.models.prune import pruned, written_down
+from attnprobe.workflows.evaluate import Trial, open_trial, run_images
+from attnprobe.workflows.train import train
+
+ROUNDS = 9
+"""Times each model runs, in turn with the other; the ratio's median is told."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pruned:
+    """What became of a model.
+
+    Attributes:
+        path: the folder of the smaller checkpoint.
+        parameters: before and after.
+        right: [image], bool, before, after, and after fine-tuning if there was some: which of the judging images it
+            gets right.
+        n_choosing: others, which chose what went and, of fine-tuning, the epoch.
+        speed_up: time of the whole model over that of the smaller one, `spread` the middle half of the rounds;
+            process CPU time on a CPU, wall time of the device otherwise.
+    """
+
+    path: Path
+    parameters: tuple[int, int]
+    right: tuple[np.ndarray, ...]
+    n_choosing: int
+    speed_up: float
+    spread: tuple[float, float]
+
+    def __str__(self) -> str:
+        before, after = self.parameters
+        lines = [f"parameters  {before:,} -> {after:,} ({after / before:.1%})",
+                 f"speed       {self.speed_up:.2f}x (middle half of {ROUNDS} rounds {self.spread[0]:.2f}–"
+                 f"{self.spread[1]:.2f})"]  # fmt: skip
+        for words, right in zip(("before", "after", "fine-tuned"), self.right, strict=False):
+            low, high = accuracy_interval(int(right.sum()), len(right))
+            line = f"{words:10}  top-1 {right.mean():.2%} ({low:.2%}–{high:.2%}, {len(right)} images)"
+            if words != "before":
+                gained, low, high = accuracy_difference(self.right[0], right)
+                line += f", {gained:+.2%} ({low:+.2%} to {high:+.2%}) on the same images"
+            lines.append(line)
+        epoch = " and the epoch of fine-tuning" if len(self.right) > 2 else ""
+        lines.append(f"{self.n_choosing} other images are for choosing: what goes{epoch}.")
+        return "\n".join(lines)
+
+
+def prune(
+    ref: Path | str,
+    out: Path,
+    *,
+    blocks: Sequence[int] = (),
+    heads: Mapping[int, Sequence[int]] | None = None,
+    finetune_epochs: int = 0,
+    settings: Mapping[str, Any] | None = None,
+    **where: Any,
+) -> Pruned:
+    """Write a checkpoint without these blocks and heads, and measure what that costs and saves.
+
+    Measured on the images that had no say in `verify_drops`, if it was asked with the same `where`.
+
+    Args:
+        ref: a run, a checkpoint, or the name of a model.
+        out: a new folder, in timm's `local-dir:` layout; with fine-tuning also the run `out`/finetuning.
+        blocks: from 1.
+        heads: {block: heads}, both from 1, as in the report on the whole model.
+        finetune_epochs: train on for so many epochs by the run's recipe: without warm-up, and with a tenth of its
+            learning rate, since the weights are nearly right. Written are the weights of the epoch that is best on the
+            images that choose.
+        settings: options of the fine-tuning that replace the recipe's; its images are those of `where`, if named.
+        where: as for `open_trial`: on which images, and on what device.
+
+    Raises:
+        InputError: see `pruned` and `written_down`; nothing to take out; fine-tuning of what is no run; `out` exists.
+        WorkError: the disk is full or fails.
+    """
+    if not blocks and not heads:
+        raise InputError("nothing to take out; name --blocks 12,14 or --heads 9:3,9:5.")
+    finished, ends = out / "config.json", out / "finetuning"
+    if finished.exists():
+        raise InputError(f"{out} holds a model; choose another folder with -o.")
+    if Run(out).config.exists():
+        raise InputError(f"{out} is a run; choose another folder with -o, such as {out}-smaller.")
+    if finetune_epochs < 0:
+        raise InputError(f"--finetune-epochs {finetune_epochs} must be 0 or more.")
+    trial = open_trial(ref, **where)
+    if finetune_epochs and not trial.recipe:
+        raise InputError(f"{ref} is no run, so there is no recipe to train on with; leave --finetune-epochs out.")
+    smaller = pruned(trial.model, blocks=blocks, heads=heads)
+    name, options, rebuilt = written_down(trial.model, smaller, trial.facts.model, trial.facts.options, blocks)
+    right = [_judged(trial, model) for model in (trial.model, rebuilt)]
+    speed_up, spread = _speed_up(trial, rebuilt)
+    if finetune_epochs:
+        _write(out / "start", name, options, rebuilt)
+        named, folder = run_images(Path(ref), trial.recipe, UserImages(where.get("data"), where.get("data_dir")))
+        changed = {"dataset": named, "data_dir": folder and str(folder), **(settings or {})}
+        rebuilt = _finetuned(Path(ref), trial, out / "start", ends, name, options, finetune_epochs, changed)
+        right.append(_judged(trial, rebuilt))
+    _write(out, name, options, rebuilt)
+    parameters = tuple(sum(p.numel() for p in model.parameters()) for model in (trial.model, rebuilt))
+    n_choosing = int(trial.chooses.sum())
+    return Pruned(out, (parameters[0], parameters[1]), tuple(right), n_choosing, speed_up, spread)
+
+
+def numbers_of(text: str) -> tuple[int, ...]:
+    """`"12,14"` -> (12, 14).
+
+    Raises:
+        InputError: it is not of this form.
+    """
+    try:
+        return tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError as error:
+        raise InputError(f"{text!r} must be numbers such as 12,14, counted from 1.") from error
+
+
+def heads_of(text: str) -> dict[int, tuple[int, ...]]:
+    """`"9:3,9:5"` -> {9: (3, 5)}.
+
+    Raises:
+        InputError: it is not of this form.
+    """
+    found: dict[int, tuple[int, ...]] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        block, colon, head = part.partition(":")
+        if not (colon and block.strip().isdecimal() and head.strip().isdecimal()):
+            raise InputError(f"{part!r} must be BLOCK:HEAD, both counted from 1, as in 9:3,9:5.")
+        found[int(block)] = (*found.get(int(block), ()), int(head))
+    return found
+
+
+def pairs_of(text: str) -> list[tuple[int, int]]:
+    """`"9:3,9:5"` -> [(9, 3), (9, 5)]; errors as in `heads_of`."""
+    return [(block, head) for block, its in heads_of(text).items() for head in its]
+
+
+def _judged(trial: Trial, model: nn.Module) -> np.ndarray:
+    """[image], bool: which of the images that judge the model gets right."""
+    return trial.answers(model)[0][~trial.chooses]
+
+
+def _finetuned(
+    ref: Path, trial: Trial, start: Path, run: Path, name: str, options: Mapping[str, Any], epochs: int,
+    settings: Mapping[str, Any],
+) -> nn.Module:  # fmt: skip
+    """Train the model in `start` on by the recipe of the run `ref`; its weights at the best epoch.
+
+    The best by the images that choose: the loop's own best is by all validation images, which judge.
+    """
+    kwargs = {key: value for key, value in options.items() if key != "num_classes"}
+    rates = ("lr", "lr_base", "warmup_lr", "min_lr")
+    slower = {rate: trial.recipe[rate] / 10 for rate in rates if trial.recipe.get(rate) is not None}
+    changed = {"model": name, "model_kwargs": kwargs, "img_size": None, "initial_checkpoint": str(start),
+               "epochs": epochs, "warmup_epochs": 0, "cooldown_epochs": 0, "probe_every": 0,
+               "keep_checkpoints": epochs, **slower}  # fmt: skip
+    result = train(Run.of(ref).config, run, settings={**changed, **settings})
+    models = (load_model(result.run.checkpoint(epoch)) for epoch in result.run.epochs())
+    return max(models, key=lambda model: int(trial.answers(model)[0][trial.chooses].sum()))
+
+
+def _write(folder: Path, name: str, options: Mapping[str, Any], model: nn.Module) -> None:
+    """timm's `local-dir:` layout; the file that makes it one comes last."""
+    state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    config = json.dumps(config_json(name, model, options), indent=1)
+    with fs.as_work_error(f"writing the model into {folder}"):
+        fs.make_folder(folder)
+        fs.write_file(folder / "model.safetensors", save(state, {"format": "pt"}), overwrite=True)
+        fs.write_file(folder / "config.json", config.encode(), overwrite=True)
+
+
+@torch.inference_mode()
+def _speed_up(trial: Trial, smaller: nn.Module) -> tuple[float, tuple[float, float]]:
+    """How many times faster the smaller model runs: median and quartiles of the rounds, both models in turn."""
+    models = [model.to(trial.device).eval() for model in (trial.model, smaller)]
+    few = range(min(len(trial.images), trial.batch_size))
+    pixels = next(iter(trial.images.batches(len(few), device=trial.device, order=few))).pixels
+    for model in models:
+        model(pixels)
+    ratios = []
+    for _ in range(ROUNDS):
+        whole, small = (_seconds(model, pixels, trial.device) for model in models)
+        ratios.append(whole / small)
+    low, median, high = np.quantile(ratios, (0.25, 0.5, 0.75))
+    return float(median), (float(low), float(high))
+
+
+def _seconds(model: nn.Module, pixels: torch.Tensor, device: torch.device) -> float:
+    """What a forward pass takes: of this process on a CPU, which others on the machine do not disturb."""
+    clock = time.process_time if device.type == "cpu" else time.perf_counter
+    if device.type != "cpu":
+        torch.accelerator.synchronize()
+    start = clock()
+    model(pixels)
+    if device.type != "cpu":
+        torch.accelerator.synchronize()
+    return max(clock() - start, 1e-9)

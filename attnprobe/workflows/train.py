@@ -1,0 +1,197 @@
+"""How does a recipe become a trained run? Images, model, loop and probe, joined."""
+
+import json
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from attnprobe.core.errors import InputError, WorkError
+from attnprobe.core.images import ImageSource
+from attnprobe.core.memory import is_out_of_memory
+from attnprobe.data import load_images
+from attnprobe.io import fs
+from attnprobe.io.config import from_mapping, read_yaml, to_yaml
+from attnprobe.io.ranks import held
+from attnprobe.io.run import Run
+from attnprobe.models import build_model, input_spec, load_weights, read_checkpoint
+from attnprobe.models.describe import config_json
+from attnprobe.models.file_options import checked_options
+from attnprobe.training import MAY_CHANGE, TrainConfig, TrainResult, read_recipe
+from attnprobe.training import train as run_training
+from attnprobe.workflows.probe import Probe
+
+
+def train(
+    recipe: str | Path, out: Path, *, settings: dict[str, Any] | None = None, ignore_unknown: bool = False
+) -> TrainResult:
+    """Train what a recipe describes; the same command goes on where a stopped run ended.
+
+    Args:
+        recipe: a name in `RECIPES`, or a YAML file of ours or for timm's train.py.
+        out: the run's directory.
+        settings: options that replace the recipe's.
+        ignore_unknown: leave out what the file says and nobody knows.
+
+    Raises:
+        InputError: unknown recipe or option, or `out` holds a run with other options.
+        CheckpointError, WorkError: see `attnprobe.training.train`.
+        Stopped: on SIGTERM.
+        InUse: another command is at work in `out`.
+    """
+    options = {**read_recipe(recipe, ignore_unknown=ignore_unknown), **(settings or {})}
+    config = from_mapping(TrainConfig, options, source=str(recipe))
+    checked_options(config.model_kwargs)
+    with held(Path(out)):
+        return _train(_open_run(Path(out), config), config)
+
+
+def _train(run: Run, config: TrainConfig) -> TrainResult:
+    """Images, model and probe of a run that is ours, and its training."""
+    with torch.device("meta"):  # only to ask what it wants to see
+        spec = input_spec(build_model(config.model, **_model_options(config)))
+    where = {"data_dir": Path(config.data_dir) if config.data_dir else None, "workers": config.workers}
+    if config.token_label_data:  # the crop has to be known
+        where["resident_bytes"] = 0
+    sets = {
+        split: load_images(config.dataset, split, spec=spec, bad_images=config.bad_images, **where)
+        for split in ("train", "val")
+    }
+    options = {**_model_options(config), "num_classes": len(sets["train"].class_names)}
+    model = build_model(config.model, seed=config.seed, **options)
+    if config.initial_checkpoint:
+        start = read_checkpoint(config.initial_checkpoint)
+        for note in load_weights(model, start, name=config.model, new_head=True):
+            warnings.warn(f"{start.path.name}: {note}.", stacklevel=2)
+    facts = config_json(config.model, model, options)
+    probe = _probe(config, sets["val"], run) if config.probe_every else None
+    with _threads(config.threads), _status(run), _memory(config):
+        return run_training(model, sets["train"], sets["val"], config, run, config_json=facts, watch=probe)
+
+
+def train_seeds(
+    recipe: str | Path,
+    out: Path,
+    seeds: Sequence[int],
+    *,
+    settings: dict[str, Any] | None = None,
+    ignore_unknown: bool = False,
+) -> Iterator[TrainResult]:
+    """Train one run after the other that differ in their seed alone: `out`_s0, `out`_s1 ..., each as `train` does.
+
+    Each is an ordinary run; the same call leaves finished ones as they are, and goes on where it was stopped.
+
+    Raises:
+        InputError: no seed, one twice, or a seed among the settings; and as `train` does.
+    """
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise InputError(f"seeds {', '.join(map(str, seeds)) or 'none'} must be different numbers, one at least.")
+    if "seed" in (settings or {}):
+        raise InputError("a seed was set beside --seeds, which says which there are; leave one of them out.")
+    for seed in seeds:
+        settings_of = {**(settings or {}), "seed": seed}
+        yield train(recipe, run_of_seed(out, seed), settings=settings_of, ignore_unknown=ignore_unknown)
+
+
+def run_of_seed(out: Path, seed: int) -> Path:
+    """`runs/vit`, 3 -> `runs/vit_s3`: a name that a pattern finds, `vit_s*`."""
+    return out.with_name(f"{out.name}_s{seed}")
+
+
+MOST_SEEDS = 1000
+
+
+def seeds_of(text: str) -> tuple[int, ...]:
+    """`"0-2,7"` -> (0, 1, 2, 7).
+
+    Raises:
+        InputError: it is not of this form.
+    """
+    found: list[int] = []
+    for part in text.split(","):
+        first, dash, last = (word.strip() for word in part.partition("-"))
+        if not first.isdecimal() or (dash and not last.isdecimal()) or (dash and int(last) < int(first)):
+            raise InputError(f"--seeds {text!r} must be numbers or ranges of them, as in 0-4 or 0,3,7.")
+        if int(last or first) - int(first) >= MOST_SEEDS:
+            raise InputError(f"--seeds {text!r} are more than {MOST_SEEDS} runs; name fewer.")
+        found += range(int(first), int(last or first) + 1)
+    return tuple(found)
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """PyTorch's threads on a CPU for the duration."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _status(run: Run) -> Iterator[None]:
+    """Under torchrun, which always returns 1, the run's status.json says how it ended: exit code and message."""
+    code, message = 0, ""
+    try:
+        yield
+    except BaseException as error:
+        code, message = getattr(error, "exit_code", 130 if isinstance(error, KeyboardInterrupt) else 1), str(error)
+        raise
+    finally:
+        if os.environ.get("RANK") == "0":
+            text = json.dumps({"exit_code": code, "message": message})
+            with suppress(OSError):  # what went wrong before matters more
+                fs.write_file(run.path / "status.json", text.encode(), overwrite=True)
+
+
+@contextmanager
+def _memory(config: TrainConfig) -> Iterator[None]:
+    """Running out of memory says which batch size to try, and how the recipe stays the same with it."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        half, parts = config.batch_size // 2, 2 * config.grad_accum_steps
+        raise WorkError(
+            f"out of memory with batch_size={config.batch_size}; train into a new folder with "
+            f"--set batch_size={half} --set grad_accum_steps={parts}, which updates the weights with as many images, "
+            "or let --auto-batch find out."
+        ) from error
+
+
+def _open_run(out: Path, config: TrainConfig) -> Run:
+    """The run's directory, with its configuration written; refuses one that learns something else."""
+    run = Run(out)
+    with fs.as_work_error(f"starting the run in {out}"):
+        text = to_yaml(config)
+        if not run.config.exists():
+            with suppress(FileExistsError):  # of several processes one is first
+                fs.write_file(run.config, text.encode())
+    before = read_yaml(run.config)
+    now = yaml.safe_load(text)
+    differing = [name for name, value in now.items() if name in before and before[name] != value]
+    if learns := [name for name in differing if name not in MAY_CHANGE]:
+        raise InputError(
+            f"{out} holds a run with another {', '.join(learns[:3])}; train into a new folder (-o), or remove it."
+        )
+    if differing and os.environ.get("RANK", "0") == "0":
+        fs.write_file(run.config, text.encode(), overwrite=True)
+    return run
+
+
+def _model_options(config: TrainConfig) -> dict[str, Any]:
+    named = {"img_size": config.img_size, "drop_rate": config.drop, "drop_path_rate": config.drop_path}
+    return {**config.model_kwargs, **{name: value for name, value in named.items() if value}}
+
+
+def _probe(config: TrainConfig, images: ImageSource, run: Run) -> Probe:
+    epochs = config.epochs + config.cooldown_epochs
+    options = {"every": config.probe_every, "budget": config.probe_budget, "tensorboard": config.log_tensorboard}
+    return Probe(images, run.probe, epochs=epochs, **options)

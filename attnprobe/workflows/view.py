@@ -1,0 +1,110 @@
+"""How does one look at the maps of files too large for a page? In a browser, served from this machine.
+
+Only what is looked at is read: one layer of one image at a time.
+"""
+
+import atexit
+import os
+import signal
+import sys
+import threading
+import webbrowser
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from attnprobe.core.errors import InputError, Stopped
+from attnprobe.io.reference import NOT_SAID, UserImages
+from attnprobe.io.run import run_of
+from attnprobe.store.stored import StoredMaps
+from attnprobe.view.answers import Answers
+from attnprobe.view.described import Viewed
+from attnprobe.view.server import Viewer
+from attnprobe.workflows.view_images import Photographs
+
+ASK_EVERY = 0.1
+"""Seconds between two looks whether a signal came."""
+
+
+def view(paths: Sequence[Path | str], *, port: int = 0, browser: bool = True, user: UserImages = NOT_SAID) -> None:
+    """Serve the explorer of maps files until a signal comes; prints its address.
+
+    Args:
+        paths: maps files, folders of shards, or runs that have a maps file; images are those of the first.
+        port: 0 for any that is free.
+        browser: open the page.
+        user: where the images are; of itself a file opens only digits, fractals and what lies in its run's folder.
+
+    Raises:
+        InputError: nothing that can be drawn over images, or the port is taken.
+        KeyboardInterrupt: on SIGINT, as Ctrl-C sends it.
+        Stopped: on SIGTERM.
+    """
+    with _signals_as_before(), viewer(paths, port=port, user=user) as serving:
+        print(serving.url, flush=True)
+        if browser:
+            webbrowser.open(serving.url)
+        serving.timeout, came = ASK_EVERY, _noted_signals()
+        while not came:
+            serving.handle_request()
+    if serving.busy:
+        atexit.register(_end_now, 130 if came[0] == signal.SIGINT else Stopped.exit_code)
+    if came[0] == signal.SIGINT:
+        raise KeyboardInterrupt
+    raise Stopped("the viewer was stopped on request.")
+
+
+@contextmanager
+def viewer(paths: Sequence[Path | str], *, port: int = 0, user: UserImages = NOT_SAID) -> Iterator[Viewer]:
+    """A server that listens; `serve_forever` answers. At the end no request is left, or `busy` says so."""
+    if not paths:
+        raise InputError("nothing to view; give one maps file or run, or several.")
+    with ExitStack() as files:
+        runs = []
+        for path in map(Path, paths):
+            path = path / "maps.h5" if (path / "maps.h5").exists() else path
+            maps = files.enter_context(StoredMaps.open(path))
+            name = (path.parent.name if path.name == "maps.h5" else path.stem) or path.stem
+            twice = any(run.name == name for run in runs)
+            runs.append(Viewed(str(path) if twice else name, maps, maps.attrs["config"].get("class_names") or ()))
+        photographs = Photographs(runs[0].maps.attrs["config"], run_of(runs[0].maps.path), user)
+        serving = Viewer(Answers(runs, photographs), port)
+        try:
+            yield serving
+        finally:
+            photographs.close()  # a request may be waiting for it
+            serving.server_close()
+            if serving.busy:  # with HDF5's lock, for which closing would wait
+                files.pop_all()
+
+
+@contextmanager
+def _signals_as_before() -> Iterator[None]:
+    """Whatever happens to the handlers of SIGINT and SIGTERM, afterwards they are what they were."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if signal.getsignal(number) != handler:
+                signal.signal(number, handler)
+
+
+def _noted_signals() -> list[int]:
+    """SIGINT and SIGTERM that came, from now on: a list that grows, so that none cuts the end of the work short.
+
+    One that is ignored stays so, as SIGINT of what a script starts in the background; in a thread both are left alone.
+    """
+    came: list[int] = []
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, lambda number, _frame: came.append(number))
+    return came
+
+
+def _end_now(code: int) -> None:
+    """End the process although a read has not come back, as from a disk that hangs: nothing is being written."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -1,8 +1,0 @@
-from typing import get_args, get_type_hints
-
-from attnprobe.cli_figure import plot
-from attnprobe.figure import KINDS
-
-
-def test_the_command_offers_every_figure():
-    assert get_args(get_type_hints(plot)["figure"]) == tuple(KINDS)

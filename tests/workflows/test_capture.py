@@ -1,0 +1,218 @@
+"""Capture and live measurement, whole or in part, by one process or several: the numbers are the same."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import attnprobe as ap
+from attnprobe.capturing.selection import Selection
+from attnprobe.core.errors import CaptureError, InputError
+from attnprobe.io.reference import UserImages
+from attnprobe.models import build_model
+from attnprobe.models.describe import config_json
+from attnprobe.store import MapWriter, layout
+from attnprobe.workflows import capture as capture_module
+from attnprobe.workflows.capture import capture_file, measure_live
+from attnprobe.workflows.measure import examine
+from attnprobe.workflows.report import report
+from tests.two_processes import under_torchrun
+
+OPTIONS = {"depth": 3, "embed_dim": 24, "num_classes": 10}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model") / "deep"
+    folder.mkdir()
+    model = build_model("deepvit_16_digits", seed=1, **OPTIONS)
+    save_file(model.state_dict(), folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(config_json("deepvit_16_digits", model, OPTIONS)))
+    return folder
+
+
+METRICS = ("row_entropy", "layer_similarity", "similar_blocks", "token_similarity")
+COMMON = {"data": "digits", "images": 150, "untrained": 20, "batch_size": 16}
+
+
+def live_of(model, **options):
+    return measure_live(model, metrics=METRICS, formats=("json",), **options)
+
+
+def test_live_measurements_are_those_of_the_stored_maps(checkpoint, tmp_path):
+    (live,), files = live_of(checkpoint, out=tmp_path / "live", **COMMON)
+    assert [f.name for f in files] == ["measurements.json"]
+    out = capture_file(checkpoint, out=tmp_path / "maps.h5", dtype="float32", **COMMON)
+    stored = examine(out, metrics=METRICS)
+    assert live.measurements.keys() == stored.measurements.keys() and live.layers == stored.layers
+    for name, m in stored.measurements.items():
+        other = live.measurements[name]
+        np.testing.assert_allclose(other.mean, m.mean, atol=1e-6)
+        assert other.image_ids == m.image_ids and other.baselines.keys() == m.baselines.keys()
+    assert not [p for p in (tmp_path / "live").rglob("*") if p.suffix == ".h5"]
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_ranks_measure_what_one_process_measures_bit_for_bit(checkpoint, tmp_path, world, monkeypatch):
+    (one,), _ = live_of(checkpoint, out=tmp_path / "one", **COMMON)
+    monkeypatch.setenv("WORLD_SIZE", str(world))
+    found = []
+    for rank in range(world):  # whoever comes first does all but what others hold, so hold some
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setattr(
+            capture_module, "shared_out", first_piece_only if rank < world - 1 else capture_module.shared_out
+        )
+        found += live_of(checkpoint, out=tmp_path / "several", **COMMON)[0]
+        monkeypatch.undo()
+        monkeypatch.setenv("WORLD_SIZE", str(world))
+    (several,) = found
+    for name, m in one.measurements.items():
+        other = several.measurements[name]
+        for field in ("mean", "std", "ci", "per_image"):
+            np.testing.assert_array_equal(getattr(other, field), getattr(m, field))
+        assert other.summary == m.summary and other.image_ids == m.image_ids
+
+
+def first_piece_only(rank, n, claims, is_done):
+    mine = rank.in_turn(n)[0]
+    if not is_done(mine):
+        yield mine
+
+
+def test_a_stopped_live_measurement_goes_on_and_another_does_not_mix_in(checkpoint, tmp_path, monkeypatch):
+    out = tmp_path / "live"
+    original, made = capture_module.measure_slice, []
+
+    def stop_at_second(chunks, metrics):
+        if len(made) == 1:
+            raise KeyboardInterrupt
+        made.append(1)
+        return original(chunks, metrics)
+
+    arguments = {**COMMON, "untrained": 0}
+    monkeypatch.setattr(capture_module, "measure_slice", stop_at_second)
+    with pytest.raises(KeyboardInterrupt):
+        live_of(checkpoint, out=out, **arguments)
+    monkeypatch.undo()
+    kept = {p: p.stat().st_mtime_ns for p in (out / "slices").glob("s*.npz")}
+    assert len(kept) == 1
+    (live,), _ = live_of(checkpoint, out=out, **arguments)
+    assert live.measurements["row_entropy"].n_images == 150
+    assert all(p.stat().st_mtime_ns == when for p, when in kept.items())
+    with pytest.raises(InputError, match="another model, images, options or metrics"):
+        live_of(checkpoint, out=out, **{**arguments, "images": 90})
+
+
+def test_no_batch_spans_two_shards_so_that_a_file_does_not_depend_on_where_a_capture_was_stopped(
+    checkpoint, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(layout, "MOST_SHARD_IMAGES", 24)
+    monkeypatch.setattr(layout, "SEVERAL_MAPS", 1)
+    batches, append = [], MapWriter.append
+    monkeypatch.setattr(MapWriter, "append", lambda self, maps: [batches.append(maps[0].n_images), append(self, maps)])
+    options = {"data": "digits", "images": 40, "untrained": 0}
+    capture_file(checkpoint, out=tmp_path / "maps.h5", batch_size=16, **options)
+    assert batches == [16, 8, 16], "shards of 24 and 16 images"
+    batches.clear()
+    capture_file(checkpoint, out=tmp_path / "other.h5", batch_size=32, **options)
+    assert batches == [24, 16], "what decided on the shards was too much for one, and is computed again"
+
+
+def test_a_selection_reaches_the_file_and_the_numbers(checkpoint, tmp_path):
+    selection = Selection.parse(layers="1,3", heads="2-3", queries="cls")
+    out = capture_file(checkpoint, out=tmp_path / "part.h5", selection=selection, what=("weights",), **COMMON)
+    maps = ap.open_maps(out).maps(site="weights")
+    assert maps.values.shape == (150, 2, 2, 1, 17) and maps.part.layers == (0, 2) and maps.part.queries == (0,)
+    entropy = examine(out, metrics=METRICS[:1]).measurements["row_entropy"]
+    assert entropy.coords == {"layer": [1, 3], "head": [2, 3]}
+    assert ap.open_maps(out).attrs["settings"]["layers"] == [1, 3]
+    with pytest.raises(InputError, match=r"another settings\.layers|exists"):
+        capture_file(checkpoint, out=tmp_path / "part.h5", **COMMON)
+
+
+def test_torchrun_writes_the_file_of_one_process(checkpoint, tmp_path):
+    options = ["--data", "digits", "--images", "100", "--untrained", "0", "--device", "cpu"]
+    two = tmp_path / "two.h5"
+    done = under_torchrun("capture", str(checkpoint), *options, "-o", str(two))
+    assert done.returncode == 0, done.stderr
+    one = capture_file(checkpoint, out=tmp_path / "one.h5", data="digits", images=100, untrained=0, device="cpu")
+    a, b = ap.open_maps(one), ap.open_maps(two)
+    assert a.image_ids == b.image_ids and b.complete
+    for site in ("weights", "effective"):
+        assert torch.equal(a.maps(site=site).values, b.maps(site=site).values)
+
+
+def test_maps_made_of_queries_and_keys_are_those_that_would_have_been_stored(tmp_path):
+    options = {**COMMON, "images": 40, "untrained": 0}
+    small = capture_file("vit_16_digits", out=tmp_path / "qk.h5", store_as="qk", **options)
+    whole = capture_file("vit_16_digits", out=tmp_path / "maps.h5", dtype="float32", **options)
+    with ap.open_maps(small) as ours, ap.open_maps(whole) as theirs:
+        torch.testing.assert_close(ours.maps().values, theirs.maps().values, rtol=0, atol=1e-6)
+        torch.testing.assert_close(ours.maps().tokens, theirs.maps().tokens, rtol=0, atol=1e-4)
+        assert all(layer["rebuilt_error"] <= 1e-6 for layer in ours.attrs["certificate"]["layers"])
+    one, two = (examine(path, metrics=METRICS).measurements for path in (small, whole))
+    for name, m in one.items():
+        np.testing.assert_allclose(m.mean, two[name].mean, atol=1e-5)
+    with pytest.raises(InputError, match=r"another settings\.store|exists"):
+        capture_file("vit_16_digits", out=tmp_path / "qk.h5", **options)
+    with pytest.raises(InputError, match="in place of maps"):
+        capture_file("vit_16_digits", out=tmp_path / "x.h5", store_as="qk", what=("tokens", "scores"), **options)
+    with pytest.raises(CaptureError, match="Store maps"):
+        capture_file("deepvit_16_digits", out=tmp_path / "x.h5", store_as="qk", **options)
+
+
+def test_scores_lie_beside_the_maps_and_are_not_measured(tmp_path):
+    options = {**COMMON, "images": 40, "untrained": 0, "what": ("weights", "effective", "scores")}
+    out = capture_file("deepvit_16_digits", out=tmp_path / "maps.h5", dtype="float32", **options)
+    with ap.open_maps(out) as reader:
+        assert reader.sites() == ("weights", "effective", "scores")
+        scores, weights = (reader.maps(site=site).values for site in ("scores", "weights"))
+    torch.testing.assert_close(scores.softmax(-1), weights)
+    measurements = examine(out, metrics=METRICS[:3]).measurements
+    assert {m.site for m in measurements.values()} == {"weights", "effective"}
+
+
+def folder_of(path, copies=(), again=None, images=12):
+    """Noise in PNG files; `copies` are byte for byte the first, and `again` replaces what is in one."""
+    from PIL import Image
+
+    path.mkdir()
+    for k in range(images):
+        seed = 0 if k in copies else 99 if k == again else k
+        noise = np.random.default_rng(seed).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(path / f"n{k:02d}.png")
+    return path
+
+
+def test_files_of_equal_pixels_are_named_and_counted_once(checkpoint, tmp_path):
+    photos, options = folder_of(tmp_path / "photos", copies=(4, 7)), {"untrained": 0, "device": "cpu"}
+    out = capture_file(checkpoint, data=str(photos), out=tmp_path / "maps.h5", **options)
+    e = examine(out, metrics=METRICS, pictures=0)
+    (live,), _ = live_of(checkpoint, data=str(photos), out=tmp_path / "live", **options)
+    told = "2 images are copies of others, pixel by pixel, and counted once: n04.png = n00.png, n07.png = n00.png."
+    assert e.notes == live.notes == (told,)
+    assert {m.n_images for m in (*e.measurements.values(), *live.measurements.values())} == {10}
+    named = {"formats": ["md"], "metrics": METRICS, "user": UserImages(str(photos))}
+    examined, _ = report([out], out=tmp_path / "report", **named)
+    page = (tmp_path / "report" / "report.md").read_text()
+    assert examined[0].notes == (told,) and told in page
+
+
+def test_files_replaced_under_their_names_are_not_paired(checkpoint, tmp_path):
+    options = {"untrained": 0, "device": "cpu"}
+    for name, again in (("one", None), ("two", 5)):
+        place = tmp_path / name
+        place.mkdir()
+        photos = folder_of(place / "photos", again=again)
+        capture_file(checkpoint, data=str(photos), out=tmp_path / f"{name}.h5", **options)
+    found, _ = ap.compare(
+        [tmp_path / "one.h5", tmp_path / "two.h5"], out=tmp_path / "out", metrics=METRICS, resamples=50
+    )
+    assert "11 images that both were measured on; 1 more of the same names have other pixels" in found.notes[0]
+    assert {row.cells.n_images for row in found.differences if row.cells} == {11}
+    grouped, _ = ap.compare(
+        [tmp_path / "one.h5"] * 2, out=tmp_path / "grouped", metrics=METRICS, resamples=50, group="n(.)"
+    )
+    assert {row.cells.n_images for row in grouped.differences if row.cells} == {2}

@@ -1,0 +1,79 @@
+"""One figure from files: every kind, its size, and what cannot be drawn."""
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from attnprobe.core.errors import InputError
+from attnprobe.core.registry import UnknownName
+from attnprobe.workflows.capture import capture_file
+from attnprobe.workflows.figure import KINDS, draw
+from attnprobe.workflows.train import train
+from tests.plots.letters import watch_letters
+
+TINY = {"epochs": 2, "warmup_epochs": 1, "model_kwargs": {"depth": 3, "embed_dim": 24}}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("figures") / "tiny"
+    train("digits_vit_16", folder, settings={**TINY, "probe_every": 1, "probe_budget": 1.0})
+    capture_file(folder, images=20, untrained=10, batch_size=10)
+    return folder
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("several", [False, True])
+def test_every_kind_is_drawn_as_wide_as_asked_and_not_empty(run, tmp_path, kind, several):
+    paths = [run, run / "maps.h5"] if several and kind != "similar_fraction" else [run]
+    out = draw(paths, kind, tmp_path / "new" / f"{kind}.png", width="text" if several else "column")
+    picture = np.asarray(Image.open(out).convert("L"))
+    assert picture.shape[1] == round((6.875 if several else 3.25) * 300)
+    assert (picture < 250).mean() > 0.01 and picture.std() > 5
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_in_a_column_of_a_paper_no_letter_is_cut_off(run, tmp_path, kind, monkeypatch):
+    clipped, sheets = watch_letters(monkeypatch), []
+    monkeypatch.setattr(Figure, "savefig", lambda sheet, *_args, **_options: sheets.append(clipped(sheet)))
+    draw([run], kind, tmp_path / "figure.pdf", width="column")
+    assert sheets == [[]]
+
+
+def test_another_metric_and_its_settings_can_be_shown(run, tmp_path):
+    usual = draw([run], "depth_curve", tmp_path / "a.svg").read_text()
+    other = draw([run], "depth_curve", tmp_path / "b.svg", metric="similar_blocks:tau=0.5").read_text()
+    assert "cosine &gt; 0.9" in usual and "cosine &gt; 0.5" in other
+    assert "token similarity" in draw([run], "depth_curve", tmp_path / "c.svg", metric="token_similarity").read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"figure": "layer_matrx"}, "Did you mean 'layer_matrix'"),
+        ({"out": "x.docx"}, "use .pdf, .svg or .png"),
+        ({"out": "x"}, "a file without ending"),
+        ({"width": "page"}, "must be column, text, or 1 to 40 inches"),
+        ({"width": 900}, "must be column, text, or 1 to 40 inches"),
+        ({"figure": "layer_matrix", "metric": "row_entropy"}, "layer_matrix draws axes"),
+    ],
+)
+def test_what_cannot_be_drawn_is_named(run, tmp_path, options, said):
+    given = {"figure": "layer_matrix", "out": "x.pdf", **options}
+    with pytest.raises(InputError, match=said):
+        draw([run], given.pop("figure"), tmp_path / given.pop("out"), **given)
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_to_draw_is_said(tmp_path):
+    with pytest.raises(InputError, match="nothing to draw"):
+        draw([], "onset", tmp_path / "x.pdf")
+
+
+def test_a_file_without_history_or_images_says_what_to_do(run, tmp_path):
+    (tmp_path / "alone.h5").symlink_to(run / "maps.h5")
+    with pytest.raises(InputError, match="probe_every=1"):
+        draw([tmp_path / "alone.h5"], "filmstrip", tmp_path / "x.png")
+    with pytest.raises(UnknownName):
+        draw([run], "layer_head", tmp_path / "x.png", metric="moon")

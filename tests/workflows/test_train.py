@@ -1,0 +1,132 @@
+"""What a recipe becomes, who may make it, and the runs of several seeds."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import torch
+
+from attnprobe.cli import app as cli
+from attnprobe.core.errors import InputError, InUse
+from attnprobe.io.config import read_yaml
+from attnprobe.io.ranks import held
+from attnprobe.io.run import Run, damaged_files
+from attnprobe.models import load_model
+from attnprobe.workflows.train import run_of_seed, seeds_of, train, train_seeds
+from tests.training.test_loop import config, run_training
+
+SHORT = ("--set", "model_kwargs={depth: 2}", "--set", "threads=1", "--set", "keep_checkpoints=99")
+
+
+def training(path, *options):
+    command = [sys.executable, "-m", "attnprobe", "train", "digits_vit_16", "-o", str(path), *SHORT, *options]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def check_refused(process):
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 75 and "in use by pid" in err and err.count("\n") == 1, err
+
+
+def check_sound(run):
+    names = os.listdir(run.checkpoints)
+    assert names and not [name for name in names if not name.startswith(("epoch-", "partial-"))], names
+    assert not any(damaged_files(run.checkpoints / name) for name in names)
+
+
+def test_a_second_start_is_exit_75_and_disturbs_nothing(tmp_path):
+    run = Run(tmp_path / "run")
+    first = training(run.path, "--set", "epochs=200")
+    deadline = time.monotonic() + 120
+    while not run.log.exists() and time.monotonic() < deadline and first.poll() is None:
+        time.sleep(0.1)
+    written = run.config.read_bytes()
+    check_refused(training(run.path, "--set", "epochs=200"))
+    check_refused(training(run.path, "--set", "epochs=300"))  # which may change from start to start
+    assert run.config.read_bytes() == written
+    first.send_signal(signal.SIGTERM)
+    _, err = first.communicate(timeout=60)
+    assert first.returncode == 75 and "run the same command again" in err
+    check_sound(run)
+
+
+def test_of_two_starts_at_once_one_trains(tmp_path):
+    run = Run(tmp_path / "run")
+    both = [training(run.path, "--set", "epochs=2", "--set", "warmup_epochs=0") for _ in range(2)]
+    ended = [process.communicate(timeout=200) for process in both]
+    codes = [process.returncode for process in both]
+    assert sorted(codes) in ([0, 75], [0, 0]), ended  # both, if one ended before the other began
+    assert all(err.count("\n") <= 1 for _, err in ended)
+    assert run.epochs() == [1, 2]
+    check_sound(run)
+
+
+def test_the_loop_itself_asks_for_the_folder(tmp_path):
+    refused = []
+
+    def other():
+        try:
+            run_training(tmp_path, config(epochs=1, warmup_epochs=0))
+        except InUse as error:
+            refused.append(str(error))
+
+    with held(tmp_path):
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+        assert len(refused) == 1 and f"in use by pid {os.getpid()}" in refused[0]
+        assert os.listdir(tmp_path) == ["run.lock"]
+        result = run_training(tmp_path, config(epochs=1, warmup_epochs=0))  # this command has it
+    assert len(result.log) == 1
+
+
+@pytest.mark.parametrize("target", ["elsewhere", None])
+def test_a_lock_that_is_a_link_or_a_pipe_is_one_line(tmp_path, target):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "elsewhere").write_text("mine")
+    lock = tmp_path / "run" / "run.lock"
+    os.mkfifo(lock) if target is None else lock.symlink_to(tmp_path / target)
+    process = training(tmp_path / "run")
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 2 and "run.lock must be a file" in err and err.count("\n") == 1
+    assert (tmp_path / "elsewhere").read_text() == "mine" and os.listdir(tmp_path / "run") == ["run.lock"]
+
+
+TINY = {"epochs": 1, "warmup_epochs": 0, "model_kwargs": {"depth": 2, "embed_dim": 16, "num_heads": 2}}
+SET = ["--set", "epochs=1", "--set", "warmup_epochs=0", "--set", "model_kwargs={depth: 2, embed_dim: 16, num_heads: 2}"]
+
+
+def test_seeds_are_numbers_and_ranges():
+    assert seeds_of("0-2,7") == (0, 1, 2, 7) and seeds_of("3") == (3,) and seeds_of("0, 4") == (0, 4)
+    for text in ("", "a", "-1", "3-1", "1-", "1:3"):
+        with pytest.raises(InputError, match="--seeds"):
+            seeds_of(text)
+
+
+def test_each_is_an_ordinary_run_and_the_same_command_goes_on(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    command = ["train", "digits_vit_16", "--seeds", "0-1", "-o", str(tmp_path / "vit"), *SET]
+    train("digits_vit_16", tmp_path / "vit_s0", settings={**TINY, "seed": 0})  # as if it was stopped after the first
+    before = (tmp_path / "vit_s0" / "summary.csv").read_bytes()
+    cli.main(command)
+    assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == [
+        str(tmp_path / "vit_s0"), str(tmp_path / "vit_s1"),
+    ]  # fmt: skip
+    assert (tmp_path / "vit_s0" / "summary.csv").read_bytes() == before
+    assert run_of_seed(tmp_path / "vit", 1) == tmp_path / "vit_s1"
+    recipes = [read_yaml(Run(tmp_path / f"vit_s{seed}").config) for seed in (0, 1)]
+    assert [recipe.pop("seed") for recipe in recipes] == [0, 1] and recipes[0] == recipes[1]
+    alone = train("digits_vit_16", tmp_path / "alone", settings={**TINY, "seed": 1})
+    one, two = (load_model(path).state_dict() for path in (alone.run.path, tmp_path / "vit_s1"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_seeds_twice_or_in_two_places_are_refused(tmp_path):
+    with pytest.raises(InputError, match="must be different numbers"):
+        next(train_seeds("digits_vit_16", tmp_path / "vit", (1, 1)))
+    with pytest.raises(InputError, match="beside --seeds"):
+        next(train_seeds("digits_vit_16", tmp_path / "vit", (1,), settings={"seed": 3}))
