@@ -1,7 +1,7 @@
 """The program `attnprobe`, also `python -m attnprobe`, as `torchrun -m attnprobe train ...` needs it.
 
-A request to stop is understood from here on: importing the command line takes a tenth of a second, in which SIGTERM
-would otherwise end the process as if it had been killed; and once a command is over, its exit code stands.
+SIGTERM is handled from here on: importing the command line takes a tenth of a second, in which it would otherwise end
+the process as a kill does; and once a command is over, its exit code stands.
 """
 
 import atexit

@@ -1,4 +1,4 @@
-"""The command line: one subcommand per pipeline function, no logic; torch loads only when a command runs.
+"""The program's table of commands, its help, and the one line and exit code of every error.
 
 Data goes to stdout, progress and messages to stderr. Exit codes: 0 fine, 1 the work failed (disk full, memory),
 2 usage or bad input, 3 a condition of --fail-on holds, 75 stopped and resumable, 130 Ctrl-C.
@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Run a command and end the process with its exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     signal.signal(signal.SIGTERM, stop_now)
-    if not sys.warnoptions:  # a user reads what we say, not what libraries tell developers
+    if not sys.warnoptions:  # a user reads our warnings, not those that libraries address to developers
         warnings.simplefilter("ignore")
         warnings.filterwarnings("default", module=r"attnprobe\b")
         warnings.showwarning = _warn
@@ -80,7 +80,7 @@ def main(arguments: list[str] | None = None) -> None:
     except (AttnprobeError, Stopped) as error:
         _end(error, error.exit_code)
     except KeyboardInterrupt:
-        _end("stopped; run the same command again to go on", 130)
+        _end("stopped; run the same command again to resume", 130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads us any more, as in `| head`
         sys.exit(0)
@@ -93,7 +93,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _overview() -> str:
-    """What there is: the three commands to start with, then all, a line each."""
+    """The text of --help: three commands to start with, then all commands, a line each."""
     width = max(map(len, COMMANDS)) + 4
     lines = [
         textwrap.fill(
@@ -105,7 +105,7 @@ def _overview() -> str:
 
 
 def _description(command: Callable[..., Any]) -> str:
-    """What its help begins with, in lines for a terminal. Lines that begin with a letter tyro would join."""
+    """The opening of a command's help, wrapped for a terminal; tyro would join lines that begin with a letter."""
     lines: list[str] = []
     for part in _paragraphs(command):
         if part[0] == "$":

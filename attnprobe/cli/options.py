@@ -13,19 +13,19 @@ Short = tyro.conf.arg
 
 @dataclass(frozen=True, slots=True)
 class WhichCheckpoint:
-    """Which checkpoint of a run."""
+    """The choice of a checkpoint of a run."""
 
     checkpoint: int | None = None
-    """of a run, the checkpoint after so many epochs; the newest if not given."""
+    """for a run: the checkpoint after this many epochs; the newest if not given."""
     allow_older: bool = False
-    """of a run whose newest checkpoint is damaged, use the newest intact one instead of refusing."""
+    """for a run whose newest checkpoint is damaged: use the newest intact one instead of refusing."""
 
     def of(self, model: str) -> str:
         """The model as it was named, or the folder of the checkpoint that these options choose.
 
         Raises:
             CheckpointError: as `Run.choose_checkpoint`.
-            InputError: an epoch of what is no run.
+            InputError: a checkpoint was chosen, and `model` is not a run.
         """
         from attnprobe.core.errors import InputError
         from attnprobe.io.run import Run
@@ -43,7 +43,7 @@ NEWEST = WhichCheckpoint()
 
 @dataclass(frozen=True, slots=True)
 class TrialOptions:
-    """What models are tried on."""
+    """The model's name, and the labelled images it is evaluated on."""
 
     architecture: Annotated[str | None, Short(name="model")] = None
     """the model's name, for checkpoint files that neither say it nor show it."""
@@ -67,7 +67,7 @@ Trial = tyro.conf.OmitArgPrefixes[TrialOptions]
 
 
 def show(examined: Any, files: list[Path]) -> None:
-    """What was examined, on the terminal, and the names of the files written."""
+    """Print the measurements of each model, and the names of the files written."""
     from rich.console import Console
 
     from attnprobe.reports import print_report

@@ -18,12 +18,12 @@ def verify_drops(
     trial: Trial = EVERY_IMAGE,
     checkpoint: Which = NEWEST,
 ) -> None:
-    """Is what a report calls similar or redundant not needed? Accuracy without it, alone and one after the other.
+    """Ablate every block and head that a report calls similar or redundant, singly and cumulatively; measure accuracy.
 
-    Each similar block uses the map of the block before, adds no attention, or is dropped; each redundant head is 0
-    (where heads are mixed after the softmax, its softmax map). Ends with what can go at that tolerance, and the command
-    that takes it out. One half of the images, or with --split train the training images, chooses what goes; all numbers
-    are of the others.
+    A similar block uses the previous block's map, adds no attention, or is dropped; the output of a redundant head is
+    set to 0 (or its softmax map, where heads are mixed after the softmax). The last line says what can be removed at
+    the tolerance, and the command that removes it. One half of the images, or with --split train the training images,
+    chooses what to remove; all numbers are measured on the others.
 
     For example:
 
@@ -34,12 +34,12 @@ def verify_drops(
 
     Args:
         model: a run, a checkpoint, or the name of a model.
-        maps: the maps file that says what is similar; the run's own if not given.
-        blocks: others to try, counted from 1, instead of the report's; or all.
-        heads: others to try, as BLOCK:HEAD, instead of the report's; or all.
+        maps: the maps file to find similar blocks and redundant heads in; the run's own if not given.
+        blocks: blocks to ablate instead of the report's, counted from 1; or all.
+        heads: heads to ablate instead of the report's, as BLOCK:HEAD; or all.
         metric: similar_blocks or head_divergence with settings, as for report; repeat for both.
-        tolerance: how much accuracy the advice may cost; a larger loss must be excluded by the 95 % interval. 0.02 is
-            two percent.
+        tolerance: largest loss of accuracy, as a fraction, that the advice accepts: the 95 % interval must exclude a
+            larger one.
         out: folder for drops.csv and drops.json; nothing is written if not given.
     """
     from attnprobe.workflows import ablate as ablation
@@ -70,10 +70,11 @@ def prune(
     trial: Trial = EVERY_IMAGE,
     checkpoint: Which = NEWEST,
 ) -> None:
-    """A smaller checkpoint without some blocks and heads, which timm opens; prints what that costs and saves.
+    """Write a smaller checkpoint without some blocks and heads, which timm opens; print its accuracy and speed-up.
 
-    Measured on the images that did not choose what goes; the others choose the epoch of fine-tuning. Heads are
-    removed from blocks whose heads do not see each other; where a variant mixes them, it says so.
+    Accuracy is measured on images that had no part in choosing what to remove; the others choose the epoch of
+    fine-tuning. Heads can be removed from blocks whose heads are independent of one another; where a variant mixes
+    them, the command says so.
 
     For example:
 
@@ -85,9 +86,9 @@ def prune(
         model: a run, a checkpoint, or the name of a model.
         out: a new folder with model.safetensors and config.json; timm.create_model("local-dir:OUT") opens it, after
             `import attnprobe.models` if the architecture is one of ours.
-        blocks: those to drop, counted from 1 as in reports.
-        heads: those to remove, as BLOCK:HEAD, both counted from 1 in the whole model.
-        finetune_epochs: train on by the run's recipe, with a tenth of its learning rate.
+        blocks: blocks to drop, counted from 1 as in reports.
+        heads: heads to remove, as BLOCK:HEAD, both counted from 1 in the whole model.
+        finetune_epochs: epochs of training afterwards by the run's recipe, at a tenth of its learning rate.
         set: options of the fine-tuning that replace the recipe's; repeat for several.
     """
     from attnprobe.io.config import parse_settings

@@ -38,17 +38,16 @@ def report(
         formats: which of them to write.
         metric: name of a metric (`attnprobe explain`), with settings as in similar_blocks:tau=0.8,compare=any; "all"
             but the slow ones; "default". Repeat for several.
-        fail_on: end with exit code 3 where METRIC[.KEY][@SITE] OP NUMBER holds, such as similar_blocks.count.low>3 or
-            row_entropy.min<0.5, or a kind of collapse, such as near_uniform>0 (blocks) or oversmoothing.found==1.
+        fail_on: exit with code 3 if METRIC[.KEY][@SITE] OP NUMBER holds, such as similar_blocks.count.low>3 or
+            row_entropy.min<0.5; or of a kind of collapse, such as near_uniform>0 (blocks) or oversmoothing.found==1.
             Repeat for several.
-        verify_drops: measure the accuracy of each run without what is similar or redundant, as the command does.
-        tolerance: with --verify-drops, as there.
-        bar: from where on the verdict finds a kind of collapse, such as near_uniform=0.8. Repeat for several.
-        data: the images the maps are of, to show them, where they are not digits, fractals, or inside the run's folder.
-        data_dir: where that data set lives.
-        group: images that count once together: a regular expression whose part in brackets, searched in their ids
-            (paths in a folder), names the group, as in '^(.+)_' for photo7_0.png and photo7_1.png; their mean is one
-            observation.
+        verify_drops: ablate similar blocks and redundant heads of each run and measure accuracy, as that command does.
+        tolerance: with --verify-drops: largest loss of accuracy, as a fraction, that its advice accepts.
+        bar: the value at which the verdict finds a kind of collapse, such as near_uniform=0.8. Repeat for several.
+        data: the captured images, to show them; needed unless they are digits, fractals, or inside the run's folder.
+        data_dir: folder of that data set.
+        group: images that count as one observation, their mean: a regular expression, searched in the ids (paths in a
+            folder), whose part in brackets names the group, as in '^(.+)_' for photo7_0.png and photo7_1.png.
     """
     from attnprobe.io.config import parse_settings
     from attnprobe.io.reference import UserImages
@@ -82,11 +81,11 @@ def compare(
     match_heads: bool = False,
     group: Annotated[str | None, Short(metavar="REGEX")] = None,
 ) -> None:
-    """Runs, or methods of several runs, in one table for a paper, and where each differs from the first.
+    """Compare runs, or methods of several runs, in one table for a paper, with the differences from the first.
 
-    Single runs are compared on the images both saw, which says nothing of other seeds. NAME=PATTERN names the runs of a
-    method, two or more: intervals and tests are then over runs and images. Runs of other depth are compared at equal
-    relative depth. Prints the table as Markdown.
+    Single runs are compared on the images both saw, which says nothing about other seeds. NAME=PATTERN names two or
+    more runs of one method: intervals and tests are then over runs and images. Runs of different depth are compared at
+    equal relative depth. Prints the table as Markdown.
 
     For example:
 
@@ -97,14 +96,14 @@ def compare(
     $ attnprobe compare epoch5.h5 runs/vit -o since-epoch-5
 
     Args:
-        maps: maps files, or runs that have one, or a name and a pattern of several; the first is what the others are
-            compared with. A name may be there again, with more runs.
+        maps: maps files, or runs that have one, or NAME=PATTERN for several; the others are compared with the first. A
+            name may be repeated with more runs.
         out: folder for comparison.md, comparison.csv, comparison.tex (booktabs) and differences.csv (every cell); of
             methods also depth.png.
-        table: parameters, accuracy and similar blocks, as the papers have it; or the summary of a report.
-        metric: as for report. Repeat for several.
-        match_heads: pair the heads of each block by their maps first; for models of equal depth and heads.
-        group: as for report: images that count once together.
+        table: papers: parameters, accuracy and similar blocks; summary: that of a report.
+        metric: name of a metric with settings, as in `attnprobe report`. Repeat for several.
+        match_heads: first pair the heads of each block by their maps; for models of equal depth and heads.
+        group: images that count as one observation, as in `attnprobe report`.
     """
     from attnprobe.workflows import compare as comparison
 
@@ -148,14 +147,14 @@ def plot(
     $ attnprobe plot runs/vit --figure layer_head --metric effective_rank -o rank.png
 
     Args:
-        maps: maps files, or runs that have one. Curves of several share one frame; others stand side by side. Of
-            NAME=PATTERN, the runs of a method, depth_curve draws each run, their mean and its interval.
-        out: the file; its ending says the format: .pdf, .svg, .png ...
-        figure: what to draw.
-        metric: what the figure shows (`attnprobe list metrics`), settings after a colon; the usual one if not given.
+        maps: maps files, or runs that have one. Curves of several share one frame; other figures stand side by side.
+            Given NAME=PATTERN, the runs of a method, depth_curve draws each run, their mean and its interval.
+        out: the file; its ending chooses the format: .pdf, .svg, .png, and what else matplotlib writes.
+        figure: the kind of figure.
+        metric: the metric to draw (`attnprobe list metrics`), settings after a colon; a usual one if not given.
         width: column (3.25 inches), text (6.875), or a number of inches.
-        data: the images that attention_grid shows, where they are not digits, fractals, or inside the run's folder.
-        data_dir: where that data set lives.
+        data: the images of attention_grid; needed unless they are digits, fractals, or inside the run's folder.
+        data_dir: folder of that data set.
     """
     from attnprobe.io.reference import UserImages
     from attnprobe.workflows.figure import draw
@@ -170,10 +169,10 @@ def view(
     data: str | None = None,
     data_dir: Path | None = None,
 ) -> None:
-    """Look at the maps of a file of any size in a browser; served from this machine alone, until Ctrl-C.
+    """Explore the maps of a file of any size in a browser; served from this machine only, until Ctrl-C.
 
-    Started in the background, as from a script, it does not see Ctrl-C: stop it with `kill PID` (SIGTERM). Exit code
-    130 after Ctrl-C, 75 after SIGTERM.
+    In the background, as from a script, it gets no Ctrl-C: stop it with `kill PID` (SIGTERM). The exit code is 130
+    after Ctrl-C and 75 after SIGTERM.
 
     For example:
 
@@ -181,11 +180,11 @@ def view(
     $ attnprobe view runs/vit runs/deepvit --no-browser
 
     Args:
-        maps: maps files or runs; several are shown beside one another.
-        port: any that is free if not given.
+        maps: maps files or runs; several are shown side by side.
+        port: a free one if not given.
         no_browser: only print the address.
-        data: the images the maps are of, where they are not digits, fractals, or inside the run's folder.
-        data_dir: where that data set lives.
+        data: the captured images; needed unless they are digits, fractals, or inside the run's folder.
+        data_dir: folder of that data set.
     """
     from attnprobe.io.reference import UserImages
     from attnprobe.workflows import view as viewing

@@ -8,10 +8,10 @@ from attnprobe.cli.options import Positional, Short
 
 
 def list_(what: Positional[Literal["variants", "models", "recipes", "data", "metrics", "plots"]]) -> None:
-    """Show what there is: variants, models, recipes, data sets, metrics or plots.
+    """List the variants, models, recipes, data sets, metrics or plots.
 
     Args:
-        what: which table.
+        what: the table to print.
     """
     import attnprobe
 
@@ -30,12 +30,12 @@ def list_(what: Positional[Literal["variants", "models", "recipes", "data", "met
 
 
 def _summary(thing: Any) -> str:
-    """What a table's entry says of itself in one line."""
+    """The first line of an entry's docstring, or its summary."""
     return getattr(thing, "summary", None) or (getattr(thing, "function", thing).__doc__ or "").partition("\n")[0]
 
 
 def explain(metric: Positional[Annotated[str | None, Short(metavar="METRIC")]] = None) -> None:
-    """What a metric or a kind of collapse is: definition, source, bar, caveats. Without a name: all metrics.
+    """Explain a metric or a kind of collapse: definition, source, bar, caveats. Without a name: list all metrics.
 
     For example:
 
@@ -44,7 +44,7 @@ def explain(metric: Positional[Annotated[str | None, Short(metavar="METRIC")]] =
     $ attnprobe explain near_uniform
 
     Args:
-        metric: its name, or that of a kind of collapse.
+        metric: name of a metric or of a kind of collapse.
     """
     import inspect
 

@@ -11,9 +11,9 @@ def demo(
     out: Annotated[Path, Short(aliases=["-o"])] = Path("attnprobe-demo"),
     fast: bool = False,
 ) -> None:
-    """Digits -> train ViT-16 and DeepViT-16 -> capture both -> a report of the two side by side. Needs no network.
+    """Train a ViT and a DeepViT on digits, capture both, and report on them side by side. Needs no network.
 
-    Run again, it goes on where it was stopped.
+    Run again, it resumes where it was stopped.
 
     For example:
 
@@ -38,7 +38,7 @@ def train(
     auto_batch: bool = False,
     ignore_unknown: bool = False,
 ) -> None:
-    """Train a model; the same command goes on where a stopped run ended.
+    """Train a model; the same command resumes a stopped run.
 
     For example:
 
@@ -50,12 +50,12 @@ def train(
 
     Args:
         recipe: name of a shipped recipe (`attnprobe list recipes`), or a YAML file of ours or for timm's train.py.
-        out: the run's directory; with --seeds what their names begin with: runs/vit_s0, runs/vit_s1 ...
-        seeds: of several runs that differ in nothing else, one after the other; then compare "vit=runs/vit_s*".
-        data_dir: where the data set lives.
+        out: the run's directory; with --seeds the prefix of several: runs/vit gives runs/vit_s0, runs/vit_s1.
+        seeds: train several runs, one after the other, that differ in their seed alone; then compare "vit=runs/vit_s*".
+        data_dir: folder of the data set.
         set: an option that replaces the recipe's, named as in timm's train.py; repeat for several.
-        auto_batch: work on parts of a batch that does not fit into memory; the recipe stays the same.
-        ignore_unknown: leave out options of the file that nobody knows.
+        auto_batch: split a batch that does not fit into memory; the recipe stays the same.
+        ignore_unknown: ignore options of the file that are not known.
     """
     from attnprobe.io.config import parse_settings
 

@@ -1,4 +1,4 @@
-"""How are stored maps asked for one layer at a time? Without torch, so that a viewer starts at once and stays small."""
+"""The protocol of maps that are read one layer at a time. Without torch, so that a viewer starts at once."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,11 +9,11 @@ import numpy as np
 
 @dataclass(frozen=True, slots=True)
 class StageShape:
-    """What the maps of one stage look like; fields as in `AttentionMaps` and `TokenGrid`.
+    """Shape of the maps of one stage; fields as in `AttentionMaps` and `TokenGrid`.
 
     Attributes:
-        layers, heads: numbers of those that are there, counted from 1.
-        queries: positions of the tokens that look, counted from 0; `keys`: how many are looked at.
+        layers, heads: numbers of those present, counted from 1.
+        queries: positions of the query tokens, counted from 0; `keys`: the number of key tokens.
         sites: of its maps, weights first, each with whether its rows sum to 1.
     """
 
@@ -34,7 +34,7 @@ class Browsable(Protocol):
 
     @property
     def image_ids(self) -> Sequence[str]:
-        """Of all images, in order."""
+        """One id per image, in order."""
         ...
 
     def shapes(self) -> tuple[StageShape, ...]:
@@ -46,5 +46,5 @@ class Browsable(Protocol):
         ...
 
     def told(self, image: int) -> tuple[int, int, float]:
-        """What is known of the image at a position: label and prediction (-1 unknown), probability (NaN unknown)."""
+        """Label, prediction (-1 where unknown) and probability (NaN where unknown) of the image at a position."""
         ...

@@ -1,4 +1,4 @@
-"""What can go wrong, and which exit code each kind of trouble has on the command line.
+"""Errors that are raised on purpose, with the exit code each has on the command line.
 
 Every message says what was expected, what came instead and what to do next, in one line.
 """
@@ -52,10 +52,10 @@ class InUse(AttnprobeError):
 
 
 class Stopped(BaseException):
-    """A request to stop (SIGTERM), raised wherever the program happens to be; running the command again continues.
+    """A request to stop (SIGTERM), raised wherever the program is; running the command again resumes.
 
-    Like KeyboardInterrupt it is no Exception: code that survives whatever goes wrong with one image or one file must
-    not take a stop for a damaged file, and go on with a wrong count.
+    Like KeyboardInterrupt it is no Exception: code that tolerates a broken image or file must not take a stop for one
+    and continue with a wrong count.
     """
 
     exit_code = 75
@@ -67,7 +67,7 @@ def stop_now(*_signal: object) -> None:
     Raises:
         Stopped: always.
     """
-    raise Stopped("stopped on request; run the same command again to go on.")
+    raise Stopped("stopped on request; run the same command again to resume.")
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

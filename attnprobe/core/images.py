@@ -1,4 +1,4 @@
-"""What do images look like on their way into a model?"""
+"""Images on their way into a model: how it wants them, a batch of them, and where batches come from."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ from attnprobe.core.errors import ShapeError
 
 @dataclass(frozen=True, slots=True)
 class InputSpec:
-    """How a model wants its pixels.
+    """The size, normalisation and resizing that a model expects of its input.
 
     Attributes:
         size: rows and columns of the input.
@@ -29,13 +29,13 @@ class InputSpec:
     crop_pct: float = 1.0
 
     def normalise(self, pixels: Tensor) -> Tensor:
-        """[image, 3, row, col] in [0, 1] -> what the model sees."""
+        """[image, 3, row, col] in [0, 1] -> the model's input."""
         mean = pixels.new_tensor(self.mean).view(1, 3, 1, 1)
         std = pixels.new_tensor(self.std).view(1, 3, 1, 1)
         return (pixels - mean) / std
 
     def restore(self, pixels: Tensor) -> Tensor:
-        """What the model sees -> [image, 3, row, col] in [0, 1], for the eye."""
+        """The model's input -> [image, 3, row, col] in [0, 1], for display."""
         mean = pixels.new_tensor(self.mean).view(1, 3, 1, 1)
         std = pixels.new_tensor(self.std).view(1, 3, 1, 1)
         return (pixels * std + mean).clamp(0, 1)
@@ -43,7 +43,7 @@ class InputSpec:
 
 @dataclass(frozen=True, slots=True)
 class ImageBatch:
-    """Pixels and what they are.
+    """Pixels of a few images, with their labels and ids.
 
     Attributes:
         pixels: [image, 3, row, col], normalised as the source's `InputSpec` says.
@@ -67,9 +67,9 @@ class ImageBatch:
 
 
 def as_seen(pixels: Tensor, spec: InputSpec | None) -> Tensor:
-    """What goes into a model, as the pictures that `pixel_hashes` tells apart: on the CPU, 8 bits a channel.
+    """The images of a batch as `pixel_hashes` compares them: on the CPU, 8 bits a channel.
 
-    Before `spec` normalises them, so that two models that want other means see the same pictures; in 8 bits, so that
+    Before `spec` normalises them, so that two models of different means see the same images; in 8 bits, so that
     the last bit of a resize does not matter. Without a spec, the numbers themselves.
     """
     shown = pixels.float() if spec is None else (spec.restore(pixels.float()) * 255).round().to(torch.uint8)
@@ -77,9 +77,9 @@ def as_seen(pixels: Tensor, spec: InputSpec | None) -> Tensor:
 
 
 def pixel_hashes(seen: Tensor) -> Tensor:
-    """[image], int64: the first bytes of the SHA-256 of each picture; never 0, which stands for unknown.
+    """[image], int64: the first bytes of the SHA-256 of each image; never 0, which stands for unknown.
 
-    Of what the model saw, not of a file's bytes: two files that look the same to the model are one image to it, and a
+    Hashes the model's input, not a file's bytes: two files that give the same input are one image to the model, and a
     data set need not have files.
     """
     digests = (hashlib.sha256(image.tobytes()).digest()[:8] for image in seen.contiguous().numpy())
@@ -91,8 +91,8 @@ class ImageSource(Protocol):
     """Anything that yields `ImageBatch`es and knows how many images it has.
 
     Attributes:
-        name: what to write in a report, such as "digits/val".
-        spec: how the pixels were prepared.
+        name: as reports show it, such as "digits/val".
+        spec: how the pixels are prepared.
         class_names: one per class, in label order; empty if there are no classes.
         ids: one stable id per image, in order.
         fingerprint: tells two sets of images apart.

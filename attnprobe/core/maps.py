@@ -1,4 +1,4 @@
-"""What is an attention map here, and which of its tokens is where in the picture?"""
+"""Attention maps of a stage of a model, and the grid that says where its tokens are in the image."""
 
 from dataclasses import dataclass, replace
 
@@ -15,7 +15,7 @@ class TokenGrid:
     """Where each token sits: first the prefix tokens, then the patches row by row.
 
     Attributes:
-        rows, cols: patches along the height and the width of the picture.
+        rows, cols: patches along the height and the width of the image.
         prefix: names of the tokens before the patches, such as ("cls",) or ("cls", "reg0").
         patch: height and width of one patch in pixels of the model's input.
     """
@@ -36,11 +36,11 @@ class TokenGrid:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What the model said about the same images. All tensors are [image].
+    """Labels and predictions of the same images; all tensors are [image].
 
     Attributes:
         labels: the true class, -1 where unknown.
-        prediction: the class with the largest logit; -1 where the model tells other classes apart, or none.
+        prediction: the class with the largest logit; -1 where the model has other classes than the data, or none.
         probability: softmax probability of that class; NaN where there is none.
     """
 
@@ -51,7 +51,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Which layers, heads and queries of a stage were kept, by position from 0; None: all of them."""
+    """A selection of layers, heads and queries of a stage, as positions from 0; None for all of them."""
 
     layers: tuple[int, ...] | None = None
     heads: tuple[int, ...] | None = None
@@ -59,14 +59,14 @@ class Part:
 
     @property
     def numbers(self) -> dict[str, list[int]]:
-        """Of layers and heads that are not all there: their numbers from 1, as reports count them."""
+        """{axis: numbers from 1, as reports count them} of the axes that are not complete."""
         chosen = {"layer": self.layers, "head": self.heads}
-        return {axis: [i + 1 for i in kept] for axis, kept in chosen.items() if kept is not None}
+        return {axis: [i + 1 for i in positions] for axis, positions in chosen.items() if positions is not None}
 
     @property
     def settings(self) -> dict[str, list[int]]:
-        """What must stand beside a number that was measured on these maps; queries count from 0."""
-        numbers = {f"{axis}s": kept for axis, kept in self.numbers.items()}
+        """The selection as settings of a measurement; queries count from 0."""
+        numbers = {f"{axis}s": chosen for axis, chosen in self.numbers.items()}
         return numbers if self.queries is None else {**numbers, "queries": list(self.queries)}
 
 
@@ -80,15 +80,15 @@ class AttentionMaps:
             variant mixed its heads) it need not: see `stochastic`. Of maps of windows, W of Q queries
             each, row w * Q + i is query i of window w, and the keys are those of its window.
         image_ids: one stable id per image, in order; joins maps to labels and pixels.
-        grid: which tokens are patches, and where they sit in the picture. Of the keys, where queries
-            are others; of the windows together; without patches where that is not known.
+        grid: which tokens are patches, and where they are in the image. It describes the keys where
+            queries are other tokens, all windows together, and has no patches where that is not known.
         site: where in the layer the matrix was read.
-        is_effective: the values are also what is multiplied with V. True at site "effective", and
-            at site "weights" of a layer that does not change its map after the softmax.
+        is_effective: these maps are the effective attention, the matrix multiplied with V. True at site
+            "effective", and at site "weights" of a layer that does not change its map after the softmax.
         stochastic: every row over `key` sums to 1 and no value is negative.
         layers: names of the layers, in order; empty if unknown.
         stage: layers of equal shape and kind; a plain ViT has one, "trunk".
-        kind: what a map is: "self"; "window" or "grid" (self-attention inside a piece of the picture, or inside a
+        kind: what a map is: "self"; "window" or "grid" (self-attention inside a part of the image, or inside a
             coarse grid over it); "pyramid" (queries or keys were pooled, Q != K); "class" (one query, the class
             token); "pool" (a pooling head); "cross" (two sets of tokens); "channel" (keys or queries are
             channels, not tokens).
@@ -150,7 +150,7 @@ class AttentionMaps:
         return len(self.image_ids)
 
     def facts(self) -> dict[str, object]:
-        """What a reader wants to know first, in words."""
+        """{property: words} for display: site, stage, shape and tokens."""
         axes = ("images", "layers", "heads", "queries", "keys")
         shape = ", ".join(f"{n} {axis}" for n, axis in zip(self.values.shape, axes, strict=True))
         grid = self.grid
@@ -159,12 +159,12 @@ class AttentionMaps:
             name: "yes" for name in ("tokens", "value_vectors", "factors", "outcome") if getattr(self, name) is not None
         }
         return {
-            "site": self.site + (", what multiplies V" if self.is_effective else ""),
+            "site": self.site + (", effective" if self.is_effective and self.site != "effective" else ""),
             "stage": f"{self.stage}, {self.kind}",
             "shape": shape,
-            "tokens of a picture": patches + (f" and {', '.join(grid.prefix)}" if grid.prefix else ""),
+            "tokens of an image": patches + (f" and {', '.join(grid.prefix)}" if grid.prefix else ""),
             "rows sum to 1": "yes" if self.stochastic else "no",
-            **{name.replace("_", " "): told for name, told in extra.items()},
+            **{name.replace("_", " "): known for name, known in extra.items()},
         }
 
     def __repr__(self) -> str:

@@ -1,4 +1,4 @@
-"""Did the work fail because memory ran out, so that a smaller batch would help?"""
+"""Out-of-memory errors: recognising them, and freeing memory afterwards."""
 
 import gc
 
@@ -6,14 +6,14 @@ import torch
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether PyTorch could not get memory: on a GPU an error of its own, on a CPU a RuntimeError that says so."""
+    """True if PyTorch could not get memory: an error type of its own on a GPU, a RuntimeError's text on a CPU."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
         isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
     )
 
 
 def free_memory() -> None:
-    """Give back what nobody holds any more; call it after the `except`, which holds the frames that failed."""
+    """Release unused memory. Call it after the `except` block, which still holds the frames that failed."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -16,9 +16,9 @@ class UnknownName(InputError, KeyError):
 
 
 class Registry(Mapping[str, T], Generic[T]):
-    """A read-only mapping from name to thing, written out by hand where it is used.
+    """A read-only mapping from name to entry, listed explicitly where it is used.
 
-    `Registry("metric", layer_similarity, row_entropy)` takes the names from the things.
+    `Registry("metric", layer_similarity, row_entropy)` takes the names from the entries.
     """
 
     def __init__(self, kind: str, *things: T) -> None:

@@ -1,4 +1,4 @@
-"""How does a map that is no distribution become one, on request?"""
+"""Renormalisation: rows that sum to 1 from maps that are no distributions."""
 
 import torch
 from torch import Tensor

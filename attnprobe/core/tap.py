@@ -1,11 +1,12 @@
-"""Where in an attention layer can a matrix be read?"""
+"""Sites: the places in an attention layer where a matrix can be read, and the module that marks one."""
 
 from typing import Literal
 
 from torch import Tensor, nn
 
 Site = Literal["scores", "weights", "effective"]
-"""`scores`: before the softmax. `weights`: the softmax. `effective`: what is multiplied with V."""
+"""`scores`: the logits, before the softmax. `weights`: the softmax. `effective`: the matrix multiplied with V, which
+differs from `weights` where a variant mixes heads or normalises after the softmax."""
 
 
 class Tap(nn.Module):
@@ -16,7 +17,7 @@ class Tap(nn.Module):
 
     @property
     def listening(self) -> bool:
-        """Whether somebody has a forward hook on this tap; a fast path that skips it would stay silent."""
+        """True while a forward hook is on this tap, so that a fast path must not skip it."""
         return bool(self._forward_hooks)
 
     def forward(self, matrix: Tensor) -> Tensor:

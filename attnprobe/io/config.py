@@ -1,4 +1,4 @@
-"""How does a YAML file or `--set key=value` become a checked, frozen configuration?"""
+"""Checked, frozen configurations from YAML files and `--set key=value`."""
 
 import dataclasses
 import types

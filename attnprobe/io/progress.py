@@ -1,4 +1,4 @@
-"""How does long work show how far it is? On a terminal with an estimate, elsewhere silently."""
+"""Progress bars with an estimate on a terminal; silent elsewhere."""
 
 import os
 import sys
@@ -8,7 +8,7 @@ from typing import Protocol
 
 
 class Advance(Protocol):
-    """Call with the number of steps just done, and a few words on the state of things."""
+    """Called with the number of steps just done and a short note on the state."""
 
     def __call__(self, steps: int = 1, note: str = "") -> None: ...
 

@@ -1,9 +1,9 @@
-"""Images that a file names: what a maps file or a run may open by itself, and what only the user may.
+"""References to images in files: which data sets a maps file or a run may open, and which only the user may.
 
-A maps file says which images it is about, and a run which it learnt from. Both come from elsewhere as often as not, and
-a data set's name chooses code: webdataset hands a URL to a shell, torchvision unpickles, a folder may be anybody's
-photographs, which a report would embed. So a file opens only what needs nothing from this machine (digits, fractals of
-a bounded number) and what came with it (a folder inside the run's own folder). Everything else the user names.
+A maps file names the images it is about, and a run those it was trained on. Both often come from elsewhere, and the
+name of a data set chooses code: webdataset hands a URL to a shell, torchvision unpickles, and a folder may hold
+anybody's photographs, which a report would embed. So a file opens only what needs nothing from this machine (digits, a
+bounded number of fractals) and what came with it (a folder inside the run's own folder). The user names the rest.
 """
 
 import os
@@ -39,7 +39,7 @@ class ImageReference:
 
     @classmethod
     def from_file(cls, values: Any, source: str) -> "ImageReference":
-        """What a file holds, its types checked.
+        """The reference that a file holds, its types checked.
 
         Raises:
             InputError: anything but names and a number.
@@ -51,7 +51,7 @@ class ImageReference:
 
 @dataclass(frozen=True, slots=True)
 class UserImages:
-    """Where the user says the images are, on the command line or in a call; None for nothing said."""
+    """The images as the user names them, on the command line or in a call; None where not given."""
 
     data: str | None = None
     data_dir: Path | None = None
@@ -61,7 +61,7 @@ NOT_SAID = UserImages()
 
 
 def allowed(values: Any, source: str, home: Path | None, user: UserImages = NOT_SAID) -> ImageReference:
-    """The images that a file names, or that the user names in their place.
+    """The images that a file names, or those the user names instead.
 
     Args:
         values: as `ImageReference`, from the file that messages call `source`.
@@ -107,7 +107,7 @@ def _harmless(reference: ImageReference, home: Path | None) -> ImageReference:
 
 
 def _keeps_inside(folder: Path, home: Path) -> bool:
-    """Whether a folder lies in `home` and no link in it leads away."""
+    """True if a folder is inside `home` and holds no link, which could lead out of it."""
     real = folder.resolve()
     if not real.is_relative_to(home.resolve()):
         return False

@@ -1,4 +1,4 @@
-"""What is in a run's directory, and which of its checkpoints can be trusted?"""
+"""A run's directory, and which of its checkpoints are intact."""
 
 import hashlib
 import json
@@ -47,7 +47,7 @@ class Run:
 
     @property
     def notes(self) -> Path:
-        """What went wrong while it trained and is to be known for good: JSON, [{"time", "text"}]."""
+        """The file of lasting warnings from training: JSON, [{"time", "text"}]."""
         return self.path / "warnings.json"
 
     @property
@@ -56,7 +56,7 @@ class Run:
 
     @property
     def probe(self) -> Path:
-        """The folder of what the probe saw while it trained."""
+        """The folder of the probe's records from training."""
         return self.path / "probe"
 
     def checkpoint(self, epoch: int) -> Path:
@@ -69,11 +69,11 @@ class Run:
         return sorted(int(n) for n in numbers if re.fullmatch(r"\d{4}|[1-9]\d{4,}", n))
 
     def latest_checkpoint(self) -> Path | None:
-        """The newest checkpoint whose files are what was written; None if there is none."""
+        """The newest intact checkpoint; None if there is none."""
         return self._newest()[0]
 
     def _newest(self) -> tuple[Path | None, list[Path]]:
-        """The same, and the newer ones, which are damaged, the newest first."""
+        """The newest intact checkpoint, and the damaged ones after it, newest first."""
         damaged = []
         for folder in map(self.checkpoint, reversed(self.epochs())):
             if not damaged_files(folder):
@@ -127,9 +127,9 @@ class Run:
 
 
 def damage(folders: Iterable[Path]) -> str:
-    """What is wrong with damaged checkpoints, the newest first."""
-    told = [f"{folder.name} is damaged ({damaged_files(folder)[0]} is not what was written)" for folder in folders]
-    return " and ".join([*told[:2], *([f"{len(told) - 2} older ones"] if len(told) > 2 else [])])
+    """A phrase on damaged checkpoints, newest first."""
+    phrases = [f"{folder.name} is damaged ({damaged_files(folder)[0]} is not what was written)" for folder in folders]
+    return " and ".join([*phrases[:2], *([f"{len(phrases) - 2} older ones"] if len(phrases) > 2 else [])])
 
 
 def run_of(file: Path) -> Path | None:

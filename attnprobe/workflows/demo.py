@@ -11,13 +11,13 @@ from attnprobe.workflows.report import report
 from attnprobe.workflows.train import train
 
 FAST_EPOCHS, FAST_IMAGES = 6, 120
-"""What `demo --fast` trains for and captures, instead of the recipes' epochs and all validation images."""
+"""Epochs and images of `demo --fast`, instead of the recipes' epochs and all validation images."""
 
 
 def demo(out: Path, *, fast: bool = False) -> tuple[list[Examined], list[Path]]:
-    """Digits -> train ViT-16 and DeepViT-16 -> capture both -> the report of the two side by side.
+    """Train a ViT and a DeepViT on digits, capture both, and write the report of the two side by side.
 
-    Run again, it goes on where it was stopped. `fast` trains for `FAST_EPOCHS` epochs, and the report says so.
+    Run again, it resumes where it was stopped. `fast` trains for `FAST_EPOCHS` epochs, and the report says so.
     """
     runs, notes = [], []
     for recipe in ("digits_vit_16", "digits_deepvit_16"):
@@ -32,7 +32,7 @@ def demo(out: Path, *, fast: bool = False) -> tuple[list[Examined], list[Path]]:
 
 
 def _is_current(run: Run) -> bool:
-    """Whether the run's maps are complete and of its newest checkpoint."""
+    """True if the run's maps are complete and of its newest checkpoint."""
     if not (run.maps.exists() and untrained_maps(run.maps).exists()):
         return False
     return open_maps(run.maps).attrs["checkpoint_sha256"] == read_checkpoint(run.path).sha256

@@ -1,4 +1,4 @@
-"""A model and the images on which something is tried out: what it gets right, with and without a change."""
+"""Evaluation of a model on labelled images, with and without a change to it."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -25,12 +25,12 @@ from attnprobe.training import TrainConfig, pick_device
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """A model on its device, and labelled images as it wants them.
+    """A model on its device, and labelled images prepared for it.
 
     Attributes:
-        judging: the images of another split that judge; None where a half of `images` does.
-        ids: of the images that have a label: those of `images`, then those of `judging`.
-        chooses: [labelled image], bool: which of them choose; what is chosen is judged by the others.
+        judging: images of another split, which measure; None where one half of `images` does.
+        ids: ids of the labelled images: those of `images`, then those of `judging`.
+        chooses: [labelled image], bool: which of them choose; the others measure what was chosen.
         recipe: the options the run was trained with; empty for anything but a run.
     """
 
@@ -48,9 +48,9 @@ class Trial:
     def answers(
         self, model: nn.Module | None = None, change: AbstractContextManager[Any] | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """[image], bool, and [image], nats: what the model (its own if None) gets right, and its cross-entropy.
+        """Correctness [labelled image], bool, and cross-entropy [labelled image], nats, while `change` is in force.
 
-        Of the images that have a label, while `change` is in force.
+        `model` is this trial's own if None.
         """
         model = (model or self.model).to(self.device).eval()
         right, loss = [], []
@@ -62,7 +62,7 @@ class Trial:
         return torch.cat(right).numpy(), torch.cat(loss).double().numpy()
 
     def labelled(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Pixels and labels of the images that have one, a batch at a time."""
+        """Pixels and labels of the labelled images, a batch at a time."""
         for source in filter(None, (self.images, self.judging)):
             for batch in source.batches(self.batch_size, device=self.device):
                 known = batch.labels >= 0
@@ -80,17 +80,17 @@ def open_trial(
     device: str = "auto",
     batch_size: int = 64,
 ) -> Trial:
-    """A run, checkpoint or model name, with the run's validation images unless others are named.
+    """Open a run, checkpoint or model name, with the run's validation images unless others are named.
 
     Args:
         split: "val": one half of the validation images chooses and the other judges (`one_half`); "train": training
             images choose and validation images judge.
-        images: a class-balanced subset of so many, of each split.
+        images: a class-balanced subset of this many, of each split.
 
     Raises:
-        InputError: nobody says which images, none or one of them has a label, they have other classes than the model,
+        InputError: no images are named, fewer than two of them have a label, they have other classes than the model,
             or the same images are in both splits.
-        CheckpointError: see `load_model`.
+        CheckpointError: the checkpoint cannot be loaded, see `load_model`.
     """
     model, facts = resolve_model(ref, architecture)
     recipe = recipe_of(Path(ref))
@@ -117,20 +117,20 @@ def recipe_of(ref: Path) -> dict[str, Any]:
     config = Run.of(ref).config
     if not ref.is_dir() or not config.exists():
         return {}
-    known = {field.name for field in fields(TrainConfig)}  # whatever else the file holds is nobody's business
+    known = {field.name for field in fields(TrainConfig)}
     return {name: value for name, value in read_yaml(config, follow=False).items() if name in known}
 
 
 def run_images(ref: Path, recipe: Mapping[str, Any], user: UserImages) -> tuple[str, Path | None]:
-    """Name and folder of the images to show a model: the user's, or those its recipe names, if a file may.
+    """Name and folder of a model's images: the user's, or those of its recipe, if a file may choose them.
 
     Raises:
-        InputError: nobody names any, or the recipe names images that only the user may choose.
+        InputError: none are named, or the recipe names images that only the user may choose.
     """
     if user.data is not None:
         return user.data, user.data_dir
     if recipe.get("dataset") is None:
-        raise InputError(f"which images should {ref} look at? Name them, as in --data digits or --data FOLDER.")
+        raise InputError(f"no images are named for {ref}. Name some, as in --data digits or --data FOLDER.")
     named = {"data": recipe["dataset"], "data_dir": recipe.get("data_dir")}
     run = Run.of(ref)
     reference = allowed(named, str(run.config), run.path, user)
@@ -138,7 +138,7 @@ def run_images(ref: Path, recipe: Mapping[str, Any], user: UserImages) -> tuple[
 
 
 def _shared_out(source: ImageSource, judging: ImageSource | None) -> tuple[tuple[str, ...], np.ndarray]:
-    """The ids of all images with a label, and which of them choose."""
+    """The ids of all labelled images, and which of them choose."""
     ids, labels = _with_label(source)
     if judging is None:
         if len(ids) < 2:
@@ -151,7 +151,7 @@ def _shared_out(source: ImageSource, judging: ImageSource | None) -> tuple[tuple
 
 
 def _with_label(source: ImageSource) -> tuple[list[str], list[int]]:
-    """Ids and labels of the images that have one."""
+    """Ids and labels of the labelled images."""
     found = [
         (name, label)
         for batch in source.batches(64)

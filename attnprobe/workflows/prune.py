@@ -1,4 +1,4 @@
-"""What a report advises, done: a smaller checkpoint without some blocks and heads, and what it costs and saves."""
+"""Pruning: a smaller checkpoint without some blocks and heads, its accuracy and its speed-up."""
 
 import json
 import time
@@ -24,19 +24,19 @@ from attnprobe.workflows.evaluate import Trial, open_trial, run_images
 from attnprobe.workflows.train import train
 
 ROUNDS = 9
-"""Times each model runs, in turn with the other; the ratio's median is told."""
+"""Times each model runs, in turn with the other; the speed-up is the median ratio."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pruned:
-    """What became of a model.
+    """Result of pruning: the new checkpoint, and accuracy, size and speed before and after.
 
     Attributes:
         path: the folder of the smaller checkpoint.
         parameters: before and after.
-        right: [image], bool, before, after, and after fine-tuning if there was some: which of the judging images it
-            gets right.
-        n_choosing: others, which chose what went and, of fine-tuning, the epoch.
+        right: [judging image], bool: which images are classified correctly before, after, and after fine-tuning if
+            there was some.
+        n_choosing: number of other images, which chose what to remove and the epoch of fine-tuning.
         speed_up: time of the whole model over that of the smaller one, `spread` the middle half of the rounds;
             process CPU time on a CPU, wall time of the device otherwise.
     """
@@ -61,7 +61,7 @@ class Pruned:
                 line += f", {gained:+.2%} ({low:+.2%} to {high:+.2%}) on the same images"
             lines.append(line)
         epoch = " and the epoch of fine-tuning" if len(self.right) > 2 else ""
-        lines.append(f"{self.n_choosing} other images are for choosing: what goes{epoch}.")
+        lines.append(f"{self.n_choosing} other images are for choosing what to remove{epoch}.")
         return "\n".join(lines)
 
 
@@ -75,27 +75,28 @@ def prune(
     settings: Mapping[str, Any] | None = None,
     **where: Any,
 ) -> Pruned:
-    """Write a checkpoint without these blocks and heads, and measure what that costs and saves.
+    """Write a checkpoint without these blocks and heads, and measure its accuracy and speed.
 
-    Measured on the images that had no say in `verify_drops`, if it was asked with the same `where`.
+    Accuracy is measured on the images that did not choose in `verify_drops`, if that was called with the same `where`.
 
     Args:
         ref: a run, a checkpoint, or the name of a model.
         out: a new folder, in timm's `local-dir:` layout; with fine-tuning also the run `out`/finetuning.
         blocks: from 1.
         heads: {block: heads}, both from 1, as in the report on the whole model.
-        finetune_epochs: train on for so many epochs by the run's recipe: without warm-up, and with a tenth of its
-            learning rate, since the weights are nearly right. Written are the weights of the epoch that is best on the
-            images that choose.
+        finetune_epochs: epochs of training afterwards by the run's recipe, without warm-up and at a tenth of its
+            learning rate, since the weights are nearly right. The weights of the epoch that is best on the choosing
+            images are written.
         settings: options of the fine-tuning that replace the recipe's; its images are those of `where`, if named.
-        where: as for `open_trial`: on which images, and on what device.
+        where: keyword arguments of `open_trial`: architecture, data, data_dir, split, images, device, batch_size.
 
     Raises:
-        InputError: see `pruned` and `written_down`; nothing to take out; fine-tuning of what is no run; `out` exists.
+        InputError: the model cannot be pruned so (see `pruned`, `written_down`); nothing to remove; fine-tuning without
+            a run; `out` exists.
         WorkError: the disk is full or fails.
     """
     if not blocks and not heads:
-        raise InputError("nothing to take out; name --blocks 12,14 or --heads 9:3,9:5.")
+        raise InputError("nothing to remove; name --blocks 12,14 or --heads 9:3,9:5.")
     finished, ends = out / "config.json", out / "finetuning"
     if finished.exists():
         raise InputError(f"{out} holds a model; choose another folder with -o.")
@@ -155,7 +156,7 @@ def pairs_of(text: str) -> list[tuple[int, int]]:
 
 
 def _judged(trial: Trial, model: nn.Module) -> np.ndarray:
-    """[image], bool: which of the images that judge the model gets right."""
+    """[judging image], bool: which images the model classifies correctly."""
     return trial.answers(model)[0][~trial.chooses]
 
 
@@ -163,9 +164,9 @@ def _finetuned(
     ref: Path, trial: Trial, start: Path, run: Path, name: str, options: Mapping[str, Any], epochs: int,
     settings: Mapping[str, Any],
 ) -> nn.Module:  # fmt: skip
-    """Train the model in `start` on by the recipe of the run `ref`; its weights at the best epoch.
+    """Fine-tune the model in `start` by the recipe of the run `ref`; returns its weights at the best epoch.
 
-    The best by the images that choose: the loop's own best is by all validation images, which judge.
+    Best on the choosing images: the loop's own best is on all validation images, which include the judging ones.
     """
     kwargs = {key: value for key, value in options.items() if key != "num_classes"}
     rates = ("lr", "lr_base", "warmup_lr", "min_lr")
@@ -179,7 +180,7 @@ def _finetuned(
 
 
 def _write(folder: Path, name: str, options: Mapping[str, Any], model: nn.Module) -> None:
-    """timm's `local-dir:` layout; the file that makes it one comes last."""
+    """Write timm's `local-dir:` layout. config.json comes last, because a folder that has it counts as complete."""
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     config = json.dumps(config_json(name, model, options), indent=1)
     with fs.as_work_error(f"writing the model into {folder}"):
@@ -190,7 +191,7 @@ def _write(folder: Path, name: str, options: Mapping[str, Any], model: nn.Module
 
 @torch.inference_mode()
 def _speed_up(trial: Trial, smaller: nn.Module) -> tuple[float, tuple[float, float]]:
-    """How many times faster the smaller model runs: median and quartiles of the rounds, both models in turn."""
+    """Time of the whole model over that of the smaller one: median and quartiles of rounds that alternate."""
     models = [model.to(trial.device).eval() for model in (trial.model, smaller)]
     few = range(min(len(trial.images), trial.batch_size))
     pixels = next(iter(trial.images.batches(len(few), device=trial.device, order=few))).pixels
@@ -205,7 +206,7 @@ def _speed_up(trial: Trial, smaller: nn.Module) -> tuple[float, tuple[float, flo
 
 
 def _seconds(model: nn.Module, pixels: torch.Tensor, device: torch.device) -> float:
-    """What a forward pass takes: of this process on a CPU, which others on the machine do not disturb."""
+    """Seconds of a forward pass: CPU time of this process on a CPU, so that other processes do not matter."""
     clock = time.process_time if device.type == "cpu" else time.perf_counter
     if device.type != "cpu":
         torch.accelerator.synchronize()

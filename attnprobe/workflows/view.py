@@ -1,6 +1,6 @@
-"""How does one look at the maps of files too large for a page? In a browser, served from this machine.
+"""The explorer of maps files of any size: a server for a browser on this machine.
 
-Only what is looked at is read: one layer of one image at a time.
+Only what is shown is read: one layer of one image at a time.
 """
 
 import atexit
@@ -23,7 +23,7 @@ from attnprobe.view.server import Viewer
 from attnprobe.workflows.view_images import Photographs
 
 ASK_EVERY = 0.1
-"""Seconds between two looks whether a signal came."""
+"""Seconds between two checks for a signal."""
 
 
 def view(paths: Sequence[Path | str], *, port: int = 0, browser: bool = True, user: UserImages = NOT_SAID) -> None:
@@ -33,10 +33,10 @@ def view(paths: Sequence[Path | str], *, port: int = 0, browser: bool = True, us
         paths: maps files, folders of shards, or runs that have a maps file; images are those of the first.
         port: 0 for any that is free.
         browser: open the page.
-        user: where the images are; of itself a file opens only digits, fractals and what lies in its run's folder.
+        user: the images; without it a file opens only digits, fractals and what is inside its run's folder.
 
     Raises:
-        InputError: nothing that can be drawn over images, or the port is taken.
+        InputError: no maps that can be drawn over images, or the port is in use.
         KeyboardInterrupt: on SIGINT, as Ctrl-C sends it.
         Stopped: on SIGTERM.
     """
@@ -56,7 +56,7 @@ def view(paths: Sequence[Path | str], *, port: int = 0, browser: bool = True, us
 
 @contextmanager
 def viewer(paths: Sequence[Path | str], *, port: int = 0, user: UserImages = NOT_SAID) -> Iterator[Viewer]:
-    """A server that listens; `serve_forever` answers. At the end no request is left, or `busy` says so."""
+    """A listening server; `serve_forever` answers. On exit no request is pending, or `busy` is true."""
     if not paths:
         raise InputError("nothing to view; give one maps file or run, or several.")
     with ExitStack() as files:
@@ -80,7 +80,7 @@ def viewer(paths: Sequence[Path | str], *, port: int = 0, user: UserImages = NOT
 
 @contextmanager
 def _signals_as_before() -> Iterator[None]:
-    """Whatever happens to the handlers of SIGINT and SIGTERM, afterwards they are what they were."""
+    """Restore the handlers of SIGINT and SIGTERM on exit."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
@@ -91,9 +91,9 @@ def _signals_as_before() -> Iterator[None]:
 
 
 def _noted_signals() -> list[int]:
-    """SIGINT and SIGTERM that came, from now on: a list that grows, so that none cuts the end of the work short.
+    """A list that each SIGINT and SIGTERM is appended to from now on, instead of interrupting the work.
 
-    One that is ignored stays so, as SIGINT of what a script starts in the background; in a thread both are left alone.
+    An ignored signal stays ignored, as SIGINT in a background job of a script; outside the main thread nothing changes.
     """
     came: list[int] = []
     if threading.current_thread() is threading.main_thread():
@@ -104,7 +104,7 @@ def _noted_signals() -> list[int]:
 
 
 def _end_now(code: int) -> None:
-    """End the process although a read has not come back, as from a disk that hangs: nothing is being written."""
+    """End the process while a read is pending, as on a disk that hangs; safe, since nothing is being written."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -1,7 +1,7 @@
-"""Pixels of captured images, found again in their data set; run as a process, it answers ids with files.
+"""Pixels of captured images, read from their data set; run as a process, it answers ids with image files.
 
-Data sets need torch, torchvision and timm, which take seconds and 800 MB to load. A viewer shows maps without them, so
-it asks a process of its own (`python -m attnprobe.workflows.view_images`) for pictures, and has none if that one fails.
+Data sets need torch, torchvision and timm, which take seconds and 800 MB to load. The viewer does without them, so it
+asks a process of its own (`python -m attnprobe.workflows.view_images`) for images, and shows none if that one fails.
 """
 
 import json
@@ -24,18 +24,18 @@ if TYPE_CHECKING:
     from attnprobe.core.images import ImageSource
 
 PATIENCE = 0.4
-"""Seconds a killed process has to end."""
+"""Seconds to wait for a killed process."""
 
 
 MAX_SIDE = 2048
-"""Pixels a side that a file may ask for: a handful of such images take 300 MB."""
+"""Largest side in pixels that a file may ask for: a handful of such images take 300 MB."""
 
 
 class DataSet:
     """The images of a capture.
 
     Attributes:
-        where: the position of each id; empty if the images are not at hand.
+        where: {id: position}; empty if the images cannot be read.
         why: the reason for that, a sentence; "" otherwise.
     """
 
@@ -77,7 +77,7 @@ class DataSet:
 
 
 class Photographs:
-    """Files of images by id, from another process that starts when the first is asked for."""
+    """Image files by id, from another process that starts with the first request."""
 
     def __init__(self, config: Mapping[str, Any], home: Path | None = None, user: UserImages = NOT_SAID) -> None:
         """Arguments as for `DataSet`."""
@@ -87,7 +87,7 @@ class Photographs:
         self._starting = threading.Lock()
 
     def __call__(self, image_id: str) -> bytes | None:
-        """A PNG or WebP file; None if the image is not at hand, or `close` was called meanwhile."""
+        """A PNG or WebP file; None if the image cannot be read, or `close` was called meanwhile."""
         with self._starting:
             if self._closed:
                 return None
@@ -104,16 +104,16 @@ class Photographs:
         return _ask(process, image_id)
 
     def close(self) -> None:
-        """End the process, whatever it is doing; a thread that waits for its answer gets None."""
+        """End the process at once; a thread that waits for its answer gets None."""
         with self._starting:
             process, self._process, self._closed = self._process, None, True
         if process is None:
             return
         process.kill()
-        with suppress(subprocess.TimeoutExpired):  # a disk that hangs keeps even a killed process
+        with suppress(subprocess.TimeoutExpired):  # a process blocked on a disk outlives its kill
             process.wait(PATIENCE)
             for pipe in (process.stdin, process.stdout):
-                with suppress(OSError):  # what nobody has read
+                with suppress(OSError):  # unread output
                     assert pipe
                     pipe.close()
 
@@ -130,7 +130,7 @@ def _ask(process: subprocess.Popen[bytes], what: Any) -> bytes | None:
 
 
 def answer(questions: BinaryIO, answers: BinaryIO) -> None:
-    """Lines of JSON, first the data set, then ids -> 4 bytes of length and a file each; empty for what is not there."""
+    """Answer lines of JSON (first the data set, then ids) with 4 bytes of length and a file each; empty if unknown."""
     data: DataSet | None = None
     for line in questions:
         file = b""
@@ -145,5 +145,5 @@ def answer(questions: BinaryIO, answers: BinaryIO) -> None:
 
 if __name__ == "__main__":
     channel = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever libraries print must not be taken for a picture
+    os.dup2(2, 1)  # whatever libraries print must not be taken for an image
     answer(sys.stdin.buffer, channel)

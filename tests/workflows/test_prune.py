@@ -56,7 +56,7 @@ def test_a_pruned_model_is_captured_and_reported_on_like_any_other(run, tmp_path
 
 def test_fine_tuning_goes_on_from_the_pruned_weights_by_the_recipe(run, tmp_path):
     done = prune(run, tmp_path / "tuned", blocks=[2], heads={1: [1]}, finetune_epochs=3, device="cpu")
-    assert len(done.right) == 3 and "what goes and the epoch of fine-tuning" in str(done)
+    assert len(done.right) == 3 and "what to remove and the epoch of fine-tuning" in str(done)
     tuning = Run(done.path / "finetuning")
     chosen = [right(load_model(tuning.checkpoint(epoch)), judging=False).sum() for epoch in (1, 2, 3)]
     assert right(load_model(done.path), judging=False).sum() == max(chosen)
@@ -68,7 +68,7 @@ def test_fine_tuning_goes_on_from_the_pruned_weights_by_the_recipe(run, tmp_path
 
 
 def test_what_cannot_be_done_is_said_before_anything_is_written(run, tmp_path):
-    with pytest.raises(InputError, match="nothing to take out"):
+    with pytest.raises(InputError, match="nothing to remove"):
         prune(run, tmp_path / "none")
     with pytest.raises(InputError, match="no block 9"):
         prune(run, tmp_path / "none", blocks=[9])
