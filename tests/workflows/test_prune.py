@@ -95,7 +95,7 @@ def test_the_command_prints_what_it_costs_and_where_it_is(run, tmp_path, capsys,
     cli.main(["prune", str(run), "--blocks", "4", "--heads", "1:3", "-o", str(tmp_path / "out"), "--images", "50"])
     out = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in out[:4]] == ["parameters", "speed", "before", "after"]
-    assert out[4:] == ["25 other images are for choosing: what goes.", str(tmp_path / "out")]
+    assert out[4:] == ["25 other images are for choosing what to remove.", str(tmp_path / "out")]
 
 
 def test_numbers_and_heads_are_read_as_they_are_written():
