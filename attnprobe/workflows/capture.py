@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,6 +20,7 @@ from attnprobe.core.examined import Examined
 from attnprobe.core.images import ImageSource
 from attnprobe.core.maps import AttentionMaps
 from attnprobe.core.measurement import Measurement
+from attnprobe.core.spec import CaptureSpec
 from attnprobe.core.tap import Site
 from attnprobe.data import load_images
 from attnprobe.io import fs
@@ -52,113 +53,55 @@ class Task:
     plan: CapturePlan
 
 
-def capture_file(
-    model: str | Path,
-    *,
-    architecture: str | None = None,
-    img_size: int | None = None,
-    initial: bool = False,
-    data: str | None = None,
-    data_dir: Path | None = None,
-    split: str = "val",
-    images: int | None = None,
-    what: Sequence[str] = ("weights", "effective", "tokens"),
-    selection: Selection | None = None,
-    out: Path | None = None,
-    store_as: Literal["maps", "qk"] = "maps",
-    dtype: Literal["bfloat16", "float16", "float32"] | None = None,
-    overwrite: bool = False,
-    keep_shards: bool = False,
-    batch_size: int = 16,
-    untrained: int = 64,
-    device: str = "auto",
-    bad_images: Literal["refuse", "skip"] = "refuse",
-    workers: int = 0,
-    seed: int = 0,
-    allow_nonfinite: bool = False,
-) -> Path:
-    """Capture a model's attention into one HDF5 file; the same command goes on where a stopped one ended.
+def capture_file(spec: CaptureSpec, *, out: Path | None = None) -> Path:
+    """Capture a model's attention into one HDF5 file; the same call resumes one that was stopped.
 
-    Under torchrun each process captures its share of the shards, and who is last makes the file.
+    Under torchrun each process captures its share of the shards, and the last one makes the file. Of a model with
+    trained weights, `spec.untrained` images are also captured from the same architecture with initial weights, into
+    NAME.untrained.h5, as a baseline.
 
     Args:
-        model: a run's directory, a checkpoint, or the name of a model.
-        architecture: the model's name, for checkpoint files that do not say it.
-        img_size: another resolution than the model's own.
-        initial: of a name, initial weights, also where there are trained ones.
-        data: what `load_images` understands; the run's own data if None.
-        images: a class-balanced subset of this many; all if None.
-        what: of "weights", "effective", "scores", "tokens", "values".
-        selection: layers, heads and queries to keep; all if None.
         out: the file; maps.h5 in the run, or MODEL.h5 here, if None.
-        store_as: "qk" keeps queries and keys, of which a reader makes the maps again; where a layer's map is more than
-            the softmax of their product, that is an error.
-        dtype: how maps are stored; None for bfloat16, or float32 of queries and keys.
-        untrained: images to capture from the same architecture with initial weights, into a second file beside the
-            first (NAME.untrained.h5), as a baseline; 0 for none.
 
     Returns:
         The path of the maps file; of its shards' folder where they are kept, or others are still at work.
     """
-    out = Path(out) if out else _default_maps(Path(model))
+    out = Path(out) if out else _default_maps(Path(spec.model))
     rank = Rank.of_this_process()
-    if out.exists() and not overwrite and rank.alone:
+    if out.exists() and not spec.overwrite and rank.alone:
         raise InputError(f"{out} exists. Choose another output with -o, or replace it with --overwrite.")
-    main, base = _tasks(
-        model, architecture, img_size, initial, data, data_dir, split, images, what, selection, batch_size, untrained,
-        device, bad_images, workers, seed, allow_nonfinite, rank, factors=store_as == "qk",
-    )  # fmt: skip
-    dtype = dtype or ("float32" if store_as == "qk" else "bfloat16")
-    shared = {"dtype": dtype, "overwrite": overwrite, "keep_shards": keep_shards or rank.local_world < rank.world}
+    main, base = _tasks(spec, rank)
+    shared = {"dtype": spec.stored_dtype, "keep_shards": spec.keep_shards or rank.local_world < rank.world}
     if base is not None:  # first, so that a command that was stopped here can be run again
-        store(base, untrained_maps(out), rank, {**shared, "overwrite": rank.alone or overwrite})
-    return store(main, out, rank, shared)
+        store(base, untrained_maps(out), rank, {**shared, "overwrite": rank.alone or spec.overwrite})
+    return store(main, out, rank, {**shared, "overwrite": spec.overwrite})
 
 
 def measure_live(
-    model: str | Path,
+    spec: CaptureSpec,
     *,
     out: Path,
     metrics: Sequence[str] | None = None,
     formats: Sequence[str] = ("html", "json", "csv", "md"),
-    architecture: str | None = None,
-    img_size: int | None = None,
-    initial: bool = False,
-    data: str | None = None,
-    data_dir: Path | None = None,
-    split: str = "val",
-    images: int | None = None,
-    what: Sequence[str] = ("weights", "effective", "tokens"),
-    selection: Selection | None = None,
-    batch_size: int = 16,
-    untrained: int = 64,
-    device: str = "auto",
-    bad_images: Literal["refuse", "skip"] = "refuse",
-    workers: int = 0,
-    seed: int = 0,
-    allow_nonfinite: bool = False,
     group: str | None = None,
 ) -> tuple[list[Examined], list[Path]]:
-    """Measure a model's attention and report on it without keeping a map; memory and disk do not grow with images.
+    """Measure a model's attention and report on it without storing maps; memory and disk do not grow with images.
 
-    Numbers are those of a float32 maps file of the same images. The same command goes on where a stopped one ended;
-    under torchrun each process measures its share, and who is last writes the report.
+    Numbers are those of a float32 maps file of the same images. The same call resumes one that was stopped; under
+    torchrun each process measures its share, and the last one writes the report.
 
     Args:
-        out: folder of the report, and of `slices/`, what every metric said of each image.
+        out: folder of the report, and of `slices/`, the values of every metric on each image.
         metrics: names and settings, see `attnprobe.metrics.engine.choose`; the default ones that fit if None.
-        group: which images count once together, as for `measure`.
-        others: as for `capture`.
+        formats: of the report, see `attnprobe.reports.write_report`.
+        group: regular expression in image ids; images with the same match count once together.
 
     Returns:
         What was examined, and the files written; nothing where others are still at work.
     """
     choose(metrics)
     rank, out = Rank.of_this_process(), Path(out)
-    main, base = _tasks(
-        model, architecture, img_size, initial, data, data_dir, split, images, what, selection, batch_size, untrained,
-        device, bad_images, workers, seed, allow_nonfinite, rank,
-    )  # fmt: skip
+    main, base = _tasks(spec, rank)
     with fs.as_work_error(f"measuring into {out}"):
         fs.make_folder(out)
         lock = FileLock(out / "run.lock", rank.job if not rank.alone else "")
@@ -170,7 +113,7 @@ def measure_live(
                 return [], []
             if not claims.take("report"):
                 return [], []
-            examined = _examined(main, slices, metrics, baselines, Path(model), group)
+            examined = _examined(main, slices, metrics, baselines, Path(spec.model), group)
             files = write_report([examined], out, formats)
             claims.remove()
             return [examined], files
@@ -242,31 +185,30 @@ def untrained_maps(path: Path) -> Path:
     return path.with_suffix(".untrained.h5")
 
 
-def _tasks(
-    model: str | Path, architecture: str | None, img_size: int | None, initial: bool, data: str | None,
-    data_dir: Path | None, split: str, images: int | None, what: Sequence[str], selection: Selection | None,
-    batch_size: int, untrained: int, device: str, bad_images: Literal["refuse", "skip"], workers: int, seed: int,
-    allow_nonfinite: bool, rank: Rank, factors: bool = False,
-) -> tuple[Task, Task | None]:  # fmt: skip
-    """What is to be captured, and its untrained baseline if it has trained weights."""
-    loaded, facts = resolve_model(
-        model, architecture, img_size=img_size, seed=seed, allow_nonfinite=allow_nonfinite, initial=initial
+def _tasks(spec: CaptureSpec, rank: Rank) -> tuple[Task, Task | None]:
+    """The capture, and that of its untrained baseline if the model has trained weights."""
+    factors = spec.store == "qk"
+    if factors and not {"weights", "effective"} & set(spec.kept):
+        raise InputError("queries and keys are stored in place of maps; ask for weights or effective, too.")
+    selection = Selection.parse(spec.layers, spec.heads, spec.queries)
+    model, facts = resolve_model(
+        spec.model,
+        spec.architecture,
+        img_size=spec.img_size,
+        seed=spec.seed,
+        allow_nonfinite=spec.allow_nonfinite,
+        initial=spec.initial,
     )
     for note in facts.notes:
         warnings.warn(note, stacklevel=3)
-    spec, recipe = input_spec(loaded), recipe_of(Path(model))
-    data, data_dir = run_images(Path(model), recipe, UserImages(data, data_dir))
-    opening = {"spec": spec, "data_dir": data_dir, "bad_images": bad_images, "workers": workers}
-    source = load_images(data, split, limit=images, **opening)
-    chosen = pick_device(device)
-    if chosen.type == "cuda" and not rank.alone:
-        chosen = torch.device("cuda", rank.local)
-    if factors and not {"weights", "effective"} & set(what):
-        raise InputError("queries and keys are stored in place of maps; ask for weights or effective, too.")
-    settings: dict[str, Any] = {"what": list(what), "autocast": False, **({"store": "qk"} if factors else {})}
-    if selection is not None and not selection.everything:
-        layers = None if selection.layers is None else sorted(selection.layers)
-        settings |= {"layers": layers, "heads": selection.heads, "queries": selection.queries}
+    device = pick_device(spec.device)
+    if device.type == "cuda" and not rank.alone:
+        device = torch.device("cuda", rank.local)
+    pixels, recipe = input_spec(model), recipe_of(Path(spec.model))
+    data, data_dir = run_images(Path(spec.model), recipe, UserImages(spec.data, spec.data_dir))
+    opening = {"spec": pixels, "data_dir": data_dir, "bad_images": spec.bad_images, "workers": spec.workers}
+    source = load_images(data, spec.split, limit=spec.images, **opening)
+    images = {"data": data, "split": spec.split, "data_dir": data_dir and str(data_dir), "images": spec.images}
     plan = CapturePlan(
         image_ids=tuple(source.ids),
         model=facts.model,
@@ -276,30 +218,42 @@ def _tasks(
             "model_args": facts.options,
             "parameters": facts.parameters,
             "notes": list(facts.notes),
-            "spec": asdict(spec),
-            "images": {"data": data, "split": split, "data_dir": data_dir and str(data_dir), "images": images},
+            "spec": asdict(pixels),
+            "images": images,
             "class_names": list(source.class_names),
             "recipe": recipe,
         },
         versions={name: version(name) for name in ("torch", "timm", "attnprobe")},
         data=source.fingerprint,
-        seed=seed,
-        device=chosen.type,
-        settings=settings,
+        seed=spec.seed,
+        device=device.type,
+        settings=_settings(spec, selection),
     )
 
     def task(module: nn.Module, of: ImageSource, its: CapturePlan) -> Task:
-        sites: tuple[Site, ...] = tuple(site for site in SITES if site in what)
-        module = module.to(chosen)
-        kept = {"tokens": "tokens" in what, "values": "values" in what, "factors": factors, "selection": selection}
-        return Task(capture_maps(module, of, sites, batch_size=batch_size, **kept), of, its)
+        sites: tuple[Site, ...] = tuple(site for site in SITES if site in spec.kept)
+        kept = {"tokens": "tokens" in spec.kept, "values": "values" in spec.kept, "factors": factors}
+        return Task(
+            capture_maps(module.to(device), of, sites, batch_size=spec.batch_size, selection=selection, **kept), of, its
+        )
 
-    main = task(loaded, source, plan)
-    if not (untrained and facts.sha256):
+    main = task(model, source, plan)
+    if not (spec.untrained and facts.sha256):
         return main, None
-    few = load_images(data, split, limit=min(untrained, len(source)), **opening)
+    few = load_images(data, spec.split, limit=min(spec.untrained, len(source)), **opening)
     base = replace(plan, image_ids=tuple(few.ids), checkpoint_sha256="", data=few.fingerprint)
-    return main, task(build_model(facts.model, seed=seed, **facts.options), few, base)
+    return main, task(build_model(facts.model, seed=spec.seed, **facts.options), few, base)
+
+
+def _settings(spec: CaptureSpec, selection: Selection) -> dict[str, Any]:
+    """The options that decide which numbers are stored. What is not chosen is left out, as in plans of old."""
+    settings: dict[str, Any] = {"what": list(spec.kept), "autocast": False}
+    if spec.store == "qk":
+        settings["store"] = "qk"
+    if not selection.everything:
+        layers = None if selection.layers is None else sorted(selection.layers)
+        settings |= {"layers": layers, "heads": selection.heads, "queries": selection.queries}
+    return settings
 
 
 # --- measuring without maps ----------------------------------------------------------------------------------------

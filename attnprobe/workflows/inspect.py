@@ -1,13 +1,12 @@
 """What would a capture of this model hold, and what would it cost? Asked before the work, on two images of noise."""
 
 import math
-import shlex
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from rich import box
@@ -24,6 +23,7 @@ from attnprobe.capturing.stream import capture as capture_maps
 from attnprobe.core.errors import CaptureError
 from attnprobe.core.images import InputSpec
 from attnprobe.core.maps import AttentionMaps
+from attnprobe.core.spec import CaptureSpec
 from attnprobe.core.tap import Site
 from attnprobe.core.visible import visible
 from attnprobe.models import input_spec
@@ -34,6 +34,9 @@ from attnprobe.training import pick_device
 
 TRIAL = 2
 """Images of the trial run."""
+
+IMAGES = 256
+"""Images that the estimates are for, if the capture does not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,69 +71,53 @@ class Inspection:
         stored_bytes: estimated bytes of one image in the file, compressed.
         qk_bytes: the same of queries and keys in place of the maps; None where maps cannot be made of them.
         seconds: per image, of the forward pass and the capture on this machine.
-        command: what to run.
     """
 
+    spec: CaptureSpec
     facts: ModelFacts
-    spec: InputSpec
+    pixels: InputSpec
     stages: tuple[StageFacts, ...]
     output_equal: bool
     stored_bytes: int
     qk_bytes: int | None
     seconds: float
     device: str
-    n_images: int
-    command: str
 
 
-def inspect_model(
-    model: str | Path,
-    *,
-    architecture: str | None = None,
-    img_size: int | None = None,
-    data: str | None = None,
-    images: int = 256,
-    what: Sequence[str] = ("weights", "effective", "tokens"),
-    selection: Selection | None = None,
-    store_as: Literal["maps", "qk"] = "maps",
-    dtype: Literal["bfloat16", "float16", "float32"] | None = None,
-    device: str = "auto",
-) -> Inspection:
+def inspect_model(spec: CaptureSpec) -> Inspection:
     """Capture two images of noise from a model, with initial weights if it is a name, and extrapolate.
 
     Args:
-        model, architecture, img_size, data, what, selection, store_as, dtype, device: as for `gather.capture`.
-        images: how many the estimates are for.
+        spec: the capture to inspect; the estimates are for `spec.images` images, or for `IMAGES` if it does not say.
 
     Raises:
         CaptureError: its attention cannot be captured; the message says why.
     """
-    loaded, facts = resolve_model(model, architecture, img_size=img_size, initial=True)
-    spec, chosen = input_spec(loaded), pick_device(device)
-    pixels = torch.randn(TRIAL, 3, *spec.size, generator=torch.Generator().manual_seed(0))
-    sites: tuple[Site, ...] = tuple(site for site in SITES if site in what)
-    qk = store_as == "qk"
-    kept = {"tokens": "tokens" in what, "values": "values" in what, "selection": selection}
-    capturing = capture_maps(loaded.to(chosen), pixels, sites, factors=qk, batch_size=TRIAL, **kept)
+    spec = replace(spec, data=spec.data or "FOLDER", images=spec.images or IMAGES)
+    model, facts = resolve_model(spec.model, spec.architecture, img_size=spec.img_size, initial=True)
+    wanted, device = input_spec(model), pick_device(spec.device)
+    pixels = torch.randn(TRIAL, 3, *wanted.size, generator=torch.Generator().manual_seed(0))
+    sites: tuple[Site, ...] = tuple(site for site in SITES if site in spec.kept)
+    qk, selection = spec.store == "qk", Selection.parse(spec.layers, spec.heads, spec.queries)
+    kept = {"tokens": "tokens" in spec.kept, "values": "values" in spec.kept, "selection": selection}
+    capturing = capture_maps(model.to(device), pixels, sites, factors=qk, batch_size=TRIAL, **kept)
     proof = capturing.certificate
     next(capturing.batches())  # warms up
     begun = time.perf_counter()
     taken = next(capturing.batches())
     seconds = (time.perf_counter() - begun) / TRIAL
     routes = {layer.layer: layer.route for layer in proof.layers}
-    file_type = dtype or ("float32" if qk else "bfloat16")
-    stored = decide(taken, file_type).image_bytes
+    stored = decide(taken, spec.stored_dtype).image_bytes
     return Inspection(
-        facts=facts,
         spec=spec,
-        stages=_stages(taken, routes, getattr(torch, file_type).itemsize),
+        facts=facts,
+        pixels=wanted,
+        stages=_stages(taken, routes, getattr(torch, spec.stored_dtype).itemsize),
         output_equal=proof.output_equal,
         stored_bytes=stored,
-        qk_bytes=stored if qk else _qk_bytes(loaded, pixels[:1].to(chosen), sites, kept),
+        qk_bytes=stored if qk else _qk_bytes(model, pixels[:1].to(device), sites, kept),
         seconds=seconds,
-        device=chosen.type,
-        n_images=images,
-        command=_command(model, architecture, img_size, data, images, what, selection, store_as, dtype),
+        device=device.type,
     )
 
 
@@ -172,28 +159,6 @@ def _stage(name: str, sites: list[AttentionMaps], routes: Mapping[str, str], ite
     )
 
 
-def _command(
-    model: str | Path,
-    architecture: str | None,
-    img_size: int | None,
-    data: str | None,
-    images: int,
-    what: Sequence[str],
-    selection: Selection | None,
-    store_as: str,
-    dtype: str | None,
-) -> str:
-    parts = ["attnprobe", "capture", str(model)]
-    parts += ["--model", architecture] if architecture else []
-    parts += ["--img-size", str(img_size)] if img_size else []
-    parts += ["--data", data or "FOLDER", "--images", str(images)]
-    parts += ["--what", *what] if set(what) != {"weights", "effective", "tokens"} else []
-    parts += selection.arguments if selection is not None else []
-    parts += ["--store", store_as] if store_as != "maps" else []
-    parts += ["--dtype", dtype] if dtype else []
-    return shlex.join(parts)
-
-
 def inspect_maps(path: Path) -> tuple[MapReader, tuple[StageFacts, ...]]:
     """What is in a maps file, read off its first image.
 
@@ -209,13 +174,13 @@ def inspect_maps(path: Path) -> tuple[MapReader, tuple[StageFacts, ...]]:
 
 def print_inspection(found: Inspection, console: Console) -> None:
     """Everything about a model within 80 columns."""
-    facts, rows = found.facts, " x ".join(str(side) for side in found.spec.size)
+    facts, rows = found.facts, " x ".join(str(side) for side in found.pixels.size)
     equal = "equals" if found.output_equal else "is within rounding of"
     told = f": {facts.variant}, {facts.parameters:,} parameters, {rows} px"
     console.print(Text.assemble((visible(facts.model), "bold"), told))
     _print_stages(found.stages, console)
     total = sum(stage.image_bytes for stage in found.stages)
-    n = found.n_images
+    n = found.spec.images or IMAGES
     for line in (
         f"proved on {TRIAL} images: A V is what each layer passes on, and the output {equal} the plain one",
         f"one image: {size(total)} of maps and tokens, about {size(found.stored_bytes)} in the file",
@@ -226,7 +191,7 @@ def print_inspection(found: Inspection, console: Console) -> None:
     if found.qk_bytes is not None and found.qk_bytes < found.stored_bytes:
         told = f"with --store qk about {size(found.qk_bytes)}: queries and keys, of which reading makes the maps again"
         console.print(Padding(Text(told), (0, 0, 0, 2)))
-    console.print(Text.assemble("\n$ ", (found.command, "bold")), soft_wrap=True)
+    console.print(Text.assemble("\n$ ", (found.spec.command, "bold")), soft_wrap=True)
 
 
 def print_maps(reader: MapReader, stages: Sequence[StageFacts], console: Console) -> None:

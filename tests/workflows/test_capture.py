@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import save_file
 
 import attnprobe as ap
-from attnprobe.capturing.selection import Selection
 from attnprobe.core.errors import CaptureError, InputError
+from attnprobe.core.spec import CaptureSpec
 from attnprobe.io.reference import UserImages
 from attnprobe.models import build_model
 from attnprobe.models.describe import config_json
@@ -37,14 +37,14 @@ METRICS = ("row_entropy", "layer_similarity", "similar_blocks", "token_similarit
 COMMON = {"data": "digits", "images": 150, "untrained": 20, "batch_size": 16}
 
 
-def live_of(model, **options):
-    return measure_live(model, metrics=METRICS, formats=("json",), **options)
+def live_of(model, out, **options):
+    return measure_live(CaptureSpec(model, **options), out=out, metrics=METRICS, formats=("json",))
 
 
 def test_live_measurements_are_those_of_the_stored_maps(checkpoint, tmp_path):
     (live,), files = live_of(checkpoint, out=tmp_path / "live", **COMMON)
     assert [f.name for f in files] == ["measurements.json"]
-    out = capture_file(checkpoint, out=tmp_path / "maps.h5", dtype="float32", **COMMON)
+    out = capture_file(CaptureSpec(checkpoint, dtype="float32", **COMMON), out=tmp_path / "maps.h5")
     stored = examine(out, metrics=METRICS)
     assert live.measurements.keys() == stored.measurements.keys() and live.layers == stored.layers
     for name, m in stored.measurements.items():
@@ -113,23 +113,23 @@ def test_no_batch_spans_two_shards_so_that_a_file_does_not_depend_on_where_a_cap
     batches, append = [], MapWriter.append
     monkeypatch.setattr(MapWriter, "append", lambda self, maps: [batches.append(maps[0].n_images), append(self, maps)])
     options = {"data": "digits", "images": 40, "untrained": 0}
-    capture_file(checkpoint, out=tmp_path / "maps.h5", batch_size=16, **options)
+    capture_file(CaptureSpec(checkpoint, batch_size=16, **options), out=tmp_path / "maps.h5")
     assert batches == [16, 8, 16], "shards of 24 and 16 images"
     batches.clear()
-    capture_file(checkpoint, out=tmp_path / "other.h5", batch_size=32, **options)
+    capture_file(CaptureSpec(checkpoint, batch_size=32, **options), out=tmp_path / "other.h5")
     assert batches == [24, 16], "what decided on the shards was too much for one, and is computed again"
 
 
 def test_a_selection_reaches_the_file_and_the_numbers(checkpoint, tmp_path):
-    selection = Selection.parse(layers="1,3", heads="2-3", queries="cls")
-    out = capture_file(checkpoint, out=tmp_path / "part.h5", selection=selection, what=("weights",), **COMMON)
+    chosen = {"layers": "1,3", "heads": "2-3", "queries": "cls", "what": ("weights",)}
+    out = capture_file(CaptureSpec(checkpoint, **chosen, **COMMON), out=tmp_path / "part.h5")
     maps = ap.open_maps(out).maps(site="weights")
     assert maps.values.shape == (150, 2, 2, 1, 17) and maps.part.layers == (0, 2) and maps.part.queries == (0,)
     entropy = examine(out, metrics=METRICS[:1]).measurements["row_entropy"]
     assert entropy.coords == {"layer": [1, 3], "head": [2, 3]}
     assert ap.open_maps(out).attrs["settings"]["layers"] == [1, 3]
     with pytest.raises(InputError, match=r"another settings\.layers|exists"):
-        capture_file(checkpoint, out=tmp_path / "part.h5", **COMMON)
+        capture_file(CaptureSpec(checkpoint, **COMMON), out=tmp_path / "part.h5")
 
 
 def test_torchrun_writes_the_file_of_one_process(checkpoint, tmp_path):
@@ -137,7 +137,9 @@ def test_torchrun_writes_the_file_of_one_process(checkpoint, tmp_path):
     two = tmp_path / "two.h5"
     done = under_torchrun("capture", str(checkpoint), *options, "-o", str(two))
     assert done.returncode == 0, done.stderr
-    one = capture_file(checkpoint, out=tmp_path / "one.h5", data="digits", images=100, untrained=0, device="cpu")
+    one = capture_file(
+        CaptureSpec(checkpoint, data="digits", images=100, untrained=0, device="cpu"), out=tmp_path / "one.h5"
+    )
     a, b = ap.open_maps(one), ap.open_maps(two)
     assert a.image_ids == b.image_ids and b.complete
     for site in ("weights", "effective"):
@@ -146,8 +148,8 @@ def test_torchrun_writes_the_file_of_one_process(checkpoint, tmp_path):
 
 def test_maps_made_of_queries_and_keys_are_those_that_would_have_been_stored(tmp_path):
     options = {**COMMON, "images": 40, "untrained": 0}
-    small = capture_file("vit_16_digits", out=tmp_path / "qk.h5", store_as="qk", **options)
-    whole = capture_file("vit_16_digits", out=tmp_path / "maps.h5", dtype="float32", **options)
+    small = capture_file(CaptureSpec("vit_16_digits", store="qk", **options), out=tmp_path / "qk.h5")
+    whole = capture_file(CaptureSpec("vit_16_digits", dtype="float32", **options), out=tmp_path / "maps.h5")
     with ap.open_maps(small) as ours, ap.open_maps(whole) as theirs:
         torch.testing.assert_close(ours.maps().values, theirs.maps().values, rtol=0, atol=1e-6)
         torch.testing.assert_close(ours.maps().tokens, theirs.maps().tokens, rtol=0, atol=1e-4)
@@ -156,16 +158,18 @@ def test_maps_made_of_queries_and_keys_are_those_that_would_have_been_stored(tmp
     for name, m in one.items():
         np.testing.assert_allclose(m.mean, two[name].mean, atol=1e-5)
     with pytest.raises(InputError, match=r"another settings\.store|exists"):
-        capture_file("vit_16_digits", out=tmp_path / "qk.h5", **options)
+        capture_file(CaptureSpec("vit_16_digits", **options), out=tmp_path / "qk.h5")
     with pytest.raises(InputError, match="in place of maps"):
-        capture_file("vit_16_digits", out=tmp_path / "x.h5", store_as="qk", what=("tokens", "scores"), **options)
+        capture_file(
+            CaptureSpec("vit_16_digits", store="qk", what=("tokens", "scores"), **options), out=tmp_path / "x.h5"
+        )
     with pytest.raises(CaptureError, match="Store maps"):
-        capture_file("deepvit_16_digits", out=tmp_path / "x.h5", store_as="qk", **options)
+        capture_file(CaptureSpec("deepvit_16_digits", store="qk", **options), out=tmp_path / "x.h5")
 
 
 def test_scores_lie_beside_the_maps_and_are_not_measured(tmp_path):
     options = {**COMMON, "images": 40, "untrained": 0, "what": ("weights", "effective", "scores")}
-    out = capture_file("deepvit_16_digits", out=tmp_path / "maps.h5", dtype="float32", **options)
+    out = capture_file(CaptureSpec("deepvit_16_digits", dtype="float32", **options), out=tmp_path / "maps.h5")
     with ap.open_maps(out) as reader:
         assert reader.sites() == ("weights", "effective", "scores")
         scores, weights = (reader.maps(site=site).values for site in ("scores", "weights"))
@@ -188,7 +192,7 @@ def folder_of(path, copies=(), again=None, images=12):
 
 def test_files_of_equal_pixels_are_named_and_counted_once(checkpoint, tmp_path):
     photos, options = folder_of(tmp_path / "photos", copies=(4, 7)), {"untrained": 0, "device": "cpu"}
-    out = capture_file(checkpoint, data=str(photos), out=tmp_path / "maps.h5", **options)
+    out = capture_file(CaptureSpec(checkpoint, data=str(photos), **options), out=tmp_path / "maps.h5")
     e = examine(out, metrics=METRICS, pictures=0)
     (live,), _ = live_of(checkpoint, data=str(photos), out=tmp_path / "live", **options)
     told = "2 images are copies of others, pixel by pixel, and counted once: n04.png = n00.png, n07.png = n00.png."
@@ -206,7 +210,7 @@ def test_files_replaced_under_their_names_are_not_paired(checkpoint, tmp_path):
         place = tmp_path / name
         place.mkdir()
         photos = folder_of(place / "photos", again=again)
-        capture_file(checkpoint, data=str(photos), out=tmp_path / f"{name}.h5", **options)
+        capture_file(CaptureSpec(checkpoint, data=str(photos), **options), out=tmp_path / f"{name}.h5")
     found, _ = ap.compare(
         [tmp_path / "one.h5", tmp_path / "two.h5"], out=tmp_path / "out", metrics=METRICS, resamples=50
     )
