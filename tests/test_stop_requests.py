@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from attnprobe.capturing import capture
 from attnprobe.core.errors import AttnprobeError, InputError, MapsFileError, Stopped, stop_now
 from attnprobe.core.spec import CaptureSpec
 from attnprobe.data import image_files, load_images, pillow
@@ -20,7 +21,6 @@ from attnprobe.data.decode import Decoder
 from attnprobe.metrics.engine.slices import measure_slice
 from attnprobe.models import build_model, input_spec, read
 from attnprobe.store import opening, structure
-from attnprobe.workflows import capture as capture_module
 from attnprobe.workflows.capture import capture_file, measure_live
 from attnprobe.workflows.train import train
 
@@ -123,7 +123,7 @@ def test_a_slice_that_lacks_an_image_is_found_when_it_is_read_again(tmp_path):
     assert measured.measurements["row_entropy"].n_images == 12
     model = build_model("vit_16_digits", seed=0)
     images = load_images("digits", spec=input_spec(model), limit=12)
-    few = capture_module.capture_maps(model, images, ("weights",), batch_size=4).batches(order=range(11))
+    few = capture(model, images, ("weights",), batch_size=4).batches(order=range(11))
     (tmp_path / "live" / "slices" / "s000000.npz").write_bytes(
         measure_slice((maps for batch in few for maps in batch), ["row_entropy"])
     )

@@ -1,6 +1,7 @@
-"""What is kept of a forward pass, and how does it come out as maps?"""
+"""The maps of one forward pass, collected layer by layer while it runs."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
@@ -26,26 +27,24 @@ MAPS: tuple[Site, ...] = ("weights", "effective")
 SITES: tuple[Site, ...] = (*MAPS, "scores")
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Wanted:
+    """What is kept of a forward pass; fields as in `Recording`."""
+
+    sites: tuple[Site, ...] = ("effective",)
+    tokens: bool = False
+    values: bool = False
+    factors: bool = False
+    unwindow: bool = False
+    selection: Selection = field(default_factory=Selection)
+    budget: int | None = None
+
+
 class Recorder:
     """Collects the maps of one forward pass at a time; made by a `Recording`."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        layers: Sequence[AttentionLayer],
-        sites: Sequence[Site],
-        tokens: bool,
-        values: bool,
-        factors: bool,
-        unwindow: bool,
-        pool: BufferPool,
-        selection: Selection,
-        budget: int | None,
-    ) -> None:
-        self._selection, self._budget = selection, budget
-        self._model, self._layers, self._sites, self._wants_tokens = model, layers, tuple(sites), tokens
-        self._wants_values, self._wants_factors = values, factors
-        self._unwindow, self._pool = unwindow, pool
+    def __init__(self, model: nn.Module, layers: Sequence[AttentionLayer], wanted: Wanted, pool: BufferPool) -> None:
+        self._model, self._layers, self._wanted, self._pool = model, layers, wanted, pool
         self._picture = Picture.of(model)
         self._room: dict[StageKey, int] = {}
         self._watch: Watch | None = None
@@ -121,7 +120,7 @@ class Recorder:
         n_windows, _, n_queries, n_keys = product.effective.shape[1:]
         n_tokens = product.value_shape[1] if kind == "channel" and n_queries == n_keys else n_windows * n_keys
         grid = None if kind == "self" and product.pads(n_tokens) else self._picture.grid(n_tokens, self._size)
-        if self._unwindow and kind in ("window", "grid"):
+        if self._wanted.unwindow and kind in ("window", "grid"):
             kind, product = "self", in_picture(product, grid)
         weights, folded = product.weights, _folded(product.effective)
         size = n_tokens if kind == "channel" else folded.shape[2]
@@ -134,17 +133,17 @@ class Recorder:
         else:
             index = stage.add_weights(layer, folded if weights is product.effective else _folded(weights))
             stage.add_effective(folded)
-        if "scores" in self._sites:
+        if "scores" in self._wanted.sites:
             if weights is None or product.scores is None:
                 raise CaptureError(
                     f"{layer} has no scores: what its maps are made of is not one softmax, or is hidden."
                 )
             stage.add_scores(_folded(product.scores))
-        if self._wants_factors:
+        if self._wanted.factors:
             stage.add_factors(index, *factors_of(product))
         self._fired[layer] = (stage, index)
         self._keep_values((stage, index), product)
-        if self._wants_tokens:
+        if self._wanted.tokens:
             names = {call.name for call in product.calls}
             block = next((name for name in block_names(layer) if name in names), "")
             self._waiting.setdefault(block, []).append((stage, index))
@@ -166,19 +165,20 @@ class Recorder:
         heads, rows, columns = matrix.shape[1:]
         key = (kind, size, heads, rows, columns)
         if key not in self._stages:
-            room, chosen, where = self._room.get(key, room), self._selection, grid()
+            room, chosen, where = self._room.get(key, room), self._wanted.selection, grid()
             room = room if chosen.layers is None else min(room, len(chosen.layers))
-            if self._budget is not None:
-                room = min(room, max(1, self._budget // matrix.nbytes))
+            if self._wanted.budget is not None:
+                room = min(room, max(1, self._wanted.budget // matrix.nbytes))
             part = (chosen.heads_of(heads), chosen.queries_of(rows, kind, where))
-            self._stages[key] = Stage(kind, self._sites, self._pool, room, where, rows, *part)
+            self._stages[key] = Stage(kind, self._wanted.sites, self._pool, room, where, rows, *part)
         return self._stages[key]
 
     def _has_room(self, stage: Stage, matrix: Tensor) -> bool:
         """Whether the layer that fires now is one that was chosen, and fits the budget."""
         number = len(self._fired) + 1
-        wanted = self._selection.wants(number) and number >= self.first
-        full = self._budget is not None and self._bytes > 0 and self._bytes + matrix.nbytes > self._budget
+        wanted = self._wanted.selection.wants(number) and number >= self.first
+        budget = self._wanted.budget
+        full = budget is not None and self._bytes > 0 and self._bytes + matrix.nbytes > budget
         if wanted and not full and not self.rest:
             self._bytes += matrix.nbytes
             return True
@@ -218,7 +218,7 @@ class Recorder:
             self._room[key] = len(stage.layers)
             taken += stage.maps(name, image_ids, outcome)
         self._reset()
-        if self._wants_values and all(maps.value_vectors is None for maps in taken):
+        if self._wanted.values and all(maps.value_vectors is None for maps in taken):
             raise CaptureError("no values can be kept: the maps are of windows, or their V differ in shape by layer.")
         return taken
 
@@ -239,7 +239,7 @@ class Recorder:
         hidden = {name: module for name, module in hidden.items() if not f"{name}.".startswith(known or "\0")}
         if hidden:
             raise hidden_kernel(*next(iter(hidden.items())))
-        missing = sorted(number for number in self._selection.layers or () if number > len(self._fired))
+        missing = sorted(number for number in self._wanted.selection.layers or () if number > len(self._fired))
         if self._fired and missing:
             raise InputError(f"layer {missing[0]} was chosen, and the model has {len(self._fired)}.")
         if not self._fired:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from attnprobe.capturing.buffers import BufferPool
 from attnprobe.capturing.layers import AttentionLayer, known_layers, unfused, unheard, unwrap
-from attnprobe.capturing.recorder import SITES, Recorder
+from attnprobe.capturing.recorder import SITES, Recorder, Wanted
 from attnprobe.capturing.selection import Selection
 from attnprobe.capturing.watch import Watch
 from attnprobe.core.tap import Site
@@ -37,8 +37,8 @@ class Recording:
             where it is needed, and for scores and factors.
         unwindow: maps of windows as maps of the whole picture, zero outside the window; else [image, layer, head,
             window * query, key], where row w * Q + i is query i of window w.
-        pool: where maps get their memory; one of this recording's own if None.
-        selection: layers, heads and queries to keep; all if None.
+        pool: where maps get their memory.
+        selection: layers, heads and queries to keep.
         budget: bytes of maps to keep of one forward pass, and at least one layer; then `Recorder.rest` is the number of
             the first layer left out, and the next pass begins there. No limit if None.
 
@@ -58,8 +58,8 @@ class Recording:
     factors: bool = False
     watch: bool | None = None
     unwindow: bool = False
-    pool: BufferPool | None = None
-    selection: Selection | None = None
+    pool: BufferPool = field(default_factory=BufferPool)
+    selection: Selection = field(default_factory=Selection)
     budget: int | None = None
 
     def __post_init__(self) -> None:
@@ -68,12 +68,19 @@ class Recording:
             raise ValueError(f"sites must be some of {SITES}, got {self.sites}.")
         self.model = unwrap(self.model)
         watch = True if self.factors or "scores" in self.sites else self.watch
-        self._layers, self.watch = layers_to_hook(self.model, watch)
-        kept = (self.tokens, self.values, self.factors, self.unwindow)
-        where = (self.pool or BufferPool(), self.selection or Selection(), self.budget)
-        self.recorder = Recorder(self.model, self._layers, self.sites, *kept, *where)
+        self._layers, watched = layers_to_hook(self.model, watch)
+        wanted = Wanted(
+            sites=self.sites,
+            tokens=self.tokens,
+            values=self.values,
+            factors=self.factors,
+            unwindow=self.unwindow,
+            selection=self.selection,
+            budget=self.budget,
+        )
+        self.recorder = Recorder(self.model, self._layers, wanted, self.pool)
         self._modules = list(self.model.modules())  # found once: a pass of a small model is as short as this takes
-        self._watch = self._told() if self.watch or self.values else None
+        self._watch = self._told() if watched or self.values else None
 
     def _told(self) -> Watch:
         """What tells the recorder of calls and products."""

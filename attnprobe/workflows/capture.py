@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from attnprobe.capturing import Capture
+from attnprobe.capturing import Capture, Recording
 from attnprobe.capturing.recorder import SITES
 from attnprobe.capturing.selection import Selection
-from attnprobe.capturing.stream import capture as capture_maps
 from attnprobe.core.errors import InputError, MapsFileError
 from attnprobe.core.examined import Examined
 from attnprobe.core.images import ImageSource
@@ -232,10 +231,9 @@ def _tasks(spec: CaptureSpec, rank: Rank) -> tuple[Task, Task | None]:
 
     def task(module: nn.Module, of: ImageSource, its: CapturePlan) -> Task:
         sites: tuple[Site, ...] = tuple(site for site in SITES if site in spec.kept)
-        kept = {"tokens": "tokens" in spec.kept, "values": "values" in spec.kept, "factors": factors}
-        return Task(
-            capture_maps(module.to(device), of, sites, batch_size=spec.batch_size, selection=selection, **kept), of, its
-        )
+        kept: dict[str, Any] = {"factors": factors, **{name: name in spec.kept for name in ("tokens", "values")}}
+        recording = Recording(module.to(device), sites, selection=selection, **kept)
+        return Task(Capture(recording, of, spec.batch_size), of, its)
 
     main = task(model, source, plan)
     if not (spec.untrained and facts.sha256):

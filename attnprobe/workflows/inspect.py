@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from attnprobe.capturing.recorder import SITES
 from attnprobe.capturing.recording import Recording
 from attnprobe.capturing.selection import Selection
-from attnprobe.capturing.stream import capture as capture_maps
+from attnprobe.capturing.stream import Capture
 from attnprobe.core.errors import CaptureError
 from attnprobe.core.images import InputSpec
 from attnprobe.core.maps import AttentionMaps
@@ -100,7 +100,7 @@ def inspect_model(spec: CaptureSpec) -> Inspection:
     sites: tuple[Site, ...] = tuple(site for site in SITES if site in spec.kept)
     qk, selection = spec.store == "qk", Selection.parse(spec.layers, spec.heads, spec.queries)
     kept = {"tokens": "tokens" in spec.kept, "values": "values" in spec.kept, "selection": selection}
-    capturing = capture_maps(model.to(device), pixels, sites, factors=qk, batch_size=TRIAL, **kept)
+    capturing = Capture(Recording(model.to(device), sites, factors=qk, **kept), pixels, TRIAL)
     proof = capturing.certificate
     next(capturing.batches())  # warms up
     begun = time.perf_counter()
