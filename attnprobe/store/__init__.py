@@ -25,7 +25,6 @@ _WHERE = {
     "CapturePlan": "attnprobe.store.plan",
     "MapReader": "attnprobe.store.reader",
     "MapWriter": "attnprobe.store.writer",
-    "SharedMapWriter": "attnprobe.store.together",
     "open_maps": "attnprobe.store.reader",
 }
 __all__ = sorted(_WHERE)

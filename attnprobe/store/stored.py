@@ -14,7 +14,7 @@ from attnprobe.core.errors import InputError, MapsFileError, did_you_mean
 from attnprobe.store import hdf5, parts, structure
 from attnprobe.store.layout import StageLayout
 from attnprobe.store.opening import open_hdf5
-from attnprobe.store.plan import Pinned, read_plan
+from attnprobe.store.plan import CapturePlan, Pinned, read_plan
 from attnprobe.store.seal import read_checked, verify
 
 
@@ -104,10 +104,9 @@ class StoredMaps:
             kept += ids[positions.start : positions.stop]
         return cls(folder, pinned, tuple(kept), pieces, parts.read_certificate(folder), None)
 
-    @property
-    def facts(self) -> dict[str, Any]:
-        """`CapturePlan.facts` of what was captured."""
-        return dict(self._pinned.facts)
+    def is_of(self, plan: CapturePlan) -> bool:
+        """Whether this is what the plan asks for."""
+        return self._pinned.asked == plan.facts()
 
     @property
     def n_images(self) -> int:

@@ -1,12 +1,12 @@
 """A model and images -> a maps file, or measurements without one. Alone, or with others under torchrun."""
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
+from itertools import tee, zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import nn
@@ -14,7 +14,7 @@ from torch import nn
 from attnprobe.capturing import Capture, Recording
 from attnprobe.capturing.recorder import SITES
 from attnprobe.capturing.selection import Selection
-from attnprobe.core.errors import InputError, MapsFileError
+from attnprobe.core.errors import InputError
 from attnprobe.core.examined import Examined
 from attnprobe.core.images import ImageSource
 from attnprobe.core.maps import AttentionMaps
@@ -23,32 +23,30 @@ from attnprobe.core.spec import CaptureSpec
 from attnprobe.core.tap import Site
 from attnprobe.data import load_images
 from attnprobe.io import fs
-from attnprobe.io.lock import FileLock
 from attnprobe.io.progress import Advance, progress
-from attnprobe.io.ranks import Claims, Rank, shared_out
+from attnprobe.io.ranks import Claims, Rank, held
 from attnprobe.io.reference import UserImages
 from attnprobe.io.run import Run
 from attnprobe.metrics.engine.choose import choose
-from attnprobe.metrics.engine.slices import images_of, layers_and_grid, measure_slice, measure_slices
+from attnprobe.metrics.engine.sink import MeasureSink
+from attnprobe.metrics.engine.slices import layers_and_grid, measure_slices
 from attnprobe.metrics.engine.units import alike_in_words, copies_in_words
 from attnprobe.models import build_model, input_spec
 from attnprobe.models.describe import resolve_model
 from attnprobe.reports import write_report
-from attnprobe.store import CapturePlan, MapWriter, SharedMapWriter
-from attnprobe.store.plan import canonical
+from attnprobe.store import CapturePlan, MapWriter
 from attnprobe.training import pick_device
 from attnprobe.workflows.evaluate import recipe_of, run_images
 
-SLICE = 64
-"""Images whose measurements are one file: what a stop costs at most, and the smallest share of work."""
+Made = TypeVar("Made", covariant=True)
 
 
 @dataclass(frozen=True)
 class Task:
     """One model and its images, ready to be captured."""
 
+    name: str
     capturing: Capture
-    source: ImageSource
     plan: CapturePlan
 
 
@@ -69,11 +67,16 @@ def capture_file(spec: CaptureSpec, *, out: Path | None = None) -> Path:
     rank = Rank.of_this_process()
     if out.exists() and not spec.overwrite and rank.alone:
         raise InputError(f"{out} exists. Choose another output with -o, or replace it with --overwrite.")
-    main, base = _tasks(spec, rank)
-    shared = {"dtype": spec.stored_dtype, "keep_shards": spec.keep_shards or rank.local_world < rank.world}
+    main, base = tasks(spec, rank)
+    dtype, keep_shards = spec.stored_dtype, spec.keep_shards or rank.local_world < rank.world
+
+    def store(task: Task, path: Path, overwrite: bool) -> Path:
+        sink = MapWriter(path, task.plan, rank, dtype=dtype, overwrite=overwrite, keep_shards=keep_shards)
+        return fill(sink, task, f"capture {path.name}")
+
     if base is not None:  # first, so that a command that was stopped here can be run again
-        store(base, untrained_maps(out), rank, {**shared, "overwrite": rank.alone or spec.overwrite})
-    return store(main, out, rank, {**shared, "overwrite": spec.overwrite})
+        store(base, untrained_maps(out), overwrite=rank.alone or spec.overwrite)
+    return store(main, out, spec.overwrite)
 
 
 def measure_live(
@@ -100,83 +103,101 @@ def measure_live(
     """
     choose(metrics)
     rank, out = Rank.of_this_process(), Path(out)
-    main, base = _tasks(spec, rank)
-    with fs.as_work_error(f"measuring into {out}"):
-        fs.make_folder(out)
-        lock = FileLock(out / "run.lock", rank.job if not rank.alone else "")
-        claims = Claims(out / "claims")
+    main, base = tasks(spec, rank)
+    with held(out), fs.as_work_error(f"measuring into {out}"):
+
+        def measure(task: Task, folder: Path) -> list[Path]:
+            sink = MeasureSink(folder, rank, task.plan.facts(), task.plan.image_ids, metrics)
+            return fill(sink, task, f"measure {task.plan.model}")
+
+        untrained = [] if base is None else measure(base, out / "untrained")
+        slices = measure(main, out / "slices")
+        if not slices or (base is not None and not untrained):
+            return [], []
+        report = Claims(out / "claims")
         try:
-            baselines = {} if base is None else {"untrained": _slices(base, out / "untrained", metrics, rank, claims)}
-            slices = _slices(main, out / "slices", metrics, rank, claims)
-            if not all(path.exists() for path in [*slices, *(p for paths in baselines.values() for p in paths)]):
+            if not report.take("report"):
                 return [], []
-            if not claims.take("report"):
-                return [], []
-            examined = _examined(main, slices, metrics, baselines, Path(spec.model), group)
+            baselines = {"untrained": map(Path.read_bytes, untrained)} if untrained else {}
+            examined = _examined(main, slices, metrics, baselines=baselines, group=group)
             files = write_report([examined], out, formats)
-            claims.remove()
+            report.remove()
             return [examined], files
         finally:
-            claims.release_all()
-            lock.release()
+            report.release_all()
 
 
-def store(task: Task, out: Path, rank: Rank, options: dict[str, Any]) -> Path:
-    """Model + images -> one maps file, shard by shard."""
-    capturing, n = task.capturing, len(task.source)
-    if rank.alone:
-        with MapWriter(out, task.plan, **options) as writer:
-            if not writer.begun:
-                first = _first_batch(task)
-                if first[0].n_images <= len(writer.begin(first)):
-                    writer.append(first)
-                del first
-            pending = writer.pending()
-            done = n - sum(len(shard) for shard in pending)
-            with progress(f"capture {out.name}", n, done=done) as advance:
-                _capture_shards(task, pending, writer.append, advance)
-            return writer.close(capturing.certificate.to_dict())
-    with SharedMapWriter(out, task.plan, rank, **options) as writer:
-        if not writer.begun:
-            writer.begin(_first_batch(task))
-        with progress(f"capture {out.name}, process 1 of {rank.world}", n) as advance:
-            _capture_shards(task, writer.mine(), writer.append, advance)
-        return writer.close(capturing.certificate.to_dict())
+class Sink(Protocol[Made]):
+    """Where the maps of a capture go, part by part: plan -> claim -> part -> commit -> merge.
+
+    A part is a fixed run of images. What is pinned when a sink begins does not depend on who begins it, so any number
+    of processes may fill one, at once or one after the other, and the result is the same to the bit.
+    """
+
+    @property
+    def folder(self) -> Path: ...
+
+    @property
+    def begun(self) -> bool: ...
+
+    @property
+    def batch_images(self) -> int | None: ...
+
+    def begin(self, maps: Sequence[AttentionMaps], batch_images: int) -> None: ...
+
+    def pending(self) -> list[range]: ...
+
+    def parts(self) -> Iterator[range]: ...
+
+    def write(self, part: range, batches: Iterator[list[AttentionMaps]]) -> None: ...
+
+    def close(self, certificate: Mapping[str, Any] | None = None) -> Made: ...
+
+    def __enter__(self) -> Any: ...
+
+    def __exit__(self, kind: Any, error: Any, trace: Any, /) -> None: ...
 
 
-def _first_batch(task: Task) -> list[AttentionMaps]:
-    """All maps of the first images, which decide what a shard is."""
-    return next(_every_image(task, range(min(len(task.source), task.capturing.batch_size))))
+def fill(sink: Sink[Made], task: Task, title: str) -> Made:
+    """Capture into a sink what it lacks and no other process is at; what its `close` gives."""
+    capturing, plan = task.capturing, task.plan
+    with sink:
+        if not sink.begun:
+            sink.begin(capturing.sample(), capturing.fitting)
+        n, missing = len(plan.image_ids), sum(map(len, sink.pending()))
+        if missing and sink.batch_images is None:  # other batches would give other last bits
+            raise InputError(f"{sink.folder} was begun by an older attnprobe; remove it, or choose another -o.")
+        # The loader claims parts ahead of the sink, so that its workers need not stop between two of them.
+        to_load, to_write = tee(sink.parts())
+        batches = capturing.batches(to_load, sink.batch_images)
+        with progress(title, n, done=n - missing) as advance:
+            for part in to_write:
+                sink.write(part, _batches_of(plan, part, batches, advance))
+        return sink.close(capturing.certificate.to_dict())
 
 
-def _capture_shards(task: Task, shards: Any, append: Callable[..., None], advance: Advance) -> None:
-    for shard in shards:
-        for maps in _every_image(task, shard):
-            append(maps)
-            advance(maps[0].n_images)
-
-
-def _every_image(task: Task, order: range) -> Iterator[list[AttentionMaps]]:
-    """The maps of the images at positions `order`, a batch at a time, and of no image fewer.
+def _batches_of(
+    plan: CapturePlan, part: range, batches: Iterator[list[AttentionMaps]], advance: Advance
+) -> Iterator[list[AttentionMaps]]:
+    """The next batches, of the images of a part, and of no image fewer.
 
     Raises:
         InputError: an image that could be opened when the capture began gave no pixels now. Left out without a word
             it would be counted among the measured ones.
     """
-    expected = [task.plan.image_ids[position] for position in order]
-    missing = None
-    for batch in task.capturing.batches(order=order):
-        ids = list(batch[0].image_ids)
-        missing = next((wanted for wanted, got in zip(expected, ids, strict=False) if wanted != got), None)
-        if missing is not None:
-            break
+    expected = plan.image_ids[part.start : part.stop]
+    while expected:
+        batch = next(batches, None)
+        ids = batch[0].image_ids if batch else ()
+        missing = next((name for name, got in zip_longest(expected[: len(ids) or 1], ids) if name != got), None)
+        if missing is not None or batch is None:
+            raise InputError(
+                f"image {missing!r} of {plan.data} could be opened when the capture began, but not be decoded. Repair "
+                "or remove it, then capture into a new output."
+            )
         expected = expected[len(ids) :]
+        advance(len(ids))
         yield batch
-    if expected:
-        raise InputError(
-            f"image {missing or expected[0]!r} of {task.plan.data} could be opened when the capture began, but not "
-            "be decoded. Repair or remove it, then capture into a new output."
-        )
 
 
 def untrained_maps(path: Path) -> Path:
@@ -184,7 +205,7 @@ def untrained_maps(path: Path) -> Path:
     return path.with_suffix(".untrained.h5")
 
 
-def _tasks(spec: CaptureSpec, rank: Rank) -> tuple[Task, Task | None]:
+def tasks(spec: CaptureSpec, rank: Rank) -> tuple[Task, Task | None]:
     """The capture, and that of its untrained baseline if the model has trained weights."""
     factors = spec.store == "qk"
     if factors and not {"weights", "effective"} & set(spec.kept):
@@ -233,7 +254,7 @@ def _tasks(spec: CaptureSpec, rank: Rank) -> tuple[Task, Task | None]:
         sites: tuple[Site, ...] = tuple(site for site in SITES if site in spec.kept)
         kept: dict[str, Any] = {"factors": factors, **{name: name in spec.kept for name in ("tokens", "values")}}
         recording = Recording(module.to(device), sites, selection=selection, **kept)
-        return Task(Capture(recording, of, spec.batch_size), of, its)
+        return Task(Run.of(Path(spec.model)).path.stem or its.model, Capture(recording, of, spec.batch_size), its)
 
     main = task(model, source, plan)
     if not (spec.untrained and facts.sha256):
@@ -254,73 +275,17 @@ def _settings(spec: CaptureSpec, selection: Selection) -> dict[str, Any]:
     return settings
 
 
-# --- measuring without maps ----------------------------------------------------------------------------------------
-
-
-def _slices(task: Task, folder: Path, metrics: Sequence[str] | None, rank: Rank, claims: Claims) -> list[Path]:
-    """The files of all slices, of which this process has made those that nobody else is at."""
-    n = len(task.source)
-    paths = [folder / f"s{k:06d}.npz" for k in range(-(-n // SLICE))]
-    fs.make_folder(folder)
-    _same_plan(folder / "plan.json", {**task.plan.facts(), "metrics": list(metrics or ())})
-    mine = Claims(claims.folder / folder.name)
-    try:
-        with progress(f"measure {task.plan.model}", n, done=SLICE * sum(path.exists() for path in paths)) as advance:
-            for k in shared_out(rank, len(paths), mine, lambda k: paths[k].exists()):
-                images = range(k * SLICE, min(n, (k + 1) * SLICE))
-                data = measure_slice(_maps_of(task, images, advance), metrics)
-                with suppress(FileExistsError):  # another process was first
-                    fs.write_file(paths[k], data)
-        if all(path.exists() for path in paths):
-            _check_counts(task, paths)
-            mine.remove()
-    finally:
-        mine.release_all()
-    return paths
-
-
-def _check_counts(task: Task, slices: list[Path]) -> None:
-    """Raises MapsFileError unless the slices are about the images of the task, all of them and in order."""
-    for k, path in enumerate(slices):
-        ids = list(task.plan.image_ids[k * SLICE : (k + 1) * SLICE])
-        if (found := images_of(path.read_bytes())) != ids:
-            raise MapsFileError(
-                f"{path} is about {len(found)} images where {len(ids)} were to be measured. Remove it and run the same "
-                "command again."
-            )
-
-
-def _maps_of(task: Task, images: range, advance: Advance) -> Iterator[Any]:
-    for batch in _every_image(task, images):
-        advance(batch[0].n_images)
-        while batch:
-            yield batch.pop(0)
-
-
-def _same_plan(path: Path, facts: dict[str, Any]) -> None:
-    text = canonical(facts).encode()
-    if not path.exists():
-        with suppress(FileExistsError):  # another process was first
-            fs.write_file(path, text)
-    if path.read_bytes() != text:
-        raise InputError(f"{path.parent} was begun with another model, images, options or metrics; choose another -o.")
-
-
-def _examined(
-    task: Task, slices: list[Path], metrics: Sequence[str] | None, baselines: dict[str, list[Path]], model: Path,
-    group: str | None,
-) -> Examined:  # fmt: skip
-    others = {name: map(Path.read_bytes, paths) for name, paths in baselines.items()}
-    measurements = measure_slices(map(Path.read_bytes, slices), metrics, baselines=others, group=group)
+def _examined(task: Task, slices: list[Path], metrics: Sequence[str] | None, **more: Any) -> Examined:
+    """What a report shows of the slices of a task; `more` as for `measure_slices`."""
+    measurements = measure_slices(map(Path.read_bytes, slices), metrics, **more)
     layers, grid = layers_and_grid(slices[0].read_bytes())
     plan = task.plan
-    info = {"model": plan.model, "variant": plan.variant, "data": plan.data, "seed": plan.seed, "device": plan.device,
-            "checkpoint_sha256": plan.checkpoint_sha256, "versions": dict(plan.versions),
-            "n_images": len(task.source), "parameters": plan.config["parameters"]}  # fmt: skip
+    names = ("model", "variant", "data", "seed", "device", "checkpoint_sha256", "versions")
+    info = {name: getattr(plan, name) for name in names}
     return Examined(
-        name=Run.of(model).path.stem or plan.model,
+        name=task.name,
         measurements=measurements,
-        info=info,
+        info={**info, "n_images": len(plan.image_ids), "parameters": plan.config["parameters"]},
         layers=layers,
         grid=grid,
         certificate=task.capturing.certificate.to_dict(),

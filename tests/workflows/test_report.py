@@ -170,14 +170,15 @@ def test_a_command_stopped_between_its_two_files_can_be_run_again(runs, tmp_path
     class Stop(Exception):
         pass
 
-    original = capture_module.store
+    original = capture_module.fill
 
-    def only_the_baseline(task, path, *rest):
-        if path == out:
-            raise Stop
-        return original(task, path, *rest)
+    def only_the_baseline(sink, *rest):
+        if sink.path == out:
+            with sink:
+                raise Stop
+        return original(sink, *rest)
 
-    monkeypatch.setattr(capture_module, "store", only_the_baseline)
+    monkeypatch.setattr(capture_module, "fill", only_the_baseline)
     with pytest.raises(Stop):
         capture_file(spec, out=out)
     monkeypatch.undo()
