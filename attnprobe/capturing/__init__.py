@@ -8,7 +8,7 @@ Maps are copied into one reused stack per site (about 2 % of the forward pass; f
 """
 
 from attnprobe.capturing.certificate import Certificate, certify
-from attnprobe.capturing.layers import find_layers
+from attnprobe.capturing.hooks import find_layers
 from attnprobe.capturing.recorder import Recorder
 from attnprobe.capturing.recording import Recording, record
 from attnprobe.capturing.stream import Capture, capture

@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attnprobe.capturing.layers import unfused, unwrap
-from attnprobe.capturing.products import relative, softmax_of
+from attnprobe.capturing.axes import relative, softmax_of
+from attnprobe.capturing.hooks import unfused, unwrap
 from attnprobe.capturing.recorder import MAPS, Recorder, factors_of
 from attnprobe.capturing.recording import Recording, computing, layers_to_hook
-from attnprobe.capturing.trail import unwatched
-from attnprobe.capturing.watch import Product, Watch
+from attnprobe.capturing.softmax_trails import unwatched
+from attnprobe.capturing.tracing import Product, Watch
 from attnprobe.core.errors import CaptureError
 from attnprobe.core.maps import AttentionMaps
 from attnprobe.core.showing import line, table

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from attnprobe.capturing.products import relative, scaled_factors, scores_of
-from attnprobe.capturing.trail import unseen
+from attnprobe.capturing.axes import relative, scaled_factors, scores_of
+from attnprobe.capturing.softmax_trails import unseen
 
 Call = Mapping[str, Any]
 """Arguments of `F.multi_head_attention_forward` by name, defaults included."""

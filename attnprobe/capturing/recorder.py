@@ -6,18 +6,17 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from attnprobe.capturing.buffers import BufferPool
-from attnprobe.capturing.calls import Call
-from attnprobe.capturing.kinds import Picture, kind_of, stage_names, unplaced
-from attnprobe.capturing.layers import (
+from attnprobe.capturing.call_stack import Call
+from attnprobe.capturing.hooks import (
     AttentionLayer,
     block_names,
     hidden_kernel,
     token_grid,
 )
+from attnprobe.capturing.kinds import Picture, kind_of, stage_names, unplaced
 from attnprobe.capturing.selection import Selection
-from attnprobe.capturing.stage import Stage, StageKey
-from attnprobe.capturing.watch import Product, Watch
+from attnprobe.capturing.stages import BufferPool, Stage, StageKey
+from attnprobe.capturing.tracing import Product, Watch
 from attnprobe.capturing.windows import in_picture
 from attnprobe.core.errors import CaptureError, InputError
 from attnprobe.core.maps import AttentionMaps, Outcome, TokenGrid

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attnprobe.capturing.buffers import BufferPool
-from attnprobe.capturing.layers import AttentionLayer, known_layers, unfused, unheard, unwrap
+from attnprobe.capturing.hooks import AttentionLayer, known_layers, unfused, unheard, unwrap
 from attnprobe.capturing.recorder import SITES, Recorder, Wanted
 from attnprobe.capturing.selection import Selection
-from attnprobe.capturing.watch import Watch
+from attnprobe.capturing.stages import BufferPool
+from attnprobe.capturing.tracing import Watch
 from attnprobe.core.tap import Site
 
 

@@ -10,8 +10,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from attnprobe.capturing.calls import Call
-from attnprobe.capturing.watch import Product
+from attnprobe.capturing.call_stack import Call
+from attnprobe.capturing.tracing import Product
 from attnprobe.core.errors import CaptureError
 from attnprobe.core.maps import TokenGrid
 

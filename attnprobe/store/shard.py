@@ -1,4 +1,4 @@
-"""How do the maps of one slice of images become the bytes of a shard?"""
+"""The bytes of a shard, made from the maps of one run of images."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -10,8 +10,7 @@ from torch import Tensor
 from attnprobe.core.maps import AttentionMaps, Outcome
 from attnprobe.store import hdf5
 from attnprobe.store.bits import words
-from attnprobe.store.deflate import shuffled_deflated
-from attnprobe.store.fletcher import checked
+from attnprobe.store.filters import checked, shuffled_deflated
 from attnprobe.store.layout import DatasetLayout, StageLayout
 from attnprobe.store.memory import Memory
 from attnprobe.store.plan import Pinned

@@ -12,7 +12,7 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from attnprobe.capturing.calls import is_attention, modules_by_name
+from attnprobe.capturing.call_stack import is_attention, modules_by_name
 from attnprobe.core.errors import CaptureError
 from attnprobe.core.maps import TokenGrid
 from attnprobe.core.tap import Tap

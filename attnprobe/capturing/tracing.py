@@ -18,9 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from attnprobe.capturing.calls import Call, CallStack, is_attention
-from attnprobe.capturing.multi_head import found_in_multi_head
-from attnprobe.capturing.products import (
+from attnprobe.capturing.axes import (
     Factors,
     error_of_product,
     heads_of,
@@ -31,7 +29,9 @@ from attnprobe.capturing.products import (
     softmax_of,
     unfolded,
 )
-from attnprobe.capturing.trail import WRITES, Trail, Trails, same_storage, tensors, unseen
+from attnprobe.capturing.call_stack import Call, CallStack, is_attention
+from attnprobe.capturing.multi_head import found_in_multi_head
+from attnprobe.capturing.softmax_trails import WRITES, Trail, Trails, same_storage, tensors, unseen
 from attnprobe.core.errors import CaptureError
 
 MATRIX_PRODUCTS = {"matmul", "__matmul__", "__rmatmul__", "bmm"}
