@@ -18,13 +18,14 @@ from torch import Tensor, nn
 
 from attnprobe.capturing.axes import relative, softmax_of
 from attnprobe.capturing.hooks import unfused, unwrap
-from attnprobe.capturing.recorder import MAPS, Recorder, factors_of
+from attnprobe.capturing.recorder import Recorder, factors_of
 from attnprobe.capturing.recording import Recording, computing, layers_to_hook
 from attnprobe.capturing.softmax_trails import unwatched
 from attnprobe.capturing.tracing import Product, Watch
 from attnprobe.core.errors import CaptureError
 from attnprobe.core.maps import AttentionMaps
 from attnprobe.core.showing import line, table
+from attnprobe.core.sites import MAPS
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 5e-3}
 """Largest allowed deviation, relative to the largest value compared; a wrong matrix is off by 0.1 and more."""

@@ -20,10 +20,7 @@ from attnprobe.capturing.tracing import Product, Watch
 from attnprobe.capturing.windows import in_picture
 from attnprobe.core.errors import CaptureError, InputError
 from attnprobe.core.maps import AttentionMaps, Outcome, TokenGrid
-from attnprobe.core.tap import Site
-
-MAPS: tuple[Site, ...] = ("weights", "effective")
-SITES: tuple[Site, ...] = (*MAPS, "scores")
+from attnprobe.core.sites import Site
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

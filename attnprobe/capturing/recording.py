@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from attnprobe.capturing.hooks import AttentionLayer, known_layers, unfused, unheard, unwrap
-from attnprobe.capturing.recorder import SITES, Recorder, Wanted
+from attnprobe.capturing.recorder import Recorder, Wanted
 from attnprobe.capturing.selection import Selection
 from attnprobe.capturing.stages import BufferPool
 from attnprobe.capturing.tracing import Watch
-from attnprobe.core.tap import Site
+from attnprobe.core.sites import SITES, Site
 
 
 @dataclass(eq=False)
@@ -65,7 +65,7 @@ class Recording:
     def __post_init__(self) -> None:
         self.sites = (self.sites,) if isinstance(self.sites, str) else tuple(self.sites)
         if not self.sites or not set(self.sites) <= set(SITES):
-            raise ValueError(f"sites must be some of {SITES}, got {self.sites}.")
+            raise ValueError(f"sites must be some of {tuple(SITES)}, got {self.sites}.")
         self.model = unwrap(self.model)
         watch = True if self.factors or "scores" in self.sites else self.watch
         self._layers, watched = layers_to_hook(self.model, watch)

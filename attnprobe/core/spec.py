@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from attnprobe.core.sites import MAPS, Site
+
 What = Literal["weights", "effective", "scores", "tokens", "values"]
 
 
@@ -38,7 +40,7 @@ class CaptureSpec:
     """a fixed, class-balanced subset of this many."""
 
     # what is stored
-    what: tuple[What, ...] = ("weights", "effective", "tokens")
+    what: tuple[What, ...] = (*MAPS, "tokens")
     """weights (after the softmax), effective (multiplied with V; stored only where it differs), tokens (block outputs);
     on request scores (the logits of the softmax) and values (V of global attention, for the head_output metrics)."""
     site: Literal["weights", "effective", "scores"] | None = None
@@ -81,6 +83,12 @@ class CaptureSpec:
         if self.site is None:
             return tuple(self.what)
         return (self.site, *(kind for kind in self.what if kind in ("tokens", "values")))
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """The maps among `kept`, in the order in which they are stored."""
+        every: tuple[Site, ...] = (*MAPS, "scores")
+        return tuple(site for site in every if site in self.kept)
 
     @property
     def stored_dtype(self) -> str:

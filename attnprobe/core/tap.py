@@ -1,11 +1,10 @@
-"""Where in an attention layer can a matrix be read?"""
-
-from typing import Literal
+"""The module that marks a site of an attention layer."""
 
 from torch import Tensor, nn
 
-Site = Literal["scores", "weights", "effective"]
-"""`scores`: before the softmax. `weights`: the softmax. `effective`: what is multiplied with V."""
+from attnprobe.core.sites import Site
+
+__all__ = ["Site", "Tap"]
 
 
 class Tap(nn.Module):

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from attnprobe.core.errors import InputError, ShapeError
 from attnprobe.core.maps import AttentionMaps
+from attnprobe.core.sites import SITES
 from attnprobe.store.layout import (
     ITEM_BYTES,
-    SITES,
     DatasetLayout,
     Layout,
     StageLayout,
@@ -58,7 +58,7 @@ def _stage_layout(name: str, maps: list[AttentionMaps], chunk: Chunk, item_bytes
                 f"{described[0]} and {described[1]}."
             )
     datasets = []
-    for m in sorted(maps, key=lambda m: SITES.index(m.site)):
+    for m in sorted(maps, key=lambda m: list(SITES).index(m.site)):
         if m.site == "weights" and m.factors is not None:
             datasets += _factors(m, m.factors, chunk, item_bytes)
             continue

@@ -6,9 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 SCHEMA_VERSION = 1
-SITES = ("weights", "effective", "scores")
-"""Datasets of maps, in the order a reader gives them."""
-
 ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 MAP_AXES = ("image", "layer", "head", "query", "key")
 BESIDE = {

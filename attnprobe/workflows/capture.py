@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from attnprobe.capturing import Capture, Recording
-from attnprobe.capturing.recorder import SITES
 from attnprobe.capturing.selection import Selection
 from attnprobe.core.errors import InputError
 from attnprobe.core.examined import Examined
@@ -20,7 +19,6 @@ from attnprobe.core.images import ImageSource
 from attnprobe.core.maps import AttentionMaps
 from attnprobe.core.measurement import Measurement
 from attnprobe.core.spec import CaptureSpec
-from attnprobe.core.tap import Site
 from attnprobe.data import load_images
 from attnprobe.io import fs
 from attnprobe.io.progress import Advance, progress
@@ -251,9 +249,8 @@ def tasks(spec: CaptureSpec, rank: Rank) -> tuple[Task, Task | None]:
     )
 
     def task(module: nn.Module, of: ImageSource, its: CapturePlan) -> Task:
-        sites: tuple[Site, ...] = tuple(site for site in SITES if site in spec.kept)
         kept: dict[str, Any] = {"factors": factors, **{name: name in spec.kept for name in ("tokens", "values")}}
-        recording = Recording(module.to(device), sites, selection=selection, **kept)
+        recording = Recording(module.to(device), spec.sites, selection=selection, **kept)
         return Task(Run.of(Path(spec.model)).path.stem or its.model, Capture(recording, of, spec.batch_size), its)
 
     main = task(model, source, plan)

@@ -16,15 +16,14 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor, nn
 
-from attnprobe.capturing.recorder import SITES
 from attnprobe.capturing.recording import Recording
 from attnprobe.capturing.selection import Selection
 from attnprobe.capturing.stream import Capture
 from attnprobe.core.errors import CaptureError
 from attnprobe.core.images import InputSpec
 from attnprobe.core.maps import AttentionMaps
+from attnprobe.core.sites import Site
 from attnprobe.core.spec import CaptureSpec
-from attnprobe.core.tap import Site
 from attnprobe.core.visible import visible
 from attnprobe.models import input_spec
 from attnprobe.models.describe import ModelFacts, resolve_model
@@ -97,10 +96,9 @@ def inspect_model(spec: CaptureSpec) -> Inspection:
     model, facts = resolve_model(spec.model, spec.architecture, img_size=spec.img_size, initial=True)
     wanted, device = input_spec(model), pick_device(spec.device)
     pixels = torch.randn(TRIAL, 3, *wanted.size, generator=torch.Generator().manual_seed(0))
-    sites: tuple[Site, ...] = tuple(site for site in SITES if site in spec.kept)
     qk, selection = spec.store == "qk", Selection.parse(spec.layers, spec.heads, spec.queries)
     kept = {"tokens": "tokens" in spec.kept, "values": "values" in spec.kept, "selection": selection}
-    capturing = Capture(Recording(model.to(device), sites, factors=qk, **kept), pixels, TRIAL)
+    capturing = Capture(Recording(model.to(device), spec.sites, factors=qk, **kept), pixels, TRIAL)
     proof = capturing.certificate
     next(capturing.batches())  # warms up
     begun = time.perf_counter()
@@ -115,7 +113,7 @@ def inspect_model(spec: CaptureSpec) -> Inspection:
         stages=_stages(taken, routes, getattr(torch, spec.stored_dtype).itemsize),
         output_equal=proof.output_equal,
         stored_bytes=stored,
-        qk_bytes=stored if qk else _qk_bytes(model, pixels[:1].to(device), sites, kept),
+        qk_bytes=stored if qk else _qk_bytes(model, pixels[:1].to(device), spec.sites, kept),
         seconds=seconds,
         device=device.type,
     )
