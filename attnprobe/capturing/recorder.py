@@ -13,11 +13,11 @@ from attnprobe.capturing.hooks import (
     hidden_kernel,
     token_grid,
 )
-from attnprobe.capturing.kinds import Picture, kind_of, stage_names, unplaced
+from attnprobe.capturing.kinds import TokenPlacement, kind_of, stage_names, unplaced
 from attnprobe.capturing.selection import Selection
 from attnprobe.capturing.stages import BufferPool, Stage, StageKey
-from attnprobe.capturing.tracing import Product, Watch
-from attnprobe.capturing.windows import in_picture
+from attnprobe.capturing.tracing import Product, Tracing
+from attnprobe.capturing.windows import in_image
 from attnprobe.core.errors import CaptureError, InputError
 from attnprobe.core.maps import AttentionMaps, Outcome, TokenGrid
 from attnprobe.core.sites import Site
@@ -41,9 +41,9 @@ class Recorder:
 
     def __init__(self, model: nn.Module, layers: Sequence[AttentionLayer], wanted: Wanted, pool: BufferPool) -> None:
         self._model, self._layers, self._wanted, self._pool = model, layers, wanted, pool
-        self._picture = Picture.of(model)
+        self._placement = TokenPlacement.of(model)
         self._room: dict[StageKey, int] = {}
-        self._watch: Watch | None = None
+        self._tracing: Tracing | None = None
         self._first_module = ""
         self.rest = 0
         self._reset()
@@ -55,18 +55,18 @@ class Recorder:
         self._fired: dict[str, tuple[Stage, int] | None] = {}  # None: not kept
         self._bytes = 0
         self._waiting: dict[str, list[tuple[Stage, int]]] = {}
-        if self._watch is not None:
-            self._watch.new_pass()
+        if self._tracing is not None:
+            self._tracing.new_pass()
 
     def forget(self) -> None:
-        """Drop what a forward pass left that did not end."""
+        """Drop what an unfinished forward pass left."""
         self._reset()
 
-    def follow(self, watch: Watch) -> None:
-        """Who tells of products and calls in the passes to come."""
-        self._watch = watch
+    def follow(self, tracing: Tracing) -> None:
+        """Be reported calls and products by this tracing."""
+        self._tracing = tracing
 
-    # --- what hooks on known layers tell -----------------------------------------------------------------------------
+    # --- reports of hooks on known layers -----------------------------------------------------------------------------
 
     def see_pixels(self, pixels: Tensor) -> None:
         """The images of this pass, [image, channel, row, col]."""
@@ -93,12 +93,12 @@ class Recorder:
         if (place := self._fired[layer]) is not None:
             place[0].add_tokens(place[1], out)
 
-    # --- what watching tells -----------------------------------------------------------------------------------------
+    # --- reports of tracing -------------------------------------------------------------------------------------------
 
     def see_call(self, call: Call) -> None:
         """A module begins."""
-        assert self._watch is not None
-        if not self._watch.calls.running:
+        assert self._tracing is not None
+        if not self._tracing.calls.running:
             if self._fired and call.name == self._first_module:
                 raise CaptureError(f"{next(iter(self._fired))} ran twice; call take() after each forward pass.")
             self._first_module = self._first_module if self._fired else call.name
@@ -115,9 +115,9 @@ class Recorder:
         kind = kind_of(product)
         n_windows, _, n_queries, n_keys = product.effective.shape[1:]
         n_tokens = product.value_shape[1] if kind == "channel" and n_queries == n_keys else n_windows * n_keys
-        grid = None if kind == "self" and product.pads(n_tokens) else self._picture.grid(n_tokens, self._size)
+        grid = None if kind == "self" and product.pads(n_tokens) else self._placement.grid(n_tokens, self._size)
         if self._wanted.unwindow and kind in ("window", "grid"):
-            kind, product = "self", in_picture(product, grid)
+            kind, product = "self", in_image(product, grid)
         weights, folded = product.weights, _folded(product.effective)
         size = n_tokens if kind == "channel" else folded.shape[2]
         stage = self._stage(kind, folded, size, 4, lambda: grid or unplaced(n_tokens, kind))
@@ -230,7 +230,7 @@ class Recorder:
                 f"{len(silent)} of {len(self._layers)} attention layers never fired: {', '.join(silent[:3])}. "
                 "Run the model inside `with record(...)`, once before each take()."
             )
-        hidden = {} if self._watch is None else self._watch.silent
+        hidden = {} if self._tracing is None else self._tracing.silent
         known = tuple(f"{layer.name}." for layer in self._layers)
         hidden = {name: module for name, module in hidden.items() if not f"{name}.".startswith(known or "\0")}
         if hidden:
@@ -239,7 +239,7 @@ class Recorder:
         if self._fired and missing:
             raise InputError(f"layer {missing[0]} was chosen, and the model has {len(self._fired)}.")
         if not self._fired:
-            ran = self._watch is not None and self._watch.n_images
+            ran = self._tracing is not None and self._tracing.n_images
             raise CaptureError(
                 f"no attention layer found in {type(self._model).__name__}: "
                 + ("it ran, and nothing it computed was a softmax times values." if ran else "it has not run yet.")
