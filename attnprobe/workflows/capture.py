@@ -1,4 +1,4 @@
-"""A model and images -> a maps file, or measurements without one. Alone, or with others under torchrun."""
+"""A model and images -> a maps file, or measurements without one; by one process, or by several under torchrun."""
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""What would a capture of this model hold, and what would it cost? Asked before the work, on two images of noise."""
+"""What a capture of a model would hold and cost, from a trial on two images of noise."""
 
 import math
 import time
@@ -140,7 +140,7 @@ def _stage(name: str, sites: list[AttentionMaps], routes: Mapping[str, str], ite
     first = sites[0]
     heads, queries, keys = first.values.shape[2:]
     stored = [maps.values for maps in sites if maps.site != "weights" or maps.factors is None]
-    stored += [beside for beside in (first.tokens, first.value_vectors, *(first.factors or ())) if beside is not None]
+    stored += [extra for extra in (first.tokens, first.value_vectors, *(first.factors or ())) if extra is not None]
     return StageFacts(
         name=name,
         kind=first.kind,
@@ -170,34 +170,35 @@ def inspect_maps(path: Path) -> tuple[MapReader, tuple[StageFacts, ...]]:
     return reader, _stages(taken, routes, getattr(torch, reader.attrs["dtype"]).itemsize)
 
 
-def print_inspection(found: Inspection, console: Console) -> None:
+def print_inspection(inspection: Inspection, console: Console) -> None:
     """Everything about a model within 80 columns."""
-    facts, rows = found.facts, " x ".join(str(side) for side in found.pixels.size)
-    equal = "equals" if found.output_equal else "is within rounding of"
-    told = f": {facts.variant}, {facts.parameters:,} parameters, {rows} px"
-    console.print(Text.assemble((visible(facts.model), "bold"), told))
-    _print_stages(found.stages, console)
-    total = sum(stage.image_bytes for stage in found.stages)
-    n = found.spec.images or IMAGES
+    facts, rows = inspection.facts, " x ".join(str(side) for side in inspection.pixels.size)
+    equal = "equals" if inspection.output_equal else "is within rounding of"
+    line = f": {facts.variant}, {facts.parameters:,} parameters, {rows} px"
+    console.print(Text.assemble((visible(facts.model), "bold"), line))
+    _print_stages(inspection.stages, console)
+    total = sum(stage.image_bytes for stage in inspection.stages)
+    n = inspection.spec.images or IMAGES
     for line in (
         f"proved on {TRIAL} images: A V is what each layer passes on, and the output {equal} the plain one",
-        f"one image: {size(total)} of maps and tokens, about {size(found.stored_bytes)} in the file",
-        f"{n} images: about {size(n * found.stored_bytes)} on the disk (twice while shards become one file), "
-        f"{duration(n * found.seconds)} on {found.device} besides reading the images",
+        f"one image: {size(total)} of maps and tokens, about {size(inspection.stored_bytes)} in the file",
+        f"{n} images: about {size(n * inspection.stored_bytes)} on the disk (twice while shards become one file), "
+        f"{duration(n * inspection.seconds)} on {inspection.device} besides reading the images",
     ):
         console.print(Padding(Text(line), (0, 0, 0, 2)))
-    if found.qk_bytes is not None and found.qk_bytes < found.stored_bytes:
-        told = f"with --store qk about {size(found.qk_bytes)}: queries and keys, of which reading makes the maps again"
-        console.print(Padding(Text(told), (0, 0, 0, 2)))
-    console.print(Text.assemble("\n$ ", (found.spec.command, "bold")), soft_wrap=True)
+    if inspection.qk_bytes is not None and inspection.qk_bytes < inspection.stored_bytes:
+        smaller = size(inspection.qk_bytes)
+        line = f"with --store qk about {smaller}: queries and keys, from which maps are computed when they are read"
+        console.print(Padding(Text(line), (0, 0, 0, 2)))
+    console.print(Text.assemble("\n$ ", (inspection.spec.command, "bold")), soft_wrap=True)
 
 
 def print_maps(reader: MapReader, stages: Sequence[StageFacts], console: Console) -> None:
     """Everything about a maps file within 80 columns."""
     attrs = reader.attrs
     whole = "complete" if reader.complete else "unfinished"
-    told = f": {len(reader)} images of {visible(attrs['data'])}, {whole}"
-    console.print(Text.assemble((visible(str(reader.path)), "bold"), told))
+    line = f": {len(reader)} images of {visible(attrs['data'])}, {whole}"
+    console.print(Text.assemble((visible(str(reader.path)), "bold"), line))
     console.print(Text(f"{visible(attrs['model'])}, {attrs['dtype']}, {attrs['created'][:19]}"))
     _print_stages(stages, console)
 
@@ -224,7 +225,7 @@ def _print_stages(stages: Sequence[StageFacts], console: Console) -> None:
     for prefix in dict.fromkeys(stage.prefix for stage in stages if stage.prefix):
         console.print(Padding(Text(f"{len(prefix)}+: before the patches stand {_shortened(prefix)}"), (0, 0, 0, 2)))
     if any("weights" in stage.sites and "effective" not in stage.sites for stage in stages):
-        console.print(Padding(Text("maps are weights alone where those are what multiplies V"), (0, 0, 0, 2)))
+        console.print(Padding(Text("maps are weights alone where those are the effective maps, too"), (0, 0, 0, 2)))
 
 
 def _shortened(prefix: Sequence[str]) -> str:
