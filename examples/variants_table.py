@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from scipy.stats import spearmanr
 
+from attnprobe.core.spec import CaptureSpec
 from attnprobe.io.run import Run
 from attnprobe.models.harm import harm_of_previous_map
 from attnprobe.reports import verdict
@@ -177,7 +178,7 @@ def main() -> None:
                         "dataset": data, "epochs": options.epochs, "seed": seed}  # fmt: skip
             top1 = train(recipe, run, settings=settings).top1
             if not Run(run).maps.exists():
-                capture_file(run, what=wanted, images=images, batch_size=60, untrained=32)
+                capture_file(CaptureSpec(run, what=wanted, images=images, batch_size=60, untrained=32))
             if not options.kinds:
                 (run / "measured.json").write_text(json.dumps({"top1": top1, **measured(run)}, indent=1))
         if options.kinds:

@@ -55,8 +55,8 @@ def digits(name: str = "digits", split: str = "val", *, spec: InputSpec, limit: 
         spec,
         pixels=torch.from_numpy(images[rows]).to(torch.uint8).view(-1, 1, 8, 8),
         labels=torch.from_numpy(targets[rows]),
-        ids=[ids[row] for row in rows],
-        class_names=[str(c) for c in range(10)],
+        ids=tuple(ids[row] for row in rows),
+        class_names=tuple(str(c) for c in range(10)),
         fingerprint=f"digits:1 split={split} images={len(rows)}",
         show=whole_picture,
     )

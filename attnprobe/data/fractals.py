@@ -8,13 +8,13 @@ random linear view and random colours, so that colour says nothing about the cla
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 
 from attnprobe.core.errors import InputError
-from attnprobe.core.images import ImageBatch, InputSpec
+from attnprobe.core.images import ImageBatch, InputSpec, Order
 from attnprobe.data.chaos_game import density, render, uniform
 from attnprobe.data.order import position_batches
 
@@ -94,7 +94,7 @@ class Fractals:
         return self.n_images
 
     def batches(
-        self, batch_size: int, *, device: torch.device | str = "cpu", order: Sequence[int] | None = None
+        self, batch_size: int, *, device: torch.device | str = "cpu", order: Order | None = None
     ) -> Iterator[ImageBatch]:
         """Draw the images at positions `order` (all, if None) on `device`."""
         first = FIRST_VAL_INDEX if self.split == "val" else 0

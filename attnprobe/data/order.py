@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from attnprobe.core.images import Order
+
 
 def balanced_subset(ids: Sequence[str], labels: Sequence[int], size: int | None) -> list[int]:
     """Ascending positions of `size` images, as many of each class as there are; all if `size` is None.
@@ -36,8 +38,16 @@ def one_half(ids: Sequence[str], labels: Sequence[int]) -> np.ndarray:
     return chosen
 
 
-def position_batches(n_images: int, batch_size: int, order: Sequence[int] | None) -> Iterator[list[int]]:
-    """Cut `order` (every position, ascending, if None) into lists of `batch_size`; the last may be shorter."""
-    positions = range(n_images) if order is None else order
-    for start in range(0, len(positions), batch_size):
-        yield [int(position) for position in positions[start : start + batch_size]]
+def position_batches(n_images: int, batch_size: int, order: Order | None) -> Iterator[list[int]]:
+    """Cut `order` (every position, ascending, if None) into lists of `batch_size`; the last of a run may be shorter."""
+    for positions in runs_of(n_images, order):
+        for start in range(0, len(positions), batch_size):
+            yield [int(position) for position in positions[start : start + batch_size]]
+
+
+def runs_of(n_images: int, order: Order | None) -> Iterator[Sequence[int]]:
+    """The runs of an order: of a sequence itself."""
+    if isinstance(order, Iterator):
+        yield from order
+    else:
+        yield range(n_images) if order is None else order

@@ -12,6 +12,7 @@ from matplotlib.colors import Colormap, Normalize
 
 from attnprobe.core.errors import ShapeError
 from attnprobe.core.measurement import Measurement
+from attnprobe.core.sites import SITES
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """Okabe & Ito's palette without black and yellow, which vanish on a dark or a light page."""
@@ -19,7 +20,6 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MISSING = "#9a9a9a"
 """The colour of a cell that has no finite value."""
 
-SITES = {"weights": "softmax maps", "effective": "effective maps", "scores": "scores"}
 
 Limits = tuple[float, float]
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from attnprobe.core.browse import Browsable, StageShape
+from attnprobe.core.sites import SITES
 from attnprobe.core.visible import visible
 
-SITES = {"weights": "softmax", "effective": "effective", "scores": "scores"}
 TOKENS = {"cls": "class token", "dist": "distillation token", "reg": "register"}
 
 
@@ -79,7 +79,10 @@ def described(run: Viewed, *, every: int = 1) -> dict[str, Any]:
 
 
 def _stage(shape: StageShape, every: int) -> dict[str, Any]:
-    sites = [{"name": name, "title": SITES.get(name, name), "signed": not sums} for name, sums in shape.sites]
+    sites = [
+        {"name": name, "title": SITES.get(name, name).removesuffix(" maps"), "signed": not sums}
+        for name, sums in shape.sites
+    ]
     return {
         "name": visible(shape.name),
         "blocks": [number for i, number in enumerate(shape.layers) if i % every == 0],

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from attnprobe.cli import app as cli
 from attnprobe.core.errors import InputError
 from attnprobe.core.evidence import Change, Evidence, Tried
+from attnprobe.core.spec import CaptureSpec
 from attnprobe.models.ablate import Ablatable
 from attnprobe.workflows import ablate as ablation
 from attnprobe.workflows.ablate import MOST_TRIED, verify_drops
@@ -30,7 +31,7 @@ TINY = {"epochs": 12, "warmup_epochs": 1, "model_kwargs": {"depth": 4, "embed_di
 def run(tmp_path_factory):
     path = tmp_path_factory.mktemp("ablation") / "vit"
     train("digits_vit_16", path, settings=TINY)
-    capture_file(path, images=20, untrained=0)
+    capture_file(CaptureSpec(path, images=20, untrained=0))
     return path
 
 
@@ -153,7 +154,7 @@ def test_maps_of_another_model_or_of_several_stages_are_no_evidence(run, tmp_pat
     with pytest.raises(InputError, match="of another checkpoint than"):
         report([other], out=tmp_path / "out", verify=True)
     small = prune(run, tmp_path / "small", heads={2: [1]}, device="cpu", images=20).path
-    maps = capture_file(small, data="digits", images=20, untrained=0, out=tmp_path / "small.h5")
+    maps = capture_file(CaptureSpec(small, data="digits", images=20, untrained=0), out=tmp_path / "small.h5")
     with pytest.raises(InputError, match="measured as .* stages"):
         verify_drops(small, maps=maps, data="digits", device="cpu")
 

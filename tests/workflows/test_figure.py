@@ -7,6 +7,7 @@ from PIL import Image
 
 from attnprobe.core.errors import InputError
 from attnprobe.core.registry import UnknownName
+from attnprobe.core.spec import CaptureSpec
 from attnprobe.workflows.capture import capture_file
 from attnprobe.workflows.figure import KINDS, draw
 from attnprobe.workflows.train import train
@@ -19,7 +20,7 @@ TINY = {"epochs": 2, "warmup_epochs": 1, "model_kwargs": {"depth": 3, "embed_dim
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("figures") / "tiny"
     train("digits_vit_16", folder, settings={**TINY, "probe_every": 1, "probe_budget": 1.0})
-    capture_file(folder, images=20, untrained=10, batch_size=10)
+    capture_file(CaptureSpec(folder, images=20, untrained=10, batch_size=10))
     return folder
 
 

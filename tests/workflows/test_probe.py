@@ -13,6 +13,7 @@ from torch import nn
 import attnprobe as ap
 from attnprobe.core.errors import InputError
 from attnprobe.core.images import InputSpec
+from attnprobe.core.spec import CaptureSpec
 from attnprobe.io.run import Run
 from attnprobe.metrics import METRICS
 from attnprobe.models.describe import config_json
@@ -240,7 +241,7 @@ def test_pipeline_probes_when_the_recipe_says_so_and_the_report_shows_it(tmp_pat
     tiny = {"epochs": 3, "warmup_epochs": 1, "model_kwargs": {"depth": 3, "embed_dim": 24}, "probe_every": 2}
     result = train_recipe("digits_vit_16", tmp_path / "run", settings={**tiny, "probe_budget": 1.0})
     assert read_history(result.run.probe).epochs.tolist() == [1, 3]
-    capture_file(result.run.path, images=20, untrained=0)
+    capture_file(CaptureSpec(result.run.path, images=20, untrained=0))
     examined = examine(result.run.path)
     assert examined.history.epochs.tolist() == [1, 3]
     elsewhere = tmp_path / "copy.h5"

@@ -1,4 +1,4 @@
-"""How are many images measured without keeping a map, by any number of processes, with a stop at any moment?
+"""Measurements of images, slice by slice, so that any number of processes can share them and any stop costs little.
 
 Images come in slices of fixed size. What every metric says of each image of a slice is a small file; all slices
 together, in order, are what `measure` would have collected, so the measurements are equal bit for bit, whoever measured

@@ -1,4 +1,4 @@
-"""Which axis of somebody's attention tensor is the image, the window, the head, the query, the key?
+"""The axes of any model's attention tensors: image, window, head, query, key.
 
 Everything is brought to [image, window, head, query, key]; a layer without windows has one.
 """
@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 HEAD_COUNTS = ("num_heads", "n_heads", "num_attention_heads", "heads", "n_head", "nhead")
-"""What the field calls the number of heads."""
+"""Usual names of the number of heads."""
 
 
 def heads_of(module: nn.Module) -> int | None:
-    """How many heads the module says it has."""
+    """The number of heads that a module states; None if it does not."""
     counts = (getattr(module, name, None) for name in HEAD_COUNTS)
     return next((count for count in counts if isinstance(count, int)), None)
 
@@ -26,7 +26,7 @@ def unfolded(matrix: Tensor, n_images: int, heads: int | None, given: int | None
     [image, head, window] before the last two axes. Where windows and heads are equally many, heads come first.
 
     Args:
-        heads: how many the layer says it has, if it does.
+        heads: the number that the layer states, if it does.
         given: length of the first axis of the layer's input.
     """
     first, *rest = matrix.shape[:-2] or (1,)
@@ -74,7 +74,7 @@ def of_matmul(left: Tensor, right: Tensor, result: Tensor, map_is_left: bool) ->
 
 
 def of_einsum(equation: str, map_: Tensor, value: Tensor, result: Tensor, map_is_first: bool) -> Factors | None:
-    """The same for an einsum of two tensors; None if it is no product of matrices.
+    """An einsum of two tensors as a product map @ value; None if it is no product of matrices.
 
     Letters in all three tensors are batch axes, those in map and result queries, those in map and value keys.
     """
@@ -127,12 +127,12 @@ def scores_of(
 
     Args:
         q, k: [..., head, query, width], [..., head, key, width]; fewer heads of k serve groups of those of q.
-        mask: True where a query may look, or numbers to add.
+        mask: True where a query may attend, or numbers to add.
         is_causal: query i sees keys 0 .. i.
         scale: 1 / sqrt(width) if None.
 
     Returns:
-        [..., head, query, key]; -inf where a query may not look.
+        [..., head, query, key]; -inf where a query may not attend.
     """
     precise = torch.promote_types(q.dtype, torch.float32)
     if q.ndim > 2 and k.shape[-3] != q.shape[-3]:
@@ -148,13 +148,13 @@ def scores_of(
 
 
 def scaled_factors(q: Tensor, k: Tensor, scale: float | None = None) -> tuple[Tensor, Tensor]:
-    """Queries, scaled, and keys whose product is `scores_of`, both in its type; arguments as there."""
+    """Queries, scaled, and keys whose product is `scores_of` the same arguments, both in its type."""
     precise = torch.promote_types(q.dtype, torch.float32)
     return q.to(precise) * (q.shape[-1] ** -0.5 if scale is None else scale), k.to(precise)
 
 
 def softmax_of(scores: Tensor) -> Tensor:
-    """The softmax of each row of `scores_of`; of a query that may look nowhere a row of zeros."""
+    """The softmax of each row of `scores_of`; a row of zeros for a query that may attend nowhere."""
     weights = scores.softmax(-1)
     if (not_numbers := weights[..., :1].isnan()).any():
         weights.masked_fill_(not_numbers & (scores == -torch.inf).all(-1, keepdim=True), 0.0)
@@ -164,8 +164,8 @@ def softmax_of(scores: Tensor) -> Tensor:
 def relative(ours: Tensor, theirs: Tensor) -> float:
     """Largest difference, relative to the largest value of `theirs`; infinite if not the same entries are finite.
 
-    Entries that are finite in neither are left out: a network with a weight that is not a number can be looked at, and
-    where it says nothing there is nothing to compare.
+    Entries that are finite in neither are left out: a network with a weight that is not a number can be captured, and
+    where it computes nothing there is nothing to compare.
     """
     finite = theirs.isfinite()
     if not torch.equal(finite, ours.isfinite()):
@@ -178,5 +178,5 @@ def relative(ours: Tensor, theirs: Tensor) -> float:
 
 
 def error_of_product(value: Tensor, result: Tensor, maps: Tensor) -> float:
-    """Of maps, V and result as [image, window, head, row, column]."""
+    """Relative error of maps times V against the result, all [image, window, head, row, column]."""
     return relative(maps.to(value.dtype) @ value, result)

@@ -1,4 +1,4 @@
-"""Which module is running right now?"""
+"""The modules of a model that are running, followed by hooks."""
 
 import re
 from collections.abc import Callable
@@ -15,7 +15,7 @@ QUERY = re.compile(r"^(to_|in_|c_)?(q|k|v|kv|qk|qkv|query|key|value|in)(_?(proj|
 
 @dataclass(slots=True)
 class Call:
-    """One running module: its dotted name, and the first tensor it was given."""
+    """One running module: its dotted name, and the first tensor among its inputs."""
 
     name: str
     module: nn.Module
@@ -28,7 +28,7 @@ class CallStack:
     """The modules of a model that are running, outermost first; they are followed while hooks are attached.
 
     Args:
-        model: whose modules to follow; those of torch.nn without children are left out, they are never attention.
+        model: its modules are followed; those of torch.nn without children are left out, they are never attention.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -41,14 +41,14 @@ class CallStack:
         ]
 
     def attach(self, on_enter: Callable[[Call], None], on_leave: Callable[[Call, Any], None]) -> None:
-        """Hook the modules; `on_enter` and `on_leave` are told of every call, the latter with what it returned."""
+        """Hook the modules; `on_enter` and `on_leave` are called for every call, the latter with its output."""
         self._on_enter, self._on_leave = on_enter, on_leave
         for name, module in self._followed:
             self._hooks.append(module.register_forward_pre_hook(partial(self._enter, name), with_kwargs=True))
             self._hooks.append(module.register_forward_hook(self._leave, always_call=True))
 
     def detach(self) -> None:
-        """Take the hooks off the model, and let go of who is told: with it the last pass is freed at once."""
+        """Remove the hooks from the model, and release the callbacks: with them the last pass is freed at once."""
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
@@ -62,7 +62,7 @@ class CallStack:
         self.running.append(call)
 
     def _leave(self, module: nn.Module, _args: Any, out: Any) -> None:
-        while self.running:  # after an exception some may not have been told of
+        while self.running:  # after an exception some have ended without a hook
             call = self.running.pop()
             if call.module is module:
                 self._on_leave(call, out)
@@ -75,7 +75,7 @@ def modules_by_name(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def is_attention(module: nn.Module) -> bool:
-    """Whether a module calls itself attention and has queries: then a run without a product with V hides it."""
+    """Whether a module calls itself attention and has queries: a run of it without a product with V hides its map."""
     if not ATTENTION.search(type(module).__name__):
         return False
     names = [name for name, _ in (*module.named_children(), *module.named_parameters(recurse=False))]

@@ -1,10 +1,10 @@
-"""What does an attention layer of unknown code multiply V with? Watch the calls to PyTorch, and follow the softmax.
+"""Functional tracing: the effective attention of layers of unknown code, found by following their calls to PyTorch.
 
 Every call a model makes to PyTorch passes a `TorchFunctionMode`. A softmax begins a trail; what is computed from it
 (dropout, mixing of heads, normalisation, other shapes) is on the trail, too; and where something on the trail is
 multiplied with something of the image along the axis the softmax ran over, that is the product with V, and the factor
 on the trail is the effective map. Fused calls hide both, so their softmax is computed once more, from their own q and
-k. Nothing the model computes is changed: its results are those without us, bit for bit.
+k. Nothing the model computes is changed: its results are those of an untraced run, bit for bit.
 """
 
 import inspect
@@ -18,9 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from attnprobe.capturing.calls import Call, CallStack, is_attention
-from attnprobe.capturing.multi_head import found_in_multi_head
-from attnprobe.capturing.products import (
+from attnprobe.capturing.axes import (
     Factors,
     error_of_product,
     heads_of,
@@ -31,7 +29,9 @@ from attnprobe.capturing.products import (
     softmax_of,
     unfolded,
 )
-from attnprobe.capturing.trail import WRITES, Trail, Trails, same_storage, tensors, unseen
+from attnprobe.capturing.call_stack import Call, CallStack, is_attention
+from attnprobe.capturing.multi_head import fields_of_multi_head
+from attnprobe.capturing.softmax_trails import WRITES, Trail, Trails, same_storage, tensors, unseen
 from attnprobe.core.errors import CaptureError
 
 MATRIX_PRODUCTS = {"matmul", "__matmul__", "__rmatmul__", "bmm"}
@@ -46,13 +46,14 @@ class Product:
         occurrence: 0 for the first product of this module in a forward pass.
         route: "functional", or "mha" for `nn.MultiheadAttention`.
         weights: the softmax, [image, window, head, query, key]; None where a layer makes one map of several.
-        effective: what multiplies V, of the same shape; the same tensor where nothing changed in between.
+        effective: the matrix multiplied with V, of the same shape; the same tensor where nothing changed in between.
         value_shape: rows (keys) and columns of one head's V.
-        value: V, [image, window, head, key, head width]; None unless asked, or not to be had.
-        error_of: largest |map V - what the layer computed| of a map, relative to the largest value; None unless asked.
-        scores: what the softmax was taken of, of its shape; None unless asked, or where a layer has several.
+        value: V, [image, window, head, key, head width]; None unless asked for, or where it is hidden.
+        error_of: from a map to the largest |map V - the layer's result|, relative to the largest value; None unless
+            asked for.
+        scores: the logits of the softmax, of its shape; None unless asked for, or where a layer has several.
         factors: queries, scaled, and keys, [image, window, head, token, width], where the map is the softmax of their
-            product and nothing else; None unless asked, or where it is not.
+            product and nothing else; None unless asked for, or where it is not.
     """
 
     calls: tuple[Call, ...]
@@ -73,7 +74,7 @@ class Product:
         return f"{name}#{self.occurrence + 1}" if self.occurrence else name
 
     def pads(self, n_tokens: int) -> bool:
-        """Whether the layer was given fewer tokens [image, token, width] than it looks at."""
+        """Whether the layer attends to more tokens than its input [image, token, width] has."""
         given = self.calls[-1].given
         return (
             given is not None
@@ -83,15 +84,15 @@ class Product:
         )
 
 
-class Watch(TorchFunctionMode):
-    """Tells of every product of an attention map with V that a model computes, while this mode is entered.
+class Tracing(TorchFunctionMode):
+    """Reports every product of an attention map with V that a model computes, while this mode is entered.
 
     Args:
-        on_product: told of every product of a map with V.
-        on_enter, on_leave: told of every module that begins and ends.
-        values: tell of V, too.
+        on_product: called with every product of a map with V.
+        on_enter, on_leave: called for every module that begins and ends.
+        values: report V, too.
         check: keep V and the result of each product, for `Product.error_of`.
-        scores, factors: tell of what the softmax was taken of, and of queries and keys, too.
+        scores, factors: report the logits of the softmax, and queries and keys, too.
     """
 
     def __init__(
@@ -110,7 +111,7 @@ class Watch(TorchFunctionMode):
         self.calls = CallStack(model)
         self._fixed = (*model.parameters(), *model.buffers())
         self.n_images = 0
-        self._told, self._told_enter, self._told_leave = on_product, on_enter, on_leave
+        self._on_product, self._on_enter, self._on_leave = on_product, on_enter, on_leave
         self._values, self._check, self._scores, self._factors = values, check, scores, factors
         self._trails = Trails()
         self._occurrences: dict[str, int] = {}
@@ -135,14 +136,14 @@ class Watch(TorchFunctionMode):
     def _enter(self, call: Call) -> None:
         if not self.n_images and call.given is not None:
             self.n_images = call.given.shape[0]
-        self._told_enter(call)
+        self._on_enter(call)
 
     def _leave(self, call: Call, out: Any) -> None:
         if self.calls.running:
             self.calls.running[-1].products += call.products
         if not call.products and is_attention(call.module):
             self.silent[call.name] = call.module
-        self._told_leave(call, out)
+        self._on_leave(call, out)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -152,9 +153,12 @@ class Watch(TorchFunctionMode):
         if name == "multi_head_attention_forward":
             return self._multi_head(func, args, kwargs)
         found = self._trails.among((args, kwargs)) if self._trails else []
+        # Before the call: afterwards an in-place function (dropout_, masked_fill_) has overwritten the softmax itself.
         if (found or (self._scores and self._trails)) and WRITES.match(name) and isinstance(args[0], Tensor):
             self._trails.before_write(args[0])
         result = func(*args, **kwargs)
+        # A product ends a trail, so it is looked for before following: otherwise the output of this layer could pass
+        # for a map in a product of the next one.
         if name == "softmax":
             axis = kwargs.get("dim", args[1] if len(args) > 1 else None)
             self._trails.begin(result, axis, (args[0] if args else kwargs["input"]) if self._scores else None)
@@ -163,7 +167,7 @@ class Watch(TorchFunctionMode):
         return result
 
     def _is_product(self, name: str, args: Any, kwargs: Any, result: Any) -> bool:
-        """Whether this call was a product of a map and V; tells of it if so."""
+        """Whether this call was a product of a map and V, which is then reported."""
         if name not in MATRIX_PRODUCTS and name != "einsum":
             return False
         operands = list(tensors((args, kwargs)))
@@ -171,9 +175,11 @@ class Watch(TorchFunctionMode):
             return False
         if name == "__rmatmul__":
             operands.reverse()
+        # A map times a parameter mixes heads or keys and goes on being a map; V is made of the image.
         candidates = [
             (self._trails.get(t), i) for i, t in enumerate(operands) if not self._trails.is_fixed(operands[1 - i])
         ]
+        # Where both operands come from softmaxes, the later one is the map of this layer.
         for trail, i in sorted(((t, i) for t, i in candidates if t is not None), key=lambda pair: -pair[0].number):
             with unseen():
                 if name == "einsum":
@@ -184,11 +190,11 @@ class Watch(TorchFunctionMode):
                 else:
                     factors = of_matmul(operands[0], operands[1], result, map_is_left=i == 0)
                 if factors is not None and factors.map.shape[-1] == trail.n_keys:
-                    self._tell(factors, trail)
+                    self._emit_product(factors, trail)
                     return True
         return False
 
-    def _tell(self, factors: Factors, trail: Trail) -> None:
+    def _emit_product(self, factors: Factors, trail: Trail) -> None:
         layer = self.calls.running[-1] if self.calls.running else None
         if layer is None or trail.number in layer.softmaxes:
             return  # a second use of one map, as for the values of relative positions
@@ -212,7 +218,7 @@ class Watch(TorchFunctionMode):
         self._emit(factors, heads, weights=weights, effective=effective, scores=scores)
 
     def _fused(self, func: Any, args: Any, kwargs: Any) -> Any:
-        result = func(*args, **kwargs)
+        result = func(*args, **kwargs)  # the model's own, before anything of ours: it goes on exactly as without us
         names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
         given = dict(zip(names, args, strict=False)) | kwargs
         q, k, v = given["query"], given["key"], given["value"]
@@ -242,18 +248,18 @@ class Watch(TorchFunctionMode):
         call.update(need_weights=True, average_attn_weights=False)
         with unseen():
             _, weights = F.multi_head_attention_forward(*given.args, **given.kwargs)
-            assert weights is not None, "asked for"
+            assert weights is not None, "need_weights was set"
             maps = weights.reshape(-1, 1, *weights.shape[-3:])  # one image may come without an axis of its own
             shape = (maps.shape[-1], call["embed_dim_to_check"] // call["num_heads"])
             found: dict[str, Any] = {"weights": maps, "effective": maps, "value": None, "error_of": None}
             if self._check or self._values or self._scores or self._factors:
-                found |= found_in_multi_head(call, result[0], self._check, self._scores, self._factors)
+                found |= fields_of_multi_head(call, result[0], self._check, self._scores, self._factors)
             self._report("mha", **found, value_shape=shape)
         return result
 
     def _layer(self) -> Call:
         if not self.calls.running:
-            raise CaptureError("attention was computed outside of every module of the model that is watched.")
+            raise CaptureError("attention was computed outside of every module of the model that is traced.")
         return self.calls.running[-1]
 
     def _given(self) -> int | None:
@@ -283,4 +289,4 @@ class Watch(TorchFunctionMode):
         occurrence = self._occurrences.get(layer.name, 0)
         self._occurrences[layer.name] = occurrence + 1
         layer.products += 1
-        self._told(Product(tuple(self.calls.running), occurrence, route, **found))
+        self._on_product(Product(tuple(self.calls.running), occurrence, route, **found))

@@ -1,4 +1,4 @@
-"""Which modules of a model compute attention, and how is each one's matrix read?"""
+"""The attention layers whose matrices hooks can read, and how each is read."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -12,14 +12,14 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from attnprobe.capturing.calls import is_attention, modules_by_name
+from attnprobe.capturing.call_stack import is_attention, modules_by_name
 from attnprobe.core.errors import CaptureError
 from attnprobe.core.maps import TokenGrid
 from attnprobe.core.tap import Tap
 
 Route = Literal["taps", "unfused"]
 """`taps`: our variants mark their sites. `unfused`: a layer of one of timm's plain vision transformers is switched to
-its explicit softmax while we look. All others are watched: see `watch`."""
+its explicit softmax during a recorded pass. All others are traced: see `tracing`."""
 
 PLAIN = (VisionTransformer, Eva, Beit)
 """timm's models whose blocks all have maps of one shape, the softmax of which goes through a module, `attn_drop`."""
@@ -27,7 +27,7 @@ PLAIN = (VisionTransformer, Eva, Beit)
 Keep = Callable[[str, Tensor], None]
 
 Duck = Any
-"""A module of somebody else's model: known by the attributes it has, not by its class."""
+"""A module of any model, recognised by its attributes and not by its class."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class AttentionLayer:
     Attributes:
         name: dotted path of the module, such as "blocks.3.attn".
         module: the attention module; `block` is the module around it whose output is the layer's tokens.
-        route: how its matrix is read.
+        route: by which hook its matrix is read.
     """
 
     name: str
@@ -48,7 +48,7 @@ class AttentionLayer:
     def listen(self, keep: Keep) -> list[torch.utils.hooks.RemovableHandle]:
         """Call `keep(site, matrix)` at "weights", then at "effective", on every forward pass."""
         if self.route == "taps":
-            return [tap.register_forward_hook(_tell(keep, site)) for site, tap in self.module.taps.items()]
+            return [tap.register_forward_hook(_keeping(keep, site)) for site, tap in self.module.taps.items()]
 
         def dropout_hook(_module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
             keep("weights", args[0])
@@ -57,7 +57,7 @@ class AttentionLayer:
         return [self.module.attn_drop.register_forward_hook(dropout_hook)]
 
 
-def _tell(keep: Keep, site: str) -> Callable[..., None]:
+def _keeping(keep: Keep, site: str) -> Callable[..., None]:
     return lambda _tap, _args, matrix: keep(site, matrix)
 
 
@@ -88,7 +88,7 @@ def find_layers(model: Duck) -> list[AttentionLayer]:
 
 
 def known_layers(model: Duck) -> list[AttentionLayer]:
-    """The same; empty for a model that has to be watched, or does not say how it cuts images into patches."""
+    """As `find_layers`; empty for a model that has to be traced, or does not state how it cuts images into patches."""
     if not (hasattr(getattr(model, "patch_embed", None), "patch_size") and hasattr(model, "num_prefix_tokens")):
         return []
     modules: dict[str, Duck] = modules_by_name(model)
@@ -111,8 +111,8 @@ def _shows_softmax(module: Duck) -> bool:
     return hasattr(module, "fused_attn") and isinstance(getattr(module, "attn_drop", None), nn.Module)
 
 
-def unheard(model: nn.Module, layers: list[AttentionLayer]) -> bool:
-    """Whether there may be attention besides these layers, so that the model has to be watched."""
+def has_other_attention(model: nn.Module, layers: list[AttentionLayer]) -> bool:
+    """Whether there may be attention besides these layers, so that the model has to be traced."""
     known = tuple(f"{layer.name}." for layer in layers)
     return not layers or any(
         not f"{name}.".startswith(known)
@@ -153,7 +153,7 @@ def token_grid(model: Duck, size: tuple[int, int]) -> TokenGrid:
 
 
 def hidden_kernel(name: str, module: nn.Module) -> CaptureError:
-    """The error about a layer that ran and showed nothing."""
+    """The error about a layer whose attention nothing could read."""
     return CaptureError(
         f"{name} ({type(module).__name__}) ran, and no softmax was multiplied with its values in sight of PyTorch: it "
         "uses a kernel of its own (flash-attn, xformers, a script) or is no softmax attention. Switch it to PyTorch's "

@@ -1,4 +1,4 @@
-"""Which tensors were made from a softmax? Follows them from call to call, without keeping any alive."""
+"""Which tensors were made from a softmax: followed from call to call, without keeping any alive."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -14,12 +14,12 @@ WRITES = re.compile(r"^(?!__).*(?<!_)_$|^__i(add|sub|mul|truediv|div|pow)__$|^__
 """Names of functions that change their first argument."""
 
 unseen = torch._C.DisableTorchFunction
-"""For our own arithmetic: no mode sees it, and no subclass of Tensor is asked."""
+"""For our own arithmetic: no mode sees it, and no subclass of Tensor takes part."""
 
 
-class unwatched(TorchFunctionMode):
-    """Looks at nothing. In any mode PyTorch's own modules leave their fused inference kernels, so this is what to
-    compare a watched run with, bit for bit."""
+class untraced(TorchFunctionMode):
+    """A mode that traces nothing. In any mode PyTorch's own modules leave their fused inference kernels, so this is
+    what to compare a traced run with, bit for bit."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return func(*args, **(kwargs or {}))
@@ -27,14 +27,14 @@ class unwatched(TorchFunctionMode):
 
 @dataclass(frozen=True, slots=True)
 class Trail:
-    """That a tensor was made from a softmax.
+    """The origin of a tensor in a softmax.
 
     Attributes:
-        number: of the softmax; tells which came later.
+        number: of the softmax; the larger one came later.
         axis, n_keys: what it ran over, counted from the end, and its length.
         weights: its result; None where the tensor itself is that, so that no map outlives its use in the model.
-        scores: what it was taken of; None unless asked.
-        several: other softmaxes went into the tensor, too.
+        scores: its logits; None unless asked for.
+        several: the tensor was made from other softmaxes, too.
     """
 
     number: int
@@ -89,7 +89,7 @@ class Trails:
 
     def follow(self, found: list[tuple[Tensor, Trail]], args: Any, result: Any) -> None:
         """Results of the size of the map, or made of it and parameters alone, are on its trail."""
-        tensor, trail = found[0]
+        tensor, trail = found[0]  # the latest: the map of this layer, where one of the previous block is mixed in
         if any(other.number != trail.number for _, other in found):
             trail = replace(trail, several=True)
         mixed = all(other is tensor or self.is_fixed(other) for other in tensors(args))

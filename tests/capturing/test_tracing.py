@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from attnprobe.capturing import capture, certify, record
-from attnprobe.capturing.products import scores_of, softmax_of, unfolded
+from attnprobe.capturing.axes import scores_of, softmax_of, unfolded
 from attnprobe.core.errors import CaptureError
 from tests.capturing.oracle import no_trace
 

@@ -1,24 +1,60 @@
-"""Where do the maps of layers of one shape come together while the model runs?"""
+"""The maps of layers of one shape and kind, stacked while the model runs."""
 
+import math
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from attnprobe.capturing.buffers import BufferPool
 from attnprobe.capturing.selection import positions
 from attnprobe.core.errors import CaptureError
 from attnprobe.core.maps import AttentionMaps, Outcome, Part, TokenGrid
 from attnprobe.core.tap import Site
 
+
+class BufferPool:
+    """Hands out CPU memory as tensors and takes it back when nobody holds any view of them.
+
+    Fresh memory costs a page fault per 4 kB on first touch; at 30 MB of maps per image that is a fifth of a
+    ViT's forward pass, while a copy into warm memory is about 2 %. On a GPU PyTorch's own allocator does this.
+    """
+
+    def __init__(self) -> None:
+        self._free: list[np.ndarray] = []
+
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+        """An uninitialised tensor, as `torch.empty`."""
+        if device.type != "cpu":
+            return torch.empty(shape, dtype=dtype, device=device)
+        n_bytes = math.prod(shape) * dtype.itemsize
+        fitting = [block for block in self._free if n_bytes <= block.nbytes <= 2 * n_bytes]
+        if fitting:
+            block = min(fitting, key=lambda block: block.nbytes)
+            self._free = [other for other in self._free if other is not block]
+        else:
+            block = np.empty(n_bytes, dtype=np.uint8)
+        lease = block[:n_bytes]  # torch's storage keeps this view alive as long as any tensor shares the memory
+        weakref.finalize(lease, self._free_again, block)
+        return torch.from_numpy(lease).view(dtype).view(shape)
+
+    def clear(self) -> None:
+        """Give back the memory that nobody uses."""
+        self._free.clear()
+
+    def _free_again(self, block: np.ndarray) -> None:
+        self._free.append(block)
+
+
 StageKey = tuple[str, int, int, int, int]
-"""Kind, tokens of the picture, heads, queries and keys: what layers of a stage have in common."""
+"""Kind, tokens of the image, heads, queries and keys: what layers of a stage have in common."""
 
 
 @dataclass(slots=True)
-class Beside:
-    """What comes with the maps of a stage: one tensor of each layer, if all layers have one of the same shape."""
+class LayerTensors:
+    """One tensor of each layer, stacked beside the maps of a stage if all layers have one of the same shape."""
 
     stack: Tensor | None = None
     n: int = 0
@@ -53,10 +89,10 @@ class Stage:
     weights: Tensor | None = None
     effective: Tensor | None = None
     scores: Tensor | None = None
-    tokens: Beside = field(default_factory=Beside)
-    value_vectors: Beside = field(default_factory=Beside)
-    q: Beside = field(default_factory=Beside)
-    k: Beside = field(default_factory=Beside)
+    tokens: LayerTensors = field(default_factory=LayerTensors)
+    value_vectors: LayerTensors = field(default_factory=LayerTensors)
+    q: LayerTensors = field(default_factory=LayerTensors)
+    k: LayerTensors = field(default_factory=LayerTensors)
     lacks_weights: bool = False
     _last: Tensor | None = None
 
@@ -69,7 +105,7 @@ class Stage:
         return len(self.layers) - 1
 
     def add_effective(self, matrix: Tensor) -> None:
-        """What that layer multiplies V with."""
+        """The matrix that this layer multiplies with V."""
         weights, self._last = self._last, None
         assert weights is not None, "a layer shows its weights before what it makes of them"
         if not self.differs and not _same_memory(matrix, weights):
@@ -78,17 +114,17 @@ class Stage:
             self.effective = self._stored(self.effective, matrix)
 
     def add_scores(self, matrix: Tensor) -> None:
-        """What the softmax of that layer was taken of."""
+        """The logits of the softmax of this layer."""
         self.scores = self._stored(self.scores, matrix)
 
     def add_factors(self, index: int, queries: Tensor, keys: Tensor) -> None:
-        """What the scores of the layer of that index are the product of, [image, head, token, width]."""
+        """Queries and keys of the layer of this index, [image, head, token, width]."""
         queries, keys = (factor if self.heads is None else factor[:, list(self.heads)] for factor in (queries, keys))
         self._add(self.q, index, queries if self.queries is None else queries[:, :, self.queries])
         self._add(self.k, index, keys)
 
     def add_effective_alone(self, layer: str, matrix: Tensor) -> int:
-        """Of a layer that makes one map of several softmaxes."""
+        """The only map of a layer that makes it of several softmaxes; its index in the stage."""
         self.lacks_weights = True
         if not self.differs:
             self._now_differs(len(self.layers))
@@ -102,15 +138,15 @@ class Stage:
         self.n_seen += 1
 
     def add_tokens(self, index: int, tokens: Tensor) -> None:
-        """The output of the block of the layer of that index, [image, token, width]."""
+        """The output of the block of the layer of this index, [image, token, width]."""
         self._add(self.tokens, index, tokens)
 
     def add_value_vectors(self, index: int, vectors: Tensor) -> None:
-        """What the map of the layer of that index multiplies, [image, head, key, head width]."""
+        """V of the layer of this index, [image, head, key, head width]."""
         self._add(self.value_vectors, index, vectors if self.heads is None else vectors[:, list(self.heads)])
 
     def stacks(self) -> list[tuple[Site, Tensor]]:
-        """The values of each site: weights, alone where they are what multiplies V; effective; scores."""
+        """The values of each site: weights, alone where they are effective, too; effective; scores."""
         stacks: list[tuple[Site, Tensor]] = []
         if self.weights is not None and not self.lacks_weights and ("weights" in self.sites or not self.differs):
             stacks.append(("weights", self._cut(self.weights)))
@@ -125,7 +161,7 @@ class Stage:
         return stacks
 
     def maps(self, name: str, image_ids: Sequence[str] | None, outcome: Outcome | None) -> list[AttentionMaps]:
-        """Those of each site, as `stacks` gives them; ids are "0", "1", ... if None."""
+        """The maps of each site, in the order of `stacks`; ids are "0", "1" and so on if None."""
         stacks = self.stacks()
         tokens, vectors = self._complete(self.tokens), self._complete(self.value_vectors)
         queries, keys = self._complete(self.q), self._complete(self.k)
@@ -173,7 +209,7 @@ class Stage:
         stack[:, index].copy_(matrix)
         return stack
 
-    def _add(self, to: Beside, index: int, tensor: Tensor) -> None:
+    def _add(self, to: LayerTensors, index: int, tensor: Tensor) -> None:
         if to.stack is None and not to.n:
             to.stack = self._room_for(tensor)
         if to.stack is None or to.stack[:, 0].shape != tensor.shape:
@@ -183,7 +219,7 @@ class Stage:
         to.stack[:, index].copy_(tensor)
         to.n += 1
 
-    def _complete(self, of: Beside) -> Tensor | None:
+    def _complete(self, of: LayerTensors) -> Tensor | None:
         """[image, layer, ...], if every layer gave some."""
         return self._cut(of.stack) if of.stack is not None and of.n == len(self.layers) else None
 
