@@ -10,7 +10,7 @@ import numpy as np
 
 from attnprobe.core.accuracy import accuracy_difference, accuracy_interval
 from attnprobe.core.measurement import Measurement
-from attnprobe.core.wording import blocks_text
+from attnprobe.core.text import blocks_text
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -11,8 +11,8 @@ from torch import Tensor
 from attnprobe.core.errors import InputError, did_you_mean
 from attnprobe.core.maps import AttentionMaps
 from attnprobe.core.renormalize import shares_of_magnitude
-from attnprobe.core.showing import line, table
 from attnprobe.core.tap import Site
+from attnprobe.core.text import line, table
 
 GIVEN = ("maps", "grid", "tokens", "value_vectors")
 """Parameter names of a metric function that are filled from `AttentionMaps`; all others are settings."""

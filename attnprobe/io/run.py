@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from attnprobe.core.errors import CheckpointError
-from attnprobe.core.visible import visible
+from attnprobe.core.text import visible
 from attnprobe.io import fs
 
 MANIFEST = "MANIFEST.json"

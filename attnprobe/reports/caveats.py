@@ -6,7 +6,7 @@ from scipy.stats import binomtest
 
 from attnprobe.core.examined import Examined
 from attnprobe.core.measurement import Measurement
-from attnprobe.core.wording import blocks_text
+from attnprobe.core.text import blocks_text
 from attnprobe.plots.style import SITES
 from attnprobe.reports.numbers import ci_text
 from attnprobe.reports.sites import at_sites, changes_its_maps

@@ -8,7 +8,7 @@ import numpy as np
 
 from attnprobe.core.examined import Examined
 from attnprobe.core.measurement import Measurement
-from attnprobe.core.wording import blocks_text
+from attnprobe.core.text import blocks_text
 from attnprobe.reports.kinds import EXTENT, Kind, kind_named
 from attnprobe.reports.levels import Levels
 from attnprobe.reports.numbers import ci_text, interval, number, with_interval

@@ -7,8 +7,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from attnprobe.core.examined import Examined
-from attnprobe.core.visible import visible
-from attnprobe.core.wording import one_run_each
+from attnprobe.core.text import one_run_each, visible
 from attnprobe.reports.explore import explorer_of, why_none
 from attnprobe.reports.figures import sections
 from attnprobe.reports.json_report import plain

@@ -12,7 +12,7 @@ import numpy as np
 from attnprobe.core.evidence import Evidence
 from attnprobe.core.examined import Examined
 from attnprobe.core.measurement import Measurement
-from attnprobe.core.wording import one_run_each
+from attnprobe.core.text import one_run_each
 from attnprobe.reports.verdict import verdict
 
 SCHEMA_VERSION = 2

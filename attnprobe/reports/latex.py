@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from attnprobe.core.visible import visible
+from attnprobe.core.text import visible
 
 ESCAPES = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",

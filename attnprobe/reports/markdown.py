@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 
 from attnprobe.core.examined import Examined
-from attnprobe.core.visible import markdown
-from attnprobe.core.wording import one_run_each
+from attnprobe.core.text import markdown, one_run_each
 from attnprobe.reports.sites import untrained
 from attnprobe.reports.tables import summary_table
 from attnprobe.reports.verdict import verdict

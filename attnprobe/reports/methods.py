@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from attnprobe.core.examined import Examined
 from attnprobe.core.measurement import Measurement
-from attnprobe.core.visible import short
+from attnprobe.core.text import short
 from attnprobe.plots import depth_curve
 from attnprobe.plots.style import COLOURS
 from attnprobe.reports.numbers import NONE

@@ -7,7 +7,7 @@ import numpy as np
 
 from attnprobe.core.examined import Examined
 from attnprobe.core.measurement import Measurement
-from attnprobe.core.wording import blocks_text
+from attnprobe.core.text import blocks_text
 from attnprobe.reports.finding import Finding, bar_of, cannot_say, judged, missing, softmax_of
 from attnprobe.reports.kinds import CLOSER, CONTENT, LOCAL, SINK, kind_named
 from attnprobe.reports.levels import Levels, block_numbers, levels

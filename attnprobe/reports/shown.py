@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from attnprobe.core.examined import Examined
 from attnprobe.core.measurement import Measurement
-from attnprobe.core.visible import short
+from attnprobe.core.text import short
 from attnprobe.plots.style import SITES
 from attnprobe.reports.numbers import settings_text
 from attnprobe.reports.sites import at_sites

@@ -9,8 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from attnprobe.core.examined import Examined
-from attnprobe.core.visible import visible
-from attnprobe.core.wording import one_run_each
+from attnprobe.core.text import one_run_each, visible
 from attnprobe.reports.tables import summary_table
 from attnprobe.reports.verdict import verdict
 

@@ -7,8 +7,7 @@ from typing import Literal
 from attnprobe.core.evidence import Evidence
 from attnprobe.core.examined import Examined
 from attnprobe.core.measurement import Measurement
-from attnprobe.core.showing import table
-from attnprobe.core.wording import blocks_text
+from attnprobe.core.text import blocks_text, table
 from attnprobe.plots.style import SITES
 from attnprobe.reports.caveats import caveats, near_chance
 from attnprobe.reports.finding import NOT_MEASURED, Finding, softmax_of

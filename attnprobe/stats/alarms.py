@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from attnprobe.core.history import Alarm, History
-from attnprobe.core.wording import blocks_text
+from attnprobe.core.text import blocks_text
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

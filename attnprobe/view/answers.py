@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from attnprobe.core.errors import InputError
-from attnprobe.core.visible import visible
+from attnprobe.core.text import visible
 from attnprobe.view import page
 from attnprobe.view.described import Viewed, described, explorable, left_out
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from attnprobe.core.browse import Browsable, StageShape
-from attnprobe.core.visible import visible
+from attnprobe.core.text import visible
 
 SITES = {"weights": "softmax", "effective": "effective", "scores": "scores"}
 TOKENS = {"cls": "class token", "dist": "distillation token", "reg": "register"}

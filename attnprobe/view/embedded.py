@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from attnprobe.core.browse import StageShape
-from attnprobe.core.visible import visible
+from attnprobe.core.text import visible
 from attnprobe.view.described import Viewed, described, explorable, left_out
 from attnprobe.view.packing import largest_error, pack
 

@@ -11,8 +11,7 @@ import pandas as pd
 from attnprobe.core.errors import InputError, check_choice
 from attnprobe.core.examined import Examined
 from attnprobe.core.measurement import Measurement
-from attnprobe.core.visible import markdown
-from attnprobe.core.wording import one_run_each
+from attnprobe.core.text import markdown, one_run_each
 from attnprobe.io import fs
 from attnprobe.io.progress import progress
 from attnprobe.reports.latex import booktabs

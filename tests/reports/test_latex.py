@@ -5,7 +5,7 @@ import re
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attnprobe.core.visible import visible
+from attnprobe.core.text import visible
 from attnprobe.reports.latex import ESCAPES, booktabs, latex
 
 SPECIAL = '\\{}$&#%_^~<>|"'

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from attnprobe.core.wording import blocks_text
+from attnprobe.core.text import blocks_text
 from tests.reports import known_maps as made
 from tests.reports.known_maps import LAYERS, judged, logits, named, softmax
 
