@@ -19,7 +19,7 @@ computed twice comes to 0.5 of the 2.2; to keep it takes three more copies of th
 "all" of many images.
 """
 
-from attnprobe.core.measurement import Metric
+from attnprobe.core.metric import Metric
 from attnprobe.core.registry import Registry
 from attnprobe.metrics.attention_distance import attention_distance
 from attnprobe.metrics.cka import map_cka, token_cka

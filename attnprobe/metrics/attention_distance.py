@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from attnprobe.core.maps import TokenGrid
-from attnprobe.core.measurement import metric
+from attnprobe.core.metric import metric
 
 
 @metric(axes=("layer", "head"), value_range=(0.0, None), unit="pixels", needs_stochastic=True)

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnprobe.core.measurement import metric
+from attnprobe.core.metric import metric
 from attnprobe.metrics.engine.hsic import gram, hsic, normalised
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from attnprobe.core.measurement import metric
+from attnprobe.core.metric import metric
 
 BUCKETS = 1021
 """Sums with random signs that stand for the maps of a layer, entry j in sum j mod 1021: a count sketch (Charikar et al.

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from attnprobe.core.errors import check_choice
-from attnprobe.core.measurement import metric
+from attnprobe.core.metric import metric
 from attnprobe.metrics.engine.singular_values import singular_values
 
 

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from attnprobe.core.measurement import metric
+from attnprobe.core.metric import metric
 
 
 @metric(axes=("layer", "head"), value_range=(0.0, 1.0), needs_stochastic=True, by_row=True)

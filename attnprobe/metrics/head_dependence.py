@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from attnprobe.core.measurement import metric
+from attnprobe.core.metric import metric
 from attnprobe.metrics.engine.hsic import gram, hsic, normalised
 
 

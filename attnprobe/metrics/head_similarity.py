@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnprobe.core.measurement import Measurement, metric
+from attnprobe.core.measurement import Measurement
+from attnprobe.core.metric import metric
 from attnprobe.metrics.engine.gram import row_products
 from attnprobe.metrics.engine.head_clusters import cluster_summary, from_cosine
 

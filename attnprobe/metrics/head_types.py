@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from attnprobe.core.errors import InputError
-from attnprobe.core.measurement import Measurement
+from attnprobe.core.measurement import Key, Measurement
 from attnprobe.stats.bootstrap import resampled_means
 
 TYPES = ("dead", "uniform", "class", "sink", "local", "row", "column", "positional", "content", "unknown")
@@ -109,7 +109,7 @@ def atlases(measurements: Mapping[str, Measurement]) -> dict[str, Measurement]:
     for stage in dict.fromkeys(m.stage for m in measurements.values()):
         of = {key: m for key, m in measurements.items() if m.stage == stage}
         if set(NEEDS) <= {m.metric for m in of.values() if m.site == "weights"}:
-            found["head_types" if stage == "trunk" else f"{stage}/head_types"] = head_types(of)
+            found[str(Key("head_types", stage))] = head_types(of)
     return found
 
 

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from attnprobe.core.measurement import Measurement, metric
+from attnprobe.core.measurement import Measurement
+from attnprobe.core.metric import metric
 from attnprobe.metrics.engine.head_clusters import clusters, fewest_and_most, from_cosine
 from attnprobe.metrics.head_divergence import head_divergence
 from attnprobe.metrics.head_similarity import head_similarity, signed_unless_stochastic

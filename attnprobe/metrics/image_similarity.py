@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from attnprobe.core.errors import InputError, check_choice
 from attnprobe.core.maps import TokenGrid
-from attnprobe.core.measurement import metric
+from attnprobe.core.metric import metric
 
 TOKENS = ("either", "class", "mean")
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from attnprobe.core.errors import check_choice
-from attnprobe.core.measurement import metric
+from attnprobe.core.metric import metric
 from attnprobe.metrics.engine.gram import row_products
 from attnprobe.metrics.engine.head_matching import HEAD_MATCH, matching
 from attnprobe.metrics.engine.token_vectors import unit_vectors

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from attnprobe.core.errors import InputError, check_choice
-from attnprobe.core.measurement import Measurement, metric
+from attnprobe.core.measurement import Measurement
+from attnprobe.core.metric import metric
 from attnprobe.metrics.engine.head_matching import matching
 
 COMPARE = ("previous", "earlier", "first")

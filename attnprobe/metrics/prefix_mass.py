@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from attnprobe.core.maps import TokenGrid
-from attnprobe.core.measurement import metric
+from attnprobe.core.metric import metric
 
 
 def _names(grid: TokenGrid, **_: Any) -> dict[str, list[Any]]:

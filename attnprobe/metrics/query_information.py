@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from attnprobe.core.maps import TokenGrid
-from attnprobe.core.measurement import metric
+from attnprobe.core.metric import metric
 from attnprobe.metrics.row_entropy import floor_at_smallest, sum_x_ln_x
 
 

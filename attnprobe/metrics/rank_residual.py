@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from attnprobe.core.errors import check_choice
-from attnprobe.core.measurement import metric
+from attnprobe.core.metric import metric
 
 
 def _range(stochastic: bool, norm: str) -> tuple[float, float | None]:

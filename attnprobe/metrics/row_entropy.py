@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attnprobe.core.measurement import metric
+from attnprobe.core.metric import metric
 
 PART = 2048
 """So many products are summed up in the precision of the maps, and their sums in float64."""

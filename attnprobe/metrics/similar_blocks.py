@@ -8,10 +8,12 @@ from torch import Tensor
 
 from attnprobe.core.errors import InputError, check_choice
 from attnprobe.core.maps import TokenGrid
-from attnprobe.core.measurement import Measurement, metric
+from attnprobe.core.measurement import Measurement
+from attnprobe.core.metric import metric
 from attnprobe.metrics.engine.ascending import ascending
 from attnprobe.metrics.engine.head_matching import HEAD_MATCH, matching
 from attnprobe.metrics.engine.token_vectors import unit_vectors
+from attnprobe.stats.blocks import chosen_threshold
 
 CURVE = tuple(round(0.5 + step / 100, 2) for step in range(50))
 """Thresholds of the curve, since no published one exists: 0.50, 0.51 ... 0.99."""
@@ -35,7 +37,7 @@ def _coords(grid: TokenGrid, tau: float | str, **_: Any) -> dict[str, list[Any]]
 def _summary(m: Measurement) -> dict[str, Any]:
     """Which blocks are similar, how many, from where on; numbers of blocks count from 1. See `similar_blocks`."""
     thresholds, rho, tau = m.coords["threshold"], m.settings["rho"], m.settings["tau"]
-    chosen = len(thresholds) - 1 if tau == "nbr-mean" else thresholds.index(tau)
+    chosen = chosen_threshold(m)
     n_blocks = m.mean.shape[-1]
     similar = [block + 1 for block in range(n_blocks) if m.mean[chosen, block] > rho]
     first = last = n_blocks - 1 if m.settings["compare"] == "next" else n_blocks

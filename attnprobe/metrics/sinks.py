@@ -4,7 +4,7 @@ from torch import Tensor
 
 from attnprobe.core.errors import InputError, check_choice
 from attnprobe.core.maps import TokenGrid
-from attnprobe.core.measurement import metric
+from attnprobe.core.metric import metric
 
 
 @metric(axes=("layer", "head"), value_range=(0.0, 1.0), needs_stochastic=True)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from attnprobe.core.errors import InputError
-from attnprobe.core.measurement import metric
+from attnprobe.core.metric import metric
 from attnprobe.metrics.engine.ascending import ascending
 
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from attnprobe.core.measurement import metric
+from attnprobe.core.metric import metric
 from attnprobe.metrics.engine.gram import row_products
 
 

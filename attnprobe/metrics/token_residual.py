@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from attnprobe.core.errors import check_choice
-from attnprobe.core.measurement import metric
+from attnprobe.core.metric import metric
 from attnprobe.metrics.rank_residual import composite_norm, frobenius_norm
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 from matplotlib.axes import Axes
 
-from attnprobe.core.examined import Picture
+from attnprobe.core.examined import AttendedImage
 from attnprobe.plots.style import Limits, colour_bar, colours, new_axes
 from attnprobe.plots.tiles import Tiles
 
@@ -12,7 +12,7 @@ OPACITY = 0.65
 
 
 def attention_grid(
-    picture: Picture,
+    picture: AttendedImage,
     ax: Axes | None = None,
     *,
     limits: Limits | None = None,
@@ -48,12 +48,12 @@ def attention_grid(
     return ax
 
 
-def attention_of(picture: Picture) -> np.ndarray:
+def attention_of(picture: AttendedImage) -> np.ndarray:
     """[layer, row, col]: the mean over heads."""
     return np.asarray(picture.attention, dtype=float).mean(1)
 
 
-def attention_limits(pictures: "list[Picture]") -> Limits:
+def attention_limits(pictures: "list[AttendedImage]") -> Limits:
     """From 0 to the largest value that 99 % of the patches stay below, so that one sink does not darken the rest."""
     values = np.concatenate([attention_of(picture).ravel() for picture in pictures])
     values = values[np.isfinite(values)]
@@ -62,7 +62,7 @@ def attention_limits(pictures: "list[Picture]") -> Limits:
     return low, float(high) if high > low else low + 1
 
 
-def _title(picture: Picture) -> str:
+def _title(picture: AttendedImage) -> str:
     """Names of classes and files may be long: a line each."""
     lines = [picture.image_id]
     if picture.prediction:

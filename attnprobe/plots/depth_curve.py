@@ -1,6 +1,5 @@
 """How does a number change with depth? One line per run, with its interval and what it is without training."""
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,6 +8,7 @@ from matplotlib.axes import Axes
 from attnprobe.core.errors import ShapeError
 from attnprobe.core.measurement import Measurement
 from attnprobe.plots.style import legend, line_label, new_axes, number_from_one, quantity, require_axes
+from attnprobe.stats.blocks import chosen_threshold, similar_share
 from attnprobe.stats.interval import mean_of
 from attnprobe.stats.over_runs import Runs, estimate, scatter_of_mean
 
@@ -69,11 +69,7 @@ def by_depth(m: Measurement) -> Series:
         return m.mean, low, high
     if m.axes == ("layer", "head"):
         return mean_of(m, np.ones(m.mean.shape[1], bool))
-    at = chosen_threshold(m)
-    ratio, low, high = (np.array(values[at], dtype=float) for values in (m.mean, low, high))
-    alone = {"previous": 0, "next": -1}.get(m.settings["compare"])
-    if alone is not None:  # it has nothing to be compared with, and its 0 means nothing
-        ratio[alone] = low[alone] = high[alone] = math.nan
+    ratio, low, high = similar_share(m, np.stack([m.mean, low, high]))
     return ratio, low, high
 
 
@@ -107,12 +103,6 @@ def _per_image(m: Measurement) -> np.ndarray | None:
     if m.axes == ("layer", "head"):
         return values.mean(-1)
     return values if m.axes == ("layer",) else values[:, chosen_threshold(m)]
-
-
-def chosen_threshold(m: Measurement) -> int:
-    """Position of the setting `tau` among the thresholds; a threshold that depends on the image is the last."""
-    tau = m.settings["tau"]
-    return len(m.coords["threshold"]) - 1 if isinstance(tau, str) else list(m.coords["threshold"]).index(tau)
 
 
 def _name(m: Measurement) -> str:

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from attnprobe.core.precision import Precision
+from attnprobe.core.examined import Precision
 from attnprobe.plots.style import legend, line_label, new_axes
 
 

@@ -9,6 +9,7 @@ from matplotlib.ticker import PercentFormatter
 from attnprobe.core.errors import InputError
 from attnprobe.core.measurement import Measurement
 from attnprobe.plots.style import legend, line_label, new_axes, require_axes
+from attnprobe.stats.blocks import without_partner
 
 
 def similar_fraction(
@@ -57,7 +58,7 @@ def similar_fraction(
 
 def _share(m: Measurement) -> tuple[float, float, float]:
     """Similar blocks among those that have another to be compared with, and the interval."""
-    possible = m.mean.shape[-1] - (m.settings["compare"] in ("previous", "next"))
+    possible = m.mean.shape[-1] - (without_partner(m) is not None)
     low, high = m.summary.get("count_ci", (m.summary["count"],) * 2)
     return m.summary["count"] / possible, low / possible, high / possible
 

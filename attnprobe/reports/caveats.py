@@ -9,7 +9,6 @@ from attnprobe.core.measurement import Measurement
 from attnprobe.core.text import blocks_text
 from attnprobe.plots.style import SITES
 from attnprobe.reports.numbers import ci_text
-from attnprobe.reports.sites import at_sites, changes_its_maps
 
 FEW_IMAGES = 32
 """Below this many images an interval of what is skewed, as shares near 0 or 1 are, covers less than it says."""
@@ -24,7 +23,7 @@ def caveats(e: Examined, m: Measurement | None) -> Iterator[str]:
         yield f"while it trained, from epoch {first.epoch}: {first.text}{more}."
     if e.measurements and not any("untrained" in other.baselines for other in e.measurements.values()):
         yield "no untrained network was measured, so there is no reference beside the numbers."
-    if changes_its_maps(e):
+    if e.measurements.change_after_softmax:
         yield _two_matrices(e)
     if m is not None and (others := _other_stages(e, m)):
         yield others
@@ -53,8 +52,8 @@ def _other_stages(e: Examined, m: Measurement) -> str:
     """That there are other stages, whose blocks have other heads or tokens, and their counts."""
     others = [
         f"{other.stage} {other.summary['count']} of {other.summary['of']}"
-        for other in e.measurements.values()
-        if other.metric == m.metric and other.site == m.site and other.stage != m.stage
+        for other in e.measurements.select(m.metric, site=m.site)
+        if other.stage != m.stage
     ]
     return f"this is about stage {m.stage}; similar blocks of the others: {', '.join(others)}." if others else ""
 
@@ -68,7 +67,7 @@ def _two_matrices(e: Examined) -> str:
     counts = [
         f"{m.summary['count']} of {m.summary['of']}{ci_text(m.summary['count_ci'])} at the {SITES[m.site]}"
         + (f", {m.baselines['untrained'].summary['count']} untrained" if "untrained" in m.baselines else "")
-        for m in at_sites(e, "similar_blocks")
+        for m in e.measurements.at_sites("similar_blocks")
     ]
     return f"{text}. Similar blocks: {'; '.join(counts)}." if counts else f"{text}."
 

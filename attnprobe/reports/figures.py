@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.axes import Axes
 
-from attnprobe.core.examined import Examined, Picture
+from attnprobe.core.examined import AttendedImage, Examined, Precision
 from attnprobe.core.measurement import Measurement
-from attnprobe.core.precision import Precision
 from attnprobe.plots import (
     attention_grid,
     depth_curve,
@@ -251,7 +250,7 @@ def _told(runs: Sequence[Examined]) -> Iterator[str]:
             yield f"{e.name}: {e.history.overhead()}."
 
 
-def _picture(name: str, picture: Picture, limits: tuple[float, float]) -> Drawing:
+def _picture(name: str, picture: AttendedImage, limits: tuple[float, float]) -> Drawing:
     rows, cols = picture.pixels.shape[:2]
     width, height = Tiles(len(picture.attention) + 1, height=rows / cols).size
     attention = attention_of(picture)

@@ -12,7 +12,6 @@ from attnprobe.core.text import blocks_text
 from attnprobe.reports.kinds import EXTENT, Kind, kind_named
 from attnprobe.reports.levels import Levels
 from attnprobe.reports.numbers import ci_text, interval, number, with_interval
-from attnprobe.reports.sites import at_effective, at_softmax
 
 Found = Literal["yes", "no", "cannot say"]
 
@@ -101,11 +100,6 @@ class Finding:
         where = f", {blocks_text(self.blocks)}" if self.blocks else ""
         more = f"; {self.detail}" if self.detail else ""
         return f"{self.words}: {self.found}, {counted} of {self.of} blocks{where}; {', '.join(told)}{more}"
-
-
-def softmax_of(e: Examined, metric: str) -> Measurement | None:
-    """The metric on the softmax; on what multiplies V where only that was captured, or on tokens."""
-    return at_softmax(e, metric) or at_effective(e, metric)
 
 
 def bar_of(e: Examined, kind: Kind) -> float:

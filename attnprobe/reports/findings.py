@@ -7,7 +7,7 @@ import numpy as np
 
 from attnprobe.core.examined import Examined
 from attnprobe.core.measurement import Measurement
-from attnprobe.reports.finding import Finding, bar_of, cannot_say, judged, missing, softmax_of
+from attnprobe.reports.finding import Finding, bar_of, cannot_say, judged, missing
 from attnprobe.reports.kinds import KINDS, Kind
 from attnprobe.reports.levels import Levels, block_numbers, diagonal, levels
 from attnprobe.reports.repetition import repetition
@@ -82,14 +82,14 @@ def findings(e: Examined) -> tuple[Finding, ...]:
 
 
 def _finding(e: Examined, kind: Kind, found: Mapping[str, Finding]) -> Finding:
-    m = softmax_of(e, kind.metric)
+    m = e.measurements.prefer(kind.metric, "weights", "effective")
     why = missing(m, kind.metric)
     if m is None or why:
         return cannot_say(kind, bar_of(e, kind), why)
     if kind.name == "near_uniform" and "uniform" not in m.baselines:
         return cannot_say(kind, bar_of(e, kind), "uniform attention was not measured beside it")
     numbers = NUMBERS[kind.name](m)
-    prefix = softmax_of(e, "prefix_mass")
+    prefix = e.measurements.prefer("prefix_mass", "weights", "effective")
     if kind.name == "sink_collapse" and prefix is not None:
         numbers = numbers.or_larger(_prefix(prefix))
     changed = kind.of_maps and m.site == "weights" and not m.is_effective

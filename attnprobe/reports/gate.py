@@ -15,12 +15,14 @@ import operator
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 
 from attnprobe.core.errors import GateFailed, InputError, did_you_mean
 from attnprobe.core.examined import Examined
-from attnprobe.core.measurement import Measurement
+from attnprobe.core.measurement import Key, Measurement
+from attnprobe.core.tap import Site
 from attnprobe.reports.finding import Finding
 from attnprobe.reports.findings import findings
 from attnprobe.reports.kinds import NAMES, kind_named
@@ -66,7 +68,7 @@ class Condition:
     text: str
     metric: str
     key: str
-    site: str
+    site: Site | Literal[""]
     comparison: str
     bound: float
 
@@ -80,7 +82,7 @@ class Condition:
         found = _CONDITION.fullmatch(text)
         if found is None:
             raise InputError(f"--fail-on {text!r} is not METRIC[.KEY][@SITE] OP NUMBER, as in 'similar_blocks>3'.")
-        parts = {name: value or "" for name, value in found.groupdict().items()}
+        parts: dict[str, Any] = {name: value or "" for name, value in found.groupdict().items()}
         if parts["site"] not in ("", "weights", "effective"):
             raise InputError(f"--fail-on {text!r}: a site is weights or effective, not {parts['site']!r}.")
         if parts["metric"] in FACTS and (parts["key"] or parts["site"]):
@@ -155,19 +157,17 @@ def _of_kind(e: Examined, condition: Condition) -> float | None:
 
 def _measurements(e: Examined, condition: Condition) -> list[Measurement]:
     """The metric in each stage, at the site: without one, at what multiplies V if it was measured there."""
-    named = {key: m for key, m in e.measurements.items() if m.metric == condition.metric}
-    if not named:
+    if not e.measurements.select(condition.metric):
         known = {m.metric for m in e.measurements.values()} | {*FACTS, *NAMES}
         raise InputError(
             f"--fail-on {condition.text!r}: {condition.metric!r} was not measured on {e.name}."
             f"{did_you_mean(condition.metric, known)}"
         )
-    if condition.site == "effective":
-        chosen = [m for m in named.values() if m.is_effective]
-    elif condition.site == "weights":
-        chosen = [m for m in named.values() if m.site == "weights"]
+    if condition.site:
+        chosen = e.measurements.select(condition.metric, site=condition.site)
     else:
-        chosen = [m for key, m in named.items() if "@" not in key]
+        keys = map(Key.parse, e.measurements)
+        chosen = [e.measurements[str(key)] for key in keys if key.metric == condition.metric and not key.site]
     if not chosen:
         raise InputError(f"--fail-on {condition.text!r}: not measured on {e.name} at site {condition.site!r}.")
     return chosen

@@ -35,7 +35,7 @@ def head_grids(runs: Sequence[Examined], width: float) -> Iterator[Drawing]:
 def atlases(runs: Sequence[Examined], width: float) -> Iterator[Drawing]:
     """Each head's type and its mean map, a figure per run as wide as the page."""
     for name, e in zip(short_names(runs), runs, strict=True):
-        m = next((m for m in e.measurements.values() if m.metric == "head_types" and m.stage == "trunk"), None)
+        m = e.measurements.get("head_types", stage="trunk")
         if m is None:
             continue
         pictures, n_images = mean_maps(e.maps) if e.maps is not None else (None, 0)

@@ -13,7 +13,6 @@ from attnprobe.reports.figures import sections
 from attnprobe.reports.json_report import plain
 from attnprobe.reports.needed import tries
 from attnprobe.reports.numbers import settings_text
-from attnprobe.reports.sites import untrained
 from attnprobe.reports.tables import summary_metrics, summary_table
 from attnprobe.reports.verdict import verdict
 from attnprobe.view import page
@@ -34,7 +33,7 @@ def to_html(runs: Sequence[Examined]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    shown = [run for e in runs for run in (e, untrained(e)) if run is not None]
+    shown = [run for e in runs for run in (e, e.untrained) if run is not None]
     explained = {m.metric: m.explanation for e in runs for m in e.measurements.values() if m.explanation}
     anchors = {metric: f"explanation-{number}" for number, metric in enumerate(explained, 1)}
     parts = {

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 from attnprobe.core.examined import Examined
 from attnprobe.core.text import markdown, one_run_each
-from attnprobe.reports.sites import untrained
 from attnprobe.reports.tables import summary_table
 from attnprobe.reports.verdict import verdict
 
@@ -19,7 +18,7 @@ def to_markdown(runs: Sequence[Examined]) -> str:
         told = (*kinds, *found.warnings, found.settings, found.advice)
         lines += [f"- {markdown(sentence)}" for sentence in told if sentence]
         lines += [""]
-    shown = [run for e in runs for run in (e, untrained(e)) if run is not None]
+    shown = [run for e in runs for run in (e, e.untrained) if run is not None]
     table = summary_table(shown)
     lines += [f"| mean over images (95 % CI) | {' | '.join(markdown(name) for name in table.columns)} |"]
     lines += ["|---" + "|--:" * len(shown) + "|"]

@@ -14,7 +14,6 @@ from attnprobe.plots import depth_curve
 from attnprobe.plots.style import COLOURS
 from attnprobe.reports.numbers import NONE
 from attnprobe.reports.papers_table import papers_meaning, papers_table
-from attnprobe.reports.sites import at_effective
 
 METHODS_HEADER = ("method", "runs", "#params", "top-1 [%]", "#similar blocks, softmax", "untrained",
                   "#similar blocks, effective", "untrained")  # fmt: skip
@@ -80,11 +79,7 @@ def depth_figure(methods: Methods) -> bytes:
 def _everywhere(methods: Methods, metric: str) -> dict[str, list[Measurement]]:
     """The metric of every run, at what multiplies V where that was measured; empty where a run lacks it."""
     found = {
-        name: [m for e in runs if (m := at_effective(e, metric) or _first(e, metric)) is not None]
+        name: [m for e in runs if (m := e.measurements.prefer(metric, "effective", "weights")) is not None]
         for name, runs in methods.items()
     }
     return found if all(len(found[name]) == len(runs) for name, runs in methods.items()) else {}
-
-
-def _first(e: Examined, metric: str) -> Measurement | None:
-    return next((m for m in e.measurements.values() if m.metric == metric), None)

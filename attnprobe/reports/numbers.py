@@ -84,8 +84,7 @@ def neighbour_means(m: Measurement) -> Callable[[np.ndarray], np.ndarray]:
 
 def settings_text(m: Measurement) -> str:
     """Everything that changes the numbers, in one line: what must stand beside any of them."""
-    chosen = {k: v for k, v in m.settings.items() if k not in ("interval", "bootstrap", "bootstrap_seed")}
-    parts = [f"{name}={value}" for name, value in chosen.items()]
+    parts = [f"{name}={value}" for name, value in m.metric_settings.items()]
     how = f"{m.settings['bootstrap']} resamples of the images"
     if m.settings.get("interval") != "bootstrap":
         how = "normal approximation" if m.settings.get("interval") == "normal" else ""

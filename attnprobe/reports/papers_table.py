@@ -9,7 +9,6 @@ from attnprobe.core.accuracy import accuracy_interval
 from attnprobe.core.examined import Examined
 from attnprobe.core.measurement import Measurement
 from attnprobe.reports.numbers import NONE, interval, is_counted
-from attnprobe.reports.sites import at_effective, at_sites, at_softmax
 from attnprobe.reports.verdict import similar_words
 
 HEADER = ("model", "#params", "top-1 [%]", "#similar blocks, softmax", "untrained", "#similar blocks, effective",
@@ -40,8 +39,8 @@ def papers_caption(runs: Sequence[Examined]) -> str:
 
 def papers_meaning(runs: Sequence[Examined]) -> str:
     """What untrained and similar mean; of every run where they differ."""
-    meanings = dict.fromkeys(similar_words(m) for e in runs for m in at_sites(e, "similar_blocks"))
-    images = sorted({m.n_images for e in runs for m in at_sites(e, "similar_blocks")})
+    meanings = dict.fromkeys(similar_words(m) for e in runs for m in e.measurements.at_sites("similar_blocks"))
+    images = sorted({m.n_images for e in runs for m in e.measurements.at_sites("similar_blocks")})
     told = "; ".join(meanings) or "similar blocks were not measured"
     on = f", on {'–'.join(map(str, dict.fromkeys((images[0], images[-1]))))} images" if images else ""
     return f"Untrained: the same architecture with initial weights. {told[0].upper()}{told[1:]}{on}."
@@ -52,8 +51,8 @@ def _row(e: Examined) -> dict[str, Any]:
     low, high = (None, None) if accuracy is None else accuracy_interval(round(accuracy * n), n)
     row = {"model": e.name, "parameters": e.info.get("parameters"), "images": e.info.get("n_images"),
            "accuracy": accuracy, "accuracy_low": low, "accuracy_high": high}  # fmt: skip
-    row |= _counts("weights", at_softmax(e, "similar_blocks"))
-    return row | _counts("effective", at_effective(e, "similar_blocks"))
+    row |= _counts("weights", e.measurements.get("similar_blocks", site="weights"))
+    return row | _counts("effective", e.measurements.get("similar_blocks", site="effective"))
 
 
 def _counts(site: str, m: Measurement | None) -> dict[str, Any]:

@@ -8,11 +8,10 @@ import numpy as np
 from attnprobe.core.examined import Examined
 from attnprobe.core.measurement import Measurement
 from attnprobe.core.text import blocks_text
-from attnprobe.reports.finding import Finding, bar_of, cannot_say, judged, missing, softmax_of
+from attnprobe.reports.finding import Finding, bar_of, cannot_say, judged, missing
 from attnprobe.reports.kinds import CLOSER, CONTENT, LOCAL, SINK, kind_named
 from attnprobe.reports.levels import Levels, block_numbers, levels
 from attnprobe.reports.numbers import number
-from attnprobe.reports.sites import at_effective, at_softmax
 
 KIND = kind_named("repetition")
 
@@ -45,7 +44,7 @@ def repetition(e: Examined, found: Mapping[str, Finding]) -> tuple[Finding, froz
     Returns:
         What is said, and the blocks that repeat another because they are near uniform.
     """
-    bar, m = bar_of(e, KIND), at_effective(e, "map_overlap") or at_softmax(e, "map_overlap")
+    bar, m = bar_of(e, KIND), e.measurements.prefer("map_overlap", "effective", "weights")
     why = missing(m, "map_overlap")
     if m is None or why:
         return cannot_say(KIND, bar, why), frozenset()
@@ -64,7 +63,7 @@ def repetition(e: Examined, found: Mapping[str, Finding]) -> tuple[Finding, froz
 def _repeated(e: Examined, m: Measurement, bar: float) -> list[Repeated]:
     """Blocks that repeat the one before; or that do with their heads in another order, or repeat an earlier block, if
     that takes away more than half of the distance: of broad maps some other one is always a little nearer."""
-    matched = softmax_of(e, "map_overlap_matched")
+    matched = e.measurements.prefer("map_overlap_matched", "weights", "effective")
     found = []
     for block in range(1, len(m.mean)):
         before = m.mean[block, :block]
@@ -81,7 +80,7 @@ def _repeated(e: Examined, m: Measurement, bar: float) -> list[Repeated]:
 
 def _levels(e: Examined, m: Measurement, repeated: list[Repeated]) -> Levels:
     """The overlap of every block but the first: with the block before, or as it repeats one."""
-    fresh, matched = m.baselines.get("untrained"), softmax_of(e, "map_overlap_matched")
+    fresh, matched = m.baselines.get("untrained"), e.measurements.prefer("map_overlap_matched", "weights", "effective")
     how = {r.block: r for r in repeated}
     rows = []
     for block in range(1, len(m.mean)):
@@ -97,7 +96,7 @@ def _levels(e: Examined, m: Measurement, repeated: list[Repeated]) -> Levels:
 
 def _kind_of(e: Examined, found: Mapping[str, Finding], m: Measurement, r: Repeated) -> dict[str, object]:
     """Why this block repeats, and its overlap with that other block of another image."""
-    content = softmax_of(e, "content_overlap")
+    content = e.measurements.prefer("content_overlap", "weights", "effective")
     if content is not None and content.site != m.site:  # the softmax says little of maps that are changed after it
         return {}
     if block_numbers(m)[r.block] in found["near_uniform"].blocks:
@@ -150,7 +149,10 @@ def _drift(m: Measurement, real: list[Repeated], bar: float) -> list[str]:
 
 def _place(e: Examined, block: int) -> str:
     """What keeps maps the same in all images: a sink, a local window, or position."""
-    sink, distance = softmax_of(e, "sink_mass"), softmax_of(e, "attention_distance")
+    sink, distance = (
+        e.measurements.prefer("sink_mass", "weights", "effective"),
+        e.measurements.prefer("attention_distance", "weights", "effective"),
+    )
     if sink is not None and levels(sink).mean[block] > SINK:
         return "sink"
     if distance is not None and "uniform" in distance.baselines:

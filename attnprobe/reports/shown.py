@@ -8,7 +8,6 @@ from attnprobe.core.measurement import Measurement
 from attnprobe.core.text import short
 from attnprobe.plots.style import SITES
 from attnprobe.reports.numbers import settings_text
-from attnprobe.reports.sites import at_sites
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +25,7 @@ class Shown:
 def shown(runs: Sequence[Examined], metric: str) -> list[Shown]:
     """The metric of every run, at both sites where they differ."""
     names = short_names(runs)
-    return [Shown(name, m) for name, e in zip(names, runs, strict=True) for m in at_sites(e, metric)]
+    return [Shown(name, m) for name, e in zip(names, runs, strict=True) for m in e.measurements.at_sites(metric)]
 
 
 def short_names(runs: Sequence[Examined]) -> list[str]:

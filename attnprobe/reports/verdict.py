@@ -10,11 +10,10 @@ from attnprobe.core.measurement import Measurement
 from attnprobe.core.text import blocks_text, table
 from attnprobe.plots.style import SITES
 from attnprobe.reports.caveats import caveats, near_chance
-from attnprobe.reports.finding import NOT_MEASURED, Finding, softmax_of
+from attnprobe.reports.finding import NOT_MEASURED, Finding
 from attnprobe.reports.findings import findings
 from attnprobe.reports.kinds import EXTENT, KINDS
 from attnprobe.reports.numbers import ci_text, is_counted
-from attnprobe.reports.sites import at_sites, at_softmax
 
 COMPARED = {
     "previous": "the block before",
@@ -85,7 +84,7 @@ def verdict(e: Examined) -> Verdict:
     if e.evidence is not None:
         parts.extend(_needed(e.evidence))
     status: Status = "found" if named else "none found" if n_judged else "cannot say"
-    m = next(iter(at_sites(e, "similar_blocks")), None)
+    m = e.measurements.prefer("similar_blocks", "effective", "weights")
     return Verdict(status, "; ".join(parts), _settings(e, m), tuple(caveats(e, m)), _advice(e, m), found)
 
 
@@ -117,7 +116,7 @@ def _advice(e: Examined, m: Measurement | None) -> str:
     """The next step: try whether they are needed, or take them out."""
     if e.evidence is not None:
         return e.evidence.advice()
-    heads = at_softmax(e, "head_divergence")
+    heads = e.measurements.get("head_divergence", site="weights")
     if (m is not None and m.summary["count"]) or (heads is not None and heads.summary and heads.summary["redundant"]):
         return (
             "are they needed? attnprobe verify-drops RUN (or report --verify-drops) measures the accuracy without them"
@@ -149,7 +148,9 @@ def _settings(e: Examined, m: Measurement | None) -> str:
     bars = ", ".join(f"{kind.name} {'below' if kind.below else 'above'} {e.bars.get(kind.name, kind.bar):.3g}"
                      for kind in KINDS)  # fmt: skip
     parts = [f"Bars: {bars}"]
-    of = softmax_of(e, "map_overlap") or softmax_of(e, "row_entropy")
+    of = e.measurements.prefer("map_overlap", "weights", "effective") or e.measurements.prefer(
+        "row_entropy", "weights", "effective"
+    )
     if of is not None:
         parts.append(f"Maps are {SITES[of.site]}, {of.n_images} images")
     if m is not None and is_counted(m):
@@ -159,7 +160,7 @@ def _settings(e: Examined, m: Measurement | None) -> str:
             f"Not judged by, but counted as in the paper: {s['count']} of {s['of']} blocks similar"
             f"{ci_text(s['count_ci'])}{fresh}; {similar_words(m)}; {SITES[m.site]}, {s['n_images']} images"
         )
-    heads = at_softmax(e, "head_divergence")
+    heads = e.measurements.get("head_divergence", site="weights")
     if heads is not None and heads.summary:
         fresh = heads.baselines.get("untrained")
         beside = f", untrained {fresh.summary['redundant']}" if fresh is not None and fresh.summary else ""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from attnprobe.core.history import Alarm, History
+from attnprobe.core.measurement import Key
 from attnprobe.core.text import blocks_text
 
 
@@ -43,13 +44,13 @@ class Thresholds:
 def alarms(history: History, thresholds: Thresholds = Thresholds()) -> tuple[Alarm, ...]:
     """Everything that went wrong, in order; each kind of trouble once per block, when it began."""
     found: list[Alarm] = []
-    for metric, entropy in history.blocks.items():
-        stage, _, name = metric.rpartition("/")
-        if name == "row_entropy" and metric in history.uniform:
-            ratio = history.blocks.get(f"{stage}/similar_blocks".lstrip("/"))
-            rho = history.settings.get(f"{stage}/similar_blocks".lstrip("/"), {}).get("rho", math.nan)
-            here = _Stage(history.epochs, entropy, history.uniform[metric], ratio, rho, thresholds)
-            where = f" ({stage})" if stage else ""
+    for name, entropy in history.blocks.items():
+        key = Key.parse(name)
+        if key.metric == "row_entropy" and name in history.uniform:
+            similar = str(Key("similar_blocks", key.stage))
+            ratio, rho = history.blocks.get(similar), history.settings.get(similar, {}).get("rho", math.nan)
+            here = _Stage(history.epochs, entropy, history.uniform[name], ratio, rho, thresholds)
+            where = f" ({key.stage})" if key.stage != "trunk" else ""
             found += [Alarm(alarm.epoch, alarm.text + where) for alarm in here.alarms()]
     return tuple(sorted(found, key=lambda alarm: alarm.epoch))
 

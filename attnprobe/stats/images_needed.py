@@ -5,8 +5,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from attnprobe.core.errors import InputError
+from attnprobe.core.examined import Precision
 from attnprobe.core.measurement import Measurement
-from attnprobe.core.precision import Precision
+from attnprobe.stats.blocks import chosen_threshold
 from attnprobe.stats.bootstrap import percentile_interval, values_of_function
 
 Number = Callable[[np.ndarray], np.ndarray]
@@ -69,6 +70,5 @@ def _mean_over_cells(means: np.ndarray) -> np.ndarray:
 
 def _ratios(m: Measurement) -> Callable[[np.ndarray], np.ndarray]:
     """[resample, threshold, layer] -> [resample, layer], at the threshold of the count."""
-    thresholds, tau = list(m.coords["threshold"]), m.settings["tau"]
-    row = len(thresholds) - 1 if isinstance(tau, str) else thresholds.index(tau)
+    row = chosen_threshold(m)
     return lambda means: means[:, row]

@@ -9,7 +9,7 @@ from attnprobe.core.measurement import Measurement
 from attnprobe.stats.bootstrap import BLOCK_BYTES, values_of_function
 from attnprobe.stats.holm import holm
 from attnprobe.stats.over_runs import Estimate, Runs, estimate, scatter_of_mean
-from attnprobe.stats.paired import Difference, aligned, meaning, mirrored, one_half
+from attnprobe.stats.paired import Difference, aligned, mirrored, one_half
 
 RESAMPLES = 1000
 """Of the images, where a number is no mean over them."""
@@ -53,7 +53,7 @@ def difference_of_methods(
         n_images=len(m.image_ids),
         n_tests=int(tested.sum()),
         smallest=0.0,
-        settings={**meaning(m), "interval": "t over runs and images", "seed": seed},
+        settings={**m.metric_settings, "interval": "t over runs and images", "seed": seed},
         n_runs=(len(first), len(second)),
         effect=effect,
     )

@@ -16,9 +16,6 @@ from attnprobe.core.measurement import FromMean, Measurement
 from attnprobe.stats.bootstrap import BLOCK_BYTES, centred, draws, percentile_interval
 from attnprobe.stats.holm import LEVEL, holm
 
-HOW = ("interval", "bootstrap", "bootstrap_seed")
-"""Settings that say how sure a number is, not what it is."""
-
 MOST_SUMS = 2 * 10**11
 """Additions for the exchanges of a metric, some ten seconds; it has fewer exchanges than its cells need beyond."""
 
@@ -95,7 +92,7 @@ def paired_difference(first: Measurement, second: Measurement, *, resamples: int
         n_images=len(a),
         n_tests=n_tests,
         smallest=min(1.0, n_tests * max(1 / (1 + exchanges), 2.0 ** (1 - len(a)))),
-        settings={**meaning(first), "resamples": resamples, "exchanges": exchanges, "seed": seed},
+        settings={**first.metric_settings, "resamples": resamples, "exchanges": exchanges, "seed": seed},
     )
 
 
@@ -124,17 +121,13 @@ def _compared(
     return mean, ci, np.where(known, (1 + as_large) / (1 + exchanges), np.nan)
 
 
-def meaning(m: Measurement) -> dict[str, Any]:
-    """Settings that say what the number is."""
-    return {name: value for name, value in m.settings.items() if name not in HOW}
-
-
 def aligned(first: Measurement, second: Measurement) -> tuple[np.ndarray, np.ndarray]:
     """Their values [image, *cells], float64, image by image; raises if they cannot be compared."""
-    if (first.metric, meaning(first)) != (second.metric, meaning(second)):
+    what = [(m.metric, m.metric_settings) for m in (first, second)]
+    if what[0] != what[1]:
         raise InputError(
-            f"two numbers of one kind can be compared, not {first.metric} {meaning(first)} and {second.metric} "
-            f"{meaning(second)}; measure both runs with the same settings."
+            f"two numbers of one kind can be compared, not {what[0][0]} {what[0][1]} and {what[1][0]} {what[1][1]}; "
+            "measure both runs with the same settings."
         )
     if first.site != second.site and not (first.is_effective and second.is_effective):
         raise InputError(

@@ -1,7 +1,7 @@
 """Is what a report calls similar or redundant really not needed? It is taken away, and the accuracy measured."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from attnprobe.core.errors import InputError
 from attnprobe.core.evidence import TOLERANCE, Change, Evidence, Tried
-from attnprobe.core.measurement import Measurement
+from attnprobe.core.measurement import Measurement, Measurements
 from attnprobe.io import fs
 from attnprobe.io.progress import progress
 from attnprobe.io.run import Run
@@ -93,7 +93,7 @@ def verify_drops(
 
 def evidence_of(
     ref: Path | str,
-    measurements: Mapping[str, Measurement],
+    measurements: Measurements,
     *,
     sha256: str = "",
     tolerance: float = TOLERANCE,
@@ -109,8 +109,8 @@ def evidence_of(
             f"blocks differ in heads or tokens, so they were measured as {len(stages)} stages ({', '.join(stages)}), "
             "and not all are compared with the one before: name --blocks and --heads, or all."
         )
-    similar = next((m for m in measurements.values() if m.metric == METRICS[0] and m.is_effective), None)
-    divergence = next((m for m in measurements.values() if m.metric == METRICS[1] and m.site == "weights"), None)
+    similar = measurements.get("similar_blocks", site="effective")
+    divergence = measurements.get("head_divergence", site="weights")
     if similar is None and divergence is None:
         raise InputError("nothing says what could go: measure similar_blocks or head_divergence of the maps.")
     blocks = [] if similar is None else [n for n in similar.summary["similar"] if n > 1]  # the first has none before it

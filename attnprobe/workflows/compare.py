@@ -23,10 +23,10 @@ from attnprobe.stats.holm import LEVEL
 from attnprobe.stats.paired import Difference
 from attnprobe.workflows.differences import (
     Compared,
+    common_measurements,
     compared,
     depth_of,
     order_of_heads,
-    pairs_of,
     shared_images,
     why_not,
 )
@@ -102,7 +102,7 @@ def compare(
         shared, changed = ((), 0) if refusal else shared_images((*first.runs, *other.runs))
         notes.append(_about(first, other, shared, refusal, changed))
         order = order_of_heads(first.runs[0], other.runs[0], shared) if match_heads else None
-        pairs = list(pairs_of(first.runs[0], other.runs[0]))
+        pairs = list(common_measurements(first.runs[0], other.runs[0]))
         with progress(f"compare {other.name}", len(pairs)) as advance:
             for one, two, site in pairs:
                 ones, twos = _everywhere(first, one), _everywhere(other, two)
@@ -132,8 +132,8 @@ def _sides(paths: Sequence[Path | str] | Named, metrics: Sequence[str] | None, g
 
 def _everywhere(side: Side, m: Measurement) -> list[Measurement]:
     """The measurement of one run in the runs of its method that have it."""
-    alike = (m.stage, m.metric, m.site)
-    return [x for run in side.runs for x in run.measurements.values() if (x.stage, x.metric, x.site) == alike]
+    found = (run.measurements.get(m.metric, site=m.site, stage=m.stage) for run in side.runs)
+    return [its for its in found if its is not None]
 
 
 def _about(one: Side, two: Side, shared: tuple[str, ...], refusal: str, changed: int) -> str:

@@ -9,6 +9,7 @@ import torch
 from attnprobe.core.errors import InputError
 from attnprobe.core.examined import Examined
 from attnprobe.core.measurement import Measurement
+from attnprobe.core.tap import Site
 from attnprobe.metrics.engine.head_matching import matching
 from attnprobe.reports.numbers import telling_cells
 from attnprobe.stats.alignment import (
@@ -18,6 +19,7 @@ from attnprobe.stats.alignment import (
     one_number,
     with_heads_ordered,
 )
+from attnprobe.stats.blocks import chosen_threshold
 from attnprobe.stats.bootstrap import interval_of_mean
 from attnprobe.stats.methods import difference_of_methods
 from attnprobe.stats.paired import Difference, paired_difference
@@ -32,6 +34,8 @@ ANY_NUMBER_OF_TOKENS = frozenset(
     )
 )  # fmt: skip
 """What runs on other numbers of tokens can be compared by: cosines, and what is relative to that number."""
+
+SITES: tuple[Site, ...] = ("effective", "weights")
 
 MATCH_IMAGES = 64
 """Images whose maps decide which heads of two runs belong together."""
@@ -60,20 +64,15 @@ class Compared:
     why: str = ""
 
 
-def pairs_of(first: Examined, other: Examined) -> Iterator[tuple[Measurement, Measurement, str]]:
+def common_measurements(first: Examined, other: Examined) -> Iterator[tuple[Measurement, Measurement, str]]:
     """Each metric of both, at what multiplies V and, where that is another matrix in one of them, at the softmax."""
     for stage, metric in dict.fromkeys((m.stage, m.metric) for m in first.measurements.values()):
         seen = None
-        for site in ("effective", "weights"):
-            one, two = (_at(e, stage, metric, site) for e in (first, other))
+        for site in SITES:
+            one, two = (e.measurements.get(metric, site=site, stage=stage) for e in (first, other))
             if one is not None and two is not None and (one, two) != seen:
                 yield one, two, site
                 seen = one, two
-
-
-def _at(e: Examined, stage: str, metric: str, site: str) -> Measurement | None:
-    here = [m for m in e.measurements.values() if (m.stage, m.metric) == (stage, metric)]
-    return next((m for m in here if (m.is_effective if site == "effective" else m.site == "weights")), None)
 
 
 def why_not(first: Examined, other: Examined, metric: str = "") -> str:
@@ -122,8 +121,8 @@ def _preparation(e: Examined) -> object:
 
 
 def depth_of(e: Examined) -> int:
-    """How many blocks were measured."""
-    return next((m.mean.shape[m.axes.index("layer")] for m in e.measurements.values() if "layer" in m.axes), 0)
+    """Number of blocks that were measured; 0 where no metric has a layer axis."""
+    return next((m.n_blocks for m in e.measurements.values() if m.n_blocks), 0)
 
 
 def compared(
@@ -144,7 +143,7 @@ def compared(
             runs = [mean_over_heads(m) for m in runs]
         elif order is not None:
             runs = [one, with_heads_ordered(two, order)]
-        depths = {m.mean.shape[m.axes.index("layer")] for m in runs if "layer" in m.axes}
+        depths = {m.n_blocks for m in runs if "layer" in m.axes}
         if len(depths) == 2:
             runs = [at_relative_depth(m, min(depths)) for m in runs]
             row = replace(row, depth="relative")
@@ -166,7 +165,7 @@ def _head(m: Measurement) -> int:
 
 def _at_threshold(m: Measurement) -> Measurement:
     """Similar blocks at the threshold that its count is of: the share of similar vectors, by block."""
-    chosen = _chosen(m)
+    chosen = chosen_threshold(m)
     values = {name: getattr(m, name)[..., chosen, :] for name in ("mean", "std", "ci")}
     per_image = None if m.per_image is None else m.per_image[:, chosen]
     coords = {name: labels for name, labels in m.coords.items() if name == "layer"}
@@ -194,7 +193,7 @@ def _interval_of_counts(runs: Sequence[Measurement], resamples: int) -> np.ndarr
     ends = []
     for m in runs:
         assert m.per_image is not None, "or nothing could be compared"
-        bounds = interval_of_mean(m.per_image[:, _chosen(m)], resamples, 0) > m.settings["rho"]
+        bounds = interval_of_mean(m.per_image[:, chosen_threshold(m)], resamples, 0) > m.settings["rho"]
         ends.append((bounds[0].sum(), bounds[1].sum()))
     (low_1, high_1), (low_2, high_2) = ends
     return np.array([low_2 - high_1, high_2 - low_1], dtype=float)
@@ -202,18 +201,13 @@ def _interval_of_counts(runs: Sequence[Measurement], resamples: int) -> np.ndarr
 
 def _count(m: Measurement) -> Measurement:
     """How many blocks are similar, as a number; NaN if that of one is not known."""
-    chosen, rho = _chosen(m), m.settings["rho"]
+    chosen, rho = chosen_threshold(m), m.settings["rho"]
 
     def count(mean: np.ndarray) -> np.ndarray:
         ratio = mean[..., chosen, :]
         return np.where(np.isnan(ratio).any(-1), np.nan, (ratio > rho).sum(-1))
 
     return one_number(m, count)
-
-
-def _chosen(m: Measurement) -> int:
-    thresholds, tau = m.coords["threshold"], m.settings["tau"]
-    return len(thresholds) - 1 if tau == "nbr-mean" else thresholds.index(tau)
 
 
 def _mean(m: Measurement) -> Measurement:

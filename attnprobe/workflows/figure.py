@@ -10,9 +10,9 @@ from cycler import cycler
 from matplotlib.figure import Figure
 
 from attnprobe.core.errors import InputError, did_you_mean
-from attnprobe.core.examined import Picture
+from attnprobe.core.examined import AttendedImage
 from attnprobe.core.history import History
-from attnprobe.core.measurement import Measurement
+from attnprobe.core.measurement import Measurement, Measurements
 from attnprobe.io import fs
 from attnprobe.io.reference import NOT_SAID, UserImages
 from attnprobe.io.run import Run
@@ -127,7 +127,7 @@ def draw(
     return out
 
 
-def _what(path: Path, figure: str, metric: str, user: UserImages) -> Measurement | Picture | History:
+def _what(path: Path, figure: str, metric: str, user: UserImages) -> Measurement | AttendedImage | History:
     """What the figure shows of one maps file or run."""
     maps = Run(path).maps if path.is_dir() else path
     if figure in HISTORIES:
@@ -145,11 +145,11 @@ def _what(path: Path, figure: str, metric: str, user: UserImages) -> Measurement
     found = examine(maps, metrics=[metric], pictures=0).measurements
     name = metric.partition(":")[0]
     if figure == "head_atlas":
-        found, name = atlases(found), "head_types"
-    same = [key for key in (name, *found) if key in found and key.rpartition("/")[2].partition("@")[0] == name]
+        found, name = Measurements(atlases(found)), "head_types"
+    same = [m for m in (found.get(name), *found.select(name)) if m is not None]
     if not same:
-        raise InputError(f"{path}: {name} has no meaning on its maps.")
-    return found[same[0]]  # at the maps that multiply V, if both are there; in the first stage, if there are several
+        raise InputError(f"{path}: {name} is not defined on its maps.")
+    return same[0]  # of the trunk on effective attention if it is there, else of the first stage
 
 
 def _name(path: Path) -> str:

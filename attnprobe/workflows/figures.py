@@ -4,14 +4,14 @@ import warnings
 
 import numpy as np
 
-from attnprobe.core.examined import Picture
+from attnprobe.core.examined import AttendedImage
 from attnprobe.io.reference import NOT_SAID, UserImages
 from attnprobe.io.run import run_of
 from attnprobe.store import MapReader
 from attnprobe.workflows.view_images import DataSet
 
 
-def pictures_of(reader: MapReader, count: int, user: UserImages = NOT_SAID) -> tuple[Picture, ...]:
+def pictures_of(reader: MapReader, count: int, user: UserImages = NOT_SAID) -> tuple[AttendedImage, ...]:
     """A few images, evenly spread over the file, with the attention they get; none if the data set is not at hand.
 
     Warns why it is not.
@@ -40,7 +40,7 @@ def pictures_of(reader: MapReader, count: int, user: UserImages = NOT_SAID) -> t
         return names[index] if 0 <= index < len(names) else str(index) if index >= 0 else ""
 
     return tuple(
-        Picture(
+        AttendedImage(
             image_id=maps.image_ids[i],
             pixels=pixels[i],
             label=class_name(int(told.labels[i])) if told else "",

@@ -5,7 +5,7 @@ from types import UnionType
 from typing import Any, get_args
 
 from attnprobe.core.errors import InputError
-from attnprobe.core.measurement import Metric
+from attnprobe.core.metric import Metric
 from attnprobe.io.config import parse_settings
 
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from attnprobe.core.errors import InputError, ShapeError
-from attnprobe.core.explanation import explanation
 from attnprobe.core.maps import AttentionMaps, uniform_maps
-from attnprobe.core.measurement import Measurement, Metric
+from attnprobe.core.measurement import Key, Measurement, Measurements
+from attnprobe.core.metric import Metric
 from attnprobe.core.tap import Site
 from attnprobe.metrics.engine.choose import choose
 from attnprobe.metrics.engine.collected import Collected
@@ -37,7 +37,7 @@ def measure(
     seed: int = 0,
     baselines: Mapping[str, Iterable[AttentionMaps]] | None = None,
     group: str | None = None,
-) -> dict[str, Measurement]:
+) -> Measurements:
     """Measure a stream of attention maps; memory does not grow with the number of images.
 
     Images with equal pixels are counted once; see `units`.
@@ -81,7 +81,7 @@ def summarise(
     seed: int,
     baselines: "Mapping[str, list[Place]]",
     group: str | None = None,
-) -> dict[str, Measurement]:
+) -> Measurements:
     """What was collected as measurements; arguments and errors as in `measure`."""
     _check_measured(places, wanted, required)
     result = _measurements(places, wanted, bootstrap, seed, group)
@@ -95,7 +95,7 @@ def summarise(
                     "a baseline needs the same number of layers and heads."
                 )
             result[key] = replace(result[key], baselines={**result[key].baselines, name: bare})
-    return result
+    return Measurements(result)
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,8 +229,7 @@ def _measurements(
             measured = [place for place in places if place.stage == stage and metric.name in place.collected]
             measured.sort(key=lambda place: not place.is_effective)  # stable: first come, first named
             for rank, place in enumerate(measured):
-                name = metric.name if rank == 0 else f"{metric.name}@{place.site}"
-                key = name if stage == "trunk" else f"{stage}/{name}"
+                key = str(Key(metric.name, stage, place.site if rank else ""))
                 its = units[stage, place.site]
                 of_units = its.collected(place.collected[metric.name])
                 named = replace(place, image_ids=list(its.ids))
@@ -282,7 +281,7 @@ def _measurement(place: Place, metric: Metric, collected: Collected, bootstrap: 
         per_image=collected.per_image,
         image_ids=() if collected.per_image is None else tuple(place.image_ids),
         from_mean=metric.from_mean,
-        explanation=explanation(metric),
+        explanation=metric.explanation,
         not_finite=tuple(place.not_finite),
     )
     return replace(m, summary=metric.summarise(m)) if metric.summarise else m

@@ -16,7 +16,8 @@ import torch
 
 from attnprobe.core.errors import InputError
 from attnprobe.core.maps import AttentionMaps, Part, TokenGrid, uniform_maps
-from attnprobe.core.measurement import Measurement, Metric
+from attnprobe.core.measurement import Measurements
+from attnprobe.core.metric import Metric
 from attnprobe.metrics.engine.choose import choose
 from attnprobe.metrics.engine.collected import Collected
 from attnprobe.metrics.engine.measure import NAMED, Place, collect, summarise
@@ -65,7 +66,7 @@ def measure_slices(
     seed: int = 0,
     baselines: Mapping[str, Iterable[bytes]] | None = None,
     group: str | None = None,
-) -> dict[str, Measurement]:
+) -> Measurements:
     """As `measure`, from what `measure_slice` gave, in order; `metrics` must be the same."""
     wanted, required = choose(metrics)
     others = {name: _places(parts) for name, parts in (baselines or {}).items()}

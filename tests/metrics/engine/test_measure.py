@@ -13,7 +13,7 @@ from scipy import stats
 
 from attnprobe.core.errors import InputError, ShapeError
 from attnprobe.core.maps import AttentionMaps, TokenGrid
-from attnprobe.core.measurement import metric
+from attnprobe.core.metric import metric
 from attnprobe.metrics import (
     DEFAULT,
     METRICS,

@@ -4,14 +4,13 @@ import re
 import pytest
 
 from attnprobe.core.errors import InputError
-from attnprobe.core.explanation import explanation
-from attnprobe.core.measurement import metric
+from attnprobe.core.metric import metric
 from attnprobe.metrics import METRICS, layer_similarity_centred, map_cka, prefix_mass, row_entropy
 
 
 @pytest.mark.parametrize("name", METRICS)
 def test_every_metric_is_explained_by_definition_source_and_settings(name):
-    text, of = explanation(METRICS[name]), METRICS[name]
+    text, of = METRICS[name].explanation, METRICS[name]
     assert text.count("\n\n") >= 4 and "Args:" in text and "Returns:" in text
     assert of.function.__doc__.splitlines()[0] in text
     assert f"{', '.join(of.axes)}" in text
@@ -37,11 +36,11 @@ def test_every_setting_that_is_printed_is_defined(name):
 
 
 def test_needs_and_ranges_are_told():
-    assert "rows that sum to 1 (or renormalize=True" in explanation(row_entropy)
-    assert "from 0 to unbounded nats" in explanation(row_entropy)
-    assert "a class token or registers; queries and keys that are the tokens" in explanation(prefix_mass)
-    assert "from means over images" in explanation(map_cka)
-    assert "Here with center=mean." in explanation(layer_similarity_centred)
+    assert "rows that sum to 1 (or renormalize=True" in row_entropy.explanation
+    assert "from 0 to unbounded nats" in row_entropy.explanation
+    assert "a class token or registers; queries and keys that are the tokens" in prefix_mass.explanation
+    assert "from means over images" in map_cka.explanation
+    assert "Here with center=mean." in layer_similarity_centred.explanation
 
 
 def test_a_metric_of_ones_own_is_explained_as_far_as_it_says_something():
@@ -49,7 +48,7 @@ def test_a_metric_of_ones_own_is_explained_as_far_as_it_says_something():
     def silent(maps, *, power=2):
         return maps.mean((2, 3, 4))
 
-    text = explanation(silent)
+    text = silent.explanation
     assert "No description." in text and "Settings: power=2." in text
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from attnprobe.core.errors import InputError
-from attnprobe.metrics.engine.per_block import per_block
+from attnprobe.stats.blocks import per_block
 from tests.reports.formulas import measurement, similar_blocks
 
 RNG = np.random.default_rng(0)
