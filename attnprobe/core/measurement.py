@@ -128,8 +128,8 @@ class Measurements(Mapping[str, Measurement]):
         measurements.get("similar_blocks", site="weights")      on softmax maps, in the deepest stage
         measurements.select("similar_blocks", stage="stage2")   all that match, in order
 
-    In a look-up site="effective" means effective attention, whichever matrix of the layer that is: of a plain ViT, whose
-    softmax maps are multiplied with V as they are, both sites name one measurement.
+    In a look-up site="effective" means effective attention, whichever matrix of the layer that is: a plain ViT
+    multiplies its softmax maps with V as they are, so both sites name one measurement.
     """
 
     def __init__(self, named: Mapping[str, Measurement] | None = None) -> None:
@@ -168,7 +168,7 @@ class Measurements(Mapping[str, Measurement]):
     def get(  # type: ignore[override]
         self, metric: str, default: Measurement | None = None, /, *, site: Site | None = None, stage: str | None = None
     ) -> Measurement | None:
-        """As of any dictionary; with a site or a stage, the match in the stage with the most blocks, the first of these."""
+        """As of any dictionary; with a site or a stage, the (first) match in the stage with the most blocks."""
         if site is None and stage is None:
             return self._named.get(metric, default)
         return max(self.select(metric, site=site, stage=stage), key=lambda m: m.n_blocks, default=default)

@@ -21,7 +21,7 @@ def without_partner(m: Measurement) -> int | None:
 
 
 def similar_share(m: Measurement, values: np.ndarray) -> np.ndarray:
-    """[..., threshold, layer] -> [..., layer]: at the chosen threshold, NaN for the block that is compared with none."""
+    """[..., threshold, layer] -> [..., layer]: at the chosen threshold; NaN for a block without a partner."""
     share = np.array(values[..., chosen_threshold(m), :], dtype=float)
     if (block := without_partner(m)) is not None:
         share[..., block] = math.nan
