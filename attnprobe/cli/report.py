@@ -4,8 +4,10 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from attnprobe.cli.options import Positional, Repeated, Short, show
+from attnprobe.core.figures import FIGURES
 
 Format = Literal["html", "json", "csv", "md"]
+Figure = Literal[tuple(FIGURES)]  # type: ignore[valid-type]  one table lists the figures, and it is light
 
 
 def report(
@@ -118,21 +120,7 @@ def compare(
 def plot(
     maps: Positional[Annotated[tuple[str, ...], Short(metavar="MAPS|RUN|NAME=RUNS")]],
     out: Annotated[Path, Short(aliases=["-o"])],
-    figure: Literal[
-        "layer_matrix",
-        "depth_curve",
-        "threshold_curve",
-        "similar_fraction",
-        "layer_head",
-        "head_scatter",
-        "head_grid",
-        "head_embedding",
-        "head_atlas",
-        "layer_key",
-        "attention_grid",
-        "filmstrip",
-        "onset",
-    ] = "layer_matrix",
+    figure: Figure = "layer_matrix",
     metric: str | None = None,
     width: str = "column",
     data: str | None = None,

@@ -138,6 +138,17 @@ def run_of(file: Path) -> Path | None:
     return folder if Run(folder).config.is_file() and Run(folder).checkpoints.is_dir() else None
 
 
+def maps_of(ref: Path) -> Path:
+    """The maps file of a run; anything else, as a maps file or a folder of shards, is itself."""
+    maps = Run(ref).maps
+    return maps if ref.is_dir() and maps.exists() else ref
+
+
+def name_of(maps: Path) -> str:
+    """Name of a maps file in tables and legends: its run's, or its own."""
+    return (maps.parent.name if maps.name == "maps.h5" else maps.stem) or maps.stem
+
+
 def manifest_of(files: dict[str, bytes]) -> bytes:
     """The manifest for these file contents, as JSON."""
     entries = {n: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for n, data in files.items()}

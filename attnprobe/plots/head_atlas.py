@@ -7,7 +7,7 @@ from matplotlib.colors import to_rgba
 
 from attnprobe.core.errors import ShapeError
 from attnprobe.core.measurement import Measurement
-from attnprobe.plots.style import heading, new_axes, number_from_one, require_axes
+from attnprobe.plots.style import heading, new_axes, number_from_one, require_axes, without_frame
 
 COLOURS = {
     "dead": "#7a4a2b",
@@ -78,12 +78,8 @@ def head_atlas(
     ax.imshow(whole, extent=(0, width, height, 0), interpolation="nearest")
     ax.set(xlabel="block", ylabel="head")
     for axis, n, step, start in ((ax.xaxis, layers, ACROSS, TILE / 2), (ax.yaxis, heads, DOWN, DOWN - TILE / 2)):
-        number_from_one(axis, n, kept=m.coords.get("layer" if axis is ax.xaxis else "head"))
-        labels = [label.get_text() for label in axis.get_ticklabels()]
-        axis.set_ticks([place * step + start for place in axis.get_ticklocs()], labels=labels)
-    ax.tick_params(length=0)
-    for spine in ax.spines.values():
-        spine.set_visible(False)
+        number_from_one(axis, n, kept=m.coords.get("layer" if axis is ax.xaxis else "head"), start=start, step=step)
+    without_frame(ax)
     ax.set_title(heading(m) if title is None else title, fontsize="medium", parse_math=False)
     return ax
 

@@ -5,7 +5,7 @@ from matplotlib.axes import Axes
 
 from attnprobe.core.errors import InputError, ShapeError
 from attnprobe.core.maps import AttentionMaps
-from attnprobe.plots.style import SITES, Limits, colour_bar, colours, new_axes, number_from_one
+from attnprobe.plots.style import SITES, Limits, colour_bar, colours, new_axes, number_from_one, without_frame
 
 GAP = 0.06
 """Between tiles, in tiles."""
@@ -69,12 +69,8 @@ def map_strip(
     ax.set(xlim=(-GAP, heads * step_x), ylim=(layers * step_y, -GAP), xlabel="head", ylabel="block")
     numbers = maps.part.numbers
     for axis, n, step, half in ((ax.xaxis, heads, step_x, 0.5), (ax.yaxis, layers, step_y, rows / cols / 2)):
-        number_from_one(axis, n, kept=numbers.get("head" if axis is ax.xaxis else "layer"))
-        labels = [label.get_text() for label in axis.get_ticklabels()]
-        axis.set_ticks([place * step + half for place in axis.get_ticklocs()], labels=labels)
-    ax.tick_params(length=0)
-    for spine in ax.spines.values():
-        spine.set_visible(False)
+        number_from_one(axis, n, kept=numbers.get("head" if axis is ax.xaxis else "layer"), start=half, step=step)
+    without_frame(ax)
     name = f"{SITES[maps.site]}, {maps.image_ids[image]}"
     ax.set_title(name if title is None else title, fontsize="medium", parse_math=False)
     if colorbar:

@@ -1,7 +1,7 @@
 """What do all figures have in common: blocks counted from 1, colours every eye can tell apart, one scale."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib import colormaps
@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, Normalize
+from numpy.typing import ArrayLike
 
 from attnprobe.core.errors import ShapeError
 from attnprobe.core.measurement import Measurement
@@ -18,6 +19,9 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 MISSING = "#9a9a9a"
 """The colour of a cell that has no finite value."""
+
+GREY = "#808080"
+"""Reference lines and uniform attention: legible on a light and on a dark page."""
 
 SITES = {"weights": "softmax maps", "effective": "effective maps", "scores": "scores"}
 
@@ -52,20 +56,30 @@ def heading(m: Measurement) -> str:
     return f"{m.metric.replace('_', ' ')}\n{SITES[m.site]}, mean of {m.n_images} images"
 
 
-def number_from_one(axis: Axis, n: int, most: int = 12, kept: Sequence[int] | None = None) -> None:
-    """Label positions 0 .. n-1 of an axis 1 .. n: all if at most `most`, else 1 and every 4th, 8th, 16th ...
+def number_from_one(
+    axis: Axis, n: int, most: int = 12, kept: Sequence[int] | None = None, start: float = 0, step: float = 1
+) -> None:
+    """Number n things along an axis from 1: all if at most `most`, else 1 and every 4th, 8th, 16th ...
 
     Args:
         kept: the numbers to write instead of 1 .. n, where not all blocks or heads are there.
+        start, step: where the first thing is on the axis, and how far it is from one to the next.
     """
-    step = 1
+    every = 1
     if n > most:
-        step = 4
-        while n / step > 6:
-            step *= 2
-    numbers = [1, *range(step, n + 1, step)] if step > 1 else list(range(1, n + 1))
+        every = 4
+        while n / every > 6:
+            every *= 2
+    numbers = [1, *range(every, n + 1, every)] if every > 1 else list(range(1, n + 1))
     labels = [str(number if kept is None else kept[number - 1]) for number in numbers]
-    axis.set_ticks([number - 1 for number in numbers], labels=labels)
+    axis.set_ticks([start + (number - 1) * step for number in numbers], labels=labels)
+
+
+def without_frame(ax: Axes) -> None:
+    """Hide spines and tick marks; labels stay."""
+    ax.tick_params(length=0)
+    for spine in ax.spines.values():
+        spine.set_visible(False)
 
 
 def shared_limits(measurements: Sequence[Measurement]) -> Limits:
@@ -125,6 +139,22 @@ def finish(
         label = options.pop("label", quantity(m))
         colour_bar(ax, scale, label, m.mean if values is None else values, **options)
     return ax
+
+
+def band(ax: Axes, x: ArrayLike, bounds: tuple[ArrayLike, ArrayLike], colour: Any) -> None:
+    """Fill between the bounds of an interval, in the colour of its line."""
+    ax.fill_between(x, *bounds, color=colour, alpha=0.2, linewidth=0)
+
+
+def baseline_lines(ax: Axes, m: Measurement, points: Callable[[Measurement], tuple[Any, Any]], colour: Any) -> None:
+    """Draw "untrained" (dotted, in this colour) and "uniform" (dash-dotted, grey) where they were measured.
+
+    Args:
+        points: a baseline -> its x and y.
+    """
+    for name, style, its_colour in (("untrained", ":", colour), ("uniform", "-.", GREY)):
+        if name in m.baselines:
+            ax.plot(*points(m.baselines[name]), label=name, color=its_colour, linestyle=style, linewidth=1.2)
 
 
 def line_label(name: str) -> str:

@@ -19,14 +19,14 @@ from attnprobe.plots import (
     threshold_curve,
 )
 from attnprobe.plots.attention_grid import attention_limits, attention_of
-from attnprobe.plots.depth_curve import by_depth
+from attnprobe.plots.depth import by_depth
 from attnprobe.plots.style import SITES, colour_bar, colours, quantity
 from attnprobe.plots.tiles import Tiles
 from attnprobe.reports.drawing import GREY, Drawing, as_photograph, as_svg, canvas
 from attnprobe.reports.head_figures import AXES, LEGEND, atlases, head_grids, heat_maps
 from attnprobe.reports.history import history_drawings
-from attnprobe.reports.needed import removal_drawings, told
 from attnprobe.reports.numbers import neighbour_mean, number, settings_text
+from attnprobe.reports.removal import removal_drawings, removal_sentences
 from attnprobe.reports.shown import Shown, settings_of, short_names, shown
 
 WIDTH = 4.8
@@ -98,7 +98,7 @@ def sections(runs: Sequence[Examined]) -> list[Section]:
             "block is left out, the head puts out 0. Bands are 95 % intervals; grey is the whole model. Chosen on the "
             "images that it is measured on, so a little too good.",
             tuple(drawing for name, e in tried for drawing in removal_drawings(name, e, WIDTH)),
-            tuple(sentence for name, e in tried for sentence in told(name, e)),
+            tuple(sentence for name, e in tried for sentence in removal_sentences(name, e)),
         ),
         Section(
             "What happened while it trained?",

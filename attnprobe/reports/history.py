@@ -6,7 +6,7 @@ import numpy as np
 
 from attnprobe.core.history import History
 from attnprobe.plots import filmstrip, onset
-from attnprobe.plots.filmstrip import frame_tiles, frames
+from attnprobe.plots.history import frame_tiles, frames
 from attnprobe.plots.style import colour_bar, colours
 from attnprobe.reports.drawing import Drawing, as_svg, canvas
 from attnprobe.reports.numbers import number

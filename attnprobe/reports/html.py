@@ -11,8 +11,8 @@ from attnprobe.core.text import one_run_each, visible
 from attnprobe.reports.explore import explorer_of, why_none
 from attnprobe.reports.figures import sections
 from attnprobe.reports.json_report import plain
-from attnprobe.reports.needed import tries
 from attnprobe.reports.numbers import settings_text
+from attnprobe.reports.removal import removal_rows
 from attnprobe.reports.tables import summary_metrics, summary_table
 from attnprobe.reports.verdict import verdict
 from attnprobe.view import page
@@ -44,7 +44,7 @@ def to_html(runs: Sequence[Examined]) -> str:
         "summary": summary_table(shown),
         "scope": one_run_each(len(runs)) if len(runs) > 1 else "",
         "sections": sections(runs),
-        "evidence": [(e.name, tries(e.evidence)) for e in runs if e.evidence is not None and e.evidence.single],
+        "evidence": [(e.name, removal_rows(e.evidence)) for e in runs if e.evidence is not None and e.evidence.single],
         "metrics": [(e.name, m, settings_text(m)) for e in runs for m in e.measurements.values()],
         "provenance": _provenance(runs),
         "certificates": [(e, proof_of(e.certificate)) for e in runs],

@@ -13,6 +13,7 @@ from attnprobe.core.evidence import Evidence
 from attnprobe.core.examined import Examined
 from attnprobe.core.measurement import Measurement
 from attnprobe.core.text import one_run_each
+from attnprobe.reports.removal import advice
 from attnprobe.reports.verdict import verdict
 
 SCHEMA_VERSION = 2
@@ -80,7 +81,7 @@ def evidence_document(evidence: Evidence) -> dict[str, Any]:
         "n_choosing": evidence.n_choosing,
         "tolerance": evidence.tolerance,
         "advised": cost,
-        "advice": evidence.advice(),
+        "advice": advice(evidence),
         "tries": evidence.rows(),
     }
 

@@ -14,6 +14,7 @@ from attnprobe.reports.finding import NOT_MEASURED, Finding
 from attnprobe.reports.findings import findings
 from attnprobe.reports.kinds import EXTENT, KINDS
 from attnprobe.reports.numbers import ci_text, is_counted
+from attnprobe.reports.removal import advice, cost_text
 
 COMPARED = {
     "previous": "the block before",
@@ -106,16 +107,16 @@ def _needed(evidence: Evidence) -> Iterator[str]:
         if free is not None:
             yield (
                 f"{len(free.changes)} of {len(steps)} {word} not needed at a tolerance of {evidence.tolerance:.1%}, "
-                f"accuracy without them {evidence.cost(free)}"
+                f"accuracy without them {cost_text(evidence, free)}"
             )
         elif steps:
-            yield f"none of {len(steps)} {word} surely not needed, without the cheapest {evidence.cost(steps[0])}"
+            yield f"none of {len(steps)} {word} surely not needed, without the cheapest {cost_text(evidence, steps[0])}"
 
 
 def _advice(e: Examined, m: Measurement | None) -> str:
     """The next step: try whether they are needed, or take them out."""
     if e.evidence is not None:
-        return e.evidence.advice()
+        return advice(e.evidence)
     heads = e.measurements.get("head_divergence", site="weights")
     if (m is not None and m.summary["count"]) or (heads is not None and heads.summary and heads.summary["redundant"]):
         return (

@@ -9,7 +9,7 @@ from typing import Any
 
 from attnprobe.core.errors import InputError
 from attnprobe.core.examined import Examined
-from attnprobe.io.run import Run
+from attnprobe.io.run import maps_of
 from attnprobe.store.reader import MapReader
 from attnprobe.training import MAY_CHANGE
 
@@ -70,8 +70,7 @@ def check_paths(groups: Named) -> None:
                 f"`attnprobe train RECIPE --seeds 0-4 -o runs/{name}` makes them."
             )
         for path in map(Path, paths):
-            maps = Run(path).maps if path.is_dir() else path
-            if (place := maps.resolve()) in owner:
+            if (place := maps_of(path).resolve()) in owner:
                 both = f"groups {owner[place]} and {name}" if owner[place] != name else f"group {name} twice"
                 raise InputError(f"{path} is in {both}: name every run once.")
             owner[place] = name

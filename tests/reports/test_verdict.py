@@ -6,6 +6,7 @@ import pytest
 from attnprobe.core.errors import InputError
 from attnprobe.reports import verdict
 from attnprobe.reports.kinds import KINDS, checked_bars
+from attnprobe.reports.removal import advice
 from tests.evidences import evidence
 from tests.reports.formulas import all_metrics, examined, similar_blocks
 
@@ -121,7 +122,7 @@ def test_what_was_taken_away_stands_in_the_headline_and_what_to_do_below_it():
     found = verdict(tried)
     assert "2 of 3 similar blocks not needed at a tolerance of 2.0%, accuracy without them -0.25% (" in found.headline
     assert "none of 1 redundant heads surely not needed, without the cheapest -10.00% (" in found.headline
-    assert found.advice == tried.evidence.advice()
+    assert found.advice == advice(tried.evidence)
 
 
 def test_settings_travel_with_the_count():

@@ -13,6 +13,7 @@ from attnprobe.cli import app as cli
 from attnprobe.core.errors import InputError
 from attnprobe.core.evidence import Change, Evidence, Tried
 from attnprobe.models.ablate import Ablatable
+from attnprobe.reports.removal import advice
 from attnprobe.workflows import ablate as ablation
 from attnprobe.workflows.ablate import MOST_TRIED, verify_drops
 from attnprobe.workflows.capture import capture_file
@@ -207,7 +208,7 @@ def test_training_images_choose_and_validation_images_judge(run, tmp_path):
     asked = open_trial(run, device="cpu", split="train", images=60)
     assert set(asked.ids[60:]) == val and not val & set(asked.ids[:60]) and asked.chooses[:60].all()
     np.testing.assert_array_equal(evidence.whole.right[60:], trial.answers()[0])
-    assert "--split train --images 60" in evidence.advice()
+    assert "--split train --images 60" in advice(evidence)
     done = prune(run, tmp_path / "small", blocks=[4], device="cpu", split="train", images=60)
     np.testing.assert_array_equal(done.right[0], evidence.whole.right[60:])
 
@@ -239,8 +240,8 @@ def test_all_heads_give_their_importance_by_ablation(run):
 def test_the_advice_is_what_prune_then_measures(run, tmp_path):
     evidence, _ = verify_drops(run, blocks=[2, 3, 4], heads=[(1, 2), (4, 1)], tolerance=0.2, device="cpu")
     assert evidence.advised is not None
-    words = evidence.advice().replace(". Chosen", " Chosen").split()
-    assert "Chosen on 180 images, measured on 180 others" in evidence.advice()
+    words = advice(evidence).replace(". Chosen", " Chosen").split()
+    assert "Chosen on 180 images, measured on 180 others" in advice(evidence)
     asked = {name: words[words.index(name) + 1] for name in ("--blocks", "--heads") if name in words}
     done = prune(
         run, tmp_path / "small", device="cpu", blocks=numbers_of(asked.get("--blocks", "")),
@@ -256,7 +257,7 @@ def test_what_cannot_be_taken_out_is_not_advised(tmp_path):
     evidence, _ = verify_drops(path, heads=[(1, 1), (2, 3)], tolerance=0.99, device="cpu")
     assert evidence.free("heads") is not None and evidence.advised is None
     assert {tried.changes[0].kind for tried in evidence.single} == {"softmax"}
-    assert "mixed" in evidence.advice() and "attnprobe prune" not in evidence.advice()
+    assert "mixed" in advice(evidence) and "attnprobe prune" not in advice(evidence)
 
 
 def test_a_report_shows_the_evidence_and_says_so(run, tmp_path, capsys, monkeypatch):
@@ -272,7 +273,7 @@ def test_a_report_shows_the_evidence_and_says_so(run, tmp_path, capsys, monkeypa
         "similar blocks not needed at a tolerance of 90.0%, accuracy without them" in printed
         and "attnprobe prune" in printed
     )
-    assert written["verdict"]["advice"] == expected.advice() and "head_importance" in written["measurements"]
+    assert written["verdict"]["advice"] == advice(expected) and "head_importance" in written["measurements"]
     page = (tmp_path / "report.html").read_text()
     assert "Are they needed?" in page and "accuracy against blocks taken away" in page and ">nan" not in page
     with pytest.raises(SystemExit, match="2"):

@@ -1,4 +1,4 @@
-"""How does a number change with depth? One line per run, with its interval and what it is without training."""
+"""Values over depth: a line per run with its interval, or a dot per head."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,18 @@ from matplotlib.axes import Axes
 
 from attnprobe.core.errors import ShapeError
 from attnprobe.core.measurement import Measurement
-from attnprobe.plots.style import legend, line_label, new_axes, number_from_one, quantity, require_axes
+from attnprobe.plots.style import (
+    COLOURS,
+    GREY,
+    band,
+    baseline_lines,
+    legend,
+    line_label,
+    new_axes,
+    number_from_one,
+    quantity,
+    require_axes,
+)
 from attnprobe.stats.blocks import chosen_threshold, similar_share
 from attnprobe.stats.interval import mean_of
 from attnprobe.stats.over_runs import Runs, estimate, scatter_of_mean
@@ -46,17 +57,15 @@ def depth_curve(
     (drawn,) = ax.plot(blocks, mean, label=line_label(label or m.metric.replace("_", " ")), **options)
     for run in runs if len(runs) > 1 else ():
         ax.plot(blocks, by_depth(run)[0], label="_run", color=drawn.get_color(), linewidth=0.5, alpha=0.7)
-    ax.fill_between(blocks, low, high, color=drawn.get_color(), alpha=0.2, linewidth=0)
-    for name, style in (("untrained", ":"), ("uniform", "-.")):
-        if baselines and name in m.baselines:
-            colour = drawn.get_color() if name == "untrained" else "#808080"
-            ax.plot(blocks, by_depth(m.baselines[name])[0], label=name, color=colour, linestyle=style, linewidth=1.2)
+    band(ax, blocks, (low, high), drawn.get_color())
+    if baselines:
+        baseline_lines(ax, m, lambda base: (blocks, by_depth(base)[0]), drawn.get_color())
     deepest = max(np.size(drawn.get_xdata()) for drawn in ax.get_lines())
     number_from_one(ax.xaxis, deepest)
     ax.set_xlim(-0.5, deepest - 0.5)
     ax.set(xlabel="block", ylabel=_name(m))
     if m.axes == ("threshold", "layer"):
-        ax.axhline(m.settings["rho"], color="#808080", linewidth=0.8)
+        ax.axhline(m.settings["rho"], color=GREY, linewidth=0.8)
         ax.set_ylim(-0.03, 1.03)
     legend(ax)
     return ax
@@ -109,3 +118,39 @@ def _name(m: Measurement) -> str:
     if m.axes == ("threshold", "layer"):
         return f"share of vectors with cosine > {m.settings['tau']}"
     return quantity(m) + (", mean over heads" if m.axes == ("layer", "head") else "")
+
+
+SPREAD = 0.3
+"""Heads of a block are drawn this far to its left and right, in order of their value, so that none hides another."""
+
+
+def head_scatter(m: Measurement, ax: Axes | None = None, *, baselines: bool = True) -> Axes:
+    """Draw a measurement over (layer, head) as dots over depth, with the block's mean as a line.
+
+    For attention distance this is the figure of the ViT paper (Dosovitskiy et al. 2020, arXiv:2010.11929): local and
+    global heads by depth.
+
+    Args:
+        m: what to draw.
+        ax: where; a new figure if None.
+        baselines: draw what uniform attention has, and the mean of the untrained network, if they were measured.
+
+    Raises:
+        ShapeError: other axes.
+    """
+    require_axes(m, "head_scatter", ("layer", "head"))
+    ax = new_axes(5.2, 3.4) if ax is None else ax
+    blocks, heads = m.mean.shape
+    at = np.arange(blocks)
+    offsets = np.linspace(-SPREAD, SPREAD, heads) if heads > 1 else np.zeros(1)
+    ax.plot(
+        at[:, None] + offsets, np.sort(m.mean, axis=1), "o", markersize=3, color=COLOURS[0], alpha=0.7, label="head"
+    )
+    ax.plot(at, m.mean.mean(1), color=COLOURS[1], linewidth=1.5, label="mean of heads")
+    if baselines:
+        baseline_lines(ax, m, lambda base: (at, base.mean.mean(1)), GREY)
+    number_from_one(ax.xaxis, blocks, kept=m.coords.get("layer"))
+    ax.set_xlim(-0.6, blocks - 0.4)
+    ax.set(xlabel="block", ylabel=quantity(m))
+    legend(ax)
+    return ax

@@ -5,8 +5,8 @@ import pytest
 from scipy import stats
 
 from attnprobe.core.errors import ShapeError
-from attnprobe.plots import depth_curve
-from attnprobe.plots.depth_curve import by_depth, by_depth_of_runs
+from attnprobe.plots import depth_curve, head_scatter
+from attnprobe.plots.depth import by_depth, by_depth_of_runs
 from attnprobe.stats.over_runs import Runs, estimate, scatter_of_mean
 from tests.reports.formulas import examined, layer_cosine, measurement, similar_blocks
 
@@ -15,7 +15,7 @@ def line(ax, label):
     return next(line for line in ax.get_lines() if line.get_label() == label)
 
 
-def test_every_size_has_blocks_from_one_and_all_letters_inside(layers, heads, clipped, labels):
+def test_every_depth_curve_has_blocks_from_one_and_all_letters_inside(layers, heads, clipped, labels):
     e = examined(layers=layers, heads=heads, similar=range(layers // 2 + 1, layers + 1))
     ax = depth_curve(e.measurements["similar_blocks"], label="a name of twenty-four chr")
     depth_curve(e.measurements["similar_blocks"], ax, label="another one, just as long")
@@ -81,7 +81,7 @@ def test_a_name_that_starts_with_an_underscore_is_in_the_legend():
     ax.figure.canvas.draw()
 
 
-def test_other_axes_are_refused():
+def test_depth_curve_refuses_other_axes():
     with pytest.raises(ShapeError, match="depth_curve draws"):
         depth_curve(measurement("layer_similarity", layer_cosine(3, 0.5)))
 
@@ -117,3 +117,23 @@ def test_the_band_is_over_runs_and_images_or_runs_alone():
     np.testing.assert_allclose(by_depth_of_runs(narrow)[1], np.maximum(expected[0], 2.1))
     with pytest.raises(ShapeError, match="one depth"):
         depth_curve([runs[0], *runs_of_one_method(1, layers=6)])
+
+
+def test_every_head_scatter_has_blocks_from_one_and_all_letters_inside(layers, heads, clipped, labels):
+    ax = head_scatter(measurement("attention_distance", np.random.default_rng(0).random((layers, heads)) * 99))
+    assert clipped(ax.figure) == []
+    assert labels(ax.xaxis)[0] == (0, "1")
+
+
+def test_every_head_is_a_dot_at_its_block_and_the_line_is_their_mean():
+    values = np.random.default_rng(0).random((3, 4))
+    ax = head_scatter(measurement("attention_distance", values))
+    *dots, line = ax.get_lines()
+    drawn = [(round(float(x)), float(y)) for dot in dots for x, y in zip(*dot.get_data(), strict=True)]
+    assert sorted(drawn) == sorted((block, float(value)) for block, row in enumerate(values) for value in row)
+    np.testing.assert_allclose(line.get_ydata(), values.mean(1))
+
+
+def test_head_scatter_refuses_other_axes():
+    with pytest.raises(ShapeError, match="head_scatter draws"):
+        head_scatter(measurement("layer_similarity", layer_cosine(3, 0.5)))
