@@ -147,7 +147,7 @@ class Evidence:
         return next((tried for tried in reversed(self.curves.get(curve, ())) if self.harmless(tried)), None)
 
     def rows(self) -> list[dict[str, Any]]:
-        """One per ablation: curve ("" for singles), parts removed, accuracy, gain over the whole model, intervals, loss.
+        """One per ablation: curve ("" for singles), number of parts, accuracy, gain, their intervals, loss.
 
         All on the images that judge, except `gained_choosing`.
         """
@@ -156,7 +156,7 @@ class Evidence:
         return [self.row(tried, name) for name, tried in named]
 
     def row(self, tried: Tried, curve: str = "") -> dict[str, Any]:
-        """Numbers of one ablation; `kind`, `block` and `head` are those of the last change, None for the whole model."""
+        """Numbers of one ablation; `kind`, `block` and `head` are of the last change, None for the whole model."""
         right, n = int(tried.right[~self.chooses].sum()), self.n_judging
         low, high = accuracy_interval(right, n)
         gained, gained_low, gained_high = self.gained(tried)

@@ -87,7 +87,8 @@ def layer_key(
     ax = new_axes(5.2, 1.6 + 0.12 * max(len(m.mean), 8)) if ax is None else ax
     finite = m.mean[np.isfinite(m.mean)]
     highest = float(finite.max()) if finite.size and finite.max() > 0 else 1.0
-    scale = _draw_cells(ax, m.mean, limits or (0.0, highest), xticklabels="auto")
+    every = max(1, m.mean.shape[1] // 6)
+    scale = _draw_cells(ax, m.mean, limits or (0.0, highest), xticklabels=every)
     number_from_one(ax.yaxis, len(m.mean), kept=m.coords.get("layer"), start=0.5)
     ax.tick_params("x", labelrotation=0)
     ax.set(xlabel="token, counted from 0", ylabel="block")
@@ -117,7 +118,7 @@ def head_grid(
 
 
 def _draw_cells(ax: Axes, values: np.ndarray, limits: Limits, *, from_bottom: bool = False, **options) -> Scale:
-    """A cell per value of [row, column], the first row at the top unless `from_bottom`; `options` of seaborn.heatmap."""
+    """Draw a cell per value of [row, column], from the top or the bottom; `options` of seaborn.heatmap."""
     from seaborn import heatmap  # takes half a second, and reports without a heat map do without
 
     scale = colours(limits)
