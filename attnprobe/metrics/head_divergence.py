@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from attnprobe.core.metric import metric
-from attnprobe.metrics.engine.head_clusters import cluster_summary
+from attnprobe.metrics.engine.heads import cluster_summary
 from attnprobe.metrics.row_entropy import floor_at_smallest, sum_of_products, sum_x_ln_x
 
 

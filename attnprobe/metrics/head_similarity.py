@@ -7,8 +7,8 @@ from torch import Tensor
 
 from attnprobe.core.measurement import Measurement
 from attnprobe.core.metric import metric
-from attnprobe.metrics.engine.gram import row_products
-from attnprobe.metrics.engine.head_clusters import cluster_summary, from_cosine
+from attnprobe.metrics.engine.heads import cluster_summary, from_cosine
+from attnprobe.metrics.engine.linear_algebra import row_products
 
 
 def signed_unless_stochastic(stochastic: bool, **_: Any) -> tuple[float, float]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from attnprobe.core.measurement import Measurement
 from attnprobe.core.metric import metric
-from attnprobe.metrics.engine.head_clusters import clusters, fewest_and_most, from_cosine
+from attnprobe.metrics.engine.heads import clusters, fewest_and_most, from_cosine
 from attnprobe.metrics.head_divergence import head_divergence
 from attnprobe.metrics.head_similarity import head_similarity, signed_unless_stochastic
 

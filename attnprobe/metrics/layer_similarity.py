@@ -8,9 +8,8 @@ from torch import Tensor
 
 from attnprobe.core.errors import check_choice
 from attnprobe.core.metric import metric
-from attnprobe.metrics.engine.gram import row_products
-from attnprobe.metrics.engine.head_matching import HEAD_MATCH, matching
-from attnprobe.metrics.engine.token_vectors import unit_vectors
+from attnprobe.metrics.engine.heads import HEAD_MATCH, matching
+from attnprobe.metrics.engine.linear_algebra import row_products, unit_vectors
 
 
 def _range(stochastic: bool, center: str, **_: Any) -> tuple[float, float]:

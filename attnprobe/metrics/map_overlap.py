@@ -10,7 +10,7 @@ from torch import Tensor
 from attnprobe.core.errors import InputError, check_choice
 from attnprobe.core.measurement import Measurement
 from attnprobe.core.metric import metric
-from attnprobe.metrics.engine.head_matching import matching
+from attnprobe.metrics.engine.heads import matching
 
 COMPARE = ("previous", "earlier", "first")
 

@@ -10,9 +10,8 @@ from attnprobe.core.errors import InputError, check_choice
 from attnprobe.core.maps import TokenGrid
 from attnprobe.core.measurement import Measurement
 from attnprobe.core.metric import metric
-from attnprobe.metrics.engine.ascending import ascending
-from attnprobe.metrics.engine.head_matching import HEAD_MATCH, matching
-from attnprobe.metrics.engine.token_vectors import unit_vectors
+from attnprobe.metrics.engine.heads import HEAD_MATCH, matching
+from attnprobe.metrics.engine.linear_algebra import ascending, unit_vectors
 from attnprobe.stats.blocks import chosen_threshold
 
 CURVE = tuple(round(0.5 + step / 100, 2) for step in range(50))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from attnprobe.core.errors import InputError
 from attnprobe.core.metric import metric
-from attnprobe.metrics.engine.ascending import ascending
+from attnprobe.metrics.engine.linear_algebra import ascending
 
 
 @metric(axes=("layer", "head"), value_range=(0.0, 1.0), needs_stochastic=True, by_row=True)

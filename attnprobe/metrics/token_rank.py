@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from attnprobe.core.metric import metric
-from attnprobe.metrics.engine.gram import row_products
+from attnprobe.metrics.engine.linear_algebra import row_products
 
 
 @metric(axes=("layer",), value_range=(0.0, None))

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from scipy.stats import binomtest
 
+from attnprobe.core.accuracy import accuracy_interval
 from attnprobe.core.examined import Examined
 from attnprobe.core.measurement import Measurement
 from attnprobe.core.text import blocks_text
@@ -84,7 +85,6 @@ def near_chance(e: Examined) -> str:
         return ""
     chance = 1 / classes
     found = binomtest(round(accuracy * n), n, chance, alternative="greater")
-    high = binomtest(round(accuracy * n), n, chance).proportion_ci(method="wilson").high
-    if found.pvalue <= 0.05 or high >= (1 + chance) / 2:
+    if found.pvalue <= 0.05 or accuracy_interval(round(accuracy * n), n)[1] >= (1 + chance) / 2:
         return ""
     return f"accuracy {accuracy:.1%} is near chance ({chance:.1%}, {classes} classes): this network has learnt little."

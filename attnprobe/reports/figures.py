@@ -27,7 +27,7 @@ from attnprobe.reports.head_figures import AXES, LEGEND, atlases, head_grids, he
 from attnprobe.reports.history import history_drawings
 from attnprobe.reports.numbers import neighbour_mean, number, settings_text
 from attnprobe.reports.removal import removal_drawings, removal_sentences
-from attnprobe.reports.shown import Shown, settings_of, short_names, shown
+from attnprobe.reports.series import Series, series_of, settings_of, short_names
 
 WIDTH = 4.8
 """Inches of every figure: two beside one another on a desk, one on a phone with letters still legible."""
@@ -114,7 +114,7 @@ def sections(runs: Sequence[Examined]) -> list[Section]:
 
 def _matrices(runs: Sequence[Examined]) -> Iterator[Drawing]:
     """Raw and centred similarity side by side, a figure per run and site, one scale for all of them."""
-    raw, centred = shown(runs, "layer_similarity"), shown(runs, "layer_similarity_centred")
+    raw, centred = series_of(runs, "layer_similarity"), series_of(runs, "layer_similarity_centred")
     places = dict.fromkeys((s.name, s.m.site) for s in (*raw, *centred))
     limits = shared_limits([s.m for s in (*raw, *centred)]) if places else (0, 1)
     for name, site in places:
@@ -140,7 +140,7 @@ def _matrices(runs: Sequence[Examined]) -> Iterator[Drawing]:
 
 def _curves(runs: Sequence[Examined]) -> Iterator[Drawing]:
     """The ratio against depth, and the count against the threshold."""
-    every = shown(runs, "similar_blocks")
+    every = series_of(runs, "similar_blocks")
     if not every:
         return
     height = 3.0 + 0.1 * len(every)  # for the legend
@@ -192,7 +192,7 @@ def interval_text(p: Precision) -> str:
 
 
 def _token_curve(runs: Sequence[Examined]) -> Iterator[Drawing]:
-    every = shown(runs, "token_similarity")
+    every = series_of(runs, "token_similarity")
     if not every:
         return
     with canvas(WIDTH, 3.2) as figure:
@@ -205,7 +205,7 @@ def _token_curve(runs: Sequence[Examined]) -> Iterator[Drawing]:
 def _others(runs: Sequence[Examined]) -> Iterator[Drawing]:
     """A figure per run and site of every metric that has none above, by its axes."""
     metrics = dict.fromkeys(m.metric for e in runs for m in e.measurements.values())
-    for s in (s for metric in metrics for s in shown(runs, metric)):
+    for s in (s for metric in metrics for s in series_of(runs, metric)):
         if s.m.metric in DRAWN or s.m.axes in AXES:
             continue
         with canvas(WIDTH, 3.6) as figure:
@@ -216,7 +216,7 @@ def _others(runs: Sequence[Examined]) -> Iterator[Drawing]:
             yield as_svg(figure, f"{title}, {found}.", title, f"{settings_text(s.m)}.")
 
 
-def _draw_lines(ax: Axes, every: Sequence[Shown], draw: Callable[..., Axes]) -> None:
+def _draw_lines(ax: Axes, every: Sequence[Series], draw: Callable[..., Axes]) -> None:
     """A colour per run; where a run has two sites, the softmax is dashed."""
     runs = list(dict.fromkeys(s.name for s in every))
     for s in every:

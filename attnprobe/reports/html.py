@@ -3,12 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from attnprobe.core.examined import Examined
 from attnprobe.core.text import one_run_each, visible
-from attnprobe.reports.explore import explorer_of, why_none
+from attnprobe.reports.drawing import as_uri
 from attnprobe.reports.figures import sections
 from attnprobe.reports.json_report import plain
 from attnprobe.reports.numbers import settings_text
@@ -16,6 +17,9 @@ from attnprobe.reports.removal import removal_rows
 from attnprobe.reports.tables import summary_metrics, summary_table
 from attnprobe.reports.verdict import verdict
 from attnprobe.view import page
+from attnprobe.view.described import Viewed, explorable, left_out
+from attnprobe.view.embedded import Embedded, embed
+from attnprobe.view.photo import as_file
 
 PAGE_BYTES = 5_000_000
 """Of the whole page; what a mail takes, and a phone opens at once. The explorer gets what the rest leaves."""
@@ -100,3 +104,30 @@ def proof_of(certificate: Mapping[str, Any]) -> str:
         f"with an explicit instead of a fused softmax it moves by {certificate.get('fused_difference', 0):.1e}",
     ]
     return f"Checked on {certificate.get('n_images', '?')} images: {'; '.join(p for p in proofs if p)}."
+
+
+MOST_IMAGES = 6
+
+
+def explorer_of(runs: Sequence[Examined], budget: int) -> Embedded | None:
+    """The maps of the report's pictures, in at most `budget` bytes; images that several runs have seen come first."""
+    viewed = [Viewed(e.name, e.maps, e.class_names) for e in runs if e.maps is not None]
+    pictures = {picture.image_id: picture.pixels for e in runs for picture in e.pictures}
+    ids = list(pictures) or [image_id for run in viewed[:1] for image_id in _spread(run.maps.image_ids)]
+    ids.sort(key=lambda image_id: -sum(image_id in run.places for run in viewed))
+    files = {i: as_file(pixels) for i, pixels in pictures.items()}
+    uris = {i: str(as_uri(kind, data)) for i, (data, kind) in files.items()}
+    return embed(viewed, ids[:MOST_IMAGES], uris, budget)
+
+
+def why_none(runs: Sequence[Examined]) -> list[str]:
+    """In sentences, why a page whose runs have maps has no explorer."""
+    viewed = [Viewed(e.name, e.maps, e.class_names) for e in runs if e.maps is not None]
+    if not any(explorable(run.maps) for run in viewed):
+        return left_out(viewed)
+    return ["No image's maps fit into this page; attnprobe view maps.h5 shows them all."]
+
+
+def _spread(ids: Sequence[str]) -> list[str]:
+    """A few, evenly spread."""
+    return [ids[int(i)] for i in np.linspace(0, len(ids) - 1, min(MOST_IMAGES, len(ids)))]

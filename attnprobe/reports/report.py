@@ -8,7 +8,7 @@ from attnprobe.core.examined import Examined
 from attnprobe.io import fs
 from attnprobe.reports.html import to_html
 from attnprobe.reports.json_report import to_json
-from attnprobe.reports.markdown import to_markdown
+from attnprobe.reports.markup import to_markdown
 from attnprobe.reports.tables import long_table
 
 FORMATS: dict[str, tuple[str, Callable[[Sequence[Examined]], str]]] = {

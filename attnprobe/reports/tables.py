@@ -21,6 +21,10 @@ COUNTED = ("layer", "head")
 """Axes whose positions are numbered from 1; the others have labels (a threshold, the name of a token)."""
 
 
+SUMMARY_HEADER = "mean over images (95 % CI)"
+"""Above the labels of `summary_table`."""
+
+
 def long_table(runs: Sequence[Examined]) -> pd.DataFrame:
     """One row per value: run, metric, where, which block and head (from 1), mean, std, interval, baselines.
 

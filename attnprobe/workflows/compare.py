@@ -14,11 +14,19 @@ from attnprobe.core.measurement import Measurement
 from attnprobe.core.text import markdown, one_run_each
 from attnprobe.io import fs
 from attnprobe.io.progress import progress
-from attnprobe.reports.latex import booktabs
-from attnprobe.reports.methods import METHODS_HEADER, depth_figure, methods_caption, methods_cells
+from attnprobe.reports.markup import booktabs, markdown_table
 from attnprobe.reports.numbers import NONE, number, with_interval
-from attnprobe.reports.papers_table import HEADER, papers_caption, papers_cells, papers_table
-from attnprobe.reports.tables import summary_table
+from attnprobe.reports.papers import (
+    HEADER,
+    METHODS_HEADER,
+    depth_figure,
+    methods_caption,
+    methods_cells,
+    papers_caption,
+    papers_cells,
+    papers_table,
+)
+from attnprobe.reports.tables import SUMMARY_HEADER, summary_table
 from attnprobe.stats.holm import LEVEL
 from attnprobe.stats.paired import Difference
 from attnprobe.workflows.differences import (
@@ -196,8 +204,8 @@ def _table(comparison: Comparison, table: str) -> tuple[tuple[str, ...], list[li
         cells = methods_cells({side.name: side.runs for side in sides})
         return METHODS_HEADER, cells, methods_caption(runs), data
     summary = summary_table(runs)
-    header = ("mean over images (95 % CI)", *summary.columns)
-    rows = [[label, *cells] for label, *cells in summary.itertuples(name=None)]
+    header = (SUMMARY_HEADER, *summary.columns)
+    rows = [list(row) for row in summary.itertuples(name=None)]
     return header, rows, papers_caption(runs) + scope, pd.DataFrame(rows, columns=list(header))
 
 
@@ -231,14 +239,14 @@ def _cells_of(row: Compared, first: str) -> pd.DataFrame:
 
 def _markdown(comparison: Comparison, header: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> str:
     first, *others = comparison.sides
-    lines = ["# Comparison", "", *_grid(header, rows), "", markdown(caption), ""]
+    lines = ["# Comparison", "", *markdown_table(header, rows), "", markdown(caption), ""]
     if first.is_method:
         lines += ["![block by block: runs as thin lines, methods with their 95 % band](depth.png)", ""]
     for note, other in zip(comparison.notes, others, strict=True):
         lines += [f"## {markdown(str(other))} against {markdown(str(first))}", "", markdown(note), ""]
         lines += [markdown(comparison.scope), ""] if comparison.scope else []
         effect = ("effect [run SD]",) if first.is_method else ()
-        lines += _grid(
+        lines += markdown_table(
             ("metric", "mean difference (95 % CI)", *effect, "cells that differ", "largest"),
             [difference_cells(row, bool(effect)) for row in comparison.differences if row.run == other.name],
         )
@@ -301,9 +309,3 @@ def _where(row: Compared, d: Difference, place: tuple[np.intp, ...]) -> str:
             name = "block" if axis == "layer" else axis
             words.append(f"{name} {position + 1 if labels is None else labels[position]}")
     return ", ".join(words)
-
-
-def _grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A Markdown table; the first column is left-aligned."""
-    lines = [f"| {' | '.join(map(markdown, header))} |", "|---" + "|--:" * (len(header) - 1) + "|"]
-    return [*lines, *(f"| {' | '.join(map(markdown, row))} |" for row in rows)]

@@ -12,7 +12,7 @@ from attnprobe.metrics import METRICS
 from attnprobe.reports import figures, head_figures, needed
 from attnprobe.reports.drawing import INK
 from attnprobe.reports.figures import sections
-from attnprobe.reports.thumbnails import smaller
+from attnprobe.reports.head_figures import smaller
 from tests.evidences import evidence
 from tests.plots.letters import watch_letters
 from tests.reports.formulas import all_metrics, examined, measurement, picture, precision, types

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from attnprobe.core.errors import InputError, check_choice
-from attnprobe.metrics.engine.gram import half_products
-from attnprobe.metrics.engine.token_vectors import ROUNDING
+from attnprobe.metrics.engine.linear_algebra import ROUNDING, half_products
 
 ESTIMATORS = ("unbiased", "biased")
 

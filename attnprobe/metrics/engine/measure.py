@@ -13,8 +13,7 @@ from attnprobe.core.measurement import Key, Measurement, Measurements
 from attnprobe.core.metric import Metric
 from attnprobe.core.tap import Site
 from attnprobe.metrics.engine.choose import choose
-from attnprobe.metrics.engine.collected import Collected
-from attnprobe.metrics.engine.not_finite import maps_not_finite
+from attnprobe.metrics.engine.collected import Collected, maps_not_finite
 from attnprobe.metrics.engine.units import Units, with_units
 from attnprobe.stats.bootstrap import interval_of_function, interval_of_mean
 from attnprobe.stats.interval import within

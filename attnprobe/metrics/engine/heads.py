@@ -1,13 +1,36 @@
-"""Heads at pairwise distances -> groups of heads that do the same."""
+"""Heads of two layers matched with each other, and heads of one layer grouped by their distances."""
 
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
 from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.optimize import linear_sum_assignment
 from scipy.special import ndtri
+from torch import Tensor
 
 from attnprobe.core.measurement import Measurement
+
+HEAD_MATCH = ("index", "hungarian")
+
+
+def matching(gains: Tensor) -> Tensor:
+    """The partner of each head, so that the sum of gains over pairs is largest (Hungarian method).
+
+    Args:
+        gains: [..., head, head of the other layer], such as summed cosines.
+
+    Returns:
+        [..., head], the index of its partner; a permutation. Heads keep their order where a gain is not finite.
+    """
+    flat = gains.detach().double().cpu().flatten(0, -3)
+    own = torch.arange(gains.shape[-1])
+    found = [
+        torch.from_numpy(linear_sum_assignment(one.numpy(), maximize=True)[1]) if one.isfinite().all() else own
+        for one in flat
+    ]
+    return torch.stack(found).view(gains.shape[:-1]).to(gains.device)
 
 
 def cluster_summary(m: Measurement, distance: Callable[[np.ndarray], np.ndarray] = lambda mean: mean) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from attnprobe.core.accuracy import accuracy_interval
-from attnprobe.reports.papers_table import HEADER, papers_caption, papers_cells, papers_table
+from attnprobe.reports.papers import HEADER, papers_caption, papers_cells, papers_table
 from tests.reports.formulas import examined
 
 

@@ -1,4 +1,4 @@
-"""Under which name does a reader know a measurement, and which settings stand below its figure?"""
+"""Measurements of several runs under the names that readers know them by, and the settings below a figure."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from attnprobe.reports.numbers import settings_text
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
+class Series:
     """A measurement under the name a reader knows it by."""
 
     name: str
@@ -22,10 +22,10 @@ class Shown:
         return SITES[self.m.site]
 
 
-def shown(runs: Sequence[Examined], metric: str) -> list[Shown]:
+def series_of(runs: Sequence[Examined], metric: str) -> list[Series]:
     """The metric of every run, at both sites where they differ."""
     names = short_names(runs)
-    return [Shown(name, m) for name, e in zip(names, runs, strict=True) for m in e.measurements.at_sites(metric)]
+    return [Series(name, m) for name, e in zip(names, runs, strict=True) for m in e.measurements.at_sites(metric)]
 
 
 def short_names(runs: Sequence[Examined]) -> list[str]:
@@ -34,7 +34,7 @@ def short_names(runs: Sequence[Examined]) -> list[str]:
     return [name if names.count(name) == 1 else f"{i}: {name}" for i, name in enumerate(names, 1)]
 
 
-def settings_of(found: Sequence[Shown]) -> str:
+def settings_of(found: Sequence[Series]) -> str:
     """The settings behind a figure, once for all runs that share them."""
     sharing: dict[str, list[str]] = {}
     for s in found:
