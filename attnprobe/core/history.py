@@ -1,4 +1,4 @@
-"""How has a model's attention changed while it trained?"""
+"""Attention over the epochs of a training run, as a probe measured it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -21,13 +21,13 @@ class Alarm:
 class History:
     """A few numbers per block after some of a run's epochs, always on the same images.
 
-    Metrics have the names that `measure` gives them: of two sites the one that multiplies V, "stage/name" in stages
+    Metrics have the names that `measure` gives them: of two sites effective attention, "stage/name" in stages
     but the trunk.
 
     Attributes:
         epochs: [epoch], how many epochs were done, ascending.
         blocks: {metric: [epoch, block]}: means over heads; of similar blocks, the share of vectors above tau; of
-            layer similarity, the cosine with the block before. NaN where there is none.
+            layer similarity, the cosine with the previous block. NaN where there is none.
         matrices: {metric: [epoch, block, block]}, of metrics that compare layers.
         uniform: {metric: [block]}, the value of uniform attention; ln K for the entropy of rows.
         settings: {metric: its settings}.

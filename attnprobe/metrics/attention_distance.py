@@ -1,4 +1,4 @@
-"""How far away, in pixels, does a patch look?"""
+"""Attention distance of every head, in pixels."""
 
 import torch
 from torch import Tensor

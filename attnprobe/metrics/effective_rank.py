@@ -1,4 +1,4 @@
-"""How many independent patterns does one attention map hold?"""
+"""Effective rank of attention maps."""
 
 import torch
 from torch import Tensor

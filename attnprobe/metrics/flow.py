@@ -1,4 +1,4 @@
-"""How much could a token at most have got from each part of the input, if attention weights were pipes?"""
+"""Attention flow: maximum flow from the input tokens to the class token, with attention weights as capacities."""
 
 import numpy as np
 import torch

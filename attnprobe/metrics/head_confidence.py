@@ -1,4 +1,4 @@
-"""How sure is a head of where to look?"""
+"""Confidence of every head: its largest attention weights."""
 
 from torch import Tensor
 

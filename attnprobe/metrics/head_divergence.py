@@ -1,4 +1,4 @@
-"""How many of a layer's heads do different things?"""
+"""Jensen-Shannon divergence between the heads of a layer, and the number of heads that differ."""
 
 import math
 

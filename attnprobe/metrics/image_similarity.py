@@ -1,4 +1,4 @@
-"""Do all images end up as the same vector?"""
+"""Similarity of block outputs between images."""
 
 import numpy as np
 import torch

@@ -1,4 +1,4 @@
-"""Do a few activations dwarf all others?"""
+"""Massive activations: the largest activation relative to the median one."""
 
 from torch import Tensor
 

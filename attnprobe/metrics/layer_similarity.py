@@ -1,4 +1,4 @@
-"""Do two layers look at the same places?"""
+"""Cosine similarity of attention columns between layers."""
 
 from dataclasses import replace
 from typing import Any
@@ -39,7 +39,7 @@ def layer_similarity(
     Args:
         maps: [image, layer, head, query, key].
         axis: "key": the vector of token t is the column A[:, t], how much t gives to each query (arXiv:2103.11886);
-            "query": it is the row A[t, :], where t looks.
+            "query": it is the row A[t, :], how much t attends to each key.
         center: "none"; "mean": each vector minus the mean of its entries, so that a cosine is a correlation; "uniform":
             minus 1/K, the entry of uniform attention over K keys.
         exclude_prefix: leave out the vectors of so many first tokens; the others keep all their entries.

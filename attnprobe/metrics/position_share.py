@@ -1,4 +1,4 @@
-"""Does a head see the image at all?"""
+"""Share of a head's attention pattern that is the same in every image."""
 
 import numpy as np
 import torch

@@ -1,4 +1,4 @@
-"""How much attention goes to the class token and the registers?"""
+"""Attention that the class token and registers receive."""
 
 from typing import Any
 

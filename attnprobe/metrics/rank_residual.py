@@ -1,4 +1,4 @@
-"""How far is a head from giving every query the same attention?"""
+"""Distance of attention maps from rank one with equal rows."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""Do the blocks smooth the picture, or keep its fine detail?"""
+"""Spatial frequencies of block outputs over the patch grid."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Does a block still change what the tokens say?"""
+"""Cosine similarity of block outputs between layers."""
 
 from torch import Tensor
 from torch.nn import functional as F

@@ -1,4 +1,4 @@
-"""How far are the tokens of a layer from being one and the same?"""
+"""Distance of block outputs from equal tokens."""
 
 from torch import Tensor
 

@@ -1,4 +1,4 @@
-"""Are the tokens of a layer becoming one token?"""
+"""Cosine similarity between the tokens of a layer."""
 
 from torch import Tensor
 from torch.nn import functional as F

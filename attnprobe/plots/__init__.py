@@ -4,7 +4,7 @@ Question: a plot per metric, or per kind of axes? Choice: per axes, so that a ne
 same axes always look the same. Reconsider for a metric whose figure needs more than its values.
 Question: pyplot? Choice: only to open a figure where the caller gives no Axes, because notebooks then show it; no
 global state changes, and a report draws hundreds of figures without leaving any open.
-Question: what would mislead? Counting blocks from 0 beside papers that count from 1; colours scaled to each figure's
+Question: what would mislead? Counting blocks from 0 where papers count from 1; colours scaled to each figure's
 own extremes, which make noise look like structure. So blocks start at 1, and colours span the metric's range.
 """
 

@@ -1,4 +1,4 @@
-"""Where does each block look? The image, and over it the attention of every block."""
+"""An image, and over it the attention of every block."""
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -8,7 +8,7 @@ from attnprobe.plots.style import Limits, colour_bar, colours, new_axes
 from attnprobe.plots.tiles import Tiles
 
 OPACITY = 0.65
-"""Of the colours over the image, which is shown in grey."""
+"""Opacity of the colours over the image, which is shown in grey."""
 
 
 def attention_grid(
@@ -21,12 +21,12 @@ def attention_grid(
 ) -> Axes:
     """Draw the mean over heads of the attention each patch gets, one tile per block, the plain image first.
 
-    Colours start at 0 and are the same in all tiles, so a block that looks everywhere alike is of one colour.
+    Colours start at 0 and are the same in all tiles, so a block of uniform attention is of one colour.
 
     Args:
         picture: the image and its attention.
         ax: where; a new figure if None.
-        limits: lowest and highest attention of the colours; from 0 to the largest in this picture if None.
+        limits: lowest and highest attention of the colours; from 0 to the largest of this image if None.
         title: replaces the image's id, its label and the prediction.
         colorbar: False if several Axes share one.
     """

@@ -103,19 +103,19 @@ def similar_fraction(
 
 
 def _share(m: Measurement) -> tuple[float, float, float]:
-    """Similar blocks among those that have another to be compared with, and the interval."""
+    """Share of similar blocks among those that are compared with another, and its interval."""
     possible = m.mean.shape[-1] - (without_partner(m) is not None)
     low, high = m.summary.get("count_ci", (m.summary["count"],) * 2)
     return m.summary["count"] / possible, low / possible, high / possible
 
 
 def _ticks_of_earlier(ax: Axes) -> set[int]:
-    """The depths that are drawn already."""
+    """Depths that are drawn already."""
     return {int(x) for drawn in ax.get_lines() for x in np.atleast_1d(drawn.get_xdata())}
 
 
 def precision_curve(p: Precision, ax: Axes | None = None, *, label: str = "", **line) -> Axes:
-    """Draw the 95 % interval that a number has on more and more images. Call again to add a run.
+    """Draw the 95 % interval of a number against the number of images. Call again to add a run.
 
     Args:
         p: from `images_needed`.
@@ -148,10 +148,10 @@ NAMED = 8
 
 
 def removal_curve(evidence: Evidence, ax: Axes | None = None, *, curve: str = "blocks") -> Axes:
-    """Draw the accuracy, with its interval, after each step, and a line and a band for the whole model.
+    """Draw the accuracy while parts are removed, with its interval, and a line and a band for the whole model.
 
     Args:
-        evidence: what was tried.
+        evidence: of `verify_drops`.
         ax: where; a new figure if None.
         curve: "blocks" or "heads".
 

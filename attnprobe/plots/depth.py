@@ -72,7 +72,7 @@ def depth_curve(
 
 
 def by_depth(m: Measurement) -> Series:
-    """The values `depth_curve` draws."""
+    """Mean, low and high per block, as `depth_curve` draws them."""
     low, high = m.ci
     if m.axes == ("layer",):
         return m.mean, low, high
@@ -83,7 +83,7 @@ def by_depth(m: Measurement) -> Series:
 
 
 def by_depth_of_runs(runs: Sequence[Measurement]) -> Series:
-    """The same of several runs of one method: the mean over runs, and its interval over runs and images.
+    """Mean over several runs of one method, and its interval over runs and images.
 
     Over runs alone where images were not kept, are others in some runs, or the number is no mean over them.
     """
@@ -105,7 +105,7 @@ def by_depth_of_runs(runs: Sequence[Measurement]) -> Series:
 
 
 def _per_image(m: Measurement) -> np.ndarray | None:
-    """[image, layer]: what `by_depth` draws the mean of; None where there is no such thing."""
+    """[image, layer]: the values whose mean `by_depth` returns; None where they were not kept."""
     if m.per_image is None or m.from_mean is not None:
         return None
     values = m.per_image.astype(np.float64)

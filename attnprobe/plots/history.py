@@ -27,7 +27,7 @@ def filmstrip(
     """Draw the layer-by-layer matrices of some epochs, the first and the last among them; first block at bottom left.
 
     Args:
-        history: what the probe saw.
+        history: measurements of the probe.
         ax: where; a new figure if None.
         metric: one of `history.matrices`.
         most: at most so many matrices, evenly spread over the epochs.
@@ -63,14 +63,14 @@ def frames(epochs: np.ndarray, most: int) -> list[int]:
 
 
 def frame_tiles(n: int) -> Tiles:
-    """How n frames share one Axes."""
+    """Tiles of n frames on one Axes."""
     return Tiles(n, in_a_row=min(n, IN_A_ROW))
 
 
 LABELS = {
     "similar_blocks": "share of similar vectors",
     "row_entropy": "row entropy [nats]",
-    "layer_similarity": "cosine with the block before",
+    "layer_similarity": "cosine with the previous block",
 }
 
 
@@ -88,7 +88,7 @@ def onset(
     Of `similar_blocks`, a dot marks the cells that count as similar.
 
     Args:
-        history: what the probe saw.
+        history: measurements of the probe.
         ax: where; a new figure if None.
         metric: one of `history.blocks`.
         limits: lowest and highest value of the colours; from 0 (the lowest, if below) to the value of uniform

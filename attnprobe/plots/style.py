@@ -1,4 +1,4 @@
-"""What do all figures have in common: blocks counted from 1, colours every eye can tell apart, one scale."""
+"""Style of all figures: blocks counted from 1, colours that everybody can tell apart, one scale."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -83,7 +83,7 @@ def without_frame(ax: Axes) -> None:
 
 
 def shared_limits(measurements: Sequence[Measurement]) -> Limits:
-    """The colour range that suits all of them: their value range, the extremes of their means where it is open.
+    """Common colour range: their value range, the extremes of their means where it is open.
 
     A signed range starts at 0 if nothing is below -0.1: means of unrelated maps scatter a little around 0, and half
     of the colours would go unused.
@@ -116,7 +116,7 @@ def colours(limits: Limits) -> Scale:
 
 
 def colour_bar(ax: Axes | Sequence[Axes], scale: Scale, label: str, values: np.ndarray, **options) -> None:
-    """A colour bar beside `ax`, with arrows where `values` leave the scale."""
+    """Add a colour bar to `ax`, with arrows where `values` leave the scale."""
     places = np.asarray(scale.norm(values[np.isfinite(values)]))  # 0 and 1 at the ends of the scale
     below, above = np.any(places < -1e-5), np.any(places > 1 + 1e-5)  # a cosine of 1 and its rounding is no arrow
     extend = "both" if below and above else "min" if below else "max" if above else "neither"
@@ -133,7 +133,7 @@ def finish(
     values: np.ndarray | None = None,
     **options,
 ) -> Axes:
-    """A coloured figure's title, `heading` if None, and its colour bar; `values` are the mean unless given."""
+    """Add the title, `heading` if None, and the colour bar; `values` are the mean unless given."""
     ax.set_title(heading(m) if title is None else title, fontsize="medium", parse_math=False)
     if colorbar:
         label = options.pop("label", quantity(m))
@@ -158,7 +158,7 @@ def baseline_lines(ax: Axes, m: Measurement, points: Callable[[Measurement], tup
 
 
 def line_label(name: str) -> str:
-    """A name as matplotlib keeps it: one that starts with an underscore would be left out of the legend."""
+    """A name that the legend shows: matplotlib leaves out those that start with an underscore."""
     return f" {name}" if name.startswith("_") else name
 
 

@@ -1,4 +1,4 @@
-"""Why might a verdict mislead? Every reason that the data themselves give, the weightiest first."""
+"""Caveats of a verdict: every reason to doubt it that the data themselves give, the weightiest first."""
 
 from collections.abc import Iterator
 
@@ -62,8 +62,8 @@ def _other_stages(e: Examined, m: Measurement) -> str:
 def _two_matrices(e: Examined) -> str:
     """Both counts, named by their matrix."""
     text = (
-        "this variant changes its maps after the softmax, so cosines of its effective maps (what multiplies V; not "
-        "rows that sum to 1) are not comparable with those of softmax maps"
+        "this variant changes its maps after the softmax, so cosines of its effective maps (those multiplied with V, "
+        "whose rows need not sum to 1) are not comparable with those of softmax maps"
     )
     counts = [
         f"{m.summary['count']} of {m.summary['of']}{ci_text(m.summary['count_ci'])} at the {SITES[m.site]}"

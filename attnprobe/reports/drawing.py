@@ -1,7 +1,8 @@
-"""How does a figure become part of a page that loads nothing, in the light and in the dark?
+"""Figures embedded in a page that loads nothing, in its light and its dark theme.
 
-As an image in a data URI: an SVG inside <img> can neither run a script nor load anything, and its letters are drawn as
-outlines, so names from outside never become markup. Ink has the colour of the page's text, whichever theme is on.
+Each is an image in a data URI: an SVG inside <img> can neither run a script nor load anything, and its letters are
+drawn as outlines, so names from outside never become markup. Ink has the colour of the page's text, whichever theme is
+on.
 """
 
 import base64

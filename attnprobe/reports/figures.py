@@ -1,4 +1,4 @@
-"""Which figures does a report show, and what does each say in words?"""
+"""Figures of a report, by section, each with a description in words."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -55,7 +55,7 @@ def sections(runs: Sequence[Examined]) -> list[Section]:
     made = [
         Section(
             "Which blocks repeat one another?",
-            "Each square compares two blocks. Where it has the colour of the diagonal, they look at the same places. "
+            "Each square compares two blocks. Where it has the colour of the diagonal, they attend to the same places. "
             "Raw cosines are near 1 for any maps that are near uniform; centred ones are not.",
             tuple(_matrices(runs)),
         ),
@@ -78,7 +78,7 @@ def sections(runs: Sequence[Examined]) -> list[Section]:
         Section(
             "What does each head do, and what becomes of the tokens?",
             "One square per head, from the first block at the left to the last at the right. Token similarity is the "
-            "mean cosine between the tokens a block puts out; near 1, all of them say the same.",
+            "mean cosine between the tokens a block outputs; near 1, all of them say the same.",
             (*heat_maps(runs, WIDTH), *_token_curve(runs)),
         ),
         Section(
@@ -95,7 +95,7 @@ def sections(runs: Sequence[Examined]) -> list[Section]:
         Section(
             "Are they needed?",
             "What is called similar or redundant is taken away, the cheapest first, and the accuracy measured: the "
-            "block is left out, the head puts out 0. Bands are 95 % intervals; grey is the whole model. Chosen on the "
+            "block is left out, the head outputs 0. Bands are 95 % intervals; grey is the whole model. Chosen on the "
             "images that it is measured on, so a little too good.",
             tuple(drawing for name, e in tried for drawing in removal_drawings(name, e, WIDTH)),
             tuple(sentence for name, e in tried for sentence in removal_sentences(name, e)),
@@ -165,7 +165,7 @@ def _curves(runs: Sequence[Examined]) -> Iterator[Drawing]:
 
 
 def _precisions(runs: Sequence[Examined]) -> Iterator[Drawing]:
-    """A figure per metric; at the matrix that multiplies V."""
+    """A figure per metric; on effective attention."""
     names = short_names(runs)
     for key in dict.fromkeys(key for e in runs for key in e.precision):
         every = [

@@ -1,4 +1,4 @@
-"""The findings of a model: every kind of collapse judged, in an order in which what one explains is not named twice."""
+"""Findings of a model: every kind of collapse judged, in an order in which nothing is reported twice."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -76,7 +76,7 @@ def findings(e: Examined) -> tuple[Finding, ...]:
     found["repetition"], repeating = repetition(e, found)
     if repeating:  # told where it is explained, and not counted as repetition
         near = found["near_uniform"]
-        words = f"so {len(repeating)} of them overlap{'s' if len(repeating) == 1 else ''} with the block before"
+        words = f"so {len(repeating)} of them overlap{'s' if len(repeating) == 1 else ''} with the previous block"
         found["near_uniform"] = replace(near, detail="; ".join(filter(None, (near.detail, words))))
     return tuple(found[kind.name] for kind in KINDS)
 

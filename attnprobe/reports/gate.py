@@ -1,4 +1,4 @@
-"""Does a run pass? Conditions such as `similar_blocks>3` that a build must not meet, read without running anything.
+"""Conditions such as `similar_blocks>3` that fail a build; parsed, never evaluated as code.
 
     metric[.key][@site] OP number        OP: one of > >= < <= == !=
 
@@ -156,7 +156,7 @@ def _of_kind(e: Examined, condition: Condition) -> float | None:
 
 
 def _measurements(e: Examined, condition: Condition) -> list[Measurement]:
-    """The metric in each stage, at the site: without one, at what multiplies V if it was measured there."""
+    """The metric in each stage, at the site: without one, on effective attention if it was measured there."""
     if not e.measurements.select(condition.metric):
         known = {m.metric for m in e.measurements.values()} | {*FACTS, *NAMES}
         raise InputError(

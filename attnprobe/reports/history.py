@@ -1,4 +1,4 @@
-"""What does a report show of a run that was probed while it trained?"""
+"""Figures of a run that was probed while it trained."""
 
 from collections.abc import Iterator
 
@@ -19,7 +19,7 @@ def history_drawings(name: str, history: History, width: float) -> Iterator[Draw
     if "layer_similarity" in history.matrices:
         yield _filmstrip(name, history, width)
     for metric, question in (
-        ("similar_blocks", "which blocks repeat the block before, and since when"),
+        ("similar_blocks", "which blocks repeat the previous block, and since when"),
         ("row_entropy", "entropy of attention rows by block and epoch"),
     ):
         if metric in history.blocks:

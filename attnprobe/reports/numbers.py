@@ -1,4 +1,4 @@
-"""How is a number written, and the mean of many with its interval?"""
+"""Numbers, intervals, means and settings as text."""
 
 import math
 from collections.abc import Callable, Sequence

@@ -26,7 +26,7 @@ def papers_table(runs: Sequence[Examined]) -> pd.DataFrame:
 
     Zhou et al. 2021, arXiv:2103.11886, compare models by #params, top-1 and #similar blocks; what "similar" means here
     is ours (`similar_blocks`), so its settings are columns, and so is the count of the untrained network.
-    "weights" is the softmax, "effective" what multiplies V.
+    "weights" is the softmax, "effective" effective attention.
     """
     return pd.DataFrame([_row(e) for e in runs])
 
@@ -155,7 +155,7 @@ def depth_figure(methods: Methods) -> bytes:
 
 
 def _everywhere(methods: Methods, metric: str) -> dict[str, list[Measurement]]:
-    """The metric of every run, at what multiplies V where that was measured; empty where a run lacks it."""
+    """The metric of every run, on effective attention where that was measured; empty where a run lacks it."""
     found = {
         name: [m for e in runs if (m := e.measurements.prefer(metric, "effective", "weights")) is not None]
         for name, runs in methods.items()

@@ -1,4 +1,4 @@
-"""Which blocks repeat another one, and why: near uniform, the same in all images, or copying content?"""
+"""Blocks that repeat another one, and how: near uniform, the same in all images, or copying content."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -34,7 +34,7 @@ class Repeated:
 
 
 def repetition(e: Examined, found: Mapping[str, Finding]) -> tuple[Finding, frozenset[int]]:
-    """By the overlap with the block before; else, with heads matched; else, with any earlier block.
+    """By the overlap with the previous block; else, with heads matched; else, with any earlier block.
 
     A block that repeats is near uniform if it is called so. With O0 the overlap with the other block of another image,
     it is the same in all images if O0 is above the bar, too, or O is not much larger (`CONTENT`); else it copies
@@ -79,7 +79,7 @@ def _repeated(e: Examined, m: Measurement, bar: float) -> list[Repeated]:
 
 
 def _levels(e: Examined, m: Measurement, repeated: list[Repeated]) -> Levels:
-    """The overlap of every block but the first: with the block before, or as it repeats one."""
+    """The overlap of every block but the first: with the previous block, or as it repeats one."""
     fresh, matched = m.baselines.get("untrained"), e.measurements.prefer("map_overlap_matched", "weights", "effective")
     how = {r.block: r for r in repeated}
     rows = []
@@ -112,7 +112,7 @@ def _kind_of(e: Examined, found: Mapping[str, Finding], m: Measurement, r: Repea
 
 
 def _detail(e: Examined, m: Measurement, real: list[Repeated], bar: float) -> str:
-    """`blocks 2–5 copy the content of the block before (in another image 0.21)`, one part per kind."""
+    """`blocks 2–5 copy the content of the previous block (in another image 0.21)`, one part per kind."""
     numbers = block_numbers(m)
     groups: dict[tuple[str, str], list[Repeated]] = {}
     for r in real:
@@ -128,10 +128,10 @@ def _detail(e: Examined, m: Measurement, real: list[Repeated], bar: float) -> st
 
 def _of_what(r: Repeated) -> str:
     if r.matched:
-        return "the block before with its heads in another order"
+        return "the previous block with its heads in another order"
     back = r.block - r.other
     if back == 1:
-        return "the block before"
+        return "the previous block"
     return "the block two before (A, B, A, B)" if back == 2 else f"the block {back} before"
 
 

@@ -1,4 +1,4 @@
-"""Which files is a report made of? Each is there whole or not at all."""
+"""Files of a report, each written whole or not at all."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path

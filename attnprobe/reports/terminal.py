@@ -1,4 +1,4 @@
-"""What does a person see who ran a report: a table that fits 80 columns, then the verdict of each run."""
+"""A report on the terminal: a table that fits 80 columns, then the verdict of each run."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Which kinds of collapse are there, from which block on? In plain words, and no surer than the numbers are."""
+"""The verdict: kinds of collapse found, from which block on, in words that claim no more than the numbers."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from attnprobe.reports.numbers import ci_text, is_counted
 from attnprobe.reports.removal import advice, cost_text
 
 COMPARED = {
-    "previous": "the block before",
+    "previous": "the previous block",
     "next": "the block after",
     "neighbors": "the mean of the blocks nearby",
     "neighbors-max": "the block nearby that is most alike",

@@ -1,4 +1,4 @@
-"""Do two methods differ, of which there are several runs each, all measured on the same images?"""
+"""Differences between two methods of several runs each, all measured on the same images."""
 
 from collections.abc import Sequence
 
@@ -12,13 +12,13 @@ from attnprobe.stats.over_runs import Estimate, Runs, estimate, scatter_of_mean
 from attnprobe.stats.paired import Difference, aligned, mirrored, one_half
 
 RESAMPLES = 1000
-"""Of the images, where a number is no mean over them."""
+"""Resamples of the images, for numbers that are not means over them."""
 
 
 def difference_of_methods(
     first: Sequence[Measurement], second: Sequence[Measurement], *, resamples: int = RESAMPLES, seed: int = 0
 ) -> Difference:
-    """Mean over runs of the second method minus that of the first, cell by cell; see `core.over_runs`.
+    """Mean over runs of the second method minus that of the first, cell by cell; see `stats.over_runs`.
 
     p-values are of Student's t, corrected by Holm's method over the cells; effects are in units of the standard
     deviation of runs of one method.
@@ -60,7 +60,7 @@ def difference_of_methods(
 
 
 def _of_function(m: Measurement, per_image: np.ndarray, resamples: int, seed: int) -> Runs:
-    """[run, image, *any] -> the function of each run's mean over images; all runs draw the same images."""
+    """[run, image, *any] -> a function of each run's mean over images; all runs draw the same images."""
     assert m.from_mean is not None
     n_images = per_image.shape[1]
     value, scatter = [], []
@@ -75,7 +75,7 @@ def _of_function(m: Measurement, per_image: np.ndarray, resamples: int, seed: in
 
 
 def _by_cells(first: np.ndarray, second: np.ndarray) -> Estimate:
-    """[run, image, *cells] of both -> the estimate, of as many cells at a time as fit in memory."""
+    """[run, image, *cells] of both methods -> their difference, as many cells at a time as fit in memory."""
     shape = first.shape[2:]
     flat = [values.reshape(*values.shape[:2], -1) for values in (first, second)]
     width = max(1, BLOCK_BYTES // 8 // (first.shape[1] * (len(first) + len(second))))

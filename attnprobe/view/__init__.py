@@ -1,4 +1,4 @@
-"""The attention explorer: a picture, a token that looks, and where every block and head looks from there.
+"""The attention explorer: an image, a query token, and what every block and head attends to from there.
 
 Question: a plotting library, or a page of our own? Choice: 800 lines of plain JavaScript without a framework or a
 remote script, so that a page works from a mail, offline and in ten years. Two sources of maps answer the same two

@@ -1,4 +1,4 @@
-"""What does the viewer answer to each question of its page?"""
+"""Answers of the viewer to the requests of its page."""
 
 import json
 import threading
@@ -17,7 +17,7 @@ from attnprobe.view.described import Viewed, described, explorable, left_out
 
 IMAGES_LISTED = 12
 KEPT_BYTES = 96 << 20
-"""Of layers that were read already: a query that moves over a picture reads each of them once."""
+"""Of layers that were read already: a query that moves over an image reads each of them once."""
 
 
 @dataclass(frozen=True, slots=True)

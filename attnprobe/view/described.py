@@ -1,4 +1,4 @@
-"""What can be explored of a run, and in which words does the page speak of it?"""
+"""Stages of a run that can be explored, and their description for the page."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -48,18 +48,18 @@ class Viewed:
 
 
 def explorable(maps: Browsable) -> list[StageShape]:
-    """Stages whose keys are the tokens of the picture and whose queries are some of these."""
+    """Stages whose keys are the tokens of the image and whose queries are some of these."""
     return [shape for shape in maps.shapes() if not why_not(shape)]
 
 
 def why_not(shape: StageShape) -> str:
     """Why a stage cannot be drawn over the image; empty if it can."""
     if shape.kind not in ("self", "class"):
-        return f"its maps are of kind {shape.kind!r}, not between the tokens of the picture"
+        return f"its maps are of kind {shape.kind!r}, not between the tokens of the image"
     if not shape.rows * shape.cols:
-        return "where its tokens sit in the picture is not known"
+        return "where its tokens sit in the image is not known"
     if shape.keys != len(shape.prefix) + shape.rows * shape.cols:
-        return "its keys are not the tokens of the picture"
+        return "its keys are not the tokens of the image"
     return ""
 
 

@@ -1,4 +1,4 @@
-"""Which maps fit into a page that is sent as one file, and how are they put into it?"""
+"""Maps embedded in a page that is sent as one file: as many as fit."""
 
 import base64
 import zlib
@@ -44,7 +44,7 @@ def embed(
 
     Args:
         image_ids: candidates, the most wanted first.
-        pictures: data URIs by image id; an image without one is explored over an empty picture.
+        pictures: data URIs by image id; an image without one is explored over an empty image.
 
     Returns:
         None if there is nothing to explore or nothing fits.

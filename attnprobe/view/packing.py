@@ -1,4 +1,4 @@
-"""How do maps fit into a page? One byte per weight, on a square-root scale between 0 and the largest of its row.
+"""Attention weights packed into one byte each, on a square-root scale between 0 and the largest of the row.
 
     code  0 .. 254 -> largest * (code / 254)^2                    255: not finite
           -127 .. 127 -> sign * largest * (code / 127)^2         -128: not finite     (maps with negative weights)

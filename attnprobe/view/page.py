@@ -1,4 +1,4 @@
-"""How does the explorer become part of a page: its markup, its data, its script, and the policy that lets it run?"""
+"""The explorer as part of a page: its markup, its data, its script, and the policy that lets it run."""
 
 import base64
 import hashlib

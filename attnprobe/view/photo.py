@@ -1,4 +1,4 @@
-"""How does an image travel to a browser? As a file: small ones exact, others as a good photograph."""
+"""Images as files for a browser: small ones lossless, others compressed."""
 
 import io
 

@@ -1,4 +1,4 @@
-"""How is the explorer served on this machine, to nobody but the person who started it?
+"""HTTP server of the explorer, on this machine, for the person who started it alone.
 
 Every address begins with a random word. Without it, or under a host name that is not ours (a page elsewhere can make
 its own name point to 127.0.0.1), there is no answer but 403.

@@ -51,7 +51,7 @@ class Comparison:
     Attributes:
         sides: what is compared; either all are methods of several runs, or all are single runs.
         differences: of each side but the first, of every metric.
-        notes: one for each side but the first.
+        notes: a sentence for each side but the first.
     """
 
     sides: tuple[Side, ...]
@@ -60,12 +60,12 @@ class Comparison:
 
     @property
     def runs(self) -> tuple[Examined, ...]:
-        """Of all sides."""
+        """Runs of all sides."""
         return tuple(run for side in self.sides for run in side.runs)
 
     @property
     def scope(self) -> str:
-        """How far it reaches, where it is of single runs; else empty."""
+        """Sentence on the scope of a comparison of single runs; else empty."""
         return one_run_each(len(self.sides)) if len(self.sides) > 1 and not self.sides[0].is_method else ""
 
 
@@ -90,7 +90,7 @@ def compare(
         match_heads: before heads are compared, pair those of each block whose maps of the shared images are most alike
             (cosine, Hungarian method); runs of equal depth and heads only.
         resamples: of the images, for intervals and tests of single runs; of methods these are Student's t over runs
-            and images, see `core.over_runs`.
+            and images, see `stats.over_runs`.
         group: which images count once together, as for `measure`.
 
     Raises:
@@ -127,7 +127,7 @@ def compare(
 
 
 def _sides(paths: Sequence[Path | str] | Named, metrics: Sequence[str] | None, group: str | None) -> tuple[Side, ...]:
-    """What was asked for, examined."""
+    """The runs to compare, measured."""
     groups = paths if isinstance(paths, Mapping) else named_groups(paths)
     how: dict[str, Any] = {"metrics": metrics, "pictures": 0, "group": group}
     if groups is None:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from attnprobe.core.examined import Examined
+from attnprobe.core.report_spec import ReportSpec
 from attnprobe.io.run import Run
 from attnprobe.models import read_checkpoint
 from attnprobe.store import open_maps
@@ -28,7 +29,7 @@ def demo(out: Path, *, fast: bool = False) -> tuple[list[Examined], list[Path]]:
         runs.append(run.path)
     if fast:
         notes = [f"--fast: trained for {FAST_EPOCHS} epochs only, so these are not converged networks"]
-    return report(runs, out=Path(out), notes=notes)
+    return report(ReportSpec(tuple(runs), Path(out), notes=tuple(notes)))
 
 
 def _is_current(run: Run) -> bool:

@@ -1,4 +1,4 @@
-"""Where does one run, or method, differ from another, if their depths, heads or images are not the same?"""
+"""Differences of one run or method from another, whose depths, heads or images may not be the same."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -33,7 +33,7 @@ ANY_NUMBER_OF_TOKENS = frozenset(
         "similar_blocks", "token_cka", "token_layer_similarity", "token_similarity", "value_similarity",
     )
 )  # fmt: skip
-"""What runs on other numbers of tokens can be compared by: cosines, and what is relative to that number."""
+"""Metrics that compare runs on other numbers of tokens: cosines, and what is relative to that number."""
 
 SITES: tuple[Site, ...] = ("effective", "weights")
 
@@ -46,7 +46,7 @@ class Compared:
     """One metric of a run or method, minus that of the first.
 
     Attributes:
-        metric, site, stage: what was compared where; "effective" is what multiplies V in each run.
+        metric, site, stage: what was compared where; "effective" is the effective attention of each run.
         cells: the difference of every cell; None where there is none, and `why` says why not.
         overall: the same of one number: of similar blocks their count, else the mean over the summary's cells.
         depth: "block", or "relative" where the two have other numbers of blocks.
@@ -65,7 +65,7 @@ class Compared:
 
 
 def common_measurements(first: Examined, other: Examined) -> Iterator[tuple[Measurement, Measurement, str]]:
-    """Each metric of both, at what multiplies V and, where that is another matrix in one of them, at the softmax."""
+    """Pairs of each metric of both models, on effective attention and, where it is another matrix, on softmax maps."""
     for stage, metric in dict.fromkeys((m.stage, m.metric) for m in first.measurements.values()):
         seen = None
         for site in SITES:
@@ -76,7 +76,7 @@ def common_measurements(first: Examined, other: Examined) -> Iterator[tuple[Meas
 
 
 def why_not(first: Examined, other: Examined, metric: str = "") -> str:
-    """Why two runs, or one metric of them, cannot be compared image by image; "" if they can.
+    """Reason why two runs, or one metric of them, cannot be compared image by image; "" if they can.
 
     Images of equal names are the same ones if they come from the same files, or from the same place.
     """
@@ -93,10 +93,10 @@ def why_not(first: Examined, other: Examined, metric: str = "") -> str:
 
 
 def shared_images(runs: Sequence[Examined]) -> tuple[tuple[str, ...], int]:
-    """Images measured in all, in the order of the first; and how many more have one name and other pixels.
+    """Ids of images measured in all runs, in the order of the first, and the number of those that share only a name.
 
     Pixels are compared between runs that saw images of one size, prepared in the same way on the same kind of device;
-    of other runs the names have to do.
+    in other runs equal names suffice.
     """
     seen = [_pixels(e) for e in runs]
     named = set(seen[0]).intersection(*seen[1:])
@@ -114,7 +114,7 @@ def _pixels(e: Examined) -> dict[str, int]:
 
 
 def _preparation(e: Examined) -> object:
-    """What hashes depend on beside the image; the mean and deviation of pixels do not matter."""
+    """Everything but the image that hashes depend on; the mean and deviation of pixels do not matter."""
     config = e.maps.attrs.get("config", {}) if isinstance(e.maps, MapReader) else {}
     spec = config.get("spec") or {}
     return e.info.get("device"), str([spec.get(name) for name in ("size", "interpolation", "crop_pct")])
@@ -164,7 +164,7 @@ def _head(m: Measurement) -> int:
 
 
 def _at_threshold(m: Measurement) -> Measurement:
-    """Similar blocks at the threshold that its count is of: the share of similar vectors, by block."""
+    """Share of similar vectors by block, at the chosen threshold."""
     chosen = chosen_threshold(m)
     values = {name: getattr(m, name)[..., chosen, :] for name in ("mean", "std", "ci")}
     per_image = None if m.per_image is None else m.per_image[:, chosen]
@@ -175,7 +175,7 @@ def _at_threshold(m: Measurement) -> Measurement:
 def _overall(
     runs: Sequence[Measurement], depth: str, minus: Callable[[Sequence[Measurement]], Difference], resamples: int
 ) -> Difference | None:
-    """The difference of one number; each run's mean is over its own blocks. None for a number that has no such thing.
+    """Difference of one number; each run's mean is over its own blocks. None where that means nothing.
 
     A count of few blocks against a count of many says nothing, and what is no mean over images needs the same cells.
     """
@@ -189,7 +189,7 @@ def _overall(
 
 
 def _interval_of_counts(runs: Sequence[Measurement], resamples: int) -> np.ndarray:
-    """Of the difference of two runs' numbers of similar blocks: both counts may be anywhere in theirs."""
+    """Interval of the difference of two numbers of similar blocks: each may be anywhere in its own interval."""
     ends = []
     for m in runs:
         assert m.per_image is not None, "or nothing could be compared"
@@ -200,7 +200,7 @@ def _interval_of_counts(runs: Sequence[Measurement], resamples: int) -> np.ndarr
 
 
 def _count(m: Measurement) -> Measurement:
-    """How many blocks are similar, as a number; NaN if that of one is not known."""
+    """Number of similar blocks; NaN where the share of one is not known."""
     chosen, rho = chosen_threshold(m), m.settings["rho"]
 
     def count(mean: np.ndarray) -> np.ndarray:

@@ -55,7 +55,7 @@ def draw(
         user: where the images are, for figures that show some, if the file may not choose them itself.
 
     Raises:
-        InputError: no such figure, width or ending; the metric has other axes; there are no pictures or no history.
+        InputError: no such figure, width or ending; the metric has other axes; there are no images or no history.
         WorkError: `out` cannot be written.
     """
     check_choice("figure", figure, tuple(FIGURES))
@@ -99,7 +99,7 @@ def draw(
 
 
 def _what(path: Path, figure: str, metric: str, user: UserImages) -> Measurement | AttendedImage | History:
-    """What the figure shows of one maps file or run."""
+    """Measurement, image or history of one maps file or run that the figure shows."""
     maps = maps_of(path)
     if figure in HISTORIES:
         history = read_history(Run(maps.parent).probe)

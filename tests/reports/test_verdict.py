@@ -27,7 +27,7 @@ def test_repetition_names_its_kind_its_blocks_their_count_and_its_interval():
     found = verdict(examined(similar=range(12, 17)))
     assert found.status == "found" and found.warnings == ()
     assert found.headline == (
-        "repetition from block 12: blocks 12–16 copying content, as the block before, in another image 0.194; "
+        "repetition from block 12: blocks 12–16 copying content, as the previous block, in another image 0.194; "
         "drifting: block 16 overlaps 0.400 with block 11 (5 of 15 blocks (95% CI 5–5) after the first, overlap 0.970)"
     )
 

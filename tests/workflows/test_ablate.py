@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from attnprobe.cli import app as cli
 from attnprobe.core.errors import InputError
 from attnprobe.core.evidence import Change, Evidence, Tried
+from attnprobe.core.report_spec import ReportSpec
 from attnprobe.models.ablate import Ablatable
-from attnprobe.reports.removal import advice
+from attnprobe.reports.removal import advice, evidence_text
 from attnprobe.workflows import ablate as ablation
 from attnprobe.workflows.ablate import MOST_TRIED, verify_drops
 from attnprobe.workflows.capture import capture_file
@@ -38,8 +39,8 @@ def run(tmp_path_factory):
 def test_accuracies_are_those_of_pruned_models(run, tmp_path):
     evidence, _ = verify_drops(run, blocks=[2, 4], heads=[(1, 3)], device="cpu", images=100)
     assert [str(tried.changes[0]) for tried in evidence.single] == [
-        "block 2: map of the block before", "block 2: attention skipped", "block 2: dropped",
-        "block 4: map of the block before", "block 4: attention skipped", "block 4: dropped",
+        "block 2: map of the previous block", "block 2: attention skipped", "block 2: dropped",
+        "block 4: map of the previous block", "block 4: attention skipped", "block 4: dropped",
         "block 1, head 3: output 0",
     ]  # fmt: skip
     right = {str(tried.changes[0]): tried.right for tried in evidence.single}
@@ -152,7 +153,7 @@ def test_maps_of_another_model_or_of_several_stages_are_no_evidence(run, tmp_pat
         verify_drops(other, maps=run / "maps.h5", device="cpu")
     (other / "maps.h5").write_bytes((run / "maps.h5").read_bytes())
     with pytest.raises(InputError, match="of another checkpoint than"):
-        report([other], out=tmp_path / "out", verify=True)
+        report(ReportSpec([other], tmp_path / "out", verify_drops=True))
     small = prune(run, tmp_path / "small", heads={2: [1]}, device="cpu", images=20).path
     maps = capture_file(small, data="digits", images=20, untrained=0, out=tmp_path / "small.h5")
     with pytest.raises(InputError, match="measured as .* stages"):
@@ -275,7 +276,7 @@ def test_a_report_shows_the_evidence_and_says_so(run, tmp_path, capsys, monkeypa
     )
     assert written["verdict"]["advice"] == advice(expected) and "head_importance" in written["measurements"]
     page = (tmp_path / "report.html").read_text()
-    assert "Are they needed?" in page and "accuracy against blocks taken away" in page and ">nan" not in page
+    assert "Are they needed?" in page and "accuracy against blocks removed" in page and ">nan" not in page
     with pytest.raises(SystemExit, match="2"):
         (tmp_path / "lone").mkdir()
         (run / "maps.h5").rename(tmp_path / "lone" / "maps.h5")
@@ -288,7 +289,7 @@ def test_a_pruned_model_and_one_whose_first_block_must_stay_are_verified_too(run
     evidence, _ = verify_drops(small, blocks="all", heads="all", data="digits", images=20, device="cpu")
     assert evidence.importance["head_ablation"].mean.shape == (4, 3)
     assert np.isnan(evidence.importance["head_importance"].mean[1]).tolist() == [False, False, True]
-    assert "block 2: map of the block before" not in {str(tried.changes[0]) for tried in evidence.single}
+    assert "block 2: map of the previous block" not in {str(tried.changes[0]) for tried in evidence.single}
     kept, _ = verify_drops("refiner_16_digits", blocks="all", data="digits", images=8, device="cpu")
     assert kept.single[0].changes[0].block == 2
     all_heads, _ = verify_drops("refiner_16_digits", heads="all", data="digits", images=8, device="cpu")

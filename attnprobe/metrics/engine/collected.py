@@ -69,7 +69,7 @@ class Collected:
         self._folded: Moments | None = None
 
     def add(self, values: np.ndarray) -> np.ndarray:
-        """Take [image, *axes] in; which of these images are finite everywhere, [image]."""
+        """Add [image, *axes]; returns which of these images are finite everywhere, [image]."""
         finite = np.asarray(np.isfinite(values.reshape(len(values), -1)).all(1))
         self.n_images += len(values)
         self.n_excluded += int((~finite).sum())
@@ -100,16 +100,16 @@ def _blocks(values: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def maps_not_finite(maps: AttentionMaps, images: np.ndarray, at_most: int) -> list[str]:
-    """Maps with NaN or infinities, in words, looked for among some images only.
+    """Names of maps with NaN or infinities, searched among some images only.
 
     Args:
         maps: some images.
-        images: [image], where to look: those of which a metric was not finite.
+        images: [image], bool: those for which a metric was not finite.
         at_most: how many to name.
 
     Returns:
         Such as "image val/7, block 3 (blocks.2.attn), head 5"; numbers count from 1. Empty if all are finite: then the
-        metric has no value there, as the distance of a head that looks at no patch.
+        metric has no value there, as the distance of a head that attends to no patch.
     """
     return list(islice(_named(maps, images), max(0, at_most)))
 

@@ -68,7 +68,7 @@ def cluster_summary(m: Measurement, distance: Callable[[np.ndarray], np.ndarray]
 
 
 def fewest_and_most(count: int, mean: np.ndarray, ends: np.ndarray, cut: float) -> list[int | None]:
-    """How many groups there are with all distances at one end of their intervals, and at the other; `count` between.
+    """Fewest and most groups: with all distances at one end of their intervals, and at the other; `count` is between.
 
     The intervals are widened so that all hold at once with 95 % (Bonferroni, as of normal means). Resampled numbers of
     groups would be too sure: of heads whose distances are near the cut they miss the true number most of the time.

@@ -14,7 +14,7 @@ from torch import Tensor
 from attnprobe.core.errors import InputError, check_choice
 
 FEW = 32
-"""Fewer rows than this gain nothing."""
+"""Below this many rows `syrk` gains nothing."""
 
 
 def row_products(x: Tensor) -> Tensor:
@@ -26,7 +26,7 @@ def row_products(x: Tensor) -> Tensor:
 
 
 def half_products(x: Tensor) -> tuple[Tensor, Tensor]:
-    """The same below the diagonal, [..., row, row] and zero elsewhere; then the diagonal, [..., row]."""
+    """`row_products` below the diagonal, [..., row, row] and zero elsewhere; then the diagonal, [..., row]."""
     products = _half(x) if _by_blas(x) else (x @ x.mT).tril()
     diagonal = products.diagonal(dim1=-2, dim2=-1).clone()
     products.diagonal(dim1=-2, dim2=-1).zero_()
@@ -64,7 +64,8 @@ def singular_values(matrix: Tensor) -> Tensor:
 
 
 def ascending(rows: Tensor) -> Tensor:
-    """Sorted over the last axis, NaN last; on a CPU by NumPy: 13 ms instead of 120 for 16 x 12 x 197 rows of 197."""
+    """The rows sorted over the last axis, NaN last; on a CPU by NumPy: 13 ms instead of 120 for 16 x 12 x 197 rows of
+    197."""
     if rows.is_cpu:
         return torch.from_numpy(np.sort(rows.numpy(), axis=-1))
     return rows.sort(-1).values
@@ -80,7 +81,7 @@ def unit_vectors(maps: Tensor, axis: str = "key", center: str = "none", exclude_
     Args:
         maps: [..., query, key].
         axis: "key": the vector of token t is the column A[:, t], how much t gives to each query (arXiv:2103.11886).
-            "query": it is the row A[t, :], where t looks.
+            "query": it is the row A[t, :], how much t attends to each key.
         center: "none"; "mean": subtract from each vector the mean of its entries, so that its cosine is a correlation;
             "uniform": subtract 1/K, the entry of uniform attention over K keys.
         exclude_prefix: leave out the vectors of the first tokens. The other vectors keep all their entries.

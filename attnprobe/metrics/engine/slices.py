@@ -19,8 +19,9 @@ from attnprobe.core.maps import AttentionMaps, Part, TokenGrid, uniform_maps
 from attnprobe.core.measurement import Measurements
 from attnprobe.core.metric import Metric
 from attnprobe.metrics.engine.choose import choose
+from attnprobe.metrics.engine.collect import NAMED, Place, collect
 from attnprobe.metrics.engine.collected import Collected
-from attnprobe.metrics.engine.measure import NAMED, Place, collect, summarise
+from attnprobe.metrics.engine.measure import summarise
 
 
 def measure_slice(chunks: Iterable[AttentionMaps], metrics: Sequence[Metric | str] | None = None) -> bytes:

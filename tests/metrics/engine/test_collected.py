@@ -113,7 +113,7 @@ def test_the_map_is_named_by_image_block_and_head(make_maps):
 def test_a_value_that_does_not_exist_accuses_no_map(make_maps):
     maps = make_maps()
     maps.values[0, 0, 0] = 0
-    maps.values[0, 0, 0, :, 0] = 1  # looks at no patch
+    maps.values[0, 0, 0, :, 0] = 1  # attends to no patch
     m = measure([maps], [attention_distance])["attention_distance"]
     assert m.n_excluded == 1 and m.not_finite == ()
 
