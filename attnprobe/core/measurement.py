@@ -33,7 +33,7 @@ class Measurement:
         per_image: [image, *axes], or None when there were too many to keep. With `from_mean`, the values whose
             mean it takes.
         image_ids: one per row of `per_image`: an image, or a group of them where `settings` have a "group".
-        pixels: one per row, too: a hash of what the model saw; 0 where that is not known.
+        pixels: a hash of the pixels that the model saw, one per row; 0 where it is not known.
         copies: "b.png = a.png": images left out because an earlier one has the same pixels.
         n_grouped: images that `n_images` groups were made of; as many where each is its own.
         settings: everything that changes the numbers, defaults included: the metric's own, and

@@ -12,7 +12,7 @@ from attnprobe.plots.style import SITES
 from attnprobe.reports.numbers import ci_text
 
 FEW_IMAGES = 32
-"""Below this many images an interval of what is skewed, as shares near 0 or 1 are, covers less than it says."""
+"""Below this many images intervals of skewed values, such as shares near 0 or 1, cover less than 95 %."""
 
 
 def caveats(e: Examined, m: Measurement | None) -> Iterator[str]:
@@ -23,7 +23,7 @@ def caveats(e: Examined, m: Measurement | None) -> Iterator[str]:
         more = f"; {len(others)} more alarm{'s' if len(others) > 1 else ''} later" if others else ""
         yield f"while it trained, from epoch {first.epoch}: {first.text}{more}."
     if e.measurements and not any("untrained" in other.baselines for other in e.measurements.values()):
-        yield "no untrained network was measured, so there is no reference beside the numbers."
+        yield "no untrained network was measured, so the numbers have no reference."
     if e.measurements.change_after_softmax:
         yield _two_matrices(e)
     if m is not None and (others := _other_stages(e, m)):
@@ -50,7 +50,7 @@ def caveats(e: Examined, m: Measurement | None) -> Iterator[str]:
 
 
 def _other_stages(e: Examined, m: Measurement) -> str:
-    """That there are other stages, whose blocks have other heads or tokens, and their counts."""
+    """Sentence on other stages, whose blocks have other heads or tokens, with their counts."""
     others = [
         f"{other.stage} {other.summary['count']} of {other.summary['of']}"
         for other in e.measurements.select(m.metric, site=m.site)
@@ -60,7 +60,7 @@ def _other_stages(e: Examined, m: Measurement) -> str:
 
 
 def _two_matrices(e: Examined) -> str:
-    """Both counts, named by their matrix."""
+    """Sentence on the two matrices of a variant that changes its maps, with the count at each."""
     text = (
         "this variant changes its maps after the softmax, so cosines of its effective maps (those multiplied with V, "
         "whose rows need not sum to 1) are not comparable with those of softmax maps"
@@ -77,7 +77,7 @@ def near_chance(e: Examined) -> str:
     """A sentence if the accuracy does not differ from guessing and could not be much better; empty otherwise.
 
     By the one-sided binomial test at 5 %, and the upper end of the 95 % interval (Wilson) below half-way from chance to
-    1: of a few images nothing is said.
+    1, so that a few images give no warning.
     """
     accuracy, classes = e.info.get("accuracy"), e.info.get("n_classes")
     n = e.info.get("n_labelled") or e.info.get("n_images")

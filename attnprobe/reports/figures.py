@@ -30,18 +30,18 @@ from attnprobe.reports.removal import removal_drawings, removal_sentences
 from attnprobe.reports.series import Series, series_of, settings_of, short_names
 
 WIDTH = 4.8
-"""Inches of every figure: two beside one another on a desk, one on a phone with letters still legible."""
+"""Width of every figure in inches: two fit side by side on a desk, one on a phone with legible letters."""
 
 MOST_PICTURES = 4
 
 DRAWN = ("layer_similarity", "layer_similarity_centred", "similar_blocks", "head_divergence", "head_similarity",
          "head_types", "token_similarity")  # fmt: skip
-"""What has figures of its own, as everything of single heads has."""
+"""Metrics that have figures of their own, as those of single heads have."""
 
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """Figures that answer one question, how to read them, and what there is to say beside them."""
+    """Figures that answer one question, how to read them, and sentences that accompany them."""
 
     title: str
     reading: str
@@ -50,8 +50,9 @@ class Section:
 
 
 def sections(runs: Sequence[Examined]) -> list[Section]:
-    """All figures of a report; what was not measured is left out."""
-    tried = [(name, e.evidence) for name, e in zip(short_names(runs), runs, strict=True) if e.evidence is not None]
+    """Sections of a report; those without a measurement are left out."""
+    names = short_names(runs)
+    with_evidence = [(name, e.evidence) for name, e in zip(names, runs, strict=True) if e.evidence is not None]
     made = [
         Section(
             "Which blocks repeat one another?",
@@ -87,26 +88,26 @@ def sections(runs: Sequence[Examined]) -> list[Section]:
             tuple(_others(runs)),
         ),
         Section(
-            "Where does it look?",
+            "What does each block attend to?",
             "Attention of the class token, or of the mean query where there is none, over the image: one tile per "
             "block, mean over heads; every run shows an image on the same colour scale.",
             tuple(_pictures(runs)),
         ),
         Section(
             "Are they needed?",
-            "What is called similar or redundant is taken away, the cheapest first, and the accuracy measured: the "
-            "block is left out, the head outputs 0. Bands are 95 % intervals; grey is the whole model. Chosen on the "
-            "images that it is measured on, so a little too good.",
-            tuple(drawing for name, e in tried for drawing in removal_drawings(name, e, WIDTH)),
-            tuple(sentence for name, e in tried for sentence in removal_sentences(name, e)),
+            "What is called similar or redundant is removed, the cheapest first, and the accuracy measured: the block "
+            "is left out, the output of the head is 0. Bands are 95 % intervals; grey is the whole model. Some of the "
+            "images chose the order, and the others are measured.",
+            tuple(drawing for name, e in with_evidence for drawing in removal_drawings(name, e, WIDTH)),
+            tuple(sentence for name, e in with_evidence for sentence in removal_sentences(name, e)),
         ),
         Section(
             "What happened while it trained?",
             "Measured on a few fixed images after some of the epochs. Each square compares all pairs of blocks after "
-            "one epoch. Networks start near uniform, and then every block repeats the one before; trouble is what "
+            "one epoch. Networks start near uniform, and then every block repeats the previous one; trouble is what "
             "begins later, or stays.",
             tuple(_histories(runs)),
-            tuple(_told(runs)),
+            tuple(_alarm_sentences(runs)),
         ),
     ]
     return [section for section in made if section.drawings or section.sentences]
@@ -139,7 +140,7 @@ def _matrices(runs: Sequence[Examined]) -> Iterator[Drawing]:
 
 
 def _curves(runs: Sequence[Examined]) -> Iterator[Drawing]:
-    """The ratio against depth, and the count against the threshold."""
+    """Curves of the ratio against depth, and of the count against the threshold."""
     every = series_of(runs, "similar_blocks")
     if not every:
         return
@@ -165,7 +166,7 @@ def _curves(runs: Sequence[Examined]) -> Iterator[Drawing]:
 
 
 def _precisions(runs: Sequence[Examined]) -> Iterator[Drawing]:
-    """A figure per metric; on effective attention."""
+    """A figure per number whose precision is known, on effective attention."""
     names = short_names(runs)
     for key in dict.fromkeys(key for e in runs for key in e.precision):
         every = [
@@ -186,7 +187,7 @@ def _precisions(runs: Sequence[Examined]) -> Iterator[Drawing]:
 
 
 def interval_text(p: Precision) -> str:
-    """How wide the interval is at the fewest images, at those there are, and at the most."""
+    """The interval on the fewest images, on those at hand, and on the most."""
     places = dict.fromkeys((0, p.sizes.index(p.n_images), len(p.sizes) - 1))
     return ", ".join(f"{number(float(p.low[i]))} to {number(float(p.high[i]))} on {p.sizes[i]} images" for i in places)
 
@@ -203,7 +204,7 @@ def _token_curve(runs: Sequence[Examined]) -> Iterator[Drawing]:
 
 
 def _others(runs: Sequence[Examined]) -> Iterator[Drawing]:
-    """A figure per run and site of every metric that has none above, by its axes."""
+    """A figure per run and site of every metric without figures of its own, by its axes."""
     metrics = dict.fromkeys(m.metric for e in runs for m in e.measurements.values())
     for s in (s for metric in metrics for s in series_of(runs, metric)):
         if s.m.metric in DRAWN or s.m.axes in AXES:
@@ -227,7 +228,7 @@ def _draw_lines(ax: Axes, every: Sequence[Series], draw: Callable[..., Axes]) ->
 
 
 def _pictures(runs: Sequence[Examined]) -> Iterator[Drawing]:
-    """The same image of every run beside one another."""
+    """Attention over a few images, the runs of an image side by side."""
     chosen = [(name, picture) for name, e in zip(short_names(runs), runs, strict=True) for picture in e.pictures]
     ids = list(dict.fromkeys(picture.image_id for _, picture in chosen))[:MOST_PICTURES]
     for image_id in ids:
@@ -243,7 +244,7 @@ def _histories(runs: Sequence[Examined]) -> Iterator[Drawing]:
             yield from history_drawings(name, e.history, WIDTH)
 
 
-def _told(runs: Sequence[Examined]) -> Iterator[str]:
+def _alarm_sentences(runs: Sequence[Examined]) -> Iterator[str]:
     for e in runs:
         if e.history is not None:
             yield from (f"{e.name}, epoch {alarm.epoch}: {alarm.text}." for alarm in e.history.alarms)
@@ -254,9 +255,9 @@ def _picture(name: str, picture: AttendedImage, limits: tuple[float, float]) -> 
     rows, cols = picture.pixels.shape[:2]
     width, height = Tiles(len(picture.attention) + 1, height=rows / cols).size
     attention = attention_of(picture)
-    told = f"Seen as {picture.prediction or 'unknown'}"
-    told += f" ({picture.probability:.0%})" if math.isfinite(picture.probability) else ""
-    told += f", is {picture.label}." if picture.label else "."
+    outcome = f"Seen as {picture.prediction or 'unknown'}"
+    outcome += f" ({picture.probability:.0%})" if math.isfinite(picture.probability) else ""
+    outcome += f", is {picture.label}." if picture.label else "."
     title = f"{name}, {SITES.get(picture.site, picture.site)}: attention over {picture.image_id}"
     peaks = attention.reshape(len(attention), -1).max(1)
     alt = (
@@ -265,7 +266,7 @@ def _picture(name: str, picture: AttendedImage, limits: tuple[float, float]) -> 
     )
     with canvas(WIDTH, 0.1 + (WIDTH - 1.2) * height / width, ink=GREY) as figure:
         attention_grid(picture, figure.add_subplot(), limits=limits, title="")
-        return as_photograph(figure, alt, title, told)
+        return as_photograph(figure, alt, title, outcome)
 
 
 def _largest(m: Measurement) -> str:

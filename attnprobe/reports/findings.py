@@ -53,7 +53,7 @@ NUMBERS: dict[str, Callable[[Measurement], Levels]] = {
     "head_redundancy": _needless_heads,
     "massive_activations": levels,
 }
-"""By the name of the kind; repetition needs several measurements."""
+"""Numbers of each kind, by its name; repetition needs several measurements."""
 
 EXCUSED = {
     "near_uniform": (),
@@ -68,13 +68,13 @@ and queries that all look at one token have no entropy. Named once."""
 
 
 def findings(e: Examined) -> tuple[Finding, ...]:
-    """What is said of each kind, in the order of `KINDS`."""
+    """The finding on each kind, in the order of `KINDS`."""
     found: dict[str, Finding] = {}
     for kind in sorted(KINDS, key=lambda kind: [*EXCUSED, kind.name].index(kind.name)):
         if kind.name != "repetition":
             found[kind.name] = _finding(e, kind, found)
     found["repetition"], repeating = repetition(e, found)
-    if repeating:  # told where it is explained, and not counted as repetition
+    if repeating:  # reported where it is explained, and not counted as repetition
         near = found["near_uniform"]
         words = f"so {len(repeating)} of them overlap{'s' if len(repeating) == 1 else ''} with the previous block"
         found["near_uniform"] = replace(near, detail="; ".join(filter(None, (near.detail, words))))
@@ -87,7 +87,7 @@ def _finding(e: Examined, kind: Kind, found: Mapping[str, Finding]) -> Finding:
     if m is None or why:
         return cannot_say(kind, bar_of(e, kind), why)
     if kind.name == "near_uniform" and "uniform" not in m.baselines:
-        return cannot_say(kind, bar_of(e, kind), "uniform attention was not measured beside it")
+        return cannot_say(kind, bar_of(e, kind), "the uniform baseline was not measured")
     numbers = NUMBERS[kind.name](m)
     prefix = e.measurements.prefer("prefix_mass", "weights", "effective")
     if kind.name == "sink_collapse" and prefix is not None:

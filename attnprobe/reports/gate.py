@@ -7,7 +7,7 @@ interval (`similar_blocks.count.low>3`: surely more than 3), or `mean`, `min`, `
 `accuracy` and `parameters` of the model can be named as well, and the kinds of collapse that a verdict knows:
 `near_uniform>0` is about the number of blocks that are (`near_uniform.blocks.low`: surely), `oversmoothing.found==1`
 about whether it was found, `.from` about the first of the blocks and `.number` about what is compared with the bar.
-What cannot be known does not pass: it is an error.
+A number that is not known is an error, not a pass.
 """
 
 import math
@@ -37,7 +37,7 @@ COMPARISONS: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
 }
 FACTS = ("accuracy", "parameters")
-"""What can be asked of the model itself."""
+"""Facts about the model that a condition may name."""
 
 OF_KINDS: dict[str, Callable[[Finding], float | None]] = {
     "blocks": lambda f: len(f.blocks),
@@ -48,10 +48,10 @@ OF_KINDS: dict[str, Callable[[Finding], float | None]] = {
     "number": lambda f: f.number,
     "untrained": lambda f: f.untrained,
 }
-"""What can be asked of a kind of collapse; "blocks" where nothing is."""
+"""Keys of a kind of collapse; "blocks" if none is given."""
 
 USUAL_KEY = {"similar_blocks": "count", "head_divergence": "redundant", "head_similarity": "redundant"}
-"""The number that is meant where a metric is named alone."""
+"""Key of a metric that is named alone."""
 
 OVER_CELLS: dict[str, Callable[[np.ndarray], np.floating]] = {"mean": np.mean, "min": np.min, "max": np.max}
 
@@ -63,7 +63,7 @@ _CONDITION = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """One condition, as it was typed and as it was understood; `key` and `site` are "" where none was given."""
+    """One condition, as typed and as parsed; `key` and `site` are "" where none was given."""
 
     text: str
     metric: str
@@ -103,7 +103,7 @@ class Condition:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a condition on one run: the number it asks for, None for "there is none", and whether it holds."""
+    """Result of a condition on one run: the number it names, None if there is none, and whether it holds."""
 
     run: str
     condition: Condition
@@ -116,7 +116,8 @@ class Outcome:
 
 
 def check(runs: Sequence[Examined], conditions: Sequence[Condition]) -> list[Outcome]:
-    """Every condition on every run; in a model of several stages the first stage that meets it, else the last.
+    """Outcomes of every condition on every run; in a model of several stages the first stage that meets it, else the
+    last.
 
     Raises:
         InputError: a metric was not measured, has no such key, or its number is not known.
@@ -127,8 +128,8 @@ def check(runs: Sequence[Examined], conditions: Sequence[Condition]) -> list[Out
 def insist(outcomes: Sequence[Outcome]) -> None:
     """Raises GateFailed if a condition holds anywhere."""
     if held := [outcome for outcome in outcomes if outcome.holds]:
-        told = "; ".join(f"{o.run}: {o.condition.text} (is {number(o.value)})" for o in held)
-        raise GateFailed(f"{len(held)} of {len(outcomes)} conditions of --fail-on met: {told}")
+        listed = "; ".join(f"{o.run}: {o.condition.text} (is {number(o.value)})" for o in held)
+        raise GateFailed(f"{len(held)} of {len(outcomes)} conditions of --fail-on met: {listed}")
 
 
 def _outcome(e: Examined, condition: Condition) -> Outcome:
@@ -150,7 +151,7 @@ def _outcome(e: Examined, condition: Condition) -> Outcome:
 def _of_kind(e: Examined, condition: Condition) -> float | None:
     finding = next(f for f in findings(e) if f.kind == condition.metric)
     if finding.found == "cannot say":
-        raise InputError(f"--fail-on {condition.text!r}: there is no telling of {e.name}: {finding.detail}.")
+        raise InputError(f"--fail-on {condition.text!r}: it is not known for {e.name}: {finding.detail}.")
     value = OF_KINDS[condition.key or "blocks"](finding)
     return None if value is None else float(value)
 
@@ -174,18 +175,18 @@ def _measurements(e: Examined, condition: Condition) -> list[Measurement]:
 
 
 def _number(e: Examined, m: Measurement, condition: Condition) -> float | None:
-    """The number asked for; None where the summary says that there is none, such as no first collapsed block."""
+    """The number that a condition names; None where the summary has none, such as no first collapsed block."""
     key, _, bound = (condition.key or USUAL_KEY.get(m.metric, "")).partition(".")
     where = f"--fail-on {condition.text!r}: {m.metric} of {e.name}"
     if None in m.summary.get("ratio", ()):
-        raise InputError(f"{where} has blocks without a finite value, so there is no telling.")
+        raise InputError(f"{where} has blocks without a finite value, so it is not known.")
     if m.metric == "similar_blocks" and m.summary["of"] < 2:
-        raise InputError(f"{where} is of one block, which has no other to be compared with; there is no telling.")
+        raise InputError(f"{where} is of one block, which has no other to be compared with; it is not known.")
     if key in OVER_CELLS and not bound and key not in m.summary:
         values = m.mean[telling_cells(m)]
         values = values[np.isfinite(values)]
         if not values.size:
-            raise InputError(f"{where} has no finite value, so there is no telling.")
+            raise InputError(f"{where} has no finite value, so it is not known.")
         return float(OVER_CELLS[key](values))
     if bound:
         interval = m.summary.get(f"{key}_ci") or ()

@@ -20,7 +20,7 @@ USUAL = ("row_entropy", "attention_distance", "effective_rank", "rank_residual",
 
 
 def head_grids(runs: Sequence[Examined], width: float) -> Iterator[Drawing]:
-    """One figure per run, of the divergence where it was measured, else of the cosine; the metric's full range."""
+    """Matrices of heads, a figure per run: of the divergence where it was measured, else of the cosine."""
     every = series_of(runs, "head_divergence") or series_of(runs, "head_similarity")
     for s in every:
         across, down = Tiles(len(s.m.mean)).size
@@ -33,7 +33,7 @@ def head_grids(runs: Sequence[Examined], width: float) -> Iterator[Drawing]:
 
 
 def atlases(runs: Sequence[Examined], width: float) -> Iterator[Drawing]:
-    """Each head's type and its mean map, a figure per run as wide as the page."""
+    """Types and mean maps of all heads, a figure per run as wide as the page."""
     for name, e in zip(short_names(runs), runs, strict=True):
         m = e.measurements.get("head_types", stage="trunk")
         if m is None:
@@ -60,17 +60,17 @@ def types_text(m: Measurement) -> str:
 
 
 LEGEND = (
-    "The type of a head is the first of these rules that holds, measured on softmax maps. Dead: it adds next to "
-    "nothing (told only where value vectors were captured, --what values). Uniform: it looks everywhere alike. Class: "
-    "mostly at the class token or "
-    "registers. Sink: mostly at one token, whichever. Local: near its query. Row, column: mostly along its query's "
-    "own. Positional: the same map in every image. Content: what is left; its map depends on the image. With a "
+    "The type of a head is the first of these rules that holds, measured on softmax maps. Dead: its output is "
+    "near zero (known only where value vectors were captured, --what values). Uniform: attention is near uniform. "
+    "Class: mostly on the class token or registers. Sink: mostly on one token, whichever. Local: near its query. Row, "
+    "column: mostly along its query's own. Positional: the same map in every image. Content: what is left; its map "
+    "depends on the image. With a "
     "question mark: fewer than 95 % of the resamples of the images agree. "
 ) + f"Short: {', '.join(f'{short} {name}' for name, short in SHORT.items() if short != name)}."
 
 
 def heat_maps(runs: Sequence[Examined], width: float) -> Iterator[Drawing]:
-    """One figure per metric, the runs below one another on one scale."""
+    """Heat maps over block and head, a figure per metric with the runs below one another on one scale."""
     others = [m.metric for e in runs for m in e.measurements.values() if m.axes in AXES]
     for metric in dict.fromkeys((*USUAL, *others)):
         every = series_of(runs, metric)
@@ -98,7 +98,7 @@ def _first_and_last(m: Measurement) -> str:
 
 
 IMAGES = 8
-"""The mean over so many, evenly spread over the file, shows what a head does in all of them."""
+"""Number of images of a mean map, evenly spread over the file."""
 
 SIDE = 32
 """Pixels of a thumbnail, at most; larger maps are averaged down."""

@@ -15,7 +15,7 @@ MOST_FRAMES = 10
 
 
 def history_drawings(name: str, history: History, width: float) -> Iterator[Drawing]:
-    """The filmstrip of one run, then when which block became similar or lost its entropy."""
+    """Filmstrip of one run, then similarity and entropy over epoch and block."""
     if "layer_similarity" in history.matrices:
         yield _filmstrip(name, history, width)
     for metric, question in (

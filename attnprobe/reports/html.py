@@ -22,9 +22,9 @@ from attnprobe.view.embedded import Embedded, embed
 from attnprobe.view.photo import as_file
 
 PAGE_BYTES = 5_000_000
-"""Of the whole page; what a mail takes, and a phone opens at once. The explorer gets what the rest leaves."""
+"""Size of the whole page: a mail takes it, and a phone opens it at once. The explorer gets what the rest leaves."""
 OF_EXPLORER = 60_000
-"""Of its script, style and words."""
+"""Size of the explorer's script, style and words."""
 
 
 def to_html(runs: Sequence[Examined]) -> str:
@@ -67,7 +67,7 @@ def to_html(runs: Sequence[Examined]) -> str:
 
 
 def _provenance(runs: Sequence[Examined]) -> list[tuple[str, list[str]]]:
-    """(fact, its value for each run), in the order in which runs tell them."""
+    """(fact, its value for each run), in the order in which runs have them."""
     facts = dict.fromkeys(name for e in runs for name in e.info)
     rows = [(name, [_text(plain(e.info.get(name))) for e in runs]) for name in facts]
     rows.append(("blocks", [str(len(e.layers)) for e in runs]))
@@ -90,7 +90,7 @@ def _tokens(e: Examined) -> str:
 
 
 def proof_of(certificate: Mapping[str, Any]) -> str:
-    """In a sentence, what was checked at capture."""
+    """Sentence on what was checked at capture."""
     layers = certificate.get("layers") or []
     if not layers:
         return "no certificate: it was not proved that the maps are what the model computed."
@@ -110,7 +110,7 @@ MOST_IMAGES = 6
 
 
 def explorer_of(runs: Sequence[Examined], budget: int) -> Embedded | None:
-    """The maps of the report's pictures, in at most `budget` bytes; images that several runs have seen come first."""
+    """Maps of the report's images, in at most `budget` bytes; images that several runs share come first."""
     viewed = [Viewed(e.name, e.maps, e.class_names) for e in runs if e.maps is not None]
     pictures = {picture.image_id: picture.pixels for e in runs for picture in e.pictures}
     ids = list(pictures) or [image_id for run in viewed[:1] for image_id in _spread(run.maps.image_ids)]
@@ -121,7 +121,7 @@ def explorer_of(runs: Sequence[Examined], budget: int) -> Embedded | None:
 
 
 def why_none(runs: Sequence[Examined]) -> list[str]:
-    """In sentences, why a page whose runs have maps has no explorer."""
+    """Sentences on why a page whose runs have maps has no explorer."""
     viewed = [Viewed(e.name, e.maps, e.class_names) for e in runs if e.maps is not None]
     if not any(explorable(run.maps) for run in viewed):
         return left_out(viewed)

@@ -9,14 +9,14 @@ from attnprobe.reports.verdict import verdict
 
 
 def to_markdown(runs: Sequence[Examined]) -> str:
-    """Verdicts with their settings and warnings, then the summary table with the untrained networks beside."""
+    """The report as Markdown: verdicts with their settings and warnings, then the summary with untrained networks."""
     lines = ["# Attention report", ""]
     for e in runs:
         found = verdict(e)
         lines += [f"**{markdown(e.name)}**: {markdown(found.headline)}", ""]
         kinds = (finding.line for finding in found.findings)
-        told = (*kinds, *found.warnings, found.settings, found.advice)
-        lines += [f"- {markdown(sentence)}" for sentence in told if sentence]
+        sentences = (*kinds, *found.warnings, found.settings, found.advice)
+        lines += [f"- {markdown(sentence)}" for sentence in sentences if sentence]
         lines += [""]
     table = summary_table([run for e in runs for run in (e, e.untrained) if run is not None])
     lines += markdown_table((SUMMARY_HEADER, *table.columns), list(table.itertuples(name=None)))
@@ -38,7 +38,7 @@ ESCAPES = {
 
 
 def latex(text: object) -> str:
-    """The text as LaTeX sets it; characters that cannot be seen are spelt out, see `visible`."""
+    """The text escaped for LaTeX; invisible characters become code points, see `visible`."""
     return "".join(ESCAPES.get(character, character) for character in visible(text))
 
 

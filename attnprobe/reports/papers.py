@@ -32,24 +32,24 @@ def papers_table(runs: Sequence[Examined]) -> pd.DataFrame:
 
 
 def papers_cells(runs: Sequence[Examined]) -> list[list[str]]:
-    """The same for reading, under `HEADER`."""
+    """Cells of `papers_table` as text, under `HEADER`."""
     return [_cells(row) for row in papers_table(runs).to_dict("records")]
 
 
 def papers_caption(runs: Sequence[Examined]) -> str:
-    """What the numbers of single runs mean."""
+    """Caption: meaning of the numbers of single runs."""
     return (
         f"In brackets 95 % intervals (accuracy: Wilson; counts: by the intervals of the blocks). {papers_meaning(runs)}"
     )
 
 
 def papers_meaning(runs: Sequence[Examined]) -> str:
-    """What untrained and similar mean; of every run where they differ."""
+    """Sentence on the meaning of "untrained" and "similar", for every run where they differ."""
     meanings = dict.fromkeys(similar_words(m) for e in runs for m in e.measurements.at_sites("similar_blocks"))
     images = sorted({m.n_images for e in runs for m in e.measurements.at_sites("similar_blocks")})
-    told = "; ".join(meanings) or "similar blocks were not measured"
+    meaning = "; ".join(meanings) or "similar blocks were not measured"
     on = f", on {'–'.join(map(str, dict.fromkeys((images[0], images[-1]))))} images" if images else ""
-    return f"Untrained: the same architecture with initial weights. {told[0].upper()}{told[1:]}{on}."
+    return f"Untrained: the same architecture with initial weights. {meaning[0].upper()}{meaning[1:]}{on}."
 
 
 def _row(e: Examined) -> dict[str, Any]:
@@ -100,7 +100,7 @@ PANEL = (4.4, 3.5)
 """Inches of one metric's curve."""
 
 DRAWN = (("layer",), ("layer", "head"), ("threshold", "layer"))
-"""Axes that a depth curve draws."""
+"""Axes of measurements that a depth curve draws."""
 
 Methods = Mapping[str, Sequence[Examined]]
 
@@ -111,7 +111,7 @@ def methods_cells(methods: Methods) -> list[list[str]]:
 
 
 def methods_caption(runs: Sequence[Examined]) -> str:
-    """What the numbers mean."""
+    """Caption: meaning of the numbers of methods."""
     return f"Mean ± standard deviation over the runs of a method. {papers_meaning(runs)}"
 
 
@@ -130,7 +130,7 @@ def _column(rows: pd.DataFrame, name: str) -> np.ndarray:
 
 
 def _spread(values: np.ndarray) -> str:
-    """`5.2 ± 1.3`; of values that are all known."""
+    """`5.2 ± 1.3`; a dash where a value is not known."""
     return f"{values.mean():.1f} ± {values.std(ddof=1):.1f}" if np.isfinite(values).all() else NONE
 
 

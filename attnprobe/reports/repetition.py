@@ -34,15 +34,15 @@ class Repeated:
 
 
 def repetition(e: Examined, found: Mapping[str, Finding]) -> tuple[Finding, frozenset[int]]:
-    """By the overlap with the previous block; else, with heads matched; else, with any earlier block.
+    """The finding on repetition: by the overlap with the previous block, else with heads matched, else with an earlier
+    one.
 
     A block that repeats is near uniform if it is called so. With O0 the overlap with the other block of another image,
     it is the same in all images if O0 is above the bar, too, or O is not much larger (`CONTENT`); else it copies
-    content. Near-uniform blocks
-    overlap whatever they attend to, so they are told and not counted.
+    content. Near-uniform blocks overlap whatever they attend to, so they are reported and not counted.
 
     Returns:
-        What is said, and the blocks that repeat another because they are near uniform.
+        The finding, and the blocks that repeat another because they are near uniform.
     """
     bar, m = bar_of(e, KIND), e.measurements.prefer("map_overlap", "effective", "weights")
     why = missing(m, "map_overlap")
@@ -53,16 +53,15 @@ def repetition(e: Examined, found: Mapping[str, Finding]) -> tuple[Finding, froz
     repeated = [replace(r, **_kind_of(e, found, m, r)) for r in _repeated(e, m, bar)]
     numbers = block_numbers(m)
     uniform = frozenset(numbers[r.block] for r in repeated if r.kind == UNIFORM)
-    shown = _levels(e, m, repeated)
-    result = judged(KIND, bar, shown, {UNIFORM: uniform})
+    result = judged(KIND, bar, _levels(e, m, repeated), {UNIFORM: uniform})
     real = [r for r in repeated if r.kind != UNIFORM]
     detail = _detail(e, m, real, bar)
     return replace(result, detail="; ".join(filter(None, (detail, result.detail)))), uniform
 
 
 def _repeated(e: Examined, m: Measurement, bar: float) -> list[Repeated]:
-    """Blocks that repeat the one before; or that do with their heads in another order, or repeat an earlier block, if
-    that takes away more than half of the distance: of broad maps some other one is always a little nearer."""
+    """Blocks that repeat the previous one; or with their heads in another order, or an earlier block, if that removes
+    more than half of the distance: of broad maps some other one is always a little nearer."""
     matched = e.measurements.prefer("map_overlap_matched", "weights", "effective")
     found = []
     for block in range(1, len(m.mean)):
@@ -79,7 +78,7 @@ def _repeated(e: Examined, m: Measurement, bar: float) -> list[Repeated]:
 
 
 def _levels(e: Examined, m: Measurement, repeated: list[Repeated]) -> Levels:
-    """The overlap of every block but the first: with the previous block, or as it repeats one."""
+    """Overlap of every block but the first: with the previous block, or with the block it repeats."""
     fresh, matched = m.baselines.get("untrained"), e.measurements.prefer("map_overlap_matched", "weights", "effective")
     how = {r.block: r for r in repeated}
     rows = []
@@ -95,7 +94,7 @@ def _levels(e: Examined, m: Measurement, repeated: list[Repeated]) -> Levels:
 
 
 def _kind_of(e: Examined, found: Mapping[str, Finding], m: Measurement, r: Repeated) -> dict[str, object]:
-    """Why this block repeats, and its overlap with that other block of another image."""
+    """Kind of the repetition, and the overlap with the repeated block in another image."""
     content = e.measurements.prefer("content_overlap", "weights", "effective")
     if content is not None and content.site != m.site:  # the softmax says little of maps that are changed after it
         return {}
@@ -121,8 +120,8 @@ def _detail(e: Examined, m: Measurement, real: list[Repeated], bar: float) -> st
     parts = []
     for (words, what), members in groups.items():
         known = [r.elsewhere for r in members if r.elsewhere is not None]
-        beside = f", in another image {number(float(np.mean(known)))}" if known else ""
-        parts.append(f"{blocks_text([numbers[r.block] for r in members])} {words}, as {what}{beside}")
+        elsewhere = f", in another image {number(float(np.mean(known)))}" if known else ""
+        parts.append(f"{blocks_text([numbers[r.block] for r in members])} {words}, as {what}{elsewhere}")
     return "; ".join([*parts, *_drift(m, real, bar)])
 
 
@@ -136,7 +135,7 @@ def _of_what(r: Repeated) -> str:
 
 
 def _drift(m: Measurement, real: list[Repeated], bar: float) -> list[str]:
-    """That a chain of copies ends away from where it began, by the bar of repetition."""
+    """Sentence on a chain of copies that ends away from its beginning, by the bar of repetition."""
     chain = [r.block for r in real if not r.matched and r.other == r.block - 1]
     if len(chain) < 2 or chain != list(range(chain[0], chain[-1] + 1)):
         return []
@@ -148,7 +147,7 @@ def _drift(m: Measurement, real: list[Repeated], bar: float) -> list[str]:
 
 
 def _place(e: Examined, block: int) -> str:
-    """What keeps maps the same in all images: a sink, a local window, or position."""
+    """Why maps are the same in all images: a sink, a local window, or position."""
     sink, distance = (
         e.measurements.prefer("sink_mass", "weights", "effective"),
         e.measurements.prefer("attention_distance", "weights", "effective"),

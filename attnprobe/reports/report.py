@@ -27,7 +27,7 @@ def write_report(
     Files of an earlier report are replaced, each in one step.
 
     Args:
-        runs: what was examined; names must differ.
+        runs: examined models; their names must differ.
         out: created if it is not there.
         formats: of html, json, csv, md.
 

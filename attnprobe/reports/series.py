@@ -12,7 +12,7 @@ from attnprobe.reports.numbers import settings_text
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """A measurement under the name a reader knows it by."""
+    """A measurement under the short name of its run."""
 
     name: str
     m: Measurement
@@ -23,7 +23,7 @@ class Series:
 
 
 def series_of(runs: Sequence[Examined], metric: str) -> list[Series]:
-    """The metric of every run, at both sites where they differ."""
+    """Series of a metric: of every run, at both sites where they differ."""
     names = short_names(runs)
     return [Series(name, m) for name, e in zip(names, runs, strict=True) for m in e.measurements.at_sites(metric)]
 
@@ -34,11 +34,11 @@ def short_names(runs: Sequence[Examined]) -> list[str]:
     return [name if names.count(name) == 1 else f"{i}: {name}" for i, name in enumerate(names, 1)]
 
 
-def settings_of(found: Sequence[Series]) -> str:
+def settings_of(series: Sequence[Series]) -> str:
     """The settings behind a figure, once for all runs that share them."""
     sharing: dict[str, list[str]] = {}
-    for s in found:
-        twice = [other.name for other in found].count(s.name) > 1
+    for s in series:
+        twice = [other.name for other in series].count(s.name) > 1
         sharing.setdefault(settings_text(s.m), []).append(f"{s.name} ({s.place})" if twice else s.name)
     if len(sharing) == 1:
         return f"{next(iter(sharing))}."

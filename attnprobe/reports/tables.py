@@ -1,4 +1,4 @@
-"""All numbers as one long table, and the few that answer most questions as a small one."""
+"""All numbers as one long table, and a summary of the most important ones."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -11,11 +11,11 @@ from attnprobe.core.tap import Site
 from attnprobe.reports.numbers import NONE, is_counted, mean_of_cells, neighbours, number, telling_cells, with_interval
 
 REST_OF_TYPES = ("sink_mass", "own_row_mass", "own_column_mass", "position_share")
-"""Measured for `head_types` in a report that nobody asked for other metrics."""
+"""Metrics measured for `head_types` alone; the summary has no rows of them."""
 
 BASELINES = ("untrained", "uniform")
 TAUS = (0.7, 0.8, 0.95)
-"""Points of the curve of similar blocks that stand beside the count."""
+"""Thresholds at which the summary gives the count of similar blocks, besides its own."""
 
 COUNTED = ("layer", "head")
 """Axes whose positions are numbered from 1; the others have labels (a threshold, the name of a token)."""
@@ -61,7 +61,7 @@ def _rows(run: str, m: Measurement) -> pd.DataFrame:
 
 
 def summary_table(runs: Sequence[Examined]) -> pd.DataFrame:
-    """Words and numbers for reading: quantities down, runs across, cells such as `5 of 16 (4–6)`.
+    """Summary for reading: quantities down, runs across, cells such as `5 of 16 (4–6)`.
 
     Rows that no run can fill are left out. Where a variant changes its maps after the softmax, cosines have a row for
     each matrix.
@@ -141,13 +141,13 @@ def _count(m: Measurement) -> str:
 
 
 def _baselines(m: Measurement) -> str:
-    """How many blocks are similar without training, and of uniform attention."""
+    """Similar blocks of the untrained network and of uniform attention."""
     counts = (m.baselines[name].summary["count"] if name in m.baselines else None for name in BASELINES)
     return "/".join(map(number, counts)) if m.baselines and is_counted(m) else NONE
 
 
 def _curve(m: Measurement) -> str:
-    """How many blocks are similar at each of `TAUS`."""
+    """Similar blocks at each of `TAUS`."""
     counts = dict(zip(m.summary["curve"]["threshold"], m.summary["curve"]["count"], strict=True))
     return "/".join(str(counts[tau]) for tau in TAUS) if is_counted(m) else NONE
 
@@ -186,5 +186,5 @@ _mean_of: dict[tuple[str, ...], Callable[[Measurement], str]] = {
     ("layer", "layer"): lambda m: mean_of_cells(m, telling_cells(m)),
     ("layer", "head", "head"): lambda m: mean_of_cells(m, telling_cells(m)),
 }
-"""What the summary says of a metric that has no row of its own: the mean over blocks and heads, of neighbouring blocks,
-of pairs of different heads."""
+"""Cell of a metric that has no row of its own: the mean over blocks and heads, over neighbouring blocks, or over pairs
+of different heads."""

@@ -18,7 +18,7 @@ from attnprobe.reports.removal import advice, cost_text
 
 COMPARED = {
     "previous": "the previous block",
-    "next": "the block after",
+    "next": "the next block",
     "neighbors": "the mean of the blocks nearby",
     "neighbors-max": "the block nearby that is most alike",
     "any": "the block most alike",
@@ -29,14 +29,14 @@ Status = Literal["found", "none found", "cannot say"]
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a report says first.
+    """The first lines of a report.
 
     Attributes:
         status: whether a kind of collapse was found in more than single blocks; "cannot say" where none could be
             judged, for missing data.
         headline: the kinds found, the worst first, or that none of so many was; then what could not be judged.
-        settings: what the numbers of the headline mean; travels with it.
-        warnings: sentences that a reader must weigh; a report shows them beside the headline.
+        settings: meaning of the numbers of the headline; accompanies it everywhere.
+        warnings: sentences that a reader must weigh; a report shows them with the headline.
         advice: what to do next; "" for nothing.
         findings: every kind, found or not, with its numbers.
     """
@@ -61,7 +61,7 @@ def verdict(e: Examined) -> Verdict:
     """Judge one model by each kind of collapse in `KINDS`.
 
     The worst is the kind in most of the blocks; of equals the one nearest to the classifier; one of single blocks is
-    named in a last clause and is no collapse of the network. The untrained network stands beside each number and
+    named in a last clause and is no collapse of the network. The untrained network is shown with each number and
     decides nothing. What one kind explains is not named a second time: near-uniform maps repeat one another, whatever
     they attend to, and heads that are near uniform are alike.
     """
@@ -96,12 +96,12 @@ def _unknown(unknown: list[Finding], n_judged: int) -> str:
         reasons.setdefault("not measured" if f.detail.endswith(NOT_MEASURED) else f.detail, []).append(f.words)
     if not n_judged and len(reasons) == 1:
         return f"cannot say: {next(iter(reasons))}"
-    told = "; ".join(f"{', '.join(words)} ({why})" for why, words in reasons.items())
-    return f"cannot say of {len(unknown)} kind{'s' if len(unknown) > 1 else ''}: {told}"
+    listed = "; ".join(f"{', '.join(words)} ({why})" for why, words in reasons.items())
+    return f"cannot say of {len(unknown)} kind{'s' if len(unknown) > 1 else ''}: {listed}"
 
 
 def _needed(evidence: Evidence) -> Iterator[str]:
-    """What taking them away said of their being similar or redundant."""
+    """Clauses on whether similar blocks and redundant heads are needed, from their ablation."""
     for curve, word in (("blocks", "similar blocks"), ("heads", "redundant heads")):
         steps, free = evidence.curves.get(curve, ()), evidence.free(curve)
         if free is not None:
@@ -110,11 +110,11 @@ def _needed(evidence: Evidence) -> Iterator[str]:
                 f"accuracy without them {cost_text(evidence, free)}"
             )
         elif steps:
-            yield f"none of {len(steps)} {word} surely not needed, without the cheapest {cost_text(evidence, steps[0])}"
+            yield f"no {word[:-1]} can be removed safely (cheapest removal: accuracy {cost_text(evidence, steps[0])})"
 
 
 def _advice(e: Examined, m: Measurement | None) -> str:
-    """The next step: try whether they are needed, or take them out."""
+    """The next step: measure whether they are needed, or remove them."""
     if e.evidence is not None:
         return advice(e.evidence)
     heads = e.measurements.get("head_divergence", site="weights")
@@ -126,7 +126,7 @@ def _advice(e: Examined, m: Measurement | None) -> str:
 
 
 def similar_words(m: Measurement) -> str:
-    """What "similar" means in a count of similar blocks."""
+    """Definition of "similar" in a count of similar blocks, from its settings."""
     s, chosen = m.summary, m.settings
     vectors = "columns (key vectors)" if chosen["axis"] == "key" else "rows (query vectors)"
     near = f", k={chosen['k']}" if s["compare"].startswith("neighbors") or s["tau"] == "nbr-mean" else ""
@@ -145,7 +145,7 @@ def similar_words(m: Measurement) -> str:
 
 
 def _settings(e: Examined, m: Measurement | None) -> str:
-    """What the words of the headline mean, and the paper's count of similar blocks."""
+    """Meaning of the words of the headline, and the paper's count of similar blocks."""
     bars = ", ".join(f"{kind.name} {'below' if kind.below else 'above'} {e.bars.get(kind.name, kind.bar):.3g}"
                      for kind in KINDS)  # fmt: skip
     parts = [f"Bars: {bars}"]
@@ -164,9 +164,9 @@ def _settings(e: Examined, m: Measurement | None) -> str:
     heads = e.measurements.get("head_divergence", site="weights")
     if heads is not None and heads.summary:
         fresh = heads.baselines.get("untrained")
-        beside = f", untrained {fresh.summary['redundant']}" if fresh is not None and fresh.summary else ""
+        reference = f", untrained {fresh.summary['redundant']}" if fresh is not None and fresh.summary else ""
         parts.append(
-            f"{heads.summary['redundant']} of {heads.summary['of']} heads redundant{beside}: closer than "
+            f"{heads.summary['redundant']} of {heads.summary['of']} heads redundant{reference}: closer than "
             f"{heads.summary['cut']} nats to another of their block (Jensen-Shannon, average linkage), all but one of "
             f"each group; {SITES[heads.site]}, {heads.n_images} images"
         )

@@ -7,5 +7,5 @@ Question: which bytes? Choice: one per weight on a square-root scale, deflated; 
 stays below 5 MB by leaving out images first (two are worth more than detail), then single heads, then blocks.
 Question: who may read the viewer's maps? Choice: whoever knows a random word in its address, on this machine; the
 Host header must be ours, so that no page of another site reaches it by a name that points here.
-Question: why no torch? Importing it takes 2 s and 660 MB, more than anybody waits for a first picture.
+Question: why no torch? Importing it takes 2 s and 660 MB, more than anybody waits for a first image.
 """

@@ -17,7 +17,7 @@ class Viewed:
 
     Attributes:
         name: unique among those shown together.
-        maps: read when somebody looks.
+        maps: read when a page asks for them.
         class_names: in label order; empty if there are none.
     """
 
@@ -53,7 +53,7 @@ def explorable(maps: Browsable) -> list[StageShape]:
 
 
 def why_not(shape: StageShape) -> str:
-    """Why a stage cannot be drawn over the image; empty if it can."""
+    """Reason why a stage cannot be drawn over the image; empty if it can."""
     if shape.kind not in ("self", "class"):
         return f"its maps are of kind {shape.kind!r}, not between the tokens of the image"
     if not shape.rows * shape.cols:
@@ -64,7 +64,7 @@ def why_not(shape: StageShape) -> str:
 
 
 def left_out(runs: Sequence[Viewed]) -> list[str]:
-    """A sentence for each stage that cannot be drawn."""
+    """Sentences on the stages that cannot be drawn."""
     return [
         f"Not shown: stage {visible(shape.name)} of {visible(run.name)}; {why}."
         for run in runs
@@ -74,7 +74,7 @@ def left_out(runs: Sequence[Viewed]) -> list[str]:
 
 
 def described(run: Viewed, *, every: int = 1) -> dict[str, Any]:
-    """What the page needs to know of a run before it asks for maps, of which it has every layer, or every second ..."""
+    """Description of a run for the page, before it asks for maps; with every n-th layer only."""
     return {"name": visible(run.name), "stages": [_stage(shape, every) for shape in explorable(run.maps)]}
 
 
@@ -94,7 +94,7 @@ def _stage(shape: StageShape, every: int) -> dict[str, Any]:
 
 
 def _token(name: str) -> str:
-    """ "reg0" -> "register 1"; a name that nobody knows stays what it is."""
+    """ "reg0" -> "register 1"; an unknown name stays as it is."""
     stem = name.rstrip("0123456789")
     number = name[len(stem) :]
     title = TOKENS.get(stem, visible(name))

@@ -14,7 +14,7 @@ from attnprobe.view.described import Viewed, described, explorable, left_out
 from attnprobe.view.packing import largest_error, pack
 
 ENOUGH = 2
-"""Images that are worth more than detail: with fewer, one cannot tell a habit of a head from an accident."""
+"""Images that come before detail: with fewer, a habit of a head cannot be told from an accident."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ DETAILS = (Detail(True, 1), *(Detail(False, every) for every in (1, 2, 4, 8, 16)
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
-    """What a page needs: `index` as JSON, and `maps` in base64 by name (image-run-stage-site, as positions)."""
+    """Data of a page: `index` as JSON, and `maps` in base64 by name (image-run-stage-site, as positions)."""
 
     index: dict[str, Any]
     maps: dict[str, str]
@@ -90,7 +90,7 @@ def _fitting(
 
 
 def _expected_bytes(run: Viewed, shape: StageShape, image_id: str, detail: Detail) -> float:
-    """What an image will take, judged from its middle layer; somewhat less, since what fits is decided by packing."""
+    """Estimated bytes of an image, from its middle layer; somewhat less, since packing decides what fits."""
     if image_id not in run.places:
         return 0
     layers = range(0, len(shape.layers), detail.every)
@@ -136,9 +136,7 @@ def _index(
     if len(image_ids) < wanted:
         notes.append(f"To keep the page small, {wanted - len(image_ids)} of {wanted} images were left out.")
     if not detail.every_head:
-        notes.append(
-            "To keep the page small, patches have only the mean of the heads; tokens beside them have every head."
-        )
+        notes.append("To keep the page small, patches have only the mean of the heads; prefix tokens have every head.")
     if detail.every > 1:
         notes.append(f"To keep the page small, only one block in {detail.every} is here.")
     notes += left_out(runs)

@@ -4,22 +4,22 @@
           -127 .. 127 -> sign * largest * (code / 127)^2         -128: not finite     (maps with negative weights)
 
 A step of that scale is finest where weights are small: of a weight at 1 % of the largest, 254 levels are off by at most
-0.04 % of the largest, where even steps would be off by 0.2 %. Patches have a scale of their own, and so have the tokens
-beside them: a class token that takes 95 % of a row would leave patches a fifth of the levels. `largest` is kept as a
+0.04 % of the largest, where even steps would be off by 0.2 %. Patches have a scale of their own, and so have prefix
+tokens: a class token that takes 95 % of a row would leave patches a fifth of the levels. `largest` is kept as a
 bfloat16, rounded up.
 """
 
 import numpy as np
 
 LEVELS = {False: 254, True: 127}
-"""Of a row without and with signs."""
+"""Levels of a row without and with signs."""
 
 
 def pack(values: np.ndarray, n_prefix: int, signed: bool) -> tuple[np.ndarray, np.ndarray]:
     """float [..., key] -> the largest [..., 2] and codes [..., key].
 
-    The largest are magnitudes, of the tokens beside the patches and of the patches, as the bits of a bfloat16. Negative
-    weights of maps that are said to have none become 0.
+    The largest are magnitudes, of the prefix tokens and of the patches, as the bits of a bfloat16. Negative weights
+    become 0 where signed is False.
     """
     values = np.asarray(values, np.float32)
     finite = np.isfinite(values)
@@ -35,7 +35,7 @@ def pack(values: np.ndarray, n_prefix: int, signed: bool) -> tuple[np.ndarray, n
 
 
 def unpack(largest: np.ndarray, codes: np.ndarray, n_prefix: int, signed: bool) -> np.ndarray:
-    """The inverse of `pack`, float32; what the page does, in Python."""
+    """The inverse of `pack`, float32, as the page's script does it."""
     steps = codes.view(np.int8).astype(np.float32) if signed else codes.astype(np.float32)
     missing = steps == (-128 if signed else 255)
     steps = np.where(missing, np.nan, steps / LEVELS[signed])
@@ -49,5 +49,5 @@ def _scale_of_keys(largest: np.ndarray, n_prefix: int, keys: int) -> np.ndarray:
 
 
 def largest_error(signed: bool) -> float:
-    """How far a weight can be off, as a share of the largest: half a step at the top of the scale."""
+    """Largest error of a weight, as a share of the largest: half a step at the top of the scale."""
     return 1 - (1 - 0.5 / LEVELS[signed]) ** 2

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 SMALL = 64
-"""Pixels of a side up to which every one of them is kept."""
+"""Longest side in pixels up to which an image is stored without loss."""
 
 
 def as_file(pixels: np.ndarray) -> tuple[bytes, str]:

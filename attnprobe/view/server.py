@@ -59,7 +59,7 @@ class Viewer(ThreadingHTTPServer):
 
     @property
     def busy(self) -> bool:
-        """Whether a request is being answered, or a connection waits for its next."""
+        """Whether a request is being answered, or a connection waits for its next one."""
         return any(thread.is_alive() for thread in self._connections)
 
     def process_request(self, request: Any, client_address: Any) -> None:

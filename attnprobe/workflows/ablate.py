@@ -1,7 +1,7 @@
 """Ablation: the accuracy without the blocks and heads that a report calls similar or redundant."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any

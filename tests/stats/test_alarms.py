@@ -49,10 +49,10 @@ def test_a_slow_fall_is_learning_but_one_between_two_distant_probes_counts():
 
 def test_entropy_collapse_is_told_in_tokens_and_not_as_a_fall_as_well():
     h = history(entropy=entropies(block_2=[2.8, 2.7, 2.6, 2.1, 0.2, 0.1, 0.9]))
-    text = "entropy collapse: rows of block 2 look at 1.2 of 17 tokens (row entropy 0.20 nats, 2.80 at epoch 1)"
+    text = "entropy collapse: rows of block 2 attend to 1.2 of 17 tokens (row entropy 0.20 nats, 2.80 at epoch 1)"
     assert told(h) == [(6, text)]
     from_the_start = history(entropy=entropies(block_2=[0.0] * 7))
-    text = "entropy collapse: rows of block 2 look at 1.0 of 17 tokens (row entropy 0.00 nats)"
+    text = "entropy collapse: rows of block 2 attend to 1.0 of 17 tokens (row entropy 0.00 nats)"
     assert told(from_the_start) == [(1, text)]
 
 

@@ -143,7 +143,7 @@ def test_without_maps_or_labels_it_says_what_to_do(run, tmp_path):
     with pytest.raises(InputError, match="one half chooses and the other judges"):
         verify_drops(run, blocks=[2], images=1)
     none, _ = verify_drops(run, blocks=[], heads=[], images=40)
-    assert none.single == () and none.curves == {} and "whole model" in str(none)
+    assert none.single == () and none.curves == {} and "whole model" in evidence_text(none)
 
 
 def test_maps_of_another_model_or_of_several_stages_are_no_evidence(run, tmp_path):
