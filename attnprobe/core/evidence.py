@@ -70,7 +70,7 @@ class Tried:
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Evidence:
-    """What removing parts costs: chosen on some images, and reported on others, which had no say in the choice.
+    """Cost of removing parts: they are chosen on some images, and judged on others, which had no say in the choice.
 
     A choice looks better on the images it was made on than it is. So their outcomes decide the order of the curves and
     what is harmless, and nothing else; every accuracy, gain and interval reported is of the judging images.
@@ -186,7 +186,7 @@ class Evidence:
         return pd.DataFrame(self.rows())
 
     def facts(self) -> dict[str, object]:
-        """What was removed, and the accuracy of the whole model, for notebook and terminal."""
+        """Parts removed, and the accuracy of the whole model, for notebook and terminal."""
         return {
             "candidates": self.candidates,
             "ablations": len(self.rows()),

@@ -1,13 +1,12 @@
 """The values of one metric on a set of images, and the measurements of one model by name."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from attnprobe.core.errors import did_you_mean
-from attnprobe.core.registry import UnknownName
+from attnprobe.core.registry import Registry
 from attnprobe.core.tap import Site
 from attnprobe.core.text import line, table
 
@@ -121,7 +120,7 @@ class Key(NamedTuple):
         return name if self.stage == "trunk" else f"{self.stage}/{name}"
 
 
-class Measurements(Mapping[str, Measurement]):
+class Measurements(Registry[Measurement]):
     """Measurements of one model: a read-only dictionary by `Key`, and a look-up by metric, site and stage.
 
         measurements["similar_blocks"]                          by name, as in every file
@@ -133,19 +132,8 @@ class Measurements(Mapping[str, Measurement]):
     """
 
     def __init__(self, named: Mapping[str, Measurement] | None = None) -> None:
-        self._named = dict(named or {})
-
-    def __getitem__(self, key: str) -> Measurement:
-        try:
-            return self._named[key]
-        except KeyError:
-            raise UnknownName(f"no measurement named {key!r}.{did_you_mean(key, self)}") from None
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._named)
-
-    def __len__(self) -> int:
-        return len(self._named)
+        super().__init__("measurement")
+        self._things = dict(named or {})
 
     def __repr__(self) -> str:
         return f"Measurements({', '.join(self)})"
@@ -170,7 +158,7 @@ class Measurements(Mapping[str, Measurement]):
     ) -> Measurement | None:
         """As of any dictionary; with a site or a stage, the (first) match in the stage with the most blocks."""
         if site is None and stage is None:
-            return self._named.get(metric, default)
+            return super().get(metric, default)
         return max(self.select(metric, site=site, stage=stage), key=lambda m: m.n_blocks, default=default)
 
     def at_sites(self, metric: str, *sites: Site) -> list[Measurement]:

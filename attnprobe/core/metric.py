@@ -107,7 +107,7 @@ class Metric:
         return self(**{name: given[name] for name in GIVEN if name in self.parameters})
 
     def refusal(self, maps: AttentionMaps) -> str:
-        """Why this metric is not defined on these maps, and what to do; empty if it is."""
+        """Reason why this metric is not defined on these maps, and what to do; empty if it is."""
         if maps.site not in self.sites:
             return f"it is defined at site {' or '.join(self.sites)}, not at {maps.site!r}"
         if self.needs_stochastic and not maps.stochastic and not self.settings.get("renormalize"):

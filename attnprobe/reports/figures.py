@@ -142,27 +142,21 @@ def _matrices(runs: Sequence[Examined]) -> Iterator[Drawing]:
 def _curves(runs: Sequence[Examined]) -> Iterator[Drawing]:
     """Curves of the ratio against depth, and of the count against the threshold."""
     every = series_of(runs, "similar_blocks")
-    if not every:
-        return
     height = 3.0 + 0.1 * len(every)  # for the legend
+    for draw, title, alt, text in (
+        (depth_curve, "Similarity ratio against depth", "Share of similar attention vectors in each block", _largest),
+        (threshold_curve, "Similar blocks against the threshold tau", "Number of similar blocks for every threshold",
+         _range_of_counts),
+    ) if every else ():  # fmt: skip
+        found = [f"{s.name}, {s.place}: {text(s.m)}" for s in every]
+        yield _curve(every, draw, height, title, f"{alt}. {'; '.join(found)}.")
+
+
+def _curve(every: Sequence[Series], draw: Callable[..., Axes], height: float, title: str, alt: str) -> Drawing:
+    """A line for each of the series, and their settings."""
     with canvas(WIDTH, height) as figure:
-        _draw_lines(figure.add_subplot(), every, depth_curve)
-        found = [f"{s.name}, {s.place}: {_largest(s.m)}" for s in every]
-        yield as_svg(
-            figure,
-            f"Share of similar attention vectors in each block. {'; '.join(found)}.",
-            "Similarity ratio against depth",
-            settings_of(every),
-        )
-    with canvas(WIDTH, height) as figure:
-        _draw_lines(figure.add_subplot(), every, threshold_curve)
-        found = [f"{s.name}, {s.place}: {_range_of_counts(s.m)}" for s in every]
-        yield as_svg(
-            figure,
-            f"Number of similar blocks for every threshold. {'; '.join(found)}.",
-            "Similar blocks against the threshold tau",
-            settings_of(every),
-        )
+        _draw_lines(figure.add_subplot(), every, draw)
+        return as_svg(figure, alt, title, settings_of(every))
 
 
 def _precisions(runs: Sequence[Examined]) -> Iterator[Drawing]:
@@ -193,14 +187,10 @@ def interval_text(p: Precision) -> str:
 
 
 def _token_curve(runs: Sequence[Examined]) -> Iterator[Drawing]:
-    every = series_of(runs, "token_similarity")
-    if not every:
-        return
-    with canvas(WIDTH, 3.2) as figure:
-        _draw_lines(figure.add_subplot(), every, depth_curve)
+    if every := series_of(runs, "token_similarity"):
         found = [f"{s.name}: {number(s.m.mean[0])} in block 1, {number(s.m.mean[-1])} in the last" for s in every]
         alt = f"Similarity of the tokens after each block. {'; '.join(found)}."
-        yield as_svg(figure, alt, "Token similarity against depth", settings_of(every))
+        yield _curve(every, depth_curve, 3.2, "Token similarity against depth", alt)
 
 
 def _others(runs: Sequence[Examined]) -> Iterator[Drawing]:

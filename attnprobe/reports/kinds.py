@@ -124,7 +124,7 @@ CLOSER = 0.5
 distance, 1 - overlap, goes away; ours."""
 
 SINK, LOCAL = 0.5, 0.5
-"""Of maps that are the same in all images: a sink if one token has more than this of the attention, a local window if
+"""Maps that are the same in all images are a sink if one token has more than this of the attention, a local window if
 the attention distance is below this share of that of uniform attention, as in `head_types`; else by position."""
 
 

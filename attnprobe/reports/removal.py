@@ -43,7 +43,7 @@ def parts_text(tried: Tried) -> str:
 
 
 def advice(evidence: Evidence) -> str:
-    """What to do, in a sentence, with the command that does it."""
+    """Sentence on what to remove, with the command that does it."""
     advised = evidence.advised
     if advised is None:
         return _no_advice(evidence)

@@ -147,7 +147,7 @@ def _drift(m: Measurement, real: list[Repeated], bar: float) -> list[str]:
 
 
 def _place(e: Examined, block: int) -> str:
-    """Why maps are the same in all images: a sink, a local window, or position."""
+    """Kind of maps that are the same in all images: a sink, a local window, or positional."""
     sink, distance = (
         e.measurements.prefer("sink_mass", "weights", "effective"),
         e.measurements.prefer("attention_distance", "weights", "effective"),

@@ -111,7 +111,7 @@ def _blocks_of_means(cells: np.ndarray, replicates: int, seed: int) -> Iterator[
 
 
 def draws(n_images: int, replicates: int, seed: int, size: int | None = None) -> Iterator[np.ndarray]:
-    """How often each resample draws each image: multinomial counts [some resamples, image], the same for every call."""
+    """Multinomial counts [some resamples, image] of each image in each resample, the same for every call."""
     rng, size = np.random.default_rng(seed), size or n_images
     rows = max(1, BLOCK_BYTES // 8 // max(n_images, size))
     for start in range(0, replicates, rows):

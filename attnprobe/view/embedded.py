@@ -19,7 +19,7 @@ ENOUGH = 2
 
 @dataclass(frozen=True, slots=True)
 class Detail:
-    """How much of a map is kept: every head, or their mean (and every head of the prefix tokens); every n-th layer."""
+    """Level of detail: every head, or their mean (and every head of the prefix tokens); every n-th layer."""
 
     every_head: bool
     every: int

@@ -24,7 +24,7 @@ from attnprobe.workflows.ablate import evidence_of
 from attnprobe.workflows.measure import examine_all
 
 CURVE_RESAMPLES = 400
-"""For each number of images of the curve that says how many are enough."""
+"""Resamples for each number of images of a precision curve."""
 
 
 def report(spec: ReportSpec) -> tuple[list[Examined], list[Path]]:
@@ -59,12 +59,12 @@ def report(spec: ReportSpec) -> tuple[list[Examined], list[Path]]:
 
 
 def gate(examined: Sequence[Examined], fail_on: Sequence[str]) -> list[Outcome]:
-    """What becomes of conditions such as "similar_blocks>3" on every run; see `attnprobe.reports.gate`."""
+    """Outcomes of conditions such as "similar_blocks>3" on every run; see `attnprobe.reports.gate`."""
     return check(examined, [Condition.parse(text) for text in fail_on])
 
 
 def _explored(e: Examined) -> Examined:
-    """With the types of its heads, and how many images its numbers need."""
+    """The model with the types of its heads, and the precision of its numbers."""
     precision = {}
     for key, number, of in (("similar_blocks", None, "similar blocks"),
                             ("layer_similarity_centred", neighbour_means, "centred cosine of neighbours")):  # fmt: skip
@@ -77,7 +77,7 @@ def _explored(e: Examined) -> Examined:
 
 
 def _run_of(path: Path) -> Path:
-    """The run that maps are of, which has the model."""
+    """The run that maps belong to, which has the model."""
     run = path if path.is_dir() else path.parent
     if not Run(run).config.exists():
         raise InputError(
@@ -87,7 +87,7 @@ def _run_of(path: Path) -> Path:
 
 
 def _verified(e: Examined, run: Path, tolerance: float, user: UserImages) -> Examined:
-    """With what taking parts away costs, and the importance of heads among its measurements."""
+    """The model with the evidence of its ablations, and the importance of heads among its measurements."""
     sha = e.info.get("checkpoint_sha256", "")
     evidence = evidence_of(run, e.measurements, sha256=sha, tolerance=tolerance, data=user.data, data_dir=user.data_dir)
     return replace(e, evidence=evidence, measurements={**e.measurements, **evidence.importance})
