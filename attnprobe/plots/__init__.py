@@ -80,25 +80,4 @@ def plot(m: Measurement, ax: Axes | None = None) -> Axes:
     raise ShapeError(f"no plot draws axes ({', '.join(m.axes)}) of {m.metric!r}; there are plots for {known}.")
 
 
-__all__ = [
-    "PLOTS",
-    "Plot",
-    "attention_grid",
-    "depth_curve",
-    "filmstrip",
-    "head_atlas",
-    "head_embedding",
-    "head_grid",
-    "head_scatter",
-    "layer_head",
-    "layer_key",
-    "layer_matrix",
-    "map_strip",
-    "onset",
-    "plot",
-    "precision_curve",
-    "removal_curve",
-    "shared_limits",
-    "similar_fraction",
-    "threshold_curve",
-]
+__all__ = ["PLOTS", "Plot", "map_strip", "plot", "precision_curve", "removal_curve", "shared_limits", *PLOTS]

@@ -7,9 +7,8 @@ import numpy as np
 from attnprobe.core.errors import InputError
 from attnprobe.core.measurement import Measurement
 from attnprobe.stats.bootstrap import BLOCK_BYTES, values_of_function
-from attnprobe.stats.holm import holm
 from attnprobe.stats.over_runs import Estimate, Runs, estimate, scatter_of_mean
-from attnprobe.stats.paired import Difference, aligned, mirrored, one_half
+from attnprobe.stats.paired import Difference, aligned, corrected
 
 RESAMPLES = 1000
 """Resamples of the images, for numbers that are not means over them."""
@@ -36,10 +35,7 @@ def difference_of_methods(
         found = estimate(sides[1], sides[0])
     else:
         found = _by_cells(*(np.stack(runs) for runs in values))
-    known = np.isfinite(found.p)
-    tested = known & one_half(m.axes, found.p.shape)
-    p_holm = np.where(known, 1.0, np.nan)
-    p_holm[tested] = holm(found.p[tested])
+    p_holm, n_tests = corrected(found.p, m.axes)
     with np.errstate(invalid="ignore", divide="ignore"):
         effect = np.where(found.run_std > 0, found.mean / found.run_std, np.nan)
     return Difference(
@@ -49,9 +45,9 @@ def difference_of_methods(
         mean=np.asarray(found.mean),
         ci=found.ci,
         p=found.p,
-        p_holm=mirrored(p_holm, m.axes),
+        p_holm=p_holm,
         n_images=len(m.image_ids),
-        n_tests=int(tested.sum()),
+        n_tests=n_tests,
         smallest=0.0,
         settings={**m.metric_settings, "interval": "t over runs and images", "seed": seed},
         n_runs=(len(first), len(second)),

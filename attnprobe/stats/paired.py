@@ -77,11 +77,7 @@ def paired_difference(first: Measurement, second: Measurement, *, resamples: int
         found = [_compared(x, y, None, resamples, exchanges, seed) for x, y in parts]
         mean, ci, p = (np.concatenate(one, axis=-1) for one in zip(*found, strict=True))
         mean, ci, p = (x.reshape((*x.shape[:-1], *a.shape[1:])) for x in (mean, ci, p))
-    known = np.isfinite(mean)
-    tested = known & one_half(first.axes, mean.shape)
-    p_holm = np.where(known, 1.0, np.nan)
-    p_holm[tested] = holm(p[tested])
-    n_tests = int(tested.sum())
+    p_holm, n_tests = corrected(p, first.axes)
     return Difference(
         metric=first.metric,
         axes=first.axes,
@@ -89,7 +85,7 @@ def paired_difference(first: Measurement, second: Measurement, *, resamples: int
         mean=mean,
         ci=ci,
         p=p,
-        p_holm=mirrored(p_holm, first.axes),
+        p_holm=p_holm,
         n_images=len(a),
         n_tests=n_tests,
         smallest=min(1.0, n_tests * max(1 / (1 + exchanges), 2.0 ** (1 - len(a)))),
@@ -212,6 +208,15 @@ def one_half(axes: tuple[str, ...], shape: tuple[int, ...]) -> np.ndarray:
         return np.ones(shape, bool)
     side = int(np.prod(shape[-n:]))
     return np.broadcast_to(np.triu(np.ones((side, side), bool), 1).reshape(shape[-2 * n :]), shape)
+
+
+def corrected(p: np.ndarray, axes: tuple[str, ...]) -> tuple[np.ndarray, int]:
+    """p-values [*axes] corrected by `holm` over the cells that are tested, and the number of these."""
+    known = np.isfinite(p)
+    tested = known & one_half(axes, p.shape)
+    p_holm = np.where(known, 1.0, np.nan)
+    p_holm[tested] = holm(p[tested])
+    return mirrored(p_holm, axes), int(tested.sum())
 
 
 def mirrored(values: np.ndarray, axes: tuple[str, ...]) -> np.ndarray:

@@ -27,22 +27,14 @@ def pack(values: np.ndarray, n_prefix: int, signed: bool) -> tuple[np.ndarray, n
     parts = kept[..., :n_prefix], kept[..., n_prefix:]
     bits = np.stack([np.abs(part).max(-1, initial=0) for part in parts], -1).view(np.uint32)
     largest = ((bits + 0xFFFF) >> 16).astype(np.uint16)  # the upper half of a float32, rounded up
-    scale = _scale_of_keys(largest, n_prefix, values.shape[-1])
+    scale = scale_of_keys(largest, n_prefix, values.shape[-1])
     share = np.divide(np.abs(kept), scale, out=np.zeros_like(kept), where=scale > 0)
     codes = np.rint(LEVELS[signed] * np.sqrt(share)) * np.sign(kept)
     codes = np.where(finite, codes, -128 if signed else 255)
     return largest, codes.astype(np.int8).view(np.uint8) if signed else codes.astype(np.uint8)
 
 
-def unpack(largest: np.ndarray, codes: np.ndarray, n_prefix: int, signed: bool) -> np.ndarray:
-    """The inverse of `pack`, float32, as the page's script does it."""
-    steps = codes.view(np.int8).astype(np.float32) if signed else codes.astype(np.float32)
-    missing = steps == (-128 if signed else 255)
-    steps = np.where(missing, np.nan, steps / LEVELS[signed])
-    return np.sign(steps) * steps * steps * _scale_of_keys(largest, n_prefix, codes.shape[-1])
-
-
-def _scale_of_keys(largest: np.ndarray, n_prefix: int, keys: int) -> np.ndarray:
+def scale_of_keys(largest: np.ndarray, n_prefix: int, keys: int) -> np.ndarray:
     """Bits of bfloat16 [..., 2] -> float32 [..., key]."""
     scale = (largest.astype(np.uint32) << 16).view(np.float32)
     return np.repeat(scale, (n_prefix, keys - n_prefix), axis=-1)

@@ -102,7 +102,7 @@ def _what(path: Path, figure: str, metric: str, user: UserImages) -> Measurement
     """Measurement, image or history of one maps file or run that the figure shows."""
     maps = maps_of(path)
     if figure in HISTORIES:
-        history = read_history(Run(maps.parent).probe)
+        history = read_history(Run(path if path.is_dir() else path.parent).probe)
         if history is None:
             raise InputError(f"{path} has no history; train with --set probe_every=1, and name the run's folder.")
         return history
