@@ -41,7 +41,7 @@ def largest_token_norm(tokens: Tensor, grid: TokenGrid) -> Tensor:
 
         R[l] = max_i |x_i| / median_j |x_j|,      i, j over patches
 
-    The size of the outliers that `high_norm_tokens` counts. Darcet et al. 2024, arXiv:2309.16588.
+    The size of the outliers that `high_norm_tokens` counts. Source as for `high_norm_tokens`.
     Caveat: it rests on one patch, and a maximum grows with their number without any outlier: log-normal norms of
     log-std 0.3 give 2.1 for 64 patches and 2.5 for 576.
 

@@ -161,7 +161,7 @@ def test_maps_of_another_model_or_of_several_stages_are_no_evidence(run, tmp_pat
 
 
 def test_metrics_and_tolerances_that_say_nothing_are_refused(run):
-    with pytest.raises(InputError, match="'row_entropy' does not say what could go"):
+    with pytest.raises(InputError, match="'row_entropy' does not say what could be removed"):
         verify_drops(run, metrics=["row_entropy"])
     for tolerance in (-0.1, 1.0, float("nan")):
         with pytest.raises(InputError, match="must be a share"):
