@@ -24,8 +24,8 @@ from attnprobe.capturing.softmax_trails import untraced
 from attnprobe.capturing.tracing import Product, Tracing
 from attnprobe.core.errors import CaptureError
 from attnprobe.core.maps import AttentionMaps
-from attnprobe.core.showing import line, table
 from attnprobe.core.sites import MAPS
+from attnprobe.core.text import line, table
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 5e-3}
 """Largest allowed deviation, relative to the largest value compared; a wrong matrix is off by 0.1 and more."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from attnprobe.core.errors import InputError, WorkError
 from attnprobe.core.images import ImageSource
 from attnprobe.core.memory import free_memory, is_out_of_memory
-from attnprobe.core.showing import line, table
+from attnprobe.core.text import line, table
 from attnprobe.io.progress import progress as progress_bar
 from attnprobe.io.ranks import held
 from attnprobe.io.run import Run

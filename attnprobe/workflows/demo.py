@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from attnprobe.core.examined import Examined
+from attnprobe.core.report_spec import ReportSpec
 from attnprobe.core.spec import CaptureSpec
 from attnprobe.io.run import Run
 from attnprobe.models import read_checkpoint
@@ -29,7 +30,7 @@ def demo(out: Path, *, fast: bool = False) -> tuple[list[Examined], list[Path]]:
         runs.append(run.path)
     if fast:
         notes = [f"--fast: trained for {FAST_EPOCHS} epochs only, so these are not converged networks"]
-    return report(runs, out=Path(out), notes=notes)
+    return report(ReportSpec(tuple(runs), Path(out), notes=tuple(notes)))
 
 
 def _is_current(run: Run) -> bool:

@@ -24,7 +24,7 @@ from attnprobe.core.images import InputSpec
 from attnprobe.core.maps import AttentionMaps
 from attnprobe.core.sites import Site
 from attnprobe.core.spec import CaptureSpec
-from attnprobe.core.visible import visible
+from attnprobe.core.text import visible
 from attnprobe.models import input_spec
 from attnprobe.models.describe import ModelFacts, resolve_model
 from attnprobe.store import MapReader, open_maps

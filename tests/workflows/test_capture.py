@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 import attnprobe as ap
 from attnprobe.capturing import Capture, Recording, stream
 from attnprobe.core.errors import CaptureError, InputError
+from attnprobe.core.report_spec import ReportSpec
 from attnprobe.core.spec import CaptureSpec
 from attnprobe.io.ranks import ALONE
-from attnprobe.io.reference import UserImages
 from attnprobe.metrics.engine import sink
 from attnprobe.models import build_model
 from attnprobe.models.describe import config_json
@@ -294,8 +294,8 @@ def test_files_of_equal_pixels_are_named_and_counted_once(checkpoint, tmp_path):
     told = "2 images are copies of others, pixel by pixel, and counted once: n04.png = n00.png, n07.png = n00.png."
     assert e.notes == live.notes == (told,)
     assert {m.n_images for m in (*e.measurements.values(), *live.measurements.values())} == {10}
-    named = {"formats": ["md"], "metrics": METRICS, "user": UserImages(str(photos))}
-    examined, _ = report([out], out=tmp_path / "report", **named)
+    named = {"formats": ["md"], "metrics": METRICS, "data": str(photos)}
+    examined, _ = report(ReportSpec([out], tmp_path / "report", **named))
     page = (tmp_path / "report" / "report.md").read_text()
     assert examined[0].notes == (told,) and told in page
 

@@ -328,7 +328,7 @@ def test_an_alarm_is_a_warning_once_a_line_in_the_run_and_a_word_in_the_text(pro
         watching(1, model)
         model.blocks[1].attn.qkv.weight.mul_(300)
     with pytest.warns(
-        AttentionAlarm, match="epoch 2: entropy collapse: rows of block 2 look at 1.. of 17 tokens"
+        AttentionAlarm, match="epoch 2: entropy collapse: rows of block 2 attend to 1.. of 17 tokens"
     ) as told:
         words = watching(2, model)
     assert len(told) == 1 and words.endswith("1 alarm")
@@ -365,7 +365,7 @@ def test_a_model_of_several_stages_is_probed_with_what_has_a_meaning_there(probe
     blocks = watching.history.blocks
     assert len({name.rpartition("/")[0] for name in blocks}) == 2
     assert {values.shape for values in blocks.values()} == {(1, 2)}
-    with pytest.raises(InputError, match="'token_similarity' has no meaning"):
+    with pytest.raises(InputError, match="'token_similarity' is not defined"):
         probe(metrics=["token_similarity"])(1, model)
 
 

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 import attnprobe as ap
 from attnprobe.core.errors import CheckpointError, InputError, WorkError
+from attnprobe.core.report_spec import ReportSpec
 from attnprobe.core.spec import CaptureSpec
 from attnprobe.io.config import read_yaml
 from attnprobe.io.reference import UserImages
@@ -76,7 +77,7 @@ def test_report_measures_what_a_live_capture_measures(runs):
 
 
 def test_report_writes_its_files_and_names_both_runs(runs, tmp_path):
-    examined, files = report([runs / "digits_vit_16", runs / "digits_deepvit_16"], out=tmp_path / "page")
+    examined, files = report(ReportSpec([runs / "digits_vit_16", runs / "digits_deepvit_16"], tmp_path / "page"))
     assert [e.name for e in examined] == ["digits_vit_16", "digits_deepvit_16"]
     assert {f.name for f in files} >= {"report.html", "measurements.json", "measurements.csv", "report.md"}
     content = json.loads((tmp_path / "page" / "measurements.json").read_text())
@@ -88,12 +89,12 @@ def test_report_writes_its_files_and_names_both_runs(runs, tmp_path):
 
 def test_conditions_are_measured_even_if_nobody_asked_and_misspelt_ones_open_no_file(runs, tmp_path):
     condition = "row_gini.mean < 2"
-    examined, _ = report([runs / "digits_vit_16"], out=tmp_path, formats=["json"], fail_on=[condition])
+    examined, _ = report(ReportSpec([runs / "digits_vit_16"], tmp_path, formats=["json"], fail_on=[condition]))
     assert set(examined[0].measurements) >= {"row_gini", *DEFAULT}
     (outcome,) = gate(examined, [condition])
     assert outcome.holds and outcome.value == pytest.approx(examined[0].measurements["row_gini"].mean.mean())
     with pytest.raises(InputError, match="Did you mean 'row_gini'"):
-        report(["missing.h5"], out=tmp_path, fail_on=["row_gni.mean>1"])
+        report(ReportSpec(["missing.h5"], tmp_path, fail_on=["row_gni.mean>1"]))
 
 
 def test_a_run_is_not_mixed_with_other_options(runs):
@@ -249,7 +250,7 @@ def test_maps_that_are_no_numbers_in_every_image_are_reported_not_crashed_on(tmp
     values = maps.values.clone()
     values[{"head": np.s_[:, 1, 0], "layer": np.s_[:, 2], "everything": np.s_[:]}[where]] = float("nan")
     path = store_maps(tmp_path / "maps.h5", [replace(maps, values=values)])
-    (examined,), files = report([path], out=tmp_path / "report")
+    (examined,), files = report(ReportSpec([path], tmp_path / "report"))
     assert all(file.stat().st_size for file in files) and {f.suffix for f in files} >= {".html", ".json"}
     entropy = examined.measurements["row_entropy"].mean
     assert np.isnan(entropy).sum() == {"head": 1, "layer": 2, "everything": 8}[where]
