@@ -50,7 +50,7 @@ OPTIONS: Mapping[str, Check] = {
     **dict.fromkeys(("img_size", "patch_size", "window_size", "ref_feat_shape"), _SIDE),
     **dict.fromkeys(("depth", "depths"), _each(_whole(1, 1024))),
     **dict.fromkeys(("embed_dim", "num_heads", "head_dim", "heads", "in_chans"), _COUNT),
-    **dict.fromkeys(("reg_tokens", "num_reg_tokens", "class_blocks", "reattention", "swiglu_align_to"), _COUNT),
+    **dict.fromkeys(("reg_tokens", "num_reg_tokens", "reattention", "swiglu_align_to"), _COUNT),
     "num_classes": _whole(0, 1_000_000),
     **dict.fromkeys(
         ("mlp_ratio", "head_expand", "init_values", "noise_std", "scale_adjustment"), _each(_real(0, 1024))
