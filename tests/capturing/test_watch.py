@@ -278,9 +278,13 @@ def test_a_model_with_known_and_unknown_layers_gives_both():
     class ClassAttention(nn.Module):
         """Attention of the class token alone to all tokens, without a tap."""
 
+        def __init__(self):
+            super().__init__()
+            self.qkv = nn.Linear(12, 36)
+
         def forward(self, x):
-            heads = x.unflatten(-1, (3, 4)).transpose(1, 2)
-            read = F.scaled_dot_product_attention(heads[:, :, :1], heads, heads)
+            q, k, v = self.qkv(x).unflatten(-1, (3, 3, 4)).permute(2, 0, 3, 1, 4)
+            read = F.scaled_dot_product_attention(q[:, :, :1], k, v)
             return torch.cat([read.transpose(1, 2).flatten(2), x[:, 1:]], dim=1)
 
     tiny = {"img_size": 16, "patch_size": 8, "embed_dim": 12, "num_heads": 3, "depth": 2, "num_classes": 4}

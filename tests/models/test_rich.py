@@ -118,8 +118,8 @@ def test_fused_values_start_as_the_plain_vit_and_both_paths_agree():
         ({"fuse": "key"}, "fuse='key' is not a choice"),
         ({"fuse": "value", "cascade": "residual"}, "no residual form in our reading"),
         ({"noise_std": -1.0}, "must be >= 0"),
-        ({"noise_std": 0.1, "fuse": "value"}, "scores that are handed on"),
-        ({"noise_std": 0.1, "cascade": "none"}, "scores that are handed on"),
+        ({"noise_std": 0.1, "fuse": "value"}, "scores that are passed on"),
+        ({"noise_std": 0.1, "cascade": "none"}, "scores that are passed on"),
     ],
 )
 def test_options_that_do_not_go_together_say_why(options, message):

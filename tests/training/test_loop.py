@@ -297,7 +297,7 @@ def run_with_memory_for(monkeypatch, path, options, images, after=0):
 @pytest.mark.parametrize("after", [0, 5])
 def test_auto_batch_learns_the_same_from_parts_of_a_batch(tmp_path, monkeypatch, after):
     options = config(epochs=2, warmup_epochs=0, batch_size=64, model="vit_16_digits", drop_path=0.0, auto_batch=True)
-    with pytest.warns(UserWarning, match="going on with"):
+    with pytest.warns(UserWarning, match="continuing with"):
         cut, sizes = run_with_memory_for(monkeypatch, tmp_path / "cut", options, 16, after)
     assert set(sizes[-12:]) == {16} and cut.run.path.joinpath("summary.csv").exists()
     whole = run_training(tmp_path / "whole", options)
