@@ -9,8 +9,8 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from attnprobe.models.adapt import resize_positions
 from attnprobe.models.variants.refiner import DLA
+from attnprobe.models.weights import resize_positions
 from tests.parity import positions
 from tests.parity.difference import Difference, compare, worst_of_each
 
