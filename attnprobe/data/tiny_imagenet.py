@@ -13,7 +13,7 @@ import os
 from pathlib import Path
 
 from attnprobe.core.errors import InputError
-from attnprobe.data.image_files import Listing
+from attnprobe.data.listing import Listing
 
 SPLITS = {"train": "train", "val": "val", "validation": "val", "test": "test"}
 
