@@ -6,7 +6,7 @@
     tiny-imagenet-200/                               as it is unpacked; see tiny_imagenet.py
 
 Classes are sorted by name, as in torchvision, and numbered over all splits together, so that a class missing
-from one split shifts no label in it; but test/ adds none beside other splits, since it often holds one folder of
+from one split shifts no label in it; but test/ adds none if there are other splits, since it often holds one folder of
 images without classes, whose labels are then -1. Hidden files and files without an image's ending are ignored.
 """
 
@@ -76,7 +76,7 @@ def list_folder(root: Path, split: str) -> Listing:
     """All images of one split.
 
     Raises:
-        InputError: no such split, no image, a class without images, or images beside class folders.
+        InputError: no such split, no image, a class without images, or both images and class folders.
     """
     folder, folders = split_folder(root, split)
     status = folder.stat()

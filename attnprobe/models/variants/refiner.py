@@ -28,7 +28,7 @@ SHARED_EXPANSION = 3
 
 
 class Carried(NamedTuple):
-    """What a block passes on: the map for the next block, and the softmax it came from, for hooks on the tap."""
+    """Output of a block besides its tokens: the map for the next block, and its softmax, for hooks on the tap."""
 
     map: Tensor
     softmax: Tensor
