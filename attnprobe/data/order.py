@@ -1,4 +1,4 @@
-"""Which images, and in which batches?"""
+"""Subsets of images, and batches of positions."""
 
 import hashlib
 from collections import defaultdict
@@ -10,7 +10,7 @@ from attnprobe.core.images import Order
 
 
 def balanced_subset(ids: Sequence[str], labels: Sequence[int], size: int | None) -> list[int]:
-    """Ascending positions of `size` images, as many of each class as there are; all if `size` is None.
+    """Ascending positions of `size` images, balanced over classes; all if `size` is None.
 
     Within a class, images are ranked by the SHA-256 of their id, so the choice is the same on every
     machine for ever, hardly moves when images are added, and a smaller subset lies inside a larger one.
@@ -25,10 +25,10 @@ def balanced_subset(ids: Sequence[str], labels: Sequence[int], size: int | None)
 
 
 def one_half(ids: Sequence[str], labels: Sequence[int]) -> np.ndarray:
-    """[image], bool: which images make one of two halves that are alike in their classes, the larger one if any.
+    """A mask [image] of one half (the larger, if any) of the images; both halves are alike in their classes.
 
-    Within a class, images are ranked by the SHA-256 of their id and dealt out in turn; the next class goes on where the
-    last one stopped, so that classes of one image do not all fall into the same half.
+    Within a class, images are ranked by the SHA-256 of their id and dealt out in turn; the next class continues where
+    the last one stopped, so that classes of one image do not all fall into the same half.
     """
     ranked = sorted(
         range(len(ids)), key=lambda position: (labels[position], hashlib.sha256(ids[position].encode()).digest())

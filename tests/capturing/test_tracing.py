@@ -275,8 +275,21 @@ def test_tokens_are_the_output_of_the_block(pixels):
 def test_a_model_with_known_and_unknown_layers_gives_both():
     from attnprobe.models import build_model
 
+    class ClassAttention(nn.Module):
+        """Attention of the class token alone to all tokens, without a tap."""
+
+        def __init__(self):
+            super().__init__()
+            self.qkv = nn.Linear(12, 36)
+
+        def forward(self, x):
+            q, k, v = self.qkv(x).unflatten(-1, (3, 3, 4)).permute(2, 0, 3, 1, 4)
+            read = F.scaled_dot_product_attention(q[:, :, :1], k, v)
+            return torch.cat([read.transpose(1, 2).flatten(2), x[:, 1:]], dim=1)
+
     tiny = {"img_size": 16, "patch_size": 8, "embed_dim": 12, "num_heads": 3, "depth": 2, "num_classes": 4}
-    model = build_model("refiner_16_digits", seed=0, **tiny, class_blocks=1).eval()
+    model = build_model("refiner_16_digits", seed=0, **tiny).eval()
+    model.norm = nn.Sequential(ClassAttention(), model.norm)
     proof = certify(model, torch.randn(2, 3, 16, 16))
     assert {layer.route for layer in proof.layers} == {"taps", "functional"}
     trunk, *_, last = next(capture(model, torch.randn(2, 3, 16, 16), ("weights", "effective")).batches())

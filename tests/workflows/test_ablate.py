@@ -297,7 +297,7 @@ def test_a_pruned_model_and_one_whose_first_block_must_stay_are_verified_too(run
     assert {tried.changes[0].block for tried in all_heads.single} == set(range(1, 17, 2))  # the others share a map
     with pytest.raises(InputError, match="no softmax of their own"):
         verify_drops("refiner_16_digits", heads=[(2, 1)], data="digits", images=8, device="cpu")
-    with pytest.raises(InputError, match="hands on"):
+    with pytest.raises(InputError, match="passes on"):
         verify_drops("refiner_16_digits", blocks=[1], data="digits", images=8, device="cpu")
 
 

@@ -1,20 +1,60 @@
-"""Which images does a text file name? One path per line, and, if wanted, a tab and a class."""
+"""Image files in their final order, and text files that list them."""
 
+import hashlib
 import os
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
+from PIL import Image
+
 from attnprobe.core.errors import InputError
-from attnprobe.core.images import InputSpec
-from attnprobe.data.decode import BadImages, DecodedImages
-from attnprobe.data.device_resident import RESIDENT_BYTES, DeviceResident
-from attnprobe.data.image_files import Listing, from_listing, readable_id
+from attnprobe.data.pillow import open_image
 
 MAX_LABEL = 1_000_000
+"""Bound on labels written as numbers; one class name is made for each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """Image files in their final order.
+
+    Attributes:
+        files: paths that can be opened.
+        ids: one per file, unique: relative paths in POSIX form.
+        labels: one per file, -1 where unknown.
+        class_names: in label order; empty if there are no classes.
+    """
+
+    files: list[str]
+    ids: list[str]
+    labels: list[int]
+    class_names: tuple[str, ...] = ()
+
+    def pick(self, positions: list[int]) -> "Listing":
+        """The files at some positions."""
+        files, ids = [self.files[k] for k in positions], [self.ids[k] for k in positions]
+        return Listing(files, ids, [self.labels[k] for k in positions], self.class_names)
+
+    def read(self, position: int) -> tuple[Image.Image, int]:
+        """Open one image, with its label."""
+        return open_image(self.files[position]), self.labels[position]
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the ids, sizes in bytes and labels."""
+        digest = hashlib.sha256()
+        for file, name, label in zip(self.files, self.ids, self.labels, strict=True):
+            digest.update(f"{name}\0{os.stat(file).st_size}\0{label}\n".encode())
+        return f"files:sha256:{digest.hexdigest()}"
+
+
+def readable_id(path: str) -> str:
+    """A path as a string that can be stored as UTF-8; bytes of other encodings become \\xNN."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def number_classes(written: list[str], where: Path) -> tuple[list[int], tuple[str, ...]]:
-    """Labels as written if all are whole numbers (-1: unknown), else the places of their names in sorted order.
+    """Labels and class names: as written if all are whole numbers (-1: unknown), else numbered in sorted order.
 
     Raises:
         InputError: a number out of range.
@@ -30,7 +70,7 @@ def number_classes(written: list[str], where: Path) -> tuple[list[int], tuple[st
 
 
 def list_lines(where: Path) -> Listing:
-    """The images of a list; relative paths start at the folder of the list.
+    """The images a text file names, one path a line and optionally a tab and a class; relative to the file's folder.
 
     Raises:
         InputError: not a text file, empty, a line without a label among labelled ones, or an image twice.
@@ -41,7 +81,7 @@ def list_lines(where: Path) -> Listing:
         raise InputError(f"cannot read the list {str(where)!r}: {error.strerror}.") from error
     except UnicodeDecodeError as error:
         raise InputError(
-            f"{str(where)!r} is not a text file in UTF-8; expected one path of an image per line."
+            f"{str(where)!r} is not a text file in UTF-8; expected the path of one image per line."
         ) from error
     lines = [line.rstrip("\r").split("\t") for line in text.split("\n") if line.strip()]  # names may hold U+2028
     if not lines:
@@ -64,35 +104,3 @@ def list_lines(where: Path) -> Listing:
         number_classes([line[1].strip() for line in lines], where) if labelled else ([-1] * len(files), ())
     )
     return Listing(files, ids, labels, class_names)
-
-
-def image_list(
-    name: str,
-    split: str = "val",
-    *,
-    spec: InputSpec,
-    limit: int | None = None,
-    bad_images: BadImages = "refuse",
-    workers: int = 0,
-    resident_bytes: int = RESIDENT_BYTES,
-) -> DecodedImages | DeviceResident:
-    """The images a text file names, with timm's evaluation transform.
-
-    Raises:
-        InputError: see `list_lines` and `from_listing`; or a split other than val, which a list does not have.
-    """
-    where = Path(os.path.expanduser(name))
-    if split not in ("val", "validation", "test"):
-        raise InputError(
-            f"the list {where} has no split {split!r}; ask for val, or arrange a folder as train/ and val/."
-        )
-    listing = list_lines(where)
-    return from_listing(
-        where.stem,
-        listing,
-        spec=spec,
-        limit=limit,
-        bad_images=bad_images,
-        workers=workers,
-        resident_bytes=resident_bytes,
-    )

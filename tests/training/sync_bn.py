@@ -1,4 +1,4 @@
-"""Batch norm over the images of all processes; PyTorch has it for GPUs, this is the form for CPUs."""
+"""Batch norm over the images of all processes on CPUs, where PyTorch's `SyncBatchNorm` does not run."""
 
 import torch
 import torch.distributed as dist
@@ -28,10 +28,8 @@ class SharedBatchNorm(nn.BatchNorm2d):
         return y if self.weight is None else y * self.weight.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)
 
 
-def share_batch_norm(model: nn.Module, device: torch.device) -> nn.Module:
+def share_batch_norm(model: nn.Module) -> nn.Module:
     """Make every batch norm of `model` work on all processes' images."""
-    if device.type != "cpu":
-        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
     for module in model.modules():
         if type(module) is nn.BatchNorm2d:
             module.__class__ = SharedBatchNorm

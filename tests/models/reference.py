@@ -1,9 +1,11 @@
-"""What the tests of all remedies share: the plain ViT to equal, and attention one number at a time to check against."""
+"""References for the tests of variants: the plain ViT, and attention computed one number at a time."""
 
 import math
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
+
+from attnprobe.capturing import certify, record
 
 TINY = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "num_heads": 4, "depth": 3, "mlp_ratio": 2, "num_classes": 5}
 
@@ -53,6 +55,19 @@ def assert_paths_agree(model):
 def tokens(width=16, seed=2):
     torch.manual_seed(seed)
     return torch.randn(2, 5, width, dtype=torch.float64)
+
+
+def record_with_inputs(model, sites=("weights",)):
+    """The input of every block's qkv layer, [image, token, width], and the maps of two random images at `sites`."""
+    inputs = []
+    for block in model.blocks:
+        block.attn.qkv.register_forward_pre_hook(lambda _m, args: inputs.append(args[0]))
+    pixels = torch.randn(2, 3, 16, 16, dtype=torch.float64)
+    with torch.no_grad(), record(model, sites) as recorder:
+        model(pixels)
+        maps = recorder.take()
+    assert certify(model, pixels).output_equal
+    return inputs[: len(model.blocks)], maps
 
 
 def heads_of(layer, x, which):

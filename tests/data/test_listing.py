@@ -3,7 +3,8 @@ import os
 import pytest
 
 from attnprobe.core.errors import InputError
-from attnprobe.data.image_list import image_list, list_lines
+from attnprobe.data.image_files import Reading, load_files
+from attnprobe.data.listing import list_lines
 
 
 @pytest.fixture
@@ -19,7 +20,7 @@ def test_paths_alone(listed, tmp_path, write_image, small, collect):
     files = [write_image(tmp_path / name) for name in ("b.png", "sub/a b.jpg")]
     outside = write_image(tmp_path.parent / f"{tmp_path.name}outside.png")
     where = listed(f"b.png\r\n\n./sub/a b.jpg\n{files[0].parent}/../{outside.name}\n")
-    found = collect(image_list(str(where), spec=small))
+    found = collect(load_files(str(where), spec=small))
     assert list(found)[:2] == ["b.png", "sub/a b.jpg"]
     assert {label for _pixels, label in found.values()} == {-1}
     outside.unlink()
@@ -29,7 +30,7 @@ def test_relative_paths_start_at_the_list_and_not_here(listed, tmp_path, write_i
     write_image(tmp_path / "a.png")
     where = listed("a.png\n")
     monkeypatch.chdir(tmp_path.parent)
-    assert image_list(os.path.relpath(where), spec=small).ids == ("a.png",)
+    assert load_files(os.path.relpath(where), spec=small).ids == ("a.png",)
 
 
 def test_numbers_are_labels_as_they_are(listed):
@@ -79,11 +80,11 @@ def test_a_listed_file_that_is_missing_is_a_bad_image(listed, tmp_path, write_im
     write_image(tmp_path / "a.png")
     where = listed("a.png\nb.png\n")
     with pytest.raises(InputError, match=r"1 of 2 images cannot be read \('b.png': no such file\)"):
-        image_list(str(where), spec=small)
+        load_files(str(where), spec=small)
     with pytest.warns(UserWarning, match="skipped"):
-        assert image_list(str(where), spec=small, bad_images="skip").bad == ["b.png"]
+        assert load_files(str(where), spec=small, reading=Reading("skip")).bad == ["b.png"]
 
 
 def test_a_list_is_not_for_training(listed, small):
     with pytest.raises(InputError, match="has no split 'train'"):
-        image_list(str(listed("a.png\n")), "train", spec=small)
+        load_files(str(listed("a.png\n")), "train", spec=small)
