@@ -10,6 +10,7 @@ from tyro.conf import Positional, arg
 from attnprobe.core.sites import MAPS, Site
 
 What = Literal["weights", "effective", "scores", "tokens", "values"]
+Dtype = Literal["bfloat16", "float16", "float32"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,7 @@ class CaptureSpec:
     store: Literal["maps", "qk"] = "maps"
     """maps, or qk: queries and keys, from which maps are computed when they are read; smaller where tokens are more
     than twice the width of a head. Only for layers whose map is the softmax of their product."""
-    dtype: Literal["bfloat16", "float16", "float32"] | None = None
+    dtype: Dtype | None = None
     """how maps are stored; bfloat16, and float32 for queries and keys, if not given."""
 
     # how it is computed
@@ -91,7 +92,7 @@ class CaptureSpec:
         return tuple(site for site in every if site in self.kept)
 
     @property
-    def stored_dtype(self) -> str:
+    def stored_dtype(self) -> Dtype:
         """The type in the file."""
         return self.dtype or ("float32" if self.store == "qk" else "bfloat16")
 

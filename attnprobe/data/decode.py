@@ -5,7 +5,7 @@ import itertools
 import signal
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from attnprobe.core.errors import InputError, WorkError
 from attnprobe.core.images import ImageBatch, InputSpec, Order
-from attnprobe.data.order import position_batches
+from attnprobe.data.order import ListedImages, position_batches
 from attnprobe.data.pillow import pillow_quiet, why_unreadable
 
 BadImages = Literal["refuse", "skip"]
@@ -73,27 +73,20 @@ def gather(samples: list) -> tuple[list[int], list[int], tuple[Tensor, ...], lis
     return [sample[0] for sample in good], [sample[1] for sample in good], tensors, bad
 
 
-@dataclass(eq=False)
-class DecodedImages:
+@dataclass(eq=False, repr=False, kw_only=True)
+class DecodedImages(ListedImages):
     """An `ImageSource` that opens image `ids[k]` by `read(k)` when its turn comes.
 
     At most 2 batches per worker wait in memory, whatever the number of images. An image that cannot be decoded
     is dropped from its batch and added to `bad` (bad_images="skip"), or ends the iteration with an `InputError`.
     """
 
-    name: str
-    spec: InputSpec
-    _: KW_ONLY
     read: Reader
-    ids: tuple[str, ...]
-    class_names: tuple[str, ...]
-    fingerprint: str
-    bad: list[str] = field(default_factory=list)
     bad_images: BadImages = "refuse"
     workers: int = 0
 
     def __post_init__(self) -> None:
-        self.ids, self.class_names, self.bad = tuple(self.ids), tuple(self.class_names), list(self.bad)
+        super().__post_init__()
         self.decoder, self.first = Decoder(self.read, eval_transform(self.spec)), 0
 
     def augmented(self, transform: Transform, key: tuple[int, ...], first: int = 0) -> "DecodedImages":
@@ -106,9 +99,6 @@ class DecodedImages:
         other.first = first
         other.decoder = Decoder(self.decoder.read, transform, key)
         return other
-
-    def __len__(self) -> int:
-        return len(self.ids)
 
     def batches(
         self, batch_size: int, *, device: torch.device | str = "cpu", order: Order | None = None

@@ -1,13 +1,13 @@
 """Small images, kept as bytes on the device that uses them, so that reading them again costs nothing."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import KW_ONLY, dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from attnprobe.core.images import ImageBatch, InputSpec, Order
-from attnprobe.data.order import position_batches
+from attnprobe.data.order import ListedImages, position_batches
 from attnprobe.data.resize import as_evaluated
 
 RESIDENT_BYTES = 2 << 30
@@ -25,34 +25,23 @@ def may_reside(shape: Sequence[int], spec: InputSpec, resident_bytes: int) -> bo
     return lossless and n * channels * rows * cols <= resident_bytes
 
 
-@dataclass(eq=False)
-class DeviceResident:
+@dataclass(eq=False, repr=False, kw_only=True)
+class DeviceResident(ListedImages):
     """An `ImageSource` over one tensor of bytes, resized and normalised on the device batch by batch.
 
     Attributes:
         pixels: [image, channel, row, col], uint8, with one channel (repeated) or three.
         labels: [image], -1 where unknown.
-        bad: ids of the images that were skipped.
         show: `show(pixels, spec)` makes [image, channel, *spec.size] in [0, 1] of some of them.
     """
 
-    name: str
-    spec: InputSpec
-    _: KW_ONLY
     pixels: Tensor
     labels: Tensor
-    ids: tuple[str, ...]
-    class_names: tuple[str, ...]
-    fingerprint: str
-    bad: list[str] = field(default_factory=list)
-    show: Callable[[Tensor, InputSpec], Tensor] = field(default=as_evaluated, repr=False)
+    show: Callable[[Tensor, InputSpec], Tensor] = as_evaluated
 
     def __post_init__(self) -> None:
-        self.ids, self.class_names, self.bad = tuple(self.ids), tuple(self.class_names), list(self.bad)
+        super().__post_init__()
         self.kept = {torch.device("cpu"): (self.pixels, self.labels.long())}
-
-    def __len__(self) -> int:
-        return len(self.ids)
 
     def batches(
         self, batch_size: int, *, device: torch.device | str = "cpu", order: Order | None = None

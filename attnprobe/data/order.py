@@ -3,10 +3,11 @@
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass, field
 
 import numpy as np
 
-from attnprobe.core.images import Order
+from attnprobe.core.images import InputSpec, Order
 
 
 def balanced_subset(ids: Sequence[str], labels: Sequence[int], size: int | None) -> list[int]:
@@ -36,6 +37,29 @@ def one_half(ids: Sequence[str], labels: Sequence[int]) -> np.ndarray:
     chosen = np.zeros(len(ids), bool)
     chosen[ranked[::2]] = True
     return chosen
+
+
+@dataclass(eq=False, repr=False)
+class ListedImages:
+    """An `ImageSource` without its `batches`: what it says of its images.
+
+    Attributes:
+        bad: ids of the images that were skipped.
+    """
+
+    name: str
+    spec: InputSpec
+    _: KW_ONLY
+    ids: tuple[str, ...]
+    class_names: tuple[str, ...]
+    fingerprint: str
+    bad: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.ids, self.class_names, self.bad = tuple(self.ids), tuple(self.class_names), list(self.bad)
+
+    def __len__(self) -> int:
+        return len(self.ids)
 
 
 def position_batches(n_images: int, batch_size: int, order: Order | None) -> Iterator[list[int]]:

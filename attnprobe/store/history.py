@@ -21,8 +21,8 @@ from attnprobe.core.errors import MapsFileError
 from attnprobe.core.history import Alarm, History
 from attnprobe.io import fs
 from attnprobe.store.opening import open_hdf5
+from attnprobe.store.seal import BLOCK
 
-BLOCK = 512
 MAGIC = b"ATHIST\x01 "
 MOST_BYTES = 64 << 20
 """A history has some kilobytes an epoch; its arrays are read whole."""

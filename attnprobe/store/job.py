@@ -69,10 +69,10 @@ class Job:
         if self.over:
             return
         assert self.pinned is not None, "pin() comes first"
-        with fs.as_work_error(f"sharing out {self.folder}"):
+        with fs.as_work_error(f"sharing out {self.folder}"):  # a claim is a file, for which a full disk has no room
             self._claims = Claims(self.folder / "claims")
-        for number in shared_out(self._rank, self.pinned.n_shards, self._claims, self._is_done):
-            yield self.pinned.shard(number)
+            for number in shared_out(self._rank, self.pinned.n_shards, self._claims, self._is_done):
+                yield self.pinned.shard(number)
 
     def missing(self) -> list[range]:
         """Positions of the images of all shards that are not finished; others of a job may be at some of them."""

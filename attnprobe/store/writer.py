@@ -121,6 +121,7 @@ class MapWriter:
         """Append the batches of a shard, one after the other."""
         for maps in batches:
             self.append(maps)
+            del maps  # the thread has them; here they would be held while the next ones are computed
 
     def append(self, maps: Sequence[AttentionMaps]) -> None:
         """Store all the maps, every stage and site, of the same images.

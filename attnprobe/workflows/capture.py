@@ -32,7 +32,8 @@ from attnprobe.metrics.engine.units import alike_in_words, copies_in_words
 from attnprobe.models import build_model, input_spec
 from attnprobe.models.describe import resolve_model
 from attnprobe.reports import write_report
-from attnprobe.store import CapturePlan, MapWriter
+from attnprobe.store.plan import CapturePlan
+from attnprobe.store.writer import MapWriter
 from attnprobe.training import pick_device
 from attnprobe.workflows.evaluate import recipe_of, run_images
 
@@ -41,7 +42,7 @@ Made = TypeVar("Made", covariant=True)
 
 @dataclass(frozen=True)
 class Task:
-    """One model and its images, ready to be captured."""
+    """One model and its images, ready to be captured; `name` stands for it in a report."""
 
     name: str
     capturing: Capture
@@ -157,7 +158,7 @@ class Sink(Protocol[Made]):
 
 
 def fill(sink: Sink[Made], task: Task, title: str) -> Made:
-    """Capture into a sink what it lacks and no other process is at; what its `close` gives."""
+    """Capture into a sink what it lacks and no other process is at; returns what its `close` does."""
     capturing, plan = task.capturing, task.plan
     with sink:
         if not sink.begun:
@@ -196,6 +197,7 @@ def _batches_of(
         expected = expected[len(ids) :]
         advance(len(ids))
         yield batch
+        del batch  # or it would be held while the next one is computed
 
 
 def untrained_maps(path: Path) -> Path:

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attnprobe.capturing import capture
-from attnprobe.capturing import stream as capturing
+from attnprobe.capturing import capture, stream
 from attnprobe.core.errors import WorkError
+from attnprobe.core.memory import available
 from attnprobe.models import build_model
 
 
@@ -59,7 +59,7 @@ def test_large_maps_come_in_small_batches(monkeypatch):
     model = Small(13)
     bytes_per_image = capture(model, PIXELS).certificate.image_bytes
     assert bytes_per_image == 4 * 2 * 6 * 17 * 17
-    monkeypatch.setattr(capturing, "BATCH_BYTES", 2 * bytes_per_image + 1)
+    monkeypatch.setattr(stream, "BATCH_BYTES", 2 * bytes_per_image + 1)
     assert [m.n_images for m in capture(model, PIXELS)] == [2] * 6 + [1]
 
 
@@ -73,3 +73,18 @@ def test_what_a_pass_left_is_free_at_once_and_not_when_the_garbage_collector_com
         assert not [x.shape for x in gc.get_objects() if type(x) is Tensor and id(x) not in before]
     finally:
         gc.enable()
+
+
+def test_a_device_that_tells_how_much_memory_is_free_decides_on_the_batch(monkeypatch):
+    capturing = capture(Small(13), PIXELS, batch_size=12)
+    per_image = capturing.certificate.image_bytes
+    for free, images in ((48, 12), (47, 8), (32, 8), (31, 4), (7, 1), (0, 1)):
+        monkeypatch.setattr(stream, "available", lambda _device, free=free: free * per_image)
+        assert capturing.fitting == images
+
+
+def test_memory_of_the_allocators_own_reserve_counts_as_free(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (100, 1000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _device: 70)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _device: 30)
+    assert available(torch.device("cuda")) == 140 and available(torch.device("cpu")) is None

@@ -1,5 +1,6 @@
 """Several processes write the file that one writes, whoever comes late, stops or dies."""
 
+import errno
 import itertools
 import os
 import signal
@@ -8,8 +9,8 @@ from functools import partial
 import pytest
 import torch
 
-from attnprobe.core.errors import InputError, InUse, MapsFileError
-from attnprobe.io import fs
+from attnprobe.core.errors import InputError, InUse, MapsFileError, WorkError
+from attnprobe.io import fs, ranks
 from attnprobe.io.lock import FileLock
 from attnprobe.io.ranks import Claims, Rank, shared_out
 from attnprobe.store import MapWriter, open_maps, parts
@@ -227,3 +228,18 @@ def test_a_lock_of_a_job_is_held_by_all_of_it_and_nobody_else(tmp_path):
         FileLock(tmp_path / "lock", "b")
     second.release()
     FileLock(tmp_path / "lock", "b").release()
+
+
+def test_a_disk_without_room_for_a_claim_is_one_line(tmp_path, ten_maps, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with (
+        pytest.raises(WorkError, match="no space left"),
+        MapWriter(tmp_path / "maps.h5", plan_for([ten_maps])) as writer,
+    ):
+        writer.begin([ten_maps.images(0, 3)])
+        parts = writer.parts()
+        next(parts)
+        monkeypatch.setattr(ranks.Claims, "take", full)
+        next(parts)
