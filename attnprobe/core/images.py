@@ -34,15 +34,16 @@ class InputSpec:
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """[image, 3, row, col] in [0, 1] -> the model's input."""
-        mean = pixels.new_tensor(self.mean).view(1, 3, 1, 1)
-        std = pixels.new_tensor(self.std).view(1, 3, 1, 1)
-        return (pixels - mean) / std
+        return (pixels - _per_channel(self.mean, pixels)) / _per_channel(self.std, pixels)
 
     def restore(self, pixels: Tensor) -> Tensor:
         """The model's input -> [image, 3, row, col] in [0, 1], for display."""
-        mean = pixels.new_tensor(self.mean).view(1, 3, 1, 1)
-        std = pixels.new_tensor(self.std).view(1, 3, 1, 1)
-        return (pixels * std + mean).clamp(0, 1)
+        return (pixels * _per_channel(self.std, pixels) + _per_channel(self.mean, pixels)).clamp(0, 1)
+
+
+def _per_channel(values: tuple[float, float, float], like: Tensor) -> Tensor:
+    """[1, 3, 1, 1], filled on the device: a copy from the host would wait for all work queued on a GPU."""
+    return torch.stack([like.new_full((), value) for value in values]).view(1, 3, 1, 1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,7 +55,7 @@ def _train(run: Run, config: TrainConfig) -> TrainResult:
     """Join images, model and probe of a run that this process holds, and train."""
     with torch.device("meta"):  # without memory: it is built only to ask how it wants its pixels
         spec = input_spec(build_model(config.model, **_model_options(config)))
-    sets = {split: _images(config, split, spec) for split in ("train", "val")}
+    sets = {split: images_of(config, split, spec) for split in ("train", "val")}
     options = {**_model_options(config), "num_classes": len(sets["train"].class_names)}
     model = build_model(config.model, seed=config.seed, **options)
     if config.initial_checkpoint:
@@ -68,7 +68,7 @@ def _train(run: Run, config: TrainConfig) -> TrainResult:
         return run_training(model, sets["train"], sets["val"], config, run, config_json=facts, watch=probe)
 
 
-def _images(config: TrainConfig, split: str, spec: InputSpec) -> ImageSource:
+def images_of(config: TrainConfig, split: str, spec: InputSpec) -> ImageSource:
     """One split. Pillow augments training images where they are decoded, so those do not live on the device."""
     options: dict[str, Any] = {"data_dir": Path(config.data_dir) if config.data_dir else None}
     if split == "train" and (config.by_pillow or config.token_label_data):  # label maps need the place of the crop

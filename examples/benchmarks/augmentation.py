@@ -1,16 +1,16 @@
-"""What does augmentation cost in batches on the device, and what with timm's transforms, one picture at a time?
+"""Cost of augmentation in batches on the device, against timm's transforms, one image at a time.
 
     python examples/benchmarks/augmentation.py [--size 224] [--batch 64] [--rounds 5] [--threads 1]
     python examples/benchmarks/augmentation.py --size 32 --batch 512 --device cuda
 
-Both get decoded pictures (random crops of two photographs) and end with normalised pixels on the device, erased where
-chosen. Times are per image, median over rounds in which both take turns: process CPU time on a CPU; elapsed time
-between synchronisations for a GPU, where timm's transforms still run in one process.
+Both get decoded images (random crops of two photographs) and end with normalised pixels on the device, erased where
+chosen. Policies and colour jitter are timm's in both: the first column is the path of sets that have no files, the
+second that of worker processes. Times are per image, median over rounds in which both take turns: process CPU time on a
+CPU; elapsed time between synchronisations for a GPU, where timm's transforms still run in one process.
 """
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -19,10 +19,12 @@ import numpy as np
 import torch
 from PIL import Image
 from sklearn.datasets import load_sample_images
+from timing import seconds
 from torch import Tensor
 
 from attnprobe.core.images import InputSpec
-from attnprobe.training.augment import Augmentation, AugmentConfig
+from attnprobe.training.augment import Augmentation
+from attnprobe.training.config import AugmentConfig
 from attnprobe.training.mix import Mix
 from attnprobe.training.transforms import train_transform
 
@@ -45,18 +47,6 @@ def pictures(n: int, size: int) -> list[Image.Image]:
         left, top = generator.integers(0, 640 - 320), generator.integers(0, 427 - 320)
         found.append(whole[k % 2].crop((left, top, left + 320, top + 320)).resize((size, size)))
     return found
-
-
-def seconds(work: Callable[[], object], device: torch.device) -> float:
-    if device.type == "cpu":
-        start = time.process_time()
-        work()
-        return time.process_time() - start
-    torch.accelerator.synchronize(device)
-    start = time.perf_counter()
-    work()
-    torch.accelerator.synchronize(device)
-    return time.perf_counter() - start
 
 
 def main() -> None:

@@ -1,13 +1,13 @@
-"""What does training cost against a loop of timm's parts, and how much of an epoch is data?
+"""Cost of training against a loop of timm's parts, and the share of data in an epoch.
 
     python examples/benchmarks/training.py [--rounds 3] [--threads 1]
     python examples/benchmarks/training.py --device cuda --model deepvit_16 --batch 128 [--amp] [--compile]
 
 1. 90 steps, a validation and a checkpoint of `attnprobe.training.train` against the same epoch written with timm's
    optimiser, schedule, loss, moving average and checkpoint saver: same model, images, batches and device.
-2. Handing out augmented 32 px images (crop, flip, RandAugment) in batches on the device, as a share of a training step
-   of the tiny ViT of the structured-initialisation recipe for CIFAR and of the narrow one for digits, and against
-   timm's loader with PIL in worker processes.
+2. Handing out augmented 32 px images (crop and flip in batches on the device, RandAugment by timm one after the other),
+   as a share of a training step of the tiny ViT of the structured-initialisation recipe for CIFAR and of the narrow one
+   for digits, and against timm's loader with PIL in worker processes.
 3. On a GPU: images/s, TFLOP/s and peak memory of the model and of the plain ViT at 224 px, on procedural images.
 
 Ratios of two things run in turn in one process; process CPU time on a CPU, elapsed time on a GPU; medians.
@@ -23,6 +23,7 @@ from pathlib import Path
 
 import torch
 from PIL import Image
+from timing import seconds
 from timm.data import create_loader
 from timm.loss import LabelSmoothingCrossEntropy
 from timm.optim import create_optimizer_v2
@@ -38,23 +39,13 @@ from attnprobe.io.run import Run
 from attnprobe.models import build_model
 from attnprobe.models.describe import config_json
 from attnprobe.training import TrainConfig, evaluate, train
-from attnprobe.training.augment import Augmentation, AugmentConfig
+from attnprobe.training.augment import Augmentation
+from attnprobe.training.config import AugmentConfig
 
 POLICY = "rand-m5"
 """Without deviation: timm's posterize fails at 0 bits with Pillow 13."""
 
 OPTIONS = {"num_classes": 10, "depth": 8}
-
-
-def seconds(work: Callable[[], object], device: torch.device) -> float:
-    clock = time.process_time if device.type == "cpu" else time.perf_counter
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
-    start = clock()
-    work()
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
-    return clock() - start
 
 
 def ours(sets: list, config: TrainConfig) -> None:

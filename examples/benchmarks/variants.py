@@ -10,12 +10,12 @@ training step is forward, cross-entropy, backward and AdamW.
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
+from timing import seconds
 from torch import Tensor, nn
 
 from attnprobe.models import VARIANTS, build_model
@@ -80,18 +80,6 @@ class Work:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
-
-
-def seconds(work: Callable[[], None], device: torch.device) -> float:
-    if device.type == "cpu":
-        start = time.process_time()
-        work()
-        return time.process_time() - start
-    torch.accelerator.synchronize(device)
-    start = time.perf_counter()
-    work()
-    torch.accelerator.synchronize(device)
-    return time.perf_counter() - start
 
 
 def ratio(rounds: int, device: torch.device, reference: Callable[[], None], work: Callable[[], None]) -> float:

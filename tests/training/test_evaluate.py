@@ -1,11 +1,21 @@
 """Validation leaves a model fit for training."""
 
+import math
+import sys
+
 import torch
 from torch import nn
 
 from attnprobe.core.images import InputSpec
 from attnprobe.data import load_images
+from attnprobe.training.devices import peak_memory
 from attnprobe.training.evaluate import evaluate
+
+
+def test_peak_memory_is_unknown_where_the_system_has_no_such_module(monkeypatch):
+    assert 0.01 < peak_memory(torch.device("cpu")) < 1000
+    monkeypatch.setitem(sys.modules, "resource", None)  # as on Windows: importing it fails
+    assert math.isnan(peak_memory(torch.device("cpu")))
 
 
 class Cached(nn.Module):

@@ -6,17 +6,22 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 
 from attnprobe.cli import app as cli
 from attnprobe.core.errors import InputError, InUse
+from attnprobe.core.images import InputSpec
+from attnprobe.data.decode import DecodedImages
+from attnprobe.data.device_resident import DeviceResident
 from attnprobe.io.config import read_yaml
 from attnprobe.io.ranks import held
 from attnprobe.io.run import Run, damaged_files
 from attnprobe.models import load_model
-from attnprobe.workflows.train import run_of_seed, seeds_of, train, train_seeds
+from attnprobe.workflows.train import images_of, run_of_seed, seeds_of, train, train_seeds
 from tests.training.test_loop import config, run_training
 
 SHORT = ("--set", "model_kwargs={depth: 2}", "--set", "threads=1", "--set", "keep_checkpoints=99")
@@ -100,6 +105,22 @@ TINY = {"epochs": 1, "warmup_epochs": 0, "model_kwargs": {"depth": 2, "embed_dim
 SET = ["--set", "epochs=1", "--set", "warmup_epochs=0", "--set", "model_kwargs={depth: 2, embed_dim: 16, num_heads: 2}"]
 
 
+def test_a_policy_has_training_images_decoded_by_workers_and_the_others_live_on_the_device(tmp_path):
+    for k in range(8):
+        path = tmp_path / "images" / ("train", "val")[k % 2] / "ab"[k // 2 % 2] / f"{k}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (16, 16), (30 * k, 90, 200)).save(path)
+    plain = config(dataset=str(tmp_path / "images"))
+    for options in ({"aa": "rand-m9-mstd0.5-inc1"}, {"color_jitter": 0.4}):
+        chosen = replace(plain, **options)
+        assert isinstance(images_of(chosen, "train", InputSpec((16, 16))), DecodedImages)
+        assert isinstance(images_of(chosen, "val", InputSpec((16, 16))), DeviceResident)
+    assert isinstance(images_of(plain, "train", InputSpec((16, 16))), DeviceResident)
+    settings = {**TINY, "dataset": plain.dataset, "aa": "v0", "batch_size": 4}
+    result = train("digits_vit_16", tmp_path / "run", settings=settings)
+    assert len(result.log) == 1
+
+
 def test_seeds_are_numbers_and_ranges():
     assert seeds_of("0-2,7") == (0, 1, 2, 7) and seeds_of("3") == (3,) and seeds_of("0, 4") == (0, 4)
     for text in ("", "a", "-1", "3-1", "1-", "1:3"):
@@ -126,7 +147,7 @@ def test_each_is_an_ordinary_run_and_the_same_command_goes_on(tmp_path, capsys, 
 
 
 def test_seeds_twice_or_in_two_places_are_refused(tmp_path):
-    with pytest.raises(InputError, match="must be different numbers"):
+    with pytest.raises(InputError, match="must be one or more different numbers"):
         next(train_seeds("digits_vit_16", tmp_path / "vit", (1, 1)))
-    with pytest.raises(InputError, match="beside --seeds"):
+    with pytest.raises(InputError, match="both by --seeds and among the settings"):
         next(train_seeds("digits_vit_16", tmp_path / "vit", (1,), settings={"seed": 3}))

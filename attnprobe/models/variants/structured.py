@@ -12,10 +12,10 @@ from typing import Any
 from timm.models.vision_transformer import VisionTransformer
 
 from attnprobe.models.initialisers import Impulses, initialise, parse, reset_tables, use_sinusoidal_positions
-from attnprobe.models.initialisers.initialise import Solver
-from attnprobe.models.initialisers.mimetic import Compat
 from attnprobe.models.initialisers.names import TIMM
 from attnprobe.models.variant import Paper, Variant
+
+INITIALISER_OPTIONS = ("pseudo_input1", "pseudo_input2", "init_once", "solver", "compat")
 
 
 class StructuredViT(VisionTransformer):
@@ -28,7 +28,7 @@ class StructuredViT(VisionTransformer):
         Everything else as timm's `VisionTransformer`.
 
     Attributes:
-        impulses: what every head was made to attend to; None unless initialised with impulses.
+        impulses: the targets of every head; None unless initialised with impulses.
 
     Raises:
         InputError, ShapeError: see `initialise`.
@@ -41,13 +41,9 @@ class StructuredViT(VisionTransformer):
         *args,
         sin_pe: bool = False,
         weight_init: str = "",
-        pseudo_input1: str = "P",
-        pseudo_input2: str = "P",
-        init_once: bool | None = None,
-        solver: Solver = "closed_form",
-        compat: Compat = "repo",
         **kwargs: Any,
     ) -> None:
+        how = {name: kwargs.pop(name) for name in INITIALISER_OPTIONS if name in kwargs}
         if sin_pe:
             kwargs |= {"pos_embed": "none", "no_embed_class": True}
         timms = parse(weight_init) in TIMM
@@ -59,19 +55,10 @@ class StructuredViT(VisionTransformer):
         if timms:
             return
         reset_tables(self)
-        self.impulses = initialise(
-            self,
-            weight_init,
-            pseudo_input1=pseudo_input1,
-            pseudo_input2=pseudo_input2,
-            init_once=init_once,
-            solver=solver,
-            compat=compat,
-            reset=False,
-        )
+        self.impulses = initialise(self, weight_init, **how, reset=False)
 
     def set_input_size(self, *args, **kwargs) -> None:
-        """As timm's; the fixed table is computed for the new grid rather than resampled."""
+        """As timm's, but the fixed table is computed for the new grid rather than resampled."""
         super().set_input_size(*args, **kwargs)
         if self.sin_pe:
             use_sinusoidal_positions(self)
