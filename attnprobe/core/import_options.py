@@ -1,8 +1,7 @@
 """What a user says of arrays that another program saved."""
 
 from dataclasses import dataclass
-
-from attnprobe.core.tap import Site
+from typing import Literal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,7 +17,7 @@ class ImportOptions:
     """height and width of a patch in pixels, with --grid."""
     prefix: str = "cls"
     """names of the tokens before the patches, separated by commas, with --grid; none for no such token."""
-    site: Site | None = None
+    site: Literal["weights", "effective", "scores"] | None = None
     """weights (after the softmax), effective or scores; by the sums of rows if not given."""
     name: str = ""
     """name of the model; the file's if not given."""
