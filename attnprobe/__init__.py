@@ -34,7 +34,7 @@ _WHERE = {
     "METRICS": "attnprobe.metrics",
     "Measurement": "attnprobe.core.measurement",
     "measure": "attnprobe.metrics",
-    "metric": "attnprobe.core.measurement",
+    "metric": "attnprobe.core.metric",
     # show
     "PLOTS": "attnprobe.plots",
     "plot": "attnprobe.plots",

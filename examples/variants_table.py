@@ -24,10 +24,10 @@ import numpy as np
 import torch
 from scipy.stats import spearmanr
 
+from attnprobe.core.spec import CaptureSpec
 from attnprobe.io.run import Run
 from attnprobe.models.harm import harm_of_previous_map
 from attnprobe.reports import verdict
-from attnprobe.reports.sites import at_effective
 from attnprobe.training import read_recipe
 from attnprobe.workflows.ablate import verify_drops
 from attnprobe.workflows.capture import capture_file
@@ -52,7 +52,10 @@ def judged(run: Path) -> dict[str, Any]:
     found = [finding for finding in verdict(e).findings if finding.found == "yes"]
     trial = open_trial(run, images=64)
     harm = harm_of_previous_map(trial.model, (pixels for pixels, _ in trial.labelled()))
-    overlap, ratio = at_effective(e, "map_overlap"), at_effective(e, "similar_blocks")
+    overlap, ratio = (
+        e.measurements.get("map_overlap", site="effective"),
+        e.measurements.get("similar_blocks", site="effective"),
+    )
     softmax = e.measurements.get("map_overlap@weights", e.measurements["map_overlap"])
     by = {"overlap": (overlap or softmax).mean.diagonal(1), "cosine": ratio.summary["ratio"][1:] if ratio else []}
     known = np.isfinite(harm[1:])
@@ -177,7 +180,7 @@ def main() -> None:
                         "dataset": data, "epochs": options.epochs, "seed": seed}  # fmt: skip
             top1 = train(recipe, run, settings=settings).top1
             if not Run(run).maps.exists():
-                capture_file(run, what=wanted, images=images, batch_size=60, untrained=32)
+                capture_file(CaptureSpec(run, what=wanted, images=images, batch_size=60, untrained=32))
             if not options.kinds:
                 (run / "measured.json").write_text(json.dumps({"top1": top1, **measured(run)}, indent=1))
         if options.kinds:

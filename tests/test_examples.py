@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import save_file
 
+from attnprobe.core.spec import CaptureSpec
 from attnprobe.models import build_model
 from attnprobe.models.describe import config_json
 from attnprobe.workflows.capture import capture_file
@@ -29,7 +30,7 @@ def maps(tmp_path_factory):
     model = build_model("vit_16_digits", num_classes=10, seed=0)
     save_file(model.state_dict(), folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(config_json("vit_16_digits", model, {"num_classes": 10})))
-    return capture_file(folder, data="digits", images=16, out=folder / "maps.h5", untrained=0)
+    return capture_file(CaptureSpec(folder, data="digits", images=16, untrained=0), out=folder / "maps.h5")
 
 
 def test_ones_own_loop_hears_of_its_attention_every_epoch(tmp_path):

@@ -13,13 +13,14 @@ import pytest
 import torch
 from PIL import Image
 
+from attnprobe.capturing import capture
 from attnprobe.core.errors import AttnprobeError, InputError, MapsFileError, Stopped, stop_now
+from attnprobe.core.spec import CaptureSpec
 from attnprobe.data import image_files, load_images, pillow
 from attnprobe.data.decode import Decoder
 from attnprobe.metrics.engine.slices import measure_slice
 from attnprobe.models import build_model, input_spec, read
 from attnprobe.store import opening, structure
-from attnprobe.workflows import capture as capture_module
 from attnprobe.workflows.capture import capture_file, measure_live
 from attnprobe.workflows.train import train
 
@@ -110,23 +111,24 @@ def photos(tmp_path, monkeypatch):
 def test_an_image_that_fails_when_decoded_is_not_counted_among_the_measured(tmp_path, photos, batch_size):
     options = {"data": str(photos), "bad_images": "skip", "batch_size": batch_size}
     with pytest.raises(InputError, match=r"4\.png.*be decoded"):
-        measure_live("vit_16_digits", out=tmp_path / "live", metrics=["row_entropy"], **options)
+        measure_live(CaptureSpec("vit_16_digits", **options), out=tmp_path / "live", metrics=["row_entropy"])
     with pytest.raises(InputError, match=r"4\.png.*be decoded"):
-        capture_file("vit_16_digits", out=tmp_path / "maps.h5", **options)
+        capture_file(CaptureSpec("vit_16_digits", **options), out=tmp_path / "maps.h5")
 
 
 def test_a_slice_that_lacks_an_image_is_found_when_it_is_read_again(tmp_path):
-    options = {"data": "digits", "images": 12, "metrics": ["row_entropy"], "formats": ("json",)}
-    (measured,), _ = measure_live("vit_16_digits", out=tmp_path / "live", **options)
+    spec = CaptureSpec("vit_16_digits", data="digits", images=12)
+    options = {"out": tmp_path / "live", "metrics": ["row_entropy"], "formats": ("json",)}
+    (measured,), _ = measure_live(spec, **options)
     assert measured.measurements["row_entropy"].n_images == 12
     model = build_model("vit_16_digits", seed=0)
     images = load_images("digits", spec=input_spec(model), limit=12)
-    few = capture_module.capture_maps(model, images, ("weights",), batch_size=4).batches(order=range(11))
+    few = capture(model, images, ("weights",), batch_size=4).batches(order=range(11))
     (tmp_path / "live" / "slices" / "s000000.npz").write_bytes(
         measure_slice((maps for batch in few for maps in batch), ["row_entropy"])
     )
     with pytest.raises(MapsFileError, match="about 11 images where 12"):
-        measure_live("vit_16_digits", out=tmp_path / "live", **options)
+        measure_live(spec, **options)
 
 
 # --- stops at random moments ----------------------------------------------------------------------------------------
@@ -140,7 +142,7 @@ def trained(tmp_path_factory):
     run = tmp_path_factory.mktemp("stopped") / "run"
     settings = {"epochs": 1, "warmup_epochs": 0, "model_kwargs": {"depth": 3, "embed_dim": 24}}
     train("digits_vit_16", run, settings=settings)
-    capture_file(run, images=60, untrained=20)
+    capture_file(CaptureSpec(run, images=60, untrained=20))
     return run
 
 

@@ -14,7 +14,7 @@ from attnprobe.capturing import capture
 from attnprobe.io.ranks import Rank
 from attnprobe.metrics import measure
 from attnprobe.models import build_model
-from attnprobe.store import CapturePlan, merge, open_maps
+from attnprobe.store import CapturePlan, MapWriter, merge, open_maps
 from attnprobe.workflows import capture as capture_module
 from tests.store.capturing import forked, shrink_shards
 
@@ -28,16 +28,16 @@ ALONE = Rank()
 
 @pytest.fixture
 def task(monkeypatch):
-    """A capture of a DeepViT in twelve shards of eight images, in batches of five."""
+    """A capture of a DeepViT in twelve shards of eight images, in batches of four."""
     shrink_shards(monkeypatch)
     model = build_model(
         "deepvit_16_digits", seed=0, img_size=16, patch_size=8, embed_dim=12, num_heads=3, depth=2, num_classes=4
     )
     pixels = torch.randn(IMAGES, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    capturing = capture(model, pixels, ("weights", "effective"), tokens=True, values=True, batch_size=5)
+    capturing = capture(model, pixels, ("weights", "effective"), tokens=True, values=True, batch_size=4)
     assert capturing.certificate.output_equal
     plan = CapturePlan(image_ids=tuple(str(i) for i in range(IMAGES)), model="deepvit", config={}, settings={})
-    return capture_module.Task(capturing, pixels, plan)
+    return capture_module.Task("deepvit", capturing, plan)
 
 
 def contents(path, allow_partial=False):
@@ -81,10 +81,14 @@ def started(task, path, rank):
     try:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         torch.set_num_threads(1)
-        capture_module.store(task, path, rank, {})
+        stored(task, path, rank)
         status = 0
     finally:
         os._exit(status)
+
+
+def stored(task, path, rank):
+    return capture_module.fill(MapWriter(path, task.plan, rank), task, "capture")
 
 
 def ended(child):
@@ -162,7 +166,7 @@ def test_a_full_disk_of_any_size_is_one_line_and_costs_only_the_attempt(tmp_path
     for size in sizes:
         disk = small_disk(size)
         path = disk / "run" / "maps.h5"
-        status, said = forked(lambda path=path: capture_module.store(task, path, ALONE, {}))
+        status, said = forked(lambda path=path: stored(task, path, ALONE))
         parts = path.with_suffix(".parts")
         assert "\n" not in said
         if status:
@@ -174,7 +178,7 @@ def test_a_full_disk_of_any_size_is_one_line_and_costs_only_the_attempt(tmp_path
                 assert check_part(parts, undisturbed) == IMAGES
         small_disk(64 * whole, more=True)
         if not path.exists():
-            assert forked(lambda path=path: capture_module.store(task, path, ALONE, {}))[0] == 0
+            assert forked(lambda path=path: stored(task, path, ALONE))[0] == 0
         check_whole(path, undisturbed)
     print(f"disks of {sizes[0]} to {sizes[-1]} kB for a file of {whole} kB: {ways}")
     assert "file" in ways and "0 images" in ways and len(set(ways)) > 3

@@ -6,7 +6,7 @@ import pkgutil
 import pytest
 
 import attnprobe
-from attnprobe.core.measurement import Metric
+from attnprobe.core.metric import Metric
 from attnprobe.core.registry import Registry, UnknownName
 
 

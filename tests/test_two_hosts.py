@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import attnprobe as ap
+from attnprobe.core.spec import CaptureSpec
 from attnprobe.workflows.capture import capture_file
 
 pytestmark = pytest.mark.slow
@@ -45,7 +46,7 @@ def hosts():
 
 def test_two_hosts_share_a_capture_and_the_shards_are_those_of_one(hosts, tmp_path):
     options = {"data": "digits", "images": 150, "img_size": 128, "untrained": 0, "seed": 3}
-    alone = capture_file("vit_16_digits", out=tmp_path / "one.h5", device="cpu", **options)
+    alone = capture_file(CaptureSpec("vit_16_digits", device="cpu", **options), out=tmp_path / "one.h5")
     shared = tmp_path / "two.h5"
     command = ["attnprobe", "capture", "vit_16_digits", "--device", "cpu", "-o", str(shared)]
     command += [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", str(value))]

@@ -1,4 +1,4 @@
-"""Is what we captured what the model computed?
+"""The proof that captured maps are what the model computed.
 
 Question: trust the hooks, or prove them? Choice: prove them once per capture on the first images, per layer:
 the rows of the softmax sum to 1, A times V is what the layer passes on, and the model's output is what it
@@ -16,15 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attnprobe.capturing.layers import unfused, unwrap
-from attnprobe.capturing.products import relative, softmax_of
-from attnprobe.capturing.recorder import MAPS, Recorder, factors_of
+from attnprobe.capturing.axes import relative, softmax_of
+from attnprobe.capturing.hooks import unfused, unwrap
+from attnprobe.capturing.recorder import Recorder, factors_of
 from attnprobe.capturing.recording import Recording, computing, layers_to_hook
-from attnprobe.capturing.trail import unwatched
-from attnprobe.capturing.watch import Product, Watch
+from attnprobe.capturing.softmax_trails import untraced
+from attnprobe.capturing.tracing import Product, Tracing
 from attnprobe.core.errors import CaptureError
 from attnprobe.core.maps import AttentionMaps
-from attnprobe.core.showing import line, table
+from attnprobe.core.sites import MAPS
+from attnprobe.core.text import line, table
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 5e-3}
 """Largest allowed deviation, relative to the largest value compared; a wrong matrix is off by 0.1 and more."""
@@ -55,12 +56,12 @@ class LayerProof:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Certificate:
-    """The proof that goes into the file and the report.
+    """What was proved about a capture; it goes into the file and the report.
 
     Attributes:
         layers: one `LayerProof` each.
         output_equal: the model's output with hooks equals the output without, bit for bit.
-        fused_difference: largest |output of the explicit softmax - output as the user runs it|, relative.
+        fused_difference: largest |output with the explicit softmax - output as the user runs it|, relative.
         n_images: how many images it was checked on.
         image_bytes: of the maps of one image, as the model computes them.
     """
@@ -76,7 +77,7 @@ class Certificate:
         return asdict(self)
 
     def facts(self) -> dict[str, object]:
-        """What a reader wants to know first, in words."""
+        """The facts that a reader wants first, in words."""
         routes = Counter(layer.route for layer in self.layers)
         sums = [layer.row_sum_error for layer in self.layers if layer.row_sum_error is not None]
         products = [layer.value_error for layer in self.layers if layer.value_error is not None]
@@ -103,12 +104,12 @@ def certify(
 ) -> Certificate:
     """Run the checks on `pixels` ([image, 3, row, col], two images are enough).
 
-    The model is watched besides: what was captured must be what went into each product with V, and there must be no
+    The model is traced besides: what was captured must be the factor of each product with V, and there must be no
     product that was not captured.
 
     Args:
         watch: as in `Recording`.
-        scores, factors: they are to be captured, too, and must give the softmax back.
+        scores, factors: these are to be captured, too, and the softmax must follow from them.
 
     Raises:
         CaptureError: what would be captured is not what the model computes; names the layer.
@@ -120,8 +121,10 @@ def certify(
     proofs: list[LayerProof] = []
     n_bytes = 0
     with computing(pixels.device):
+        # First as the user runs it, since what follows differs from it step by step, and each step is compared: the
+        # explicit softmax without hooks, then the same with hooks.
         as_run = _logits(inner(pixels))
-        with unfused(layers), unwatched() if watched else nullcontext():
+        with unfused(layers), untraced() if watched else nullcontext():
             hooked = unhooked = _logits(inner(pixels))
         fused_difference = relative(as_run, unhooked)
         if not (fused_difference <= TOLERANCE[as_run.dtype] or _is_rounding(inner, pixels, watch)):
@@ -130,7 +133,7 @@ def certify(
             while not proofs or recorder.first:  # as many layers at a time as fit
                 products: dict[str, Product] = {}
                 noting = partial(_note, recorder, products)
-                with Watch(inner, noting, check=True, scores=scores, factors=factors):
+                with Tracing(inner, noting, check=True, scores=scores, factors=factors):
                     hooked = _logits(inner(pixels))
                 error = relative(hooked, unhooked)
                 if not error <= TOLERANCE[hooked.dtype]:
@@ -144,22 +147,22 @@ def certify(
 
 
 def _note(recorder: Recorder, products: dict[str, Product], product: Product) -> None:
-    """Keep the product of a layer that is kept."""
+    """Keep the first product of a layer whose maps are kept in this pass."""
     if not recorder.knows(product.layer):
         raise CaptureError(f"{product.layer} computes attention that no hook reads; capture with watch=True.")
     if recorder.keeps(product.layer):
         products.setdefault(product.layer, product)
 
 
-def _off(told: str, error: float, dtype: torch.dtype) -> CaptureError:
+def _off(cause: str, error: float, dtype: torch.dtype) -> CaptureError:
     return CaptureError(
-        f"the model's output with {told} is off by {error:.1e} of its size (allowed {TOLERANCE[dtype]:.0e}); "
+        f"the model's output with {cause} is off by {error:.1e} of its size (allowed {TOLERANCE[dtype]:.0e}); "
         "is the model in eval mode, and deterministic?"
     )
 
 
 def _is_rounding(model: nn.Module, pixels: Tensor, watch: bool | None) -> bool:
-    """Whether the fused and the explicit softmax of this model are one function, computed in float64 to tell.
+    """Whether the fused and the explicit softmax of this model are one function, by computing both in float64.
 
     Scores in the hundreds, such as those of nearly one-hot rows, make float32's rounding grow from layer to layer.
     """
@@ -167,7 +170,7 @@ def _is_rounding(model: nn.Module, pixels: Tensor, watch: bool | None) -> bool:
         model, pixels = copy.deepcopy(model).double().cpu(), pixels.double().cpu()
         fused = _logits(model(pixels))
         layers, watched = layers_to_hook(model, watch)
-        with unfused(layers), unwatched() if watched else nullcontext():
+        with unfused(layers), untraced() if watched else nullcontext():
             explicit = _logits(model(pixels))
     except (RuntimeError, TypeError):  # a model that insists on its own precision
         return False
@@ -181,7 +184,7 @@ def _proofs(
     factors: bool,
     tolerance: float,
 ) -> Iterator[LayerProof]:
-    """One for every layer, in the order they ran as far as it is known."""
+    """The proof of every layer, in the order they ran as far as that is known."""
     captured: dict[str, dict[str, Tensor]] = {}
     for maps in taken:
         for i, layer in enumerate(maps.layers):
@@ -206,7 +209,7 @@ def _proofs(
 
 
 def _row_sum_error(layer: str, weights: Tensor, tolerance: float) -> float:
-    """Largest |row sum - 1|; rows of zeros belong to queries that a mask lets look nowhere.
+    """Largest |row sum - 1|; rows of zeros belong to queries that may attend nowhere.
 
     Rows that are not finite prove nothing and refute nothing; measurements count and name them.
     """
@@ -220,7 +223,7 @@ def _row_sum_error(layer: str, weights: Tensor, tolerance: float) -> float:
 
 
 def _rebuilt_error(product: Product, factors: bool, tolerance: float) -> float | None:
-    """Largest difference of a softmax and what is made of its scores, or of its queries and keys, where kept."""
+    """Largest difference between a softmax and that of its scores, or of its queries times keys, where kept."""
     weights, rebuilt = product.weights, []
     if product.scores is not None:
         rebuilt.append(softmax_of(product.scores))

@@ -1,4 +1,4 @@
-"""What is a map a map of? Its kind, and where its tokens sit in the picture.
+"""The kind of a map, and where its tokens sit in the image.
 
 Read off shapes first, and names only where shapes cannot tell (pool, cross, grid).
 """
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from attnprobe.capturing.watch import Product
+from attnprobe.capturing.tracing import Product
 from attnprobe.core.maps import TokenGrid
 
 PREFIX_PARAMETERS = {
@@ -16,7 +16,7 @@ PREFIX_PARAMETERS = {
     "dist": re.compile(r"(^|\.)(dist_token|distillation_token)$"),
     "reg": re.compile(r"(^|\.)(reg_tokens?|register_tokens?|registers)$"),
 }
-"""What the field calls the parameters that are tokens before the patches, in the order they stand."""
+"""Usual names of the parameters that are tokens before the patches, in the order in which these stand."""
 
 
 def kind_of(product: Product) -> str:
@@ -61,8 +61,8 @@ def _over_channels(product: Product) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """What a model says about its tokens.
+class TokenPlacement:
+    """What a model shows about its tokens, by its modules and the names of its parameters.
 
     Attributes:
         stems: convolutions that cut pixels into patches.
@@ -73,7 +73,7 @@ class Picture:
     prefix: tuple[str, ...]
 
     @classmethod
-    def of(cls, model: nn.Module) -> "Picture":
+    def of(cls, model: nn.Module) -> "TokenPlacement":
         """Read off the convolutions over pixels and the names of parameters."""
         convs = (m for m in model.modules() if isinstance(m, nn.Conv2d) and m.in_channels <= 4)
         counts = {
@@ -127,7 +127,7 @@ def unplaced(n_tokens: int, kind: str) -> TokenGrid:
 
 
 def stage_names(stages: list[tuple[str, int]]) -> list[str]:
-    """Names of stages of the given (kind, tokens of the picture), in order of appearance.
+    """Names of stages of the given (kind, tokens of the image), in order of appearance.
 
     Class and pooling stages are called after their kind. Of the others those with equally many tokens share a
     name, "trunk" if all have, else "stage1", "stage2" ..., with the kind behind it where several kinds share one.

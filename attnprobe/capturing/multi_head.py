@@ -1,4 +1,4 @@
-"""What are Q, K, V and the scores of `nn.MultiheadAttention`, which computes all at once?"""
+"""Q, K, V and the scores of `nn.MultiheadAttention`, which computes all of them in one call."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from attnprobe.capturing.products import relative, scaled_factors, scores_of
-from attnprobe.capturing.trail import unseen
+from attnprobe.capturing.axes import relative, scaled_factors, scores_of
+from attnprobe.capturing.softmax_trails import unseen
 
 Call = Mapping[str, Any]
 """Arguments of `F.multi_head_attention_forward` by name, defaults included."""
 
 
-def found_in_multi_head(call: Call, out: Tensor, check: bool, scores: bool, factors: bool) -> dict[str, Any]:
-    """V, and fields of a `Product` that are asked for and can be told; `out` is what the call returned."""
+def fields_of_multi_head(call: Call, out: Tensor, check: bool, scores: bool, factors: bool) -> dict[str, Any]:
+    """V, and the fields of a `Product` that are asked for and not hidden; `out` is the result of the call."""
     qkv = factors_of_multi_head(call)
     if qkv is None:
         return {}
@@ -49,7 +49,7 @@ def factors_of_multi_head(call: Call) -> tuple[Tensor, Tensor, Tensor] | None:
 
 
 def _mask(call: Call, q: Tensor) -> Tensor | None:
-    """As `scores_of` takes it: there True shows a key, here it hides one."""
+    """The mask as `scores_of` takes it: there True shows a key, here it hides one."""
     mask = call["attn_mask"]
     if mask is None:
         return None
@@ -58,7 +58,7 @@ def _mask(call: Call, q: Tensor) -> Tensor | None:
 
 
 def error_of_multi_head(call: Call, v: Tensor, out: Tensor, maps: Tensor) -> float:
-    """As `error_of_product`, through the output projection of `nn.MultiheadAttention`."""
+    """Relative error of maps times V, through the output projection of `nn.MultiheadAttention`, against its result."""
     with unseen():
         y = (maps[:, 0].to(v.dtype) @ v).permute(2, 0, 1, 3).flatten(-2)  # [query, image, width]
         y = F.linear(y, call["out_proj_weight"], call["out_proj_bias"])

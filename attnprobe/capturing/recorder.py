@@ -1,54 +1,49 @@
-"""What is kept of a forward pass, and how does it come out as maps?"""
+"""The maps of one forward pass, collected layer by layer while it runs."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 
-from attnprobe.capturing.buffers import BufferPool
-from attnprobe.capturing.calls import Call
-from attnprobe.capturing.kinds import Picture, kind_of, stage_names, unplaced
-from attnprobe.capturing.layers import (
+from attnprobe.capturing.call_stack import Call
+from attnprobe.capturing.hooks import (
     AttentionLayer,
     block_names,
     hidden_kernel,
     token_grid,
 )
+from attnprobe.capturing.kinds import TokenPlacement, kind_of, stage_names, unplaced
 from attnprobe.capturing.selection import Selection
-from attnprobe.capturing.stage import Stage, StageKey
-from attnprobe.capturing.watch import Product, Watch
-from attnprobe.capturing.windows import in_picture
+from attnprobe.capturing.stages import BufferPool, Stage, StageKey
+from attnprobe.capturing.tracing import Product, Tracing
+from attnprobe.capturing.windows import in_image
 from attnprobe.core.errors import CaptureError, InputError
 from attnprobe.core.maps import AttentionMaps, Outcome, TokenGrid
-from attnprobe.core.tap import Site
+from attnprobe.core.sites import Site
 
-MAPS: tuple[Site, ...] = ("weights", "effective")
-SITES: tuple[Site, ...] = (*MAPS, "scores")
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Wanted:
+    """What is kept of a forward pass; fields as in `Recording`."""
+
+    sites: tuple[Site, ...] = ("effective",)
+    tokens: bool = False
+    values: bool = False
+    factors: bool = False
+    unwindow: bool = False
+    selection: Selection = field(default_factory=Selection)
+    budget: int | None = None
 
 
 class Recorder:
     """Collects the maps of one forward pass at a time; made by a `Recording`."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        layers: Sequence[AttentionLayer],
-        sites: Sequence[Site],
-        tokens: bool,
-        values: bool,
-        factors: bool,
-        unwindow: bool,
-        pool: BufferPool,
-        selection: Selection,
-        budget: int | None,
-    ) -> None:
-        self._selection, self._budget = selection, budget
-        self._model, self._layers, self._sites, self._wants_tokens = model, layers, tuple(sites), tokens
-        self._wants_values, self._wants_factors = values, factors
-        self._unwindow, self._pool = unwindow, pool
-        self._picture = Picture.of(model)
+    def __init__(self, model: nn.Module, layers: Sequence[AttentionLayer], wanted: Wanted, pool: BufferPool) -> None:
+        self._model, self._layers, self._wanted, self._pool = model, layers, wanted, pool
+        self._placement = TokenPlacement.of(model)
         self._room: dict[StageKey, int] = {}
-        self._watch: Watch | None = None
+        self._tracing: Tracing | None = None
         self._first_module = ""
         self.rest = 0
         self._reset()
@@ -60,18 +55,18 @@ class Recorder:
         self._fired: dict[str, tuple[Stage, int] | None] = {}  # None: not kept
         self._bytes = 0
         self._waiting: dict[str, list[tuple[Stage, int]]] = {}
-        if self._watch is not None:
-            self._watch.new_pass()
+        if self._tracing is not None:
+            self._tracing.new_pass()
 
     def forget(self) -> None:
-        """Drop what a forward pass left that did not end."""
+        """Drop what an unfinished forward pass left."""
         self._reset()
 
-    def follow(self, watch: Watch) -> None:
-        """Who tells of products and calls in the passes to come."""
-        self._watch = watch
+    def follow(self, tracing: Tracing) -> None:
+        """Be reported calls and products by this tracing."""
+        self._tracing = tracing
 
-    # --- what hooks on known layers tell -----------------------------------------------------------------------------
+    # --- reports of hooks on known layers -----------------------------------------------------------------------------
 
     def see_pixels(self, pixels: Tensor) -> None:
         """The images of this pass, [image, channel, row, col]."""
@@ -98,12 +93,12 @@ class Recorder:
         if (place := self._fired[layer]) is not None:
             place[0].add_tokens(place[1], out)
 
-    # --- what watching tells -----------------------------------------------------------------------------------------
+    # --- reports of tracing -------------------------------------------------------------------------------------------
 
     def see_call(self, call: Call) -> None:
         """A module begins."""
-        assert self._watch is not None
-        if not self._watch.calls.running:
+        assert self._tracing is not None
+        if not self._tracing.calls.running:
             if self._fired and call.name == self._first_module:
                 raise CaptureError(f"{next(iter(self._fired))} ran twice; call take() after each forward pass.")
             self._first_module = self._first_module if self._fired else call.name
@@ -120,9 +115,9 @@ class Recorder:
         kind = kind_of(product)
         n_windows, _, n_queries, n_keys = product.effective.shape[1:]
         n_tokens = product.value_shape[1] if kind == "channel" and n_queries == n_keys else n_windows * n_keys
-        grid = None if kind == "self" and product.pads(n_tokens) else self._picture.grid(n_tokens, self._size)
-        if self._unwindow and kind in ("window", "grid"):
-            kind, product = "self", in_picture(product, grid)
+        grid = None if kind == "self" and product.pads(n_tokens) else self._placement.grid(n_tokens, self._size)
+        if self._wanted.unwindow and kind in ("window", "grid"):
+            kind, product = "self", in_image(product, grid)
         weights, folded = product.weights, _folded(product.effective)
         size = n_tokens if kind == "channel" else folded.shape[2]
         stage = self._stage(kind, folded, size, 4, lambda: grid or unplaced(n_tokens, kind))
@@ -134,17 +129,17 @@ class Recorder:
         else:
             index = stage.add_weights(layer, folded if weights is product.effective else _folded(weights))
             stage.add_effective(folded)
-        if "scores" in self._sites:
+        if "scores" in self._wanted.sites:
             if weights is None or product.scores is None:
                 raise CaptureError(
                     f"{layer} has no scores: what its maps are made of is not one softmax, or is hidden."
                 )
             stage.add_scores(_folded(product.scores))
-        if self._wants_factors:
+        if self._wanted.factors:
             stage.add_factors(index, *factors_of(product))
         self._fired[layer] = (stage, index)
         self._keep_values((stage, index), product)
-        if self._wants_tokens:
+        if self._wanted.tokens:
             names = {call.name for call in product.calls}
             block = next((name for name in block_names(layer) if name in names), "")
             self._waiting.setdefault(block, []).append((stage, index))
@@ -166,19 +161,20 @@ class Recorder:
         heads, rows, columns = matrix.shape[1:]
         key = (kind, size, heads, rows, columns)
         if key not in self._stages:
-            room, chosen, where = self._room.get(key, room), self._selection, grid()
+            room, chosen, where = self._room.get(key, room), self._wanted.selection, grid()
             room = room if chosen.layers is None else min(room, len(chosen.layers))
-            if self._budget is not None:
-                room = min(room, max(1, self._budget // matrix.nbytes))
+            if self._wanted.budget is not None:
+                room = min(room, max(1, self._wanted.budget // matrix.nbytes))
             part = (chosen.heads_of(heads), chosen.queries_of(rows, kind, where))
-            self._stages[key] = Stage(kind, self._sites, self._pool, room, where, rows, *part)
+            self._stages[key] = Stage(kind, self._wanted.sites, self._pool, room, where, rows, *part)
         return self._stages[key]
 
     def _has_room(self, stage: Stage, matrix: Tensor) -> bool:
         """Whether the layer that fires now is one that was chosen, and fits the budget."""
         number = len(self._fired) + 1
-        wanted = self._selection.wants(number) and number >= self.first
-        full = self._budget is not None and self._bytes > 0 and self._bytes + matrix.nbytes > self._budget
+        wanted = self._wanted.selection.wants(number) and number >= self.first
+        budget = self._wanted.budget
+        full = budget is not None and self._bytes > 0 and self._bytes + matrix.nbytes > budget
         if wanted and not full and not self.rest:
             self._bytes += matrix.nbytes
             return True
@@ -218,7 +214,7 @@ class Recorder:
             self._room[key] = len(stage.layers)
             taken += stage.maps(name, image_ids, outcome)
         self._reset()
-        if self._wants_values and all(maps.value_vectors is None for maps in taken):
+        if self._wanted.values and all(maps.value_vectors is None for maps in taken):
             raise CaptureError("no values can be kept: the maps are of windows, or their V differ in shape by layer.")
         return taken
 
@@ -234,16 +230,16 @@ class Recorder:
                 f"{len(silent)} of {len(self._layers)} attention layers never fired: {', '.join(silent[:3])}. "
                 "Run the model inside `with record(...)`, once before each take()."
             )
-        hidden = {} if self._watch is None else self._watch.silent
+        hidden = {} if self._tracing is None else self._tracing.silent
         known = tuple(f"{layer.name}." for layer in self._layers)
         hidden = {name: module for name, module in hidden.items() if not f"{name}.".startswith(known or "\0")}
         if hidden:
             raise hidden_kernel(*next(iter(hidden.items())))
-        missing = sorted(number for number in self._selection.layers or () if number > len(self._fired))
+        missing = sorted(number for number in self._wanted.selection.layers or () if number > len(self._fired))
         if self._fired and missing:
             raise InputError(f"layer {missing[0]} was chosen, and the model has {len(self._fired)}.")
         if not self._fired:
-            ran = self._watch is not None and self._watch.n_images
+            ran = self._tracing is not None and self._tracing.n_images
             raise CaptureError(
                 f"no attention layer found in {type(self._model).__name__}: "
                 + ("it ran, and nothing it computed was a softmax times values." if ran else "it has not run yet.")

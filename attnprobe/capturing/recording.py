@@ -1,20 +1,20 @@
-"""Forward passes whose attention is kept, each in a context of its own."""
+"""Forward passes whose attention is recorded, each in a context of its own."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from attnprobe.capturing.buffers import BufferPool
-from attnprobe.capturing.layers import AttentionLayer, known_layers, unfused, unheard, unwrap
-from attnprobe.capturing.recorder import SITES, Recorder
+from attnprobe.capturing.hooks import AttentionLayer, has_other_attention, known_layers, unfused, unwrap
+from attnprobe.capturing.recorder import Recorder, Wanted
 from attnprobe.capturing.selection import Selection
-from attnprobe.capturing.watch import Watch
-from attnprobe.core.tap import Site
+from attnprobe.capturing.stages import BufferPool
+from attnprobe.capturing.tracing import Tracing
+from attnprobe.core.sites import SITES, Site
 
 
 @dataclass(eq=False)
@@ -25,25 +25,25 @@ class Recording:
     with gradients for instance, it is a context manager: `with record(m) as r: m(x); maps = r.take()`.
 
     Args:
-        model: any module; compiled and parallel wrappers are looked into, and nothing runs compiled meanwhile. Its
+        model: any module; compiled and parallel wrappers are unwrapped, and nothing runs compiled meanwhile. Its
             modules are found now: weights may change between two passes, modules may not be exchanged.
         sites: some of "weights", "effective" and "scores". Where a layer multiplies V with its softmax itself, the
-            first two are one matrix, delivered once as site "weights" with `is_effective=True`. Scores are what the
-            softmax is taken of: scaled, and with every bias and mask, -inf where a query may not look.
+            first two are one matrix, delivered once as site "weights" with `is_effective=True`. Scores are the logits
+            of the softmax: scaled, and with every bias and mask, -inf where a query may not attend.
         tokens: keep the output of each layer's block, too, where that is [image, token, width].
-        values: keep what each map multiplies, too, where maps are of the whole picture and not of windows.
+        values: keep V, too, where maps are of the whole image and not of windows.
         factors: keep queries and keys, too, of maps that are the softmax of their product and nothing else.
-        watch: follow every call to PyTorch, which finds the attention of unknown code; True: of known code, too; None:
+        watch: trace every call to PyTorch, which finds the attention of unknown code; True: of known code, too; None:
             where it is needed, and for scores and factors.
-        unwindow: maps of windows as maps of the whole picture, zero outside the window; else [image, layer, head,
+        unwindow: maps of windows as maps of the whole image, zero outside the window; else [image, layer, head,
             window * query, key], where row w * Q + i is query i of window w.
-        pool: where maps get their memory; one of this recording's own if None.
-        selection: layers, heads and queries to keep; all if None.
+        pool: where maps get their memory.
+        selection: layers, heads and queries to keep.
         budget: bytes of maps to keep of one forward pass, and at least one layer; then `Recorder.rest` is the number of
             the first layer left out, and the next pass begins there. No limit if None.
 
     Attributes:
-        recorder: what the passes leave; `take()` the maps of each before the next one.
+        recorder: holds the maps of a pass until `take()`, which comes before the next pass.
 
     Raises:
         CaptureError: (by `Recorder.take`) no attention layer can be read.
@@ -58,30 +58,43 @@ class Recording:
     factors: bool = False
     watch: bool | None = None
     unwindow: bool = False
-    pool: BufferPool | None = None
-    selection: Selection | None = None
+    pool: BufferPool = field(default_factory=BufferPool)
+    selection: Selection = field(default_factory=Selection)
     budget: int | None = None
 
     def __post_init__(self) -> None:
         self.sites = (self.sites,) if isinstance(self.sites, str) else tuple(self.sites)
         if not self.sites or not set(self.sites) <= set(SITES):
-            raise ValueError(f"sites must be some of {SITES}, got {self.sites}.")
+            raise ValueError(f"sites must be some of {tuple(SITES)}, got {self.sites}.")
         self.model = unwrap(self.model)
         watch = True if self.factors or "scores" in self.sites else self.watch
-        self._layers, self.watch = layers_to_hook(self.model, watch)
-        kept = (self.tokens, self.values, self.factors, self.unwindow)
-        where = (self.pool or BufferPool(), self.selection or Selection(), self.budget)
-        self.recorder = Recorder(self.model, self._layers, self.sites, *kept, *where)
+        self._layers, watched = layers_to_hook(self.model, watch)
+        wanted = Wanted(
+            sites=self.sites,
+            tokens=self.tokens,
+            values=self.values,
+            factors=self.factors,
+            unwindow=self.unwindow,
+            selection=self.selection,
+            budget=self.budget,
+        )
+        self.recorder = Recorder(self.model, self._layers, wanted, self.pool)
         self._modules = list(self.model.modules())  # found once: a pass of a small model is as short as this takes
-        self._watch = self._told() if self.watch or self.values else None
+        self._tracing = self._traced() if watched or self.values else None
 
-    def _told(self) -> Watch:
-        """What tells the recorder of calls and products."""
-        told: dict[str, Any] = {"on_enter": self.recorder.see_call, "on_leave": self.recorder.see_return}
-        told |= {"values": self.values, "scores": "scores" in self.sites, "factors": self.factors}
-        watch = Watch(self.model, self.recorder.see_product, **told)
-        self.recorder.follow(watch)
-        return watch
+    def _traced(self) -> Tracing:
+        """The tracing that reports calls and products to the recorder."""
+        tracing = Tracing(
+            self.model,
+            self.recorder.see_product,
+            on_enter=self.recorder.see_call,
+            on_leave=self.recorder.see_return,
+            values=self.values,
+            scores="scores" in self.sites,
+            factors=self.factors,
+        )
+        self.recorder.follow(tracing)
+        return tracing
 
     def run(self, pixels: Tensor) -> Any:
         """The model's output of one forward pass in eval mode, which leaves its maps in `recorder`."""
@@ -98,7 +111,11 @@ class Recording:
         self._entered.__exit__(*exc)
 
     def _enter(self, stack: ExitStack) -> None:
-        """Hooks, switches and modes of one pass; the one that watches is entered last, or it would see the others."""
+        """Hooks, switches and modes of one pass, in the order in which each can rely on those before.
+
+        Layers are unfused first, since the hook on a dropout only fires where the softmax is explicit. Tracing comes
+        last, and so is left first: it would see the work of the others as calls of the model.
+        """
         recorder = self.recorder
         stack.enter_context(unfused(self._layers))
         stack.enter_context(torch.compiler.set_stance("force_eager"))  # compiled code was traced without hooks
@@ -112,8 +129,8 @@ class Recording:
             if self.tokens:
                 handle = layer.block.register_forward_hook(partial(recorder.keep_tokens, layer.name))
                 stack.callback(handle.remove)
-        if self._watch is not None:
-            stack.enter_context(self._watch)
+        if self._tracing is not None:
+            stack.enter_context(self._tracing)
 
 
 record = Recording
@@ -121,9 +138,9 @@ record = Recording
 
 
 def layers_to_hook(model: nn.Module, watch: bool | None) -> tuple[list[AttentionLayer], bool]:
-    """The layers read by hooks, and whether the model is watched besides; `watch` as in `Recording`."""
+    """The layers read by hooks, and whether the model is traced besides; `watch` as in `Recording`."""
     layers = [] if watch else known_layers(model)
-    return layers, unheard(model, layers) if watch is None else watch
+    return layers, has_other_attention(model, layers) if watch is None else watch
 
 
 @contextmanager

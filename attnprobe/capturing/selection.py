@@ -1,4 +1,4 @@
-"""Which layers, heads and queries are kept of what a model computes?"""
+"""The layers, heads and queries that are kept of what a model computes."""
 
 import re
 from collections.abc import Sequence
@@ -42,13 +42,6 @@ class Selection:
     @property
     def everything(self) -> bool:
         return self == Selection()
-
-    @property
-    def arguments(self) -> list[str]:
-        """As one types it."""
-        chosen = {"--layers": self.layers and sorted(self.layers), "--heads": self.heads}
-        parts = [part for option, some in chosen.items() if some for part in (option, ",".join(map(str, some)))]
-        return parts if self.queries == "all" else [*parts, "--queries", self.queries]
 
     def wants(self, layer: int) -> bool:
         """Whether the layer of this number, from 1, is kept."""

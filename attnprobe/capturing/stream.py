@@ -6,25 +6,28 @@ the model, run it, capture another or stop asking.
 
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
-from attnprobe.capturing.buffers import BufferPool
 from attnprobe.capturing.certificate import Certificate, certify
-from attnprobe.capturing.layers import unwrap
 from attnprobe.capturing.recording import Recording, evaluating
 from attnprobe.capturing.selection import Selection
 from attnprobe.core.errors import CaptureError, WorkError
-from attnprobe.core.images import ImageBatch, ImageSource, as_seen, pixel_hashes
+from attnprobe.core.images import ImageBatch, ImageSource, Order, as_seen, pixel_hashes
 from attnprobe.core.maps import AttentionMaps, Outcome
-from attnprobe.core.memory import free_memory, is_out_of_memory
+from attnprobe.core.memory import available, free_memory, is_out_of_memory
 from attnprobe.core.tap import Site
 
-BATCH_BYTES = 640 << 20
-"""Most bytes of maps in one forward pass: 20 images of 16 blocks, 12 heads, 197 tokens, or one of 1,374 tokens."""
+BATCH_BYTES = 256 << 20
+"""Most bytes of maps in one forward pass where the device does not tell how much memory it has: 8 images of 16 blocks,
+12 heads, 197 tokens. On CPU cores, more images at once are no faster, and only take memory."""
+
+MEMORY_SHARE = 4
+"""A batch's maps may take this fraction of a device's free memory. There are three of it at most, the one that is
+computed and two that are being copied off; the rest is for the pass itself."""
 
 
 def capture(
@@ -34,10 +37,8 @@ def capture(
     *,
     tokens: bool = False,
     values: bool = False,
-    factors: bool = False,
     batch_size: int = 16,
     watch: bool | None = None,
-    unwindow: bool = False,
     selection: Selection | None = None,
 ) -> "Capture":
     """Run `model` over `images` and yield the attention maps of each batch.
@@ -45,14 +46,14 @@ def capture(
     Args:
         model: any vision transformer, on the device it should run on.
         images: an `ImageSource`, or pixels [image, 3, row, col] already normalised.
-        site: "weights" (the softmax), "effective" (what multiplies V), "scores" (what the softmax is taken of), or
-            several as a tuple.
+        site: "weights" (the softmax), "effective" (multiplied with V), "scores" (logits of the softmax), or several as
+            a tuple.
         tokens: keep the output of each block, too, where that is [image, token, width]; `token_similarity` needs it.
-        values: keep what each map multiplies, where maps are of the whole picture; `head_output_norm` needs it.
-        factors: keep queries and keys, too, of which a map is the softmax; a writer then stores them in its place.
-        batch_size: most images per forward pass; fewer where their maps are more than `BATCH_BYTES`, and half as many
-            each time memory runs out. Results do not depend on it beyond rounding.
-        watch, unwindow, selection: see `Recording`.
+        values: keep V, too, where maps are of the whole image; `head_output_norm` needs it.
+        batch_size: most images per forward pass; fewer where their maps do not fit, and half as many each time memory
+            runs out. Results do not depend on it beyond rounding.
+        watch: as in `Recording`, whose other options go through `Capture(Recording(model, ...), images)`.
+        selection: layers, heads and queries to keep; all if None.
 
     Returns:
         An iterable of `AttentionMaps`, one per batch, stage and site. The first step proves, layer by layer, that the
@@ -62,38 +63,34 @@ def capture(
         CaptureError: (while iterating) no image, no attention layer, or a failed proof.
         WorkError: (while iterating) memory does not suffice for one image.
     """
-    sites = (site,) if isinstance(site, str) else tuple(site)
-    return Capture(model, images, sites, tokens, values, factors, batch_size, watch, unwindow, selection)
+    selection = selection or Selection()
+    recording = Recording(model, site, tokens=tokens, values=values, watch=watch, selection=selection)
+    return Capture(recording, images, batch_size)
 
 
+@dataclass(eq=False, repr=False)
 class Capture:
-    """An iterable of `AttentionMaps`; made by `capture`. Memory does not grow with the number of images."""
+    """An iterable of `AttentionMaps`; made by `capture`. Memory does not grow with the number of images.
 
-    def __init__(
-        self,
-        model: nn.Module,
-        images: ImageSource | Tensor,
-        sites: Sequence[Site],
-        tokens: bool,
-        values: bool,
-        factors: bool,
-        batch_size: int,
-        watch: bool | None = None,
-        unwindow: bool = False,
-        selection: Selection | None = None,
-    ) -> None:
-        self.model, self.images = unwrap(model), images
-        self.sites, self.tokens, self.values, self.batch_size = tuple(sites), tokens, values, batch_size
-        self.factors = factors
-        self._watch, self._unwindow, self._selection = watch, unwindow, selection
-        self._pool = BufferPool()
-        parameter = next(self.model.parameters(), torch.empty(0))
+    Attributes:
+        recording: of the model, and of what is kept of its forward passes.
+        images: an `ImageSource`, or pixels.
+        batch_size: most images per forward pass; halved when memory runs out.
+    """
+
+    recording: Recording
+    images: ImageSource | Tensor
+    batch_size: int = 16
+
+    def __post_init__(self) -> None:
+        self._model = self.recording.model
+        parameter = next(self._model.parameters(), torch.empty(0))
         self._device, self._dtype = parameter.device, parameter.dtype
 
     def __repr__(self) -> str:
         return (
-            f"<Capture of {type(self.model).__name__}: {len(self.images)} images, {' and '.join(self.sites)}; "
-            "iterate over it, or hand it to measure; .certificate is the proof>"
+            f"<Capture of {type(self._model).__name__}: {len(self.images)} images, "
+            f"{' and '.join(self.recording.sites)}; iterate over it, or hand it to measure; .certificate is the proof>"
         )
 
     def __iter__(self) -> Iterator[AttentionMaps]:
@@ -104,88 +101,107 @@ class Capture:
     @cached_property
     def certificate(self) -> Certificate:
         """The proof, made on the first two images."""
-        first = next(self._image_batches(2, range(min(2, len(self.images)))), None)
-        if first is None:
-            raise CaptureError("no image to capture; the source is empty.")
+        recording, first = self.recording, self._first
         for count in (2, 1):
             try:
-                with evaluating(self.model.modules()):
-                    pixels, kept = first.pixels[:count].to(self._dtype), {"factors": self.factors, "watch": self._watch}
-                    return certify(self.model, pixels, scores="scores" in self.sites, **kept)
+                with evaluating(self._model.modules()):
+                    return certify(
+                        self._model,
+                        first.pixels[:count].to(self._dtype),
+                        watch=recording.watch,
+                        scores="scores" in recording.sites,
+                        factors=recording.factors,
+                    )
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
             free_memory()
         raise _too_large()
 
-    def batches(self, order: Sequence[int] | None = None) -> Iterator[list[AttentionMaps]]:
-        """All maps of one batch at a time, of the images at positions `order` (all if None)."""
-        per_image = max(1, self.certificate.image_bytes)  # nothing is delivered unproved
-        self.batch_size = max(1, min(self.batch_size, BATCH_BYTES // per_image))
-        recording = Recording(
-            self.model,
-            self.sites,
-            tokens=self.tokens,
-            values=self.values,
-            factors=self.factors,
-            watch=self._watch,
-            unwindow=self._unwindow,
-            pool=self._pool,
-            selection=self._selection,
-        )
+    @property
+    def fitting(self) -> int:
+        """Images of one forward pass: `batch_size`, or the largest power of two whose maps fit into memory."""
+        free = available(self._device)
+        most = (BATCH_BYTES if free is None else free // MEMORY_SHARE) // max(1, self.certificate.image_bytes)
+        return self.batch_size if self.batch_size <= most else 1 << max(0, most.bit_length() - 1)
+
+    def sample(self) -> list[AttentionMaps]:
+        """The maps of the first one or two images, from which a store learns their shapes."""
+        return next(self._maps_of(_cut(self._first, 0, min(2, self.fitting))))
+
+    def batches(self, order: Order | None = None, batch_size: int | None = None) -> Iterator[list[AttentionMaps]]:
+        """All maps of one batch at a time, of the images at positions `order` (all if None).
+
+        Args:
+            order: positions, or runs of them, none of which shares a batch with another: as in `ImageSource.batches`.
+            batch_size: images of one forward pass, whatever fits; `fitting` if None.
+        """
+        self.batch_size = batch_size or self.fitting  # it proves the maps: nothing is delivered unproved
         for batch in self._image_batches(self.batch_size, order):
-            yield from self._of_batch(recording, batch)
+            yield from self._maps_of(batch)
+
+    @cached_property
+    def _first(self) -> ImageBatch:
+        """The first two images."""
+        first = next(self._image_batches(2, range(min(2, len(self.images)))), None)
+        if first is None:
+            raise CaptureError("no image to capture; the source is empty.")
+        return first
 
     def _is_of_other_classes(self, output: object) -> bool:
         """Whether the output is features (num_classes=0), or of another number of classes than the images have."""
         output = getattr(output, "logits", output)
         names = getattr(self.images, "class_names", ())
-        told = output.shape[-1] if isinstance(output, Tensor) else 0
-        return getattr(self.model, "num_classes", None) == 0 or bool(names and told != len(names))
+        n_classes = output.shape[-1] if isinstance(output, Tensor) else 0
+        return getattr(self._model, "num_classes", None) == 0 or bool(names and n_classes != len(names))
 
-    def _of_batch(self, recording: Recording, batch: ImageBatch) -> Iterator[list[AttentionMaps]]:
+    def _maps_of(self, batch: ImageBatch) -> Iterator[list[AttentionMaps]]:
         """The maps of a batch, in as many parts as memory asks for."""
         n = len(batch.ids)
         if n > (step := self.batch_size):  # it may shrink meanwhile
             for start in range(0, n, step):
-                yield from self._of_batch(recording, _cut(batch, start, start + step))
+                yield from self._maps_of(_cut(batch, start, start + step))
             return
         try:
-            taken = self._computed(recording, batch)
+            taken = self._computed(batch)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
         else:
             yield taken
             return
-        recording.recorder.forget()
-        self._pool.clear()
+        # Outside of `except`, whose traceback holds the tensors of the pass that failed.
+        self.recording.pool.clear()
         free_memory()
         if n == 1:
             raise _too_large()
         self.batch_size = n // 2
         warnings.warn(f"out of memory with {n} images at once; going on with {self.batch_size}.", stacklevel=2)
-        yield from self._of_batch(recording, batch)
+        yield from self._maps_of(batch)
 
     @torch.no_grad()
-    def _computed(self, recording: Recording, batch: ImageBatch) -> list[AttentionMaps]:
+    def _computed(self, batch: ImageBatch) -> list[AttentionMaps]:
         """The maps of one forward pass, with what was seen and answered."""
         seen = as_seen(batch.pixels, getattr(self.images, "spec", None))
-        output = recording.run(batch.pixels.to(self._dtype))
-        outcome = _outcome(output, batch.labels, self._is_of_other_classes(output))
-        taken = recording.recorder.take(batch.ids, outcome)
+        try:
+            output = self.recording.run(batch.pixels.to(self._dtype))
+            outcome = _outcome(output, batch.labels, self._is_of_other_classes(output))
+            taken = self.recording.recorder.take(batch.ids, outcome)
+        except BaseException:
+            self.recording.recorder.forget()
+            raise
         hashes = pixel_hashes(seen)  # while a GPU is still at the forward pass
         return [replace(maps, pixels=hashes) for maps in taken]
 
-    def _image_batches(self, batch_size: int, order: Sequence[int] | None) -> Iterator[ImageBatch]:
+    def _image_batches(self, batch_size: int, order: Order | None) -> Iterator[ImageBatch]:
         if not isinstance(self.images, Tensor):
             yield from self.images.batches(batch_size, device=self._device, order=order)
             return
-        chosen = range(len(self.images)) if order is None else order
-        for start in range(0, len(chosen), batch_size):
-            part = list(chosen[start : start + batch_size])
-            pixels = self.images[part].to(self._device)
-            yield ImageBatch(pixels, torch.full((len(part),), -1), tuple(str(i) for i in part))
+        for run in order if isinstance(order, Iterator) else [range(len(self.images)) if order is None else order]:
+            for start in range(0, len(run), batch_size):
+                part = list(run[start : start + batch_size])
+                pixels = self.images[part].to(self._device)
+                yield ImageBatch(pixels, torch.full((len(part),), -1), tuple(str(i) for i in part))
 
 
 def _cut(batch: ImageBatch, start: int, stop: int) -> ImageBatch:

@@ -1,4 +1,4 @@
-"""Where in the picture is token t of window w? Maps of windows become maps of the whole picture.
+"""Maps of windows as maps of the whole image: the place of token t of window w.
 
 Swin (timm's v1, v2 and v2-cr, torchvision's, Hugging Face's), MaxViT and Twins; the layouts are those of their papers:
 arXiv:2103.14030 (shifted windows), arXiv:2204.01697 (windows and grids), arXiv:2104.13840.
@@ -10,17 +10,17 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from attnprobe.capturing.calls import Call
-from attnprobe.capturing.watch import Product
+from attnprobe.capturing.call_stack import Call
+from attnprobe.capturing.tracing import Product
 from attnprobe.core.errors import CaptureError
 from attnprobe.core.maps import TokenGrid
 
 WINDOW_SIZES = ("window_size", "partition_size", "grid_size", "ws")
-"""What the field calls rows and columns of a window, looked up in the layer first and then in what is around it."""
+"""Usual names of rows and columns of a window, looked up in the layer first and then in the modules around it."""
 
 
-def in_picture(product: Product, grid: TokenGrid | None) -> Product:
-    """The same with maps of the whole picture, zero between windows, where its scores are -inf.
+def in_image(product: Product, grid: TokenGrid | None) -> Product:
+    """The product with maps of the whole image, zero between windows, where its scores are -inf.
 
     Raises:
         CaptureError: as `unwindowed`.
@@ -38,14 +38,14 @@ def unwindowed(maps: Tensor, product: Product, grid: TokenGrid | None, outside: 
     """[image, window, head, query, key] -> [image, 1, head, token, token], and `outside` beyond the window.
 
     Raises:
-        CaptureError: the layer does not say how it cuts the picture into windows, or pads the picture.
+        CaptureError: the layer does not say how it cuts the image into windows, or pads the image.
     """
     images, n_windows, heads, n_queries, n_keys = maps.shape
     n_tokens = n_windows * n_keys
     window, shift = _geometry(product.calls, n_keys)
     if window is None or n_queries != n_keys or grid is None or grid.n_prefix or n_tokens != grid.rows * grid.cols:
         raise CaptureError(
-            f"{product.layer}: where its {n_windows} windows of {n_keys} tokens sit in the picture does not show; "
+            f"{product.layer}: where its {n_windows} windows of {n_keys} tokens sit in the image does not show; "
             "capture it with unwindow=False."
         )
     strided = "grid" in product.calls[-1].name.lower()
@@ -57,19 +57,19 @@ def unwindowed(maps: Tensor, product: Product, grid: TokenGrid | None, outside: 
 
 
 def positions(rows: int, cols: int, window: tuple[int, int], shift: tuple[int, int], *, strided: bool) -> Tensor:
-    """Index of token t of window w in the picture, row by row: [window, token].
+    """Index of token t of window w in the image, row by row: [window, token].
 
     Args:
         window: rows and columns of a window.
-        shift: by how many rows and columns the picture was rolled up and left before it was cut.
-        strided: a window is a coarse grid over the whole picture, as in MaxViT, and not a piece of it.
+        shift: by how many rows and columns the image was rolled up and left before it was cut.
+        strided: a window is a coarse grid over the whole image, as in MaxViT, and not a piece of it.
     """
-    picture = torch.arange(rows * cols).view(rows, cols).roll((-shift[0], -shift[1]), (0, 1))
+    tokens = torch.arange(rows * cols).view(rows, cols).roll((-shift[0], -shift[1]), (0, 1))
     height, width = window
     if strided:
-        cut = picture.view(height, rows // height, width, cols // width).permute(1, 3, 0, 2)
+        cut = tokens.view(height, rows // height, width, cols // width).permute(1, 3, 0, 2)
     else:
-        cut = picture.view(rows // height, height, cols // width, width).permute(0, 2, 1, 3)
+        cut = tokens.view(rows // height, height, cols // width, width).permute(0, 2, 1, 3)
     return cut.reshape(-1, height * width)
 
 

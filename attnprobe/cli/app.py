@@ -23,7 +23,7 @@ from attnprobe.cli.report import compare, plot, report, view
 from attnprobe.cli.tables import explain, list_, schema, verify
 from attnprobe.cli.train import demo, train
 from attnprobe.core.errors import AttnprobeError, InputError, Stopped, did_you_mean, stop_now
-from attnprobe.core.visible import visible
+from attnprobe.core.text import visible
 
 DESCRIPTION = """Has my vision transformer's attention collapsed, and from which block on?
 

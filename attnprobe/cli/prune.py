@@ -42,6 +42,7 @@ def verify_drops(
             larger one.
         out: folder for drops.csv and drops.json; nothing is written if not given.
     """
+    from attnprobe.reports.removal import evidence_text
     from attnprobe.workflows import ablate as ablation
     from attnprobe.workflows.prune import numbers_of, pairs_of
 
@@ -55,7 +56,7 @@ def verify_drops(
         out=out,
         **asdict(trial),
     )
-    print(evidence)
+    print(evidence_text(evidence))
     for path in files:
         print(path)
 

@@ -1,26 +1,21 @@
 """The commands that show maps: report, compare, plot and view."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
 
 from attnprobe.cli.options import Positional, Repeated, Short, show
+from attnprobe.core.figures import FIGURES
+from attnprobe.core.report_spec import ReportSpec
 
-Format = Literal["html", "json", "csv", "md"]
+if TYPE_CHECKING:
+    Figure = str
+else:  # the table of figures is the only list of them
+    Figure = Literal[tuple(FIGURES)]
 
 
-def report(
-    maps: Positional[Annotated[tuple[Path, ...], Short(metavar="MAPS|RUN")]],
-    out: Annotated[Path, Short(aliases=["-o"])] = Path("attnprobe-report"),
-    formats: tuple[Format, ...] = ("html", "json", "csv", "md"),
-    metric: Repeated[tuple[str, ...]] = (),
-    fail_on: Annotated[Repeated[tuple[str, ...]], Short(metavar="CONDITION")] = (),
-    verify_drops: bool = False,
-    tolerance: float = 0.02,
-    bar: Annotated[Repeated[tuple[str, ...]], Short(metavar="KIND=NUMBER")] = (),
-    data: str | None = None,
-    data_dir: Path | None = None,
-    group: Annotated[str | None, Short(metavar="REGEX")] = None,
-) -> None:
+def report(spec: tyro.conf.OmitArgPrefixes[ReportSpec]) -> None:
     """Measure maps files or runs and report on all of them side by side.
 
     For example:
@@ -31,43 +26,13 @@ def report(
     $ attnprobe report maps.h5 --metric all --metric similar_blocks:center=mean
     $ attnprobe report runs/vit --verify-drops
     $ attnprobe report runs/vit --fail-on "repetition>3" --fail-on "accuracy<0.9"
-
-    Args:
-        maps: maps files, or runs that have one.
-        out: folder for report.html, measurements.json, measurements.csv and report.md.
-        formats: which of them to write.
-        metric: name of a metric (`attnprobe explain`), with settings as in similar_blocks:tau=0.8,compare=any; "all"
-            but the slow ones; "default". Repeat for several.
-        fail_on: exit with code 3 if METRIC[.KEY][@SITE] OP NUMBER holds, such as similar_blocks.count.low>3 or
-            row_entropy.min<0.5; or of a kind of collapse, such as near_uniform>0 (blocks) or oversmoothing.found==1.
-            Repeat for several.
-        verify_drops: ablate similar blocks and redundant heads of each run and measure accuracy, as that command does.
-        tolerance: with --verify-drops: largest loss of accuracy, as a fraction, that its advice accepts.
-        bar: the value at which the verdict finds a kind of collapse, such as near_uniform=0.8. Repeat for several.
-        data: the captured images, to show them; needed unless they are digits, fractals, or inside the run's folder.
-        data_dir: folder of that data set.
-        group: images that count as one observation, their mean: a regular expression, searched in the ids (paths in a
-            folder), whose part in brackets names the group, as in '^(.+)_' for photo7_0.png and photo7_1.png.
     """
-    from attnprobe.io.config import parse_settings
-    from attnprobe.io.reference import UserImages
     from attnprobe.reports.gate import insist
     from attnprobe.workflows import report as workflow
 
-    examined, files = workflow.report(
-        maps,
-        out=out,
-        formats=formats,
-        metrics=metric or None,
-        fail_on=fail_on,
-        verify=verify_drops,
-        tolerance=tolerance,
-        bars=parse_settings(bar),
-        user=UserImages(data, data_dir),
-        group=group,
-    )
+    examined, files = workflow.report(spec)
     show(examined, files)
-    outcomes = workflow.gate(examined, fail_on)
+    outcomes = workflow.gate(examined, spec.fail_on)
     for outcome in outcomes:
         print(outcome)
     insist(outcomes)
@@ -117,21 +82,7 @@ def compare(
 def plot(
     maps: Positional[Annotated[tuple[str, ...], Short(metavar="MAPS|RUN|NAME=RUNS")]],
     out: Annotated[Path, Short(aliases=["-o"])],
-    figure: Literal[
-        "layer_matrix",
-        "depth_curve",
-        "threshold_curve",
-        "similar_fraction",
-        "layer_head",
-        "head_scatter",
-        "head_grid",
-        "head_embedding",
-        "head_atlas",
-        "layer_key",
-        "attention_grid",
-        "filmstrip",
-        "onset",
-    ] = "layer_matrix",
+    figure: Figure = "layer_matrix",
     metric: str | None = None,
     width: str = "column",
     data: str | None = None,

@@ -48,7 +48,6 @@ def explain(metric: Positional[Annotated[str | None, Short(metavar="METRIC")]] =
     """
     import inspect
 
-    from attnprobe.core.explanation import explanation
     from attnprobe.metrics import DERIVED, METRICS
     from attnprobe.metrics.head_types import rules_in_words
     from attnprobe.reports.kinds import NAMES, kind_named
@@ -60,7 +59,7 @@ def explain(metric: Positional[Annotated[str | None, Short(metavar="METRIC")]] =
     elif metric in DERIVED:
         print(rules_in_words() if metric == "head_types" else inspect.getdoc(DERIVED[metric]))
     else:
-        print(explanation(METRICS[metric]))
+        print(METRICS[metric].explanation)
 
 
 def schema() -> None:

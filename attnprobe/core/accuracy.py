@@ -1,24 +1,24 @@
-"""How sure is an accuracy, and the difference of two on the same images?"""
+"""Accuracies and their differences on the same images, with 95 % intervals."""
 
 import math
 
 import numpy as np
+from scipy.stats import binomtest
 
 Z = 1.959963984540054
-"""Of a normal distribution, 95 % lie within so many standard deviations."""
+"""95 % of a normal distribution lies within so many standard deviations of its mean."""
 
 
 def accuracy_interval(right: int, n: int) -> tuple[float, float]:
-    """95 % interval of a share of `right` among `n` (Wilson 1927), in [0, 1]; all of it where n is 0."""
+    """95 % interval of the share `right` / `n` (Wilson 1927), in [0, 1]; all of [0, 1] where n is 0."""
     if n == 0:
         return 0.0, 1.0
-    share, z = right / n, Z * Z / n
-    middle, half = share + z / 2, Z * math.sqrt(share * (1 - share) / n + z / n / 4)
-    return max(0.0, (middle - half) / (1 + z)), min(1.0, (middle + half) / (1 + z))
+    low, high = binomtest(right, n).proportion_ci(method="wilson")
+    return float(low), float(high)
 
 
 def accuracy_difference(before: np.ndarray, after: np.ndarray) -> tuple[float, float, float]:
-    """What the accuracy gained, and its 95 % interval, from which of the same images each got right.
+    """Accuracy gained, and its 95 % interval, from which of the same images each model got right.
 
     Only images on which the two disagree count. The interval is Wald's with half an image added to each of the four
     kinds of images (Agresti and Min 2005), which holds for few images and for few disagreements, too.

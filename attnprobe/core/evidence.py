@@ -1,26 +1,24 @@
-"""What did taking parts of a model away cost, and which of them should go?"""
+"""Accuracy of a model without some of its blocks and heads: what ablations cost, and which parts may go."""
 
-import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from attnprobe.core.accuracy import accuracy_difference, accuracy_interval
 from attnprobe.core.measurement import Measurement
-from attnprobe.core.wording import blocks_text
+from attnprobe.core.text import line, table
 
 if TYPE_CHECKING:
     import pandas as pd
 
 Kind = Literal["map", "attention", "block", "head", "softmax"]
 TOLERANCE = 0.02
-"""Of the accuracy, as a share; with less, a few hundred images can hardly ever exclude a loss."""
+"""Accuracy loss tolerated, as a fraction. Smaller losses can rarely be excluded with a few hundred images."""
 
 WORDS: dict[Kind, str] = {
-    "map": "block {block}: map of the block before",
+    "map": "block {block}: map of the previous block",
     "attention": "block {block}: attention skipped",
     "block": "block {block}: dropped",
     "head": "block {block}, head {head}: output 0",
@@ -30,10 +28,11 @@ WORDS: dict[Kind, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What is taken away, in a block and of a head counted from 1.
+    """One ablation, in a block and of a head counted from 1.
 
-    "map": what multiplies V is what the block before used; of "attention" nothing is added to the tokens; "block": nor
-    by its MLP; "head": the output of one head is 0; "softmax": its softmax map is, where heads are mixed after it.
+    "map": effective attention is that of the previous block; "attention": attention adds nothing to the tokens;
+    "block": nor does the MLP; "head": the output of one head is 0; "softmax": its softmax map is 0, where heads are
+    mixed after the softmax.
     """
 
     kind: Kind
@@ -46,11 +45,11 @@ class Change:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tried:
-    """The model without these parts, on all images: those that choose what goes and those that judge it.
+    """Outcomes of the ablated model on all images: those that choose what to remove and those that judge it.
 
     Attributes:
-        changes: in the order in which they were made; none for the whole model.
-        right: [image], bool: which it gets right.
+        changes: ablations, in the order in which they were made; none for the whole model.
+        right: [image], bool: classified correctly.
         loss: [image], nats: cross-entropy.
     """
 
@@ -60,34 +59,34 @@ class Tried:
 
     @property
     def blocks(self) -> list[int]:
-        """Those dropped, in order."""
+        """Blocks dropped, ascending."""
         return sorted(change.block for change in self.changes if change.kind == "block")
 
     @property
     def heads(self) -> list[tuple[int, int]]:
-        """Those silenced, as (block, head), in order."""
+        """Heads silenced, as (block, head), ascending."""
         return sorted((change.block, change.head) for change in self.changes if change.head)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Evidence:
-    """What taking away costs: chosen on some images, and told as it is on others, which had no say.
+    """Cost of removing parts: they are chosen on some images, and judged on others, which had no say in the choice.
 
     A choice looks better on the images it was made on than it is. So their outcomes decide the order of the curves and
-    what is harmless, and nothing else; every accuracy, gain and interval that is told is of the judging images.
+    what is harmless, and nothing else; every accuracy, gain and interval reported is of the judging images.
 
     Attributes:
-        ref: the run, checkpoint or model this is about, as it was asked for.
-        candidates: in words, what was tried and who says so.
-        whole: the whole model.
+        ref: the run, checkpoint or model this is about, as it was named.
+        candidates: in words, what was removed and where the candidates come from.
+        whole: the unablated model.
         single: each candidate alone: a block's map, its attention, the block; a head.
-        curves: {"blocks", "heads"}: candidates taken away one after the other, the cheapest first.
+        curves: {"blocks", "heads"}: candidates removed cumulatively, the cheapest first.
         chooses: [image], bool: which images choose; the others judge.
-        tolerance: how much accuracy may be lost, as a share: not more, with 95 % confidence.
+        tolerance: accuracy loss tolerated, as a fraction: not more, with 95 % confidence.
         n_classes: 0 where it is not known.
-        options: of the command line, that say on which images and as what model this was tried.
-        advised: what can go by that and can be taken out of the architecture; None for nothing.
-        refusal: why something that could go by its accuracy cannot be taken out; "" if it can.
+        options: of the command line, that name the images and the model this was measured on.
+        advised: what may go by its accuracy and can be removed from the architecture; None for nothing.
+        refusal: why something that may go by its accuracy cannot be removed; "" if it can.
         importance: further measures of every head, by name.
     """
 
@@ -106,12 +105,12 @@ class Evidence:
 
     @property
     def n_choosing(self) -> int:
-        """How many images choose."""
+        """Number of images that choose."""
         return int(self.chooses.sum())
 
     @property
     def n_judging(self) -> int:
-        """How many images judge."""
+        """Number of images that judge."""
         return int((~self.chooses).sum())
 
     def gained(self, tried: Tried) -> tuple[float, float, float]:
@@ -119,11 +118,11 @@ class Evidence:
         return accuracy_difference(self.whole.right[~self.chooses], tried.right[~self.chooses])
 
     def gained_choosing(self, tried: Tried) -> tuple[float, float, float]:
-        """The same on the images that choose, where what was chosen looks too good."""
+        """The same on the images that choose, on which the chosen parts look better than they are."""
         return accuracy_difference(self.whole.right[self.chooses], tried.right[self.chooses])
 
     def cost_choosing(self, tried: Tried) -> tuple[int, float]:
-        """What orders candidates: images lost of those that choose; among equals, the loss."""
+        """Sort key of candidates: correct images among those that choose, negated; among equals, the loss."""
         return -int(tried.right[self.chooses].sum()), float(tried.loss[self.chooses].sum())
 
     def harmless(self, tried: Tried) -> bool:
@@ -131,12 +130,15 @@ class Evidence:
         return self.gained_choosing(tried)[1] >= -self.tolerance and not self.near_chance
 
     def confirmed(self, tried: Tried) -> bool:
-        """Whether the images that judge exclude it, too."""
+        """Whether the images that judge exclude such a loss, too."""
         return self.gained(tried)[1] >= -self.tolerance
 
     @property
     def near_chance(self) -> bool:
-        """Whether the whole model may be guessing on the images that choose, so that nothing it lacks would show."""
+        """True if the unablated model's accuracy is not above chance, so that ablations cannot lower it.
+
+        On the images that choose.
+        """
         right = self.whole.right[self.chooses]
         return self.n_classes > 1 and accuracy_interval(int(right.sum()), len(right))[0] <= 1 / self.n_classes
 
@@ -145,16 +147,16 @@ class Evidence:
         return next((tried for tried in reversed(self.curves.get(curve, ())) if self.harmless(tried)), None)
 
     def rows(self) -> list[dict[str, Any]]:
-        """One per try: curve ("" for singles), what is away, accuracy, gain over the whole model, intervals, loss.
+        """One per ablation: curve ("" for singles), number of parts, accuracy, gain, their intervals, loss.
 
-        All of the images that judge; `gained_choosing` alone is of those that choose.
+        All on the images that judge, except `gained_choosing`.
         """
-        tries = [("", tried) for tried in self.single]
-        tries += [(name, tried) for name, curve in self.curves.items() for tried in curve]
-        return [self.row(tried, name) for name, tried in tries]
+        named = [("", tried) for tried in self.single]
+        named += [(name, tried) for name, curve in self.curves.items() for tried in curve]
+        return [self.row(tried, name) for name, tried in named]
 
     def row(self, tried: Tried, curve: str = "") -> dict[str, Any]:
-        """The numbers of one try; `kind`, `block` and `head` are those of what went last, None where nothing did."""
+        """Numbers of one ablation; `kind`, `block` and `head` are of the last change, None for the whole model."""
         right, n = int(tried.right[~self.chooses].sum()), self.n_judging
         low, high = accuracy_interval(right, n)
         gained, gained_low, gained_high = self.gained(tried)
@@ -179,88 +181,20 @@ class Evidence:
 
     def table(self) -> "pd.DataFrame":
         """`rows` as a table."""
-        import pandas as pd  # only for those who want one
+        import pandas as pd  # takes half a second, and few ask for the table
 
         return pd.DataFrame(self.rows())
 
-    def accuracy(self) -> str:
-        """Of the whole model, in words."""
-        right = self.whole.right[~self.chooses]
-        low, high = accuracy_interval(int(right.sum()), len(right))
-        return (
-            f"whole model: top-1 {right.mean():.2%} ({low:.2%}–{high:.2%}, {len(right)} images that judge; "
-            f"{self.n_choosing} others chose)"
-        )
+    def facts(self) -> dict[str, object]:
+        """Parts removed, and the accuracy of the whole model, for notebook and terminal."""
+        return {
+            "candidates": self.candidates,
+            "ablations": len(self.rows()),
+            "accuracy": f"{self.row(self.whole)['accuracy']:.2%} on {self.n_judging} images",
+        }
 
-    def cost(self, tried: Tried) -> str:
-        """`-0.28% (-1.50% to +0.95%)`: the accuracy gained, in words."""
-        gained, low, high = self.gained(tried)
-        return f"{gained:+.2%} ({low:+.2%} to {high:+.2%})"
+    def __repr__(self) -> str:
+        return line(f"evidence on {self.ref}", self.facts())
 
-    def advice(self) -> str:
-        """What to do, in a sentence, with the command that does it."""
-        if self.advised is None:
-            return self._no_advice()
-        words = ["attnprobe", "prune", self.ref, *self.options]
-        words += ["--blocks", ",".join(map(str, self.advised.blocks))] if self.advised.blocks else []
-        pairs = ",".join(f"{block}:{head}" for block, head in self.advised.heads)
-        words += ["--heads", pairs] if pairs else []
-        command = shlex.join([*words, "-o", f"{_place_of(self.ref)}-smaller"])
-        left = f"; {self.refusal}" if self.refusal else ""
-        doubt = (
-            "" if self.confirmed(self.advised) else f", which do not exclude a loss of more than {self.tolerance:.1%}"
-        )
-        return (
-            f"without {words_of(self.advised)} accuracy {self.cost(self.advised)}: {command}{left}. Chosen on "
-            f"{self.n_choosing} images, measured on {self.n_judging} others{doubt}."
-        )
-
-    def _no_advice(self) -> str:
-        n, right = self.n_choosing, int(self.whole.right[self.chooses].sum())
-        if not self.single:
-            return "nothing was tried"
-        if self.near_chance:
-            return f"cannot say: the whole model is right on {right} of {n} images, which may be chance"
-        if self.refusal:
-            return f"nothing can be taken out: {self.refusal}"
-        gone = [tried for tried in self.single if tried.changes[0].kind in ("block", "head", "softmax")]
-        if any(self.gained_choosing(tried)[2] >= -self.tolerance for tried in gone):
-            return (
-                f"cannot say: the {n} images that choose cannot exclude a loss of more than {self.tolerance:.1%} for "
-                "any of them; try more images, or allow more with --tolerance"
-            )
-        return f"nothing can go at a tolerance of {self.tolerance:.1%}: each costs more"
-
-    def __str__(self) -> str:
-        lines = [self.candidates, self.accuracy()]
-        lines += [self._line(str(tried.changes[0]), tried) for tried in self.single]
-        for name, curve in self.curves.items():
-            lines.append(f"{name} taken away one after the other, the cheapest first:")
-            lines += [self._line(f"  {len(tried.changes)}: {tried.changes[-1]}", tried) for tried in curve]
-        return "\n".join([*lines, f"advice: {self.advice()}"])
-
-    def _line(self, words: str, tried: Tried) -> str:
-        row = self.row(tried)
-        sure = "" if row["gained_low"] <= 0 <= row["gained_high"] else ", not by chance"
-        return f"{words}: {row['accuracy']:.2%} ({row['low']:.2%}–{row['high']:.2%}), {self.cost(tried)}{sure}"
-
-
-def _place_of(ref: str) -> str:
-    """Beside what a smaller model goes: the run, also of its checkpoints; of a name such as hf:A/B it is B, here."""
-    path = Path(ref)
-    path = path.parent.parent if path.parent.name == "checkpoints" else path
-    return path.name.rpartition(":")[2] if ":" in ref else str(path)
-
-
-def words_of(tried: Tried) -> str:
-    """`blocks 5–7 and 2 heads`."""
-    parts = [blocks_text(tried.blocks)] if tried.blocks else []
-    parts += [_heads_text(tried.heads)] if tried.heads else []
-    return " and ".join(parts)
-
-
-def _heads_text(heads: Sequence[tuple[int, int]]) -> str:
-    if len(heads) > 3:
-        return f"{len(heads)} heads"
-    listed = ", ".join(f"{block}:{head}" for block, head in heads)
-    return f"head{'s' if len(heads) > 1 else ''} {listed}"
+    def _repr_html_(self) -> str:
+        return table(f"evidence on {self.ref}", self.facts())

@@ -1,7 +1,7 @@
-"""What does a report need to know about one model?"""
+"""One model as a report knows it: its measurements, its images, and what they rest on."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -10,13 +10,12 @@ from attnprobe.core.browse import Browsable
 from attnprobe.core.evidence import Evidence
 from attnprobe.core.history import History
 from attnprobe.core.maps import TokenGrid
-from attnprobe.core.measurement import Measurement
-from attnprobe.core.precision import Precision
+from attnprobe.core.measurement import Measurements
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Picture:
-    """One image and where the model looks in it.
+class AttendedImage:
+    """One image and how much attention each of its patches gets.
 
     Attributes:
         image_id: as in the maps file.
@@ -36,13 +35,39 @@ class Picture:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Precision:
+    """95 % intervals that a number would have on other numbers of images.
+
+    Attributes:
+        sizes: numbers of images, ascending; [size].
+        low, high: bounds of the middle 95 % of the number on that many images, [size].
+        value: the number on all images at hand.
+        n_images: how many these are; intervals on more images assume that these represent the others.
+        of: name of the number, in words.
+    """
+
+    sizes: tuple[int, ...]
+    low: np.ndarray
+    high: np.ndarray
+    value: float
+    n_images: int
+    of: str = ""
+
+    def enough(self, half_width: float) -> int | None:
+        """Smallest size from which on the interval reaches at most `half_width` to either side; None if none does."""
+        narrow = (self.high - self.low) / 2 <= half_width
+        stays = np.logical_and.accumulate(narrow[::-1])[::-1]
+        return self.sizes[int(np.argmax(stays))] if stays.any() else None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Examined:
     """One model's measurements, and everything needed to show and to trust them.
 
     Attributes:
         name: short name for tables and legends; unique within a report.
         measurements: as returned by `measure`, baselines included.
-        info: what the maps file's header says: model, variant, data, n_images, accuracy, checkpoint_sha256, seed,
+        info: facts from the maps file's header: model, variant, data, n_images, accuracy, checkpoint_sha256, seed,
             device, versions, created. Plain values; keys may be missing.
         certificate: as in the maps file: {"layers": [{layer, route, row_sum_error, value_error}], "output_equal",
             "fused_difference", "n_images"}; empty if unknown.
@@ -51,20 +76,20 @@ class Examined:
         pictures: a handful of images.
         maps: all maps, read when the page is made, for its explorer; None for no explorer.
         class_names: in label order; empty if there are none.
-        history: what the probe saw while it trained, if it was on.
-        precision: how many images some of the numbers need, by the names of their measurements.
-        evidence: what taking away what is similar or redundant costs, if it was tried.
-        bars: of kinds of collapse, by name, that are not to be the verdict's own.
+        history: measurements of the probe during training, if it was on.
+        precision: intervals on other numbers of images, by the names of the measurements.
+        evidence: accuracy without similar blocks and redundant heads, if it was measured.
+        bars: of kinds of collapse, by name, that replace the verdict's own.
         notes: sentences a reader must see beside the numbers ("trained for 6 epochs only (--fast)").
     """
 
     name: str
-    measurements: Mapping[str, Measurement]
+    measurements: Measurements
     info: Mapping[str, Any]
     layers: tuple[str, ...]
     grid: TokenGrid
     certificate: Mapping[str, Any] = field(default_factory=dict)
-    pictures: tuple[Picture, ...] = ()
+    pictures: tuple[AttendedImage, ...] = ()
     maps: Browsable | None = None
     class_names: tuple[str, ...] = ()
     history: History | None = None
@@ -72,3 +97,17 @@ class Examined:
     evidence: Evidence | None = None
     bars: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "measurements", Measurements(self.measurements))
+
+    @property
+    def untrained(self) -> "Examined | None":
+        """The same architecture with initial weights, as a model of its own; None if it was not measured."""
+        baselines = {
+            key: m.baselines["untrained"] for key, m in self.measurements.items() if "untrained" in m.baselines
+        }
+        if not baselines:
+            return None
+        about = {"info": {}, "certificate": {}, "pictures": ()}
+        return replace(self, name=f"{self.name}, untrained", measurements=baselines, **about)

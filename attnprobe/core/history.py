@@ -1,4 +1,4 @@
-"""How has a model's attention changed while it trained?"""
+"""Attention over the epochs of a training run, as a probe measured it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -11,7 +11,7 @@ from attnprobe.core.errors import InputError
 
 @dataclass(frozen=True, slots=True)
 class Alarm:
-    """Something that went wrong, in words with its numbers, and after how many epochs it was seen."""
+    """Trouble in words with its numbers, and the number of epochs after which it was seen."""
 
     epoch: int
     text: str
@@ -19,22 +19,21 @@ class Alarm:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class History:
-    """A few numbers per block after some of a run's epochs, always on the same images.
+    """Numbers per block after some of a run's epochs, always on the same images.
 
-    Metrics have the names that `measure` gives them: of two sites the one that multiplies V, "stage/name" in stages
-    but the trunk.
+    Metrics are named by their keys in `Measurements`: those of effective attention where there are two sites.
 
     Attributes:
-        epochs: [epoch], how many epochs were done, ascending.
+        epochs: [epoch], numbers of finished epochs, ascending.
         blocks: {metric: [epoch, block]}: means over heads; of similar blocks, the share of vectors above tau; of
-            layer similarity, the cosine with the block before. NaN where there is none.
+            layer similarity, the cosine with the previous block. NaN where there is none.
         matrices: {metric: [epoch, block, block]}, of metrics that compare layers.
         uniform: {metric: [block]}, the value of uniform attention; ln K for the entropy of rows.
         settings: {metric: its settings}.
-        image_ids: what it was measured on.
-        training_seconds, probe_seconds: [epoch], what each took since the row before; writing a row's files counts to
-            the next.
-        alarms: what a person should know, in order.
+        image_ids: the images measured.
+        training_seconds, probe_seconds: [epoch], time since the previous row; writing a row's files counts to the
+            next.
+        alarms: warnings, in order.
     """
 
     epochs: np.ndarray
@@ -51,13 +50,13 @@ class History:
         return len(self.epochs)
 
     def overhead(self) -> str:
-        """What watching cost, in a sentence."""
+        """Sentence on the time that the probe took."""
         probe, training = self.probe_seconds.sum(), self.training_seconds.sum()
         share = probe / max(probe + training, 1e-9)
         return f"{len(self)} probes took {probe:.2f} s beside {training:.1f} s of training: {share:.2%} of the time"
 
     def before(self, epoch: int) -> "History":
-        """The rows of earlier epochs only."""
+        """The history of earlier epochs only."""
         kept = self.epochs < epoch
         return replace(
             self,
@@ -70,10 +69,10 @@ class History:
         )
 
     def then(self, later: "History") -> "History":
-        """These rows, then those, which must be of the same images, blocks and metrics; without alarms.
+        """This history continued by a later one of the same images, blocks and metrics; without alarms.
 
         Raises:
-            InputError: they are not.
+            InputError: images, metrics or settings differ.
         """
         for what, one, other in (
             ("images", self.image_ids, later.image_ids),

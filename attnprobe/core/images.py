@@ -10,6 +10,10 @@ from torch import Tensor
 
 from attnprobe.core.errors import ShapeError
 
+Order = Sequence[int] | Iterator[Sequence[int]]
+"""Positions of images; or an iterator over runs of them, of which no batch spans two. It is asked for the next run when
+the last one has been read, or earlier by a source that reads ahead."""
+
 
 @dataclass(frozen=True, slots=True)
 class InputSpec:
@@ -111,7 +115,7 @@ class ImageSource(Protocol):
         batch_size: int,
         *,
         device: torch.device | str = "cpu",
-        order: Sequence[int] | None = None,
+        order: Order | None = None,
     ) -> Iterator[ImageBatch]:
         """Yield the images at positions `order` (all, in order, if None) in batches on `device`."""
         ...

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from attnprobe.core.errors import ShapeError
-from attnprobe.core.showing import line, table
 from attnprobe.core.tap import Site
+from attnprobe.core.text import line, table
 
 
 @dataclass(frozen=True, slots=True)

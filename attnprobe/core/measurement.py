@@ -1,171 +1,20 @@
-"""What is a metric, and what is its value on a set of images?"""
+"""The values of one metric on a set of images, and the measurements of one model by name."""
 
-import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
-from torch import Tensor
 
-from attnprobe.core.errors import InputError, did_you_mean
-from attnprobe.core.maps import AttentionMaps
-from attnprobe.core.renormalize import shares_of_magnitude
-from attnprobe.core.showing import line, table
+from attnprobe.core.registry import Registry
 from attnprobe.core.tap import Site
-
-GIVEN = ("maps", "grid", "tokens", "value_vectors")
-"""Parameter names of a metric function that are filled from `AttentionMaps`; all others are settings."""
+from attnprobe.core.text import line, table
 
 FromMean = Callable[[np.ndarray, int], np.ndarray]
-"""See `Metric.from_mean`."""
+"""(mean over images [..., *any], number of images) -> [..., *axes]; see `Metric.from_mean`."""
 
-
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """A pure per-image function and what its numbers mean.
-
-    Calling a metric calls its function: `layer_similarity(tensor)` works as written.
-
-    Attributes:
-        name: its name in the table and in every file.
-        function: (maps [I, L, H, Q, K], grid, tokens [I, L, T, D], value_vectors [I, L, H, K, P]; any of
-            them, by these parameter names; then settings with defaults) -> [I, *axes].
-        axes: what the axes after the image are, such as ("layer", "head").
-        value_range: smallest and largest value there can be; None where there is no bound.
-        unit: "nats", "pixels" ... or "" for none.
-        needs_stochastic: refuses maps whose rows do not sum to 1, unless it has the setting
-            renormalize=True: then it measures `shares_of_magnitude` of them.
-        needs_prefix: refuses maps without a class token or registers.
-        needs_square: refuses maps whose queries and keys are not both all tokens of the picture.
-        by_row: it is a mean over queries of something of each query's row, so some of the queries have one, too.
-        needs_all_layers: its number for a layer depends on others, so some of the layers have none.
-        needs_all_heads: its number depends on all heads of a layer, so some of them have none; also wherever the maps
-            of heads are averaged first (pool="head_mean_map").
-        summarise: (Measurement) -> dict of JSON-able derived numbers, such as counts.
-        coords: (grid, **settings) -> labels of axes that are not plain indices.
-        narrow_range: (stochastic, **settings) -> a value range tighter than `value_range`.
-        from_mean: (mean over images [..., *the function's axes], number of images) -> [..., *axes], for a number
-            that is no mean over images itself, such as a ratio of means; the function then returns what is averaged.
-    """
-
-    name: str
-    function: Callable[..., Tensor]
-    axes: tuple[str, ...]
-    value_range: tuple[float | None, float | None] = (None, None)
-    unit: str = ""
-    needs_stochastic: bool = False
-    needs_prefix: bool = False
-    needs_square: bool = False
-    by_row: bool = False
-    needs_all_layers: bool = False
-    needs_all_heads: bool = False
-    sites: tuple[Site, ...] = ("weights", "effective")
-    summarise: "Callable[[Measurement], dict[str, Any]] | None" = None
-    coords: Callable[..., dict[str, list[Any]]] | None = None
-    narrow_range: Callable[..., tuple[float | None, float | None]] | None = None
-    from_mean: FromMean | None = None
-    settings: Mapping[str, Any] = field(default_factory=dict)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
-        settings = {**self.settings, **kwargs}
-        if settings.pop("renormalize", False):
-            if "maps" in settings:
-                settings["maps"] = shares_of_magnitude(settings["maps"])
-            else:
-                args = (shares_of_magnitude(args[0]), *args[1:])
-        return self.function(*args, **settings)
-
-    @property
-    def parameters(self) -> Mapping[str, inspect.Parameter]:
-        return inspect.signature(self.function).parameters
-
-    @property
-    def all_settings(self) -> dict[str, Any]:
-        """Every setting with the value it will have; "renormalize" where it was chosen."""
-        defaults = {n: p.default for n, p in self.parameters.items() if n not in GIVEN}
-        return {**defaults, **self.settings}
-
-    def with_settings(self, **settings: Any) -> "Metric":
-        """The same metric with other settings.
-
-        Raises:
-            InputError: a setting this metric does not have.
-        """
-        for name in settings:
-            if name not in self.all_settings and not (name == "renormalize" and self.needs_stochastic):
-                raise InputError(
-                    f"metric {self.name!r} has no setting {name!r}.{did_you_mean(name, self.all_settings)}"
-                )
-        return replace(self, settings={**self.settings, **settings})
-
-    def per_image(self, maps: AttentionMaps) -> Tensor:
-        """[image, *axes] of these maps."""
-        given = {
-            "maps": maps.values,
-            "grid": maps.grid,
-            "tokens": maps.tokens,
-            "value_vectors": value_vectors_of(maps),
-        }
-        return self(**{name: given[name] for name in GIVEN if name in self.parameters})
-
-    def refusal(self, maps: AttentionMaps) -> str:
-        """Why this metric has no meaning on these maps, and what to do; empty if it has one."""
-        if maps.site not in self.sites:
-            return f"it is defined at site {' or '.join(self.sites)}, not at {maps.site!r}"
-        if self.needs_stochastic and not maps.stochastic and not self.settings.get("renormalize"):
-            return (
-                f"rows must sum to 1, which they do not at site {maps.site!r}: capture site='weights', or set "
-                "renormalize=True to measure shares of absolute values"
-            )
-        if self.needs_prefix and not maps.grid.prefix:
-            return "there is neither a class token nor a register"
-        if "tokens" in self.parameters and maps.tokens is None:
-            return "the block outputs were not captured: capture with tokens=True"
-        if "value_vectors" in self.parameters and value_vectors_of(maps) is None:
-            return "the value vectors were not captured, only maps: capture with values=True (--what values)"
-        if {"maps", "value_vectors"} <= self.parameters.keys() and not maps.is_effective:
-            return f"it needs what multiplies V, which the maps at site {maps.site!r} are not: capture site='effective'"
-        if ("grid" in self.parameters or self.needs_square) and maps.kind != "self":
-            return f"queries and keys must be the tokens of the picture, not those of {maps.kind!r} maps"
-        if maps.part.queries is not None and "maps" in self.parameters and not self.by_row:
-            return "only some of the queries were kept: capture queries='all'"
-        if maps.part.layers is not None and self.needs_all_layers:
-            return "only some of the layers were kept, and it relates each to others: capture all layers"
-        pooled = self.needs_all_heads or self.all_settings.get("pool") == "head_mean_map"
-        if maps.part.heads is not None and pooled:
-            return "only some of the heads were kept, and it pools all of a layer: capture all heads"
-        if "grid" in self.parameters and not maps.grid.rows:
-            return "where its tokens sit in the picture is not known"
-        return ""
-
-    def accepts(self, maps: AttentionMaps) -> bool:
-        """Whether this metric has a meaning on these maps."""
-        return not self.refusal(maps)
-
-
-def value_vectors_of(maps: AttentionMaps) -> Tensor | None:
-    """[image, layer, head, key, P], what the maps multiply; None where it was not captured."""
-    return maps.value_vectors
-
-
-def metric(**meaning: Any) -> Callable[[Callable[..., Tensor]], Metric]:
-    """Turn a pure function into a `Metric` of the same name.
-
-    Raises:
-        InputError: a parameter that is neither given nor has a default; see `Metric.function`.
-    """
-
-    def decorate(function: Callable[..., Tensor]) -> Metric:
-        for name, parameter in inspect.signature(function).parameters.items():
-            if parameter.default is parameter.empty and name not in GIVEN:
-                raise InputError(
-                    f"metric {function.__name__!r}: the parameter {name!r} is none of {', '.join(GIVEN)}, so it is a "
-                    "setting and needs a default."
-                )
-        return Metric(function.__name__, function, **meaning)
-
-    return decorate
+INTERVAL_SETTINGS = ("interval", "bootstrap", "bootstrap_seed")
+"""Settings that say how sure a number is, not what it is."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -183,15 +32,15 @@ class Measurement:
         per_image: [image, *axes], or None when there were too many to keep. With `from_mean`, the values whose
             mean it takes.
         image_ids: one per row of `per_image`: an image, or a group of them where `settings` have a "group".
-        pixels: one per row, too: a hash of what the model saw; 0 where that is not known.
-        copies: "b.png = a.png": images left out since an earlier one has the same pixels.
+        pixels: a hash of the pixels that the model saw, one per row; 0 where it is not known.
+        copies: "b.png = a.png": images left out because an earlier one has the same pixels.
         n_grouped: images that `n_images` groups were made of; as many where each is its own.
         settings: everything that changes the numbers, defaults included: the metric's own, and
             "interval" ("bootstrap" or "normal"), "bootstrap" (resamples) and "bootstrap_seed".
         summary: derived numbers (counts, intervals), JSON-able.
         baselines: the same metric on "untrained" and "uniform" attention, where measured.
         from_mean: as in `Metric`.
-        explanation: what the metric is, in words; as in `attnprobe explain`.
+        explanation: definition of the metric in words, as `attnprobe explain` prints it.
         not_finite: the first maps that held NaN or infinities, by image, layer and head.
     """
 
@@ -220,8 +69,18 @@ class Measurement:
     explanation: str = ""
     not_finite: tuple[str, ...] = ()
 
+    @property
+    def n_blocks(self) -> int:
+        """Length of the first layer axis; 0 where there is none."""
+        return self.mean.shape[self.axes.index("layer")] if "layer" in self.axes else 0
+
+    @property
+    def metric_settings(self) -> dict[str, Any]:
+        """Settings that say what the number is, without those of its interval."""
+        return {name: value for name, value in self.settings.items() if name not in INTERVAL_SETTINGS}
+
     def facts(self) -> dict[str, object]:
-        """What a reader wants to know first, in words."""
+        """Place, number of images, shape, mean and summary in words, for notebook and terminal."""
         place = self.site if self.stage == "trunk" else f"{self.site}, stage {self.stage}"
         shape = " x ".join(f"{n} {axis}" for n, axis in zip(self.mean.shape, self.axes, strict=True))
         finite = self.mean[np.isfinite(self.mean)]
@@ -237,3 +96,84 @@ class Measurement:
 
     def _repr_html_(self) -> str:
         return table(self.metric, self.facts())
+
+
+class Key(NamedTuple):
+    """Name of a measurement within its model, written "stage/metric@site".
+
+    Left out: the stage "trunk", and the site where the metric was measured on effective attention or at one site only.
+    """
+
+    metric: str
+    stage: str = "trunk"
+    site: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> "Key":
+        """The inverse of `str`."""
+        stage, _, rest = text.rpartition("/")
+        name, _, site = rest.partition("@")
+        return cls(name, stage or "trunk", site)
+
+    def __str__(self) -> str:
+        name = f"{self.metric}@{self.site}" if self.site else self.metric
+        return name if self.stage == "trunk" else f"{self.stage}/{name}"
+
+
+class Measurements(Registry[Measurement]):
+    """Measurements of one model: a read-only dictionary by `Key`, and a look-up by metric, site and stage.
+
+        measurements["similar_blocks"]                          by name, as in every file
+        measurements.get("similar_blocks", site="weights")      on softmax maps, in the deepest stage
+        measurements.select("similar_blocks", stage="stage2")   all that match, in order
+
+    In a look-up site="effective" means effective attention, whichever matrix of the layer that is: a plain ViT
+    multiplies its softmax maps with V as they are, so both sites name one measurement.
+    """
+
+    def __init__(self, named: Mapping[str, Measurement] | None = None) -> None:
+        super().__init__("measurement")
+        self._things = dict(named or {})
+
+    def __repr__(self) -> str:
+        return f"Measurements({', '.join(self)})"
+
+    def _repr_html_(self) -> str:
+        return "".join(m._repr_html_() for m in self.values())
+
+    def select(
+        self, metric: str | None = None, *, site: Site | None = None, stage: str | None = None
+    ) -> list[Measurement]:
+        """Measurements of this metric, at this site and in this stage; None for any."""
+        return [
+            m
+            for m in self.values()
+            if metric in (None, m.metric)
+            and stage in (None, m.stage)
+            and (site is None or (m.is_effective if site == "effective" else m.site == site))
+        ]
+
+    def get(  # type: ignore[override]
+        self, metric: str, default: Measurement | None = None, /, *, site: Site | None = None, stage: str | None = None
+    ) -> Measurement | None:
+        """As of any dictionary; with a site or a stage, the (first) match in the stage with the most blocks."""
+        if site is None and stage is None:
+            return super().get(metric, default)
+        return max(self.select(metric, site=site, stage=stage), key=lambda m: m.n_blocks, default=default)
+
+    def at_sites(self, metric: str, *sites: Site) -> list[Measurement]:
+        """The metric at each of these sites where it was measured, each measurement once.
+
+        Without sites: on effective attention, then on softmax maps.
+        """
+        found = (self.get(metric, site=site) for site in sites or ("effective", "weights"))
+        return list({id(m): m for m in found if m is not None}.values())
+
+    def prefer(self, metric: str, *sites: Site) -> Measurement | None:
+        """The metric at the first of these sites where it was measured."""
+        return next(iter(self.at_sites(metric, *sites)), None)
+
+    @property
+    def change_after_softmax(self) -> bool:
+        """Whether the model changes its maps between the softmax and V, so that metrics come twice."""
+        return any(m.site == "weights" and not m.is_effective for m in self.values())

@@ -17,3 +17,14 @@ def free_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def available(device: torch.device) -> int | None:
+    """Bytes of a GPU's memory that this process may still take, its allocator's own reserve included; None if unknown.
+
+    Unknown for a CPU: what the system calls free is other processes' too, and includes its page cache.
+    """
+    if device.type != "cuda":
+        return None
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

@@ -1,12 +1,10 @@
-"""Sites: the places in an attention layer where a matrix can be read, and the module that marks one."""
-
-from typing import Literal
+"""The module that marks a site of an attention layer."""
 
 from torch import Tensor, nn
 
-Site = Literal["scores", "weights", "effective"]
-"""`scores`: the logits, before the softmax. `weights`: the softmax. `effective`: the matrix multiplied with V, which
-differs from `weights` where a variant mixes heads or normalises after the softmax."""
+from attnprobe.core.sites import Site
+
+__all__ = ["Site", "Tap"]
 
 
 class Tap(nn.Module):

@@ -1,14 +1,14 @@
-"""Where images come from: `load_images(name)` turns a name or a path into an `ImageSource`.
+"""Data sets: `load_images(name)` opens a name or a path as an `ImageSource`.
 
 Question: who resizes and normalises, and where? Choice: files are decoded, resized and cropped by timm's own
 evaluation transform in worker processes, so a checkpoint sees the pixels it was validated on (equal to the bit on
 the CPU), and travel as bytes. Division and normalisation happen on the device.
 
-Question: which sets stay on the device? Choice: those whose pictures all have one square size, no larger than the
+Question: which sets stay on the device? Choice: those whose images all have one square size, no larger than the
 model's input, and fit in `resident_bytes` (2 GiB): CIFAR, SVHN, MNIST, Tiny-ImageNet, any such folder. They are
 resized there, batch by batch, by Pillow's own integer sums, so evaluation still sees timm's pixels to the bit, and
 training, which crops after that, loses no detail. A training split is shown to its borders: crop_pct is for
-evaluation. Larger pictures are decoded every time, since a training crop needs their full size. Keeping evaluation
+evaluation. Larger images are decoded every time, since a training crop needs their full size. Keeping evaluation
 sets of any files, resized, was left out: 224 px take 150 kB an image, 7,000 images fill 1 GiB. Reconsider if
 validation after every epoch waits for the decoders.
 
@@ -32,11 +32,9 @@ from attnprobe.core.errors import InputError, check_choice, did_you_mean
 from attnprobe.core.images import ImageSource, InputSpec
 from attnprobe.core.registry import Registry, UnknownName
 from attnprobe.data.decode import BadImages
-from attnprobe.data.device_resident import RESIDENT_BYTES
 from attnprobe.data.digits import digits
-from attnprobe.data.folder import image_folder
 from attnprobe.data.fractals import fractals
-from attnprobe.data.image_list import image_list
+from attnprobe.data.image_files import READING, Reading, load_files
 from attnprobe.data.timm_named import PACKAGES, timm_named
 
 __all__ = ["DATASETS", "DataSet", "load_images"]
@@ -60,9 +58,9 @@ DATASETS = Registry(
         fractals,
     ),
     DataSet(
-        "folder", "a path: train/CLASS/ and val/CLASS/, CLASS/, images without classes, or Tiny-ImageNet", image_folder
+        "folder", "a path: train/CLASS/ and val/CLASS/, CLASS/, images without classes, or Tiny-ImageNet", load_files
     ),
-    DataSet("list", "a path: a text file with one image per line, and a tab and a class if known", image_list),
+    DataSet("list", "a path: a text file with one image per line, and a tab and a class if known", load_files),
     DataSet("torch", "torch/cifar10, torch/cifar100, torch/svhn, torch/imagenet ... of torchvision", timm_named),
     DataSet("hfds", "hfds/NAME, Hugging Face data sets (pip install datasets)", timm_named),
     DataSet("hfids", "hfids/NAME, the same as a stream (pip install datasets)", timm_named),
@@ -72,7 +70,7 @@ DATASETS = Registry(
 
 
 def kind_of(name: str) -> str:
-    """Which entry of `DATASETS` a name or path belongs to; "./digits" is a folder, "digits" is not.
+    """The name in `DATASETS` of a name or path; "./digits" is a folder, "digits" is not.
 
     Raises:
         UnknownName: neither a path nor the name of a data set.
@@ -92,6 +90,10 @@ def kind_of(name: str) -> str:
     return DATASETS[name].name
 
 
+SHARED = ("seed", "download")
+"""Options that any set accepts, and only some use."""
+
+
 def load_images(
     name: str,
     split: str = "val",
@@ -100,32 +102,29 @@ def load_images(
     data_dir: Path | None = None,
     limit: int | None = None,
     bad_images: BadImages = "refuse",
-    seed: int = 0,
     workers: int = 0,
-    download: bool = False,
-    resident_bytes: int = RESIDENT_BYTES,
     **options: Any,
 ) -> ImageSource:
-    """Open a data set by name or path; see `DATASETS` for what there is.
+    """Open a data set by name or path; `DATASETS` lists what there is.
 
-    Besides what the protocol asks for, every source has `bad`, the ids of the images it skipped.
+    Besides the attributes of `ImageSource`, every source has `bad`, the ids of the images it skipped.
 
     Args:
         name: an entry of `DATASETS` as its summary writes it, or a path; "folder" for the path `data_dir`.
-        split: "train" or "val"; what else there is depends on the set.
-        spec: how the model wants its pixels.
-        data_dir: where sets of torch, hfds ... lie on disk, or the folder.
+        split: "train" or "val"; some sets have more.
+        spec: size and normalisation of the pixels, and timm's evaluation crop.
+        data_dir: the folder of sets of torch, hfds ..., or of images.
         limit: at most so many images: the same ones every time, classes balanced.
         bad_images: "refuse" the whole set if an image cannot be read, or "skip" such images.
-        seed: of the classes of fractals; no other set depends on it.
         workers: processes that decode files.
-        download: fetch a set that is not on disk.
-        resident_bytes: a set of small pictures that fits is decoded once and kept on the device; 0 keeps none.
-        options: of one kind of set alone, such as classes= and per_class= of fractals.
+        options: seed=0, of the classes of fractals; download=False, to fetch a set that is not on disk;
+            resident_bytes=2 GiB, up to which a set of small images is decoded once and kept on the device (0 keeps
+            none); classes= and per_class= of fractals.
 
     Raises:
-        InputError: an unknown name, split or option, nothing found, or unreadable images.
+        InputError: an unknown name, split or option, no image, or unreadable ones.
     """
+    resident_bytes = options.pop("resident_bytes", READING.resident_bytes)
     if limit is not None and limit < 1:
         raise InputError(f"limit={limit} must be at least 1 image, or None for all.")
     if resident_bytes < 0:
@@ -134,18 +133,10 @@ def load_images(
     if name in ("folder", "list") and data_dir is not None:
         name = str(data_dir)
     load = DATASETS[kind_of(name)].load
-    settings = {
-        "spec": spec,
-        "data_dir": data_dir,
-        "limit": limit,
-        "bad_images": bad_images,
-        "seed": seed,
-        "workers": workers,
-        "download": download,
-        "resident_bytes": resident_bytes,
-    }
-    has = set(inspect.signature(load).parameters) - {"name", "split"}
+    accepted = set(inspect.signature(load).parameters) - {"name", "split"}
     for option in options:
-        if option not in has:
-            raise InputError(f"{name!r} has no option {option!r}.{did_you_mean(option, has)}")
-    return load(name, split, **{key: value for key, value in settings.items() if key in has}, **options)
+        if option not in accepted and option not in SHARED:
+            raise InputError(f"{name!r} has no option {option!r}.{did_you_mean(option, accepted - {'reading'})}")
+    reading = Reading(bad_images, workers, resident_bytes)
+    settings = {"spec": spec, "data_dir": data_dir, "limit": limit, "reading": reading, **options}
+    return load(name, split, **{key: value for key, value in settings.items() if key in accepted})

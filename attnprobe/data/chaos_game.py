@@ -1,10 +1,10 @@
-"""How is a system of affine maps drawn as a picture?
+"""The chaos game: drawing the attractors of systems of affine maps.
 
-The chaos game (Barnsley 1988, "Fractals Everywhere"): a point that is moved again and again by a map picked at
+Barnsley 1988, "Fractals Everywhere": a point that is moved again and again by a map picked at
 random visits the attractor of the maps. Here many points per image move in parallel, many images at once.
 
 Only additions, products, quotients, square roots and comparisons are used, one per torch kernel. IEEE 754 fixes
-the result of each to the last bit, so a picture does not depend on the batch it is drawn in. A power would:
+the result of each to the last bit, so an image does not depend on the batch it is drawn in. A power would:
 `x**0.25` rounded 1.8 % of numbers otherwise in short tensors (scalar loop) than in long ones (vectorised).
 """
 
@@ -19,7 +19,7 @@ WARM_UP = 16
 
 STEPS = 48
 PIXELS_PER_WALKER = 8
-"""Together: 6 points per pixel, in as many steps whatever the size of the picture."""
+"""With `STEPS`: 6 points per pixel, in the same number of steps for any size."""
 
 POINTS_AT_ONCE = 1 << 21
 """Bounds memory: about 80 bytes per point."""
@@ -45,13 +45,13 @@ def uniform(*coordinates: int | np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=4)
 def choices(walkers: int) -> Tensor:
-    """The number in [0, 1) by which each walker picks its map at each step: [step, walker], the same for all images."""
+    """Uniform numbers [step, walker] by which walkers choose their maps, the same for all images."""
     numbers = uniform(np.arange(WARM_UP + STEPS)[:, None], np.arange(walkers)[None])
     return torch.from_numpy(numbers.astype(np.float32))
 
 
 def visit(maps: Tensor, shares: Tensor, walkers: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Walk over the attractors of some systems.
+    """Points on the attractors of some systems.
 
     Args:
         maps: [image, map, 6], float32; (a, b, c, d, e, f) moves (x, y) to (a x + b y + e, c x + d y + f).
@@ -84,14 +84,14 @@ def visit(maps: Tensor, shares: Tensor, walkers: int) -> tuple[Tensor, Tensor, T
 
 
 def n_walkers(size: tuple[int, int]) -> int:
-    """How many points move in parallel for a picture of this size."""
+    """The number of points that move in parallel for an image of this size."""
     return -(-size[0] * size[1] // PIXELS_PER_WALKER)
 
 
 def density(maps: Tensor, shares: Tensor, size: tuple[int, int], view: Tensor | None = None) -> Tensor:
-    """Count the visits to every pixel: [image, map, row, col], integers, split by the map that made the visit.
+    """Visits to every pixel by the map that made them: [image, map, row, col], integers.
 
-    The attractor, seen through the linear `view` [image, 4] (row by row), fills the picture up to a margin; its
+    The attractor, seen through the linear `view` [image, 4] (row by row), fills the image up to a margin; its
     proportions are kept.
     """
     rows, cols = size
@@ -111,7 +111,7 @@ def density(maps: Tensor, shares: Tensor, size: tuple[int, int], view: Tensor | 
 
 
 def render(maps: Tensor, shares: Tensor, view: Tensor, palette: Tensor, size: tuple[int, int]) -> Tensor:
-    """Draw systems of maps as pictures [image, 3, row, col] with values in [0, 1].
+    """Images [image, 3, row, col] of systems of maps, with values in [0, 1].
 
     Brightness is the fourth root of the visits relative to the brightest pixel; the colour of a pixel is the
     mean of the colours `palette` [image, map, 3] of the maps that made its points.

@@ -1,10 +1,11 @@
-"""How do images reach the model when there are too many to keep? Decoded as they are asked for, by other processes."""
+"""Images that are too many to keep: decoded as they are asked for, by other processes."""
 
 import copy
 import itertools
 import signal
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from attnprobe.core.errors import InputError, WorkError
-from attnprobe.core.images import ImageBatch, InputSpec
+from attnprobe.core.images import ImageBatch, InputSpec, Order
 from attnprobe.data.order import position_batches
 from attnprobe.data.pillow import pillow_quiet, why_unreadable
 
@@ -25,12 +26,12 @@ Reader = Callable[[int], tuple[Image.Image, int]]
 
 
 Transform = Callable[..., Any]
-"""From a picture to [3, row, col], uint8; a training transform also takes the position and the numbers that decide what
-is done to the picture, and may return more tensors beside the pixels. Must pickle."""
+"""From an image to [3, row, col], uint8; a training transform also takes the position and the numbers that decide what
+is done to the image, and may return more tensors beside the pixels. Must pickle."""
 
 
 def eval_transform(spec: InputSpec) -> Any:
-    """timm's evaluation transform up to bytes: a picture -> [3, row, col], uint8.
+    """timm's evaluation transform up to bytes: an image -> [3, row, col], uint8.
 
     What remains, a division by 255 and `spec.normalise`, is done on the device: a quarter of the bytes to move.
     """
@@ -72,6 +73,7 @@ def gather(samples: list) -> tuple[list[int], list[int], tuple[Tensor, ...], lis
     return [sample[0] for sample in good], [sample[1] for sample in good], tensors, bad
 
 
+@dataclass(eq=False)
 class DecodedImages:
     """An `ImageSource` that opens image `ids[k]` by `read(k)` when its turn comes.
 
@@ -79,30 +81,26 @@ class DecodedImages:
     is dropped from its batch and added to `bad` (bad_images="skip"), or ends the iteration with an `InputError`.
     """
 
-    def __init__(
-        self,
-        name: str,
-        spec: InputSpec,
-        *,
-        read: Reader,
-        ids: Sequence[str],
-        class_names: Sequence[str],
-        fingerprint: str,
-        bad: Sequence[str] = (),
-        bad_images: BadImages = "refuse",
-        workers: int = 0,
-    ) -> None:
-        self.name, self.spec, self.fingerprint = name, spec, fingerprint
-        self.class_names = tuple(class_names)
-        self.bad = list(bad)
-        self.ids, self.bad_images, self.workers = tuple(ids), bad_images, workers
-        self.decoder, self.first = Decoder(read, eval_transform(spec)), 0
+    name: str
+    spec: InputSpec
+    _: KW_ONLY
+    read: Reader
+    ids: tuple[str, ...]
+    class_names: tuple[str, ...]
+    fingerprint: str
+    bad: list[str] = field(default_factory=list)
+    bad_images: BadImages = "refuse"
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        self.ids, self.class_names, self.bad = tuple(self.ids), tuple(self.class_names), list(self.bad)
+        self.decoder, self.first = Decoder(self.read, eval_transform(self.spec)), 0
 
     def augmented(self, transform: Transform, key: tuple[int, ...], first: int = 0) -> "DecodedImages":
-        """The same images through a training transform, called as `transform(picture, position, (*key, place))`.
+        """The same images through a training transform, called as `transform(image, position, (*key, place))`.
 
         `place` is an image's place in the order it is asked for, counted from `first`, so that one that comes twice
-        looks different, and an order can be gone on with from its middle.
+        looks different, and an order can be resumed in its middle.
         """
         other = copy.copy(self)
         other.first = first
@@ -113,19 +111,22 @@ class DecodedImages:
         return len(self.ids)
 
     def batches(
-        self, batch_size: int, *, device: torch.device | str = "cpu", order: Sequence[int] | None = None
+        self, batch_size: int, *, device: torch.device | str = "cpu", order: Order | None = None
     ) -> Iterator[ImageBatch]:
         """Yield the images at positions `order` (all, if None) in batches on `device`.
+
+        Worker processes start once, no more than there are batches, and read ahead across runs of the order.
 
         Raises:
             InputError: an image cannot be decoded and bad_images is "refuse".
             WorkError: a worker process died.
         """
         device = torch.device(device)
+        n_images = None if isinstance(order, Iterator) else len(self if order is None else order)
         loader = DataLoader(
             self.decoder,
-            batch_sampler=list(requests(position_batches(len(self), batch_size, order), self.first)),
-            num_workers=self.workers,
+            batch_sampler=requests(position_batches(len(self), batch_size, order), self.first),
+            num_workers=self.workers if n_images is None else min(self.workers, -(-n_images // batch_size)),
             collate_fn=gather,
             pin_memory=device.type == "cuda",
             worker_init_fn=_as_started_anew,
@@ -156,7 +157,7 @@ def _as_started_anew(_worker: int) -> None:
 
 
 def requests(batches: Iterator[list[int]], first: int) -> Iterator[list[tuple[int, int]]]:
-    """Batches of positions -> batches of (place, position), places counted from `first`."""
+    """Batches of positions -> batches of (place, position), places counted from `first`; made as they are asked for."""
     places = itertools.count(first)
     for positions in batches:
         yield [(next(places), position) for position in positions]
@@ -169,7 +170,7 @@ def guard_workers(loader: DataLoader) -> Iterator[tuple]:
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
-        said = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0]
         raise WorkError(
-            f"a process that decodes images died ({said}). Use fewer workers: memory may be short."
+            f"a process that decodes images died ({reason}). Use fewer workers: memory may be short."
         ) from error

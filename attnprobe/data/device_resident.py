@@ -1,21 +1,21 @@
-"""How are small images kept so that reading them costs nothing? Once, as bytes, on the device that uses them."""
+"""Small images, kept as bytes on the device that uses them, so that reading them again costs nothing."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from attnprobe.core.images import ImageBatch, InputSpec
+from attnprobe.core.images import ImageBatch, InputSpec, Order
 from attnprobe.data.order import position_batches
 from attnprobe.data.resize import as_evaluated
 
 RESIDENT_BYTES = 2 << 30
-"""Largest set that is kept, unless asked otherwise; the training pictures of Tiny-ImageNet are 1.2 GB."""
+"""Largest set that is kept, unless asked otherwise; the training images of Tiny-ImageNet are 1.2 GB."""
 
 
 def may_reside(shape: Sequence[int], spec: InputSpec, resident_bytes: int) -> bool:
-    """Whether pictures [image, channel, row, col] may be kept as bytes and resized on the device.
+    """Whether images [image, channel, row, col] may be kept as bytes and resized on the device.
 
     They have to fit, and to be square and no larger than a square input: then nothing is lost where training crops
     after resizing, and evaluation sees timm's pixels.
@@ -25,37 +25,37 @@ def may_reside(shape: Sequence[int], spec: InputSpec, resident_bytes: int) -> bo
     return lossless and n * channels * rows * cols <= resident_bytes
 
 
+@dataclass(eq=False)
 class DeviceResident:
     """An `ImageSource` over one tensor of bytes, resized and normalised on the device batch by batch.
 
-    `pixels` is [image, channel, row, col], uint8, with one channel (repeated) or three; `labels` [image];
-    `show(pixels, spec)` makes [image, channel, *spec.size] in [0, 1] of some of them.
+    Attributes:
+        pixels: [image, channel, row, col], uint8, with one channel (repeated) or three.
+        labels: [image], -1 where unknown.
+        bad: ids of the images that were skipped.
+        show: `show(pixels, spec)` makes [image, channel, *spec.size] in [0, 1] of some of them.
     """
 
-    def __init__(
-        self,
-        name: str,
-        spec: InputSpec,
-        *,
-        pixels: Tensor,
-        labels: Tensor,
-        ids: Sequence[str],
-        class_names: Sequence[str],
-        fingerprint: str,
-        bad: Sequence[str] = (),
-        show: Callable[[Tensor, InputSpec], Tensor] = as_evaluated,
-    ) -> None:
-        self.name, self.spec, self.fingerprint = name, spec, fingerprint
-        self.class_names = tuple(class_names)
-        self.bad = list(bad)
-        self.ids, self.show = tuple(ids), show
-        self.kept = {torch.device("cpu"): (pixels, labels.long())}
+    name: str
+    spec: InputSpec
+    _: KW_ONLY
+    pixels: Tensor
+    labels: Tensor
+    ids: tuple[str, ...]
+    class_names: tuple[str, ...]
+    fingerprint: str
+    bad: list[str] = field(default_factory=list)
+    show: Callable[[Tensor, InputSpec], Tensor] = field(default=as_evaluated, repr=False)
+
+    def __post_init__(self) -> None:
+        self.ids, self.class_names, self.bad = tuple(self.ids), tuple(self.class_names), list(self.bad)
+        self.kept = {torch.device("cpu"): (self.pixels, self.labels.long())}
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def batches(
-        self, batch_size: int, *, device: torch.device | str = "cpu", order: Sequence[int] | None = None
+        self, batch_size: int, *, device: torch.device | str = "cpu", order: Order | None = None
     ) -> Iterator[ImageBatch]:
         """Yield the images at positions `order` (all, if None); the first call on a device copies them there."""
         device = torch.device(device)

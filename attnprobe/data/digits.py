@@ -1,4 +1,4 @@
-"""Which real images are always at hand? The 1,797 handwritten digits that come with scikit-learn.
+"""The 1,797 handwritten digits that come with scikit-learn.
 
 8 x 8 pixels of 17 grey values; the test half of Alpaydin and Kaynak 1998, "Optical Recognition of Handwritten
 Digits", UCI Machine Learning Repository.
@@ -17,15 +17,15 @@ from attnprobe.data.order import balanced_subset
 N_VAL = 360
 """36 of every digit; the other 1,437 are for training."""
 
-
 WHITE = 16
+"""The brightest of the 17 grey values."""
 
 
 def whole_picture(pixels: Tensor, spec: InputSpec) -> Tensor:
     """[image, 1, 8, 8], 0 to `WHITE` -> [image, 1, *spec.size] in [0, 1]; `spec.crop_pct` has no effect.
 
-    17 grey values are no bytes, so nothing is rounded to one; bicubic (unless bilinear is asked for), its overshoot
-    cut off. Shrinking is antialiased.
+    Bicubic unless the spec says bilinear, clipped and not rounded to bytes: grey values are 0 to 16. Shrinking is
+    antialiased.
     """
     shown = pixels.float() / WHITE
     if shown.shape[-2:] == tuple(spec.size):
@@ -55,8 +55,8 @@ def digits(name: str = "digits", split: str = "val", *, spec: InputSpec, limit: 
         spec,
         pixels=torch.from_numpy(images[rows]).to(torch.uint8).view(-1, 1, 8, 8),
         labels=torch.from_numpy(targets[rows]),
-        ids=[ids[row] for row in rows],
-        class_names=[str(c) for c in range(10)],
+        ids=tuple(ids[row] for row in rows),
+        class_names=tuple(str(c) for c in range(10)),
         fingerprint=f"digits:1 split={split} images={len(rows)}",
         show=whole_picture,
     )

@@ -1,4 +1,4 @@
-"""Which images does a folder hold, and of which class are they?
+"""The images of a folder and their classes.
 
     photos/train/cat/a.png, photos/val/cat/b.png     splits, each with a folder per class
     photos/cat/a.png                                 a folder per class
@@ -6,7 +6,7 @@
     tiny-imagenet-200/                               as it is unpacked; see tiny_imagenet.py
 
 Classes are sorted by name, as in torchvision, and numbered over all splits together, so that a class missing
-from one split shifts no label in it; but test/ adds none beside other splits, since it often holds one folder of
+from one split shifts no label in it; but test/ adds none if there are other splits, since it often holds one folder of
 images without classes, whose labels are then -1. Hidden files and files without an image's ending are ignored.
 """
 
@@ -14,11 +14,7 @@ import os
 from pathlib import Path
 
 from attnprobe.core.errors import InputError
-from attnprobe.core.images import InputSpec
-from attnprobe.data.decode import BadImages, DecodedImages
-from attnprobe.data.device_resident import RESIDENT_BYTES, DeviceResident
-from attnprobe.data.image_files import Listing, from_listing, readable_id
-from attnprobe.data.tiny_imagenet import is_tiny_imagenet, list_tiny_imagenet
+from attnprobe.data.listing import Listing, readable_id
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 
@@ -80,7 +76,7 @@ def list_folder(root: Path, split: str) -> Listing:
     """All images of one split.
 
     Raises:
-        InputError: no such split, no image, a class without images, or images beside class folders.
+        InputError: no such split, no image, a class without images, or both images and class folders.
     """
     folder, folders = split_folder(root, split)
     status = folder.stat()
@@ -98,46 +94,10 @@ def list_folder(root: Path, split: str) -> Listing:
         raise InputError(f"{folder} has both images and class folders ({loose[0]!r} and others). Move one kind away.")
     if empty and not loose:
         raise InputError(f"class folder {empty[0]!r} of {folder} holds no image. Fill or remove it.")
-    told = [other for other in folders if other.name != "test"] or folders
-    class_names = sorted({name for other in told for name in subfolders(other)}) if not loose else []
+    numbered = [other for other in folders if other.name != "test"] or folders
+    class_names = sorted({name for other in numbered for name in subfolders(other)}) if not loose else []
     label = {name: k for k, name in enumerate(class_names)}
     files = loose or [file for files in by_class.values() for file in files]
     labels = [-1] * len(loose) or [label.get(name, -1) for name, files in by_class.items() for _ in files]
     ids = [readable_id(Path(file).relative_to(root).as_posix()) for file in files]
     return Listing(files, ids, labels, tuple(readable_id(name) for name in class_names))
-
-
-def image_folder(
-    name: str,
-    split: str = "val",
-    *,
-    spec: InputSpec,
-    limit: int | None = None,
-    bad_images: BadImages = "refuse",
-    workers: int = 0,
-    resident_bytes: int = RESIDENT_BYTES,
-) -> DecodedImages | DeviceResident:
-    """The images of a folder, with timm's evaluation transform; ids are paths relative to the folder.
-
-    Raises:
-        InputError: see `list_folder`, `list_tiny_imagenet` and `from_listing`; or there is no such folder, or it may
-            not be read.
-    """
-    root = Path(os.path.expanduser(name))
-    if not os.path.isdir(root):
-        raise InputError(f"no folder {name!r}. Expected a folder of images, or a text file with one path per line.")
-    try:
-        listing = (list_tiny_imagenet if is_tiny_imagenet(root) else list_folder)(root, split)
-    except OSError as error:
-        raise InputError(f"cannot list {error.filename}: {error.strerror}. Check its permissions.") from error
-    source = f"{root.resolve().name}/{split}"
-    return from_listing(
-        source,
-        listing,
-        spec=spec,
-        limit=limit,
-        bad_images=bad_images,
-        workers=workers,
-        resident_bytes=resident_bytes,
-        split=split,
-    )

@@ -1,6 +1,6 @@
-"""Where do images come from when nothing may be downloaded? From formulas, as many as wanted.
+"""Fractals: procedural images of any number of classes, without a download.
 
-A class is a system of two to four contracting affine maps and its pictures are drawings of the attractor, as in
+A class is a system of two to four contracting affine maps and its images are drawings of the attractor, as in
 Kataoka et al. 2020, "Pre-training without Natural Images", arXiv:2101.08515 (FractalDB). Maps are drawn through
 their singular values, as in Anderson and Farrell 2022, "Improving Fractal Pre-training", arXiv:2110.03091.
 Departures: a class is accepted by its fill rate alone; its images differ by small changes of all entries, a
@@ -8,29 +8,30 @@ random linear view and random colours, so that colour says nothing about the cla
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 
 from attnprobe.core.errors import InputError
-from attnprobe.core.images import ImageBatch, InputSpec
+from attnprobe.core.images import ImageBatch, InputSpec, Order
 from attnprobe.data.chaos_game import density, render, uniform
 from attnprobe.data.order import position_batches
 
 N_MAPS = 4
-"""Most maps of a class; one that has fewer gives the others probability 0."""
+"""Maximum number of maps of a class; missing ones have probability 0."""
 
 LARGEST_SINGULAR_VALUE = 0.85
 JITTER = 0.03
-"""Largest change of an entry between images of a class. It moves a singular value by at most twice that, and
+"""Maximum change of an entry between images of a class. It moves a singular value by at most twice that, and
 0.85 + 0.06 < 1: every image's maps contract."""
 
 VIEW = 0.2
 """Largest entry of view - identity: turns by up to 11 degrees, with shear and stretch."""
 
 FILL_RATE = (0.2, 0.7)
-"""Share of a 32 x 32 picture that a class must visit: below, dust and lines; above, a blob. 4 draws in 10 pass."""
+"""Range of the fraction of 32 x 32 pixels that a class visits: below, dust and lines; above, a blob. 4 draws in 10
+pass."""
 
 FIRST_VAL_INDEX = 1 << 40
 """Training images of a class count from 0 and validation images from here, so they never meet."""
@@ -74,7 +75,7 @@ def accepted_systems(seed: int, n_classes: int) -> tuple[np.ndarray, np.ndarray]
 
 
 class Fractals:
-    """Image k is image k // classes of class k % classes; nothing is kept but the maps of the classes.
+    """An `ImageSource` of fractals: image k is number k // classes of class k % classes; only maps are kept in memory.
 
     Every prefix is balanced over classes. On the CPU an image has the same bits in whatever batch it is drawn.
     """
@@ -94,7 +95,7 @@ class Fractals:
         return self.n_images
 
     def batches(
-        self, batch_size: int, *, device: torch.device | str = "cpu", order: Sequence[int] | None = None
+        self, batch_size: int, *, device: torch.device | str = "cpu", order: Order | None = None
     ) -> Iterator[ImageBatch]:
         """Draw the images at positions `order` (all, if None) on `device`."""
         first = FIRST_VAL_INDEX if self.split == "val" else 0
@@ -123,7 +124,7 @@ def fractals(
     classes: int | None = None,
     per_class: int | None = None,
 ) -> Fractals:
-    """Procedural classes: `name` is "fractals" (20 of them), "fractals:CLASSES" or "fractals:CLASSES:PER_CLASS".
+    """Fractals by name: "fractals" (20 classes), "fractals:CLASSES" or "fractals:CLASSES:PER_CLASS".
 
     `per_class` counts training images (500); validation has a tenth of them. Other seeds are other classes.
 

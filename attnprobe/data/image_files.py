@@ -1,101 +1,105 @@
-"""How does a list of image files become an `ImageSource`?"""
+"""Image files, of a folder or a text file, as an `ImageSource`."""
 
-import hashlib
 import math
 import os
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
-from PIL import Image
 
 from attnprobe.core.errors import InputError
 from attnprobe.core.images import InputSpec
 from attnprobe.data.decode import BadImages, DecodedImages
-from attnprobe.data.device_resident import DeviceResident, may_reside, shown_whole
+from attnprobe.data.device_resident import RESIDENT_BYTES, DeviceResident, may_reside, shown_whole
+from attnprobe.data.folder import list_folder
+from attnprobe.data.listing import Listing, list_lines
 from attnprobe.data.order import balanced_subset
-from attnprobe.data.pillow import decode_all, one_size, open_image, pre_scan, some_unreadable
+from attnprobe.data.pillow import decode_all, one_size, pre_scan, some_unreadable
+from attnprobe.data.tiny_imagenet import is_tiny_imagenet, list_tiny_imagenet
 
 
 @dataclass(frozen=True, slots=True)
-class Listing:
-    """Image files in their final order.
+class Reading:
+    """Options of decoding.
 
     Attributes:
-        files: paths that can be opened.
-        ids: one per file, unique: relative paths in POSIX form.
-        labels: one per file, -1 where unknown.
-        class_names: in label order; empty if there are no classes.
+        bad_images: "refuse" the whole set if an image cannot be read, or "skip" such images.
+        workers: processes that decode files.
+        resident_bytes: a set of small images that fits is decoded once and kept on the device; 0 keeps none.
     """
 
-    files: list[str]
-    ids: list[str]
-    labels: list[int]
-    class_names: tuple[str, ...] = ()
-
-    def pick(self, positions: list[int]) -> "Listing":
-        """The files at some positions."""
-        files, ids = [self.files[k] for k in positions], [self.ids[k] for k in positions]
-        return Listing(files, ids, [self.labels[k] for k in positions], self.class_names)
-
-    def read(self, position: int) -> tuple[Image.Image, int]:
-        """Open one image, with its label."""
-        return open_image(self.files[position]), self.labels[position]
-
-    def fingerprint(self) -> str:
-        """SHA-256 over the ids, sizes in bytes and labels."""
-        digest = hashlib.sha256()
-        for file, name, label in zip(self.files, self.ids, self.labels, strict=True):
-            digest.update(f"{name}\0{os.stat(file).st_size}\0{label}\n".encode())
-        return f"files:sha256:{digest.hexdigest()}"
+    bad_images: BadImages = "refuse"
+    workers: int = 0
+    resident_bytes: int = RESIDENT_BYTES
 
 
-def readable_id(path: str) -> str:
-    """A path as a string that can be stored as UTF-8: bytes of other encodings appear as \\xNN."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+READING = Reading()
 
 
-def from_listing(
-    name: str,
-    listing: Listing,
-    *,
-    spec: InputSpec,
-    limit: int | None,
-    bad_images: BadImages,
-    workers: int,
-    resident_bytes: int,
-    split: str = "val",
-) -> DecodedImages | DeviceResident:
-    """Decode every file once, then hand out the good ones; they are kept if they may be, else decoded when asked for.
-
-    The subset of `limit` images is chosen before: a bad image leaves a gap and moves no other.
+def list_files(name: str, split: str) -> tuple[str, Listing]:
+    """The name of one split and its files, of a folder or of a text file (any file, or a name that ends in .txt).
 
     Raises:
-        InputError: unreadable images and bad_images is "refuse", or no readable image.
+        InputError: no such file, folder or split, or one that may not be read; see also `list_lines`, `list_folder`
+            and `list_tiny_imagenet`.
     """
+    path = Path(os.path.expanduser(name))
+    if os.path.isfile(path) or name.endswith(".txt"):
+        if split not in ("val", "validation", "test"):
+            raise InputError(
+                f"the list {path} has no split {split!r}; ask for val, or arrange a folder as train/ and val/."
+            )
+        return path.stem, list_lines(path)
+    if not os.path.isdir(path):
+        raise InputError(f"no folder {name!r}. Expected a folder of images, or a text file with one path per line.")
+    try:
+        listing = (list_tiny_imagenet if is_tiny_imagenet(path) else list_folder)(path, split)
+    except OSError as error:
+        raise InputError(f"cannot list {error.filename}: {error.strerror}. Check its permissions.") from error
+    return f"{path.resolve().name}/{split}", listing
+
+
+def load_files(
+    name: str, split: str = "val", *, spec: InputSpec, limit: int | None = None, reading: Reading = READING
+) -> DecodedImages | DeviceResident:
+    """The images of a folder or of a text file, with timm's evaluation transform.
+
+    Every file is decoded once; the good ones are kept on the device if they may be, else decoded again when asked for.
+    The subset of `limit` images is chosen before: a bad image leaves a gap and moves no other. Ids are paths relative
+    to the folder, or to that of the text file.
+
+    Raises:
+        InputError: see `list_files`; or unreadable images and bad_images is "refuse", or no readable image.
+    """
+    source, listing = list_files(name, split)
     listing = listing.pick(balanced_subset(listing.ids, listing.labels, limit))
-    largest = min(spec.size[0], math.isqrt(resident_bytes // (3 * len(listing.files))))  # to look no further than this
+    largest = min(
+        spec.size[0], math.isqrt(reading.resident_bytes // (3 * len(listing.files)))
+    )  # to look no further than this
     size = one_size(listing.files, at_most=(largest, largest))
-    if size and may_reside((len(listing.files), 3, *size), spec, resident_bytes):
-        pixels, reasons = decode_all(listing.files, size, workers)
+    if size and may_reside((len(listing.files), 3, *size), spec, reading.resident_bytes):
+        pixels, reasons = decode_all(listing.files, size, reading.workers)
     else:
-        pixels, reasons = None, pre_scan(listing.files, workers)
-    bad = [(name, why) for name, why in zip(listing.ids, reasons, strict=True) if why]
+        pixels, reasons = None, pre_scan(listing.files, reading.workers)
+    bad = [(id_, why) for id_, why in zip(listing.ids, reasons, strict=True) if why]
     good = [k for k, why in enumerate(reasons) if not why]
     if bad:
-        sentence = f"{name}: {some_unreadable(bad, len(reasons))}"
-        if bad_images == "refuse" or not good:
+        sentence = f"{source}: {some_unreadable(bad, len(reasons))}"
+        if reading.bad_images == "refuse" or not good:
             raise InputError(f"{sentence}. Repair or remove them" + (", or skip bad images." if good else "."))
-        warnings.warn(f"{sentence}; they are skipped.", stacklevel=4)
+        warnings.warn(f"{sentence}; they are skipped.", stacklevel=3)
         pixels = None if pixels is None else pixels[good]
     listing = listing.pick(good)
     described = {
         "ids": listing.ids,
         "class_names": listing.class_names,
         "fingerprint": listing.fingerprint(),
-        "bad": [name for name, _why in bad],
+        "bad": [id_ for id_, _why in bad],
     }
     if pixels is not None:
         spec = shown_whole(spec, split)
-        return DeviceResident(name, spec, pixels=pixels, labels=torch.tensor(listing.labels), **described)
-    return DecodedImages(name, spec, read=listing.read, bad_images=bad_images, workers=workers, **described)
+        return DeviceResident(source, spec, pixels=pixels, labels=torch.tensor(listing.labels), **described)
+    return DecodedImages(
+        source, spec, read=listing.read, bad_images=reading.bad_images, workers=reading.workers, **described
+    )

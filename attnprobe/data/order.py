@@ -1,4 +1,4 @@
-"""Which images, and in which batches?"""
+"""Subsets of images, and batches of positions."""
 
 import hashlib
 from collections import defaultdict
@@ -6,9 +6,11 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from attnprobe.core.images import Order
+
 
 def balanced_subset(ids: Sequence[str], labels: Sequence[int], size: int | None) -> list[int]:
-    """Ascending positions of `size` images, as many of each class as there are; all if `size` is None.
+    """Ascending positions of `size` images, balanced over classes; all if `size` is None.
 
     Within a class, images are ranked by the SHA-256 of their id, so the choice is the same on every
     machine for ever, hardly moves when images are added, and a smaller subset lies inside a larger one.
@@ -23,10 +25,10 @@ def balanced_subset(ids: Sequence[str], labels: Sequence[int], size: int | None)
 
 
 def one_half(ids: Sequence[str], labels: Sequence[int]) -> np.ndarray:
-    """[image], bool: which images make one of two halves that are alike in their classes, the larger one if any.
+    """A mask [image] of one half (the larger, if any) of the images; both halves are alike in their classes.
 
-    Within a class, images are ranked by the SHA-256 of their id and dealt out in turn; the next class goes on where the
-    last one stopped, so that classes of one image do not all fall into the same half.
+    Within a class, images are ranked by the SHA-256 of their id and dealt out in turn; the next class continues where
+    the last one stopped, so that classes of one image do not all fall into the same half.
     """
     ranked = sorted(
         range(len(ids)), key=lambda position: (labels[position], hashlib.sha256(ids[position].encode()).digest())
@@ -36,8 +38,16 @@ def one_half(ids: Sequence[str], labels: Sequence[int]) -> np.ndarray:
     return chosen
 
 
-def position_batches(n_images: int, batch_size: int, order: Sequence[int] | None) -> Iterator[list[int]]:
-    """Cut `order` (every position, ascending, if None) into lists of `batch_size`; the last may be shorter."""
-    positions = range(n_images) if order is None else order
-    for start in range(0, len(positions), batch_size):
-        yield [int(position) for position in positions[start : start + batch_size]]
+def position_batches(n_images: int, batch_size: int, order: Order | None) -> Iterator[list[int]]:
+    """Cut `order` (every position, ascending, if None) into lists of `batch_size`; the last of a run may be shorter."""
+    for positions in runs_of(n_images, order):
+        for start in range(0, len(positions), batch_size):
+            yield [int(position) for position in positions[start : start + batch_size]]
+
+
+def runs_of(n_images: int, order: Order | None) -> Iterator[Sequence[int]]:
+    """The runs of an order: of a sequence itself."""
+    if isinstance(order, Iterator):
+        yield from order
+    else:
+        yield range(n_images) if order is None else order

@@ -1,4 +1,4 @@
-"""Which files are images that can be read to the end?"""
+"""Image files, opened and decoded by Pillow with bounds, or the reason why one cannot be read."""
 
 import os
 import stat
@@ -18,9 +18,8 @@ from attnprobe.core.errors import InputError
 MAX_PIXELS = 64_000_000
 """192 MB when decoded. Pillow's own limit (179 Mpx) would let a file of some kilobytes take 540 MB."""
 
-
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-"""Those that are tried, whatever a file's ending: of others Pillow would start Ghostscript for PostScript."""
+"""The formats that are tried, whatever a file's ending; for PostScript Pillow would start Ghostscript."""
 
 
 def open_image(file: str | BinaryIO) -> Image.Image:
@@ -45,20 +44,20 @@ def open_image(file: str | BinaryIO) -> Image.Image:
 
 
 def why_unreadable(error: Exception) -> str:
-    """An exception from opening or decoding an image, in a few words."""
+    """A short reason from an exception in opening or decoding an image."""
     if isinstance(error, FileNotFoundError):
         return "no such file"
     if isinstance(error, UnidentifiedImageError):
         return "not an image Pillow can read"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    said = (str(error).strip().splitlines() or [""])[0]
-    return said if said and isinstance(error, InputError | OSError) else f"{type(error).__name__} {said}".strip()
+    text = (str(error).strip().splitlines() or [""])[0]
+    return text if text and isinstance(error, InputError | OSError) else f"{type(error).__name__} {text}".strip()
 
 
 @contextmanager
 def without_ghostscript() -> Iterator[None]:
-    """No image is handed to Ghostscript, where a library opens files by whatever format they hold."""
+    """Switch Ghostscript off, for libraries that open files by their content."""
     before, EpsImagePlugin.gs_binary = EpsImagePlugin.gs_binary, False
     try:
         yield
@@ -68,14 +67,14 @@ def without_ghostscript() -> Iterator[None]:
 
 @contextmanager
 def pillow_quiet() -> Iterator[None]:
-    """Hide Pillow's warnings (odd EXIF data, palettes): an image is readable or not. Enter from one thread only."""
+    """Hide Pillow's warnings (odd EXIF data, palettes). Enter from one thread only."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="PIL")
         yield
 
 
 def check(file: str) -> str:
-    """Decode the whole file; "" if that works, else why not. JPEG is decoded at 1/8 of its size, in half the time."""
+    """The reason why a file cannot be decoded, or ""; JPEG is decoded at 1/8 of its size, in half the time."""
     try:
         with open_image(file) as image:
             image.draft(None, (1, 1))
@@ -108,7 +107,7 @@ def one_size(files: Iterable[str], at_most: tuple[int, int]) -> tuple[int, int] 
 
 
 def decode_all(files: Sequence[str], size: tuple[int, int], threads: int = 1) -> tuple[Tensor, list[str]]:
-    """All images, [image, 3, row, col], uint8, and for each "", or why there are no pixels (then they are 0)."""
+    """All images [image, 3, row, col], uint8, and for each "", or the reason why its pixels are 0."""
     pixels = np.zeros((len(files), 3, *size), dtype=np.uint8)
 
     def decode(k: int) -> str:
@@ -125,6 +124,6 @@ def decode_all(files: Sequence[str], size: tuple[int, int], threads: int = 1) ->
 
 
 def some_unreadable(found: list[tuple[str, str]], n_images: int) -> str:
-    """The sentence about unreadable images, given as (id, reason): how many, and the first five."""
+    """A sentence about unreadable images, given as (id, reason): their number, and the first five."""
     first = "; ".join(f"{name!r}: {why}" for name, why in found[:5])
     return f"{len(found)} of {n_images} images cannot be read ({first}{'; ...' if len(found) > 5 else ''})"

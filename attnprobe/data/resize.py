@@ -1,4 +1,4 @@
-"""What would timm's evaluation transform make of square pictures? The same bytes, a batch at a time on its device.
+"""timm's evaluation transform of square images, byte for byte, a batch at a time on its device.
 
 Pillow resizes bytes along rows, then along columns, by whole numbers: each output is a weighted sum of a few inputs
 whose weights are multiples of 2^-22, rounded to a byte. Whole numbers have no rounding of their own, so the same sums
@@ -21,9 +21,9 @@ BITS = 22
 
 @lru_cache(maxsize=16)
 def taps(old: int, new: int, start: int, stop: int, interpolation: str) -> tuple[Tensor, Tensor]:
-    """Which inputs, and how much of them, make the outputs `start` to `stop` of `old` pixels resized to `new`.
+    """Pillow's kernel for the outputs `start` to `stop` of `old` pixels resized to `new`.
 
-    Pillow is asked itself: the unit vectors, resized as 32-bit integers, are its weights, rounded as for bytes.
+    Computed by Pillow itself: unit vectors, resized as 32-bit integers, give its weights, rounded as for bytes.
 
     Returns:
         places, weights: [tap, output]; weights of one output sum to about 2^22.
@@ -48,7 +48,7 @@ def along(pixels: Tensor, axis: int, places: Tensor, weights: Tensor) -> Tensor:
 def as_evaluated(pixels: Tensor, spec: InputSpec) -> Tensor:
     """[image, channel, side, side], uint8 -> [image, channel, *spec.size] in [0, 1]; `spec.size` must be square.
 
-    Resized to size / crop_pct, then cropped in the middle: to the bit what timm makes of each picture.
+    Resized to size / crop_pct, then cropped in the middle: equal to timm's to the bit.
     """
     old, side = pixels.shape[-1], spec.size[0]
     new = math.floor(side / spec.crop_pct)

@@ -1,4 +1,4 @@
-"""What if a data set can only be read from front to back? Then it is read so, and images are passed over."""
+"""Data sets that can only be read from front to back: images that are not asked for are passed over."""
 
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from attnprobe.core.errors import InputError
-from attnprobe.core.images import ImageBatch, InputSpec
+from attnprobe.core.images import ImageBatch, InputSpec, Order
 from attnprobe.data.decode import BadImages, eval_transform
-from attnprobe.data.order import position_batches
+from attnprobe.data.order import position_batches, runs_of
 from attnprobe.data.pillow import why_unreadable, without_ghostscript
 
 
@@ -45,19 +45,15 @@ class StreamedImages:
         return len(self.ids)
 
     def batches(
-        self, batch_size: int, *, device: torch.device | str = "cpu", order: Sequence[int] | None = None
+        self, batch_size: int, *, device: torch.device | str = "cpu", order: Order | None = None
     ) -> Iterator[ImageBatch]:
-        """Yield the images at positions `order`, which must ascend; going on after the last call costs nothing.
+        """Yield the images at positions `order`, which must ascend within a run; one further back starts anew.
 
         Raises:
             InputError: `order` does not ascend, or images are missing at the end and bad_images is "refuse".
         """
-        order = range(len(self)) if order is None else order
-        if any(later <= earlier for earlier, later in pairwise(order)):
-            raise InputError(
-                f"{self.name} is a stream and cannot be shuffled; use hfds/, torch/ or a folder of images."
-            )
-        for positions in position_batches(len(self), batch_size, order):
+        ascending = map(self.ascending, runs_of(len(self), order))
+        for positions in position_batches(len(self), batch_size, ascending):
             with without_ghostscript():
                 samples = [(position, sample) for position in positions if (sample := self.at(position)) is not None]
                 made = [self.decoded(position, image) for position, (image, _) in samples]
@@ -67,6 +63,14 @@ class StreamedImages:
                 shown = self.spec.normalise(shown.to(device).float() / 255)
                 ids = tuple(self.ids[position] for position, _ in samples)
                 yield ImageBatch(shown, torch.tensor(labels, device=device), ids)
+
+    def ascending(self, run: Sequence[int]) -> Sequence[int]:
+        """The run itself, if it can be read from front to back."""
+        if any(later <= earlier for earlier, later in pairwise(run)):
+            raise InputError(
+                f"{self.name} is a stream and cannot be shuffled; use hfds/, torch/ or a folder of images."
+            )
+        return run
 
     def decoded(self, position: int, image: Any) -> torch.Tensor:
         """[3, row, col], uint8, of a sample that its reader left to be decoded."""
@@ -86,11 +90,11 @@ class StreamedImages:
             self.place += 1
             if self.place == position + 1:
                 return sample
-        said = f"{self.name} has only {self.place} readable images where {len(self)} were expected"
+        short = f"{self.name} has only {self.place} readable images where {len(self)} were expected"
         if self.bad_images == "refuse":
-            raise InputError(f"{said}. Repair it, limit the images to that number, or skip bad images.")
+            raise InputError(f"{short}. Repair it, limit the images to that number, or skip bad images.")
         if self.ids[position] not in self.bad:
             self.bad.append(self.ids[position])
             if len(self.bad) == 1:
-                warnings.warn(f"{said}; the rest is skipped.", stacklevel=3)
+                warnings.warn(f"{short}; the rest is skipped.", stacklevel=3)
         return None

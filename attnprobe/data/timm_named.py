@@ -1,4 +1,4 @@
-"""How are the data sets that timm knows by name (torch/cifar10, hfds/..., wds/...) turned into an `ImageSource`?
+"""Data sets that timm knows by name (torch/cifar10, hfds/..., wds/...) as an `ImageSource`.
 
 CIFAR's files are pickles, which could run anything. torchvision compares the MD5 of each with the published one before
 it unpickles it, and refuses any other.
@@ -23,8 +23,9 @@ from torchvision.datasets import SVHN
 from attnprobe.core.errors import InputError, WorkError, did_you_mean
 from attnprobe.core.images import InputSpec
 from attnprobe.core.registry import UnknownName
-from attnprobe.data.decode import BadImages, DecodedImages
-from attnprobe.data.device_resident import RESIDENT_BYTES, DeviceResident, may_reside, shown_whole
+from attnprobe.data.decode import DecodedImages
+from attnprobe.data.device_resident import DeviceResident, may_reside, shown_whole
+from attnprobe.data.image_files import READING, Reading
 from attnprobe.data.order import balanced_subset
 from attnprobe.data.pillow import open_image
 from attnprobe.data.streamed import StreamedImages
@@ -36,7 +37,7 @@ PACKAGES = {
     "wds": {"webdataset": "webdataset"},
     "tfds": {"tensorflow": "tensorflow", "tensorflow_datasets": "tensorflow-datasets"},
 }
-"""Prefix -> the modules it needs beyond torchvision, and how pip calls them."""
+"""Prefix -> the modules it needs beyond torchvision, and their names for pip."""
 
 TORCH_SETS = (
     "cifar10",
@@ -56,22 +57,22 @@ FILES = {
     "cifar100": "the folder cifar-100-python",
     "svhn": "train_32x32.mat or test_32x32.mat",
 }
-"""What torchvision looks for but does not tell."""
+"""Files torchvision looks for without naming them in its error."""
 
 SPLITS = {"train": ("train",), "val": ("validation", "val", "test"), "validation": ("validation",), "test": ("test",)}
-"""Names of a split, and what to ask timm for, best first."""
+"""Names of a split -> names to ask timm for, best first."""
 
 
 def cache_folder() -> Path:
-    """Where torchvision's sets are looked for, and downloaded to, if the user names no folder."""
+    """The folder of torchvision's sets, and of downloads, if the user names none."""
     return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "attnprobe"
 
 
 def local_folder(name: str, data_dir: Path) -> Path:
-    """Where a named set lies, as an absolute path: webdataset runs a shell on whatever begins like a URL.
+    """The folder of a named set as an absolute path; webdataset would run a shell on anything like a URL.
 
     Raises:
-        InputError: a pipe, a URL, or for wds no folder on this machine.
+        InputError: a pipe, a URL, or for wds not a folder on this machine.
     """
     root = Path(os.path.expanduser(data_dir))
     if not root.is_dir() and (name.startswith("wds/") or re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", str(root))):
@@ -111,16 +112,18 @@ def open_named(name: str, split: str, root: Path | None, download: bool) -> Any:
                 return create_dataset(name, root=root and str(root), split=asked, download=download)
         except Exception as error:  # each reader has its own
             first_error = first_error or error
-    said = (str(first_error).strip().splitlines() or [type(first_error).__name__])[0].rstrip(".")
+    reason = (str(first_error).strip().splitlines() or [type(first_error).__name__])[0].rstrip(".")
     if download and isinstance(first_error, OSError):
-        raise WorkError(f"could not download {name!r}: {said}. Check the network, or give --data-dir.") from first_error
-    said = said.removesuffix(". You can use download=True to download it")
+        raise WorkError(
+            f"could not download {name!r}: {reason}. Check the network, or give --data-dir."
+        ) from first_error
+    reason = reason.removesuffix(". You can use download=True to download it")
     what = f" for {FILES[rest]}" if rest in FILES and prefix == "torch" else ""
     hint = (
         f"looked in {root or 'its own cache'}{what}; pass the folder that holds it as --data-dir, or --download to "
         "fetch it"
     )
-    raise InputError(f"cannot open split {split!r} of {name!r}: {said} ({hint}).") from first_error
+    raise InputError(f"cannot open split {split!r} of {name!r}: {reason} ({hint}).") from first_error
 
 
 class NamedSVHN(SVHN):
@@ -135,7 +138,7 @@ class NamedSVHN(SVHN):
 
 
 class NamedReader:
-    """Position -> opened image and label; `rows` are the positions wanted of the data set."""
+    """A function from a position to an opened image and its label; `rows` are the positions in the data set."""
 
     def __init__(self, dataset: Any, rows: Sequence[int]) -> None:
         self.dataset, self.rows = dataset, rows
@@ -150,7 +153,7 @@ class NamedReader:
 
 
 def labels_of(dataset: Any) -> list[int] | None:
-    """All labels, if the data set tells them without opening images."""
+    """All labels, if the data set has them without opening images; else None."""
     iter_targets = getattr(getattr(dataset, "reader", None), "iter_targets", None)
     if iter_targets:
         return [-1 if label is None else int(label) for label in iter_targets()]
@@ -159,14 +162,14 @@ def labels_of(dataset: Any) -> list[int] | None:
 
 
 def class_names_of(dataset: Any) -> tuple[str, ...]:
-    """The names of the classes, in label order, or none."""
+    """The names of the classes, in label order; empty if unknown."""
     number = getattr(getattr(dataset, "reader", None), "class_to_idx", None) or {}
     names = getattr(dataset, "classes", None) or sorted(number, key=number.__getitem__)
     return tuple(name if isinstance(name, str) else ", ".join(name) for name in names)
 
 
 def stored_pixels(dataset: Any, rows: Sequence[int]) -> Tensor | None:
-    """Some pictures of a set that torchvision holds in memory, [image, channel, row, col], uint8; None for others."""
+    """Some images of a set that torchvision holds in memory, [image, channel, row, col], uint8; None for others."""
     data = getattr(dataset, "data", None)
     if not isinstance(data, np.ndarray | Tensor) or torch.as_tensor(data[:0]).dtype != torch.uint8:
         return None
@@ -183,10 +186,8 @@ def timm_named(
     spec: InputSpec,
     data_dir: Path | None = None,
     limit: int | None = None,
-    bad_images: BadImages = "refuse",
-    workers: int = 0,
     download: bool = False,
-    resident_bytes: int = RESIDENT_BYTES,
+    reading: Reading = READING,
 ) -> DecodedImages | DeviceResident | StreamedImages:
     """A data set timm's `create_dataset` knows, or SVHN, with timm's evaluation transform.
 
@@ -200,7 +201,8 @@ def timm_named(
     dataset = open_named(name, split, root, download)
     source, class_names = f"{name}/{split}", class_names_of(dataset)
     if isinstance(dataset, torch.utils.data.IterableDataset):
-        return StreamedImages(source, spec, dataset, class_names=class_names, limit=limit, bad_images=bad_images)
+        bad = reading.bad_images
+        return StreamedImages(source, spec, dataset, class_names=class_names, limit=limit, bad_images=bad)
     labels = labels_of(dataset)
     ids = [f"{source}/{row:07d}" for row in range(len(dataset))]
     rows = balanced_subset(ids, labels or [-1] * len(ids), limit)
@@ -210,8 +212,8 @@ def timm_named(
         "fingerprint": f"{source} of {len(ids)} images={len(rows)}",
     }
     pixels = stored_pixels(dataset, rows)
-    if labels and pixels is not None and may_reside(pixels.shape, spec, resident_bytes):
+    if labels and pixels is not None and may_reside(pixels.shape, spec, reading.resident_bytes):
         spec = shown_whole(spec, split)
         return DeviceResident(source, spec, pixels=pixels, labels=torch.tensor(labels)[rows], **described)
-    reader = NamedReader(dataset, rows)
-    return DecodedImages(source, spec, read=reader, bad_images=bad_images, workers=workers, **described)
+    read, options = NamedReader(dataset, rows), {"bad_images": reading.bad_images, "workers": reading.workers}
+    return DecodedImages(source, spec, read=read, **options, **described)

@@ -1,4 +1,4 @@
-"""How does Tiny-ImageNet lie on disk? Not as other folders do: the classes of its validation images are in a table.
+"""Tiny-ImageNet as it is unpacked: the classes of its validation images are in a table.
 
     wnids.txt, words.txt                            the 200 classes (n01443537), and names of many more
     train/n01443537/images/n01443537_0.JPEG         500 of each class
@@ -13,7 +13,7 @@ import os
 from pathlib import Path
 
 from attnprobe.core.errors import InputError
-from attnprobe.data.image_files import Listing
+from attnprobe.data.listing import Listing
 
 SPLITS = {"train": "train", "val": "val", "validation": "val", "test": "test"}
 
@@ -71,16 +71,16 @@ def list_tiny_imagenet(root: Path, split: str) -> Listing:
     if nameless:
         raise InputError(f"{root / 'words.txt'} has no line for {nameless[0]!r} of wnids.txt. Unpack the set again.")
     number = {wnid: k for k, wnid in enumerate(wnids)}
-    found: list[tuple[str, int]]
+    images: list[tuple[str, int]]
     if SPLITS[split] == "train":
         folders = {f"train/{wnid}/images": label for wnid, label in number.items()}
-        found = [(f"{sub}/{name}", label) for sub, label in folders.items() for name in jpegs_in(root / sub)]
+        images = [(f"{sub}/{name}", label) for sub, label in folders.items() for name in jpegs_in(root / sub)]
     elif SPLITS[split] == "val":
-        found = [(f"val/images/{name}", label) for name, label in annotated(root, number)]
+        images = [(f"val/images/{name}", label) for name, label in annotated(root, number)]
     else:
-        found = [(f"test/images/{name}", -1) for name in jpegs_in(root / "test" / "images")]
-    if not found:
-        raise InputError(f"no image found in split {split!r} of {root}. Unpack the set again.")
-    ids = [name for name, _label in found]
+        images = [(f"test/images/{name}", -1) for name in jpegs_in(root / "test" / "images")]
+    if not images:
+        raise InputError(f"no image images in split {split!r} of {root}. Unpack the set again.")
+    ids = [name for name, _label in images]
     names = tuple(words[wnid].strip() for wnid in wnids)
-    return Listing([(root / name).as_posix() for name in ids], ids, [label for _name, label in found], names)
+    return Listing([(root / name).as_posix() for name in ids], ids, [label for _name, label in images], names)

@@ -1,4 +1,4 @@
-"""How does a file appear complete or not at all, even on a full disk or after kill -9?
+"""Files that appear complete or not at all, even on a full disk or after kill -9.
 
 Every file operation that matters goes through this module, so that tests can make the n-th one fail:
 `ATTNPROBE_FAULT=<operation>:<n>:<kill|ENOSPC|EIO|EINTR|short>`, where the operation is one of
@@ -217,11 +217,13 @@ def write_file(path: Path, data: Any, *, overwrite: bool = False) -> None:
     try:
         descriptor = create(temporary)
         try:
-            reserve(descriptor, memoryview(data).nbytes, temporary)
+            reserve(descriptor, memoryview(data).nbytes, temporary)  # first: a full disk shows before any work
             write(descriptor, data, temporary)
             fsync(descriptor, temporary)
         finally:
             os.close(descriptor)
+        # Only synced bytes get the name, or a power cut could leave a name without them. `publish` syncs the folder
+        # last: before that the name itself could be lost.
         publish(temporary, path, overwrite=overwrite)
     except BaseException:
         with suppress(OSError):

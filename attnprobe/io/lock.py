@@ -1,4 +1,4 @@
-"""How do two processes keep from writing the same output?"""
+"""Locks on files, which keep two processes from writing the same output."""
 
 import errno
 import os
@@ -61,8 +61,8 @@ class FileLock:
         os.lseek(self._descriptor, 0, os.SEEK_SET)
         now = datetime.now().astimezone().isoformat(timespec="seconds")
         job = f" job {job}" if job else ""
-        told = f"{os.getpid()} on {socket.gethostname()} since {now}{job}\n"
-        os.write(self._descriptor, HOLDER + told.encode())
+        holder = f"{os.getpid()} on {socket.gethostname()} since {now}{job}\n"
+        os.write(self._descriptor, HOLDER + holder.encode())
         if job and fcntl is not None:
             self._flock(fcntl.LOCK_SH)  # now the others of the job may come
 

@@ -1,4 +1,4 @@
-"""How do several processes share work without talking to each other?
+"""Work that several processes share without talking to each other.
 
 Started by torchrun, which tells each its rank; or by hand, with RANK and WORLD_SIZE set. Work is cut into numbered
 pieces that depend on neither. Each process takes its own run of them first and then whatever is left; a piece is
@@ -25,7 +25,7 @@ class Rank:
 
     Attributes:
         local: its number on this machine, of `local_world`; the GPU it takes.
-        job: the same for all processes of one command, another for each command.
+        job: the same for all processes of one command, another for each command; "" for a process alone.
     """
 
     rank: int = 0
@@ -41,7 +41,7 @@ class Rank:
         rank = int(os.environ.get("RANK", "0"))
         local = int(os.environ.get("LOCAL_RANK", rank))
         names = ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT")
-        job = "/".join(os.environ.get(name, "-") for name in names)
+        job = "" if world == 1 else "/".join(os.environ.get(name, "-") for name in names)
         return cls(rank, world, local, int(os.environ.get("LOCAL_WORLD_SIZE", world)), job)
 
     @property
@@ -53,6 +53,8 @@ class Rank:
         first = n * self.rank // self.world
         return [*range(first, n), *range(first)]
 
+
+ALONE = Rank()
 
 _HELD: ContextVar[frozenset[Path]] = ContextVar("held", default=frozenset())
 
@@ -70,7 +72,7 @@ def held(folder: Path) -> Iterator[None]:
         return
     with fs.as_work_error(f"opening {folder}"):
         fs.make_folder(folder)
-        lock = FileLock(folder / "run.lock", "" if rank.alone else rank.job)
+        lock = FileLock(folder / "run.lock", rank.job)
     token = _HELD.set(_HELD.get() | {key})
     try:
         yield

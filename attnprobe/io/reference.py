@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from attnprobe.core.errors import InputError
-from attnprobe.core.visible import visible
+from attnprobe.core.text import visible
 from attnprobe.io.config import from_mapping
 
 MAX_CLASSES, MAX_IMAGES = 1_000, 100_000

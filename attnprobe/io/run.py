@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from attnprobe.core.errors import CheckpointError
-from attnprobe.core.visible import visible
+from attnprobe.core.text import visible
 from attnprobe.io import fs
 
 MANIFEST = "MANIFEST.json"
@@ -136,6 +136,17 @@ def run_of(file: Path) -> Path | None:
     """The folder of the run that a maps file lies in; None if it lies in none."""
     folder = file.parent
     return folder if Run(folder).config.is_file() and Run(folder).checkpoints.is_dir() else None
+
+
+def maps_of(ref: Path) -> Path:
+    """The maps file of a run; anything else, as a maps file or a folder of shards, is itself."""
+    maps = Run(ref).maps
+    return maps if ref.is_dir() and maps.exists() else ref
+
+
+def name_of(maps: Path) -> str:
+    """Name of a maps file in tables and legends: its run's, or its own."""
+    return (maps.parent.name if maps.name == "maps.h5" else maps.stem) or maps.stem
 
 
 def manifest_of(files: dict[str, bytes]) -> bytes:

@@ -9,17 +9,17 @@ Question: exact or cheap? Choice: exact, computed in the order that the cache li
 197 tokens (float32, one AVX-512 core, forward pass 135 ms): layer cosine 8 ms, head cosine 6, entropy 5, similar blocks
 10, Jensen-Shannon 32; the singular values of `effective_rank` 440, or 39 with `order=2`. Reconsider the default there
 if people measure many images at many tokens.
-Question: what of a number that is no mean over images, such as a ratio of means (minibatch CKA)? Choice: the function
+Question: and a number that is not a mean over images, such as a ratio of means (minibatch CKA)? Choice: the function
 returns what is averaged, and `Metric.from_mean` makes the number, of the mean and of every resample alike.
-Question: should metrics share what they have in common (sorted rows, Gram matrices)? Choice: no, each is pure and reads
+Question: should metrics share intermediate results (sorted rows, Gram matrices)? Choice: no, each is pure and reads
 alone. All of "all" cost 2.2 forward passes of a ViT that is 384 wide, 0.7 of one that is 768 wide, whose maps are as
 large; the default set without its exact rank 0.7 and 0.2, the exact rank 3 (examples/benchmarks/metrics.py). What the
-verdict rests on beside (overlaps, content, four of tokens) comes to 1.2 times the Jensen-Shannon divergence. What is
+verdict rests on besides (overlaps, content, four of tokens) comes to 1.2 times the Jensen-Shannon divergence. What is
 computed twice comes to 0.5 of the 2.2; to keep it takes three more copies of the maps. Reconsider if people measure
 "all" of many images.
 """
 
-from attnprobe.core.measurement import Metric
+from attnprobe.core.metric import Metric
 from attnprobe.core.registry import Registry
 from attnprobe.metrics.attention_distance import attention_distance
 from attnprobe.metrics.cka import map_cka, token_cka
@@ -62,12 +62,10 @@ from attnprobe.metrics.value_aware import (
     value_similarity,
     value_weighted_prefix_mass,
 )
-from attnprobe.stats.images_needed import images_needed
-from attnprobe.stats.paired import paired_difference
 
 METRICS: Registry[Metric] = Registry(
     "metric",
-    # do blocks repeat one another?
+    # similarity of blocks
     layer_similarity,
     layer_similarity_centred,
     similar_blocks,
@@ -75,13 +73,13 @@ METRICS: Registry[Metric] = Registry(
     map_overlap_matched,
     content_overlap,
     map_cka,
-    # do heads?
+    # similarity of heads
     head_similarity,
     head_divergence,
     head_dependence,
     head_similarity_across_layers,
     head_divergence_across_layers,
-    # what does a head look at?
+    # where a head attends
     row_entropy,
     row_entropy_relative,
     row_gini,
@@ -98,17 +96,17 @@ METRICS: Registry[Metric] = Registry(
     prefix_mass,
     sink_mass,
     sink_rate,
-    # how many patterns does a map hold?
+    # rank of maps
     rank_residual,
     effective_rank,
     numerical_rank,
     stable_rank,
     nuclear_ratio,
     spectral_gap,
-    # what comes from where, through all blocks?
+    # attention through all blocks
     attention_rollout,
     attention_flow,
-    # what becomes of the tokens?
+    # block outputs
     token_similarity,
     token_layer_similarity,
     token_cka,
@@ -120,7 +118,7 @@ METRICS: Registry[Metric] = Registry(
     high_norm_tokens,
     largest_token_norm,
     largest_activation,
-    # and of the values?
+    # values
     own_value_similarity,
     value_similarity,
     head_output_norm,
@@ -148,13 +146,13 @@ DEFAULT = (
     "image_similarity",
     "largest_activation",
 )
-"""What is measured when nobody says what; the others are for those who ask, by name or with "all"."""
+"""Metrics measured by default; the others are measured by name or with "all"."""
 
 ATLAS = (*NEEDS, "head_output_norm")
-"""What `head_types` goes by; the last where value vectors were captured."""
+"""Metrics that `head_types` rests on; the last where value vectors were captured."""
 
 DERIVED = {made.__name__: made for made in (head_types, head_importance, head_ablation)}
-"""Measurements that are no metrics of maps: made of others, or by asking the model."""
+"""Measurements that are not metrics of maps: made of others, or by running the model."""
 
 SLOW = (
     "head_divergence_across_layers",
@@ -173,9 +171,7 @@ __all__ = [
     "METRICS",
     "SLOW",
     "atlases",
-    "images_needed",
     "measure",
-    "paired_difference",
     *DERIVED,
     *METRICS,
 ]

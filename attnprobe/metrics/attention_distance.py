@@ -1,10 +1,10 @@
-"""How far away, in pixels, does a patch look?"""
+"""Attention distance of every head, in pixels."""
 
 import torch
 from torch import Tensor
 
 from attnprobe.core.maps import TokenGrid
-from attnprobe.core.measurement import metric
+from attnprobe.core.metric import metric
 
 
 @metric(axes=("layer", "head"), value_range=(0.0, None), unit="pixels", needs_stochastic=True)

@@ -1,11 +1,11 @@
-"""Do two layers arrange the tokens of an image in the same way, whatever the basis?"""
+"""Centred kernel alignment (CKA) between layers, of attention maps and of block outputs."""
 
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from attnprobe.core.measurement import metric
+from attnprobe.core.metric import metric
 from attnprobe.metrics.engine.hsic import gram, hsic, normalised
 
 
@@ -35,7 +35,7 @@ def map_cka(maps: Tensor, *, estimator: str = "unbiased") -> Tensor:
 
     Caveat: CKA sees neither the order of heads or of keys nor how far a layer is from uniform attention, and therefore
     calls layers alike that `layer_similarity` keeps apart: 1 says that queries which attend alike in p attend alike in
-    r, not that they look at the same places.
+    r, not that they attend to the same places.
 
     Args:
         maps: [image, layer, head, query, key].
@@ -58,7 +58,7 @@ def token_cka(tokens: Tensor, *, estimator: str = "unbiased") -> Tensor:
 
         CKA[p, r] = mean HSIC(K_p, K_r) / sqrt(mean HSIC(K_p, K_p) mean HSIC(K_r, K_r)),      means over images
 
-    The same as `map_cka` of the features of the tokens; samples are the tokens of one image. Sources as there.
+    The same as `map_cka` of the features of the tokens; samples are the tokens of one image. Sources as for `map_cka`.
     Caveat: blocks add to what came before, so neighbours are alike by construction; read it beside the untrained
     baseline. A single token with a huge norm (see `high_norm_tokens`) can decide the number.
 

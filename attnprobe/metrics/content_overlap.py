@@ -1,4 +1,4 @@
-"""Do two blocks attend the same way because of what is in the image?"""
+"""Overlap of two blocks' attention that is specific to the image."""
 
 from functools import lru_cache
 
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from attnprobe.core.measurement import metric
+from attnprobe.core.metric import metric
 
 BUCKETS = 1021
 """Sums with random signs that stand for the maps of a layer, entry j in sum j mod 1021: a count sketch (Charikar et al.
@@ -38,7 +38,7 @@ def _beyond_other_images(mean: np.ndarray, n_images: int) -> np.ndarray:
     from_mean=_beyond_other_images,
 )
 def content_overlap(maps: Tensor, *, seed: int = 0) -> Tensor:
-    """How much more of the attention goes the same way in two blocks of one image than of two images.
+    """Overlap of two blocks in one image beyond their overlap in two different images.
 
         C[l, m] = O[l, m] - O0[l, m],      O0[l, m] = mean over images n != n' of the overlap of A_n[l] with A_n'[m]
 

@@ -1,11 +1,11 @@
-"""How many independent patterns does one attention map hold?"""
+"""Effective rank of attention maps."""
 
 import torch
 from torch import Tensor
 
 from attnprobe.core.errors import check_choice
-from attnprobe.core.measurement import metric
-from attnprobe.metrics.engine.singular_values import singular_values
+from attnprobe.core.metric import metric
+from attnprobe.metrics.engine.linear_algebra import singular_values
 
 
 @metric(axes=("layer", "head"), value_range=(1.0, None), needs_square=True)

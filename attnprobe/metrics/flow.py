@@ -1,4 +1,4 @@
-"""How much could a token at most have got from each part of the input, if attention weights were pipes?"""
+"""Attention flow: maximum flow from the input tokens to the class token, with attention weights as capacities."""
 
 import numpy as np
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from attnprobe.core.errors import InputError
 from attnprobe.core.maps import TokenGrid
-from attnprobe.core.measurement import metric
+from attnprobe.core.metric import metric
 from attnprobe.metrics.rollout import with_residual
 
 UNIT = 2**24

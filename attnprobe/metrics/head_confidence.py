@@ -1,8 +1,8 @@
-"""How sure is a head of where to look?"""
+"""Confidence of every head: its largest attention weights."""
 
 from torch import Tensor
 
-from attnprobe.core.measurement import metric
+from attnprobe.core.metric import metric
 
 
 @metric(axes=("layer", "head"), value_range=(0.0, 1.0), needs_stochastic=True, by_row=True)

@@ -1,9 +1,9 @@
-"""Do two heads tell queries apart in the same way, even where they look elsewhere?"""
+"""Statistical dependence between the heads of a layer."""
 
 import torch
 from torch import Tensor
 
-from attnprobe.core.measurement import metric
+from attnprobe.core.metric import metric
 from attnprobe.metrics.engine.hsic import gram, hsic, normalised
 
 
@@ -17,8 +17,9 @@ def head_dependence(maps: Tensor, *, estimator: str = "unbiased") -> Tensor:
     explain away each other should not have (arXiv:2105.14850); this use of it is ours. About 0 for independent heads
     (above 0 with estimator="biased"). A head whose queries all attend alike depends on nothing: 0, with itself too.
 
-    Caveat: neither where heads look nor how far they are from uniform attention counts: heads with disjoint keys can be
-    fully dependent, which `head_similarity` and `head_divergence` call different, and so can a sharp and a flat one.
+    Caveat: neither the keys that heads attend to nor how far they are from uniform attention counts: heads with
+    disjoint keys can be fully dependent, which `head_similarity` and `head_divergence` call different, and so can a
+    sharp and a flat one.
 
     Args:
         maps: [image, layer, head, query, key].

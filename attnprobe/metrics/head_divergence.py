@@ -1,4 +1,4 @@
-"""How many of a layer's heads do different things?"""
+"""Jensen-Shannon divergence between the heads of a layer, and the number of heads that differ."""
 
 import math
 
@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attnprobe.core.measurement import metric
-from attnprobe.metrics.engine.head_clusters import cluster_summary
+from attnprobe.core.metric import metric
+from attnprobe.metrics.engine.heads import cluster_summary
 from attnprobe.metrics.row_entropy import floor_at_smallest, sum_of_products, sum_x_ln_x
 
 

@@ -1,4 +1,4 @@
-"""Which heads does the model need? By its loss, so the model and labels are asked, not the maps."""
+"""Importance of heads for the model's loss, by gradients and by ablation."""
 
 import inspect
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ def of_unit_length(mean: np.ndarray, n_images: int = 0) -> np.ndarray:
 def head_importance(
     gradients: np.ndarray, image_ids: Sequence[str], *, bootstrap: int = 1000, seed: int = 0
 ) -> Measurement:
-    """Sensitivity of the loss to each head: how much it would change with a gate on the head's output.
+    """Sensitivity of the loss to each head: its derivative by a gate on the head's output.
 
     For a gate g = 1 that multiplies the output O_h of head h of layer l, and the cross-entropy L of one image:
 
@@ -29,7 +29,7 @@ def head_importance(
     Michel et al. 2019, arXiv:1905.10650, with their division by the length over a layer's heads, so layers cannot be
     compared by it. Our reading: one image is one sample, and the output is what the projection takes in, after
     whatever a variant does to it. First order: it says nothing of heads that can go one by one but not together; for
-    those take them away (`head_ablation`, and the curves of `attnprobe verify-drops`).
+    those ablate them (`head_ablation`, and the curves of `attnprobe verify-drops`).
 
     Args:
         gradients: [image, layer, head], dL/dg; NaN where a layer has fewer heads than another.
@@ -58,7 +58,7 @@ def head_importance(
 
 
 def head_ablation(gained: np.ndarray, image_ids: Sequence[str], *, bootstrap: int = 1000, seed: int = 0) -> Measurement:
-    """What the loss gains where one head puts out 0: its importance by ablation.
+    """Importance of heads by ablation: the loss gained where the output of one head is 0.
 
         D[l, h] = mean over images of  L(without head h of layer l) - L
 

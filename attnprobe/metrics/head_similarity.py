@@ -1,13 +1,14 @@
-"""Do the heads of one layer look at the same places?"""
+"""Cosine similarity between the heads of a layer."""
 
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from attnprobe.core.measurement import Measurement, metric
-from attnprobe.metrics.engine.gram import row_products
-from attnprobe.metrics.engine.head_clusters import cluster_summary, from_cosine
+from attnprobe.core.measurement import Measurement
+from attnprobe.core.metric import metric
+from attnprobe.metrics.engine.heads import cluster_summary, from_cosine
+from attnprobe.metrics.engine.linear_algebra import row_products
 
 
 def signed_unless_stochastic(stochastic: bool, **_: Any) -> tuple[float, float]:
@@ -33,8 +34,8 @@ def head_similarity(maps: Tensor, *, cut: float = 0.1) -> Tensor:
     The summary clusters the heads of each layer by the distance 1 - C of the mean over images (average linkage).
 
     Caveat: maps without negative entries are similar by construction, as in `layer_similarity` (1 if both are uniform;
-    `head_divergence` calls near-uniform heads alike, too). Queries that look at few keys outweigh those that look at
-    many, whose rows are shorter.
+    `head_divergence` calls near-uniform heads alike, too). Queries that attend to few keys outweigh those that attend
+    to many, whose rows are shorter.
 
     Args:
         maps: [image, layer, head, query, key].

@@ -1,4 +1,4 @@
-"""What kind of head is each one? An atlas, from quantities that are measured."""
+"""Types of heads (local, sink, positional ...), from measured quantities."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from attnprobe.core.errors import InputError
-from attnprobe.core.measurement import Measurement
+from attnprobe.core.measurement import Key, Measurement
 from attnprobe.stats.bootstrap import resampled_means
 
 TYPES = ("dead", "uniform", "class", "sink", "local", "row", "column", "positional", "content", "unknown")
@@ -43,7 +43,7 @@ class TypeThresholds:
 
 
 def head_types(measurements: Mapping[str, Measurement], thresholds: TypeThresholds = TypeThresholds()) -> Measurement:
-    """Sort the heads of one stage into types, by their softmax maps.
+    """Types of the heads of one stage, by their softmax maps.
 
     Caveat: the first rule that holds decides, so a head that is local and a sink is a sink, and one near a threshold
     changes its type with it.
@@ -97,7 +97,7 @@ def head_types(measurements: Mapping[str, Measurement], thresholds: TypeThreshol
 
 
 def rules_in_words() -> str:
-    """What `head_types` is, and its thresholds."""
+    """Definition of `head_types`, and its thresholds."""
     rules = inspect.getdoc(TypeThresholds) or ""
     values = ", ".join(f"{name}={value}" for name, value in asdict(TypeThresholds()).items())
     return f"{inspect.getdoc(head_types)}\n\n{rules}\n{values}"
@@ -109,7 +109,7 @@ def atlases(measurements: Mapping[str, Measurement]) -> dict[str, Measurement]:
     for stage in dict.fromkeys(m.stage for m in measurements.values()):
         of = {key: m for key, m in measurements.items() if m.stage == stage}
         if set(NEEDS) <= {m.metric for m in of.values() if m.site == "weights"}:
-            found["head_types" if stage == "trunk" else f"{stage}/head_types"] = head_types(of)
+            found[str(Key("head_types", stage))] = head_types(of)
     return found
 
 

@@ -1,4 +1,4 @@
-"""Does any head of the network do what another one does, in whatever layer?"""
+"""Similarity and divergence between all heads of the network."""
 
 import math
 from collections.abc import Callable
@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from attnprobe.core.measurement import Measurement, metric
-from attnprobe.metrics.engine.head_clusters import clusters, fewest_and_most, from_cosine
+from attnprobe.core.measurement import Measurement
+from attnprobe.core.metric import metric
+from attnprobe.metrics.engine.heads import clusters, fewest_and_most, from_cosine
 from attnprobe.metrics.head_divergence import head_divergence
 from attnprobe.metrics.head_similarity import head_similarity, signed_unless_stochastic
 
@@ -40,7 +41,7 @@ def head_similarity_across_layers(maps: Tensor, *, cut: float = 0.1) -> Tensor:
         C[l, h, m, g] = <A[l, h], A[m, g]> / (|A[l, h]| |A[m, g]|)      over all Q x K entries
 
     `head_similarity` across layers; the summary clusters all heads together (average linkage at the distance 1 - C).
-    A redundancy matrix of all heads is what Bian et al. 2021 (NAACL) look at; their distances are others.
+    Bian et al. 2021 (NAACL) study such a redundancy matrix of all heads, with other distances.
 
     Caveats: those of `head_similarity`. A sharp head and a near-uniform one have a small cosine even where they prefer
     the same keys, and near-uniform ones of any two blocks a large one: groups also tell how flat maps are.

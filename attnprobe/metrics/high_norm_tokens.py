@@ -1,10 +1,10 @@
-"""Has the model turned some patches into scratch space?"""
+"""Patches whose output has an unusually large norm."""
 
 from torch import Tensor
 
 from attnprobe.core.errors import InputError
 from attnprobe.core.maps import TokenGrid
-from attnprobe.core.measurement import metric
+from attnprobe.core.metric import metric
 
 
 @metric(axes=("layer",), value_range=(0.0, 1.0))
@@ -41,7 +41,7 @@ def largest_token_norm(tokens: Tensor, grid: TokenGrid) -> Tensor:
 
         R[l] = max_i |x_i| / median_j |x_j|,      i, j over patches
 
-    The size of the outliers that `high_norm_tokens` counts. Source as there.
+    The size of the outliers that `high_norm_tokens` counts. Source as for `high_norm_tokens`.
     Caveat: it rests on one patch, and a maximum grows with their number without any outlier: log-normal norms of
     log-std 0.3 give 2.1 for 64 patches and 2.5 for 576.
 

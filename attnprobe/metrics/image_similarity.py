@@ -1,4 +1,4 @@
-"""Do all images end up as the same vector?"""
+"""Similarity of block outputs between images."""
 
 import numpy as np
 import torch
@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from attnprobe.core.errors import InputError, check_choice
 from attnprobe.core.maps import TokenGrid
-from attnprobe.core.measurement import metric
+from attnprobe.core.metric import metric
 
 TOKENS = ("either", "class", "mean")
 

@@ -1,9 +1,9 @@
-"""Do a few activations dwarf all others?"""
+"""Massive activations: the largest activation relative to the median one."""
 
 from torch import Tensor
 
 from attnprobe.core.errors import check_choice
-from attnprobe.core.measurement import metric
+from attnprobe.core.metric import metric
 
 ENTRIES = 8192
 """The median is that of about so many entries, evenly taken: it needs no more, and all would cost a sort."""

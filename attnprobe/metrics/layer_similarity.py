@@ -1,4 +1,4 @@
-"""Do two layers look at the same places?"""
+"""Cosine similarity of attention columns between layers."""
 
 from dataclasses import replace
 from typing import Any
@@ -7,10 +7,9 @@ import torch
 from torch import Tensor
 
 from attnprobe.core.errors import check_choice
-from attnprobe.core.measurement import metric
-from attnprobe.metrics.engine.gram import row_products
-from attnprobe.metrics.engine.head_matching import HEAD_MATCH, matching
-from attnprobe.metrics.engine.token_vectors import unit_vectors
+from attnprobe.core.metric import metric
+from attnprobe.metrics.engine.heads import HEAD_MATCH, matching
+from attnprobe.metrics.engine.linear_algebra import row_products, unit_vectors
 
 
 def _range(stochastic: bool, center: str, **_: Any) -> tuple[float, float]:
@@ -40,7 +39,7 @@ def layer_similarity(
     Args:
         maps: [image, layer, head, query, key].
         axis: "key": the vector of token t is the column A[:, t], how much t gives to each query (arXiv:2103.11886);
-            "query": it is the row A[t, :], where t looks.
+            "query": it is the row A[t, :], how much t attends to each key.
         center: "none"; "mean": each vector minus the mean of its entries, so that a cosine is a correlation; "uniform":
             minus 1/K, the entry of uniform attention over K keys.
         exclude_prefix: leave out the vectors of so many first tokens; the others keep all their entries.

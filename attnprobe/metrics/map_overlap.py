@@ -1,4 +1,4 @@
-"""How much of the attention of two blocks goes the same way?"""
+"""Share of attention that two blocks have in common."""
 
 import math
 from typing import Any
@@ -8,14 +8,16 @@ import torch
 from torch import Tensor
 
 from attnprobe.core.errors import InputError, check_choice
-from attnprobe.core.measurement import Measurement, metric
-from attnprobe.metrics.engine.head_matching import matching
+from attnprobe.core.measurement import Measurement
+from attnprobe.core.metric import metric
+from attnprobe.metrics.engine.heads import matching
 
 COMPARE = ("previous", "earlier", "first")
 
 
 def _summary(m: Measurement) -> dict[str, Any]:
-    """The overlap of each block with the one it is compared with, None for the first, and which that is (from 1)."""
+    """Overlap of each block with the block it is compared with, None for the first, and the number of that block (from
+    1)."""
     partners = compared_with(m.mean, m.settings["compare"])
     overlap = [None, *(float(m.mean[block, p]) for block, p in enumerate(partners, 1))]
     return {
@@ -27,10 +29,10 @@ def _summary(m: Measurement) -> dict[str, Any]:
 
 
 def compared_with(overlap: np.ndarray, compare: str) -> list[int]:
-    """For each block but the first, which one it is compared with, both from 0, by the overlaps [layer, layer].
+    """Position of the block that each block but the first is compared with, from the overlaps [layer, layer].
 
-    "previous": the block before; "first": block 0; "earlier": of those before it the one it overlaps most with, the
-    nearest of several. Blocks without a finite overlap are compared with the block before.
+    "previous": the previous block; "first": block 0; "earlier": the earlier block it overlaps most with, the nearest of
+    several. Blocks without a finite overlap are compared with the previous block.
     """
     found = []
     for block in range(1, len(overlap)):
@@ -48,7 +50,7 @@ def compared_with(overlap: np.ndarray, compare: str) -> list[int]:
     summarise=_summary,
 )
 def map_overlap(maps: Tensor, *, compare: str = "previous", every: int = 5) -> Tensor:
-    """Share of the attention of one block that goes the same way in another: 1 - the total variation of rows.
+    """Share of attention that two blocks have in common: 1 - the total variation distance of rows.
 
         O[l, m] = mean over h, i of  sum_j min(A[l, h, i, j], A[m, h, i, j])
                 = 1 - sum_{h, i, j} |A[l] - A[m]| / sum_{h, i, j} (|A[l]| + |A[m]|)
@@ -105,7 +107,7 @@ def _check_every(every: int) -> None:
     needs_all_heads=True,
 )
 def map_overlap_matched(maps: Tensor, *, every: int = 5) -> Tensor:
-    """`map_overlap` with the block before, each head with the head there that is most like it.
+    """`map_overlap` with the previous block, each head with the head of that block that is most like it.
 
         M[l] = mean over h, i of  sum_j min(A[l, h, i, j], A[l - 1, pi(h), i, j])
 

@@ -1,11 +1,11 @@
-"""Does a head see the image at all?"""
+"""Share of a head's attention pattern that is the same in every image."""
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from attnprobe.core.measurement import metric
+from attnprobe.core.metric import metric
 
 BUCKETS = 251
 """Sums with random signs that stand for a map, entry j in sum j mod 251: a count sketch (Charikar et al. 2002). A prime

@@ -1,11 +1,11 @@
-"""How much attention goes to the class token and the registers?"""
+"""Attention that the class token and registers receive."""
 
 from typing import Any
 
 from torch import Tensor
 
 from attnprobe.core.maps import TokenGrid
-from attnprobe.core.measurement import metric
+from attnprobe.core.metric import metric
 
 
 def _names(grid: TokenGrid, **_: Any) -> dict[str, list[Any]]:

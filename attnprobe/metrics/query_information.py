@@ -1,4 +1,4 @@
-"""Does where a head looks depend on who is asking?"""
+"""Mutual information between query and key."""
 
 import math
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from attnprobe.core.maps import TokenGrid
-from attnprobe.core.measurement import metric
+from attnprobe.core.metric import metric
 from attnprobe.metrics.row_entropy import floor_at_smallest, sum_x_ln_x
 
 
@@ -19,10 +19,10 @@ def query_information(maps: Tensor, grid: TokenGrid) -> Tensor:
     with I(q; k) = H(k) - mean over q of H(A[q, :]). 0: every query attends alike, the attention has collapsed; 1: every
     query has a key of its own. Park et al. 2023, arXiv:2305.00729; prefix tokens are dropped and rows scaled back to
     sum 1, as in the authors' code, but nothing is added for smoothing. A query that puts nothing on patches is left out
-    (NaN if all do); 0 where all queries look at one key, for H(k) is 0 then.
+    (NaN if all do); 0 where all queries attend to one key, for H(k) is 0 then.
 
-    Caveats: 0 does not tell uniform attention from a sink that all queries share, and a head that looks by position
-    alone, each patch at itself, scores 1. What a head leaves to patches counts in full, however little it is.
+    Caveats: 0 does not tell uniform attention from a sink that all queries share, and a head that attends by position
+    alone, each patch to itself, scores 1. What a head leaves to patches counts in full, however little it is.
 
     Args:
         maps: [image, layer, head, query, key], rows that sum to 1.

@@ -1,4 +1,4 @@
-"""How close is a map to a few patterns? Four more answers from its singular values s_0 >= s_1 >= ...
+"""Numerical rank, stable rank, nuclear ratio and spectral gap of attention maps, of singular values s_0 >= s_1 >= ...
 
 `effective_rank` is the usual one. Each costs the singular values of every map, about three forward passes at 197
 tokens, so none is part of "all".
@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from attnprobe.core.errors import InputError
-from attnprobe.core.measurement import metric
-from attnprobe.metrics.engine.singular_values import singular_values
+from attnprobe.core.metric import metric
+from attnprobe.metrics.engine.linear_algebra import singular_values
 
 
 @metric(axes=("layer", "head"), value_range=(0.0, None), needs_square=True)
 def numerical_rank(maps: Tensor, *, threshold: float = 1e-3) -> Tensor:
-    """Number of singular values that count.
+    """Numerical rank: number of singular values above a share of the largest.
 
         N[l, h] = number of k with s_k > threshold * s_0
 
@@ -42,12 +42,12 @@ def numerical_rank(maps: Tensor, *, threshold: float = 1e-3) -> Tensor:
 
 @metric(axes=("layer", "head"), value_range=(1.0, None), needs_square=True)
 def stable_rank(maps: Tensor) -> Tensor:
-    """Energy of a map in units of its largest pattern.
+    """Stable rank: squared Frobenius norm over the squared largest singular value.
 
         S[l, h] = sum_k s_k^2 / s_0^2
 
     From 1 (equal rows, or any other single pattern) to T; never above the rank. NaN for a map that is zero.
-    Caveat: a sink hides what is beside it: with half of every row on one key, and the other half from each token to
+    Caveat: a sink hides every other pattern: with half of every row on one key, and the other half from each token to
     itself, it is about 2 for any number of tokens, though T patterns are there.
 
     Args:
@@ -61,7 +61,7 @@ def stable_rank(maps: Tensor) -> Tensor:
 
 @metric(axes=("layer", "head"), value_range=(1.0, None), needs_square=True)
 def nuclear_ratio(maps: Tensor) -> Tensor:
-    """Sum of the singular values in units of the largest.
+    """Nuclear norm relative to the largest singular value.
 
         N[l, h] = sum_k s_k / s_0
 
@@ -80,7 +80,7 @@ def nuclear_ratio(maps: Tensor) -> Tensor:
 
 @metric(axes=("layer", "head"), value_range=(0.0, 1.0), needs_square=True)
 def spectral_gap(maps: Tensor) -> Tensor:
-    """How far the second pattern of a map stays behind the first.
+    """Spectral gap: relative distance of the second singular value from the largest.
 
         G[l, h] = 1 - s_1 / s_0
 

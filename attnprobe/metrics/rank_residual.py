@@ -1,10 +1,10 @@
-"""How far is a head from giving every query the same attention?"""
+"""Distance of attention maps from rank one with equal rows."""
 
 import torch
 from torch import Tensor
 
 from attnprobe.core.errors import check_choice
-from attnprobe.core.measurement import metric
+from attnprobe.core.metric import metric
 
 
 def _range(stochastic: bool, norm: str) -> tuple[float, float | None]:

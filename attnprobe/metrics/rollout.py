@@ -1,4 +1,4 @@
-"""Which parts of the input does a token after block l draw on, through all blocks below?"""
+"""Attention rollout: attention to the input tokens, through all blocks below."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from attnprobe.core.errors import InputError
 from attnprobe.core.maps import TokenGrid
-from attnprobe.core.measurement import metric
+from attnprobe.core.metric import metric
 
 
 @metric(

@@ -1,4 +1,4 @@
-"""How many places does a query look at?"""
+"""Entropy of attention rows."""
 
 import math
 
@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attnprobe.core.measurement import metric
+from attnprobe.core.metric import metric
 
 PART = 2048
 """So many products are summed up in the precision of the maps, and their sums in float64."""
@@ -18,11 +18,11 @@ def row_entropy(maps: Tensor) -> Tensor:
 
         E[l, h] = mean over i of  - sum_j A[l, h, i, j] ln A[l, h, i, j],      0 ln 0 = 0
 
-    From 0 (every query looks at one token) to ln K (uniform over K keys); exp(E) reads as a number of tokens.
+    From 0 (every query attends to one token) to ln K (uniform over K keys); exp(E) reads as a number of tokens.
     Used for attention heads by Clark et al. 2019, arXiv:1906.04341; low values that stop training: arXiv:2303.06296.
 
     Caveats: the bound ln K grows with the number of tokens. The mean hides a head with two kinds of queries: half of
-    them at one key and half uniform over 197 give exp(E) = 14, a number of tokens that no query looks at.
+    them at one key and half uniform over 197 give exp(E) = 14, a number of tokens that no query attends to.
 
     Args:
         maps: [image, layer, head, query, key], rows that sum to 1.
@@ -37,13 +37,13 @@ def row_entropy(maps: Tensor) -> Tensor:
 
 @metric(axes=("layer", "head"), value_range=(0.0, 1.0), needs_stochastic=True, by_row=True)
 def row_entropy_relative(maps: Tensor) -> Tensor:
-    """Shannon entropy of attention rows in units of that of uniform attention, mean over the queries of a head.
+    """Shannon entropy of attention rows relative to uniform attention, mean over the queries of a head.
 
         R[l, h] = E[l, h] / ln K,      E as in `row_entropy`, K keys
 
-    From 0, one key, to 1, uniform. Sources as there. Caveat: only the ends are the same for any number of tokens;
-    between them R is not comparable across sizes. Rows that are uniform over 10 keys score 0.44 at 197 tokens and 0.36
-    at 577, those that are uniform over a tenth of the keys 0.56 and 0.64.
+    From 0, one key, to 1, uniform. Sources as for `row_entropy`. Caveat: only the ends are the same for any number of
+    tokens; between them R is not comparable across sizes. Rows that are uniform over 10 keys score 0.44 at 197 tokens
+    and 0.36 at 577, those that are uniform over a tenth of the keys 0.56 and 0.64.
 
     Args:
         maps: [image, layer, head, query, key], rows that sum to 1.

@@ -1,4 +1,4 @@
-"""From which block on has a network's attention collapsed?"""
+"""Blocks whose attention repeats that of another block."""
 
 import math
 from typing import Any
@@ -8,10 +8,11 @@ from torch import Tensor
 
 from attnprobe.core.errors import InputError, check_choice
 from attnprobe.core.maps import TokenGrid
-from attnprobe.core.measurement import Measurement, metric
-from attnprobe.metrics.engine.ascending import ascending
-from attnprobe.metrics.engine.head_matching import HEAD_MATCH, matching
-from attnprobe.metrics.engine.token_vectors import unit_vectors
+from attnprobe.core.measurement import Measurement
+from attnprobe.core.metric import metric
+from attnprobe.metrics.engine.heads import HEAD_MATCH, matching
+from attnprobe.metrics.engine.linear_algebra import ascending, unit_vectors
+from attnprobe.stats.blocks import chosen_threshold
 
 CURVE = tuple(round(0.5 + step / 100, 2) for step in range(50))
 """Thresholds of the curve, since no published one exists: 0.50, 0.51 ... 0.99."""
@@ -33,9 +34,9 @@ def _coords(grid: TokenGrid, tau: float | str, **_: Any) -> dict[str, list[Any]]
 
 
 def _summary(m: Measurement) -> dict[str, Any]:
-    """Which blocks are similar, how many, from where on; numbers of blocks count from 1. See `similar_blocks`."""
+    """Number of similar blocks, which ones and from which block on, counted from 1; see `similar_blocks`."""
     thresholds, rho, tau = m.coords["threshold"], m.settings["rho"], m.settings["tau"]
-    chosen = len(thresholds) - 1 if tau == "nbr-mean" else thresholds.index(tau)
+    chosen = chosen_threshold(m)
     n_blocks = m.mean.shape[-1]
     similar = [block + 1 for block in range(n_blocks) if m.mean[chosen, block] > rho]
     first = last = n_blocks - 1 if m.settings["compare"] == "next" else n_blocks
@@ -86,7 +87,7 @@ def similar_blocks(
     exclude_prefix: int = 0,
     head_match: str = "index",
 ) -> Tensor:
-    """Share of a block's token vectors that repeat those of the block before, at every threshold.
+    """Share of a block's token vectors that repeat those of the previous block, at every threshold.
 
     With s[l, h, t] the cosine of the token vectors of head h, token t in block l and in the block it is compared with:
 
@@ -113,7 +114,7 @@ def similar_blocks(
         k: reach of "neighbors", "neighbors-max" and "nbr-mean", in blocks.
         pool: "head": each head on its own; "head_mean_map": average the maps of all heads first.
         axis: "key": the vector of token t is the column A[:, t], how much t gives to each query (arXiv:2103.11886);
-            "query": it is the row A[t, :], where t looks.
+            "query": it is the row A[t, :], how much t attends to each key.
         center: "none"; "mean": each vector minus the mean of its entries, so that a cosine is a correlation; "uniform":
             minus 1/K, the entry of uniform attention over K keys.
         exclude_prefix: leave out the vectors of so many first tokens; the others keep all their entries.
@@ -190,7 +191,7 @@ def _mean_of_neighbours(mean_s: Tensor, compared: Tensor, k: int) -> Tensor:
 
 
 def _count_interval(m: Measurement, rho: float) -> tuple[list[int | None], list[int | None]]:
-    """How many blocks are surely similar, and how many may be, at each threshold: by the bounds of their own intervals.
+    """Fewest and most similar blocks at each threshold, by the bounds of the blocks' own intervals.
 
     Resampled counts would not do: of blocks whose ratio is near rho they miss the true count most of the time.
     None where there is one image.

@@ -1,10 +1,10 @@
-"""Does one token swallow the attention?"""
+"""Attention sinks: attention that a single token receives."""
 
 from torch import Tensor
 
 from attnprobe.core.errors import InputError, check_choice
 from attnprobe.core.maps import TokenGrid
-from attnprobe.core.measurement import metric
+from attnprobe.core.metric import metric
 
 
 @metric(axes=("layer", "head"), value_range=(0.0, 1.0), needs_stochastic=True)
@@ -33,7 +33,7 @@ def sink_rate(maps: Tensor, grid: TokenGrid, *, threshold: float = 0.3, token: s
 
         R[l] = mean over h of  1 if a_0[l, h] > threshold else 0,      a_j = mean over i of A[l, h, i, j]
 
-    After Gu et al. 2024, arXiv:2410.10781, who look at the first token of a text; here it is the class token.
+    After Gu et al. 2024, arXiv:2410.10781, who measure the first token of a text; here it is the class token.
     Caveat: the number depends on the threshold, so quote it: at 0.3 a head with 0.29 counts nothing and one with 0.31
     in full. Sinks on patches do not count unless token="any".
 

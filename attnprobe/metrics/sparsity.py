@@ -1,6 +1,6 @@
-"""How unevenly is a query's attention spread?
+"""Sparsity of attention rows: five measures, each the mean over the queries of a head.
 
-Five answers, each the mean over the queries of a head; `row_entropy` is a sixth.
+`row_entropy` is a sixth.
 """
 
 import math
@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from attnprobe.core.errors import InputError
-from attnprobe.core.measurement import metric
-from attnprobe.metrics.engine.ascending import ascending
+from attnprobe.core.metric import metric
+from attnprobe.metrics.engine.linear_algebra import ascending
 
 
 @metric(axes=("layer", "head"), value_range=(0.0, 1.0), needs_stochastic=True, by_row=True)
@@ -20,7 +20,7 @@ def row_gini(maps: Tensor) -> Tensor:
 
         G = sum_k (2 k - K - 1) a_(k) / K,      a_(1) <= ... <= a_(K) a row in ascending order
 
-    0 for uniform attention, 1 - 1/K for a row that looks at one of K keys. Hurley & Rickard 2009 prefer it among
+    0 for uniform attention, 1 - 1/K for a row that attends to one of K keys. Hurley & Rickard 2009 prefer it among
     measures of sparsity.
     Caveat: a row that is uniform over m keys scores 1 - m/K, so that 10 keys are 0.95 at 197 tokens and 0.98 at 577:
     compare maps of equal size.
@@ -42,7 +42,7 @@ def row_hoyer(maps: Tensor) -> Tensor:
 
         H = (sqrt(K) - |a|_1 / |a|_2) / (sqrt(K) - 1)
 
-    Hoyer 2004. 0 for uniform attention, 1 for a row that looks at one key. NaN where there is only one key.
+    Hoyer 2004. 0 for uniform attention, 1 for a row that attends to one key. NaN where there is only one key.
     Caveat: the largest weight decides: a row with half of its attention on one of 197 keys and the rest spread evenly
     over the others scores 0.92.
 
@@ -61,12 +61,12 @@ def row_hoyer(maps: Tensor) -> Tensor:
 
 @metric(axes=("layer", "head"), value_range=(1.0, None), unit="tokens", needs_stochastic=True, by_row=True)
 def row_participation(maps: Tensor) -> Tensor:
-    """Participation ratio of attention rows, mean over the queries of a head: at how many tokens does a query look?
+    """Participation ratio of attention rows, a number of tokens, mean over the queries of a head.
 
         N = (sum_j a_j)^2 / sum_j a_j^2
 
-    1 for a row that looks at one key, K for uniform attention; for each row the exponential of the Renyi-2 entropy, and
-    never above that of the Shannon entropy (`row_entropy`).
+    1 for a row that attends to one key, K for uniform attention; for each row the exponential of the Renyi-2 entropy,
+    and never above that of the Shannon entropy (`row_entropy`).
     Caveats: the largest weight decides: half on one key and the rest spread evenly over 196 are 4 tokens, 28 by the
     Shannon entropy. Flat queries decide the mean: half of them at one key and half uniform over 197 give 99.
 
@@ -107,7 +107,7 @@ def row_top_mass(maps: Tensor, *, k: int = 5) -> Tensor:
 
 @metric(axes=("layer", "head"), value_range=(0.0, 1.0), needs_stochastic=True, by_row=True)
 def row_small_share(maps: Tensor, *, threshold: float = 1e-3) -> Tensor:
-    """Share of the keys that a query gives less than a threshold, mean over the queries of a head.
+    """Share of attention weights below a threshold, mean over the queries of a head.
 
         Z = mean over i, j of  1 if A[l, h, i, j] < threshold else 0
 

@@ -1,4 +1,4 @@
-"""Do the blocks smooth the picture, or keep its fine detail?"""
+"""Spatial frequencies of block outputs over the patch grid."""
 
 import math
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from attnprobe.core.errors import InputError
 from attnprobe.core.maps import TokenGrid
-from attnprobe.core.measurement import metric
+from attnprobe.core.metric import metric
 
 
 @metric(axes=("layer",))

@@ -1,9 +1,9 @@
-"""Does a block still change what the tokens say?"""
+"""Cosine similarity of block outputs between layers."""
 
 from torch import Tensor
 from torch.nn import functional as F
 
-from attnprobe.core.measurement import metric
+from attnprobe.core.metric import metric
 
 
 @metric(axes=("layer", "layer"), value_range=(-1.0, 1.0))

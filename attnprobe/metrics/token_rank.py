@@ -1,23 +1,23 @@
-"""In how many directions do the tokens of an image differ?"""
+"""Effective rank of the tokens of a layer."""
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from attnprobe.core.measurement import metric
-from attnprobe.metrics.engine.gram import row_products
+from attnprobe.core.metric import metric
+from attnprobe.metrics.engine.linear_algebra import row_products
 
 
 @metric(axes=("layer",), value_range=(0.0, None))
 def token_rank(tokens: Tensor) -> Tensor:
-    """Effective rank, of order 2, of the tokens of a layer about their mean: how many directions they differ in.
+    """Effective rank (order 2) of the tokens of a layer about their mean: the number of directions they differ in.
 
         R[l] = (sum_k s_k^2)^2 / sum_k s_k^4 = |X|^4 / |X X^T|^2,      X = u - mean over tokens of u,  u = x / |x|
 
-    with s the singular values of X. From 1, all along one line, to min(T - 1, D); 0 where
-    all tokens are equal. The participation ratio of the
-    covariance's eigenvalues; a low one is a dimensional collapse (arXiv:2110.09348, of representations over images).
-    Tokens count with length 1, so a few long ones do not decide. Ours in this form.
+    with s the singular values of X. From 1, all along one line, to min(T - 1, D); 0 where all tokens
+    are equal. The participation ratio of the covariance's eigenvalues; a low one is a dimensional collapse
+    (arXiv:2110.09348, of representations over images). Tokens count with length 1, so a few long ones do not decide.
+    Ours in this form.
     Caveat: it says nothing of how far tokens differ: nearly equal ones can differ in many directions
     (`token_similarity`); and a class token far from all patches is a direction of its own.
 

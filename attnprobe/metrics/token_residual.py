@@ -1,9 +1,9 @@
-"""How far are the tokens of a layer from being one and the same?"""
+"""Distance of block outputs from equal tokens."""
 
 from torch import Tensor
 
 from attnprobe.core.errors import check_choice
-from attnprobe.core.measurement import metric
+from attnprobe.core.metric import metric
 from attnprobe.metrics.rank_residual import composite_norm, frobenius_norm
 
 

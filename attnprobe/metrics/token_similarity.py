@@ -1,9 +1,9 @@
-"""Are the tokens of a layer becoming one token?"""
+"""Cosine similarity between the tokens of a layer."""
 
 from torch import Tensor
 from torch.nn import functional as F
 
-from attnprobe.core.measurement import metric
+from attnprobe.core.metric import metric
 
 
 @metric(axes=("layer",), value_range=(-1.0, 1.0))

@@ -1,4 +1,4 @@
-"""What do the maps do to the values, and what is left of a head once these count?
+"""Metrics of attention maps together with the value vectors.
 
 Needs V, [image, layer, head, key, P]: the value vectors that a head's map multiplies.
 """
@@ -10,13 +10,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from attnprobe.core.maps import TokenGrid
-from attnprobe.core.measurement import metric
+from attnprobe.core.metric import metric
 from attnprobe.metrics.head_similarity import head_similarity
 
 
 @metric(axes=("layer", "head"), value_range=(-1.0, 1.0), needs_square=True)
 def own_value_similarity(maps: Tensor, value_vectors: Tensor) -> Tensor:
-    """Cosine between what a query receives and its own value, mean over the queries of a head.
+    """Cosine between the output of a query and its own value, mean over the queries of a head.
 
         O[l, h] = mean over i of cos(y_i, v_i),      y_i = sum_j A[l, h, i, j] v_j
 
@@ -26,7 +26,7 @@ def own_value_similarity(maps: Tensor, value_vectors: Tensor) -> Tensor:
     attention included.
 
     Args:
-        maps: [image, layer, head, query, key], what multiplies V.
+        maps: [image, layer, head, query, key], effective attention.
         value_vectors: [image, layer, head, key, P].
 
     Returns:
@@ -60,21 +60,21 @@ def value_similarity(value_vectors: Tensor) -> Tensor:
 
 @metric(axes=("layer", "head"), value_range=(0.0, None), needs_all_heads=True)
 def head_output_norm(maps: Tensor, value_vectors: Tensor) -> Tensor:
-    """How much a head puts out, in units of the mean head of its layer.
+    """Norm of a head's output relative to the mean head of its layer.
 
         N[l, h] = r_h / mean over g of r_g,      r_h = mean over i of |sum_j A[l, h, i, j] v_j|
 
     Near 0: a dead head, whatever its map shows. Before the output projection, which may still amplify it: our reading
     of norm-based analysis, Kobayashi et al. 2020, arXiv:2004.10102, who include the projection.
-    Caveat: it is relative to the layer: where all heads put out equally little each has 1, and one very large head
+    Caveat: it is relative to the layer: where all heads output equally little each has 1, and one very large head
     makes the others look dead.
 
     Args:
-        maps: [image, layer, head, query, key], what multiplies V.
+        maps: [image, layer, head, query, key], effective attention.
         value_vectors: [image, layer, head, key, P].
 
     Returns:
-        [image, layer, head]; NaN where the whole layer puts out nothing.
+        [image, layer, head]; NaN where the whole layer outputs nothing.
     """
     size = (maps @ value_vectors).norm(dim=-1).mean(-1)
     return size / size.mean(-1, keepdim=True)
@@ -82,7 +82,7 @@ def head_output_norm(maps: Tensor, value_vectors: Tensor) -> Tensor:
 
 @metric(axes=("layer", "head", "head"), value_range=(-1.0, 1.0))
 def head_output_similarity(maps: Tensor, value_vectors: Tensor) -> Tensor:
-    """Cosine similarity of what two heads put out, for every pair of heads of a layer.
+    """Cosine similarity of the outputs of two heads, for every pair of heads of a layer.
 
         C[l, h, g] = <y_h, y_g> / (|y_h| |y_g|),      y_h = sum_j A[l, h, i, j] v_j, all queries i side by side
 
@@ -92,7 +92,7 @@ def head_output_similarity(maps: Tensor, value_vectors: Tensor) -> Tensor:
     that heads do different things.
 
     Args:
-        maps: [image, layer, head, query, key], what multiplies V.
+        maps: [image, layer, head, query, key], effective attention.
         value_vectors: [image, layer, head, key, P].
 
     Returns:
@@ -107,7 +107,7 @@ def _names(grid: TokenGrid, **_: Any) -> dict[str, list[Any]]:
 
 @metric(axes=("layer", "head", "prefix"), value_range=(0.0, 1.0), needs_prefix=True, coords=_names)
 def value_weighted_prefix_mass(maps: Tensor, value_vectors: Tensor, grid: TokenGrid) -> Tensor:
-    """Share of what queries receive that comes from each prefix token, weights and values both counted.
+    """Share of the values that queries receive from each prefix token, weighted by norm.
 
         P[l, h, t] = mean over i of  |A[i, t] v_t| / sum_j |A[i, j] v_j|,      t a class token or register
 
@@ -118,7 +118,7 @@ def value_weighted_prefix_mass(maps: Tensor, value_vectors: Tensor, grid: TokenG
     al. include, is left out.
 
     Args:
-        maps: [image, layer, head, query, key], what multiplies V.
+        maps: [image, layer, head, query, key], effective attention.
         value_vectors: [image, layer, head, key, P].
         grid: which tokens are prefix tokens; there must be one.
 

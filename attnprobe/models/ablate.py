@@ -1,6 +1,6 @@
-"""A model without something, for as long as one asks: a map, an attention layer, a block, a head.
+"""Ablation of maps, attention layers, blocks and heads of a model, for the duration of a context.
 
-Works on models built like timm's vision transformer, ours included, by forward hooks; the model itself stays as it is.
+For models built like timm's vision transformer, ours included, by forward hooks on a copy.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,11 +21,11 @@ SAME_IN_FLOAT64 = 1e-9
 
 
 class Ablatable:
-    """A copy of a model whose parts can be taken away.
+    """A copy of a model whose parts can be ablated.
 
     Attributes:
-        module: the copy; computes what the model does while nothing is taken away.
-        heads: how many maps each block multiplies values with.
+        module: the copy; equal to the model while nothing is ablated.
+        heads: number of maps in each block's effective attention.
 
     Raises:
         InputError: not built like timm's vision transformer, or attention that is neither timm's nor ours.
@@ -40,48 +40,48 @@ class Ablatable:
 
     @torch.inference_mode()
     def _proved_heads(self, model: nn.Module, pixels: Tensor) -> tuple[int, ...]:
-        """The number of heads of each block's map; on these images the copy is seen to compute what the model does."""
+        """The number of heads of each block's map; raises InputError unless copy and model agree on these images."""
         seen: list[int] = []
         with ExitStack() as stack:
             for block in self.module.blocks:
                 tap = block.attn.taps["effective"]
                 stack.callback(tap.register_forward_hook(lambda _m, _in, out: seen.append(out.shape[1])).remove)
-            same = _compute_the_same(self.module, model, pixels)  # while somebody listens, or maps are not computed
+            same = _compute_the_same(self.module, model, pixels)  # while the taps are hooked, or maps are not computed
         n = len(self.module.blocks)
         if not same or not seen or len(seen) % n:
             raise InputError(f"{type(model).__name__}: its maps cannot be exchanged without changing what it computes.")
         return tuple(seen[:n])
 
     def refusal(self, change: Change) -> str:
-        """Why this cannot be taken away; empty if it can."""
+        """The reason why this cannot be ablated; empty if it can."""
         n, block, head = len(self.heads), change.block, change.head
         if not 1 <= block <= n:
             return f"there is no block {block}; the model has blocks 1 to {n}."
         if change.kind in ("head", "softmax") and not 1 <= head <= self.heads[block - 1]:
             return f"block {block} has no head {head}; it has heads 1 to {self.heads[block - 1]}."
         if change.kind == "softmax" and getattr(self.module.blocks[block - 1].attn, "shares", False):
-            return f"block {block} uses the map of the block before, so its heads have no softmax of their own."
+            return f"block {block} uses the previous block's map, so its heads have no softmax of their own."
         if change.kind == "map" and block == 1:
-            return "block 1 has no block before it whose map it could use."
+            return "block 1 has no previous block whose map it could use."
         if change.kind == "map" and self.heads[block - 2] != self.heads[block - 1]:
-            return f"block {block} has another number of heads than the block before."
+            return f"block {block} has another number of heads than the previous block."
         if change.kind == "block" and block == 1 and type(self.module.blocks) is not nn.Sequential:
-            return "block 1 hands on what the next one needs, so it cannot be dropped."
+            return "block 1 passes on what the next one needs, so it cannot be dropped."
         return ""
 
     def head(self, block: int, head: int) -> Change:
-        """What it means to be without a head: of heads that are mixed after the softmax, without its softmax map."""
+        """The ablation of a head: of its softmax map where heads are mixed after the softmax, else of its output."""
         mixes = 1 <= block <= len(self.heads) and self.module.blocks[block - 1].attn.mixes
         return Change("softmax" if mixes else "head", block, head)
 
     def check(self, change: Change) -> None:
-        """Raises InputError if there is nothing to take away."""
+        """Raise InputError if this cannot be ablated."""
         if refusal := self.refusal(change):
             raise InputError(refusal)
 
     @contextmanager
     def without(self, changes: Sequence[Change]) -> Iterator[None]:
-        """All of these taken away at once; of neighbours without maps of their own, the last that has one serves."""
+        """Ablate all of these at once; a run of borrowing blocks uses the map of the block before it."""
         for change in changes:
             self.check(change)
         borrowers = {change.block for change in changes if change.kind == "map"}
@@ -102,7 +102,7 @@ class Ablatable:
 
     @contextmanager
     def gated(self, gates: Sequence[Tensor]) -> Iterator[None]:
-        """Each block's heads, [image, head] of them, multiplied by gates [image, head] before the output projection."""
+        """Multiply each block's heads by gates [image, head] before the output projection."""
         with ExitStack() as stack:
             for block, gate in zip(self.module.blocks, gates, strict=True):
                 stack.callback(block.attn.proj.register_forward_pre_hook(_multiplied_by(gate)).remove)
@@ -110,7 +110,7 @@ class Ablatable:
 
     @contextmanager
     def _maps_handed_on(self, borrowers: set[int]) -> Iterator[None]:
-        """Blocks before borrowers keep their map, borrowers use what was kept last."""
+        """Let borrowers use the last map of the blocks before them that are none."""
         kept: dict[str, Tensor] = {}
 
         def keep(_m: nn.Module, _in: tuple[Tensor], out: Tensor) -> None:
@@ -154,7 +154,7 @@ class Ablatable:
 
 
 def _compute_the_same(one: nn.Module, two: nn.Module, pixels: Tensor) -> bool:
-    """Up to rounding; where float32 leaves it open, since scores in the hundreds amplify it, float64 decides."""
+    """Whether two models agree up to rounding; float64 decides where float32 amplifies it (scores in the hundreds)."""
     if _off_by(one(pixels), two(pixels)) <= SAME:
         return True
     one, two, pixels = deepcopy(one).double().cpu(), deepcopy(two).double().cpu(), pixels.double().cpu()
@@ -162,12 +162,12 @@ def _compute_the_same(one: nn.Module, two: nn.Module, pixels: Tensor) -> bool:
 
 
 def _off_by(output: Tensor, other: Tensor) -> float:
-    """Largest difference, relative to the largest value."""
+    """The largest difference, relative to the largest value."""
     return ((output - other).abs().max() / other.abs().max().clamp_min(1e-12)).item()
 
 
 def _tapped(attention: Attention, number: int) -> TappedAttention:
-    """The same attention with its matrices in sight."""
+    """The same attention with taps."""
     if isinstance(attention, TappedAttention):
         return attention
     if type(attention) is not Attention or getattr(attention, "gate", None) is not None:
@@ -191,10 +191,10 @@ def _multiplied_by(gate: Tensor) -> Any:
 
 
 def _adds_nothing(_m: nn.Module, _in: tuple[Any, ...], out: Any) -> Any:
-    """Of an attention layer: zeros for the tokens, and what it hands on."""
+    """A hook of an attention layer: zeros for the tokens, and whatever it passes on."""
     return (torch.zeros_like(out[0]), *out[1:]) if isinstance(out, tuple) else torch.zeros_like(out)
 
 
 def _passes_on(_m: nn.Module, inputs: tuple[Any, ...], out: Any) -> Any:
-    """Of a block: its input, and what it was handed."""
+    """A hook of a block: its input, and whatever was passed to it."""
     return (inputs[0], *inputs[1:]) if isinstance(out, tuple) else inputs[0]

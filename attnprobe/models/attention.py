@@ -1,4 +1,4 @@
-"""How does a variant change attention, and stay fast while nobody looks?"""
+"""Attention that variants change, with taps on its matrices and a fused kernel while no tap is read."""
 
 from typing import Any, TypeVar
 
@@ -14,16 +14,16 @@ A = TypeVar("A", bound=Attention)
 
 
 class TappedAttention(Attention):
-    """timm's attention with its matrices in sight.
+    """timm's attention with taps on its matrices.
 
     A variant overrides what it changes: `split` (queries, keys, values), `mix` (the map after the softmax; set
     `mixes`), `attend` (all of it) or `join` (after the product with V). Parameter names stay timm's.
 
-    While nobody listens to the taps, and unless the variant mixes maps, PyTorch's fused kernel runs.
+    While no hook is on a tap, and unless the variant mixes maps, PyTorch's fused kernel runs.
     """
 
     mixes = False
-    """Whether `mix` does anything: then the map is needed, and no fused kernel can be used."""
+    """Whether the variant overrides `mix`: then the map is needed, and no fused kernel can be used."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -31,7 +31,7 @@ class TappedAttention(Attention):
 
     @property
     def explicit(self) -> bool:
-        """Whether the map has to be computed: somebody listens, fused kernels are switched off, or heads are mixed."""
+        """Whether the map has to be computed: a tap is hooked, fused kernels are switched off, or heads are mixed."""
         return self.mixes or not self.fused_attn or any(tap.listening for tap in self.taps.values())
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -40,7 +40,7 @@ class TappedAttention(Attention):
         return self.q_norm(q), self.k_norm(k), v
 
     def mix(self, weights: Tensor) -> Tensor:
-        """The softmax -> the map that multiplies V, both [image, head, query, key]."""
+        """Attention weights (the softmax) -> effective attention (the matrix multiplied with V), both [I, H, Q, K]."""
         return weights
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -71,7 +71,7 @@ class TappedAttention(Attention):
 
 
 def replace_attention(kind: type[A], plain: Attention, **options: Any) -> A:
-    """`plain` as another kind of attention: the same geometry, and the modules timm built and initialised."""
+    """`plain` as another kind of attention, with its geometry and the modules timm built and initialised."""
     other = kind(
         plain.qkv.in_features,
         num_heads=plain.num_heads,

@@ -1,4 +1,4 @@
-"""A name -> a model, freshly initialised (or with timm's own pretrained weights)."""
+"""Models by name, freshly initialised or with pretrained weights."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,13 +15,11 @@ from attnprobe.models.elsewhere import build_elsewhere, is_elsewhere, plugins
 from attnprobe.models.read import Checkpoint, read_checkpoint
 
 SMALL = 10_000_000
-"""Numbers that a model may have beyond those a file holds: 40 MB."""
+"""Numbers that a model may have more than its file holds: 40 MB."""
 
 
 def build_model(name: str, *, num_classes: int | None = None, seed: int | None = None, **options: Any) -> nn.Module:
-    """Build a model by name: ours, any of timm's, `local-dir:PATH`, `hf-hub:ID`, `torchvision:NAME`, `hf:PATH_OR_ID`.
-
-    Or one that an installed package adds: see `elsewhere`.
+    """A model by name: ours, timm's, `local-dir:PATH`, `hf-hub:ID`, `torchvision:NAME`, `hf:PATH_OR_ID` or a plugin's.
 
     Args:
         name: such as "deepvit_16" or "vit_small_patch16_224".
@@ -55,7 +53,7 @@ def build_model(name: str, *, num_classes: int | None = None, seed: int | None =
 
 
 def _of_folder(name: str, *, seed: int | None, pretrained: bool = False, **options: Any) -> nn.Module:
-    """The model of a folder in timm's layout. Not timm's own loader: before 1.0.26 it ran what a .bin file holds."""
+    """The model of a folder in timm's layout, without timm's loader, which before 1.0.26 ran code from .bin files."""
     checkpoint = read_checkpoint(name.removeprefix("local-dir:"))
     if checkpoint.architecture is None:
         raise InputError(f"{name}: its config.json names {checkpoint.said!r:.80}, which is none of timm's or ours.")
@@ -70,7 +68,7 @@ def _of_folder(name: str, *, seed: int | None, pretrained: bool = False, **optio
 
 
 def require_stored(checkpoint: Checkpoint, name: str, options: Mapping[str, Any]) -> None:
-    """Refuse a model far larger than the weights that the file has for it, before memory is taken for it.
+    """Raise if a model is far larger than its file's weights, before memory is taken for it.
 
     Raises:
         CheckpointError: the file declares a model that it does not hold.
@@ -89,13 +87,13 @@ def require_stored(checkpoint: Checkpoint, name: str, options: Mapping[str, Any]
 
 
 def input_spec(model: nn.Module) -> InputSpec:
-    """How `model` wants its pixels: as it says itself by `input_spec`, or as timm resolves it.
+    """The size and normalisation of a model's input: its attribute `input_spec`, or as timm resolves it.
 
-    Of timm's the image size it was built for wins over its default.
+    The image size a model of timm's was built for takes precedence over its default.
     """
-    told = getattr(model, "input_spec", None)
-    if isinstance(told, InputSpec):
-        return told
+    own = getattr(model, "input_spec", None)
+    if isinstance(own, InputSpec):
+        return own
     config = resolve_data_config({}, model=model)
     size = getattr(getattr(model, "patch_embed", None), "img_size", None) or config["input_size"][-2:]
     return InputSpec(
@@ -108,7 +106,7 @@ def input_spec(model: nn.Module) -> InputSpec:
 
 
 def _check_patches_fit(name: str, model: nn.Module) -> None:
-    """timm rounds the grid down without a word, which would drop the right and lower edge of every image."""
+    """Raise unless patches fill the image: timm rounds the grid down, dropping the right and lower edge of images."""
     embed = getattr(model, "patch_embed", None)
     size, patch = getattr(embed, "img_size", None), getattr(embed, "patch_size", None)
     if not size or not patch or getattr(embed, "dynamic_img_pad", False):

@@ -1,4 +1,4 @@
-"""How does a block hand something on to the next one besides its tokens?"""
+"""Blocks that pass something on to the next one besides their tokens, such as logits or maps."""
 
 from typing import Any, NoReturn
 
@@ -38,7 +38,7 @@ class CascadeBlock(Block):
     scale_adjustment = 1.0
 
     def forward(self, x: Tensor, carried: object = None) -> tuple[Tensor, object]:
-        """[image, token, width] and what the block before handed on -> the same two."""
+        """[image, token, width] and what the previous block passed on -> the same two."""
         s = self.scale_adjustment
         y, carried = self.attn(self.norm1(x * s), carried)
         x = x + self.drop_path1(self.ls1(y)) / s
@@ -63,12 +63,14 @@ class CascadeViT(VisionTransformer):
     def forward_features(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """[image, channel, row, col] -> the normalised output of the last block, [image, token, width]."""
         if attn_mask is not None or is_causal:
-            raise InputError(f"{type(self).__name__} takes no attention mask: it hands whole maps from block to block.")
+            raise InputError(
+                f"{type(self).__name__} takes no attention mask: it passes whole maps from block to block."
+            )
         return super().forward_features(x)
 
     def forward_intermediates(self, *_args: object, **_kwargs: object) -> NoReturn:
         """Not available: timm's version calls each block alone."""
         raise InputError(
-            f"the blocks of {type(self).__name__} cannot run one by one: each needs what the one before hands on. "
+            f"the blocks of {type(self).__name__} cannot run one by one: each needs what the previous one passes on. "
             "`attnprobe.capture(model, images, tokens=True)` gives the output of every block."
         )

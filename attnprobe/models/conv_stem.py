@@ -1,4 +1,4 @@
-"""Patches from a small convolutional network instead of one strided convolution."""
+"""Patch embedding by a small convolutional network instead of one strided convolution."""
 
 import torch.nn.functional as F
 from timm.layers import PatchEmbed, to_2tuple

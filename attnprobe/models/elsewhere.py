@@ -1,12 +1,12 @@
-"""How does a name become a model that is not timm's? torchvision:NAME, hf:PATH_OR_ID, and names of other packages.
+"""Models that are not timm's, by name: torchvision:NAME, hf:PATH_OR_ID, and names that other packages add.
 
-A package of your own adds names by the entry-point group `attnprobe.models`, in its pyproject.toml:
+A package adds names by the entry-point group `attnprobe.models`, in its pyproject.toml:
 
     [project.entry-points."attnprobe.models"]
     my_vit = "my_package.models:my_vit"
 
-where `my_vit(**options)` returns any `nn.Module`; with `pretrained=True` among the options, its trained weights. How
-it wants its pixels it says by an attribute `input_spec` (an `InputSpec`); without, as timm's models do.
+where `my_vit(**options)` returns any `nn.Module`; with `pretrained=True` among the options, its trained weights. Its
+attribute `input_spec` (an `InputSpec`) says how it wants its pixels; without it, timm's resolution applies.
 """
 
 import importlib
@@ -27,11 +27,11 @@ from attnprobe.io import fs
 GROUP = "attnprobe.models"
 
 PILLOW = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
-"""Pillow's numbers of its filters, as image processors of Hugging Face write them."""
+"""Pillow's numbers of its filters, which image processors of Hugging Face use."""
 
 
 def is_elsewhere(name: str) -> bool:
-    """Whether a name is one of those this file knows."""
+    """Whether a name is of torchvision, of transformers or of another package."""
     return name.startswith(("torchvision:", "hf:")) or name in plugins()
 
 
@@ -41,10 +41,10 @@ def plugins() -> dict[str, EntryPoint]:
 
 
 def build_elsewhere(name: str, **options: Any) -> nn.Module:
-    """The model of a name that `is_elsewhere`; it carries its `input_spec`.
+    """The model of a name for which `is_elsewhere`, with its `input_spec`.
 
     Args:
-        options: `pretrained` for trained weights, num_classes, img_size, and what else the model takes.
+        options: `pretrained` for trained weights, num_classes, img_size, and other options of the model.
 
     Raises:
         InputError: no such model, or the package it is in is not installed.
@@ -103,7 +103,7 @@ def _check_config(folder: Path) -> None:
     """Refuse a folder whose config.json names code or other files: kernels of the hub, options of timm that load.
 
     Raises:
-        InputError: it does, or cannot be read.
+        InputError: such a name, or an unreadable file.
     """
     try:
         waiting = [json.loads(fs.read_regular(folder / "config.json", 1 << 20))]
@@ -129,7 +129,7 @@ def _of_transformers(
 ) -> nn.Module:
     config = transformers.AutoConfig.from_pretrained(ref, trust_remote_code=False, **options)
     kind = getattr(transformers, (getattr(config, "architectures", None) or ["AutoModel"])[0], transformers.AutoModel)
-    if hasattr(config, "vision_config"):  # of a pair of towers the one that sees
+    if hasattr(config, "vision_config"):  # a model of images and text: its image tower
         config = config.vision_config
         kind = getattr(transformers, type(config).__name__.removesuffix("Config") + "Model", transformers.AutoModel)
     if num_classes is not None:
@@ -138,8 +138,8 @@ def _of_transformers(
         config.image_size = img_size if isinstance(img_size, int) else list(img_size)
     with _quiet(transformers.logging):
         if pretrained:
-            model, told = kind.from_pretrained(ref, config=config, dtype="float32", output_loading_info=True)
-            if lacking := sorted(told["missing_keys"]):
+            model, info = kind.from_pretrained(ref, config=config, dtype="float32", output_loading_info=True)
+            if lacking := sorted(info["missing_keys"]):
                 raise InputError(f"hf:{ref} has no weights for {len(lacking)} parameters, such as {lacking[0]!r}.")
         else:
             model = getattr(kind, "_from_config", getattr(kind, "from_config", kind))(config)
@@ -148,21 +148,21 @@ def _of_transformers(
 
 
 def _processing(transformers: Any, ref: str, size: tuple[int, int]) -> InputSpec:
-    """What the image processor beside the weights says; halves where there is none."""
+    """The input of the image processor saved with the weights; mean and std 0.5 without one."""
     try:
-        told: Mapping[str, Any] = transformers.ImageProcessingMixin.get_image_processor_dict(ref)[0]
+        processor: Mapping[str, Any] = transformers.ImageProcessingMixin.get_image_processor_dict(ref)[0]
     except OSError:
         return InputSpec(size)
-    crop, resize = (_side(told.get(name)) for name in ("crop_size", "size"))
-    mean, std = (told.get(name) or (0.5, 0.5, 0.5) for name in ("image_mean", "image_std"))
-    crop_pct = size[0] / resize if told.get("do_center_crop") and crop and resize else 1.0
+    crop, resize = (_side(processor.get(name)) for name in ("crop_size", "size"))
+    mean, std = (processor.get(name) or (0.5, 0.5, 0.5) for name in ("image_mean", "image_std"))
+    crop_pct = size[0] / resize if processor.get("do_center_crop") and crop and resize else 1.0
     return InputSpec(
-        size, _triple(mean), _triple(std), PILLOW.get(told.get("resample", 3), "bicubic"), min(1.0, crop_pct)
+        size, _triple(mean), _triple(std), PILLOW.get(processor.get("resample", 3), "bicubic"), min(1.0, crop_pct)
     )
 
 
 def _side(size: Any) -> int | None:
-    """{"shortest_edge": 256}, {"height": 224, "width": 224} or 224."""
+    """The side in {"shortest_edge": 256}, {"height": 224, "width": 224} or 224."""
     if isinstance(size, Mapping):
         return size.get("shortest_edge") or size.get("height")
     return size if isinstance(size, int) else None
@@ -170,7 +170,7 @@ def _side(size: Any) -> int | None:
 
 @contextmanager
 def _from_here_alone() -> Iterator[None]:
-    """A folder on this machine is read without the network: its config.json may name a backbone to be fetched."""
+    """Switch the network off while a local folder is read: its config.json may name a backbone to fetch."""
     constants: Any = importlib.import_module("huggingface_hub.constants")
     before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
     try:
@@ -181,7 +181,7 @@ def _from_here_alone() -> Iterator[None]:
 
 @contextmanager
 def _quiet(logging: Any) -> Iterator[None]:
-    """Neither bars nor remarks of transformers meanwhile."""
+    """Switch off the progress bars and warnings of transformers."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -50,7 +50,7 @@ OPTIONS: Mapping[str, Check] = {
     **dict.fromkeys(("img_size", "patch_size", "window_size", "ref_feat_shape"), _SIDE),
     **dict.fromkeys(("depth", "depths"), _each(_whole(1, 1024))),
     **dict.fromkeys(("embed_dim", "num_heads", "head_dim", "heads", "in_chans"), _COUNT),
-    **dict.fromkeys(("reg_tokens", "num_reg_tokens", "class_blocks", "reattention", "swiglu_align_to"), _COUNT),
+    **dict.fromkeys(("reg_tokens", "num_reg_tokens", "reattention", "swiglu_align_to"), _COUNT),
     "num_classes": _whole(0, 1_000_000),
     **dict.fromkeys(
         ("mlp_ratio", "head_expand", "init_values", "noise_std", "scale_adjustment"), _each(_real(0, 1024))
@@ -69,7 +69,7 @@ OPTIONS: Mapping[str, Check] = {
     **dict.fromkeys(("attn_type", "rope_type"), _word),
     **dict.fromkeys(("fc_norm", "share", "refine"), _or(_each(_flag), _word)),
 }
-"""Option -> whether a value is of its type and within its bounds; None is always a value."""
+"""Option -> check of a value's type and bounds; None is always allowed."""
 
 _SEEING: Mapping[str, Check] = {
     "input_size": _each(_whole(1, 8192), 3),
@@ -79,18 +79,18 @@ _SEEING: Mapping[str, Check] = {
     **dict.fromkeys(("interpolation", "crop_mode", "first_conv", "classifier"), _each(_word)),
     "fixed_input_size": _flag,
 }
-"""What a `pretrained_cfg` says of how the model sees; addresses of weights are left out."""
+"""Entries of a `pretrained_cfg` about the input; addresses of weights are left out."""
 
 
 def is_architecture(name: object) -> bool:
-    """Whether a file may name this architecture: one that timm, attnprobe or an installed package builds."""
+    """Whether a file may name this architecture: one of timm, attnprobe or an installed package."""
     if not isinstance(name, str) or not re.fullmatch(r"\w+(\.\w+)?", name):
         return False
     return timm.is_model(name) or name in plugins()
 
 
 def checked_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a model as a file gives them.
+    """The options of a model from a file, checked.
 
     Raises:
         InputError: an option that is not in the list, a value of another type or out of bounds.
@@ -103,12 +103,12 @@ def checked_options(options: Mapping[str, Any]) -> dict[str, Any]:
         else:
             raise InputError(f"a file may not set the option {name!r} of a model.{did_you_mean(name, OPTIONS)}")
         if not fits:
-            raise InputError(f"{name}={value!r:.80} is no value that a file may give a model.")
+            raise InputError(f"{name}={value!r:.80} is not a value that a file may give a model.")
     return dict(options)
 
 
 def checked_cfg(cfg: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries of a `pretrained_cfg` that say how the model sees: sizes, normalisation, crop, first and last layer.
+    """The entries of a `pretrained_cfg` about the input: sizes, normalisation, crop, first and last layer.
 
     Raises:
         InputError: a value of another type, or out of bounds.
@@ -116,5 +116,5 @@ def checked_cfg(cfg: Mapping[str, Any]) -> dict[str, Any]:
     seeing = {name: value for name, value in cfg.items() if name in _SEEING and value is not None}
     for name, value in seeing.items():
         if not _SEEING[name](value):
-            raise InputError(f"pretrained_cfg: {name}={value!r:.80} is no value that a file may give a model.")
+            raise InputError(f"pretrained_cfg: {name}={value!r:.80} is not a value that a file may give a model.")
     return seeing

@@ -1,4 +1,4 @@
-"""How much a model's output changes when a block uses the attention map of the block before."""
+"""The change of a model's output when a block uses the previous block's attention map."""
 
 from collections.abc import Iterable
 
@@ -12,11 +12,11 @@ from attnprobe.models.ablate import Ablatable
 
 @torch.inference_mode()
 def harm_of_previous_map(model: nn.Module, pixels: Iterable[Tensor]) -> np.ndarray:
-    """Kullback-Leibler divergence of the classes, block by block, when its map is that of the block before.
+    """Kullback-Leibler divergence of the classes, block by block, when a block uses the previous block's map.
 
         H[l] = mean over images of  sum_c p_c ln(p_c / p'_c),      p of the model, p' with A[l] := A[l - 1]
 
-    What repetition means for the function: 0 where the two maps are interchangeable. Ours.
+    The functional meaning of repetition: 0 where the two maps are interchangeable. Ours.
 
     Args:
         model: built like timm's vision transformer, with timm's plain attention or this package's variants.
@@ -40,7 +40,7 @@ def harm_of_previous_map(model: nn.Module, pixels: Iterable[Tensor]) -> np.ndarr
 
 
 def _divergence(ablatable: Ablatable, block: int, pixels: Tensor, whole: Tensor) -> float:
-    """Sum over images; NaN where the block cannot use the map before."""
+    """Sum over images; NaN where the block cannot use the previous map."""
     change = Change("map", block)
     if ablatable.refusal(change):
         return float("nan")

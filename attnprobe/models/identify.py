@@ -1,4 +1,4 @@
-"""Which model are these weights of? Read off parameter names and shapes, for files that do not say it."""
+"""The model that weights belong to, from the names and shapes of parameters, for files that do not say it."""
 
 import math
 import re
@@ -17,17 +17,17 @@ SIGNATURES = (
     ("mlp.scale_channel", "refiner"),
     ("attn.qkv.weight", "vit"),
 )
-"""A parameter of a block that gives its variant away; the first that is there decides."""
+"""Parameters of a block that identify a variant; the first that is there decides."""
 
 
 @dataclass(frozen=True, slots=True)
 class Identified:
-    """A model these weights fit.
+    """A model that fits some weights.
 
     Attributes:
         name: what `build_model` takes.
         options: its arguments.
-        assumed: options that no parameter shows, at the values taken; empty for a model known by its sizes.
+        assumed: values of options that no parameter shows; empty for a model known by its sizes.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Identified:
 
 
 def identify(state: Mapping[str, Tensor]) -> Identified | None:
-    """The model with these weights, or None if it is no vision transformer of ours.
+    """The model with these weights, or None if it is not a vision transformer of ours.
 
     A model known by its sizes (DeepViT-S, Refiner-M ...) is taken with all its options. Otherwise the options are read
     off the shapes, where they show. The number of heads of a plain ViT does not: it is known by size, or not at all.

@@ -1,39 +1,42 @@
-"""A checkpoint -> a model with those weights, loaded strictly after declared adaptations."""
+"""A reference to a model (run, checkpoint, name) -> the model with its weights."""
 
+import hashlib
+import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
-from timm.layers import resample_abs_pos_embed
-from torch import Tensor, nn
+from torch import nn
 
-from attnprobe.core.errors import CheckpointError
-from attnprobe.models.adapt import resize_positions
+from attnprobe.core.errors import CheckpointError, InputError
 from attnprobe.models.build import build_model, require_stored
+from attnprobe.models.elsewhere import plugins
 from attnprobe.models.identify import identify, own_img_size
 from attnprobe.models.read import Checkpoint, read_checkpoint
-from attnprobe.models.variants.deepvit import DeepViT
-from attnprobe.models.variants.refiner import Refiner
+from attnprobe.models.weights import load_weights, same_positions
 
-HEADS = ("head.weight", "head.bias", "aux_head.weight", "aux_head.bias")
+WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin", ".tar")
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A model with a checkpoint's weights.
+    """A model with its weights.
 
     Attributes:
         module: the model.
         name: what `build_model` takes; `options` are its arguments.
-        notes: what was adapted or assumed on the way, a sentence each.
+        sha256: of the weights' file, or of the weights a name came with; "" for initial weights.
+        notes: a sentence for everything that was adapted or assumed.
     """
 
     module: nn.Module
     name: str
     options: Mapping[str, Any]
+    sha256: str = ""
     notes: tuple[str, ...] = ()
 
 
@@ -44,30 +47,69 @@ def load_model(
     num_classes: int | None = None,
     img_size: int | tuple[int, int] | None = None,
     allow_nonfinite: bool = False,
+    initial: bool = False,
+    seed: int = 0,
 ) -> nn.Module:
-    """Build the checkpoint's model and load its weights strictly; what had to be adapted is warned about.
+    """The model that a reference names, with its weights; adaptations are warned about.
 
     Args:
-        checkpoint: a folder with config.json and model.safetensors (ours, timm's `local-dir:`), a run of
-            `attnprobe train`, or a .safetensors, .pth, .pth.tar, .pt or .bin file.
+        checkpoint: a run of `attnprobe train`, a folder with config.json and model.safetensors (also as
+            `local-dir:PATH`), or a .safetensors, .pth, .pth.tar, .pt or .bin file, whose weights are loaded strictly;
+            or a name that `build_model` takes (`deepvit_16`, `hf:PATH_OR_ID`, `hf-hub:ID`, `torchvision:NAME`, a name
+            of timm's or of a plugin), with trained weights where there are some, else with initial ones.
         model: the architecture, for files that neither say it nor are recognised by their parameters.
-        num_classes: of a new head with initial weights, if the checkpoint's is of another size.
+        num_classes: size of a new head with initial weights, if the checkpoint's is of another size.
         img_size: another resolution; the position table is resized.
         allow_nonfinite: accept NaN and infinite weights.
+        initial: build a name with initial weights even if there are trained ones.
+        seed: of initial weights.
 
     Raises:
         CheckpointError: missing, damaged, unsafe, of another architecture, or not finite.
+        InputError: an unknown name, an option that does not fit, or a file of maps.
     """
-    loaded = model_from(
-        read_checkpoint(checkpoint),
+    loaded = open_model(
+        checkpoint,
         model=model,
         num_classes=num_classes,
         img_size=img_size,
         allow_nonfinite=allow_nonfinite,
+        initial=initial,
+        seed=seed,
     )
     for note in loaded.notes:
         warnings.warn(note, stacklevel=2)
     return loaded.module
+
+
+def open_model(
+    ref: Path | str,
+    *,
+    model: str | None = None,
+    num_classes: int | None = None,
+    img_size: int | tuple[int, int] | None = None,
+    allow_nonfinite: bool = False,
+    initial: bool = False,
+    seed: int = 0,
+) -> Loaded:
+    """The model of a reference, with its name, options and notes; arguments and errors as for `load_model`."""
+    text, path = str(ref), Path(str(ref).removeprefix("local-dir:"))
+    if path.suffix in (".h5", ".parts"):
+        raise InputError(f"{ref} holds maps, not a model; name the run, the checkpoint or the model they are of.")
+    is_path = text.startswith("local-dir:") or path.exists() or (os.sep in text and ":" not in text)
+    if is_path or path.suffix in WEIGHT_FILES:
+        return model_from(
+            read_checkpoint(path),
+            model=model,
+            num_classes=num_classes,
+            img_size=img_size,
+            allow_nonfinite=allow_nonfinite,
+        )
+    options = {"img_size": img_size, "num_classes": num_classes}
+    options = {name: value for name, value in options.items() if value is not None}
+    trained = not initial and (":" in text or text in plugins() or timm.models.is_model_pretrained(text))
+    built = build_model(text, seed=seed, **options, **({"pretrained": True} if trained else {}))
+    return Loaded(built, text, options, _sha256(built) if trained else "")
 
 
 def model_from(
@@ -78,7 +120,7 @@ def model_from(
     img_size: int | tuple[int, int] | None = None,
     allow_nonfinite: bool = False,
 ) -> Loaded:
-    """As `load_model`, from a checkpoint already read, with what was adapted."""
+    """The model of a checkpoint that has been read; arguments as for `load_model`."""
     name, options, notes = _which_model(checkpoint, model)
     classes = checkpoint.state["head.weight"].shape[0] if "head.weight" in checkpoint.state else None
     if num_classes is not None or ("num_classes" not in options and classes is not None):
@@ -88,45 +130,16 @@ def model_from(
     if model is None:
         require_stored(checkpoint, name, options)
     built: Any = build_model(name, **options)
-    if img_size is None and model is None and not _same_positions(checkpoint.state, built):
+    if img_size is None and model is None and not same_positions(checkpoint.state, built):
         options["img_size"] = own_img_size(checkpoint.state)  # used at the resolution it was trained for
         built = build_model(name, **options)
     new_head = num_classes is not None
     notes += load_weights(built, checkpoint, name=name, new_head=new_head, allow_nonfinite=allow_nonfinite)
-    return Loaded(built, name, options, tuple(f"{checkpoint.path.name}: {note}." for note in notes))
-
-
-def load_weights(
-    model: Any, checkpoint: Checkpoint, *, name: str, new_head: bool, allow_nonfinite: bool = False
-) -> list[str]:
-    """Load a checkpoint strictly into a model, its position table resized where the resolution is another.
-
-    Args:
-        name: how messages call the model.
-        new_head: a head for another number of classes keeps the model's own weights instead of being an error.
-
-    Returns:
-        What was adapted, a sentence each.
-
-    Raises:
-        CheckpointError: not finite, or of another architecture.
-    """
-    _check_finite(checkpoint, allow_nonfinite)
-    state, own = dict(checkpoint.state), model.state_dict()
-    notes = _fit_positions(state, model)
-    heads = [key for key in HEADS if key in own]
-    if new_head and any(key not in state or state[key].shape != own[key].shape for key in heads):
-        notes.append(f"the head for {model.num_classes} classes has initial weights")
-        state = {key: value for key, value in state.items() if key not in HEADS} | {key: own[key] for key in heads}
-    _check_fits(checkpoint, state, name, model)
-    model.load_state_dict(state, strict=True)
-    if checkpoint.pretrained_cfg:
-        model.pretrained_cfg = {**model.pretrained_cfg, **checkpoint.pretrained_cfg}
-    return notes
+    return Loaded(built, name, options, checkpoint.sha256, tuple(f"{checkpoint.path.name}: {note}." for note in notes))
 
 
 def _which_model(checkpoint: Checkpoint, named: str | None) -> tuple[str, dict[str, Any], list[str]]:
-    """Name, options, and what is assumed: as the user says, as the file says, or as the parameters show."""
+    """Name, options and assumptions: as the user says, else as the file says, else as the parameters show."""
     if named is not None and named != checkpoint.architecture:
         return named, {}, []
     if checkpoint.architecture is not None:
@@ -147,47 +160,8 @@ def _which_model(checkpoint: Checkpoint, named: str | None) -> tuple[str, dict[s
     return found.name, dict(found.options), notes if assumed else []
 
 
-def _same_positions(state: Mapping[str, Tensor], model: Any) -> bool:
-    """False where both have a table of positions, for another number of patches."""
-    table, wanted = state.get("pos_embed"), model.state_dict().get("pos_embed")
-    if table is None or wanted is None or table.ndim != 3 or table.shape[2] != wanted.shape[2]:
-        return True
-    return table.shape[1] == wanted.shape[1]
-
-
-def _fit_positions(state: dict[str, Tensor], model: Any) -> list[str]:
-    """Resize the position table in `state` if only its number of patches is another; says so."""
-    if _same_positions(state, model):
-        return []
-    table, wanted = state["pos_embed"], model.state_dict()["pos_embed"]
-    n_prefix = 0 if model.no_embed_class else model.num_prefix_tokens
-    grid = model.patch_embed.grid_size
-    if isinstance(model, DeepViT | Refiner):
-        state["pos_embed"] = resize_positions(table, grid, n_prefix=n_prefix)
-    else:
-        state["pos_embed"] = resample_abs_pos_embed(table, list(grid), num_prefix_tokens=n_prefix)
-    return [f"the position table was resized from {table.shape[1]} to {wanted.shape[1]} entries"]
-
-
-def _check_finite(checkpoint: Checkpoint, allow: bool) -> None:
-    bad = [n for n, v in checkpoint.state.items() if v.is_floating_point() and not torch.isfinite(v).all()]
-    if bad and not allow:
-        raise CheckpointError(
-            f"{checkpoint.path.name} holds NaN or infinite weights in {len(bad)} tensors, first {bad[0]!r}; "
-            "the training diverged. Use an earlier checkpoint, or --allow-nonfinite to look at it anyway."
-        )
-
-
-def _check_fits(checkpoint: Checkpoint, got: Mapping[str, Tensor], name: str, model: nn.Module) -> None:
-    wanted = model.state_dict()
-    wrong = [f"{k} is {tuple(got[k].shape)}, model wants {tuple(v.shape)}" for k, v in wanted.items()
-             if k in got and got[k].shape != v.shape]  # fmt: skip
-    missing, extra = sorted(set(wanted) - set(got)), sorted(set(got) - set(wanted))
-    if wrong or missing or extra:
-        parts = [("of other shapes", wrong), ("missing", missing), ("unknown to it", extra)]
-        told = "; ".join(f"{len(items)} {what} ({', '.join(items[:2])})" for what, items in parts if items)
-        likely = identify(checkpoint.state)
-        advice = (
-            f"It looks like {likely.name!r}; try --model {likely.name}" if likely else "Name its model with --model"
-        )
-        raise CheckpointError(f"{checkpoint.path.name} is not a {name!r} checkpoint: {told}. {advice}.")
+def _sha256(model: nn.Module) -> str:
+    total = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        total.update(name.encode() + value.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()

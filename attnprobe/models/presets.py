@@ -1,4 +1,4 @@
-"""Which named geometries are there? One line each; all are registered with timm.
+"""The named models, one line each; all are registered with timm.
 
 After `import attnprobe.models`, `timm.create_model("deepvit_16")` works like any other timm model.
 """
@@ -63,7 +63,7 @@ def _deepvit(depth: int, width: int, reattention: int, **options: Any) -> dict[s
 
 
 def _plain(depth: int, width: int, **options: Any) -> dict[str, Any]:
-    """DeepViT-S and -L without what the paper adds: no re-attention and, as in its code's control, plain branches."""
+    """The plain controls of DeepViT-S and -L: no re-attention and, as in the paper's code, plain branches."""
     return {**_papers(depth), "embed_dim": width, "conv_stem": True, **options}
 
 
@@ -118,7 +118,7 @@ ALIASES = {
 
 
 def _default_cfg(preset: Preset) -> dict[str, Any]:
-    """What timm needs to know of a model; pixels and crop as the authors' evaluation."""
+    """timm's default configuration of a model; pixels and crop as in the authors' evaluation."""
     side = preset.options["img_size"]
     conv_stem = preset.options.get("conv_stem", False)
     return {

@@ -1,13 +1,12 @@
-"""A model without some of its blocks and heads, that others can open.
+"""Pruning: a model without some of its blocks and heads, in a form that others can open.
 
-Blocks are dropped: what is left is the same architecture with a smaller `depth`. Heads are removed from the matrices
+Blocks are dropped: the rest is the same architecture with a smaller `depth`. Heads are removed from the matrices
 that make queries, keys, values and outputs; since timm's class cannot say that a block has fewer heads of the same
 width, such a model is called `pruned_vit`, which timm knows once attnprobe.models is imported.
 
-Only attention whose heads do not see each other can lose one: a plain softmax, and variants that act on each head
-alone. Where a map mixes heads (re-attention, talking heads, Refiner, rich) every head is made of all softmaxes, so
-none can be taken out; that is refused. Zeroing its output instead would save nothing: `verify-drops` tells what it
-would cost.
+Only attention with independent heads can lose one: a plain softmax, and variants that act on each head alone. Where a
+map mixes heads (re-attention, talking heads, Refiner, rich) every head is made of all softmaxes, so none can go;
+that is refused. Zeroing its output instead would save nothing; `verify-drops` measures its cost.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,10 +32,10 @@ NAME = "pruned_vit"
 """The architecture of models whose blocks have lost heads."""
 
 HEADS_ALONE = (Attention, TappedAttention, AttnScale, FeatScale, GatedAttention)
-"""Attention (these classes themselves) whose heads do not see each other."""
+"""Classes of attention (without their subclasses) whose heads are independent."""
 
 SAME = 1e-4
-"""How far outputs of the rebuilt model may be from those of the model that was cut, relative to the largest."""
+"""Tolerance between outputs of the rebuilt and of the cut model, relative to the largest."""
 
 
 def prunable_blocks(model: nn.Module) -> list[Any]:
@@ -51,7 +50,7 @@ def prunable_blocks(model: nn.Module) -> list[Any]:
     ):
         raise InputError(
             f"{type(model).__name__} is not built like timm's VisionTransformer (a sequence `blocks`, each with an "
-            "`attn` of timm's class), so its blocks cannot be taken out."
+            "`attn` of timm's class), so its blocks cannot be removed."
         )
     return list(blocks)
 
@@ -60,10 +59,10 @@ def pruned(model: nn.Module, *, blocks: Sequence[int] = (), heads: Mapping[int, 
     """A copy of the model without these blocks and heads, all counted from 1.
 
     Args:
-        heads: {block: its heads that go}, blocks as they are counted in `model`.
+        heads: {block: heads to remove}, blocks as they are counted in `model`.
 
     Raises:
-        InputError: no such block or head, nothing would be left, or heads that cannot be taken out.
+        InputError: no such block or head, nothing would be left, or heads that cannot be removed.
     """
     old, heads = prunable_blocks(model), dict(heads or {})
     for block in (*blocks, *heads):
@@ -100,7 +99,7 @@ def with_heads(attention: Attention, kept: Sequence[int]) -> TappedAttention:
 def written_down(model: Any, smaller: Any, name: str, options: Mapping[str, Any], dropped: Sequence[int]) -> tuple[
     str, dict[str, Any], nn.Module
 ]:  # fmt: skip
-    """Name and options that build `smaller` anew, and what they build, with its weights.
+    """Name and options that build a pruned model anew, and that model with its weights.
 
     Args:
         model: the whole model, of this name and these options; blocks `dropped` (from 1) are missing in `smaller`.
@@ -141,11 +140,11 @@ def _check_heads(attention: Attention, block: int, lost: Sequence[int]) -> None:
     together = not isinstance(getattr(attention, "norm", nn.Identity()), nn.Identity)
     if together or type(attention) not in HEADS_ALONE or type(attention.qkv) is not nn.Linear:
         raise InputError(
-            f"block {block}: heads of {type(attention).__name__} are mixed, handed on or normalised together, so none "
-            "can be taken out without changing the others; drop blocks, or see what --verify-drops says of the head."
+            f"block {block}: heads of {type(attention).__name__} are mixed, passed on or normalised together, so none "
+            "can be removed without changing the others; drop blocks, or see what --verify-drops says of the head."
         )
     if getattr(attention, "gate", None) is not None and not isinstance(attention, GatedAttention):
-        raise InputError(f"block {block}: heads of timm's gated attention cannot be taken out.")
+        raise InputError(f"block {block}: heads of timm's gated attention cannot be removed.")
     if missing := [head for head in lost if not 1 <= head <= attention.num_heads]:
         raise InputError(f"block {block} has no head {missing[0]}; it has heads 1 to {attention.num_heads}.")
     if len(set(lost)) == attention.num_heads:
@@ -154,7 +153,7 @@ def _check_heads(attention: Attention, block: int, lost: Sequence[int]) -> None:
 
 @torch.inference_mode()
 def _alike(one: nn.Module, other: nn.Module) -> bool:
-    """Whether both say the same of noise, which sees every weight."""
+    """Whether both models agree on noise, which involves every weight."""
     spec = input_spec(one)
     images = torch.randn(2, 3, *spec.size, generator=torch.Generator().manual_seed(0))
     one, other = (deepcopy(model).cpu().float().eval() for model in (one, other))
@@ -163,13 +162,13 @@ def _alike(one: nn.Module, other: nn.Module) -> bool:
 
 
 def _rows(layer: nn.Linear, kept: torch.Tensor) -> nn.Linear:
-    """The layer with these of its outputs only."""
+    """The layer with a subset of its outputs."""
     bias = None if layer.bias is None else layer.bias.detach()[kept]
     return _linear(layer.weight.detach()[kept], bias)
 
 
 def _columns(layer: nn.Linear, kept: torch.Tensor) -> nn.Linear:
-    """The layer with these of its inputs only."""
+    """The layer with a subset of its inputs."""
     return _linear(layer.weight.detach()[:, kept], None if layer.bias is None else layer.bias.detach())
 
 
@@ -197,7 +196,7 @@ def _build(of: str, heads: Sequence[int] | None = None, **options: Any) -> nn.Mo
 
 
 def pruned_vit(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """`of`, a model by name, with so many `heads` in each block; other options are those of `of`."""
+    """The model named `of` with `heads[i]` heads in block i; other options are those of `of`."""
     if kwargs.get("pretrained_cfg") is None:  # pixels as `of` wants them; its weights are of another shape
         own = timm.get_pretrained_cfg(kwargs["of"]) or PretrainedCfg()
         kwargs["pretrained_cfg"] = replace(own, url="", file=None, hf_hub_id=None, hf_hub_filename=None)

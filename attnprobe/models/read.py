@@ -1,4 +1,4 @@
-"""A checkpoint file or folder, ours or anybody's -> its weights, without ever running code from the file."""
+"""Weights of a checkpoint file or folder, ours or another's, without ever running code from the file."""
 
 import argparse
 import hashlib
@@ -23,33 +23,33 @@ from attnprobe.models.file_options import checked_cfg, checked_options, is_archi
 from attnprobe.models.presets import ALIASES
 
 MAX_EXPANSION = 20
-"""A stored tensor deflates by a factor near 1; 20 leaves room for zeros and stops a deflate bomb."""
+"""Maximum deflate ratio of a tensor: usually near 1; 20 leaves room for zeros and stops a deflate bomb."""
 
 MOST_BYTES = 1 << 20
-"""Of a config.json."""
+"""Maximum size of a config.json."""
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-"""Names of the weights in a model folder, the one that cannot hold anything else first."""
+"""Names of the weights in a model folder; first the format that cannot hold code."""
 
 STATE_KEYS = ("state_dict_ema", "model_ema", "ema_state_dict", "state_dict", "model")
-"""Where training scripts keep the weights, the averaged ones first: those are the published ones."""
+"""Keys of the weights in training scripts' files; first the averaged ones, which are the published ones."""
 
 PREFIXES = ("module.", "_orig_mod.", "model.")
-"""Left in front of parameter names by DataParallel, torch.compile and wrappers."""
+"""Prefixes of parameter names from DataParallel, torch.compile and wrappers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """What a checkpoint file or folder says, read safely.
+    """Contents of a checkpoint file or folder.
 
     Attributes:
         path: the file the weights are in.
         sha256: of that file, as hex.
-        architecture: the model's name, or None where the file does not say, or names none that is known here.
-        options: arguments the model was built with, of those that a file may set.
+        architecture: the model's name, or None if the file names none that is known here.
+        options: arguments of the model, checked against those a file may set.
         state: parameters and buffers by name.
         pretrained_cfg: pixels, crop and so on, as timm writes them.
-        said: what the file calls its architecture; "" where it does not.
+        said: the file's own name of its architecture, or "".
     """
 
     path: Path
@@ -62,7 +62,7 @@ class Checkpoint:
 
 
 def read_checkpoint(path: Path | str) -> Checkpoint:
-    """Read a checkpoint's weights and what it says about its model; nothing in it is executed.
+    """The weights of a checkpoint and its description of the model; nothing in it is executed.
 
     Raises:
         CheckpointError: missing, truncated, or in need of unpickling something that is not plain data.
@@ -87,7 +87,7 @@ def read_checkpoint(path: Path | str) -> Checkpoint:
 
 
 def _known(said: str) -> str | None:
-    """The name by which we know an architecture; None if we do not, or if it is an address."""
+    """Our name of an architecture; None if it is unknown here, or an address."""
     return ALIASES.get(said, said) if is_architecture(said) else None
 
 

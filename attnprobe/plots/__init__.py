@@ -4,7 +4,7 @@ Question: a plot per metric, or per kind of axes? Choice: per axes, so that a ne
 same axes always look the same. Reconsider for a metric whose figure needs more than its values.
 Question: pyplot? Choice: only to open a figure where the caller gives no Axes, because notebooks then show it; no
 global state changes, and a report draws hundreds of figures without leaving any open.
-Question: what would mislead? Counting blocks from 0 beside papers that count from 1; colours scaled to each figure's
+Question: what would mislead? Counting blocks from 0 where papers count from 1; colours scaled to each figure's
 own extremes, which make noise look like structure. So blocks start at 1, and colours span the metric's range.
 """
 
@@ -14,51 +14,56 @@ from dataclasses import dataclass
 from matplotlib.axes import Axes
 
 from attnprobe.core.errors import ShapeError
+from attnprobe.core.figures import FIGURES
 from attnprobe.core.measurement import Measurement
 from attnprobe.core.registry import Registry
 from attnprobe.plots.attention_grid import attention_grid
-from attnprobe.plots.depth_curve import depth_curve
-from attnprobe.plots.filmstrip import filmstrip
+from attnprobe.plots.curves import precision_curve, removal_curve, similar_fraction, threshold_curve
+from attnprobe.plots.depth import depth_curve, head_scatter
 from attnprobe.plots.head_atlas import head_atlas
 from attnprobe.plots.head_embedding import head_embedding
-from attnprobe.plots.head_grid import head_grid
-from attnprobe.plots.head_scatter import head_scatter
-from attnprobe.plots.layer_head import layer_head
-from attnprobe.plots.layer_key import layer_key
-from attnprobe.plots.layer_matrix import layer_matrix
+from attnprobe.plots.heat_maps import head_grid, layer_head, layer_key, layer_matrix
+from attnprobe.plots.history import filmstrip, onset
 from attnprobe.plots.map_strip import map_strip
-from attnprobe.plots.onset import onset
-from attnprobe.plots.precision_curve import precision_curve
-from attnprobe.plots.removal_curve import removal_curve
-from attnprobe.plots.similar_fraction import similar_fraction
 from attnprobe.plots.style import shared_limits
-from attnprobe.plots.threshold_curve import threshold_curve
 
 
 @dataclass(frozen=True, slots=True)
 class Plot:
-    """A function that draws a measurement (or several), and the axes for which it is the first choice."""
+    """A function that draws a measurement, several, an image or a history, and what `core.figures` says of it."""
 
     function: Callable[..., Axes]
-    axes: tuple[tuple[str, ...], ...]
 
     @property
     def name(self) -> str:
         return self.function.__name__
 
+    @property
+    def axes(self) -> tuple[tuple[str, ...], ...]:
+        """Axes of a measurement for which it is the first choice."""
+        return FIGURES[self.name].axes
+
 
 PLOTS: Registry[Plot] = Registry(
     "plot",
-    Plot(layer_matrix, (("layer", "layer"),)),
-    Plot(depth_curve, (("layer",),)),
-    Plot(layer_head, (("layer", "head"), ("layer", "head", "prefix"))),
-    Plot(head_grid, (("layer", "head", "head"),)),
-    Plot(threshold_curve, (("threshold", "layer"),)),
-    Plot(head_embedding, (("layer", "head", "layer", "head"),)),
-    Plot(layer_key, (("layer", "key"),)),
-    Plot(head_atlas, (("layer", "head", "type"),)),
-    Plot(head_scatter, ()),
-    Plot(similar_fraction, ()),
+    *map(
+        Plot,
+        (
+            layer_matrix,
+            depth_curve,
+            threshold_curve,
+            similar_fraction,
+            layer_head,
+            head_scatter,
+            head_grid,
+            head_embedding,
+            head_atlas,
+            layer_key,
+            attention_grid,
+            filmstrip,
+            onset,
+        ),
+    ),
 )
 
 
@@ -75,25 +80,4 @@ def plot(m: Measurement, ax: Axes | None = None) -> Axes:
     raise ShapeError(f"no plot draws axes ({', '.join(m.axes)}) of {m.metric!r}; there are plots for {known}.")
 
 
-__all__ = [
-    "PLOTS",
-    "Plot",
-    "attention_grid",
-    "depth_curve",
-    "filmstrip",
-    "head_atlas",
-    "head_embedding",
-    "head_grid",
-    "head_scatter",
-    "layer_head",
-    "layer_key",
-    "layer_matrix",
-    "map_strip",
-    "onset",
-    "plot",
-    "precision_curve",
-    "removal_curve",
-    "shared_limits",
-    "similar_fraction",
-    "threshold_curve",
-]
+__all__ = ["PLOTS", "Plot", "map_strip", "plot", "precision_curve", "removal_curve", "shared_limits", *PLOTS]

@@ -1,18 +1,18 @@
-"""Where does each block look? The image, and over it the attention of every block."""
+"""An image, and over it the attention of every block."""
 
 import numpy as np
 from matplotlib.axes import Axes
 
-from attnprobe.core.examined import Picture
+from attnprobe.core.examined import AttendedImage
 from attnprobe.plots.style import Limits, colour_bar, colours, new_axes
 from attnprobe.plots.tiles import Tiles
 
 OPACITY = 0.65
-"""Of the colours over the image, which is shown in grey."""
+"""Opacity of the colours over the image, which is shown in grey."""
 
 
 def attention_grid(
-    picture: Picture,
+    picture: AttendedImage,
     ax: Axes | None = None,
     *,
     limits: Limits | None = None,
@@ -21,12 +21,12 @@ def attention_grid(
 ) -> Axes:
     """Draw the mean over heads of the attention each patch gets, one tile per block, the plain image first.
 
-    Colours start at 0 and are the same in all tiles, so a block that looks everywhere alike is of one colour.
+    Colours start at 0 and are the same in all tiles, so a block of uniform attention is of one colour.
 
     Args:
         picture: the image and its attention.
         ax: where; a new figure if None.
-        limits: lowest and highest attention of the colours; from 0 to the largest in this picture if None.
+        limits: lowest and highest attention of the colours; from 0 to the largest of this image if None.
         title: replaces the image's id, its label and the prediction.
         colorbar: False if several Axes share one.
     """
@@ -48,12 +48,12 @@ def attention_grid(
     return ax
 
 
-def attention_of(picture: Picture) -> np.ndarray:
+def attention_of(picture: AttendedImage) -> np.ndarray:
     """[layer, row, col]: the mean over heads."""
     return np.asarray(picture.attention, dtype=float).mean(1)
 
 
-def attention_limits(pictures: "list[Picture]") -> Limits:
+def attention_limits(pictures: "list[AttendedImage]") -> Limits:
     """From 0 to the largest value that 99 % of the patches stay below, so that one sink does not darken the rest."""
     values = np.concatenate([attention_of(picture).ravel() for picture in pictures])
     values = values[np.isfinite(values)]
@@ -62,7 +62,7 @@ def attention_limits(pictures: "list[Picture]") -> Limits:
     return low, float(high) if high > low else low + 1
 
 
-def _title(picture: Picture) -> str:
+def _title(picture: AttendedImage) -> str:
     """Names of classes and files may be long: a line each."""
     lines = [picture.image_id]
     if picture.prediction:

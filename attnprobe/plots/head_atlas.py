@@ -1,4 +1,4 @@
-"""What kind of head is each one? A tile per head, framed in the colour of its type."""
+"""Atlas of heads: a tile per head, framed in the colour of its type."""
 
 import numpy as np
 from matplotlib import colormaps
@@ -7,7 +7,7 @@ from matplotlib.colors import to_rgba
 
 from attnprobe.core.errors import ShapeError
 from attnprobe.core.measurement import Measurement
-from attnprobe.plots.style import heading, new_axes, number_from_one, require_axes
+from attnprobe.plots.style import heading, new_axes, number_from_one, require_axes, without_frame
 
 COLOURS = {
     "dead": "#7a4a2b",
@@ -21,7 +21,7 @@ COLOURS = {
     "content": "#7b61c4",
     "unknown": "#d0d0d0",
 }
-"""By type; none of them decides alone, since each tile is lettered too."""
+"""Colour of each type; tiles are lettered, too, so that no type is told by its colour alone."""
 
 SHORT = {"uniform": "unif", "class": "cls", "positional": "pos", "column": "col", "content": "cont", "unknown": "?"}
 SHORT = {name: SHORT.get(name, name) for name in COLOURS}
@@ -67,29 +67,25 @@ def head_atlas(
     width, height = atlas_size(m)
     ax = new_axes(9.6, 0.9 + 9.1 * height / width) if ax is None else ax
     size = min(8.0, 0.26 * 72 * ax.get_window_extent().width / ax.figure.dpi / layers)
-    whole = np.zeros((height, width, 4))  # one picture of all: a thousand of them take half a minute to draw
+    whole = np.zeros((height, width, 4))  # one array of all: a thousand images take half a minute to draw
     for layer, head in np.ndindex(layers, heads):
         name = m.summary["types"][layer][head]
         left, top = layer * ACROSS, head * DOWN + DOWN - TILE
-        picture = None if thumbnails is None else thumbnails[layer, head]
-        whole[top : top + TILE, left : left + TILE] = _tile(picture, name)
+        thumbnail = None if thumbnails is None else thumbnails[layer, head]
+        whole[top : top + TILE, left : left + TILE] = _tile(thumbnail, name)
         unsure = "" if m.mean[layer, head, names.index(name)] >= SURE or name == "unknown" else "?"
         ax.text(left + TILE / 2, top - 2, SHORT[name] + unsure, ha="center", va="bottom", fontsize=size)
     ax.imshow(whole, extent=(0, width, height, 0), interpolation="nearest")
     ax.set(xlabel="block", ylabel="head")
     for axis, n, step, start in ((ax.xaxis, layers, ACROSS, TILE / 2), (ax.yaxis, heads, DOWN, DOWN - TILE / 2)):
-        number_from_one(axis, n, kept=m.coords.get("layer" if axis is ax.xaxis else "head"))
-        labels = [label.get_text() for label in axis.get_ticklabels()]
-        axis.set_ticks([place * step + start for place in axis.get_ticklocs()], labels=labels)
-    ax.tick_params(length=0)
-    for spine in ax.spines.values():
-        spine.set_visible(False)
+        number_from_one(axis, n, kept=m.coords.get("layer" if axis is ax.xaxis else "head"), start=start, step=step)
+    without_frame(ax)
     ax.set_title(heading(m) if title is None else title, fontsize="medium", parse_math=False)
     return ax
 
 
 def _tile(values: np.ndarray | None, name: str) -> np.ndarray:
-    """[row, col, rgba]: the picture in viridis from 0 to its highest value, in a frame of the type's colour."""
+    """[row, col, rgba]: the map in viridis from 0 to its highest value, in a frame of the type's colour."""
     tile = np.tile(np.array(to_rgba(COLOURS[name])), (TILE, TILE, 1))
     if values is not None:
         finite = np.where(np.isfinite(values), values, 0)

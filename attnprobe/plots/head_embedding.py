@@ -1,4 +1,4 @@
-"""Which heads of the whole network are alike? Every head a dot; near dots attend alike."""
+"""All heads of a network as dots on a plane: near dots attend alike."""
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -39,7 +39,7 @@ def head_embedding(m: Measurement, ax: Axes | None = None, *, title: str | None 
 
 
 def scaled(values: np.ndarray, *, similarity: bool) -> tuple[np.ndarray, float]:
-    """Distances between n things -> their places [n, 2] on a plane, and the share of the squared distances it keeps.
+    """Distances between n points -> their places [n, 2] on a plane, and the share of the squared distances it keeps.
 
     Things without finite distances have no place (NaN); nothing has one, and 0 is kept, where none has them.
     """

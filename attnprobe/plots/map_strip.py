@@ -1,11 +1,11 @@
-"""What do the maps themselves look like? One image's: blocks from top to bottom, heads from left to right."""
+"""Attention maps of one image: blocks from top to bottom, heads from left to right."""
 
 import numpy as np
 from matplotlib.axes import Axes
 
 from attnprobe.core.errors import InputError, ShapeError
 from attnprobe.core.maps import AttentionMaps
-from attnprobe.plots.style import SITES, Limits, colour_bar, colours, new_axes, number_from_one
+from attnprobe.plots.style import SITES, Limits, colour_bar, colours, new_axes, number_from_one, without_frame
 
 GAP = 0.06
 """Between tiles, in tiles."""
@@ -21,7 +21,7 @@ def map_strip(
     title: str | None = None,
     colorbar: bool = True,
 ) -> Axes:
-    """Draw every head's map of one image, or where one query of it looks in the picture.
+    """Draw every head's map of one image, or what one query of it attends to.
 
     Args:
         maps: of one stage and site.
@@ -35,7 +35,7 @@ def map_strip(
 
     Raises:
         InputError: no such image or query.
-        ShapeError: a query is asked for of maps whose keys are not the patches of a picture.
+        ShapeError: a query, of maps whose keys are not the patches of an image.
     """
     if not -maps.n_images <= image < maps.n_images:
         raise InputError(f"image={image} of {maps.n_images} images.")
@@ -43,7 +43,7 @@ def map_strip(
     grid, outline = maps.grid, None
     if query is not None:
         if not grid.rows or values.shape[-1] != grid.n_tokens or maps.kind not in ("self", "pyramid"):
-            raise ShapeError(f"where a query looks needs keys that are patches; these maps are of kind {maps.kind!r}.")
+            raise ShapeError(f"query={query} needs keys that are patches; these maps are of kind {maps.kind!r}.")
         if not 0 <= query < values.shape[2]:
             raise InputError(f"query={query} of {values.shape[2]} tokens.")
         values = values[:, :, query, grid.n_prefix :].reshape(*values.shape[:2], grid.rows, grid.cols)
@@ -69,12 +69,8 @@ def map_strip(
     ax.set(xlim=(-GAP, heads * step_x), ylim=(layers * step_y, -GAP), xlabel="head", ylabel="block")
     numbers = maps.part.numbers
     for axis, n, step, half in ((ax.xaxis, heads, step_x, 0.5), (ax.yaxis, layers, step_y, rows / cols / 2)):
-        number_from_one(axis, n, kept=numbers.get("head" if axis is ax.xaxis else "layer"))
-        labels = [label.get_text() for label in axis.get_ticklabels()]
-        axis.set_ticks([place * step + half for place in axis.get_ticklocs()], labels=labels)
-    ax.tick_params(length=0)
-    for spine in ax.spines.values():
-        spine.set_visible(False)
+        number_from_one(axis, n, kept=numbers.get("head" if axis is ax.xaxis else "layer"), start=half, step=step)
+    without_frame(ax)
     name = f"{SITES[maps.site]}, {maps.image_ids[image]}"
     ax.set_title(name if title is None else title, fontsize="medium", parse_math=False)
     if colorbar:

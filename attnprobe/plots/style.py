@@ -1,7 +1,7 @@
-"""What do all figures have in common: blocks counted from 1, colours every eye can tell apart, one scale."""
+"""Style of all figures: blocks counted from 1, colours that everybody can tell apart, one scale."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib import colormaps
@@ -9,9 +9,11 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, Normalize
+from numpy.typing import ArrayLike
 
 from attnprobe.core.errors import ShapeError
 from attnprobe.core.measurement import Measurement
+from attnprobe.core.sites import SITES
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """Okabe & Ito's palette without black and yellow, which vanish on a dark or a light page."""
@@ -19,7 +21,9 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MISSING = "#9a9a9a"
 """The colour of a cell that has no finite value."""
 
-SITES = {"weights": "softmax maps", "effective": "effective maps", "scores": "scores"}
+GREY = "#808080"
+"""Reference lines and uniform attention: legible on a light and on a dark page."""
+
 
 Limits = tuple[float, float]
 
@@ -52,24 +56,34 @@ def heading(m: Measurement) -> str:
     return f"{m.metric.replace('_', ' ')}\n{SITES[m.site]}, mean of {m.n_images} images"
 
 
-def number_from_one(axis: Axis, n: int, most: int = 12, kept: Sequence[int] | None = None) -> None:
-    """Label positions 0 .. n-1 of an axis 1 .. n: all if at most `most`, else 1 and every 4th, 8th, 16th ...
+def number_from_one(
+    axis: Axis, n: int, most: int = 12, kept: Sequence[int] | None = None, start: float = 0, step: float = 1
+) -> None:
+    """Number n things along an axis from 1: all if at most `most`, else 1 and every 4th, 8th, 16th ...
 
     Args:
         kept: the numbers to write instead of 1 .. n, where not all blocks or heads are there.
+        start, step: where the first thing is on the axis, and how far it is from one to the next.
     """
-    step = 1
+    every = 1
     if n > most:
-        step = 4
-        while n / step > 6:
-            step *= 2
-    numbers = [1, *range(step, n + 1, step)] if step > 1 else list(range(1, n + 1))
+        every = 4
+        while n / every > 6:
+            every *= 2
+    numbers = [1, *range(every, n + 1, every)] if every > 1 else list(range(1, n + 1))
     labels = [str(number if kept is None else kept[number - 1]) for number in numbers]
-    axis.set_ticks([number - 1 for number in numbers], labels=labels)
+    axis.set_ticks([start + (number - 1) * step for number in numbers], labels=labels)
+
+
+def without_frame(ax: Axes) -> None:
+    """Hide spines and tick marks; labels stay."""
+    ax.tick_params(length=0)
+    for spine in ax.spines.values():
+        spine.set_visible(False)
 
 
 def shared_limits(measurements: Sequence[Measurement]) -> Limits:
-    """The colour range that suits all of them: their value range, the extremes of their means where it is open.
+    """Common colour range: their value range, the extremes of their means where it is open.
 
     A signed range starts at 0 if nothing is below -0.1: means of unrelated maps scatter a little around 0, and half
     of the colours would go unused.
@@ -102,7 +116,7 @@ def colours(limits: Limits) -> Scale:
 
 
 def colour_bar(ax: Axes | Sequence[Axes], scale: Scale, label: str, values: np.ndarray, **options) -> None:
-    """A colour bar beside `ax`, with arrows where `values` leave the scale."""
+    """Add a colour bar to `ax`, with arrows where `values` leave the scale."""
     places = np.asarray(scale.norm(values[np.isfinite(values)]))  # 0 and 1 at the ends of the scale
     below, above = np.any(places < -1e-5), np.any(places > 1 + 1e-5)  # a cosine of 1 and its rounding is no arrow
     extend = "both" if below and above else "min" if below else "max" if above else "neither"
@@ -119,7 +133,7 @@ def finish(
     values: np.ndarray | None = None,
     **options,
 ) -> Axes:
-    """A coloured figure's title, `heading` if None, and its colour bar; `values` are the mean unless given."""
+    """Add the title, `heading` if None, and the colour bar; `values` are the mean unless given."""
     ax.set_title(heading(m) if title is None else title, fontsize="medium", parse_math=False)
     if colorbar:
         label = options.pop("label", quantity(m))
@@ -127,8 +141,24 @@ def finish(
     return ax
 
 
+def band(ax: Axes, x: ArrayLike, bounds: tuple[ArrayLike, ArrayLike], colour: Any) -> None:
+    """Fill between the bounds of an interval, in the colour of its line."""
+    ax.fill_between(x, *bounds, color=colour, alpha=0.2, linewidth=0)
+
+
+def baseline_lines(ax: Axes, m: Measurement, points: Callable[[Measurement], tuple[Any, Any]], colour: Any) -> None:
+    """Draw "untrained" (dotted, in this colour) and "uniform" (dash-dotted, grey) where they were measured.
+
+    Args:
+        points: a baseline -> its x and y.
+    """
+    for name, style, its_colour in (("untrained", ":", colour), ("uniform", "-.", GREY)):
+        if name in m.baselines:
+            ax.plot(*points(m.baselines[name]), label=name, color=its_colour, linestyle=style, linewidth=1.2)
+
+
 def line_label(name: str) -> str:
-    """A name as matplotlib keeps it: one that starts with an underscore would be left out of the legend."""
+    """A name that the legend shows: matplotlib leaves out those that start with an underscore."""
     return f" {name}" if name.startswith("_") else name
 
 

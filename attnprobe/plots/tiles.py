@@ -1,4 +1,4 @@
-"""How do many small pictures, one per block, share one Axes?
+"""Many small images, one per block, on one Axes.
 
 One Axes per block would be the obvious way, but 48 of them take 1.1 s to lay out and draw, this 0.3 s.
 """
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from matplotlib.axes import Axes
 
 GAP = 0.1
-"""Between tiles of one row, in widths of a tile."""
+"""Gap between tiles of one row, in widths of a tile."""
 
 
 @dataclass(frozen=True, slots=True)

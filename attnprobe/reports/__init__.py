@@ -7,10 +7,11 @@ Question: a live page or a dead one? Choice: one file without network, which ope
 all but the attention explorer (see `attnprobe.view`) without a script. Text from outside is escaped, hidden characters
 are spelt out, and a Content-Security-Policy forbids every script but that one, by its hash.
 Question: compare with the untrained network, or with a threshold? Choice: a bar decides (`reports.kinds`) and the
-untrained network stands beside, for it is near uniform itself, and a model that stayed so has collapsed none the less.
-Question: when may something go? Choice: where a loss beyond a tolerance (2 %) can be excluded on labelled images, as
-`core.evidence` has it; similarity alone advises nothing but to try. One half of the images chooses and the other
-is what is told of: on the images that chose, what was chosen gained up to 2.5 points that it lost elsewhere.
+untrained network is shown as a reference, for it is near uniform itself, and a model that stayed so has collapsed none
+the less.
+Question: when may something be removed? Choice: where a loss beyond a tolerance (2 %) can be excluded on labelled
+images (`core.evidence`); similarity alone advises nothing but to try. One half of the images chooses and numbers are of
+the other: on the images that chose, what was chosen gained up to 2.5 points that it lost elsewhere.
 """
 
 from attnprobe.reports.report import write_report

@@ -1,18 +1,18 @@
-"""Why might a verdict mislead? Every reason that the data themselves give, the weightiest first."""
+"""Caveats of a verdict: every reason to doubt it that the data themselves give, the weightiest first."""
 
 from collections.abc import Iterator
 
 from scipy.stats import binomtest
 
+from attnprobe.core.accuracy import accuracy_interval
 from attnprobe.core.examined import Examined
 from attnprobe.core.measurement import Measurement
-from attnprobe.core.wording import blocks_text
+from attnprobe.core.text import blocks_text
 from attnprobe.plots.style import SITES
 from attnprobe.reports.numbers import ci_text
-from attnprobe.reports.sites import at_sites, changes_its_maps
 
 FEW_IMAGES = 32
-"""Below this many images an interval of what is skewed, as shares near 0 or 1 are, covers less than it says."""
+"""Below this many images intervals of skewed values, such as shares near 0 or 1, cover less than 95 %."""
 
 
 def caveats(e: Examined, m: Measurement | None) -> Iterator[str]:
@@ -23,8 +23,8 @@ def caveats(e: Examined, m: Measurement | None) -> Iterator[str]:
         more = f"; {len(others)} more alarm{'s' if len(others) > 1 else ''} later" if others else ""
         yield f"while it trained, from epoch {first.epoch}: {first.text}{more}."
     if e.measurements and not any("untrained" in other.baselines for other in e.measurements.values()):
-        yield "no untrained network was measured, so there is no reference beside the numbers."
-    if changes_its_maps(e):
+        yield "no untrained network was measured, so the numbers have no reference."
+    if e.measurements.change_after_softmax:
         yield _two_matrices(e)
     if m is not None and (others := _other_stages(e, m)):
         yield others
@@ -50,25 +50,25 @@ def caveats(e: Examined, m: Measurement | None) -> Iterator[str]:
 
 
 def _other_stages(e: Examined, m: Measurement) -> str:
-    """That there are other stages, whose blocks have other heads or tokens, and their counts."""
+    """Sentence on other stages, whose blocks have other heads or tokens, with their counts."""
     others = [
         f"{other.stage} {other.summary['count']} of {other.summary['of']}"
-        for other in e.measurements.values()
-        if other.metric == m.metric and other.site == m.site and other.stage != m.stage
+        for other in e.measurements.select(m.metric, site=m.site)
+        if other.stage != m.stage
     ]
     return f"this is about stage {m.stage}; similar blocks of the others: {', '.join(others)}." if others else ""
 
 
 def _two_matrices(e: Examined) -> str:
-    """Both counts, named by their matrix."""
+    """Sentence on the two matrices of a variant that changes its maps, with the count at each."""
     text = (
-        "this variant changes its maps after the softmax, so cosines of its effective maps (what multiplies V; not "
-        "rows that sum to 1) are not comparable with those of softmax maps"
+        "this variant changes its maps after the softmax, so cosines of its effective maps (those multiplied with V, "
+        "whose rows need not sum to 1) are not comparable with those of softmax maps"
     )
     counts = [
         f"{m.summary['count']} of {m.summary['of']}{ci_text(m.summary['count_ci'])} at the {SITES[m.site]}"
         + (f", {m.baselines['untrained'].summary['count']} untrained" if "untrained" in m.baselines else "")
-        for m in at_sites(e, "similar_blocks")
+        for m in e.measurements.at_sites("similar_blocks")
     ]
     return f"{text}. Similar blocks: {'; '.join(counts)}." if counts else f"{text}."
 
@@ -77,7 +77,7 @@ def near_chance(e: Examined) -> str:
     """A sentence if the accuracy does not differ from guessing and could not be much better; empty otherwise.
 
     By the one-sided binomial test at 5 %, and the upper end of the 95 % interval (Wilson) below half-way from chance to
-    1: of a few images nothing is said.
+    1, so that a few images give no warning.
     """
     accuracy, classes = e.info.get("accuracy"), e.info.get("n_classes")
     n = e.info.get("n_labelled") or e.info.get("n_images")
@@ -85,7 +85,6 @@ def near_chance(e: Examined) -> str:
         return ""
     chance = 1 / classes
     found = binomtest(round(accuracy * n), n, chance, alternative="greater")
-    high = binomtest(round(accuracy * n), n, chance).proportion_ci(method="wilson").high
-    if found.pvalue <= 0.05 or high >= (1 + chance) / 2:
+    if found.pvalue <= 0.05 or accuracy_interval(round(accuracy * n), n)[1] >= (1 + chance) / 2:
         return ""
     return f"accuracy {accuracy:.1%} is near chance ({chance:.1%}, {classes} classes): this network has learnt little."

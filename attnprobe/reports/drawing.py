@@ -1,7 +1,8 @@
-"""How does a figure become part of a page that loads nothing, in the light and in the dark?
+"""Figures embedded in a page that loads nothing, in its light and its dark theme.
 
-As an image in a data URI: an SVG inside <img> can neither run a script nor load anything, and its letters are drawn as
-outlines, so names from outside never become markup. Ink has the colour of the page's text, whichever theme is on.
+Each is an image in a data URI: an SVG inside <img> can neither run a script nor load anything, and its letters are
+drawn as outlines, so names from outside never become markup. Ink has the colour of the page's text, whichever theme is
+on.
 """
 
 import base64
@@ -20,7 +21,7 @@ from matplotlib.figure import Figure
 from attnprobe.plots.style import COLOURS
 
 INK = "#010203"
-"""Stands for the text colour until the SVG is written; no figure uses it for anything else."""
+"""Placeholder of the text colour until the SVG is written; no figure uses it for anything else."""
 
 GREY = "#808080"
 """Ink of figures with photographs, which are bitmaps: legible on the light and the dark page (contrast 3.9 and 4.2)."""
@@ -30,7 +31,7 @@ THEMED = "<style>svg{color:#1c2024}@media(prefers-color-scheme:dark){svg{color:#
 
 @dataclass(frozen=True, slots=True)
 class Drawing:
-    """A figure ready for a page: `title` says what it is, `alt` what it shows, `settings` how it came about.
+    """A figure ready for a page: `title` names it, `alt` describes its content, `settings` how it was measured.
 
     `wide`: it takes the whole width of the page, not half of it.
     """
@@ -59,7 +60,7 @@ def canvas(width: float, height: float, *, ink: str = INK) -> Iterator[Figure]:
 
 
 def as_svg(figure: Figure, alt: str, title: str, settings: str) -> Drawing:
-    """Lines and heat maps: sharp at any size, in the page's theme. Call inside `canvas`."""
+    """A figure of lines and heat maps as SVG: sharp at any size, in the page's theme. Call inside `canvas`."""
     file = io.BytesIO()
     figure.savefig(file, format="svg", dpi=144, metadata={"Date": None, "Creator": None})
     svg = file.getvalue().decode()
@@ -70,7 +71,8 @@ def as_svg(figure: Figure, alt: str, title: str, settings: str) -> Drawing:
 
 
 def as_photograph(figure: Figure, alt: str, title: str, settings: str, *, wide: bool = False) -> Drawing:
-    """Figures with photographs, at twice the size a page shows; with 16 blocks 41 kB as WebP, 408 kB as PNG."""
+    """A figure with photographs as WebP, at twice the size a page shows; with 16 blocks 41 kB as WebP, 408 kB as
+    PNG."""
     file = io.BytesIO()
     figure.savefig(file, format="webp", dpi=192, pil_kwargs={"quality": 80, "method": 4})
     return Drawing(as_uri("image/webp", file.getvalue()), alt, title, settings, wide)

@@ -1,4 +1,4 @@
-"""Which figures does a report show, and what does each say in words?"""
+"""Figures of a report, by section, each with a description in words."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.axes import Axes
 
-from attnprobe.core.examined import Examined, Picture
+from attnprobe.core.examined import AttendedImage, Examined, Precision
 from attnprobe.core.measurement import Measurement
-from attnprobe.core.precision import Precision
 from attnprobe.plots import (
     attention_grid,
     depth_curve,
@@ -20,29 +19,29 @@ from attnprobe.plots import (
     threshold_curve,
 )
 from attnprobe.plots.attention_grid import attention_limits, attention_of
-from attnprobe.plots.depth_curve import by_depth
+from attnprobe.plots.depth import by_depth
 from attnprobe.plots.style import SITES, colour_bar, colours, quantity
 from attnprobe.plots.tiles import Tiles
 from attnprobe.reports.drawing import GREY, Drawing, as_photograph, as_svg, canvas
 from attnprobe.reports.head_figures import AXES, LEGEND, atlases, head_grids, heat_maps
 from attnprobe.reports.history import history_drawings
-from attnprobe.reports.needed import removal_drawings, told
 from attnprobe.reports.numbers import neighbour_mean, number, settings_text
-from attnprobe.reports.shown import Shown, settings_of, short_names, shown
+from attnprobe.reports.removal import removal_drawings, removal_sentences
+from attnprobe.reports.series import Series, series_of, settings_of, short_names
 
 WIDTH = 4.8
-"""Inches of every figure: two beside one another on a desk, one on a phone with letters still legible."""
+"""Width of every figure in inches: two fit side by side on a desk, one on a phone with legible letters."""
 
 MOST_PICTURES = 4
 
 DRAWN = ("layer_similarity", "layer_similarity_centred", "similar_blocks", "head_divergence", "head_similarity",
          "head_types", "token_similarity")  # fmt: skip
-"""What has figures of its own, as everything of single heads has."""
+"""Metrics that have figures of their own, as those of single heads have."""
 
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """Figures that answer one question, how to read them, and what there is to say beside them."""
+    """Figures that answer one question, how to read them, and sentences that accompany them."""
 
     title: str
     reading: str
@@ -51,12 +50,13 @@ class Section:
 
 
 def sections(runs: Sequence[Examined]) -> list[Section]:
-    """All figures of a report; what was not measured is left out."""
-    tried = [(name, e.evidence) for name, e in zip(short_names(runs), runs, strict=True) if e.evidence is not None]
+    """Sections of a report; those without a measurement are left out."""
+    names = short_names(runs)
+    with_evidence = [(name, e.evidence) for name, e in zip(names, runs, strict=True) if e.evidence is not None]
     made = [
         Section(
             "Which blocks repeat one another?",
-            "Each square compares two blocks. Where it has the colour of the diagonal, they look at the same places. "
+            "Each square compares two blocks. Where it has the colour of the diagonal, they attend to the same places. "
             "Raw cosines are near 1 for any maps that are near uniform; centred ones are not.",
             tuple(_matrices(runs)),
         ),
@@ -79,7 +79,7 @@ def sections(runs: Sequence[Examined]) -> list[Section]:
         Section(
             "What does each head do, and what becomes of the tokens?",
             "One square per head, from the first block at the left to the last at the right. Token similarity is the "
-            "mean cosine between the tokens a block puts out; near 1, all of them say the same.",
+            "mean cosine between the tokens a block outputs; near 1, all of them say the same.",
             (*heat_maps(runs, WIDTH), *_token_curve(runs)),
         ),
         Section(
@@ -88,26 +88,26 @@ def sections(runs: Sequence[Examined]) -> list[Section]:
             tuple(_others(runs)),
         ),
         Section(
-            "Where does it look?",
+            "What does each block attend to?",
             "Attention of the class token, or of the mean query where there is none, over the image: one tile per "
             "block, mean over heads; every run shows an image on the same colour scale.",
             tuple(_pictures(runs)),
         ),
         Section(
             "Are they needed?",
-            "What is called similar or redundant is taken away, the cheapest first, and the accuracy measured: the "
-            "block is left out, the head puts out 0. Bands are 95 % intervals; grey is the whole model. Chosen on the "
-            "images that it is measured on, so a little too good.",
-            tuple(drawing for name, e in tried for drawing in removal_drawings(name, e, WIDTH)),
-            tuple(sentence for name, e in tried for sentence in told(name, e)),
+            "What is called similar or redundant is removed, the cheapest first, and the accuracy measured: the block "
+            "is left out, the output of the head is 0. Bands are 95 % intervals; grey is the whole model. Some of the "
+            "images chose the order, and the others are measured.",
+            tuple(drawing for name, e in with_evidence for drawing in removal_drawings(name, e, WIDTH)),
+            tuple(sentence for name, e in with_evidence for sentence in removal_sentences(name, e)),
         ),
         Section(
             "What happened while it trained?",
             "Measured on a few fixed images after some of the epochs. Each square compares all pairs of blocks after "
-            "one epoch. Networks start near uniform, and then every block repeats the one before; trouble is what "
+            "one epoch. Networks start near uniform, and then every block repeats the previous one; trouble is what "
             "begins later, or stays.",
             tuple(_histories(runs)),
-            tuple(_told(runs)),
+            tuple(_alarm_sentences(runs)),
         ),
     ]
     return [section for section in made if section.drawings or section.sentences]
@@ -115,7 +115,7 @@ def sections(runs: Sequence[Examined]) -> list[Section]:
 
 def _matrices(runs: Sequence[Examined]) -> Iterator[Drawing]:
     """Raw and centred similarity side by side, a figure per run and site, one scale for all of them."""
-    raw, centred = shown(runs, "layer_similarity"), shown(runs, "layer_similarity_centred")
+    raw, centred = series_of(runs, "layer_similarity"), series_of(runs, "layer_similarity_centred")
     places = dict.fromkeys((s.name, s.m.site) for s in (*raw, *centred))
     limits = shared_limits([s.m for s in (*raw, *centred)]) if places else (0, 1)
     for name, site in places:
@@ -140,33 +140,27 @@ def _matrices(runs: Sequence[Examined]) -> Iterator[Drawing]:
 
 
 def _curves(runs: Sequence[Examined]) -> Iterator[Drawing]:
-    """The ratio against depth, and the count against the threshold."""
-    every = shown(runs, "similar_blocks")
-    if not every:
-        return
+    """Curves of the ratio against depth, and of the count against the threshold."""
+    every = series_of(runs, "similar_blocks")
     height = 3.0 + 0.1 * len(every)  # for the legend
+    for draw, title, alt, text in (
+        (depth_curve, "Similarity ratio against depth", "Share of similar attention vectors in each block", _largest),
+        (threshold_curve, "Similar blocks against the threshold tau", "Number of similar blocks for every threshold",
+         _range_of_counts),
+    ) if every else ():  # fmt: skip
+        found = [f"{s.name}, {s.place}: {text(s.m)}" for s in every]
+        yield _curve(every, draw, height, title, f"{alt}. {'; '.join(found)}.")
+
+
+def _curve(every: Sequence[Series], draw: Callable[..., Axes], height: float, title: str, alt: str) -> Drawing:
+    """A line for each of the series, and their settings."""
     with canvas(WIDTH, height) as figure:
-        _draw_lines(figure.add_subplot(), every, depth_curve)
-        found = [f"{s.name}, {s.place}: {_largest(s.m)}" for s in every]
-        yield as_svg(
-            figure,
-            f"Share of similar attention vectors in each block. {'; '.join(found)}.",
-            "Similarity ratio against depth",
-            settings_of(every),
-        )
-    with canvas(WIDTH, height) as figure:
-        _draw_lines(figure.add_subplot(), every, threshold_curve)
-        found = [f"{s.name}, {s.place}: {_range_of_counts(s.m)}" for s in every]
-        yield as_svg(
-            figure,
-            f"Number of similar blocks for every threshold. {'; '.join(found)}.",
-            "Similar blocks against the threshold tau",
-            settings_of(every),
-        )
+        _draw_lines(figure.add_subplot(), every, draw)
+        return as_svg(figure, alt, title, settings_of(every))
 
 
 def _precisions(runs: Sequence[Examined]) -> Iterator[Drawing]:
-    """A figure per metric; at the matrix that multiplies V."""
+    """A figure per number whose precision is known, on effective attention."""
     names = short_names(runs)
     for key in dict.fromkeys(key for e in runs for key in e.precision):
         every = [
@@ -187,26 +181,22 @@ def _precisions(runs: Sequence[Examined]) -> Iterator[Drawing]:
 
 
 def interval_text(p: Precision) -> str:
-    """How wide the interval is at the fewest images, at those there are, and at the most."""
+    """The interval on the fewest images, on those at hand, and on the most."""
     places = dict.fromkeys((0, p.sizes.index(p.n_images), len(p.sizes) - 1))
     return ", ".join(f"{number(float(p.low[i]))} to {number(float(p.high[i]))} on {p.sizes[i]} images" for i in places)
 
 
 def _token_curve(runs: Sequence[Examined]) -> Iterator[Drawing]:
-    every = shown(runs, "token_similarity")
-    if not every:
-        return
-    with canvas(WIDTH, 3.2) as figure:
-        _draw_lines(figure.add_subplot(), every, depth_curve)
+    if every := series_of(runs, "token_similarity"):
         found = [f"{s.name}: {number(s.m.mean[0])} in block 1, {number(s.m.mean[-1])} in the last" for s in every]
         alt = f"Similarity of the tokens after each block. {'; '.join(found)}."
-        yield as_svg(figure, alt, "Token similarity against depth", settings_of(every))
+        yield _curve(every, depth_curve, 3.2, "Token similarity against depth", alt)
 
 
 def _others(runs: Sequence[Examined]) -> Iterator[Drawing]:
-    """A figure per run and site of every metric that has none above, by its axes."""
+    """A figure per run and site of every metric without figures of its own, by its axes."""
     metrics = dict.fromkeys(m.metric for e in runs for m in e.measurements.values())
-    for s in (s for metric in metrics for s in shown(runs, metric)):
+    for s in (s for metric in metrics for s in series_of(runs, metric)):
         if s.m.metric in DRAWN or s.m.axes in AXES:
             continue
         with canvas(WIDTH, 3.6) as figure:
@@ -217,7 +207,7 @@ def _others(runs: Sequence[Examined]) -> Iterator[Drawing]:
             yield as_svg(figure, f"{title}, {found}.", title, f"{settings_text(s.m)}.")
 
 
-def _draw_lines(ax: Axes, every: Sequence[Shown], draw: Callable[..., Axes]) -> None:
+def _draw_lines(ax: Axes, every: Sequence[Series], draw: Callable[..., Axes]) -> None:
     """A colour per run; where a run has two sites, the softmax is dashed."""
     runs = list(dict.fromkeys(s.name for s in every))
     for s in every:
@@ -228,7 +218,7 @@ def _draw_lines(ax: Axes, every: Sequence[Shown], draw: Callable[..., Axes]) -> 
 
 
 def _pictures(runs: Sequence[Examined]) -> Iterator[Drawing]:
-    """The same image of every run beside one another."""
+    """Attention over a few images, the runs of an image side by side."""
     chosen = [(name, picture) for name, e in zip(short_names(runs), runs, strict=True) for picture in e.pictures]
     ids = list(dict.fromkeys(picture.image_id for _, picture in chosen))[:MOST_PICTURES]
     for image_id in ids:
@@ -244,20 +234,20 @@ def _histories(runs: Sequence[Examined]) -> Iterator[Drawing]:
             yield from history_drawings(name, e.history, WIDTH)
 
 
-def _told(runs: Sequence[Examined]) -> Iterator[str]:
+def _alarm_sentences(runs: Sequence[Examined]) -> Iterator[str]:
     for e in runs:
         if e.history is not None:
             yield from (f"{e.name}, epoch {alarm.epoch}: {alarm.text}." for alarm in e.history.alarms)
             yield f"{e.name}: {e.history.overhead()}."
 
 
-def _picture(name: str, picture: Picture, limits: tuple[float, float]) -> Drawing:
+def _picture(name: str, picture: AttendedImage, limits: tuple[float, float]) -> Drawing:
     rows, cols = picture.pixels.shape[:2]
     width, height = Tiles(len(picture.attention) + 1, height=rows / cols).size
     attention = attention_of(picture)
-    told = f"Seen as {picture.prediction or 'unknown'}"
-    told += f" ({picture.probability:.0%})" if math.isfinite(picture.probability) else ""
-    told += f", is {picture.label}." if picture.label else "."
+    outcome = f"Seen as {picture.prediction or 'unknown'}"
+    outcome += f" ({picture.probability:.0%})" if math.isfinite(picture.probability) else ""
+    outcome += f", is {picture.label}." if picture.label else "."
     title = f"{name}, {SITES.get(picture.site, picture.site)}: attention over {picture.image_id}"
     peaks = attention.reshape(len(attention), -1).max(1)
     alt = (
@@ -266,7 +256,7 @@ def _picture(name: str, picture: Picture, limits: tuple[float, float]) -> Drawin
     )
     with canvas(WIDTH, 0.1 + (WIDTH - 1.2) * height / width, ink=GREY) as figure:
         attention_grid(picture, figure.add_subplot(), limits=limits, title="")
-        return as_photograph(figure, alt, title, told)
+        return as_photograph(figure, alt, title, outcome)
 
 
 def _largest(m: Measurement) -> str:

@@ -8,11 +8,10 @@ import numpy as np
 
 from attnprobe.core.examined import Examined
 from attnprobe.core.measurement import Measurement
-from attnprobe.core.wording import blocks_text
+from attnprobe.core.text import blocks_text
 from attnprobe.reports.kinds import EXTENT, Kind, kind_named
 from attnprobe.reports.levels import Levels
 from attnprobe.reports.numbers import ci_text, interval, number, with_interval
-from attnprobe.reports.sites import at_effective, at_softmax
 
 Found = Literal["yes", "no", "cannot say"]
 
@@ -22,7 +21,7 @@ NOT_COUNTED = "not counted"
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What is said of one kind.
+    """Judgement of one kind of collapse.
 
     Attributes:
         kind, words, quantity, bar, source: as in `Kind`; `below`: it is found below the bar, not above it.
@@ -57,7 +56,7 @@ class Finding:
 
     @property
     def share(self) -> float:
-        """Of the blocks."""
+        """Share of the blocks that are beyond the bar."""
         return len(self.blocks) / self.of if self.of else 0.0
 
     @property
@@ -68,30 +67,30 @@ class Finding:
 
     @property
     def phrase(self) -> str:
-        """For the headline, where it is found; "from block n" is the first of the blocks, not all after it."""
+        """Words for the headline, where it is found; "from block n" names the first of the blocks, not all after it."""
         counted = f"{len(self.blocks)} of {self.of} blocks{ci_text((self.surely, self.at_most))}"
         where = "from block" if len(self.blocks) > 1 else "in block"
-        told = f"{self.words} {where} {self.first_block}"
+        begin = f"{self.words} {where} {self.first_block}"
         more = [part for part in self.detail.split("; ") if part and NOT_COUNTED not in part]
         if self.kind == "repetition":
-            return f"{told}: {'; '.join(more)} ({counted} after the first, {self.quantity} {number(self.number)})"
-        return f"{told} ({', '.join([counted, f'{self.quantity} {number(self.number)}', *more])})"
+            return f"{begin}: {'; '.join(more)} ({counted} after the first, {self.quantity} {number(self.number)})"
+        return f"{begin} ({', '.join([counted, f'{self.quantity} {number(self.number)}', *more])})"
 
     @property
     def _beyond(self) -> bool:
-        """Whether the number is beyond the bar, as where every block is explained by another kind."""
+        """Whether the number is beyond the bar, also where every block is explained by another kind."""
         return self.number is not None and (self.number < self.bar if self.below else self.number > self.bar)
 
     @property
     def line(self) -> str:
-        """Everything in one line."""
+        """The whole finding in one line."""
         if self.found == "cannot say":
             return f"{self.words}: cannot say, {self.detail}"
         if self.found == "no" and not self.blocks and NOT_COUNTED in self.detail and self._beyond:
             return f"{self.words}: no other than is explained; {self.detail}"
         counted = with_interval(len(self.blocks), self.surely, self.at_most)
         bounds = interval(self.low, self.high)
-        told = [
+        facts = [
             f"{self.quantity} {number(self.number)}" + (f" ({bounds})" if bounds else "")
             + (f" in block {self.block}" if self.block else ""),
             f"untrained {number(self.untrained)}",
@@ -100,12 +99,7 @@ class Finding:
         ]  # fmt: skip
         where = f", {blocks_text(self.blocks)}" if self.blocks else ""
         more = f"; {self.detail}" if self.detail else ""
-        return f"{self.words}: {self.found}, {counted} of {self.of} blocks{where}; {', '.join(told)}{more}"
-
-
-def softmax_of(e: Examined, metric: str) -> Measurement | None:
-    """The metric on the softmax; on what multiplies V where only that was captured, or on tokens."""
-    return at_softmax(e, metric) or at_effective(e, metric)
+        return f"{self.words}: {self.found}, {counted} of {self.of} blocks{where}; {', '.join(facts)}{more}"
 
 
 def bar_of(e: Examined, kind: Kind) -> float:
@@ -119,7 +113,7 @@ def cannot_say(kind: Kind, bar: float, why: str) -> Finding:
 
 
 def missing(m: Measurement | None, name: str) -> str:
-    """Why there is nothing to judge by; "" if there is something."""
+    """Reason why there is nothing to judge by; "" if there is something."""
     if m is None:
         return f"{name} {NOT_MEASURED}"
     if m.n_images - m.n_excluded < 2:
@@ -128,7 +122,12 @@ def missing(m: Measurement | None, name: str) -> str:
 
 
 def judged(kind: Kind, bar: float, found: Levels, excused: Mapping[str, frozenset[int]], detail: str = "") -> Finding:
-    """One kind by its numbers; blocks that another kind explains, by the words for it, do not count."""
+    """The finding on one kind, from its numbers; blocks that another kind explains do not count.
+
+    Args:
+        excused: {words of the other kind: its blocks}.
+        detail: what to say first.
+    """
     finite = np.isfinite(found.mean)
     if not finite.any():
         return cannot_say(kind, bar, f"{kind.metric} is not finite in any block")
@@ -145,12 +144,12 @@ def judged(kind: Kind, bar: float, found: Levels, excused: Mapping[str, frozense
     outer, inner = (found.low, found.high) if kind.below else (found.high, found.low)
     mask = counted(found.mean)
     hidden = numbers[beyond(found.mean) & ~free].tolist()
-    told = [detail] if detail else []
+    details = [detail] if detail else []
     if hidden and not kind.to_the_end:
         words = " and ".join(dict.fromkeys(why[n] for n in hidden))
-        told.append(f"{blocks_text(hidden)} {NOT_COUNTED}: {words}")
+        details.append(f"{blocks_text(hidden)} {NOT_COUNTED}: {words}")
     if not finite.all():
-        told.append(f"{blocks_text(numbers[~finite].tolist())} without a finite value")
+        details.append(f"{blocks_text(numbers[~finite].tolist())} without a finite value")
     candidates = [mask, free & ~kind.to_the_end, np.arange(len(mask)) == len(mask) - 1, finite]
     pick = next(c & finite for c in candidates if (c & finite).any())
     at = int(np.argmax(np.where(pick, sign * found.mean, -np.inf)))
@@ -173,7 +172,7 @@ def judged(kind: Kind, bar: float, found: Levels, excused: Mapping[str, frozense
         surely=int((mask & (counted(inner) | ~np.isfinite(inner))).sum()),
         at_most=int((counted(outer) | mask).sum()),
         first_block=blocks[0] if blocks else None,
-        detail="; ".join(told),
+        detail="; ".join(details),
     )
 
 

@@ -1,4 +1,4 @@
-"""The findings of a model: every kind of collapse judged, in an order in which what one explains is not named twice."""
+"""Findings of a model: every kind of collapse judged, in an order in which nothing is reported twice."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -7,7 +7,7 @@ import numpy as np
 
 from attnprobe.core.examined import Examined
 from attnprobe.core.measurement import Measurement
-from attnprobe.reports.finding import Finding, bar_of, cannot_say, judged, missing, softmax_of
+from attnprobe.reports.finding import Finding, bar_of, cannot_say, judged, missing
 from attnprobe.reports.kinds import KINDS, Kind
 from attnprobe.reports.levels import Levels, block_numbers, diagonal, levels
 from attnprobe.reports.repetition import repetition
@@ -53,7 +53,7 @@ NUMBERS: dict[str, Callable[[Measurement], Levels]] = {
     "head_redundancy": _needless_heads,
     "massive_activations": levels,
 }
-"""By the name of the kind; repetition needs several measurements."""
+"""Numbers of each kind, by its name; repetition needs several measurements."""
 
 EXCUSED = {
     "near_uniform": (),
@@ -68,28 +68,28 @@ and queries that all look at one token have no entropy. Named once."""
 
 
 def findings(e: Examined) -> tuple[Finding, ...]:
-    """What is said of each kind, in the order of `KINDS`."""
+    """The finding on each kind, in the order of `KINDS`."""
     found: dict[str, Finding] = {}
     for kind in sorted(KINDS, key=lambda kind: [*EXCUSED, kind.name].index(kind.name)):
         if kind.name != "repetition":
             found[kind.name] = _finding(e, kind, found)
     found["repetition"], repeating = repetition(e, found)
-    if repeating:  # told where it is explained, and not counted as repetition
+    if repeating:  # reported where it is explained, and not counted as repetition
         near = found["near_uniform"]
-        words = f"so {len(repeating)} of them overlap{'s' if len(repeating) == 1 else ''} with the block before"
+        words = f"so {len(repeating)} of them overlap{'s' if len(repeating) == 1 else ''} with the previous block"
         found["near_uniform"] = replace(near, detail="; ".join(filter(None, (near.detail, words))))
     return tuple(found[kind.name] for kind in KINDS)
 
 
 def _finding(e: Examined, kind: Kind, found: Mapping[str, Finding]) -> Finding:
-    m = softmax_of(e, kind.metric)
+    m = e.measurements.prefer(kind.metric, "weights", "effective")
     why = missing(m, kind.metric)
     if m is None or why:
         return cannot_say(kind, bar_of(e, kind), why)
     if kind.name == "near_uniform" and "uniform" not in m.baselines:
-        return cannot_say(kind, bar_of(e, kind), "uniform attention was not measured beside it")
+        return cannot_say(kind, bar_of(e, kind), "the uniform baseline was not measured")
     numbers = NUMBERS[kind.name](m)
-    prefix = softmax_of(e, "prefix_mass")
+    prefix = e.measurements.prefer("prefix_mass", "weights", "effective")
     if kind.name == "sink_collapse" and prefix is not None:
         numbers = numbers.or_larger(_prefix(prefix))
     changed = kind.of_maps and m.site == "weights" and not m.is_effective

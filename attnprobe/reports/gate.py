@@ -1,4 +1,4 @@
-"""Does a run pass? Conditions such as `similar_blocks>3` that a build must not meet, read without running anything.
+"""Conditions such as `similar_blocks>3` that fail a build; parsed, never evaluated as code.
 
     metric[.key][@site] OP number        OP: one of > >= < <= == !=
 
@@ -7,7 +7,7 @@ interval (`similar_blocks.count.low>3`: surely more than 3), or `mean`, `min`, `
 `accuracy` and `parameters` of the model can be named as well, and the kinds of collapse that a verdict knows:
 `near_uniform>0` is about the number of blocks that are (`near_uniform.blocks.low`: surely), `oversmoothing.found==1`
 about whether it was found, `.from` about the first of the blocks and `.number` about what is compared with the bar.
-What cannot be known does not pass: it is an error.
+A number that is not known is an error, not a pass.
 """
 
 import math
@@ -15,12 +15,14 @@ import operator
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 
 from attnprobe.core.errors import GateFailed, InputError, did_you_mean
 from attnprobe.core.examined import Examined
-from attnprobe.core.measurement import Measurement
+from attnprobe.core.measurement import Key, Measurement
+from attnprobe.core.tap import Site
 from attnprobe.reports.finding import Finding
 from attnprobe.reports.findings import findings
 from attnprobe.reports.kinds import NAMES, kind_named
@@ -35,7 +37,7 @@ COMPARISONS: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
 }
 FACTS = ("accuracy", "parameters")
-"""What can be asked of the model itself."""
+"""Facts about the model that a condition may name."""
 
 OF_KINDS: dict[str, Callable[[Finding], float | None]] = {
     "blocks": lambda f: len(f.blocks),
@@ -46,10 +48,10 @@ OF_KINDS: dict[str, Callable[[Finding], float | None]] = {
     "number": lambda f: f.number,
     "untrained": lambda f: f.untrained,
 }
-"""What can be asked of a kind of collapse; "blocks" where nothing is."""
+"""Keys of a kind of collapse; "blocks" if none is given."""
 
 USUAL_KEY = {"similar_blocks": "count", "head_divergence": "redundant", "head_similarity": "redundant"}
-"""The number that is meant where a metric is named alone."""
+"""Key of a metric that is named alone."""
 
 OVER_CELLS: dict[str, Callable[[np.ndarray], np.floating]] = {"mean": np.mean, "min": np.min, "max": np.max}
 
@@ -61,12 +63,12 @@ _CONDITION = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """One condition, as it was typed and as it was understood; `key` and `site` are "" where none was given."""
+    """One condition, as typed and as parsed; `key` and `site` are "" where none was given."""
 
     text: str
     metric: str
     key: str
-    site: str
+    site: Site | Literal[""]
     comparison: str
     bound: float
 
@@ -80,7 +82,7 @@ class Condition:
         found = _CONDITION.fullmatch(text)
         if found is None:
             raise InputError(f"--fail-on {text!r} is not METRIC[.KEY][@SITE] OP NUMBER, as in 'similar_blocks>3'.")
-        parts = {name: value or "" for name, value in found.groupdict().items()}
+        parts: dict[str, Any] = {name: value or "" for name, value in found.groupdict().items()}
         if parts["site"] not in ("", "weights", "effective"):
             raise InputError(f"--fail-on {text!r}: a site is weights or effective, not {parts['site']!r}.")
         if parts["metric"] in FACTS and (parts["key"] or parts["site"]):
@@ -101,7 +103,7 @@ class Condition:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a condition on one run: the number it asks for, None for "there is none", and whether it holds."""
+    """Result of a condition on one run: the number it names, None if there is none, and whether it holds."""
 
     run: str
     condition: Condition
@@ -114,7 +116,8 @@ class Outcome:
 
 
 def check(runs: Sequence[Examined], conditions: Sequence[Condition]) -> list[Outcome]:
-    """Every condition on every run; in a model of several stages the first stage that meets it, else the last.
+    """Outcomes of every condition on every run; in a model of several stages the first stage that meets it, else the
+    last.
 
     Raises:
         InputError: a metric was not measured, has no such key, or its number is not known.
@@ -125,8 +128,8 @@ def check(runs: Sequence[Examined], conditions: Sequence[Condition]) -> list[Out
 def insist(outcomes: Sequence[Outcome]) -> None:
     """Raises GateFailed if a condition holds anywhere."""
     if held := [outcome for outcome in outcomes if outcome.holds]:
-        told = "; ".join(f"{o.run}: {o.condition.text} (is {number(o.value)})" for o in held)
-        raise GateFailed(f"{len(held)} of {len(outcomes)} conditions of --fail-on met: {told}")
+        listed = "; ".join(f"{o.run}: {o.condition.text} (is {number(o.value)})" for o in held)
+        raise GateFailed(f"{len(held)} of {len(outcomes)} conditions of --fail-on met: {listed}")
 
 
 def _outcome(e: Examined, condition: Condition) -> Outcome:
@@ -148,44 +151,42 @@ def _outcome(e: Examined, condition: Condition) -> Outcome:
 def _of_kind(e: Examined, condition: Condition) -> float | None:
     finding = next(f for f in findings(e) if f.kind == condition.metric)
     if finding.found == "cannot say":
-        raise InputError(f"--fail-on {condition.text!r}: there is no telling of {e.name}: {finding.detail}.")
+        raise InputError(f"--fail-on {condition.text!r}: it is not known for {e.name}: {finding.detail}.")
     value = OF_KINDS[condition.key or "blocks"](finding)
     return None if value is None else float(value)
 
 
 def _measurements(e: Examined, condition: Condition) -> list[Measurement]:
-    """The metric in each stage, at the site: without one, at what multiplies V if it was measured there."""
-    named = {key: m for key, m in e.measurements.items() if m.metric == condition.metric}
-    if not named:
+    """The metric in each stage, at the site: without one, on effective attention if it was measured there."""
+    if not e.measurements.select(condition.metric):
         known = {m.metric for m in e.measurements.values()} | {*FACTS, *NAMES}
         raise InputError(
             f"--fail-on {condition.text!r}: {condition.metric!r} was not measured on {e.name}."
             f"{did_you_mean(condition.metric, known)}"
         )
-    if condition.site == "effective":
-        chosen = [m for m in named.values() if m.is_effective]
-    elif condition.site == "weights":
-        chosen = [m for m in named.values() if m.site == "weights"]
+    if condition.site:
+        chosen = e.measurements.select(condition.metric, site=condition.site)
     else:
-        chosen = [m for key, m in named.items() if "@" not in key]
+        keys = map(Key.parse, e.measurements)
+        chosen = [e.measurements[str(key)] for key in keys if key.metric == condition.metric and not key.site]
     if not chosen:
         raise InputError(f"--fail-on {condition.text!r}: not measured on {e.name} at site {condition.site!r}.")
     return chosen
 
 
 def _number(e: Examined, m: Measurement, condition: Condition) -> float | None:
-    """The number asked for; None where the summary says that there is none, such as no first collapsed block."""
+    """The number that a condition names; None where the summary has none, such as no first collapsed block."""
     key, _, bound = (condition.key or USUAL_KEY.get(m.metric, "")).partition(".")
     where = f"--fail-on {condition.text!r}: {m.metric} of {e.name}"
     if None in m.summary.get("ratio", ()):
-        raise InputError(f"{where} has blocks without a finite value, so there is no telling.")
+        raise InputError(f"{where} has blocks without a finite value, so it is not known.")
     if m.metric == "similar_blocks" and m.summary["of"] < 2:
-        raise InputError(f"{where} is of one block, which has no other to be compared with; there is no telling.")
+        raise InputError(f"{where} is of one block, which has no other to be compared with; it is not known.")
     if key in OVER_CELLS and not bound and key not in m.summary:
         values = m.mean[telling_cells(m)]
         values = values[np.isfinite(values)]
         if not values.size:
-            raise InputError(f"{where} has no finite value, so there is no telling.")
+            raise InputError(f"{where} has no finite value, so it is not known.")
         return float(OVER_CELLS[key](values))
     if bound:
         interval = m.summary.get(f"{key}_ci") or ()

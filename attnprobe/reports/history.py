@@ -1,4 +1,4 @@
-"""What does a report show of a run that was probed while it trained?"""
+"""Figures of a run that was probed while it trained."""
 
 from collections.abc import Iterator
 
@@ -6,7 +6,7 @@ import numpy as np
 
 from attnprobe.core.history import History
 from attnprobe.plots import filmstrip, onset
-from attnprobe.plots.filmstrip import frame_tiles, frames
+from attnprobe.plots.history import frame_tiles, frames
 from attnprobe.plots.style import colour_bar, colours
 from attnprobe.reports.drawing import Drawing, as_svg, canvas
 from attnprobe.reports.numbers import number
@@ -15,11 +15,11 @@ MOST_FRAMES = 10
 
 
 def history_drawings(name: str, history: History, width: float) -> Iterator[Drawing]:
-    """The filmstrip of one run, then when which block became similar or lost its entropy."""
+    """Filmstrip of one run, then similarity and entropy over epoch and block."""
     if "layer_similarity" in history.matrices:
         yield _filmstrip(name, history, width)
     for metric, question in (
-        ("similar_blocks", "which blocks repeat the block before, and since when"),
+        ("similar_blocks", "which blocks repeat the previous block, and since when"),
         ("row_entropy", "entropy of attention rows by block and epoch"),
     ):
         if metric in history.blocks:

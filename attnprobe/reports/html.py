@@ -3,26 +3,28 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from attnprobe.core.examined import Examined
-from attnprobe.core.visible import visible
-from attnprobe.core.wording import one_run_each
-from attnprobe.reports.explore import explorer_of, why_none
+from attnprobe.core.text import one_run_each, visible
+from attnprobe.reports.drawing import as_uri
 from attnprobe.reports.figures import sections
 from attnprobe.reports.json_report import plain
-from attnprobe.reports.needed import tries
 from attnprobe.reports.numbers import settings_text
-from attnprobe.reports.sites import untrained
+from attnprobe.reports.removal import removal_rows
 from attnprobe.reports.tables import summary_metrics, summary_table
 from attnprobe.reports.verdict import verdict
 from attnprobe.view import page
+from attnprobe.view.described import Viewed, explorable, left_out
+from attnprobe.view.embedded import Embedded, embed
+from attnprobe.view.photo import as_file
 
 PAGE_BYTES = 5_000_000
-"""Of the whole page; what a mail takes, and a phone opens at once. The explorer gets what the rest leaves."""
+"""Size of the whole page: a mail takes it, and a phone opens it at once. The explorer gets what the rest leaves."""
 OF_EXPLORER = 60_000
-"""Of its script, style and words."""
+"""Size of the explorer's script, style and words."""
 
 
 def to_html(runs: Sequence[Examined]) -> str:
@@ -35,7 +37,7 @@ def to_html(runs: Sequence[Examined]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    shown = [run for e in runs for run in (e, untrained(e)) if run is not None]
+    shown = [run for e in runs for run in (e, e.untrained) if run is not None]
     explained = {m.metric: m.explanation for e in runs for m in e.measurements.values() if m.explanation}
     anchors = {metric: f"explanation-{number}" for number, metric in enumerate(explained, 1)}
     parts = {
@@ -46,7 +48,7 @@ def to_html(runs: Sequence[Examined]) -> str:
         "summary": summary_table(shown),
         "scope": one_run_each(len(runs)) if len(runs) > 1 else "",
         "sections": sections(runs),
-        "evidence": [(e.name, tries(e.evidence)) for e in runs if e.evidence is not None and e.evidence.single],
+        "evidence": [(e.name, removal_rows(e.evidence)) for e in runs if e.evidence is not None and e.evidence.single],
         "metrics": [(e.name, m, settings_text(m)) for e in runs for m in e.measurements.values()],
         "provenance": _provenance(runs),
         "certificates": [(e, proof_of(e.certificate)) for e in runs],
@@ -65,7 +67,7 @@ def to_html(runs: Sequence[Examined]) -> str:
 
 
 def _provenance(runs: Sequence[Examined]) -> list[tuple[str, list[str]]]:
-    """(fact, its value for each run), in the order in which runs tell them."""
+    """(fact, its value for each run), in the order in which runs have them."""
     facts = dict.fromkeys(name for e in runs for name in e.info)
     rows = [(name, [_text(plain(e.info.get(name))) for e in runs]) for name in facts]
     rows.append(("blocks", [str(len(e.layers)) for e in runs]))
@@ -88,7 +90,7 @@ def _tokens(e: Examined) -> str:
 
 
 def proof_of(certificate: Mapping[str, Any]) -> str:
-    """In a sentence, what was checked at capture."""
+    """Sentence on what was checked at capture."""
     layers = certificate.get("layers") or []
     if not layers:
         return "no certificate: it was not proved that the maps are what the model computed."
@@ -102,3 +104,30 @@ def proof_of(certificate: Mapping[str, Any]) -> str:
         f"with an explicit instead of a fused softmax it moves by {certificate.get('fused_difference', 0):.1e}",
     ]
     return f"Checked on {certificate.get('n_images', '?')} images: {'; '.join(p for p in proofs if p)}."
+
+
+MOST_IMAGES = 6
+
+
+def explorer_of(runs: Sequence[Examined], budget: int) -> Embedded | None:
+    """Maps of the report's images, in at most `budget` bytes; images that several runs share come first."""
+    viewed = [Viewed(e.name, e.maps, e.class_names) for e in runs if e.maps is not None]
+    pictures = {picture.image_id: picture.pixels for e in runs for picture in e.pictures}
+    ids = list(pictures) or [image_id for run in viewed[:1] for image_id in _spread(run.maps.image_ids)]
+    ids.sort(key=lambda image_id: -sum(image_id in run.places for run in viewed))
+    files = {i: as_file(pixels) for i, pixels in pictures.items()}
+    uris = {i: str(as_uri(kind, data)) for i, (data, kind) in files.items()}
+    return embed(viewed, ids[:MOST_IMAGES], uris, budget)
+
+
+def why_none(runs: Sequence[Examined]) -> list[str]:
+    """Sentences on why a page whose runs have maps has no explorer."""
+    viewed = [Viewed(e.name, e.maps, e.class_names) for e in runs if e.maps is not None]
+    if not any(explorable(run.maps) for run in viewed):
+        return left_out(viewed)
+    return ["No image's maps fit into this page; attnprobe view maps.h5 shows them all."]
+
+
+def _spread(ids: Sequence[str]) -> list[str]:
+    """A few, evenly spread."""
+    return [ids[int(i)] for i in np.linspace(0, len(ids) - 1, min(MOST_IMAGES, len(ids)))]

@@ -1,4 +1,4 @@
-"""Everything the report knows, for programs: strict JSON, NaN and infinities as null, names as they are."""
+"""The whole report for programs: strict JSON, NaN and infinities as null, names as they are."""
 
 import json
 import math
@@ -12,7 +12,8 @@ import numpy as np
 from attnprobe.core.evidence import Evidence
 from attnprobe.core.examined import Examined
 from attnprobe.core.measurement import Measurement
-from attnprobe.core.wording import one_run_each
+from attnprobe.core.text import one_run_each
+from attnprobe.reports.removal import advice
 from attnprobe.reports.verdict import verdict
 
 SCHEMA_VERSION = 2
@@ -21,7 +22,7 @@ has "findings"."""
 
 
 SCHEMA = Path(__file__).parent / "templates" / "report.schema.json"
-"""What every report follows, as JSON Schema; `attnprobe schema` prints it."""
+"""JSON Schema of every report; `attnprobe schema` prints it."""
 
 
 def to_json(runs: Sequence[Examined]) -> str:
@@ -55,7 +56,7 @@ def _run(e: Examined) -> dict[str, Any]:
 
 
 def measurement_document(m: Measurement) -> dict[str, Any]:
-    """Its numbers and everything that changes them."""
+    """A measurement as a dictionary: its numbers and everything that changes them."""
     about = ("metric", "site", "stage", "is_effective", "axes", "coords", "unit", "value_range", "settings", "summary")
     values = ("n_images", "n_grouped", "copies", "n_excluded", "mean", "std", "ci")
     return {
@@ -67,7 +68,7 @@ def measurement_document(m: Measurement) -> dict[str, Any]:
 
 
 def evidence_document(evidence: Evidence) -> dict[str, Any]:
-    """What was taken away, what that cost, and the advice."""
+    """Evidence as a dictionary: what was removed, what that cost, and the advice."""
     advised = evidence.advised
     cost = (
         None if advised is None else {"blocks": advised.blocks, "heads": advised.heads, **_cost(evidence.row(advised))}
@@ -80,7 +81,7 @@ def evidence_document(evidence: Evidence) -> dict[str, Any]:
         "n_choosing": evidence.n_choosing,
         "tolerance": evidence.tolerance,
         "advised": cost,
-        "advice": evidence.advice(),
+        "advice": advice(evidence),
         "tries": evidence.rows(),
     }
 
@@ -90,7 +91,7 @@ def _cost(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """The same in JSON's own types; numbers that are not finite become None, unknown objects their text."""
+    """A value in JSON's own types; numbers that are not finite become None, unknown objects their text."""
     if isinstance(value, np.ndarray):
         return plain(value.tolist())
     if isinstance(value, np.generic):

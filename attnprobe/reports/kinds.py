@@ -1,7 +1,7 @@
 """Kinds of collapse that a verdict knows: by which number each is judged, from where on, and who says so.
 
 Every bar is `Kind.bar` and can be set for one report (`Examined.bars`, `--bar KIND=NUMBER`). The untrained network is
-shown beside the number and is no bar: a trained model as near uniform as an untrained one is near uniform.
+shown as a reference and is no bar: a trained model as near uniform as an untrained one is near uniform.
 """
 
 from collections.abc import Mapping
@@ -40,7 +40,7 @@ class Kind:
 
     @property
     def explanation(self) -> str:
-        """What the kind is judged by, in lines."""
+        """Definition of the kind: number, bar and source, in lines."""
         side = "below" if self.below else "above"
         return (
             f"{self.words[0].upper()}{self.words[1:]}, a kind of collapse that the verdict knows.\n\n"
@@ -71,7 +71,8 @@ KINDS = (
     Kind(
         "repetition", "repetition", "overlap", "map_overlap", 0.85,
         "arXiv:2103.11886; the measure is ours", "ours: copies drawn with noise overlap 0.9 to 1, unrelated peaked "
-        "maps 0.2 to 0.5; in 7 of 8 small models blocks above it do less harm with the map before than the others",
+        "maps 0.2 to 0.5; in 7 of 8 small models blocks above it do less harm with the previous block's map than "
+        "the others",
     ),
     Kind(
         "near_uniform", "near-uniform attention", "exp(entropy) over tokens",
@@ -119,11 +120,11 @@ and O0 that with another image, (O - O0) / (1 - O0), and O0 is not above the bar
 the same in all images. Half-way; ours."""
 
 CLOSER = 0.5
-"""A block repeats another than the one before, or that one with heads matched, only if more than this share of its
+"""A block repeats another than the previous one, or that one with heads matched, only if more than this share of its
 distance, 1 - overlap, goes away; ours."""
 
 SINK, LOCAL = 0.5, 0.5
-"""Of maps that are the same in all images: a sink if one token has more than this of the attention, a local window if
+"""Maps that are the same in all images are a sink if one token has more than this of the attention, a local window if
 the attention distance is below this share of that of uniform attention, as in `head_types`; else by position."""
 
 

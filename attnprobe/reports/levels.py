@@ -1,4 +1,4 @@
-"""One number per block, with its interval and that of the untrained network: what a kind of collapse is judged by."""
+"""One number per block with its interval, by which a kind of collapse is judged, and that of the untrained network."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,13 +27,13 @@ class Levels:
     n_images: int
 
     def then(self, function: Callable[[np.ndarray], np.ndarray]) -> "Levels":
-        """Of a monotone function of the numbers; bounds change places where it falls."""
+        """Levels of a monotone function of the numbers; bounds change places where it falls."""
         low, high = function(self.low), function(self.high)
         low, high = np.minimum(low, high), np.maximum(low, high)
         return Levels(function(self.mean), low, high, function(self.untrained), self.numbers, self.n_images)
 
     def or_larger(self, other: "Levels") -> "Levels":
-        """Block by block whichever is larger."""
+        """The larger of two levels, block by block."""
         use = other.mean > self.mean
         mean, low, high = (np.where(use, b, a) for a, b in zip(self.bounds, other.bounds, strict=True))
         fresh = np.fmax(self.untrained, other.untrained)
@@ -46,7 +46,7 @@ class Levels:
 
 
 def levels(m: Measurement) -> Levels:
-    """The mean of a measurement over everything but its first axis, the layer."""
+    """Levels of the mean over everything but the first axis, the layer."""
     cells = np.ones(m.mean.shape[1:], bool)
     fresh = m.baselines.get("untrained")
     untrained = np.full(len(m.mean), np.nan) if fresh is None else fresh.mean[..., cells].mean(-1)
@@ -54,12 +54,12 @@ def levels(m: Measurement) -> Levels:
 
 
 def block_numbers(m: Measurement) -> tuple[int, ...]:
-    """Of the first axis, the layer, from 1."""
+    """Numbers of the blocks along the first axis, from 1."""
     return tuple(m.coords.get("layer", range(1, len(m.mean) + 1)))
 
 
 def diagonal(m: Measurement) -> Levels:
-    """The diagonal of [layer, layer]."""
+    """Levels of the diagonal of [layer, layer]."""
     fresh = m.baselines.get("untrained")
     untrained = np.full(len(m.mean), np.nan) if fresh is None else fresh.mean.diagonal()
     low, high = m.ci.diagonal(axis1=1, axis2=2)

@@ -1,4 +1,4 @@
-"""How is a number written, and the mean of many with its interval?"""
+"""Numbers, intervals, means and settings as text."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -9,11 +9,11 @@ from attnprobe.core.measurement import Measurement
 from attnprobe.stats.interval import mean_of
 
 NONE = "–"
-"""Stands for: not measured, or not a number."""
+"""Written where nothing was measured, or it is not a number."""
 
 
 def number(x: float | None) -> str:
-    """Counts as they are; anything else with three digits, the third decimal at most where it is not tiny."""
+    """A number as text: counts as they are, others with three digits and at most three decimals unless tiny."""
     if x is None or not math.isfinite(x):
         return NONE
     if isinstance(x, int):
@@ -44,24 +44,25 @@ def ci_text(bounds: Sequence[float | None]) -> str:
 
 
 def mean_of_cells(m: Measurement, where: np.ndarray | None = None) -> str:
-    """The mean over the cells (all, or those `where` picks) that are finite, with its interval."""
+    """Mean over the finite cells (all, or those of `where`) with its interval, as text."""
     cells = np.isfinite(m.mean) & (True if where is None else where)
     return with_interval(*map(float, mean_of(m, cells))) if cells.any() else NONE
 
 
 def neighbours(m: Measurement) -> np.ndarray:
-    """Which cells of [layer, layer] compare a block with the one before it; none where that one was not kept."""
+    """[layer, layer], bool: cells that compare a block with the previous one; none where that one was not kept."""
     number = np.asarray(m.coords.get("layer", range(len(m.mean))))
     return number[None, :] == number[:, None] + 1
 
 
 def is_counted(m: Measurement) -> bool:
-    """Whether the number of similar blocks `m` is one: there are blocks to compare, and a value of each."""
+    """Whether `m` has a count of similar blocks: there are blocks to compare, and a value of each."""
     return m.summary["of"] > 1 and None not in m.summary["ratio"]
 
 
 def telling_cells(m: Measurement) -> np.ndarray:
-    """Which cells a mean should be over: neighbouring blocks of [layer, layer], different heads of [.., head, head]."""
+    """[*axes], bool: cells to average over: neighbouring blocks of [layer, layer], different heads of [.., head,
+    head]."""
     if m.axes == ("layer", "layer"):
         return neighbours(m)
     if m.axes[-2:] == ("head", "head"):
@@ -70,22 +71,21 @@ def telling_cells(m: Measurement) -> np.ndarray:
 
 
 def neighbour_mean(m: Measurement) -> float:
-    """The mean over those cells; NaN for a single block."""
+    """Mean over neighbouring blocks; NaN for a single block."""
     values = m.mean[neighbours(m)]
     values = values[np.isfinite(values)]
     return float(values.mean()) if len(values) else math.nan
 
 
 def neighbour_means(m: Measurement) -> Callable[[np.ndarray], np.ndarray]:
-    """[resample, layer, layer] -> the same of each resample, [resample]."""
+    """Function [resample, layer, layer] -> mean over neighbouring blocks of each resample."""
     cells = neighbours(m)
     return lambda means: np.nanmean(means[:, cells], axis=1)
 
 
 def settings_text(m: Measurement) -> str:
-    """Everything that changes the numbers, in one line: what must stand beside any of them."""
-    chosen = {k: v for k, v in m.settings.items() if k not in ("interval", "bootstrap", "bootstrap_seed")}
-    parts = [f"{name}={value}" for name, value in chosen.items()]
+    """Everything that changes the numbers, in one line; it accompanies every one of them."""
+    parts = [f"{name}={value}" for name, value in m.metric_settings.items()]
     how = f"{m.settings['bootstrap']} resamples of the images"
     if m.settings.get("interval") != "bootstrap":
         how = "normal approximation" if m.settings.get("interval") == "normal" else ""

@@ -1,4 +1,4 @@
-"""Which blocks repeat another one, and why: near uniform, the same in all images, or copying content?"""
+"""Blocks that repeat another one, and how: near uniform, the same in all images, or copying content."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -7,12 +7,11 @@ import numpy as np
 
 from attnprobe.core.examined import Examined
 from attnprobe.core.measurement import Measurement
-from attnprobe.core.wording import blocks_text
-from attnprobe.reports.finding import Finding, bar_of, cannot_say, judged, missing, softmax_of
+from attnprobe.core.text import blocks_text
+from attnprobe.reports.finding import Finding, bar_of, cannot_say, judged, missing
 from attnprobe.reports.kinds import CLOSER, CONTENT, LOCAL, SINK, kind_named
 from attnprobe.reports.levels import Levels, block_numbers, levels
 from attnprobe.reports.numbers import number
-from attnprobe.reports.sites import at_effective, at_softmax
 
 KIND = kind_named("repetition")
 
@@ -35,17 +34,17 @@ class Repeated:
 
 
 def repetition(e: Examined, found: Mapping[str, Finding]) -> tuple[Finding, frozenset[int]]:
-    """By the overlap with the block before; else, with heads matched; else, with any earlier block.
+    """The finding on repetition: by the overlap with the previous block, else with heads matched, else with an earlier
+    one.
 
     A block that repeats is near uniform if it is called so. With O0 the overlap with the other block of another image,
     it is the same in all images if O0 is above the bar, too, or O is not much larger (`CONTENT`); else it copies
-    content. Near-uniform blocks
-    overlap whatever they attend to, so they are told and not counted.
+    content. Near-uniform blocks overlap whatever they attend to, so they are reported and not counted.
 
     Returns:
-        What is said, and the blocks that repeat another because they are near uniform.
+        The finding, and the blocks that repeat another because they are near uniform.
     """
-    bar, m = bar_of(e, KIND), at_effective(e, "map_overlap") or at_softmax(e, "map_overlap")
+    bar, m = bar_of(e, KIND), e.measurements.prefer("map_overlap", "effective", "weights")
     why = missing(m, "map_overlap")
     if m is None or why:
         return cannot_say(KIND, bar, why), frozenset()
@@ -54,17 +53,16 @@ def repetition(e: Examined, found: Mapping[str, Finding]) -> tuple[Finding, froz
     repeated = [replace(r, **_kind_of(e, found, m, r)) for r in _repeated(e, m, bar)]
     numbers = block_numbers(m)
     uniform = frozenset(numbers[r.block] for r in repeated if r.kind == UNIFORM)
-    shown = _levels(e, m, repeated)
-    result = judged(KIND, bar, shown, {UNIFORM: uniform})
+    result = judged(KIND, bar, _levels(e, m, repeated), {UNIFORM: uniform})
     real = [r for r in repeated if r.kind != UNIFORM]
     detail = _detail(e, m, real, bar)
     return replace(result, detail="; ".join(filter(None, (detail, result.detail)))), uniform
 
 
 def _repeated(e: Examined, m: Measurement, bar: float) -> list[Repeated]:
-    """Blocks that repeat the one before; or that do with their heads in another order, or repeat an earlier block, if
-    that takes away more than half of the distance: of broad maps some other one is always a little nearer."""
-    matched = softmax_of(e, "map_overlap_matched")
+    """Blocks that repeat the previous one; or with their heads in another order, or an earlier block, if that removes
+    more than half of the distance: of broad maps some other one is always a little nearer."""
+    matched = e.measurements.prefer("map_overlap_matched", "weights", "effective")
     found = []
     for block in range(1, len(m.mean)):
         before = m.mean[block, :block]
@@ -80,8 +78,8 @@ def _repeated(e: Examined, m: Measurement, bar: float) -> list[Repeated]:
 
 
 def _levels(e: Examined, m: Measurement, repeated: list[Repeated]) -> Levels:
-    """The overlap of every block but the first: with the block before, or as it repeats one."""
-    fresh, matched = m.baselines.get("untrained"), softmax_of(e, "map_overlap_matched")
+    """Overlap of every block but the first: with the previous block, or with the block it repeats."""
+    fresh, matched = m.baselines.get("untrained"), e.measurements.prefer("map_overlap_matched", "weights", "effective")
     how = {r.block: r for r in repeated}
     rows = []
     for block in range(1, len(m.mean)):
@@ -96,8 +94,8 @@ def _levels(e: Examined, m: Measurement, repeated: list[Repeated]) -> Levels:
 
 
 def _kind_of(e: Examined, found: Mapping[str, Finding], m: Measurement, r: Repeated) -> dict[str, object]:
-    """Why this block repeats, and its overlap with that other block of another image."""
-    content = softmax_of(e, "content_overlap")
+    """Kind of the repetition, and the overlap with the repeated block in another image."""
+    content = e.measurements.prefer("content_overlap", "weights", "effective")
     if content is not None and content.site != m.site:  # the softmax says little of maps that are changed after it
         return {}
     if block_numbers(m)[r.block] in found["near_uniform"].blocks:
@@ -113,7 +111,7 @@ def _kind_of(e: Examined, found: Mapping[str, Finding], m: Measurement, r: Repea
 
 
 def _detail(e: Examined, m: Measurement, real: list[Repeated], bar: float) -> str:
-    """`blocks 2–5 copy the content of the block before (in another image 0.21)`, one part per kind."""
+    """`blocks 2–5 copy the content of the previous block (in another image 0.21)`, one part per kind."""
     numbers = block_numbers(m)
     groups: dict[tuple[str, str], list[Repeated]] = {}
     for r in real:
@@ -122,22 +120,22 @@ def _detail(e: Examined, m: Measurement, real: list[Repeated], bar: float) -> st
     parts = []
     for (words, what), members in groups.items():
         known = [r.elsewhere for r in members if r.elsewhere is not None]
-        beside = f", in another image {number(float(np.mean(known)))}" if known else ""
-        parts.append(f"{blocks_text([numbers[r.block] for r in members])} {words}, as {what}{beside}")
+        elsewhere = f", in another image {number(float(np.mean(known)))}" if known else ""
+        parts.append(f"{blocks_text([numbers[r.block] for r in members])} {words}, as {what}{elsewhere}")
     return "; ".join([*parts, *_drift(m, real, bar)])
 
 
 def _of_what(r: Repeated) -> str:
     if r.matched:
-        return "the block before with its heads in another order"
+        return "the previous block with its heads in another order"
     back = r.block - r.other
     if back == 1:
-        return "the block before"
+        return "the previous block"
     return "the block two before (A, B, A, B)" if back == 2 else f"the block {back} before"
 
 
 def _drift(m: Measurement, real: list[Repeated], bar: float) -> list[str]:
-    """That a chain of copies ends away from where it began, by the bar of repetition."""
+    """Sentence on a chain of copies that ends away from its beginning, by the bar of repetition."""
     chain = [r.block for r in real if not r.matched and r.other == r.block - 1]
     if len(chain) < 2 or chain != list(range(chain[0], chain[-1] + 1)):
         return []
@@ -149,8 +147,11 @@ def _drift(m: Measurement, real: list[Repeated], bar: float) -> list[str]:
 
 
 def _place(e: Examined, block: int) -> str:
-    """What keeps maps the same in all images: a sink, a local window, or position."""
-    sink, distance = softmax_of(e, "sink_mass"), softmax_of(e, "attention_distance")
+    """Kind of maps that are the same in all images: a sink, a local window, or positional."""
+    sink, distance = (
+        e.measurements.prefer("sink_mass", "weights", "effective"),
+        e.measurements.prefer("attention_distance", "weights", "effective"),
+    )
     if sink is not None and levels(sink).mean[block] > SINK:
         return "sink"
     if distance is not None and "uniform" in distance.baselines:

@@ -1,4 +1,4 @@
-"""Which files is a report made of? Each is there whole or not at all."""
+"""Files of a report, each written whole or not at all."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -8,7 +8,7 @@ from attnprobe.core.examined import Examined
 from attnprobe.io import fs
 from attnprobe.reports.html import to_html
 from attnprobe.reports.json_report import to_json
-from attnprobe.reports.markdown import to_markdown
+from attnprobe.reports.markup import to_markdown
 from attnprobe.reports.tables import long_table
 
 FORMATS: dict[str, tuple[str, Callable[[Sequence[Examined]], str]]] = {
@@ -27,7 +27,7 @@ def write_report(
     Files of an earlier report are replaced, each in one step.
 
     Args:
-        runs: what was examined; names must differ.
+        runs: examined models; their names must differ.
         out: created if it is not there.
         formats: of html, json, csv, md.
 

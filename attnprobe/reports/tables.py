@@ -1,4 +1,4 @@
-"""All numbers as one long table, and the few that answer most questions as a small one."""
+"""All numbers as one long table, and a summary of the most important ones."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -7,18 +7,22 @@ import pandas as pd
 
 from attnprobe.core.examined import Examined
 from attnprobe.core.measurement import Measurement
+from attnprobe.core.tap import Site
 from attnprobe.reports.numbers import NONE, is_counted, mean_of_cells, neighbours, number, telling_cells, with_interval
-from attnprobe.reports.sites import at_effective, at_softmax, changes_its_maps
 
 REST_OF_TYPES = ("sink_mass", "own_row_mass", "own_column_mass", "position_share")
-"""Measured for `head_types` in a report that nobody asked for other metrics."""
+"""Metrics measured for `head_types` alone; the summary has no rows of them."""
 
 BASELINES = ("untrained", "uniform")
 TAUS = (0.7, 0.8, 0.95)
-"""Points of the curve of similar blocks that stand beside the count."""
+"""Thresholds at which the summary gives the count of similar blocks, besides its own."""
 
 COUNTED = ("layer", "head")
 """Axes whose positions are numbered from 1; the others have labels (a threshold, the name of a token)."""
+
+
+SUMMARY_HEADER = "mean over images (95 % CI)"
+"""Above the labels of `summary_table`."""
 
 
 def long_table(runs: Sequence[Examined]) -> pd.DataFrame:
@@ -57,7 +61,7 @@ def _rows(run: str, m: Measurement) -> pd.DataFrame:
 
 
 def summary_table(runs: Sequence[Examined]) -> pd.DataFrame:
-    """Words and numbers for reading: quantities down, runs across, cells such as `5 of 16 (4–6)`.
+    """Summary for reading: quantities down, runs across, cells such as `5 of 16 (4–6)`.
 
     Rows that no run can fill are left out. Where a variant changes its maps after the softmax, cosines have a row for
     each matrix.
@@ -87,11 +91,11 @@ def _quantities(runs: Sequence[Examined]) -> Iterator[tuple[str, str, Cell]]:
     for m in {m.metric: m for e in runs for m in e.measurements.values() if m.metric not in shown}.values():
         if (write := _mean_of.get(m.axes)) is not None:
             label = m.metric.replace("_", " ") + (f" [{m.unit}]" if m.unit else "")
-            yield label, m.metric, _cell(_anywhere, m.metric, write)
+            yield label, m.metric, _cell(m.metric, write, "weights", "effective")
 
 
 def _usual_quantities(runs: Sequence[Examined]) -> Iterator[tuple[str, str, Cell]]:
-    both = any(changes_its_maps(e) for e in runs)
+    both = any(e.measurements.change_after_softmax for e in runs)
     yield "accuracy", "", lambda e: f"{e.info['accuracy']:.1%}" if e.info.get("accuracy") is not None else NONE
     yield "images", "", lambda e: str(max((m.n_images for m in e.measurements.values()), default=0))
     for metric, label, write in (
@@ -102,9 +106,9 @@ def _usual_quantities(runs: Sequence[Examined]) -> Iterator[tuple[str, str, Cell
         ("layer_similarity", "cosine of neighbours", lambda m: mean_of_cells(m, neighbours(m))),
         ("layer_similarity_centred", "the same, centred", lambda m: mean_of_cells(m, neighbours(m))),
     ):
-        yield label + (", effective" if both else ""), metric, _cell(at_effective, metric, write)
+        yield label + (", effective" if both else ""), metric, _cell(metric, write, "effective")
         if both:
-            yield f"{label}, softmax", metric, _cell(at_softmax, metric, write)
+            yield f"{label}, softmax", metric, _cell(metric, write, "weights")
     for metric, label, write in (
         ("head_divergence", "redundant heads", _redundant),
         ("head_divergence", "effective heads per block", _heads),
@@ -115,22 +119,18 @@ def _usual_quantities(runs: Sequence[Examined]) -> Iterator[tuple[str, str, Cell
         ("prefix_mass", "attention on prefix tokens", _prefix),
         ("head_types", "most frequent head types", _types),
     ):
-        yield label, metric, _cell(at_softmax, metric, write)
-    yield "token similarity, last block", "token_similarity", _cell(_anywhere, "token_similarity", _last)
+        yield label, metric, _cell(metric, write, "weights")
+    yield "token similarity, last block", "token_similarity", _cell("token_similarity", _last, "weights", "effective")
 
 
-def _cell(
-    where: Callable[[Examined, str], Measurement | None], metric: str, write: Callable[[Measurement], str]
-) -> Cell:
+def _cell(metric: str, write: Callable[[Measurement], str], *sites: Site) -> Cell:
+    """Writes the metric of a run at the first of these sites where it was measured."""
+
     def cell(e: Examined) -> str:
-        m = where(e, metric)
+        m = e.measurements.prefer(metric, *sites)
         return NONE if m is None else write(m)
 
     return cell
-
-
-def _anywhere(e: Examined, metric: str) -> Measurement | None:
-    return at_softmax(e, metric) or at_effective(e, metric)
 
 
 def _count(m: Measurement) -> str:
@@ -141,13 +141,13 @@ def _count(m: Measurement) -> str:
 
 
 def _baselines(m: Measurement) -> str:
-    """How many blocks are similar without training, and of uniform attention."""
+    """Similar blocks of the untrained network and of uniform attention."""
     counts = (m.baselines[name].summary["count"] if name in m.baselines else None for name in BASELINES)
     return "/".join(map(number, counts)) if m.baselines and is_counted(m) else NONE
 
 
 def _curve(m: Measurement) -> str:
-    """How many blocks are similar at each of `TAUS`."""
+    """Similar blocks at each of `TAUS`."""
     counts = dict(zip(m.summary["curve"]["threshold"], m.summary["curve"]["count"], strict=True))
     return "/".join(str(counts[tau]) for tau in TAUS) if is_counted(m) else NONE
 
@@ -186,5 +186,5 @@ _mean_of: dict[tuple[str, ...], Callable[[Measurement], str]] = {
     ("layer", "layer"): lambda m: mean_of_cells(m, telling_cells(m)),
     ("layer", "head", "head"): lambda m: mean_of_cells(m, telling_cells(m)),
 }
-"""What the summary says of a metric that has no row of its own: the mean over blocks and heads, of neighbouring blocks,
-of pairs of different heads."""
+"""Cell of a metric that has no row of its own: the mean over blocks and heads, over neighbouring blocks, or over pairs
+of different heads."""

@@ -1,4 +1,4 @@
-"""What does a person see who ran a report: a table that fits 80 columns, then the verdict of each run."""
+"""A report on the terminal: a table that fits 80 columns, then the verdict of each run."""
 
 from collections.abc import Sequence
 
@@ -9,9 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from attnprobe.core.examined import Examined
-from attnprobe.core.visible import visible
-from attnprobe.core.wording import one_run_each
-from attnprobe.reports.tables import summary_table
+from attnprobe.core.text import one_run_each, visible
+from attnprobe.reports.tables import SUMMARY_HEADER, summary_table
 from attnprobe.reports.verdict import verdict
 
 LABEL_WIDTH, RUN_WIDTH = 32, 18
@@ -38,7 +37,7 @@ def print_report(runs: Sequence[Examined], console: Console) -> None:
 
 def _table(runs: Sequence[Examined]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    table.add_column("mean over images (95 % CI)", max_width=LABEL_WIDTH, overflow="fold")
+    table.add_column(SUMMARY_HEADER, max_width=LABEL_WIDTH, overflow="fold")
     for e in runs:
         table.add_column(Text(visible(e.name)), justify="right", overflow="fold")
     for label, *cells in summary_table(runs).itertuples(name=None):

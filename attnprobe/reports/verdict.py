@@ -1,4 +1,4 @@
-"""Which kinds of collapse are there, from which block on? In plain words, and no surer than the numbers are."""
+"""The verdict: kinds of collapse found, from which block on, in words that claim no more than the numbers."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,19 +7,18 @@ from typing import Literal
 from attnprobe.core.evidence import Evidence
 from attnprobe.core.examined import Examined
 from attnprobe.core.measurement import Measurement
-from attnprobe.core.showing import table
-from attnprobe.core.wording import blocks_text
+from attnprobe.core.text import blocks_text, table
 from attnprobe.plots.style import SITES
 from attnprobe.reports.caveats import caveats, near_chance
-from attnprobe.reports.finding import NOT_MEASURED, Finding, softmax_of
+from attnprobe.reports.finding import NOT_MEASURED, Finding
 from attnprobe.reports.findings import findings
 from attnprobe.reports.kinds import EXTENT, KINDS
 from attnprobe.reports.numbers import ci_text, is_counted
-from attnprobe.reports.sites import at_sites, at_softmax
+from attnprobe.reports.removal import advice, cost_text
 
 COMPARED = {
-    "previous": "the block before",
-    "next": "the block after",
+    "previous": "the previous block",
+    "next": "the next block",
     "neighbors": "the mean of the blocks nearby",
     "neighbors-max": "the block nearby that is most alike",
     "any": "the block most alike",
@@ -30,14 +29,14 @@ Status = Literal["found", "none found", "cannot say"]
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a report says first.
+    """The first lines of a report.
 
     Attributes:
         status: whether a kind of collapse was found in more than single blocks; "cannot say" where none could be
             judged, for missing data.
         headline: the kinds found, the worst first, or that none of so many was; then what could not be judged.
-        settings: what the numbers of the headline mean; travels with it.
-        warnings: sentences that a reader must weigh; a report shows them beside the headline.
+        settings: meaning of the numbers of the headline; accompanies it everywhere.
+        warnings: sentences that a reader must weigh; a report shows them with the headline.
         advice: what to do next; "" for nothing.
         findings: every kind, found or not, with its numbers.
     """
@@ -62,7 +61,7 @@ def verdict(e: Examined) -> Verdict:
     """Judge one model by each kind of collapse in `KINDS`.
 
     The worst is the kind in most of the blocks; of equals the one nearest to the classifier; one of single blocks is
-    named in a last clause and is no collapse of the network. The untrained network stands beside each number and
+    named in a last clause and is no collapse of the network. The untrained network is shown with each number and
     decides nothing. What one kind explains is not named a second time: near-uniform maps repeat one another, whatever
     they attend to, and heads that are near uniform are alike.
     """
@@ -86,7 +85,7 @@ def verdict(e: Examined) -> Verdict:
     if e.evidence is not None:
         parts.extend(_needed(e.evidence))
     status: Status = "found" if named else "none found" if n_judged else "cannot say"
-    m = next(iter(at_sites(e, "similar_blocks")), None)
+    m = e.measurements.prefer("similar_blocks", "effective", "weights")
     return Verdict(status, "; ".join(parts), _settings(e, m), tuple(caveats(e, m)), _advice(e, m), found)
 
 
@@ -97,28 +96,28 @@ def _unknown(unknown: list[Finding], n_judged: int) -> str:
         reasons.setdefault("not measured" if f.detail.endswith(NOT_MEASURED) else f.detail, []).append(f.words)
     if not n_judged and len(reasons) == 1:
         return f"cannot say: {next(iter(reasons))}"
-    told = "; ".join(f"{', '.join(words)} ({why})" for why, words in reasons.items())
-    return f"cannot say of {len(unknown)} kind{'s' if len(unknown) > 1 else ''}: {told}"
+    listed = "; ".join(f"{', '.join(words)} ({why})" for why, words in reasons.items())
+    return f"cannot say of {len(unknown)} kind{'s' if len(unknown) > 1 else ''}: {listed}"
 
 
 def _needed(evidence: Evidence) -> Iterator[str]:
-    """What taking them away said of their being similar or redundant."""
+    """Clauses on whether similar blocks and redundant heads are needed, from their ablation."""
     for curve, word in (("blocks", "similar blocks"), ("heads", "redundant heads")):
         steps, free = evidence.curves.get(curve, ()), evidence.free(curve)
         if free is not None:
             yield (
                 f"{len(free.changes)} of {len(steps)} {word} not needed at a tolerance of {evidence.tolerance:.1%}, "
-                f"accuracy without them {evidence.cost(free)}"
+                f"accuracy without them {cost_text(evidence, free)}"
             )
         elif steps:
-            yield f"none of {len(steps)} {word} surely not needed, without the cheapest {evidence.cost(steps[0])}"
+            yield f"no {word[:-1]} can be removed safely (cheapest removal: accuracy {cost_text(evidence, steps[0])})"
 
 
 def _advice(e: Examined, m: Measurement | None) -> str:
-    """The next step: try whether they are needed, or take them out."""
+    """The next step: measure whether they are needed, or remove them."""
     if e.evidence is not None:
-        return e.evidence.advice()
-    heads = at_softmax(e, "head_divergence")
+        return advice(e.evidence)
+    heads = e.measurements.get("head_divergence", site="weights")
     if (m is not None and m.summary["count"]) or (heads is not None and heads.summary and heads.summary["redundant"]):
         return (
             "are they needed? attnprobe verify-drops RUN (or report --verify-drops) measures the accuracy without them"
@@ -127,7 +126,7 @@ def _advice(e: Examined, m: Measurement | None) -> str:
 
 
 def similar_words(m: Measurement) -> str:
-    """What "similar" means in a count of similar blocks."""
+    """Definition of "similar" in a count of similar blocks, from its settings."""
     s, chosen = m.summary, m.settings
     vectors = "columns (key vectors)" if chosen["axis"] == "key" else "rows (query vectors)"
     near = f", k={chosen['k']}" if s["compare"].startswith("neighbors") or s["tau"] == "nbr-mean" else ""
@@ -146,11 +145,13 @@ def similar_words(m: Measurement) -> str:
 
 
 def _settings(e: Examined, m: Measurement | None) -> str:
-    """What the words of the headline mean, and the paper's count of similar blocks."""
+    """Meaning of the words of the headline, and the paper's count of similar blocks."""
     bars = ", ".join(f"{kind.name} {'below' if kind.below else 'above'} {e.bars.get(kind.name, kind.bar):.3g}"
                      for kind in KINDS)  # fmt: skip
     parts = [f"Bars: {bars}"]
-    of = softmax_of(e, "map_overlap") or softmax_of(e, "row_entropy")
+    of = e.measurements.prefer("map_overlap", "weights", "effective") or e.measurements.prefer(
+        "row_entropy", "weights", "effective"
+    )
     if of is not None:
         parts.append(f"Maps are {SITES[of.site]}, {of.n_images} images")
     if m is not None and is_counted(m):
@@ -160,12 +161,12 @@ def _settings(e: Examined, m: Measurement | None) -> str:
             f"Not judged by, but counted as in the paper: {s['count']} of {s['of']} blocks similar"
             f"{ci_text(s['count_ci'])}{fresh}; {similar_words(m)}; {SITES[m.site]}, {s['n_images']} images"
         )
-    heads = at_softmax(e, "head_divergence")
+    heads = e.measurements.get("head_divergence", site="weights")
     if heads is not None and heads.summary:
         fresh = heads.baselines.get("untrained")
-        beside = f", untrained {fresh.summary['redundant']}" if fresh is not None and fresh.summary else ""
+        reference = f", untrained {fresh.summary['redundant']}" if fresh is not None and fresh.summary else ""
         parts.append(
-            f"{heads.summary['redundant']} of {heads.summary['of']} heads redundant{beside}: closer than "
+            f"{heads.summary['redundant']} of {heads.summary['of']} heads redundant{reference}: closer than "
             f"{heads.summary['cut']} nats to another of their block (Jensen-Shannon, average linkage), all but one of "
             f"each group; {SITES[heads.site]}, {heads.n_images} images"
         )

@@ -1,8 +1,8 @@
-"""When has attention gone wrong while a model trained? In words, with the numbers.
+"""Alarms about attention during training, in words with the numbers.
 
-Two opposite ways to fail: rows that look at one token (entropy collapse, which goes with unstable training:
-arXiv:2303.06296), and rows that look at all tokens alike, which is where a network starts. And the one that the suite
-is about: blocks that repeat the block before (arXiv:2103.11886). All thresholds are ours.
+Two opposite failures: rows that attend to one token (entropy collapse, which goes with unstable training:
+arXiv:2303.06296), and rows that attend to all tokens alike, which is where a network starts. And the one that the suite
+is about: blocks that repeat the previous block (arXiv:2103.11886). All thresholds are ours.
 """
 
 import math
@@ -12,28 +12,29 @@ from dataclasses import dataclass
 import numpy as np
 
 from attnprobe.core.history import Alarm, History
-from attnprobe.core.wording import blocks_text
+from attnprobe.core.measurement import Key
+from attnprobe.core.text import blocks_text
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Thresholds:
-    """When to raise an alarm. Whether a block repeats the one before is up to the settings of `similar_blocks`."""
+    """When to raise an alarm. The settings of `similar_blocks` decide whether a block repeats the previous one."""
 
     fall: float = 0.5
-    """Share of its entropy that a block has lost `within` so many epochs, or since the probe before if that is longer
+    """Share of its entropy that a block loses within `within` epochs, or since the previous probe if that is longer
     ago. A ViT-16 that learns digits well loses up to 36 % of what it starts with, but over 20 epochs."""
 
     within: int = 3
 
     peaked: float = 1.5
-    """Entropy collapse: rows look at fewer tokens than this, exp(entropy)."""
+    """Entropy collapse: rows attend to fewer tokens than this, exp(entropy)."""
 
     uniform: float = 0.98
-    """Near uniform: rows look at more than this share of the tokens. Log-normal weights of log-std 0.2 do; their cosine
-    with any others is 0.96, so such blocks are similar whatever they look at."""
+    """Near uniform: rows attend to more than this share of the tokens. Log-normal weights of log-std 0.2 do; their
+    cosine with any others is 0.96, so such blocks are similar whatever they attend to."""
 
     settle: int = 5
-    """Epochs in which a network may still be as it started: near uniform, and therefore every block alike."""
+    """Epochs in which a network may still be as initialised: near uniform, and therefore every block alike."""
 
     def __post_init__(self) -> None:
         if not (0 < self.fall < 1 and 0 < self.uniform < 1 and self.peaked > 1 and min(self.within, self.settle) >= 0):
@@ -41,15 +42,15 @@ class Thresholds:
 
 
 def alarms(history: History, thresholds: Thresholds = Thresholds()) -> tuple[Alarm, ...]:
-    """Everything that went wrong, in order; each kind of trouble once per block, when it began."""
+    """Alarms in order of epoch; each kind of trouble once per block, when it began."""
     found: list[Alarm] = []
-    for metric, entropy in history.blocks.items():
-        stage, _, name = metric.rpartition("/")
-        if name == "row_entropy" and metric in history.uniform:
-            ratio = history.blocks.get(f"{stage}/similar_blocks".lstrip("/"))
-            rho = history.settings.get(f"{stage}/similar_blocks".lstrip("/"), {}).get("rho", math.nan)
-            here = _Stage(history.epochs, entropy, history.uniform[metric], ratio, rho, thresholds)
-            where = f" ({stage})" if stage else ""
+    for name, entropy in history.blocks.items():
+        key = Key.parse(name)
+        if key.metric == "row_entropy" and name in history.uniform:
+            similar = str(Key("similar_blocks", key.stage))
+            ratio, rho = history.blocks.get(similar), history.settings.get(similar, {}).get("rho", math.nan)
+            here = _Stage(history.epochs, entropy, history.uniform[name], ratio, rho, thresholds)
+            where = f" ({key.stage})" if key.stage != "trunk" else ""
             found += [Alarm(alarm.epoch, alarm.text + where) for alarm in here.alarms()]
     return tuple(sorted(found, key=lambda alarm: alarm.epoch))
 
@@ -81,7 +82,7 @@ class _Stage:
             yield from self._news(repeats & self._no_start(repeats) & ~uniform, self._repeats)
 
     def _no_start(self, trouble: np.ndarray) -> np.ndarray:
-        """Where [epoch, block] is no mere beginning: it was well before, or has had its time."""
+        """[epoch, block], bool: trouble that is not initial: the block was well earlier, or has had its time."""
         was_well = np.zeros_like(trouble)
         was_well[1:] = _ever(~trouble)[:-1]
         return was_well | (self.epochs >= self.thresholds.settle)[:, None]
@@ -96,7 +97,7 @@ class _Stage:
         return f"the attention of {_text(blocks)} is not finite"
 
     def _recent(self, row: int) -> slice:
-        """The rows that a fall in this one is measured against: at least the one before."""
+        """The rows that a fall in this one is measured against: at least the previous one."""
         since = int(np.searchsorted(self.epochs, self.epochs[row] - self.thresholds.within))
         return slice(max(0, min(since, row - 1)), row + 1)
 
@@ -109,18 +110,17 @@ class _Stage:
 
     def _peaked(self, row: int, blocks: Sequence[int]) -> str:
         worst, since = self._worst_fall(row, blocks, slice(0, row + 1))
-        return (
-            f"entropy collapse: rows of {_text(blocks)} look at {self._tokens(row, worst, since)}{_most(blocks, worst)}"
-        )
+        seen = self._tokens(row, worst, since)
+        return f"entropy collapse: rows of {_text(blocks)} attend to {seen}{_most(blocks, worst)}"
 
     def _uniform(self, row: int, blocks: Sequence[int]) -> str:
         worst = blocks[int(np.argmax(self.entropy[row, blocks]))]
         since = int(np.nanargmin(self.entropy[: row + 1, worst]))
         seen = self._tokens(row, worst, since)
-        return f"softmax attention of {_text(blocks)} is near uniform: rows look at {seen}{_most(blocks, worst)}"
+        return f"softmax attention of {_text(blocks)} is near uniform: rows attend to {seen}{_most(blocks, worst)}"
 
     def _tokens(self, row: int, block: int, since: int) -> str:
-        """What a block looks at now, and its entropy then, where that was another."""
+        """Number of tokens that a block attends to, and its earlier entropy where it differs."""
         now, before = (f"{self.entropy[when, block]:.2f}" for when in (row, since))
         was = f", {before} at epoch {self.epochs[since]}" if before != now else ""
         tokens, of = math.exp(self.entropy[row, block]), math.exp(self.uniform[block])
@@ -134,7 +134,7 @@ class _Stage:
         change = f"{counts[fewest]} -> {counts[row]}" if rose else f"{counts[row]}"
         verb = f"{'now' if rose else 'still'} repeat{'s' if len(blocks) == 1 else ''}"
         since = f"since epoch {self.epochs[fewest]}"
-        return f"{_text(blocks)} {verb} the block before (similar blocks {change} of {self.ratio.shape[1]} {since})"
+        return f"{_text(blocks)} {verb} the previous block (similar blocks {change} of {self.ratio.shape[1]} {since})"
 
     def _worst_fall(self, row: int, blocks: Sequence[int], rows: slice) -> tuple[int, int]:
         """The block whose entropy fell by the largest share within these rows, and the row in which it was highest."""
@@ -144,7 +144,7 @@ class _Stage:
 
 
 def _ever(trouble: np.ndarray) -> np.ndarray:
-    """[epoch, block]: then or before."""
+    """[epoch, block], bool: at this epoch or earlier."""
     return np.logical_or.accumulate(trouble)
 
 

@@ -1,4 +1,4 @@
-"""How are two runs put side by side, if their images, depths or heads are not the same?
+"""Measurements of two runs brought to the same images, depths and heads.
 
 Each function takes a measurement and returns it rearranged; `paired_difference` then compares cell by cell.
 """
@@ -13,7 +13,7 @@ from attnprobe.core.measurement import Measurement
 
 
 def at_images(m: Measurement, image_ids: Sequence[str]) -> Measurement:
-    """The same on these images only, in this order; they must have been measured.
+    """The measurement on these images only, in this order.
 
     Raises:
         InputError: values were not kept image by image, or an image was not measured.
@@ -28,7 +28,7 @@ def at_images(m: Measurement, image_ids: Sequence[str]) -> Measurement:
 
 
 def at_relative_depth(m: Measurement, layers: int) -> Measurement:
-    """The same at `layers` depths, evenly from the first block (0) to the last (1), linear between blocks.
+    """The measurement at `layers` depths, evenly from the first block (0) to the last (1), linear between blocks.
 
     Of matrices over (layer, layer) the nearest blocks are taken: between two blocks there is no cosine of theirs, only
     the 1 of each with itself.
@@ -54,10 +54,10 @@ def at_relative_depth(m: Measurement, layers: int) -> Measurement:
 
 
 def with_heads_ordered(m: Measurement, order: np.ndarray) -> Measurement:
-    """The same with head order[layer, i] in place i of each layer; of (layer, head) and (layer, head, head).
+    """The measurement with head order[layer, i] at place i of each layer; over (layer, head) and (layer, head, head).
 
     Raises:
-        InputError: heads of one layer stand beside those of another, or are labelled.
+        InputError: it relates heads of several layers, or its heads are labelled.
     """
     if "head" not in m.axes:
         return m
@@ -78,7 +78,7 @@ def with_heads_ordered(m: Measurement, order: np.ndarray) -> Measurement:
 def mean_over_heads(m: Measurement) -> Measurement:
     """(layer, head) -> (layer,), and of (layer, head, head) the mean over pairs of different heads.
 
-    What has no heads stays as it is.
+    A measurement without heads stays as it is.
 
     Raises:
         InputError: it relates heads of several layers, or is no mean over images, so that no number per layer is left.
@@ -99,7 +99,7 @@ def mean_over_heads(m: Measurement) -> Measurement:
 
 
 def one_number(m: Measurement, function: Callable[[np.ndarray], np.ndarray]) -> Measurement:
-    """A number made of the mean over images, [..., *axes] -> [...], as a measurement of no axes; see `from_mean`."""
+    """A measurement without axes: a function of the mean over images, [..., *axes] -> [...]; see `from_mean`."""
 
     def of_mean(mean: np.ndarray, n_images: int) -> np.ndarray:
         return function(mean if m.from_mean is None else m.from_mean(mean, n_images))
@@ -108,7 +108,7 @@ def one_number(m: Measurement, function: Callable[[np.ndarray], np.ndarray]) -> 
 
 
 def _mapped(m: Measurement, change: Callable[[np.ndarray], np.ndarray]) -> Measurement:
-    """Every array of it changed by a function of [..., *axes]; the baselines' means as well."""
+    """The measurement with a function of [..., *axes] applied to every array and to the means of the baselines."""
     baselines = {name: replace(b, mean=change(b.mean)) for name, b in m.baselines.items()}
     arrays = {name: change(getattr(m, name)) for name in ("mean", "std", "ci")}
     per_image = None if m.per_image is None else change(m.per_image)
@@ -116,7 +116,7 @@ def _mapped(m: Measurement, change: Callable[[np.ndarray], np.ndarray]) -> Measu
 
 
 def _between(values: np.ndarray, axis: int, n: int) -> np.ndarray:
-    """`n` values evenly along an axis, linear between its own."""
+    """`n` values evenly along an axis, interpolated linearly."""
     at = np.linspace(0, values.shape[axis] - 1, n)
     low = np.floor(at).astype(int)
     high, weight = np.ceil(at).astype(int), (at - low).reshape(-1, *[1] * (values.ndim - axis - 1))
@@ -124,6 +124,6 @@ def _between(values: np.ndarray, axis: int, n: int) -> np.ndarray:
 
 
 def _nearest(values: np.ndarray, axis: int, n: int) -> np.ndarray:
-    """`n` values evenly along an axis, those that are nearest."""
+    """`n` values evenly along an axis, each the nearest one."""
     at = np.linspace(0, values.shape[axis] - 1, n)
     return values.take(np.floor(at + 0.5).astype(int), axis)

@@ -1,4 +1,4 @@
-"""How sure is a mean over images?
+"""Bootstrap intervals of means over images, and of functions of such means.
 
 The percentile bootstrap: draw as many images as there are, with replacement, and take the mean again; the middle of
 such means is the interval. The middle 95 % is too narrow where images are few (it covers 89 % of 8 normal values);
@@ -20,7 +20,7 @@ BLOCK_BYTES = 32 * 2**20
 
 
 def resampled_means(m: Measurement, at_most: int | None = None) -> np.ndarray | None:
-    """[resample, *axes]: the mean over images of each resample, or what `m.from_mean` makes of it.
+    """[resample, *axes]: the mean over images of each resample, or `m.from_mean` of it.
 
     There are `m.settings["bootstrap"]` of them, or `at_most`.
 
@@ -49,7 +49,7 @@ def interval_of_function(function: FromMean, per_image: np.ndarray, replicates: 
 
 
 def _centred_values(function: FromMean, per_image: np.ndarray, replicates: int, seed: int) -> np.ndarray:
-    """`values_of_function` about the function of all images."""
+    """`values_of_function`, centred at the function of all images."""
     drawn = values_of_function(function, per_image, replicates, seed)
     finite = np.isfinite(per_image)
     with np.errstate(invalid="ignore"):
@@ -111,7 +111,7 @@ def _blocks_of_means(cells: np.ndarray, replicates: int, seed: int) -> Iterator[
 
 
 def draws(n_images: int, replicates: int, seed: int, size: int | None = None) -> Iterator[np.ndarray]:
-    """How often each resample draws each image: multinomial counts [some resamples, image], the same for every call."""
+    """Multinomial counts [some resamples, image] of each image in each resample, the same for every call."""
     rng, size = np.random.default_rng(seed), size or n_images
     rows = max(1, BLOCK_BYTES // 8 // max(n_images, size))
     for start in range(0, replicates, rows):

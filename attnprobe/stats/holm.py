@@ -1,16 +1,17 @@
-"""When many cells are compared, which differences are real?"""
+"""Holm's correction of p-values for many comparisons."""
 
 import numpy as np
 
 LEVEL = 0.05
-"""Of the chance that a cell is called different although no cell of its metric is."""
+"""Family-wise error rate: chance that any cell is called different although none of its metric is."""
 
 
 def holm(p: np.ndarray) -> np.ndarray:
-    """p-values adjusted so that the chance of even one false alarm among them stays below any level they are held to.
+    """p-values adjusted for the family-wise error rate: compared with a level, the chance of any false alarm is below
+    it.
 
     Holm 1979, step-down: of m values in rising order the k-th (from 1) is multiplied by m - k + 1, is at least as large
-    as the one before, and at most 1.
+    as the previous one, and at most 1.
 
     Args:
         p: [any], without NaN.

@@ -1,12 +1,13 @@
-"""How many images are enough?"""
+"""Intervals that a number would have on other numbers of images."""
 
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from attnprobe.core.errors import InputError
+from attnprobe.core.examined import Precision
 from attnprobe.core.measurement import Measurement
-from attnprobe.core.precision import Precision
+from attnprobe.stats.blocks import chosen_threshold
 from attnprobe.stats.bootstrap import percentile_interval, values_of_function
 
 Number = Callable[[np.ndarray], np.ndarray]
@@ -21,14 +22,14 @@ def images_needed(
     resamples: int = 1000,
     seed: int = 0,
 ) -> Precision:
-    """How the interval of a number narrows with the number of images, by drawing so many of those there are.
+    """Intervals of a number by the number of images, from resamples of that size.
 
-    Drawn with replacement, so that sizes beyond the images there are can be asked about, too (the m out of n bootstrap
-    for smaller ones).
+    Drawn with replacement, so that sizes beyond the images at hand are possible, too (the m out of n bootstrap for
+    smaller ones).
 
     Args:
         m: with its values image by image.
-        number: what is wanted of the means of a resample; None for the mean over all cells, of `similar_blocks` the
+        number: function of the means of a resample; None for the mean over all cells, of `similar_blocks` the
             count.
         sizes: numbers of images; 8, 16, 32 ... four times those there are, if None.
         resamples: for each size.
@@ -69,6 +70,5 @@ def _mean_over_cells(means: np.ndarray) -> np.ndarray:
 
 def _ratios(m: Measurement) -> Callable[[np.ndarray], np.ndarray]:
     """[resample, threshold, layer] -> [resample, layer], at the threshold of the count."""
-    thresholds, tau = list(m.coords["threshold"]), m.settings["tau"]
-    row = len(thresholds) - 1 if isinstance(tau, str) else thresholds.index(tau)
+    row = chosen_threshold(m)
     return lambda means: means[:, row]

@@ -1,4 +1,4 @@
-"""How sure is a mean, by Student's t?"""
+"""Student's t intervals of means."""
 
 import numpy as np
 from scipy.special import stdtrit
@@ -7,17 +7,17 @@ from attnprobe.core.measurement import Measurement
 
 
 def half_width(std: np.ndarray, n: np.ndarray) -> np.ndarray:
-    """Of the 95 % interval of the mean of n values with this standard deviation (n - 1); NaN where n is below 2."""
+    """Half-width of the 95 % t-interval of a mean, from the sample standard deviation (ddof=1); NaN where n < 2."""
     enough = n > 1
     half = stdtrit(np.where(enough, n - 1, 1), 0.975) * std / np.sqrt(np.where(enough, n, 1))
     return np.where(enough, half, np.nan)
 
 
 def mean_of(m: Measurement, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The mean over some of the cells, and the bounds of its 95 % interval over images.
+    """Mean over some of the cells, and the bounds of its 95 % interval over images.
 
-    From each image's own mean. Where these are not known, the mean of the cells' bounds stands for it: often far too
-    wide, never too narrow, since a mean varies at most as much as its cells do on average.
+    From the means of the single images. Where these are not known, the mean of the cells' bounds replaces them: often
+    far too wide, never too narrow, since a mean varies at most as much as its cells do on average.
 
     Args:
         cells: bool, of the shape of `m.mean`, or of its last axes: then there is one mean per position of the others.
@@ -35,6 +35,6 @@ def mean_of(m: Measurement, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray, 
 
 
 def within(values: np.ndarray, value_range: tuple[float | None, float | None]) -> np.ndarray:
-    """The values, those out of the range set to its bound; None for no bound."""
+    """The values clipped to a range; None for no bound."""
     low, high = value_range
     return np.clip(values, -np.inf if low is None else low, np.inf if high is None else high)

@@ -1,4 +1,4 @@
-"""Do two methods differ, of which there are several runs each, all measured on the same images?"""
+"""Differences between two methods of several runs each, all measured on the same images."""
 
 from collections.abc import Sequence
 
@@ -7,18 +7,17 @@ import numpy as np
 from attnprobe.core.errors import InputError
 from attnprobe.core.measurement import Measurement
 from attnprobe.stats.bootstrap import BLOCK_BYTES, values_of_function
-from attnprobe.stats.holm import holm
 from attnprobe.stats.over_runs import Estimate, Runs, estimate, scatter_of_mean
-from attnprobe.stats.paired import Difference, aligned, meaning, mirrored, one_half
+from attnprobe.stats.paired import Difference, aligned, corrected
 
 RESAMPLES = 1000
-"""Of the images, where a number is no mean over them."""
+"""Resamples of the images, for numbers that are not means over them."""
 
 
 def difference_of_methods(
     first: Sequence[Measurement], second: Sequence[Measurement], *, resamples: int = RESAMPLES, seed: int = 0
 ) -> Difference:
-    """Mean over runs of the second method minus that of the first, cell by cell; see `core.over_runs`.
+    """Mean over runs of the second method minus that of the first, cell by cell; see `stats.over_runs`.
 
     p-values are of Student's t, corrected by Holm's method over the cells; effects are in units of the standard
     deviation of runs of one method.
@@ -36,10 +35,7 @@ def difference_of_methods(
         found = estimate(sides[1], sides[0])
     else:
         found = _by_cells(*(np.stack(runs) for runs in values))
-    known = np.isfinite(found.p)
-    tested = known & one_half(m.axes, found.p.shape)
-    p_holm = np.where(known, 1.0, np.nan)
-    p_holm[tested] = holm(found.p[tested])
+    p_holm, n_tests = corrected(found.p, m.axes)
     with np.errstate(invalid="ignore", divide="ignore"):
         effect = np.where(found.run_std > 0, found.mean / found.run_std, np.nan)
     return Difference(
@@ -49,18 +45,18 @@ def difference_of_methods(
         mean=np.asarray(found.mean),
         ci=found.ci,
         p=found.p,
-        p_holm=mirrored(p_holm, m.axes),
+        p_holm=p_holm,
         n_images=len(m.image_ids),
-        n_tests=int(tested.sum()),
+        n_tests=n_tests,
         smallest=0.0,
-        settings={**meaning(m), "interval": "t over runs and images", "seed": seed},
+        settings={**m.metric_settings, "interval": "t over runs and images", "seed": seed},
         n_runs=(len(first), len(second)),
         effect=effect,
     )
 
 
 def _of_function(m: Measurement, per_image: np.ndarray, resamples: int, seed: int) -> Runs:
-    """[run, image, *any] -> the function of each run's mean over images; all runs draw the same images."""
+    """[run, image, *any] -> a function of each run's mean over images; all runs draw the same images."""
     assert m.from_mean is not None
     n_images = per_image.shape[1]
     value, scatter = [], []
@@ -75,7 +71,7 @@ def _of_function(m: Measurement, per_image: np.ndarray, resamples: int, seed: in
 
 
 def _by_cells(first: np.ndarray, second: np.ndarray) -> Estimate:
-    """[run, image, *cells] of both -> the estimate, of as many cells at a time as fit in memory."""
+    """[run, image, *cells] of both methods -> their difference, as many cells at a time as fit in memory."""
     shape = first.shape[2:]
     flat = [values.reshape(*values.shape[:2], -1) for values in (first, second)]
     width = max(1, BLOCK_BYTES // 8 // (first.shape[1] * (len(first) + len(second))))

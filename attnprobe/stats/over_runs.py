@@ -1,4 +1,4 @@
-"""How sure is what is said of a method, of which there are a few runs, each measured on the same images?
+"""Intervals of a method's mean over a few runs, each measured on the same images.
 
 Question: which spread is it that counts? Choice: both. Other runs of the recipe would differ, and so would other
 images. The runs' means scatter by the first, and by what images do to each run alone; what images do to all runs of
@@ -20,14 +20,14 @@ from scipy.special import stdtr, stdtrit
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Runs:
-    """One number per cell of each run of a method, and how it moves with the images.
+    """One number per cell of each run of a method, and its scatter over the images.
 
     Attributes:
         value: [run, *cells].
         scatter: [run, some, *cells]: the sum of products of two runs' over the second axis is the covariance that the
             choice of images gives their values. Of means over images see `scatter_of_mean`; of other numbers, centred
             resamples over sqrt(resamples - 1).
-        n_images: that the values are of.
+        n_images: number of images measured.
     """
 
     value: np.ndarray
@@ -63,9 +63,9 @@ def scatter_of_mean(per_image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def estimate(runs: Runs, minus: Runs | None = None) -> Estimate:
-    """The mean over runs, or how much larger it is than that of another method on the same images.
+    """Mean over runs with its interval, or its difference from another method on the same images.
 
-    Each method needs two runs at least; with two images at least, what images do is part of the interval.
+    Each method needs two runs at least; with two images at least, their scatter is part of the interval.
     """
     sides = [(1.0, runs)] if minus is None else [(1.0, runs), (-1.0, minus)]
     mean = np.asarray(sum(sign * side.value.mean(0) for sign, side in sides))
@@ -94,6 +94,6 @@ def estimate(runs: Runs, minus: Runs | None = None) -> Estimate:
 
 
 def _alone(side: Runs) -> np.ndarray:
-    """[*cells]: the variance that images give a run beyond what they give all runs of its method."""
+    """[*cells]: variance over images of a run beyond that of all runs of its method."""
     own = side.scatter - side.scatter.mean(0)
     return np.square(own).sum((0, 1)) / (side.n - 1)

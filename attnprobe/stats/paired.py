@@ -1,6 +1,6 @@
-"""Do two models differ on the same images, and where?
+"""Paired differences between two models on the same images, with interval and permutation test.
 
-Both saw the same images, so what is compared is one image with itself: differences between images, which are larger
+Both saw the same images, so each image is compared with itself: differences between images, which are larger
 than those between models, drop out. The interval resamples images; the test exchanges the two models' values of an
 image at random, which changes nothing if they do not differ, and asks how often the mean difference is then as large.
 """
@@ -16,11 +16,9 @@ from attnprobe.core.measurement import FromMean, Measurement
 from attnprobe.stats.bootstrap import BLOCK_BYTES, centred, draws, percentile_interval
 from attnprobe.stats.holm import LEVEL, holm
 
-HOW = ("interval", "bootstrap", "bootstrap_seed")
-"""Settings that say how sure a number is, not what it is."""
-
 MOST_SUMS = 2 * 10**11
-"""Additions for the exchanges of a metric, some ten seconds; it has fewer exchanges than its cells need beyond."""
+"""Most additions for the exchanges of a metric, some ten seconds; beyond, there are fewer exchanges than its cells
+need."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -79,11 +77,7 @@ def paired_difference(first: Measurement, second: Measurement, *, resamples: int
         found = [_compared(x, y, None, resamples, exchanges, seed) for x, y in parts]
         mean, ci, p = (np.concatenate(one, axis=-1) for one in zip(*found, strict=True))
         mean, ci, p = (x.reshape((*x.shape[:-1], *a.shape[1:])) for x in (mean, ci, p))
-    known = np.isfinite(mean)
-    tested = known & one_half(first.axes, mean.shape)
-    p_holm = np.where(known, 1.0, np.nan)
-    p_holm[tested] = holm(p[tested])
-    n_tests = int(tested.sum())
+    p_holm, n_tests = corrected(p, first.axes)
     return Difference(
         metric=first.metric,
         axes=first.axes,
@@ -91,18 +85,18 @@ def paired_difference(first: Measurement, second: Measurement, *, resamples: int
         mean=mean,
         ci=ci,
         p=p,
-        p_holm=mirrored(p_holm, first.axes),
+        p_holm=p_holm,
         n_images=len(a),
         n_tests=n_tests,
         smallest=min(1.0, n_tests * max(1 / (1 + exchanges), 2.0 ** (1 - len(a)))),
-        settings={**meaning(first), "resamples": resamples, "exchanges": exchanges, "seed": seed},
+        settings={**first.metric_settings, "resamples": resamples, "exchanges": exchanges, "seed": seed},
     )
 
 
 def _compared(
     a: np.ndarray, b: np.ndarray, from_mean: FromMean | None, resamples: int, exchanges: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Difference of the means, or of `from_mean` of them, its interval and the p-value of none; NaN without a value."""
+    """Difference of the means, or of `from_mean` of them, its interval, and its p-value; NaN without a value."""
 
     def function(means: np.ndarray) -> np.ndarray:
         return means if from_mean is None else from_mean(means, len(a))
@@ -124,22 +118,22 @@ def _compared(
     return mean, ci, np.where(known, (1 + as_large) / (1 + exchanges), np.nan)
 
 
-def meaning(m: Measurement) -> dict[str, Any]:
-    """Settings that say what the number is."""
-    return {name: value for name, value in m.settings.items() if name not in HOW}
-
-
 def aligned(first: Measurement, second: Measurement) -> tuple[np.ndarray, np.ndarray]:
-    """Their values [image, *cells], float64, image by image; raises if they cannot be compared."""
-    if (first.metric, meaning(first)) != (second.metric, meaning(second)):
+    """Values [image, *cells] of both, float64, in the same order of images.
+
+    Raises:
+        InputError, ShapeError: they cannot be compared; see `paired_difference`.
+    """
+    what = [(m.metric, m.metric_settings) for m in (first, second)]
+    if what[0] != what[1]:
         raise InputError(
-            f"two numbers of one kind can be compared, not {first.metric} {meaning(first)} and {second.metric} "
-            f"{meaning(second)}; measure both runs with the same settings."
+            f"two numbers of one kind can be compared, not {what[0][0]} {what[0][1]} and {what[1][0]} {what[1][1]}; "
+            "measure both runs with the same settings."
         )
     if first.site != second.site and not (first.is_effective and second.is_effective):
         raise InputError(
             f"{first.metric} at site {first.site!r} and at {second.site!r} are of different matrices; compare the "
-            "same site, or what multiplies V in both."
+            "same site, or effective attention of both."
         )
     if first.per_image is None or second.per_image is None:
         raise InputError(f"the values of {first.metric} image by image were too large to keep; measure fewer images.")
@@ -181,7 +175,7 @@ def _resampled(
 
 
 def _exchanged(a: np.ndarray, b: np.ndarray, usable: np.ndarray, exchanges: int, seed: int) -> Iterator[np.ndarray]:
-    """What the sum of `a` gains when a random half of the images exchange their values, [some resamples, *cells]."""
+    """Gain of the sum of `a` when a random half of the images exchange their values, [some resamples, *cells]."""
     step = _flat(np.where(usable, b - a, 0.0))
     rng = np.random.default_rng([seed, 1])  # not the stream of the resampling
     rows = max(1, BLOCK_BYTES // 8 // max(step.shape))
@@ -203,12 +197,12 @@ def _flat(values: np.ndarray) -> np.ndarray:
 
 
 def _halves(axes: tuple[str, ...]) -> int:
-    """How many axes each side of a symmetric matrix has, such as 1 of (layer, head, head); 0 if it is none."""
+    """Number of axes of each side of a symmetric matrix, such as 1 of (layer, head, head); 0 if it is not one."""
     return next((n for n in (2, 1) if len(axes) >= 2 * n and axes[-n:] == axes[-2 * n : -n]), 0)
 
 
 def one_half(axes: tuple[str, ...], shape: tuple[int, ...]) -> np.ndarray:
-    """Which cells are tests of their own: of a symmetric matrix those above the diagonal."""
+    """[*shape], bool: cells that are tested; of a symmetric matrix those above the diagonal."""
     n = _halves(axes)
     if n == 0:
         return np.ones(shape, bool)
@@ -216,8 +210,17 @@ def one_half(axes: tuple[str, ...], shape: tuple[int, ...]) -> np.ndarray:
     return np.broadcast_to(np.triu(np.ones((side, side), bool), 1).reshape(shape[-2 * n :]), shape)
 
 
+def corrected(p: np.ndarray, axes: tuple[str, ...]) -> tuple[np.ndarray, int]:
+    """p-values [*axes] corrected by `holm` over the cells that are tested, and the number of these."""
+    known = np.isfinite(p)
+    tested = known & one_half(axes, p.shape)
+    p_holm = np.where(known, 1.0, np.nan)
+    p_holm[tested] = holm(p[tested])
+    return mirrored(p_holm, axes), int(tested.sum())
+
+
 def mirrored(values: np.ndarray, axes: tuple[str, ...]) -> np.ndarray:
-    """The same below the diagonal as above it, where everything is 1."""
+    """A symmetric matrix from its upper half; below the diagonal everything must be 1."""
     n = _halves(axes)
     if n == 0:
         return values

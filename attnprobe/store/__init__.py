@@ -13,7 +13,7 @@ Maps, or what they are made of? Maps, which any program shows. Of 1,374 tokens (
     image, 392 as float32, and queries and keys, of which they are the softmax to 1e-6, take 43 (`--store qk`).
 Which compression? shuffle + deflate, level 1 of ISA-L: standard gzip to every reader, 0.36 of the float32 bytes on
     maps of logit deviation 3 with 197 tokens, 0.21 on those of an untrained ViT. Writing takes 55 and 34 ms of one
-    core per image of 30 MB (16 blocks, 12 heads), hash and fsync included. See `deflate`, `fletcher`, `layout`.
+    core per image of 30 MB (16 blocks, 12 heads), hash and fsync included. See `filters`, `layout`.
 
 Names load on first use: the child process that merges shards starts without torch, in a tenth of the time.
 """
@@ -25,7 +25,6 @@ _WHERE = {
     "CapturePlan": "attnprobe.store.plan",
     "MapReader": "attnprobe.store.reader",
     "MapWriter": "attnprobe.store.writer",
-    "SharedMapWriter": "attnprobe.store.together",
     "open_maps": "attnprobe.store.reader",
 }
 __all__ = sorted(_WHERE)

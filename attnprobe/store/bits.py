@@ -1,4 +1,4 @@
-"""How do bfloat16 values pass through numpy and h5py, which have no such type? As bit patterns."""
+"""bfloat16 values as bit patterns, in which they pass through numpy and h5py, which have no such type."""
 
 import h5py
 import numpy as np

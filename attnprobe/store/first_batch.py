@@ -1,16 +1,17 @@
-"""What do the first maps decide for the whole file?"""
+"""What the maps of a few images decide for the whole file: shapes, chunks, and how many images are a shard."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from attnprobe.core.errors import InputError, ShapeError
 from attnprobe.core.maps import AttentionMaps
+from attnprobe.core.sites import SITES
 from attnprobe.store.layout import (
     ITEM_BYTES,
-    SITES,
     DatasetLayout,
     Layout,
     StageLayout,
@@ -19,9 +20,17 @@ from attnprobe.store.layout import (
 )
 from attnprobe.store.shard import encoded, tensors
 
+Chunk = Callable[[tuple[int, ...]], tuple[int, ...]]
+"""From the shape of a dataset without its image axis to that of its chunks."""
 
-def stage_layouts(maps: Sequence[AttentionMaps], dtype: str) -> tuple[StageLayout, ...]:
+
+def stage_layouts(
+    maps: Sequence[AttentionMaps], dtype: str, batch_images: int | None = None
+) -> tuple[StageLayout, ...]:
     """The stages and datasets that hold these maps, all of the same images.
+
+    Args:
+        batch_images: images of one batch, which a chunk then divides; any number if None.
 
     Raises:
         ShapeError: two sites of a stage, or its tokens or values, disagree about layers, grid or shape.
@@ -31,10 +40,11 @@ def stage_layouts(maps: Sequence[AttentionMaps], dtype: str) -> tuple[StageLayou
     by_stage: dict[str, list[AttentionMaps]] = {}
     for m in maps:
         by_stage.setdefault(m.stage, []).append(m)
-    return tuple(_stage_layout(name, members, ITEM_BYTES[dtype]) for name, members in by_stage.items())
+    chunk = partial(chunk_shape, item_bytes=ITEM_BYTES[dtype], batch_images=batch_images)
+    return tuple(_stage_layout(name, members, chunk, ITEM_BYTES[dtype]) for name, members in by_stage.items())
 
 
-def _stage_layout(name: str, maps: list[AttentionMaps], item_bytes: int) -> StageLayout:
+def _stage_layout(name: str, maps: list[AttentionMaps], chunk: Chunk, item_bytes: int) -> StageLayout:
     first = maps[0]
     if not name or "/" in name or name.startswith("."):
         raise InputError(f"a stage needs a plain name such as 'trunk', got {name!r}.")
@@ -48,12 +58,12 @@ def _stage_layout(name: str, maps: list[AttentionMaps], item_bytes: int) -> Stag
                 f"{described[0]} and {described[1]}."
             )
     datasets = []
-    for m in sorted(maps, key=lambda m: SITES.index(m.site)):
+    for m in sorted(maps, key=lambda m: list(SITES).index(m.site)):
         if m.site == "weights" and m.factors is not None:
-            datasets += _factors(m, m.factors, item_bytes)
+            datasets += _factors(m, m.factors, chunk, item_bytes)
             continue
         shape = tuple(m.values.shape[1:])
-        datasets.append(DatasetLayout(m.site, shape, chunk_shape(shape, item_bytes), m.stochastic, m.is_effective))
+        datasets.append(DatasetLayout(m.site, shape, chunk(shape), m.stochastic, m.is_effective))
     tokens = first.tokens
     if tokens is not None:
         shape = tuple(tokens.shape[1:])
@@ -62,7 +72,7 @@ def _stage_layout(name: str, maps: list[AttentionMaps], item_bytes: int) -> Stag
                 f"tokens must be [image, layer, token, width] with the maps' {tuple(first.values.shape[:2])} first, "
                 f"got {tuple(tokens.shape)}."
             )
-        datasets.append(DatasetLayout("tokens", shape, chunk_shape(shape, item_bytes), False, False))
+        datasets.append(DatasetLayout("tokens", shape, chunk(shape), False, False))
     vectors = first.value_vectors
     if vectors is not None:
         shape = tuple(vectors.shape[1:])
@@ -72,14 +82,14 @@ def _stage_layout(name: str, maps: list[AttentionMaps], item_bytes: int) -> Stag
                 f"value_vectors must be [image, layer, head, key, width] with the maps' {like} first, got "
                 f"{tuple(vectors.shape)}."
             )
-        datasets.append(DatasetLayout("values", shape, chunk_shape(shape, item_bytes), False, False))
+        datasets.append(DatasetLayout("values", shape, chunk(shape), False, False))
     grid, kept = first.grid, (first.part.layers, first.part.heads, first.part.queries)
     return StageLayout(
         name, first.kind, first.layers, grid.rows, grid.cols, grid.prefix, grid.patch, tuple(datasets), *kept
     )
 
 
-def _factors(maps: AttentionMaps, factors: tuple[Tensor, Tensor], item_bytes: int) -> list[DatasetLayout]:
+def _factors(maps: AttentionMaps, factors: tuple[Tensor, Tensor], chunk: Chunk, item_bytes: int) -> list[DatasetLayout]:
     """Queries and keys in place of the maps."""
     queries, keys = factors
     lead, width = maps.values.shape[:3], queries.shape[-1]
@@ -92,21 +102,21 @@ def _factors(maps: AttentionMaps, factors: tuple[Tensor, Tensor], item_bytes: in
             "maps would not come back as they were; choose --dtype float32."
         )
     shapes = {"queries": tuple(queries.shape[1:]), "keys": tuple(keys.shape[1:])}
-    return [DatasetLayout(name, shape, chunk_shape(shape, 4), False, False) for name, shape in shapes.items()]
+    return [DatasetLayout(name, shape, chunk(shape), False, False) for name, shape in shapes.items()]
 
 
-def decide(maps: Sequence[AttentionMaps], dtype: str) -> Layout:
-    """The layout of the whole file, its shard size from what a few chunks of the first images take."""
-    stages = stage_layouts(maps, dtype)
+def decide(maps: Sequence[AttentionMaps], dtype: str, batch_images: int | None = None) -> Layout:
+    """The layout of the whole file, its shard size from what a few chunks of these images take."""
+    stages = stage_layouts(maps, dtype, batch_images)
     image_bytes = 0.0
     for _, layout, values in tensors(maps, stages):
         few, corners = values[: layout.chunk[0]], list(layout.corners())
         some = corners[:: math.ceil(len(corners) / 4)]
         sizes = [len(data) for _, data in encoded(layout, few, getattr(torch, dtype), some)]
         image_bytes += sum(sizes) / len(sizes) * len(corners) / len(few)
-    images_per_chunk = max(layout.chunk[0] for stage in stages for layout in stage.datasets)
+    unit = batch_images or max(layout.chunk[0] for stage in stages for layout in stage.datasets)
     stored = math.ceil(image_bytes)
-    return Layout(dtype, shard_images(stored, images_per_chunk), stored, stages)
+    return Layout(dtype, shard_images(stored, unit), stored, stages)
 
 
 def difference(first: Sequence[StageLayout], now: Sequence[StageLayout]) -> str:

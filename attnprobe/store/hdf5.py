@@ -1,4 +1,4 @@
-"""Where does everything lie inside the HDF5 file?
+"""The place of everything inside the HDF5 file.
 
 /                         attributes: format, schema_version, created, model, variant, checkpoint_sha256,
                           config (JSON), versions (JSON), data, seed, device, settings (JSON), certificate

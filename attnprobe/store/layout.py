@@ -1,4 +1,4 @@
-"""What is in a maps file, and how is each dataset cut into chunks?"""
+"""What is in a maps file, and how each dataset is cut into chunks."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -6,9 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 SCHEMA_VERSION = 1
-SITES = ("weights", "effective", "scores")
-"""Datasets of maps, in the order a reader gives them."""
-
 ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 MAP_AXES = ("image", "layer", "head", "query", "key")
 BESIDE = {
@@ -25,6 +22,7 @@ SMALLEST_CHUNK = 64 << 10
 SEVERAL_MAPS = 256 << 10
 SHARD_BYTES = 64 << 20
 MOST_SHARD_IMAGES = 1024
+MOST_CHUNK_IMAGES = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +142,7 @@ class Layout:
         return cls(**{**data, "stages": stages})
 
 
-def chunk_shape(shape: tuple[int, ...], item_bytes: int) -> tuple[int, ...]:
+def chunk_shape(shape: tuple[int, ...], item_bytes: int, batch_images: int | None = None) -> tuple[int, ...]:
     """The chunk of a dataset whose axes after the image are `shape`: (layer, [head,] query, key).
 
     A chunk is the unit of reading, and each costs an index entry and a call. All heads of one layer of one
@@ -153,7 +151,8 @@ def chunk_shape(shape: tuple[int, ...], item_bytes: int) -> tuple[int, ...]:
     - below 64 kB: then it spans several layers, and if all of them are still below, several images, up to
       256 kB. Small models would otherwise pay more for the index than for the maps (17 tokens and 3 heads
       are 1.7 kB a layer): reading is slow, and deflate starts anew too often to find repeats.
-    Images per chunk are a power of two, so that one shard size can suit every dataset.
+    Images per chunk are a power of two, so that one shard size can suit every dataset, and divide `batch_images` if
+    given, so that a shard of whole batches is one of whole chunks.
     """
     one_map = item_bytes * math.prod(shape[1:])
     if one_map >= SMALLEST_CHUNK:
@@ -165,7 +164,8 @@ def chunk_shape(shape: tuple[int, ...], item_bytes: int) -> tuple[int, ...]:
     layers = _even_part(shape[0], one_map, SEVERAL_MAPS)
     images = 1
     if layers == shape[0]:
-        while 2 * images * layers * one_map <= SEVERAL_MAPS and images < 256:
+        most = min(MOST_CHUNK_IMAGES, SEVERAL_MAPS // (layers * one_map))
+        while 2 * images <= most and (batch_images or MOST_CHUNK_IMAGES) % (2 * images) == 0:
             images *= 2
     return (images, layers, *shape[1:])
 
@@ -176,7 +176,7 @@ def _even_part(length: int, unit_bytes: int, limit: int) -> int:
     return math.ceil(length / n_parts)
 
 
-def shard_images(image_bytes: int, images_per_chunk: int) -> int:
-    """Images of a shard of about 64 MiB: at most 1024, and a whole number of chunks."""
+def shard_images(image_bytes: int, unit: int) -> int:
+    """Images of a shard of about 64 MiB: at most 1024, and a whole number of `unit`, a batch or a chunk."""
     wanted = min(MOST_SHARD_IMAGES, max(1, SHARD_BYTES // max(1, image_bytes)))
-    return max(images_per_chunk, wanted // images_per_chunk * images_per_chunk)
+    return max(unit, wanted // unit * unit)

@@ -1,4 +1,4 @@
-"""Where is a shard built? In memory that is used again for the next one."""
+"""The memory in which a shard is built, used again for the next one."""
 
 import io
 from typing import Any

@@ -1,4 +1,4 @@
-"""How do the shards of NAME.parts become one NAME.h5?
+"""One NAME.h5 made from the shards of NAME.parts.
 
 libhdf5 writes the merged file, and on a full disk it would crash the process that does so. So that happens
 in a child, `python -m attnprobe.store.merge PARTS TARGET`, into a temporary file; chunks are copied as they
@@ -40,12 +40,13 @@ def merge(folder: Path, final: Path, pinned: Pinned, *, overwrite: bool) -> None
     temporary = fs.temporary_in(folder)
     try:
         chunks = _run_child(folder, temporary)
+        # The seal last: a file without one is not ours, so a merge that died in between cannot pass for a result.
         descriptor = os.open(temporary, os.O_RDWR)
         try:
             with open(descriptor, "rb", closefd=False) as file:
-                found = seal_merged(pinned.plan_id, file, chunks)
+                seal = seal_merged(pinned.plan_id, file, chunks)
             os.lseek(descriptor, 0, os.SEEK_SET)
-            fs.write(descriptor, found.block(), temporary)
+            fs.write(descriptor, seal.block(), temporary)
             fs.fsync(descriptor, temporary)
         finally:
             os.close(descriptor)
@@ -67,12 +68,12 @@ def _run_child(folder: Path, target: Path) -> list[tuple[int, int]]:
     with subprocess.Popen(command, env=environment, text=True, stdin=pipe, stdout=pipe, stderr=same) as child:
         assert child.stdout is not None
         try:
-            said = child.stdout.read()  # not communicate(): it would close stdin, by which the child knows we live
+            output = child.stdout.read()  # not communicate(): it would close stdin, by which the child knows we live
             child.wait()
         except BaseException:
             child.kill()
             raise
-    last = (said.strip().splitlines() or [f"exit status {child.returncode}"])[-1]
+    last = (output.strip().splitlines() or [f"exit status {child.returncode}"])[-1]
     if child.returncode:
         raise WorkError(
             f"merging the shards of {folder} failed: {last}. The shards stay; run the same command again, after "

@@ -1,12 +1,13 @@
-"""How do maps leave a GPU while it goes on computing?
+"""Maps on their way from a GPU to host memory, while it goes on computing.
 
-By a stream of their own, which begins when the maps are computed and for which no computation waits, into pinned
-memory, the only kind that is copied without the processor. PyTorch keeps pinned memory that is let go, so a capture
-alternates between that of two batches: one being copied or compressed, one being computed.
+They are copied on a stream of their own, which begins when the maps are computed and for which no computation waits,
+into pinned memory, the only kind that is copied without the processor. PyTorch keeps pinned memory that is let go, so a
+capture alternates between that of two batches: one being copied or compressed, one being computed.
 """
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -18,6 +19,12 @@ from attnprobe.core.maps import AttentionMaps, Outcome
 def copies_by_itself(device: torch.device) -> bool:
     """Whether a device has memory of its own, and streams."""
     return device.type != "cpu" and hasattr(torch.get_device_module(device), "Stream")
+
+
+@cache
+def _copying(device: torch.device) -> Any:
+    """The stream on which a device's maps are copied. One, since the caching allocator keeps blocks for each stream."""
+    return torch.get_device_module(device).Stream(device)
 
 
 class Offloaded:
@@ -32,8 +39,8 @@ class Offloaded:
         self._originals = list(maps)
         self._copies: dict[int, Tensor] = {}  # tokens and outcomes are those of several maps
         streams: Any = torch.get_device_module(device)
-        stream = streams.Stream(device)
-        stream.wait_stream(streams.current_stream(device))
+        stream = _copying(device)
+        stream.wait_stream(streams.current_stream(device))  # or it would copy maps that are still being computed
         with streams.stream(stream):
             self._maps = [self._copied(m, dtype) for m in maps]
             self._done = streams.Event()
@@ -46,18 +53,19 @@ class Offloaded:
         return self._maps
 
     def _copied(self, maps: AttentionMaps, dtype: torch.dtype) -> AttentionMaps:
-        def beside(tensor: Tensor | None) -> Tensor | None:
+        def cast(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else self._copy(tensor, dtype)
 
         queries, keys = maps.factors or (None, None)
-        said = maps.outcome
+        outcome = maps.outcome
         return replace(
             maps,
             values=self._copy(maps.values, dtype),
-            tokens=beside(maps.tokens),
-            value_vectors=beside(maps.value_vectors),
+            tokens=cast(maps.tokens),
+            value_vectors=cast(maps.value_vectors),
             factors=None if queries is None or keys is None else (self._copy(queries, dtype), self._copy(keys, dtype)),
-            outcome=said and Outcome(*(self._copy(x) for x in (said.labels, said.prediction, said.probability))),
+            outcome=outcome
+            and Outcome(*(self._copy(x) for x in (outcome.labels, outcome.prediction, outcome.probability))),
         )
 
     def _copy(self, tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:

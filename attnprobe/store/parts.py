@@ -1,11 +1,11 @@
-"""What is in NAME.parts, the folder in which a capture works?
+"""The files of NAME.parts, the folder in which a capture works.
 
 plan.json          what is captured, written once, before the first shard
 shards/s000000.h5  one slice of images each; the listing is the only record of what is done
 quarantine/        damaged shards, for whoever wants to know why; never read, never deleted
 certificate.json   what capture proved about the maps, when it is over
 run.lock           held by the process that writes, or by all of one job
-claims/            which of them is at which shard; only where there are several
+claims/            which process is at which shard
 """
 
 import json
@@ -22,7 +22,7 @@ from attnprobe.io.lock import FileLock
 from attnprobe.store import structure
 from attnprobe.store.opening import open_hdf5
 from attnprobe.store.plan import Pinned, canonical
-from attnprobe.store.seal import read_checked, read_seal, verify
+from attnprobe.store.seal import Seal, read_checked, read_seal, verify
 
 
 def parts_of(path: Path) -> Path:
@@ -42,19 +42,19 @@ def open_shard(folder: Path, number: int, plan_id: str) -> h5py.File:
         MapsFileError: it is missing, damaged, or of another capture.
     """
     path = shard_path(folder, number)
-    found, data = read_checked(path)
-    _require_own(path, found.part, found.plan, number, plan_id)
+    seal, data = read_checked(path)
+    _require_own(path, seal, number, plan_id)
     file = open_hdf5(path, data)
     try:
-        structure.check(file, path, found)
+        structure.check(file, path, seal)
     except BaseException:
         file.close()
         raise
     return file
 
 
-def _require_own(path: Path, part: int | None, plan: str, number: int, plan_id: str) -> None:
-    if (part, plan) != (number, plan_id):
+def _require_own(path: Path, seal: Seal, number: int, plan_id: str) -> None:
+    if (seal.part, seal.plan) != (number, plan_id):
         raise MapsFileError(f"{path} belongs to another capture. Restore the right one or capture again.")
 
 
@@ -66,8 +66,8 @@ def present(folder: Path, pinned: Pinned) -> list[int]:
     """
     numbers = [k for k in range(pinned.n_shards) if shard_path(folder, k).exists()]
     for number in numbers:
-        found = read_seal(shard_path(folder, number))
-        _require_own(shard_path(folder, number), found.part, found.plan, number, pinned.plan_id)
+        path = shard_path(folder, number)
+        _require_own(path, read_seal(path), number, pinned.plan_id)
     return numbers
 
 
@@ -82,8 +82,7 @@ def recover(folder: Path, pinned: Pinned) -> list[int]:
         if not path.exists():
             continue
         try:
-            found = verify(path)
-            _require_own(path, found.part, found.plan, number, pinned.plan_id)
+            _require_own(path, verify(path), number, pinned.plan_id)
             good.append(number)
         except MapsFileError:
             with suppress(FileNotFoundError):  # another process of the job was faster

@@ -1,4 +1,4 @@
-"""What exactly is being captured, so that a second run can tell whether it may go on with the first?"""
+"""What exactly is being captured: plan.json, by which a second run can tell whether it may resume the first."""
 
 import hashlib
 import json
@@ -71,13 +71,28 @@ class Pinned:
     """A plan with all that was decided when it started; every shard names it by `plan_id`.
 
     Attributes:
-        facts: `CapturePlan.facts` of the plan.
+        facts: `CapturePlan.facts` of the plan, and `batch_images` if that was pinned: images of one forward pass, which
+            decides the last bits of what is computed. Among the facts, where attnprobe 0.1.0 reads it as one more.
         created: when it started; makes the id one of this run.
     """
 
     facts: Mapping[str, Any]
     layout: Layout
     created: str
+
+    @classmethod
+    def of(cls, plan: CapturePlan, layout: Layout, created: str, batch_images: int | None = None) -> "Pinned":
+        pinned = {} if batch_images is None else {"batch_images": batch_images}
+        return cls(plan.facts() | pinned, layout, created)
+
+    @property
+    def batch_images(self) -> int | None:
+        return self.facts.get("batch_images")
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """The facts without what was decided when the capture started: as `CapturePlan.facts` gives them."""
+        return {name: value for name, value in self.facts.items() if name != "batch_images"}
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -179,7 +194,7 @@ def require_same_plan(folder: Path, plan: CapturePlan, dtype: str) -> Pinned:
         InputError: it is another; the message names the first field that differs.
     """
     pinned, ids, _ = read_plan(folder)
-    then, now = dict(pinned.facts), plan.facts()
+    then, now = pinned.asked, plan.facts()
     remedy = "Restore it to go on, choose another output, or start anew with --overwrite."
     if then["image_ids_sha256"] != now["image_ids_sha256"]:
         gone, new = set(ids) - set(plan.image_ids), set(plan.image_ids) - set(ids)

@@ -1,4 +1,4 @@
-"""How do stored maps come back as tensors, a bounded piece at a time?"""
+"""Stored maps as tensors, a bounded piece at a time."""
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -48,8 +48,8 @@ class MapReader(StoredMaps):
 
     @cached_property
     def outcome(self) -> Outcome:
-        """What the model said about all images. Of a folder this reads every shard once."""
-        return self._told(range(self.n_images))[0]
+        """Labels and predictions of all images; reads every shard once if they are in a folder."""
+        return self._outcome(range(self.n_images))[0]
 
     @property
     def labels(self) -> Tensor:
@@ -93,15 +93,15 @@ class MapReader(StoredMaps):
             positions = everything[images] if isinstance(images, slice) else [everything[i] for i in images]
         except IndexError:
             raise InputError(f"{self.path} has images 0 to {self.n_images - 1}, asked for {images}.") from None
-        return self._maps(layout, dataset, positions, self._beside(layout, positions), self._told(positions))
+        return self._maps(layout, dataset, positions, self._extras(layout, positions), self._outcome(positions))
 
     def __iter__(self) -> Iterator[AttentionMaps]:
         for positions in self._runs():
-            told = self._told(positions)
+            outcome = self._outcome(positions)
             for layout in self._layouts.values():
-                beside = self._beside(layout, positions)
+                extras = self._extras(layout, positions)
                 for dataset in layout.maps:
-                    yield self._maps(layout, dataset, positions, beside, told)
+                    yield self._maps(layout, dataset, positions, extras, outcome)
 
     def _usual_chunk(self) -> int:
         stored = (dataset for _, dataset in structure.datasets(self._pinned))
@@ -124,10 +124,10 @@ class MapReader(StoredMaps):
         stage: StageLayout,
         dataset: DatasetLayout,
         positions: Sequence[int],
-        beside: dict[str, Tensor],
-        told: tuple[Outcome, Tensor | None],
+        extras: dict[str, Tensor],
+        outcome: tuple[Outcome, Tensor | None],
     ) -> AttentionMaps:
-        factors = (beside["queries"], beside["keys"]) if "queries" in beside else None
+        factors = (extras["queries"], extras["keys"]) if "queries" in extras else None
         made_of = factors if dataset.name == "weights" else None
         return AttentionMaps(
             self._values(stage, dataset, positions) if made_of is None else _softmax_of_product(*made_of),
@@ -140,16 +140,16 @@ class MapReader(StoredMaps):
             part=Part(stage.kept_layers, stage.kept_heads, stage.kept_queries),
             stage=stage.name,
             kind=stage.kind,
-            tokens=beside.get("tokens"),
-            value_vectors=beside.get("values"),
+            tokens=extras.get("tokens"),
+            value_vectors=extras.get("values"),
             factors=factors,
-            outcome=told[0],
-            pixels=told[1],
+            outcome=outcome[0],
+            pixels=outcome[1],
         )
 
-    def _beside(self, stage: StageLayout, positions: Sequence[int]) -> dict[str, Tensor]:
-        found = (stage.dataset(name) for name in BESIDE)
-        return {dataset.name: self._values(stage, dataset, positions) for dataset in found if dataset is not None}
+    def _extras(self, stage: StageLayout, positions: Sequence[int]) -> dict[str, Tensor]:
+        datasets = (stage.dataset(name) for name in BESIDE)
+        return {dataset.name: self._values(stage, dataset, positions) for dataset in datasets if dataset is not None}
 
     def _values(self, stage: StageLayout, dataset: DatasetLayout, positions: Sequence[int]) -> Tensor:
         values = torch.empty(len(positions), *dataset.shape)
@@ -159,8 +159,8 @@ class MapReader(StoredMaps):
                 values[here] = bits.read(file[f"stages/{stage.name}/{dataset.name}"], there, dtype)
         return values
 
-    def _told(self, positions: Sequence[int]) -> tuple[Outcome, Tensor | None]:
-        """What the model said about images, and the hashes of their pixels, if these are known."""
+    def _outcome(self, positions: Sequence[int]) -> tuple[Outcome, Tensor | None]:
+        """Labels and predictions of images, and the hashes of their pixels, if these are known."""
         columns = self._outcome_columns(positions)
         outcome = Outcome(*(torch.from_numpy(columns[name]) for name in ("label", "prediction", "probability")))
         return outcome, torch.from_numpy(columns["pixels"]) if columns["pixels"].any() else None

@@ -1,4 +1,4 @@
-"""How do we know that a file is ours and whole before libhdf5 looks at it?
+"""The seal of a file, by which it is known to be ours and whole before libhdf5 reads it.
 
 The first 512 bytes, which HDF5 leaves to us (its "user block"): a magic number, then canonical JSON
 
@@ -93,14 +93,14 @@ def read_checked(path: Path) -> tuple[Seal, io.BytesIO | None]:
     Raises:
         MapsFileError: as `read_seal`, or the hash does not match.
     """
-    found = read_seal(path)
-    if found.size > HASH_AT_ONCE:
-        return verify(path, whole=found.part is not None), None
+    seal = read_seal(path)
+    if seal.size > HASH_AT_ONCE:
+        return verify(path, whole=seal.part is not None), None
     with _readable(path):
         content = io.BytesIO(path.read_bytes())
-    found = _parse(path, content.read(BLOCK), content.getbuffer().nbytes)
-    _compare(path, found, content, whole=True)
-    return found, content
+    seal = _parse(path, content.read(BLOCK), content.getbuffer().nbytes)
+    _compare(path, seal, content, whole=True)
+    return seal, content
 
 
 def verify(path: Path, *, whole: bool = True) -> Seal:
@@ -109,15 +109,15 @@ def verify(path: Path, *, whole: bool = True) -> Seal:
     Raises:
         MapsFileError: as `read_checked`.
     """
-    found = read_seal(path)
+    seal = read_seal(path)
     with _readable(path), path.open("rb") as file:
-        _compare(path, found, file, whole=whole)
-    return found
+        _compare(path, seal, file, whole=whole)
+    return seal
 
 
-def _steps(file: BinaryIO, found: Seal, skip: bool) -> Iterator[bytes]:
+def _steps(file: BinaryIO, seal: Seal, skip: bool) -> Iterator[bytes]:
     """All of a file after the block, a few megabytes at a time; without its ranges of chunks if `skip`."""
-    edges = [BLOCK, *(edge for r in found.data if skip for edge in r), found.size]
+    edges = [BLOCK, *(edge for r in seal.data if skip for edge in r), seal.size]
     for start, stop in zip(edges[::2], edges[1::2], strict=True):
         file.seek(start)
         while start < stop and (data := file.read(min(_STEP, stop - start))):
@@ -125,18 +125,18 @@ def _steps(file: BinaryIO, found: Seal, skip: bool) -> Iterator[bytes]:
             yield data
 
 
-def _sha256(found: Seal, body: Iterable[Any]) -> str:
-    hasher = hashlib.sha256(canonical(asdict(found)).encode() + b"\0")
+def _sha256(seal: Seal, body: Iterable[Any]) -> str:
+    hasher = hashlib.sha256(canonical(asdict(seal)).encode() + b"\0")
     for data in body:
         hasher.update(data)
     return hasher.hexdigest()
 
 
-def _compare(path: Path, found: Seal, file: BinaryIO, *, whole: bool) -> None:
-    signed = replace(found, outside="")
-    outside = _sha256(signed, _steps(file, found, skip=True)) if found.part is None else ""
+def _compare(path: Path, seal: Seal, file: BinaryIO, *, whole: bool) -> None:
+    signed = replace(seal, outside="")
+    outside = _sha256(signed, _steps(file, seal, skip=True)) if seal.part is None else ""
     unsigned = replace(signed, sha256="")
-    if outside != found.outside or (whole and _sha256(unsigned, _steps(file, found, skip=False)) != found.sha256):
+    if outside != seal.outside or (whole and _sha256(unsigned, _steps(file, seal, skip=False)) != seal.sha256):
         raise MapsFileError(f"{path} is damaged: its SHA-256 does not match its content. Restore it or capture again.")
 
 
@@ -159,11 +159,11 @@ def _parse(path: Path, block: bytes, size: int) -> Seal:
         raise damaged from None
     require_known_schema(path, version)
     try:
-        found = Seal(**{**data, "data": tuple((start, stop) for start, stop in data["data"])})
+        seal = Seal(**{**data, "data": tuple((start, stop) for start, stop in data["data"])})
     except (TypeError, ValueError, KeyError):
         raise damaged from None
-    if found.block() != block:  # only one spelling is ours
+    if seal.block() != block:  # only one spelling is ours
         raise damaged
-    if found.size != size:
-        raise MapsFileError(f"{path} is truncated or grew: expected {found.size} bytes, got {size}. Restore it.")
-    return found
+    if seal.size != size:
+        raise MapsFileError(f"{path} is truncated or grew: expected {seal.size} bytes, got {size}. Restore it.")
+    return seal

@@ -1,4 +1,4 @@
-"""How do the maps of one slice of images become the bytes of a shard?"""
+"""The bytes of a shard, made from the maps of one run of images."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -10,8 +10,7 @@ from torch import Tensor
 from attnprobe.core.maps import AttentionMaps, Outcome
 from attnprobe.store import hdf5
 from attnprobe.store.bits import words
-from attnprobe.store.deflate import shuffled_deflated
-from attnprobe.store.fletcher import checked
+from attnprobe.store.filters import checked, shuffled_deflated
 from attnprobe.store.layout import DatasetLayout, StageLayout
 from attnprobe.store.memory import Memory
 from attnprobe.store.plan import Pinned
@@ -38,15 +37,15 @@ def encoded(
 def tensors(
     maps: Sequence[AttentionMaps], stages: Sequence[StageLayout]
 ) -> Iterator[tuple[str, DatasetLayout, Tensor]]:
-    """Path in the file, layout and tensor of every dataset. What is beside the maps comes from a stage's first maps."""
+    """Path in the file, layout and tensor of every dataset. Extras come from a stage's first maps."""
     for stage in stages:
         sites = {m.site: m for m in maps if m.stage == stage.name}
         for layout in stage.datasets:
             first = next(iter(sites.values()))
             queries, keys = first.factors or (None, None)
-            beside = {"tokens": first.tokens, "values": first.value_vectors, "queries": queries, "keys": keys}
-            values = beside[layout.name] if layout.name in beside else sites[layout.name].values
-            assert values is not None, "the layout has beside the maps what they have"
+            extras = {"tokens": first.tokens, "values": first.value_vectors, "queries": queries, "keys": keys}
+            values = extras[layout.name] if layout.name in extras else sites[layout.name].values
+            assert values is not None, "the layout was made from such maps"
             yield f"stages/{stage.name}/{layout.name}", layout, values
 
 
@@ -114,7 +113,10 @@ class Shard:
             dataset.write_direct_chunk((image, *corner), data)
 
     def finish(self) -> memoryview:
-        """The bytes of the finished file, sealed."""
+        """The bytes of the finished file, sealed.
+
+        The seal is made in memory: its hash is of what was written, and not of what a disk gave back.
+        """
         assert self.full and not self._waiting, "a shard is finished once, when all its images are in"
         for name, column in self._outcomes.items():
             self._file[f"images/{name}"][:] = column

@@ -1,4 +1,4 @@
-"""Which maps are in a file or a folder of shards, and what is one layer of them? Without torch: see `core.browse`."""
+"""The maps in a file or a folder of shards, one layer at a time, without torch: see `core.browse`."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ from attnprobe.core.errors import InputError, MapsFileError, did_you_mean
 from attnprobe.store import hdf5, parts, structure
 from attnprobe.store.layout import StageLayout
 from attnprobe.store.opening import open_hdf5
-from attnprobe.store.plan import Pinned, read_plan
+from attnprobe.store.plan import CapturePlan, Pinned, read_plan
 from attnprobe.store.seal import read_checked, verify
 
 
@@ -73,12 +73,12 @@ class StoredMaps:
             file, folder = path.with_suffix(".h5"), parts.parts_of(path)
             hint = next((f" {p} is there: open that." for p in (file, folder) if p != path and p.exists()), "")
             raise MapsFileError(f"no maps at {path}.{hint or ' Make them with `attnprobe capture`.'}")
-        found, data = read_checked(path)
-        if found.part is not None:
-            raise MapsFileError(f"{path} is shard {found.part} of a capture; open the folder {path.parent.parent}.")
+        seal, data = read_checked(path)
+        if seal.part is not None:
+            raise MapsFileError(f"{path} is shard {seal.part} of a capture; open the folder {path.parent.parent}.")
         file = open_hdf5(path, data)
         try:
-            pinned = structure.check(file, path, found)
+            pinned = structure.check(file, path, seal)
             ids = tuple(structure.read_ids(file))
             certificate = structure.read_certificate(file)
         except BaseException:
@@ -104,10 +104,9 @@ class StoredMaps:
             kept += ids[positions.start : positions.stop]
         return cls(folder, pinned, tuple(kept), pieces, parts.read_certificate(folder), None)
 
-    @property
-    def facts(self) -> dict[str, Any]:
-        """`CapturePlan.facts` of what was captured."""
-        return dict(self._pinned.facts)
+    def is_of(self, plan: CapturePlan) -> bool:
+        """Whether this is what the plan asks for."""
+        return self._pinned.asked == plan.facts()
 
     @property
     def n_images(self) -> int:

@@ -1,8 +1,8 @@
-"""(model, images, TrainConfig) -> checkpoint and log.
+"""Training: (model, images, TrainConfig) -> checkpoint and log.
 
-Question: a trainer class with hooks, or a loop? Choice: one loop a person reads top to bottom, built from timm's
+Question: a trainer class with hooks, or a loop? Choice: one loop that reads top to bottom, built from timm's
 optimiser, scheduler and moving average. Exact resume comes from seeding each step by (seed, epoch, step, process)
-instead of storing random states: 20 microseconds a step, and training can go on from anywhere, by any process.
+instead of storing random states: 20 microseconds a step, and any process can resume training anywhere.
 """
 
 from attnprobe.training.config import MAY_CHANGE, TrainConfig

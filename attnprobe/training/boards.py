@@ -1,4 +1,4 @@
-"""Where else does each epoch's row of summary.csv go? TensorBoard and Weights & Biases, for who switches them on."""
+"""Optional logging of each epoch to TensorBoard or Weights & Biases."""
 
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -16,10 +16,10 @@ Row = Mapping[str, float]
 
 @contextmanager
 def boards(config: TrainConfig, run: Run, done: int) -> Iterator[Callable[[Row], None]]:
-    """A function that shows a row of the log on every board in use; a resumed run goes on after `done` epochs.
+    """A function that writes a row of the log to every board in use; a resumed run continues after `done` epochs.
 
     Raises:
-        InputError: a board is switched on whose package is not installed.
+        InputError: the package of a board in use is not installed.
     """
     with ExitStack() as stack:
         writers: list[Callable[[Row], None]] = []

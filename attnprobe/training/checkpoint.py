@@ -1,12 +1,12 @@
-"""What is in a checkpoint, and how is it read back so that training goes on exactly as if it had never stopped?
+"""Checkpoints of a training run, from which it resumes exactly as if it had never stopped.
 
-A folder: `model.safetensors` and `config.json` are timm's `local-dir:` layout, for use; `train_state.safetensors` and
-`state.json` are for resuming; `MANIFEST.json` has the SHA-256 of each. Written beside and committed by renaming the
-folder, so that a checkpoint exists whole or not at all. Nothing is pickled.
+A checkpoint is a folder: `model.safetensors` and `config.json` are timm's `local-dir:` layout, for use;
+`train_state.safetensors` and `state.json` are for resuming; `MANIFEST.json` has the SHA-256 of each. It is written
+under another name and committed by renaming, so that it exists whole or not at all. Nothing is pickled.
 
-No random state is stored: every step seeds the generators from (seed, epoch, step, process), so that training can go
-on from anywhere. `epoch-NNNN` is after so many epochs; `partial-EPOCH-STEP` is inside one, written when a run is
-stopped or every `recovery_interval` steps.
+No random state is stored: every step seeds the generators from (seed, epoch, step, process), so that training can
+resume anywhere. `epoch-NNNN` is after so many epochs; `partial-EPOCH-STEP` is inside one, written when a run is stopped
+or every `recovery_interval` steps.
 """
 
 import json
@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save
+from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from attnprobe.core.errors import CheckpointError
@@ -31,10 +32,10 @@ PARTIAL = "partial-"
 
 @dataclass(slots=True)
 class Progress:
-    """How far a run has come.
+    """Position of a run in its training.
 
     Attributes:
-        epoch: epochs done; `step` batches of the next one are done, too, with the sum of their losses `loss`.
+        epoch: epochs done; of the next one `step` steps are done, with the sum `loss` of their losses.
         best: the best validation accuracy, after `best_epoch` epochs.
     """
 
@@ -47,17 +48,17 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Learner:
-    """Everything that changes in training.
-
-    Attributes:
-        model: the module that is trained.
-        deployed: what users load: its moving average, or itself.
-    """
+    """The state that training changes: the model, its moving average (or None), optimiser and gradient scaler."""
 
     model: nn.Module
-    deployed: nn.Module
+    ema: ModelEmaV3 | None
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
+
+    @property
+    def deployed(self) -> nn.Module:
+        """The model for use: the moving average, or the model itself."""
+        return self.ema.module if self.ema else self.model
 
 
 def save_checkpoint(
@@ -80,7 +81,7 @@ def save_checkpoint(
 
 
 def save_partial(run: Run, progress: Progress, learner: Learner, *, config_json: Mapping[str, Any]) -> None:
-    """Commit the state inside an epoch, after `progress.step` of its batches; the one before is dropped.
+    """Commit the state inside an epoch, after `progress.step` of its steps, and drop earlier such states.
 
     Raises:
         WorkError: as `save_checkpoint`.
@@ -95,12 +96,10 @@ def save_partial(run: Run, progress: Progress, learner: Learner, *, config_json:
 
 
 def newest_checkpoint(run: Run) -> tuple[Path | None, str]:
-    """The newest intact checkpoint, inside an epoch or after it; and what is wrong with newer ones, "" if nothing.
-
-    None if there is none at all.
+    """The newest intact checkpoint (None if there is none), and a sentence about damaged newer ones, or "".
 
     Raises:
-        CheckpointError: all are damaged. To begin again would replace what may still be restored, log included.
+        CheckpointError: all are damaged. Beginning again would replace what may still be restored, log included.
     """
     reached = {folder: at for folder in run.checkpoints.glob("*") if (at := _reached(folder))}
     damaged: list[Path] = []
@@ -110,14 +109,14 @@ def newest_checkpoint(run: Run) -> tuple[Path | None, str]:
         damaged.append(folder)
     if damaged:
         raise CheckpointError(
-            f"{run.path} has no intact checkpoint to go on from: {damage(damaged)}. Restore one, train into a new "
+            f"{run.path} has no intact checkpoint to resume from: {damage(damaged)}. Restore one, train into a new "
             f"folder (-o), or remove {run.checkpoints} to begin again."
         )
     return None, ""
 
 
 def _reached(folder: Path) -> tuple[int, int] | None:
-    """Epochs, and steps of the next, that a checkpoint is after; None for what is none."""
+    """Epochs, and steps of the next, after which a checkpoint was written; None for another kind of folder."""
     found = re.fullmatch(rf"epoch-(\d{{4,}})|{PARTIAL}(\d{{4,}})-(\d{{8,}})", folder.name)
     if found is None:
         return None
@@ -125,7 +124,7 @@ def _reached(folder: Path) -> tuple[int, int] | None:
 
 
 def load_checkpoint(folder: Path, learner: Learner) -> Progress:
-    """Put a checkpoint into `learner`; how far it had come.
+    """Load a checkpoint into `learner`; its position in the training.
 
     Raises:
         CheckpointError: it is of another model.
@@ -160,7 +159,7 @@ def _files(progress: Progress, learner: Learner, config_json: Mapping[str, Any])
 
 
 def _commit(final: Path, files: Mapping[str, bytes]) -> None:
-    """Write `files` into a folder that appears under its name whole or not at all."""
+    """Write `files` into a folder that appears under its name with all of them or not at all."""
     fs.make_folder(final.parent)
     if final.exists():  # damaged, or training would not be doing this epoch again
         fs.rename(final, final.with_name(f"damaged-{final.name}-{secrets.token_hex(2)}"))
@@ -176,7 +175,7 @@ def _commit(final: Path, files: Mapping[str, bytes]) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """Drop a checkpoint; renamed first, so that a kill half way leaves no half checkpoint under its name."""
+    """Delete a checkpoint; renamed first, so that a kill half way leaves no incomplete one under its name."""
     doomed = fs.temporary_in(folder.parent)
     fs.rename(folder, doomed)
     shutil.rmtree(doomed, ignore_errors=True)
@@ -188,7 +187,7 @@ def _remove_partials(run: Run) -> None:
 
 
 def remove_unfinished(run: Run) -> None:
-    """Drop what a killed run left half written."""
+    """Delete unfinished checkpoints of a killed run."""
     for folder in run.checkpoints.glob(f"{fs.TEMPORARY}*"):
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -1,7 +1,9 @@
-"""What can be chosen about a training run? Names are timm's."""
+"""Options of a training run, named as in timm's train.py."""
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
+
+from attnprobe.core.errors import InputError, check_choice
 
 MAY_CHANGE = frozenset(
     (
@@ -9,11 +11,106 @@ MAY_CHANGE = frozenset(
         "probe_every", "recovery_interval", "threads", "wandb_project", "workers",
     )
 )  # fmt: skip
-"""Options a run can be gone on with at other values: they say where and how, not what is learnt."""
+"""Options that may differ when a run is resumed: they affect where and how it runs, not its result."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TrainConfig:
+class AugmentConfig:
+    """Augmentation of training images; names and meaning are timm's, but everything is off by default."""
+
+    scale: tuple[float, float] = (1.0, 1.0)
+    """Random resized crop: range of the cropped fraction of the area; (1, 1) for none, timm's default is (0.08, 1)."""
+
+    ratio: tuple[float, float] = (1.0, 1.0)
+    """Random resized crop: range of the aspect ratio; timm's default is (3/4, 4/3)."""
+
+    train_interpolation: Literal["random", "bilinear", "bicubic"] = "random"
+    """For crops and policies; random draws one of the other two per image."""
+
+    hflip: float = 0.0
+    """Probability of a horizontal flip; timm's default is 0.5."""
+
+    vflip: float = 0.0
+    """Probability of a vertical flip."""
+
+    color_jitter: float | tuple[float, ...] = 0.0
+    """Strength for brightness, contrast and saturation, or one each and a fourth for hue; timm's default is 0.4.
+    Ignored if `aa` is given, unless that is 3a, as in timm."""
+
+    color_jitter_prob: float | None = None
+    """Probability of any jitter; None for 1."""
+
+    aa: str | None = None
+    """Policy in timm's spelling: rand-m9-mstd0.5-inc1, v0, original, 3a, augmix-m3-w3 ..."""
+
+    reprob: float = 0.0
+    """Probability of random erasing."""
+
+    remode: Literal["const", "rand", "pixel"] = "pixel"
+    """Content of an erased box: the mean colour, one random colour, or noise per pixel."""
+
+    recount: int = 1
+    """Maximum number of erased boxes per image."""
+
+    smoothing: float = 0.0
+    """Label smoothing; timm's default is 0.1."""
+
+    mixup: float = 0.0
+    """Alpha of mixup's Beta distribution; 0 for none."""
+
+    cutmix: float = 0.0
+    """Alpha of cutmix's Beta distribution; 0 for none."""
+
+    cutmix_minmax: tuple[float, float] | None = None
+    """Range of cutmix's box sides as fractions of the image's, uniform, in place of `cutmix`."""
+
+    mixup_prob: float = 1.0
+    """Probability of mixup or cutmix."""
+
+    mixup_switch_prob: float = 0.5
+    """Probability of cutmix where both are on."""
+
+    mixup_mode: Literal["batch", "pair", "elem"] = "batch"
+    """Scope of one random draw: the batch, a pair of images, or one image."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise InputError(f"scale={self.scale} must be two shares of the area, 0 < low <= high <= 1.")
+        if not 0 < self.ratio[0] <= self.ratio[1]:
+            raise InputError(f"ratio={self.ratio} must be two aspect ratios, 0 < low <= high.")
+        for name in ("hflip", "vflip", "color_jitter_prob", "reprob", "mixup_prob", "mixup_switch_prob", "smoothing"):
+            if not 0 <= (getattr(self, name) or 0) <= 1:
+                raise InputError(f"{name}={getattr(self, name)} must lie in [0, 1].")
+        for name in ("mixup", "cutmix"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name}={getattr(self, name)} must not be negative; 0 for none.")
+        if self.recount < 1:
+            raise InputError(f"recount={self.recount} must be at least 1.")
+        if self.cutmix_minmax and not 0 <= self.cutmix_minmax[0] <= self.cutmix_minmax[1] <= 1:
+            raise InputError(f"cutmix_minmax={self.cutmix_minmax} must be two shares, 0 <= low <= high <= 1.")
+        for name in ("train_interpolation", "remode", "mixup_mode"):
+            check_choice(name, getattr(self, name), get_args(AugmentConfig.__annotations__[name]))
+        strength = self.color_jitter if isinstance(self.color_jitter, tuple) else (self.color_jitter,) * 3
+        if len(strength) not in (3, 4) or min(strength) < 0 or max(strength[3:], default=0) > 0.5:
+            raise InputError(
+                f"color_jitter={self.color_jitter} must be a number, or three: brightness, contrast, saturation; "
+                "a fourth is hue, at most 0.5."
+            )
+
+    @property
+    def by_pillow(self) -> bool:
+        """Whether a policy or colour jitter is on, which timm's transforms apply to one image at a time."""
+        jitter = self.color_jitter
+        return bool(self.aa) or bool(max(jitter) if isinstance(jitter, tuple) else jitter)
+
+    @property
+    def mixes(self) -> bool:
+        """Whether mixup or cutmix is on."""
+        return bool(self.mixup or self.cutmix or self.cutmix_minmax)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig(AugmentConfig):
     """Options of one training run."""
 
     # --- model ---
@@ -33,14 +130,14 @@ class TrainConfig:
     """Stochastic depth, rising linearly to this rate in the last block."""
 
     initial_checkpoint: str | None = None
-    """Start from these weights: a run, a model folder, .safetensors or .pth; head and positions are fitted."""
+    """Initial weights: a run, a model folder, .safetensors or .pth; head and positions are fitted."""
 
     freeze: tuple[str, ...] = ()
-    """Parameters that stay as they are, by shell pattern: `[patch_embed.*, "blocks.[0-5].*"]`."""
+    """Shell patterns of parameters that are not trained: `[patch_embed.*, "blocks.[0-5].*"]`."""
 
     # --- data ---
     dataset: str
-    """What `load_images` understands: digits, fractals, a folder, torch/cifar10 ..."""
+    """A name or path that `load_images` takes: digits, fractals, a folder, torch/cifar10 ..."""
 
     data_dir: str | None = None
     """Where the data set lives; only for sets that are read from disk."""
@@ -49,12 +146,14 @@ class TrainConfig:
     """Images per process and step. A last batch of an epoch with fewer images than processes is left out."""
 
     auto_batch: bool = False
-    """Where a batch does not fit into memory, work on halves of it (quarters, ...), and add up their gradients. One
-    process only. The recipe stays as it is, but batch norm sees the parts, and rounding differs."""
+    """If a batch does not fit into memory, process it in halves (quarters, ...) and add up their gradients. One process
+    only. The recipe stays the same, but batch norm sees the parts, and rounding differs."""
 
     bad_images: Literal["refuse", "skip"] = "refuse"
+    """Whether an unreadable image refuses the whole set or is skipped."""
+
     workers: int = 0
-    """Processes that decode images; 0 for sets that live on the device."""
+    """Processes that decode, and augment, images; sets that live on the device need none."""
 
     token_label_data: str | None = None
     """Folder of label maps, one per training image, as TokenLabeling releases them; for models with a dense head."""
@@ -84,7 +183,7 @@ class TrainConfig:
     """Factor by which the learning rate falls from block to block towards the input."""
 
     clip_grad: float | None = None
-    """Largest norm of the gradient."""
+    """Maximum norm of the gradient."""
 
     clip_mode: Literal["norm", "value", "agc"] = "norm"
     grad_accum_steps: int = 1
@@ -109,57 +208,23 @@ class TrainConfig:
     early_stop: int | None = None
     """Stop after this many epochs without a better validation accuracy."""
 
-    # --- augmentation ---
-    scale: tuple[float, float] = (1.0, 1.0)
-    """Random resized crop: share of the picture's area; (1, 1) for none."""
-
-    ratio: tuple[float, float] = (1.0, 1.0)
-    """Random resized crop: aspect ratio."""
-
-    train_interpolation: Literal["random", "bilinear", "bicubic"] = "random"
-    hflip: float = 0.0
-    """Probability of a horizontal flip."""
-
-    vflip: float = 0.0
-    color_jitter: float = 0.0
-    """Strength of brightness, contrast and saturation changes; without effect beside `aa`, as in timm."""
-
-    color_jitter_prob: float | None = None
-    """Probability of any jitter; None for 1."""
-
-    aa: str | None = None
-    """Policy: rand-m9-mstd0.5-inc1, v0, original ..."""
-
+    # --- augmentation, beside that of AugmentConfig ---
     aug_repeats: int = 0
-    """Repeated augmentation: how often an image comes in a row, each time augmented anew."""
-
-    reprob: float = 0.0
-    """Probability of random erasing."""
-
-    remode: Literal["const", "rand", "pixel"] = "pixel"
-    recount: int = 1
+    """Repeated augmentation: copies of an image in a row, each augmented anew; 0 or 1 for none."""
 
     # --- targets and loss ---
     smoothing: float = 0.1
     """Label smoothing."""
 
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    """Parameters of the Beta distributions; 0 for none."""
-
-    cutmix_minmax: tuple[float, float] | None = None
-    mixup_prob: float = 1.0
-    mixup_switch_prob: float = 0.5
-    mixup_mode: Literal["batch", "pair", "elem"] = "batch"
     mixup_off_epoch: int = 0
-    """Epoch from which on nothing is mixed; 0 for never."""
+    """First epoch without mixup and cutmix; 0 for never."""
 
     cos_reg_component: int = 0
-    """Neighbouring pairs of layers, from the first, whose maps' cosine is added to the loss; 0 for none."""
+    """Number of neighbouring pairs of layers, from the first, whose maps' cosine is added to the loss; 0 for none."""
 
     cos_reg_weight: float = 0.1
     cos_reg_dim: Literal["head", "key"] = "head"
-    """Vectors across heads, as DeepViT's code has them; or attention columns, as the paper measures similarity."""
+    """Vectors compared: across heads, as in DeepViT's code, or attention columns, as in the paper's similarity."""
 
     cls_weight: float = 1.0
     dense_weight: float = 0.5
@@ -167,18 +232,18 @@ class TrainConfig:
 
     # --- probe ---
     probe_every: int = 0
-    """Measure attention on a few validation images every so many epochs; 0 for never."""
+    """Epochs between measurements of attention on a few validation images; 0 for never."""
 
     probe_budget: float = 0.01
-    """Share of the training time the probe may take; it skips epochs to stay below."""
+    """Fraction of the training time the probe may take; it skips epochs to stay below."""
 
     # --- how ---
     model_ema: bool = True
-    """Keep a moving average of the weights; it is what is validated and saved for use."""
+    """Keep an exponential moving average of the weights, which is validated and saved for use."""
 
     model_ema_decay: float = 0.99
     model_ema_warmup: bool = True
-    """Let the average follow faster in the beginning, while `model_ema_decay` would mostly remember initial weights."""
+    """Follow the weights faster at first, where `model_ema_decay` would mostly remember the initial ones."""
 
     amp: bool = True
     """Autocast where the device has it (not on a CPU)."""
@@ -189,20 +254,20 @@ class TrainConfig:
     """Trade memory for a second forward pass of each block."""
 
     sync_bn: bool = False
-    """Batch norm over all processes' images rather than each one's own; re-attention and Refiner normalise maps so."""
+    """Batch norm over the images of all processes, on GPUs; re-attention and Refiner normalise their maps by it."""
 
     torchcompile: bool = False
     device: str = "auto"
     threads: int | None = None
-    """PyTorch's threads on a CPU; None leaves them alone. Small models want 1: two threads that wait for each other
-    gain a third on an idle machine and lose a factor of 30 on a busy one (2 cores, width 96, batch 64)."""
+    """PyTorch's threads on a CPU; None leaves the number alone. Small models want 1: two threads gain a third on an
+    idle machine and lose a factor of 30 on a busy one, waiting for each other (2 cores, width 96, batch 64)."""
 
     seed: int = 42
     recovery_interval: int = 0
-    """Also write a checkpoint every so many steps inside an epoch; 0 for none."""
+    """Steps between checkpoints inside an epoch; 0 for none."""
 
     keep_checkpoints: int = 2
-    """How many of the last checkpoints stay on disk, beside the best one."""
+    """Number of latest checkpoints that stay on disk, beside the best one."""
 
     log_tensorboard: bool = False
     """Also write the log for TensorBoard, into tensorboard/ in the run."""
@@ -213,23 +278,17 @@ class TrainConfig:
     wandb_project: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "grad_accum_steps", "recount", "keep_checkpoints"):
+        AugmentConfig.__post_init__(self)  # super() without arguments does not work in a class with slots
+        for name in ("epochs", "batch_size", "grad_accum_steps", "keep_checkpoints"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
-        if self.token_label_data and (self.mixup or self.cutmix or self.cutmix_minmax):
-            raise ValueError("token_label_data needs mixup=0 and cutmix=0: label maps do not know what was mixed in.")
+                raise InputError(f"{name}={getattr(self, name)} must be at least 1.")
+        if self.token_label_data and self.mixes:
+            raise InputError("token_label_data needs mixup=0 and cutmix=0: label maps do not know what was mixed in.")
         if not 0 <= self.warmup_epochs < self.epochs:
-            raise ValueError(f"warmup_epochs={self.warmup_epochs} must lie in [0, epochs={self.epochs}).")
-        if not 0 < self.scale[0] <= self.scale[1] <= 1:
-            raise ValueError(f"scale={self.scale} must be two shares of the area, 0 < low <= high <= 1.")
-        if not 0 < self.ratio[0] <= self.ratio[1]:
-            raise ValueError(f"ratio={self.ratio} must be two aspect ratios, 0 < low <= high.")
-        for name in ("cos_reg_component", "aug_repeats", "cooldown_epochs", "mixup", "cutmix", "mixup_off_epoch"):
+            raise InputError(f"warmup_epochs={self.warmup_epochs} must lie in [0, epochs={self.epochs}).")
+        for name in ("cos_reg_component", "aug_repeats", "cooldown_epochs", "mixup_off_epoch"):
             if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)} must not be negative; 0 for none.")
+                raise InputError(f"{name}={getattr(self, name)} must not be negative; 0 for none.")
         for name in ("smoothing", "drop", "drop_path"):
             if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must lie in [0, 1).")
-        for name in ("hflip", "vflip", "reprob", "mixup_prob", "mixup_switch_prob"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}={getattr(self, name)} is a probability; it must lie in [0, 1].")
+                raise InputError(f"{name}={getattr(self, name)} must lie in [0, 1).")

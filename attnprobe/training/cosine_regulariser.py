@@ -1,10 +1,10 @@
-"""How does training push neighbouring layers' attention maps apart, as DeepViT's and Refiner's recipes do?
+"""Cosine regulariser: a loss that pushes neighbouring layers' attention maps apart (recipes of DeepViT and Refiner).
 
 The public code of Zhou et al. 2021 (arXiv:2103.11886) adds to the loss, over the first n + 1 attention layers,
 
     0.1 * mean over everything of  1/n * sum_{i=0}^{n-1} cos(A_i, A_{i+1})
 
-with A the map that multiplies V. It takes the cosine across heads, one for every query and key (`dim="head"`); the
+with A the effective attention. It takes the cosine across heads, one for every query and key (`dim="head"`); the
 similarity that the paper measures is that of columns, one for every head and key (`dim="key"`).
 """
 
@@ -27,15 +27,15 @@ def cosine_penalty(maps: Sequence[Tensor], dim: Literal["head", "key"] = "head")
     """Mean cosine of neighbouring maps, each [image, head, query, key] -> a number in [-1, 1].
 
     Args:
-        maps: of n + 1 layers, in order.
-        dim: vectors across heads, as the authors' code; or attention columns, as the paper's similarity.
+        maps: maps of n + 1 layers, in order.
+        dim: vectors across heads, as in the authors' code; or attention columns, as in the paper's similarity.
     """
     pairs = [F.cosine_similarity(a.float(), b.float(), dim=AXES[dim]) for a, b in pairwise(maps)]
     return torch.stack([cosine.mean() for cosine in pairs]).mean()
 
 
 class MapListener:
-    """Hands out the maps of a model's first attention layers after each training forward, with their gradients."""
+    """Collects the maps of a model's first attention layers in each training forward, attached to the graph."""
 
     def __init__(self) -> None:
         self._maps: list[Tensor] = []
@@ -52,16 +52,16 @@ class MapListener:
 
 @contextmanager
 def listening(model: nn.Module, layers: int) -> Iterator[MapListener]:
-    """Listen to the first `layers` attention layers; a fused one computes its softmax explicitly meanwhile.
+    """A listener on the first `layers` attention layers, whose fused kernels are off meanwhile.
 
     Raises:
-        InputError: the model has fewer layers whose maps can be seen.
+        InputError: fewer layers have maps that can be read.
     """
     sites: list[Any] = [m for m in model.modules() if hasattr(m, "fused_attn") and hasattr(m, "attn_drop")]
     if layers > len(sites):
         raise InputError(
             f"cos_reg_component={layers - 1} compares the maps of {layers} layers, but {type(model).__name__} has "
-            f"{len(sites)} whose maps can be seen; use at most {max(len(sites) - 1, 0)}."
+            f"{len(sites)} whose maps can be read; use at most {max(len(sites) - 1, 0)}."
         )
     listener = MapListener()
     with ExitStack() as stack:

@@ -1,7 +1,7 @@
-"""What does training compute on, in which precision, and how much memory does it take?"""
+"""The device of training, its precision and its peak memory."""
 
-import resource
 import sys
+from contextlib import suppress
 
 import torch
 
@@ -27,7 +27,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def amp_dtype(config: TrainConfig, device: torch.device) -> torch.dtype | None:
-    """What autocast computes in; None for float32, as always on a CPU."""
+    """The type of autocast; None for float32, as always on a CPU."""
     if not config.amp or device.type == "cpu":
         return None
     if config.amp_dtype == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
@@ -36,8 +36,12 @@ def amp_dtype(config: TrainConfig, device: torch.device) -> torch.dtype | None:
 
 
 def peak_memory(device: torch.device) -> float:
-    """The most memory in use so far, in GiB: PyTorch's on a GPU, all of this process on a CPU."""
+    """The peak memory so far, in GiB: PyTorch's on a GPU, this process's on a CPU; NaN if the system cannot say."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+    with suppress(ImportError):  # Windows has no such module
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+    return float("nan")

@@ -1,4 +1,4 @@
-"""How good is a model? Loss and accuracy on a set of images, each process taking its part."""
+"""Validation loss and accuracy, each process taking its part of the images."""
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +9,7 @@ from attnprobe.core.images import ImageSource
 from attnprobe.training.processes import Processes
 
 
-@torch.no_grad()  # and not inference mode: a table that the model keeps could never take part in training again
+@torch.no_grad()  # not inference mode: a tensor that the model keeps could never take part in training again
 def evaluate(
     model: nn.Module,
     images: ImageSource,
@@ -26,13 +26,15 @@ def evaluate(
     model.eval()
     processes = processes or Processes(device)
     processes.same_buffers(model)
-    sums = torch.zeros(3, device=device, dtype=torch.float64)  # loss, right, images
+    exact = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
+    sums, seen = torch.zeros(2, device=device, dtype=exact), 0  # of losses and of right answers
     for batch in images.batches(batch_size, device=device, order=processes.share(range(len(images)))):
         logits: Tensor = model(batch.pixels).float()
         loss = F.cross_entropy(logits, batch.labels, reduction="sum")
         right = (logits.argmax(-1) == batch.labels).sum()
-        sums += torch.stack((loss.double(), right.double(), loss.new_tensor(len(batch.ids)).double()))
-    loss, right, n = processes.total(sums).tolist()
+        sums += torch.stack((loss.to(exact), right.to(exact)))
+        seen += len(batch.ids)
+    loss, right, n = processes.total(torch.cat((sums, sums.new_tensor([seen])))).tolist()
     if n == 0:
         raise InputError(f"{images.name} has no image to validate on.")
     return loss / n, right / n

@@ -1,7 +1,7 @@
-"""What is written down about a run: a row of summary.csv for every epoch, and in warnings.json what went wrong.
+"""The log of a run: a row of summary.csv for every epoch, and warnings.json.
 
-Warnings have a file of their own: rows are numbers, and are dropped where training goes back to an earlier epoch, when
-there is most to say. It is JSON, so that no other file can be put in its place and be shown by a report.
+Warnings have a file of their own, because rows are numbers and are dropped when training resumes from an earlier epoch,
+just when there is something to warn of. It is JSON, so that a report cannot be made to show another file in its place.
 """
 
 import csv
@@ -24,13 +24,13 @@ LOG_FIELDS: tuple[str, ...] = (
     "val_top1",
     "seconds",
     "images_per_second",  # while training
-    "data_wait",  # share of the training time in which nothing was done but to wait for images
+    "data_wait",  # fraction of the training time spent waiting for images
     "memory_gib",  # the most so far
 )
 
 
 class Waiting:
-    """Iterates over `items`, and knows for how many seconds it waited for what came."""
+    """An iterator over `items` that measures the `seconds` spent waiting for them."""
 
     def __init__(self, items: Iterable[Any]) -> None:
         self.items, self.seconds = iter(items), 0.0
@@ -56,7 +56,7 @@ def read_log(run: Run) -> list[dict[str, float]]:
 
 
 def write_log(run: Run, rows: list[dict[str, float]]) -> None:
-    """Replace summary.csv by these rows, whole or not at all."""
+    """Replace summary.csv by these rows, atomically."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(LOG_FIELDS), lineterminator="\n")
     writer.writeheader()
@@ -66,9 +66,9 @@ def write_log(run: Run, rows: list[dict[str, float]]) -> None:
 
 
 def write_warning(run: Run, text: str) -> None:
-    """Add to warnings.json, which nothing removes."""
+    """Add a warning to warnings.json, from which none is ever removed."""
     entries = []
-    with suppress(OSError, ValueError):  # none yet, or damaged: `Run.warnings` has said so
+    with suppress(OSError, ValueError):  # no file yet, or a damaged one, which `Run.warnings` reports
         entries = list(json.loads(run.notes.read_bytes()))
     entries.append({"time": datetime.now(UTC).isoformat(timespec="seconds"), "text": text})
     with fs.as_work_error(f"writing {run.notes.name}"):

@@ -1,42 +1,44 @@
-"""Mixup and cutmix: two images become one, and so do their labels.
+"""Mixup and cutmix: pairs of images, and their labels, are combined.
 
 Zhang et al. 2017, arXiv:1710.09412, and Yun et al. 2019, arXiv:1905.04899, with timm's options and distributions.
-timm's own class wants even batches, draws from NumPy's generator and loops over images in two of its modes; this one
-takes any batch, draws from PyTorch's global generator of the CPU, and does every mode in one pass on the device.
+timm's own class needs even batches, draws from NumPy's generator and loops over images in two of its modes; this one
+takes any batch, draws from PyTorch's global CPU generator, and does every mode in one pass on the device.
 """
 
 import torch
 from torch import Tensor
 
 from attnprobe.core.errors import InputError
-from attnprobe.training.augment import AugmentConfig, inside
+from attnprobe.training.augment import inside, on_device
+from attnprobe.training.config import AugmentConfig
 
 
 def soft_targets(labels: Tensor, num_classes: int, smoothing: float) -> Tensor:
-    """Integer labels [image] -> [image, class]; `smoothing` of the mass is spread evenly over all classes."""
+    """Integer labels [image] as probabilities [image, class]; `smoothing` of the mass is spread over all classes."""
     targets = torch.full((len(labels), num_classes), smoothing / num_classes, device=labels.device)
     return targets.scatter_(1, labels.view(-1, 1), 1 - smoothing + smoothing / num_classes)
 
 
 class Mix:
-    """Mixes every image of a batch with the one at the same place from the other end.
+    """Mixup or cutmix of every image of a batch with the one at the same place from the other end.
 
-    The middle image of an odd batch is its own partner. Mixing weights are of the Beta distribution of `mixup` or
-    `cutmix`; in the mode "batch" they, the choice between both and the box are one for all images, in "pair" one for
-    both partners, in "elem" each image's own.
+    The middle image of an odd batch is its own partner. Mixing weights have the Beta distribution of `mixup` or
+    `cutmix`; in mode "batch" the weight, the choice between both and the box are shared by all images, in "pair" by
+    both partners, in "elem" by none.
 
     Raises:
-        InputError: nothing to do.
+        InputError: neither is switched on.
     """
 
     def __init__(self, config: AugmentConfig, num_classes: int) -> None:
-        if not (config.mixup or config.cutmix or config.cutmix_minmax):
+        if not config.mixes:
             raise InputError("nothing to mix: set mixup, cutmix or cutmix_minmax; for hard labels, `soft_targets`.")
         self.config, self.num_classes = config, num_classes
 
     def __call__(self, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Pixels [image, 3, row, col] and labels [image] on one device -> mixed pixels and targets [image, class]."""
-        kept, box, share = (drawn.to(pixels.device, torch.float32) for drawn in self.draw(*pixels[:, 0].shape))
+        drawn = (each.to(torch.float32) for each in self.draw(*pixels[:, 0].shape))
+        kept, box, share = on_device(pixels.device, *drawn)
         others = pixels.flip(0)
         mixed = torch.lerp(others, pixels, kept.view(-1, 1, 1, 1).to(pixels.dtype))
         mixed = torch.where(inside(box, *pixels.shape[-2:]), others, mixed)
@@ -44,9 +46,9 @@ class Mix:
         return mixed, torch.lerp(targets.flip(0), targets, share.view(-1, 1))
 
     def draw(self, n: int, rows: int, cols: int) -> tuple[Tensor, Tensor, Tensor]:
-        """What happens to `n` images: their weight [n], the box [n, 4] their partners fill, their label's weight [n].
+        """Random choices for `n` images: their weight [n], the box [n, 4] of their partner, their label's weight [n].
 
-        Boxes are top, bottom, left, right; all is on the CPU.
+        Boxes are top, bottom, left, right; everything is on the CPU.
         """
         config = self.config
         each = torch.arange(n)

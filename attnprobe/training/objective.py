@@ -1,4 +1,4 @@
-"""What is minimised: cross-entropy on classes, and on patches where the model has a dense head."""
+"""The training loss: cross-entropy of classes, and of patches where the model has a dense head."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -11,13 +11,14 @@ from attnprobe.training.mix import soft_targets
 def classification_loss(
     outputs: Tensor | tuple, targets: Tensor | tuple[Tensor, Tensor], config: TrainConfig
 ) -> Tensor:
-    """Loss of one batch.
+    """Loss of one batch, a number.
 
     Args:
         outputs: class logits [image, class]; or, from a model with a dense head, (class logits, patch logits
             [image, patch, class], box), where patches in the box (row0, col0, row1, col1; ends exclusive) came from
             the batch in reverse order.
-        targets: labels [image]; probabilities [image, class]; or, of label maps, those and [image, patch, class].
+        targets: labels [image]; probabilities [image, class]; or, with label maps, both [image, class] and
+            [image, patch, class].
 
     With a dense head the class target is mixed by the share of patches that stayed, and every patch has its own
     target or, without label maps, its image's: `cls_weight * CE(class) + dense_weight * CE(patches)` (TokenLabeling,
@@ -26,11 +27,11 @@ def classification_loss(
     Raises:
         InputError: the model returns something else in training, or has no dense head for label maps.
     """
-    of_patches = None
+    patch_targets = None
     if isinstance(targets, tuple):
-        targets, of_patches = targets
+        targets, patch_targets = targets
     if isinstance(outputs, Tensor):
-        if of_patches is not None:
+        if patch_targets is not None:
             raise InputError(f"{config.model} has no dense head; token_label_data needs one, as in refiner_s.")
         smoothing = config.smoothing if targets.ndim == 1 else 0.0
         return F.cross_entropy(outputs.float(), targets, label_smoothing=smoothing)
@@ -42,6 +43,7 @@ def classification_loss(
     n_patches = patch_logits.shape[1]
     stayed = 1 - (row1 - row0) * (col1 - col0) / n_patches
     classes = F.cross_entropy(logits.float(), stayed * targets + (1 - stayed) * targets.flip(0))
-    of_patches = targets.repeat_interleave(n_patches, 0) if of_patches is None else of_patches.flatten(0, 1)
-    patches = F.cross_entropy(patch_logits.float().flatten(0, 1), of_patches)
+    if patch_targets is None:
+        patch_targets = targets.repeat_interleave(n_patches, 0)
+    patches = F.cross_entropy(patch_logits.float().flatten(0, 1), patch_targets.flatten(0, -2))
     return config.cls_weight * classes + config.dense_weight * patches

@@ -1,4 +1,4 @@
-"""The optimiser and the learning rate's schedule, built by timm."""
+"""The optimiser and the schedule of the learning rate, built by timm."""
 
 from fnmatch import fnmatch
 from typing import Any
@@ -16,7 +16,7 @@ DEFAULT_LR = 1e-3
 
 
 def peak_lr(config: TrainConfig, images_per_step: int) -> float:
-    """`lr`; or `lr_base` scaled from `lr_base_size` images per step to ours, as timm does."""
+    """The peak learning rate: `lr`, or `lr_base` scaled from `lr_base_size` images per step to ours, as in timm."""
     if config.lr is not None:
         return config.lr
     if config.lr_base is None:
@@ -29,7 +29,7 @@ def peak_lr(config: TrainConfig, images_per_step: int) -> float:
 
 
 def freeze(model: nn.Module, patterns: tuple[str, ...]) -> None:
-    """Stop training the parameters whose names match one of the shell patterns.
+    """Switch gradients off for the parameters whose names match one of the shell patterns.
 
     Raises:
         InputError: a pattern matches none, or all are frozen.
@@ -71,7 +71,7 @@ def build_schedule(optimizer: torch.optim.Optimizer, config: TrainConfig, *, upd
     """timm's schedule and the number of epochs it lasts, cool-down included.
 
     Args:
-        updates: of the weights, per epoch.
+        updates: number of updates of the weights per epoch.
 
     Raises:
         InputError: timm does not know the schedule.

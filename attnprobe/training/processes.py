@@ -1,13 +1,17 @@
-"""How do several processes train one model? Each takes its share of every batch; gradients are averaged.
+"""Several processes that train one model, and requests to stop them.
 
-Started by torchrun, which sets RANK, LOCAL_RANK and WORLD_SIZE; without it there is one process and nothing here does
-anything. Process 0 alone writes; all of them read, so several machines need a common file system for the run.
+Each process takes its share of every batch, and gradients are averaged. torchrun starts them and sets RANK, LOCAL_RANK
+and WORLD_SIZE; without it there is one process. Process 0 alone writes; all of them read, so several machines need a
+common file system for the run.
 """
 
 import os
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 import torch
@@ -15,13 +19,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from attnprobe.core.errors import WorkError
-from attnprobe.training.sync_bn import share_batch_norm
+from attnprobe.core.errors import InputError, Stopped, WorkError
 
 
 @dataclass(frozen=True, slots=True)
 class Processes:
-    """Which of how many processes this one is, and where it computes."""
+    """This process's number and device, and the number of processes."""
 
     device: torch.device
     rank: int = 0
@@ -32,32 +35,38 @@ class Processes:
         return self.rank == 0
 
     def share(self, batch: Sequence[int]) -> Sequence[int]:
-        """This process's part of a batch: contiguous, sizes differing by at most one."""
+        """This process's part of a batch: contiguous; sizes differ by at most one between processes."""
         start, stop = (len(batch) * r // self.world for r in (self.rank, self.rank + 1))
         return batch[start:stop]
 
     def parallel(self, model: nn.Module, *, sync_bn: bool) -> nn.Module:
-        """`model` with its gradients averaged over processes; the same module if there is one process."""
+        """`model` with its gradients averaged over processes; the same module if there is one process.
+
+        Raises:
+            InputError: `sync_bn` on a CPU, where PyTorch has no batch norm over processes.
+        """
         if self.world == 1:
             return model
         if sync_bn:
-            model = share_batch_norm(model, self.device)
+            if self.device.type == "cpu":
+                raise InputError("sync_bn=true needs GPUs: PyTorch has no such batch norm for CPUs. Leave it out.")
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         ids = [self.device] if self.device.type == "cuda" else None
         return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
 
     def without_averaging(self, model: Any) -> AbstractContextManager:
-        """Keep gradients to oneself, while more of them are to be added up."""
+        """A context in which backward leaves gradients unaveraged, while more of them are to be added up."""
         return model.no_sync() if self.world > 1 else nullcontext()
 
     def total(self, value: Tensor) -> Tensor:
-        """The sum over all processes."""
+        """The sum of a tensor over all processes."""
         if self.world > 1:
             value = value.clone()
             dist.all_reduce(value)
         return value
 
     def any(self, flag: bool) -> bool:
-        """Whether any process says so."""
+        """Whether the flag of any process is set."""
         return bool(self.total(torch.tensor(float(flag), device=self.device)).item()) if self.world > 1 else flag
 
     def same_buffers(self, model: nn.Module) -> None:
@@ -67,7 +76,7 @@ class Processes:
                 dist.broadcast(buffer, 0)
 
     def wait(self) -> None:
-        """Go on when all have come here."""
+        """Wait until all processes have come here."""
         if self.world > 1:
             dist.barrier()
 
@@ -77,7 +86,7 @@ def processes(device: torch.device) -> Iterator[Processes]:
     """Join torchrun's processes, if it started this one, and leave them at the end.
 
     Args:
-        device: what this machine computes on; with several GPUs each process takes its own.
+        device: the device of this machine; with several GPUs each process takes its own.
 
     Raises:
         WorkError: the others cannot be reached, or one of them died.
@@ -94,10 +103,46 @@ def processes(device: torch.device) -> Iterator[Processes]:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
         yield Processes(device, rank, world)
     except (dist.DistError, RuntimeError) as error:
-        said = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if not isinstance(error, dist.DistError) and not any(word in said for word in ("gloo", "NCCL", "onnection")):
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if not isinstance(error, dist.DistError) and not any(word in reason for word in ("gloo", "NCCL", "onnection")):
             raise
-        raise WorkError(f"process {rank} of {world} lost the others ({said}); run the same command again.") from error
+        raise WorkError(f"process {rank} of {world} lost the others ({reason}); run the same command again.") from error
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+class StopRequest:
+    """A signal handler that records SIGTERM (a scheduler) or SIGINT (Ctrl-C); the second one acts at once.
+
+    The loop ends at the next update, since stopping inside one would lose the gradients of its parts.
+    """
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    def __call__(self, number: int, _frame: FrameType | None) -> None:
+        if self.signal is not None:
+            self.end()
+        self.signal = number
+
+    def end(self) -> None:
+        """Raise what ends the command with exit code 130 after Ctrl-C, 75 otherwise."""
+        if self.signal == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise Stopped("stopped on request; run the same command again to continue.")
+
+
+@contextmanager
+def stop_requests() -> Iterator[StopRequest]:
+    """Record SIGTERM and SIGINT instead of acting on them; outside the main thread signals are left alone."""
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+    before = {number: signal.signal(number, request) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,11 +1,11 @@
-"""What does each patch show? Label maps that a teacher made of the training images, as TokenLabeling released them.
+"""Label maps: a teacher's classes for every patch of the training images, as TokenLabeling released them.
 
-Jiang et al. 2021, arXiv:2104.10858. Beside every training image lies what the teacher saw at each place of it:
+Jiang et al. 2021, arXiv:2104.10858. Every training image .../n01440764/n01440764_10026.JPEG has a file
 
     ROOT/n01440764/n01440764_10026.pt     [2, k, row, col]: the k largest logits of a place, and their classes
 
-for .../n01440764/n01440764_10026.JPEG. Training crops and flips the map as it does the picture; what a policy of `aa`
-moves after that (shear, rotation) does not move the map. No smoothing is added to them.
+Training crops and flips the map as it does the image; a policy of `aa` (shear, rotation) does not move the map. Label
+maps are not smoothed.
 """
 
 from collections.abc import Sequence
@@ -19,15 +19,15 @@ from attnprobe.core.errors import InputError
 
 
 class LabelMaps:
-    """position -> [2, k, row, col], the label map of `ids[position]`; it pickles, for worker processes.
+    """A function of a position that reads the label map [2, k, row, col] of `ids[position]`; it pickles, for workers.
 
     Args:
         root: the folder of the maps.
-        ids: of the training images; the last two parts are the class's folder and the picture.
+        ids: of the training images; the last two parts are the class's folder and the file.
         num_classes: of the model; maps that name a higher class are refused.
 
     Raises:
-        InputError: no folder, or the first image has no map in it; and from a call, a file that is no label map.
+        InputError: no map of the first image; and from a call, a file that is not a label map.
     """
 
     def __init__(self, root: Path, ids: Sequence[str], num_classes: int) -> None:
@@ -36,7 +36,7 @@ class LabelMaps:
         if not self.files[0].is_file():
             raise InputError(
                 f"token_label_data={str(root)!r} has no label map {self.files[0].relative_to(root)} of the first "
-                "training image; expected CLASS/PICTURE.pt, as TokenLabeling's releases unpack."
+                "training image; expected CLASS/IMAGE.pt, as TokenLabeling's releases unpack."
             )
 
     def __call__(self, position: int) -> Tensor:
@@ -46,22 +46,22 @@ class LabelMaps:
         except Exception as error:
             raise InputError(f"label map {file} cannot be read: {str(error).splitlines()[0]}") from error
         if not isinstance(maps, Tensor) or maps.ndim != 4 or maps.shape[0] != 2:
-            found = f"shape {tuple(maps.shape)}" if isinstance(maps, Tensor) else type(maps).__name__
-            raise InputError(f"label map {file}: expected a tensor [2, k, row, col], got {found}.")
+            got = f"shape {tuple(maps.shape)}" if isinstance(maps, Tensor) else type(maps).__name__
+            raise InputError(f"label map {file}: expected a tensor [2, k, row, col], got {got}.")
         if not 0 <= maps[1].min() <= maps[1].max() < self.num_classes:
             raise InputError(f"label map {file} names class {maps[1].max():.0f}; the model has {self.num_classes}.")
         return maps
 
 
 def token_targets(maps: Tensor, places: Tensor, num_classes: int, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """What an image and each of its patches show: the teacher's logits, averaged over the area, through a softmax.
+    """Targets of images and of their patches: the softmax of the teacher's logits, averaged over the area.
 
     Classes that are not among a place's k largest count as logit 0 there.
 
     Args:
         maps: [image, 2, k, row, col], see `LabelMaps`.
-        places: [image, 6], which part of the picture the image shows (left, top, right, bottom, as shares of its
-            width and height), and whether it was then mirrored left to right and upside down (0 or 1).
+        places: [image, 6], the crop (left, top, right, bottom, as fractions of width and height), and whether it was
+            then mirrored left to right and upside down (0 or 1).
         grid: rows and columns of patches.
 
     Returns:

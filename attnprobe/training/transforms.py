@@ -1,6 +1,7 @@
-"""How are training images augmented that worker processes decode? With timm's transforms, one picture at a time."""
+"""timm's training transforms: on whole images in worker processes, or their colour steps alone."""
 
 import random
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -14,12 +15,18 @@ from torch import Tensor
 
 from attnprobe.core.errors import InputError
 from attnprobe.core.images import InputSpec
-from attnprobe.training.augment import AugmentConfig
-from attnprobe.training.policies import parse_policy
+from attnprobe.training.config import AugmentConfig
+
+POLICY = re.compile(
+    r"rand(-(m\d+|n([1-9]|1[0-4])|p(0(\.\d+)?|1(\.0+)?)|mstd\d+(\.\d+)?|mmax\d+|inc\d+|t(weights|3aw|3a)))*"
+    r"|(v0r?|originalr?|3a)(-mstd\d+(\.\d+)?)?"
+    r"|augmix(-.+)?"
+)
+"""Strings of policies that timm reads as they are meant; of others it silently ignores what it does not know."""
 
 
 class LocatedCrop(RandomResizedCropAndInterpolation):
-    """timm's random crop, which remembers where it was."""
+    """timm's random crop, which keeps the place of the last one in `box`."""
 
     def get_params(self, image: Image.Image, scale: Any, ratio: Any) -> tuple[int, int, int, int]:
         top, left, height, width = super().get_params(image, scale, ratio)
@@ -29,45 +36,42 @@ class LocatedCrop(RandomResizedCropAndInterpolation):
 
 
 class LocatedFlip(torch.nn.Module):
-    """torchvision's random flip, which remembers whether it did."""
+    """torchvision's random flip, which keeps in `flipped` whether the last image was."""
 
-    def __init__(self, probability: float, how: Image.Transpose) -> None:
+    def __init__(self, probability: float, transpose: Image.Transpose) -> None:
         super().__init__()
-        self.probability, self.how = probability, how
+        self.probability, self.transpose = probability, transpose
 
     def forward(self, image: Image.Image) -> Image.Image:
-        self.did = self.probability > 0 and bool(torch.rand(1) < self.probability)
-        return image.transpose(self.how) if self.did else image
+        self.flipped = self.probability > 0 and bool(torch.rand(1) < self.probability)
+        return image.transpose(self.transpose) if self.flipped else image
 
 
 class TrainTransform:
-    """`transform(image, position, key)` -> [3, row, col], uint8: a picture that depends on these numbers alone.
+    """`transform(image, position, key)` -> [3, row, col], uint8: a function of the image and of `key` alone.
 
-    So it matters neither which process does it nor how many there are, and an epoch can be repeated. What remains
+    So the result depends neither on the process nor on the number of processes, and an epoch can be repeated. The rest
     is done on the device: division by 255, `spec.normalise`, mixing and `erase`.
 
     With `label_maps` it returns (pixels, `label_maps(position)`, the place [6] that `token_targets` wants).
     """
 
     def __init__(
-        self,
-        primary: Sequence[Callable],
-        others: Sequence[Callable],
-        label_maps: Callable[[int], Tensor] | None = None,
+        self, primary: Sequence[Callable], colour: Sequence[Callable], label_maps: Callable[[int], Tensor] | None = None
     ) -> None:
-        self.primary, self.others, self.label_maps = primary, others, label_maps
+        self.primary, self.colour, self.label_maps = primary, colour, label_maps
 
     def __call__(self, image: Image.Image, position: int, key: tuple[int, ...]) -> Tensor | tuple[Tensor, ...]:
         """`image` is RGB; any whole numbers from 0 serve as `key`."""
         with seeded(key):
             shown: Any = image
-            for step in (*self.primary, *self.others):
+            for step in (*self.primary, *self.colour):
                 shown = step(shown)
         pixels = torch.as_tensor(shown)
         if self.label_maps is None:
             return pixels
         crop, *flips = self.primary
-        place = torch.tensor([*crop.box, *(float(flip.did) for flip in flips)])
+        place = torch.tensor([*crop.box, *(float(flip.flipped) for flip in flips)])
         return pixels, self.label_maps(position), place
 
 
@@ -77,10 +81,25 @@ def train_transform(
     """timm's training transform up to bytes, with all options of `config` but mixing and erasing; it pickles.
 
     Raises:
-        InputError: a policy that neither `parse_policy` nor, for augmix, timm understands.
+        InputError: a policy that timm would not understand.
     """
-    if config.aa and not config.aa.startswith("augmix"):
-        parse_policy(config.aa)  # timm passes over what it does not know
+    primary = (
+        LocatedCrop(spec.size, config.scale, config.ratio, config.train_interpolation),
+        LocatedFlip(config.hflip, Image.Transpose.FLIP_LEFT_RIGHT),
+        LocatedFlip(config.vflip, Image.Transpose.FLIP_TOP_BOTTOM),
+    )
+    return TrainTransform(primary, colour_steps(config, spec), label_maps)
+
+
+def colour_steps(config: AugmentConfig, spec: InputSpec) -> tuple[Callable, ...]:
+    """timm's steps after crop and flips, from a Pillow image to an array [3, row, col] of bytes: policy and jitter.
+
+    Raises:
+        InputError: a policy that timm would not understand.
+    """
+    known = "rand with some of -m9 -n2 -p0.5 -mstd0.5 -mmax10 -inc1 -tweights; v0, v0r, original, originalr, 3a; augmix"
+    if config.aa and not POLICY.fullmatch(config.aa):
+        raise InputError(f"aa={config.aa!r} cannot be read; expected {known}.")
     try:
         stages: Any = create_transform(
             (3, *spec.size),
@@ -96,15 +115,10 @@ def train_transform(
         )
     except (AssertionError, ValueError) as error:
         raise InputError(f"aa={config.aa!r}: timm cannot read it ({error}); try augmix-m3-w3-d2.") from error
-    primary = (
-        LocatedCrop(spec.size, config.scale, config.ratio, config.train_interpolation),
-        LocatedFlip(config.hflip, Image.Transpose.FLIP_LEFT_RIGHT),
-        LocatedFlip(config.vflip, Image.Transpose.FLIP_TOP_BOTTOM),
-    )
-    steps = [step for stage in stages[1:] for step in stage.transforms]
+    steps = tuple(step for stage in stages[1:] for step in stage.transforms)
     for step in steps:
         _keep_no_bits(step)
-    return TrainTransform(primary, steps, label_maps)
+    return steps
 
 
 def _keep_no_bits(part: Any) -> None:
@@ -116,7 +130,7 @@ def _keep_no_bits(part: Any) -> None:
 
 
 def posterize(image: Image.Image, bits_to_keep: int, **options: Any) -> Image.Image:
-    """Keep the highest bits of a picture; none of them is black."""
+    """Keep the highest bits of an image; none of them is black."""
     if bits_to_keep < 1:
         return Image.new(image.mode, image.size)
     return auto_augment.posterize(image, bits_to_keep, **options)
@@ -124,7 +138,7 @@ def posterize(image: Image.Image, bits_to_keep: int, **options: Any) -> Image.Im
 
 @contextmanager
 def seeded(key: tuple[int, ...]) -> Iterator[None]:
-    """All three generators timm draws from, seeded by `key`; afterwards as they were."""
+    """Seed the three global generators timm draws from (Python, NumPy, PyTorch) by `key`, and restore them after."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     seed = np.random.SeedSequence(key).generate_state(3).tolist()
     try:

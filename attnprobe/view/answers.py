@@ -1,4 +1,4 @@
-"""What does the viewer answer to each question of its page?"""
+"""Answers of the viewer to the requests of its page."""
 
 import json
 import threading
@@ -11,25 +11,25 @@ from typing import Any
 import numpy as np
 
 from attnprobe.core.errors import InputError
-from attnprobe.core.visible import visible
+from attnprobe.core.text import visible
 from attnprobe.view import page
 from attnprobe.view.described import Viewed, described, explorable, left_out
 
 IMAGES_LISTED = 12
 KEPT_BYTES = 96 << 20
-"""Of layers that were read already: a query that moves over a picture reads each of them once."""
+"""Size of the cache of layers: a query that moves over an image reads each of them once."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What goes back: a body and its media type."""
+    """A response: its body and media type."""
 
     body: bytes
     kind: str
 
 
 class Answers:
-    """The page, lists of images, rows of maps, pictures; the same for every thread that asks.
+    """Answers with the page, lists of images, rows of maps and pixels; shared by all threads.
 
     Images are those of the first run; the others show what they share with it.
     """
@@ -57,7 +57,7 @@ class Answers:
         self._page = page.whole_page(index).encode("utf-8", "replace")
 
     def stop(self) -> None:
-        """Read nothing from now on: questions that wait for another to be answered are refused."""
+        """Read nothing from now on: requests that wait for another one are refused."""
         self._stopped = True
 
     def answer(self, what: str, query: Mapping[str, str]) -> Answer | None:
@@ -86,7 +86,7 @@ class Answers:
             yield
 
     def _images(self, query: Mapping[str, str]) -> dict[str, Any]:
-        """A few of the images whose ids have these words in them, or whose number it is, counted from 1."""
+        """A few of the images whose ids contain these words, or whose number it is, counted from 1."""
         words = query.get("words", "").strip().casefold()
         places = self._matching(words)
         start = max(0, int(query["first"])) if query.get("first", "").isdecimal() else 0
@@ -138,7 +138,7 @@ class Answers:
 
 
 def _number(query: Mapping[str, str], name: str, among: Sequence[Any]) -> int:
-    """A position in a list, as the query names it."""
+    """A position in a list, from the query."""
     text = query.get(name, "")
     if not (text.isascii() and text.isdecimal() and len(text) < 10 and int(text) < len(among)):
         raise InputError(f"{name}={text!r} is none of 0 to {len(among) - 1}.")

@@ -1,13 +1,13 @@
-"""What can be explored of a run, and in which words does the page speak of it?"""
+"""Stages of a run that can be explored, and their description for the page."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from attnprobe.core.browse import Browsable, StageShape
-from attnprobe.core.visible import visible
+from attnprobe.core.sites import SITES
+from attnprobe.core.text import visible
 
-SITES = {"weights": "softmax", "effective": "effective", "scores": "scores"}
 TOKENS = {"cls": "class token", "dist": "distillation token", "reg": "register"}
 
 
@@ -17,7 +17,7 @@ class Viewed:
 
     Attributes:
         name: unique among those shown together.
-        maps: read when somebody looks.
+        maps: read when a page asks for them.
         class_names: in label order; empty if there are none.
     """
 
@@ -48,23 +48,23 @@ class Viewed:
 
 
 def explorable(maps: Browsable) -> list[StageShape]:
-    """Stages whose keys are the tokens of the picture and whose queries are some of these."""
+    """Stages whose keys are the tokens of the image and whose queries are some of these."""
     return [shape for shape in maps.shapes() if not why_not(shape)]
 
 
 def why_not(shape: StageShape) -> str:
-    """Why a stage cannot be drawn over the image; empty if it can."""
+    """Reason why a stage cannot be drawn over the image; empty if it can."""
     if shape.kind not in ("self", "class"):
-        return f"its maps are of kind {shape.kind!r}, not between the tokens of the picture"
+        return f"its maps are of kind {shape.kind!r}, not between the tokens of the image"
     if not shape.rows * shape.cols:
-        return "where its tokens sit in the picture is not known"
+        return "where its tokens sit in the image is not known"
     if shape.keys != len(shape.prefix) + shape.rows * shape.cols:
-        return "its keys are not the tokens of the picture"
+        return "its keys are not the tokens of the image"
     return ""
 
 
 def left_out(runs: Sequence[Viewed]) -> list[str]:
-    """A sentence for each stage that cannot be drawn."""
+    """Sentences on the stages that cannot be drawn."""
     return [
         f"Not shown: stage {visible(shape.name)} of {visible(run.name)}; {why}."
         for run in runs
@@ -74,12 +74,15 @@ def left_out(runs: Sequence[Viewed]) -> list[str]:
 
 
 def described(run: Viewed, *, every: int = 1) -> dict[str, Any]:
-    """What the page needs to know of a run before it asks for maps, of which it has every layer, or every second ..."""
+    """Description of a run for the page, before it asks for maps; with every n-th layer only."""
     return {"name": visible(run.name), "stages": [_stage(shape, every) for shape in explorable(run.maps)]}
 
 
 def _stage(shape: StageShape, every: int) -> dict[str, Any]:
-    sites = [{"name": name, "title": SITES.get(name, name), "signed": not sums} for name, sums in shape.sites]
+    sites = [
+        {"name": name, "title": SITES.get(name, name).removesuffix(" maps"), "signed": not sums}
+        for name, sums in shape.sites
+    ]
     return {
         "name": visible(shape.name),
         "blocks": [number for i, number in enumerate(shape.layers) if i % every == 0],
@@ -94,7 +97,7 @@ def _stage(shape: StageShape, every: int) -> dict[str, Any]:
 
 
 def _token(name: str) -> str:
-    """ "reg0" -> "register 1"; a name that nobody knows stays what it is."""
+    """ "reg0" -> "register 1"; an unknown name stays as it is."""
     stem = name.rstrip("0123456789")
     number = name[len(stem) :]
     title = TOKENS.get(stem, visible(name))

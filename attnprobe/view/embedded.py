@@ -1,4 +1,4 @@
-"""Which maps fit into a page that is sent as one file, and how are they put into it?"""
+"""Maps embedded in a page that is sent as one file: as many as fit."""
 
 import base64
 import zlib
@@ -9,17 +9,17 @@ from typing import Any
 import numpy as np
 
 from attnprobe.core.browse import StageShape
-from attnprobe.core.visible import visible
+from attnprobe.core.text import visible
 from attnprobe.view.described import Viewed, described, explorable, left_out
 from attnprobe.view.packing import largest_error, pack
 
 ENOUGH = 2
-"""Images that are worth more than detail: with fewer, one cannot tell a habit of a head from an accident."""
+"""Images that come before detail: with fewer, a habit of a head cannot be told from an accident."""
 
 
 @dataclass(frozen=True, slots=True)
 class Detail:
-    """How much of a map is kept: every head, or their mean (and every head of the prefix tokens); every n-th layer."""
+    """Level of detail: every head, or their mean (and every head of the prefix tokens); every n-th layer."""
 
     every_head: bool
     every: int
@@ -31,7 +31,7 @@ DETAILS = (Detail(True, 1), *(Detail(False, every) for every in (1, 2, 4, 8, 16)
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
-    """What a page needs: `index` as JSON, and `maps` in base64 by name (image-run-stage-site, as positions)."""
+    """Data of a page: `index` as JSON, and `maps` in base64 by name (image-run-stage-site, as positions)."""
 
     index: dict[str, Any]
     maps: dict[str, str]
@@ -44,7 +44,7 @@ def embed(
 
     Args:
         image_ids: candidates, the most wanted first.
-        pictures: data URIs by image id; an image without one is explored over an empty picture.
+        pictures: data URIs by image id; an image without one is explored over an empty image.
 
     Returns:
         None if there is nothing to explore or nothing fits.
@@ -90,7 +90,7 @@ def _fitting(
 
 
 def _expected_bytes(run: Viewed, shape: StageShape, image_id: str, detail: Detail) -> float:
-    """What an image will take, judged from its middle layer; somewhat less, since what fits is decided by packing."""
+    """Estimated bytes of an image, from its middle layer; somewhat less, since packing decides what fits."""
     if image_id not in run.places:
         return 0
     layers = range(0, len(shape.layers), detail.every)
@@ -136,9 +136,7 @@ def _index(
     if len(image_ids) < wanted:
         notes.append(f"To keep the page small, {wanted - len(image_ids)} of {wanted} images were left out.")
     if not detail.every_head:
-        notes.append(
-            "To keep the page small, patches have only the mean of the heads; tokens beside them have every head."
-        )
+        notes.append("To keep the page small, patches have only the mean of the heads; prefix tokens have every head.")
     if detail.every > 1:
         notes.append(f"To keep the page small, only one block in {detail.every} is here.")
     notes += left_out(runs)

@@ -1,4 +1,4 @@
-"""How does the explorer become part of a page: its markup, its data, its script, and the policy that lets it run?"""
+"""The explorer as part of a page: its markup, its data, its script, and the policy that lets it run."""
 
 import base64
 import hashlib
@@ -27,7 +27,7 @@ def style() -> str:
 
 @cache
 def script() -> str:
-    """All that runs, in one function, so that it shares no name with anything else in the page."""
+    """The whole script, in one function, so that it shares no name with anything else in the page."""
     return "\n(() => {\n" + "".join(template(f"{name}.js") for name in SCRIPTS) + "})();\n"
 
 

@@ -1,4 +1,4 @@
-"""How does an image travel to a browser? As a file: small ones exact, others as a good photograph."""
+"""Images as files for a browser: small ones lossless, others compressed."""
 
 import io
 
@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 SMALL = 64
-"""Pixels of a side up to which every one of them is kept."""
+"""Longest side in pixels up to which an image is stored without loss."""
 
 
 def as_file(pixels: np.ndarray) -> tuple[bytes, str]:

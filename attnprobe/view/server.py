@@ -1,4 +1,4 @@
-"""How is the explorer served on this machine, to nobody but the person who started it?
+"""HTTP server of the explorer, on this machine, for the person who started it alone.
 
 Every address begins with a random word. Without it, or under a host name that is not ours (a page elsewhere can make
 its own name point to 127.0.0.1), there is no answer but 403.
@@ -59,7 +59,7 @@ class Viewer(ThreadingHTTPServer):
 
     @property
     def busy(self) -> bool:
-        """Whether a request is being answered, or a connection waits for its next."""
+        """Whether a request is being answered, or a connection waits for its next one."""
         return any(thread.is_alive() for thread in self._connections)
 
     def process_request(self, request: Any, client_address: Any) -> None:

@@ -1,4 +1,4 @@
-"""Is what a report calls similar or redundant really not needed? It is taken away, and the accuracy measured."""
+"""Ablation: the accuracy without the blocks and heads that a report calls similar or redundant."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from attnprobe.core.errors import InputError
 from attnprobe.core.evidence import TOLERANCE, Change, Evidence, Tried
-from attnprobe.core.measurement import Measurement
+from attnprobe.core.measurement import Measurement, Measurements
 from attnprobe.io import fs
 from attnprobe.io.progress import progress
 from attnprobe.io.run import Run
@@ -24,16 +24,16 @@ from attnprobe.store import open_maps
 from attnprobe.workflows.evaluate import Trial, open_trial
 
 METRICS = ("similar_blocks", "head_divergence")
-"""What says which blocks and heads are candidates."""
+"""Metrics by which a report calls blocks similar and heads redundant."""
 
 OPTIONS = {
     "architecture": "--model", "data": "--data", "data_dir": "--data-dir", "split": "--split", "images": "--images",
 }  # fmt: skip
-"""Of `open_trial`, as the command that is advised must have them."""
+"""Options of `open_trial` by their names on the command line, for the command that is advised."""
 
 MOST_TRIED = 12
-"""Up to so many candidates the curve tries all that are left at every step; beyond, it takes them in the order of what
-each costs alone, since tries grow with the square."""
+"""Up to so many candidates each step of a curve tries all that are left; beyond, they are removed in the order of their
+single costs, since the number of tries grows with the square."""
 
 Blocks = Sequence[int]
 Heads = Sequence[tuple[int, int]]
@@ -50,11 +50,11 @@ def verify_drops(
     out: Path | None = None,
     **where: Any,
 ) -> tuple[Evidence, list[Path]]:
-    """Measure the accuracy without each similar block and each redundant head, alone and together.
+    """Ablate every block and head the report calls similar or redundant, singly and cumulatively; measure accuracy.
 
-    What goes first and what is advised is chosen on some images, and every number is of others: see `open_trial`.
+    The order and the advice are chosen on some images, and every number is of others: see `open_trial`.
 
-    Similar blocks are those of `similar_blocks` at what multiplies V; redundant heads all but the first of each group
+    Similar blocks are those of `similar_blocks` on effective attention; redundant heads all but the first of each group
     of `head_divergence`, as in the report. Where a variant mixes heads after the softmax, a head is its softmax map.
 
     Args:
@@ -64,9 +64,11 @@ def verify_drops(
             similar, for comparison, or "all"; then no maps are needed. With all heads the evidence has
             `head_ablation`, too.
         metrics: settings of the two metrics, as for `examine`.
-        tolerance: how much accuracy the advice may cost, as a share; more must be excluded by the 95 % interval.
+        tolerance: accuracy loss, as a fraction, that the advice accepts; a larger one must be excluded by the 95 %
+            interval.
         out: folder for drops.csv and drops.json; nothing is written if None.
-        where: as for `open_trial`: on which images, and on what device.
+        where: images and device, options of `open_trial`: architecture (name of the model of a checkpoint file), data,
+            data_dir, split ("val" or "train"), images (a class-balanced subset of so many), device, batch_size.
 
     Raises:
         InputError: no maps, maps of another checkpoint, another kind of model than timm's, no labelled images, or
@@ -79,7 +81,9 @@ def verify_drops(
             raise InputError(f"no maps at {path} that say what is similar: capture them, or name --blocks and --heads.")
         named = {metric.partition(":")[0] for metric in metrics}
         if odd := named - {*METRICS}:
-            raise InputError(f"{odd.pop()!r} does not say what could go; --metric takes {' and '.join(METRICS)}.")
+            raise InputError(
+                f"{odd.pop()!r} does not say what could be removed; --metric takes {' and '.join(METRICS)}."
+            )
         wanted = [*metrics, *(m for m in METRICS if m not in named)]
         reader = open_maps(path)
         sha = reader.attrs.get("checkpoint_sha256", "")
@@ -99,27 +103,29 @@ def evidence_of(
     tolerance: float = TOLERANCE,
     **where: Any,
 ) -> Evidence:
-    """The same for what these measurements of the model `ref` call similar and redundant.
+    """`verify_drops` for the blocks and heads that these measurements of the model `ref` call similar and redundant.
 
     Args:
-        sha256: of the checkpoint they are of; "" if it is not known.
+        sha256: hash of the checkpoint that was measured; "" if it is not known.
+        where: as for `verify_drops`.
     """
+    measurements = Measurements(measurements)
     if len(stages := {m.stage for m in measurements.values() if m.metric in METRICS}) > 1:
         raise InputError(
             f"blocks differ in heads or tokens, so they were measured as {len(stages)} stages ({', '.join(stages)}), "
-            "and not all are compared with the one before: name --blocks and --heads, or all."
+            "and not all are compared with the previous one: name --blocks and --heads, or all."
         )
-    similar = next((m for m in measurements.values() if m.metric == METRICS[0] and m.is_effective), None)
-    divergence = next((m for m in measurements.values() if m.metric == METRICS[1] and m.site == "weights"), None)
+    similar = measurements.get("similar_blocks", site="effective")
+    divergence = measurements.get("head_divergence", site="weights")
     if similar is None and divergence is None:
-        raise InputError("nothing says what could go: measure similar_blocks or head_divergence of the maps.")
-    blocks = [] if similar is None else [n for n in similar.summary["similar"] if n > 1]  # the first has none before it
+        raise InputError("nothing says what could be removed: measure similar_blocks or head_divergence of the maps.")
+    blocks = [] if similar is None else [n for n in similar.summary["similar"] if n > 1]  # the first has no predecessor
     heads = [] if divergence is None else list(_redundant(divergence))
     counted = [
         f"{len(found)} {word}{'s' if len(found) != 1 else ''}" for found, word in ((blocks, "block"), (heads, "head"))
     ]
-    said = f"the report calls {counted[0]} similar and {counted[1]} redundant"
-    return _evidence(ref, blocks, heads, said, tolerance, sha256, reported=True, **where)
+    candidates = f"the report calls {counted[0]} similar and {counted[1]} redundant"
+    return _evidence(ref, blocks, heads, candidates, tolerance, sha256, reported=True, **where)
 
 
 def _redundant(m: Measurement) -> Iterator[tuple[int, int]]:
@@ -130,7 +136,7 @@ def _redundant(m: Measurement) -> Iterator[tuple[int, int]]:
 
 
 def _evidence(
-    ref: Path | str, blocks: Blocks | str, heads: Heads | str, said: str, tolerance: float, sha256: str = "",
+    ref: Path | str, blocks: Blocks | str, heads: Heads | str, candidates: str, tolerance: float, sha256: str = "",
     reported: bool = False, **where: Any,
 ) -> Evidence:  # fmt: skip
     if not 0 <= tolerance < 1:
@@ -144,7 +150,7 @@ def _evidence(
     every = heads == "all"
     blocks = _all_blocks(ablatable) if blocks == "all" else _listed(blocks)
     heads = [(b, h) for b, n in enumerate(ablatable.heads, 1) for h in range(1, n + 1)] if every else _listed(heads)
-    if every or reported:  # of heads that were asked for by number it is said that they cannot go
+    if every or reported:  # heads named by number are refused with a reason, below
         heads = [(b, h) for b, h in heads if not ablatable.refusal(ablatable.head(b, h))]
     singles = list(_singles(ablatable, blocks, heads))
     for change in singles:
@@ -154,20 +160,20 @@ def _evidence(
         whole = Tried((), *trial.answers(ablatable.module))
         advance(1)
 
-        def try_it(changes: Sequence[Change]) -> Tried:
-            tried = Tried(tuple(changes), *trial.answers(ablatable.module, ablatable.without(changes)))
+        def ablated(changes: Sequence[Change]) -> Tried:
+            outcome = Tried(tuple(changes), *trial.answers(ablatable.module, ablatable.without(changes)))
             advance(1)
-            return tried
+            return outcome
 
-        single = tuple(try_it([change]) for change in singles)
+        single = tuple(ablated([change]) for change in singles)
         named = {**where, "split": where.get("split") if where.get("split") != "val" else None}
         options = tuple(
             word for name, option in OPTIONS.items() if named.get(name) for word in (option, str(named[name]))
         )
         classes = len(trial.images.class_names)
-        evidence = Evidence(str(ref), said, whole, single, {}, trial.chooses, tolerance, classes, options)
+        evidence = Evidence(str(ref), candidates, whole, single, {}, trial.chooses, tolerance, classes, options)
         curves = {
-            name: _curve([tried for tried in single if tried.changes[0].kind in kinds], evidence, try_it)
+            name: _curve([tried for tried in single if tried.changes[0].kind in kinds], evidence, ablated)
             for name, kinds in (("blocks", ("block",)), ("heads", ("head", "softmax")))
         }
         evidence = replace(evidence, curves={name: curve for name, curve in curves.items() if curve})
@@ -181,7 +187,7 @@ def _evidence(
 
 
 def _all_blocks(ablatable: Ablatable) -> list[int]:
-    """All that can be dropped."""
+    """Blocks that can be dropped, from 1."""
     return [n for n in range(1, len(ablatable.heads) + 1) if not ablatable.refusal(Change("block", n))]
 
 
@@ -192,7 +198,7 @@ def _listed(asked: Any) -> list[Any]:
 
 
 def _singles(ablatable: Ablatable, blocks: Blocks, heads: Heads) -> Iterator[Change]:
-    """What is tried alone; a block that cannot use the map of the one before, as the first, is not asked to."""
+    """Ablations tried alone; without "map" for a block that cannot use the previous block's map, as the first."""
     for block in blocks:
         borrowed = Change("map", block)
         changes = [Change("attention", block), Change("block", block)]
@@ -201,9 +207,9 @@ def _singles(ablatable: Ablatable, blocks: Blocks, heads: Heads) -> Iterator[Cha
 
 
 def _curve(
-    alone: Sequence[Tried], evidence: Evidence, try_it: Callable[[Sequence[Change]], Tried]
+    alone: Sequence[Tried], evidence: Evidence, ablated: Callable[[Sequence[Change]], Tried]
 ) -> tuple[Tried, ...]:
-    """The candidates taken away one after the other, as the images that choose have it; see `MOST_TRIED`."""
+    """The candidates removed cumulatively, cheapest first on the images that choose; see `MOST_TRIED`."""
     cost = evidence.cost_choosing
     left = [tried.changes[0] for tried in sorted(alone, key=cost)]
     if not left:
@@ -212,31 +218,32 @@ def _curve(
     left.remove(curve[0].changes[0])
     while left:
         tried = left if len(alone) <= MOST_TRIED else left[:1]
-        best = min((try_it([*curve[-1].changes, change]) for change in tried), key=cost)
+        best = min((ablated([*curve[-1].changes, change]) for change in tried), key=cost)
         curve.append(best)
         left.remove(best.changes[-1])
     return tuple(curve)
 
 
 def _tries(n: int) -> int:
-    """How many tries a curve of `n` candidates takes beyond each alone."""
+    """Number of tries for a curve of `n` candidates, beyond each alone."""
     return n * (n - 1) // 2 if n <= MOST_TRIED else max(n - 1, 0)
 
 
 def _with_advice(evidence: Evidence, trial: Trial, ablatable: Ablatable) -> Evidence:
-    """What is harmless by the curves, and together, and can be taken out: both, or else blocks, or else heads."""
+    """The evidence with what is harmless together and can be pruned: blocks and heads, or else blocks, or else
+    heads."""
     free = [evidence.free(name) for name in ("blocks", "heads")]
     blocks, heads = ([] if tried is None else list(tried.changes) for tried in free)
-    gone = {change.block for change in blocks}
+    dropped = {change.block for change in blocks}
     mixed = [change.block for change in heads if change.kind == "softmax"]
-    heads = [change for change in heads if change.kind == "head" and change.block not in gone]
-    refusal = f"heads of block {mixed[0]} are mixed after the softmax, so none can go alone" if mixed else ""
+    heads = [change for change in heads if change.kind == "head" and change.block not in dropped]
+    refusal = f"heads of block {mixed[0]} are mixed after the softmax, so none can be removed alone" if mixed else ""
     for changes in filter(None, dict.fromkeys((tuple(blocks + heads), tuple(blocks), tuple(heads)))):
         tried = Tried(changes, *trial.answers(ablatable.module, ablatable.without(changes)))
         if not evidence.harmless(tried):
             continue
         try:
-            _take_out(trial, tried)
+            _check_prunable(trial, tried)
         except InputError as error:
             refusal = refusal or str(error)
         else:
@@ -244,7 +251,7 @@ def _with_advice(evidence: Evidence, trial: Trial, ablatable: Ablatable) -> Evid
     return replace(evidence, refusal=refusal)
 
 
-def _take_out(trial: Trial, tried: Tried) -> None:
+def _check_prunable(trial: Trial, tried: Tried) -> None:
     """Raises InputError if `prune` would."""
     heads: dict[int, list[int]] = {}
     for block, head in tried.heads:

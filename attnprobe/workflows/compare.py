@@ -11,23 +11,30 @@ import pandas as pd
 from attnprobe.core.errors import InputError, check_choice
 from attnprobe.core.examined import Examined
 from attnprobe.core.measurement import Measurement
-from attnprobe.core.visible import markdown
-from attnprobe.core.wording import one_run_each
+from attnprobe.core.text import markdown, one_run_each
 from attnprobe.io import fs
 from attnprobe.io.progress import progress
-from attnprobe.reports.latex import booktabs
-from attnprobe.reports.methods import METHODS_HEADER, depth_figure, methods_caption, methods_cells
+from attnprobe.reports.markup import booktabs, markdown_table
 from attnprobe.reports.numbers import NONE, number, with_interval
-from attnprobe.reports.papers_table import HEADER, papers_caption, papers_cells, papers_table
-from attnprobe.reports.tables import summary_table
+from attnprobe.reports.papers import (
+    HEADER,
+    METHODS_HEADER,
+    depth_figure,
+    methods_caption,
+    methods_cells,
+    papers_caption,
+    papers_cells,
+    papers_table,
+)
+from attnprobe.reports.tables import SUMMARY_HEADER, summary_table
 from attnprobe.stats.holm import LEVEL
 from attnprobe.stats.paired import Difference
 from attnprobe.workflows.differences import (
     Compared,
+    common_measurements,
     compared,
     depth_of,
     order_of_heads,
-    pairs_of,
     shared_images,
     why_not,
 )
@@ -44,7 +51,7 @@ class Comparison:
     Attributes:
         sides: what is compared; either all are methods of several runs, or all are single runs.
         differences: of each side but the first, of every metric.
-        notes: one for each side but the first.
+        notes: a sentence for each side but the first.
     """
 
     sides: tuple[Side, ...]
@@ -53,12 +60,12 @@ class Comparison:
 
     @property
     def runs(self) -> tuple[Examined, ...]:
-        """Of all sides."""
+        """Runs of all sides."""
         return tuple(run for side in self.sides for run in side.runs)
 
     @property
     def scope(self) -> str:
-        """How far it reaches, where it is of single runs; else empty."""
+        """Sentence on the scope of a comparison of single runs; else empty."""
         return one_run_each(len(self.sides)) if len(self.sides) > 1 and not self.sides[0].is_method else ""
 
 
@@ -83,7 +90,7 @@ def compare(
         match_heads: before heads are compared, pair those of each block whose maps of the shared images are most alike
             (cosine, Hungarian method); runs of equal depth and heads only.
         resamples: of the images, for intervals and tests of single runs; of methods these are Student's t over runs
-            and images, see `core.over_runs`.
+            and images, see `stats.over_runs`.
         group: which images count once together, as for `measure`.
 
     Raises:
@@ -103,7 +110,7 @@ def compare(
         shared, changed = ((), 0) if refusal else shared_images((*first.runs, *other.runs))
         notes.append(_about(first, other, shared, refusal, changed))
         order = order_of_heads(first.runs[0], other.runs[0], shared) if match_heads else None
-        pairs = list(pairs_of(first.runs[0], other.runs[0]))
+        pairs = list(common_measurements(first.runs[0], other.runs[0]))
         with progress(f"compare {other.name}", len(pairs)) as advance:
             for one, two, site in pairs:
                 ones, twos = _everywhere(first, one), _everywhere(other, two)
@@ -120,7 +127,7 @@ def compare(
 
 
 def _sides(paths: Sequence[Path | str] | Named, metrics: Sequence[str] | None, group: str | None) -> tuple[Side, ...]:
-    """What was asked for, examined."""
+    """The runs to compare, measured."""
     groups = paths if isinstance(paths, Mapping) else named_groups(paths)
     how: dict[str, Any] = {"metrics": metrics, "pictures": 0, "group": group}
     if groups is None:
@@ -133,8 +140,8 @@ def _sides(paths: Sequence[Path | str] | Named, metrics: Sequence[str] | None, g
 
 def _everywhere(side: Side, m: Measurement) -> list[Measurement]:
     """The measurement of one run in the runs of its method that have it."""
-    alike = (m.stage, m.metric, m.site)
-    return [x for run in side.runs for x in run.measurements.values() if (x.stage, x.metric, x.site) == alike]
+    found = (run.measurements.get(m.metric, site=m.site, stage=m.stage) for run in side.runs)
+    return [its for its in found if its is not None]
 
 
 def _about(one: Side, two: Side, shared: tuple[str, ...], refusal: str, changed: int) -> str:
@@ -197,8 +204,8 @@ def _table(comparison: Comparison, table: str) -> tuple[tuple[str, ...], list[li
         cells = methods_cells({side.name: side.runs for side in sides})
         return METHODS_HEADER, cells, methods_caption(runs), data
     summary = summary_table(runs)
-    header = ("mean over images (95 % CI)", *summary.columns)
-    rows = [[label, *cells] for label, *cells in summary.itertuples(name=None)]
+    header = (SUMMARY_HEADER, *summary.columns)
+    rows = [list(row) for row in summary.itertuples(name=None)]
     return header, rows, papers_caption(runs) + scope, pd.DataFrame(rows, columns=list(header))
 
 
@@ -232,14 +239,14 @@ def _cells_of(row: Compared, first: str) -> pd.DataFrame:
 
 def _markdown(comparison: Comparison, header: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> str:
     first, *others = comparison.sides
-    lines = ["# Comparison", "", *_grid(header, rows), "", markdown(caption), ""]
+    lines = ["# Comparison", "", *markdown_table(header, rows), "", markdown(caption), ""]
     if first.is_method:
         lines += ["![block by block: runs as thin lines, methods with their 95 % band](depth.png)", ""]
     for note, other in zip(comparison.notes, others, strict=True):
         lines += [f"## {markdown(str(other))} against {markdown(str(first))}", "", markdown(note), ""]
         lines += [markdown(comparison.scope), ""] if comparison.scope else []
         effect = ("effect [run SD]",) if first.is_method else ()
-        lines += _grid(
+        lines += markdown_table(
             ("metric", "mean difference (95 % CI)", *effect, "cells that differ", "largest"),
             [difference_cells(row, bool(effect)) for row in comparison.differences if row.run == other.name],
         )
@@ -302,9 +309,3 @@ def _where(row: Compared, d: Difference, place: tuple[np.intp, ...]) -> str:
             name = "block" if axis == "layer" else axis
             words.append(f"{name} {position + 1 if labels is None else labels[position]}")
     return ", ".join(words)
-
-
-def _grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A Markdown table; the first column is left-aligned."""
-    lines = [f"| {' | '.join(map(markdown, header))} |", "|---" + "|--:" * (len(header) - 1) + "|"]
-    return [*lines, *(f"| {' | '.join(map(markdown, row))} |" for row in rows)]

@@ -3,6 +3,8 @@
 from pathlib import Path
 
 from attnprobe.core.examined import Examined
+from attnprobe.core.report_spec import ReportSpec
+from attnprobe.core.spec import CaptureSpec
 from attnprobe.io.run import Run
 from attnprobe.models import read_checkpoint
 from attnprobe.store import open_maps
@@ -24,11 +26,11 @@ def demo(out: Path, *, fast: bool = False) -> tuple[list[Examined], list[Path]]:
         run = Run(Path(out) / recipe.removeprefix("digits_"))
         train(recipe, run.path, settings={"epochs": FAST_EPOCHS} if fast else None)
         if not _is_current(run):
-            capture_file(run.path, overwrite=True, batch_size=60, images=FAST_IMAGES if fast else None)
+            capture_file(CaptureSpec(run.path, overwrite=True, batch_size=60, images=FAST_IMAGES if fast else None))
         runs.append(run.path)
     if fast:
         notes = [f"--fast: trained for {FAST_EPOCHS} epochs only, so these are not converged networks"]
-    return report(runs, out=Path(out), notes=notes)
+    return report(ReportSpec(tuple(runs), Path(out), notes=tuple(notes)))
 
 
 def _is_current(run: Run) -> bool:

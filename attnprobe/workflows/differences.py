@@ -1,4 +1,4 @@
-"""Where does one run, or method, differ from another, if their depths, heads or images are not the same?"""
+"""Differences of one run or method from another, whose depths, heads or images may not be the same."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +9,8 @@ import torch
 from attnprobe.core.errors import InputError
 from attnprobe.core.examined import Examined
 from attnprobe.core.measurement import Measurement
-from attnprobe.metrics.engine.head_matching import matching
+from attnprobe.core.tap import Site
+from attnprobe.metrics.engine.heads import matching
 from attnprobe.reports.numbers import telling_cells
 from attnprobe.stats.alignment import (
     at_images,
@@ -18,6 +19,7 @@ from attnprobe.stats.alignment import (
     one_number,
     with_heads_ordered,
 )
+from attnprobe.stats.blocks import chosen_threshold
 from attnprobe.stats.bootstrap import interval_of_mean
 from attnprobe.stats.methods import difference_of_methods
 from attnprobe.stats.paired import Difference, paired_difference
@@ -31,7 +33,9 @@ ANY_NUMBER_OF_TOKENS = frozenset(
         "similar_blocks", "token_cka", "token_layer_similarity", "token_similarity", "value_similarity",
     )
 )  # fmt: skip
-"""What runs on other numbers of tokens can be compared by: cosines, and what is relative to that number."""
+"""Metrics that compare runs on other numbers of tokens: cosines, and what is relative to that number."""
+
+SITES: tuple[Site, ...] = ("effective", "weights")
 
 MATCH_IMAGES = 64
 """Images whose maps decide which heads of two runs belong together."""
@@ -42,7 +46,7 @@ class Compared:
     """One metric of a run or method, minus that of the first.
 
     Attributes:
-        metric, site, stage: what was compared where; "effective" is what multiplies V in each run.
+        metric, site, stage: what was compared where; "effective" is the effective attention of each run.
         cells: the difference of every cell; None where there is none, and `why` says why not.
         overall: the same of one number: of similar blocks their count, else the mean over the summary's cells.
         depth: "block", or "relative" where the two have other numbers of blocks.
@@ -60,24 +64,19 @@ class Compared:
     why: str = ""
 
 
-def pairs_of(first: Examined, other: Examined) -> Iterator[tuple[Measurement, Measurement, str]]:
-    """Each metric of both, at what multiplies V and, where that is another matrix in one of them, at the softmax."""
+def common_measurements(first: Examined, other: Examined) -> Iterator[tuple[Measurement, Measurement, str]]:
+    """Pairs of each metric of both models, on effective attention and, where it is another matrix, on softmax maps."""
     for stage, metric in dict.fromkeys((m.stage, m.metric) for m in first.measurements.values()):
         seen = None
-        for site in ("effective", "weights"):
-            one, two = (_at(e, stage, metric, site) for e in (first, other))
+        for site in SITES:
+            one, two = (e.measurements.get(metric, site=site, stage=stage) for e in (first, other))
             if one is not None and two is not None and (one, two) != seen:
                 yield one, two, site
                 seen = one, two
 
 
-def _at(e: Examined, stage: str, metric: str, site: str) -> Measurement | None:
-    here = [m for m in e.measurements.values() if (m.stage, m.metric) == (stage, metric)]
-    return next((m for m in here if (m.is_effective if site == "effective" else m.site == "weights")), None)
-
-
 def why_not(first: Examined, other: Examined, metric: str = "") -> str:
-    """Why two runs, or one metric of them, cannot be compared image by image; "" if they can.
+    """Reason why two runs, or one metric of them, cannot be compared image by image; "" if they can.
 
     Images of equal names are the same ones if they come from the same files, or from the same place.
     """
@@ -94,10 +93,10 @@ def why_not(first: Examined, other: Examined, metric: str = "") -> str:
 
 
 def shared_images(runs: Sequence[Examined]) -> tuple[tuple[str, ...], int]:
-    """Images measured in all, in the order of the first; and how many more have one name and other pixels.
+    """Ids of images measured in all runs, in the order of the first, and the number of those that share only a name.
 
     Pixels are compared between runs that saw images of one size, prepared in the same way on the same kind of device;
-    of other runs the names have to do.
+    in other runs equal names suffice.
     """
     seen = [_pixels(e) for e in runs]
     named = set(seen[0]).intersection(*seen[1:])
@@ -115,15 +114,15 @@ def _pixels(e: Examined) -> dict[str, int]:
 
 
 def _preparation(e: Examined) -> object:
-    """What hashes depend on beside the image; the mean and deviation of pixels do not matter."""
+    """Everything but the image that hashes depend on; the mean and deviation of pixels do not matter."""
     config = e.maps.attrs.get("config", {}) if isinstance(e.maps, MapReader) else {}
     spec = config.get("spec") or {}
     return e.info.get("device"), str([spec.get(name) for name in ("size", "interpolation", "crop_pct")])
 
 
 def depth_of(e: Examined) -> int:
-    """How many blocks were measured."""
-    return next((m.mean.shape[m.axes.index("layer")] for m in e.measurements.values() if "layer" in m.axes), 0)
+    """Number of blocks that were measured; 0 where no metric has a layer axis."""
+    return next((m.n_blocks for m in e.measurements.values() if m.n_blocks), 0)
 
 
 def compared(
@@ -144,7 +143,7 @@ def compared(
             runs = [mean_over_heads(m) for m in runs]
         elif order is not None:
             runs = [one, with_heads_ordered(two, order)]
-        depths = {m.mean.shape[m.axes.index("layer")] for m in runs if "layer" in m.axes}
+        depths = {m.n_blocks for m in runs if "layer" in m.axes}
         if len(depths) == 2:
             runs = [at_relative_depth(m, min(depths)) for m in runs]
             row = replace(row, depth="relative")
@@ -165,8 +164,8 @@ def _head(m: Measurement) -> int:
 
 
 def _at_threshold(m: Measurement) -> Measurement:
-    """Similar blocks at the threshold that its count is of: the share of similar vectors, by block."""
-    chosen = _chosen(m)
+    """Share of similar vectors by block, at the chosen threshold."""
+    chosen = chosen_threshold(m)
     values = {name: getattr(m, name)[..., chosen, :] for name in ("mean", "std", "ci")}
     per_image = None if m.per_image is None else m.per_image[:, chosen]
     coords = {name: labels for name, labels in m.coords.items() if name == "layer"}
@@ -176,7 +175,7 @@ def _at_threshold(m: Measurement) -> Measurement:
 def _overall(
     runs: Sequence[Measurement], depth: str, minus: Callable[[Sequence[Measurement]], Difference], resamples: int
 ) -> Difference | None:
-    """The difference of one number; each run's mean is over its own blocks. None for a number that has no such thing.
+    """Difference of one number; each run's mean is over its own blocks. None where that means nothing.
 
     A count of few blocks against a count of many says nothing, and what is no mean over images needs the same cells.
     """
@@ -190,30 +189,25 @@ def _overall(
 
 
 def _interval_of_counts(runs: Sequence[Measurement], resamples: int) -> np.ndarray:
-    """Of the difference of two runs' numbers of similar blocks: both counts may be anywhere in theirs."""
+    """Interval of the difference of two numbers of similar blocks: each may be anywhere in its own interval."""
     ends = []
     for m in runs:
         assert m.per_image is not None, "or nothing could be compared"
-        bounds = interval_of_mean(m.per_image[:, _chosen(m)], resamples, 0) > m.settings["rho"]
+        bounds = interval_of_mean(m.per_image[:, chosen_threshold(m)], resamples, 0) > m.settings["rho"]
         ends.append((bounds[0].sum(), bounds[1].sum()))
     (low_1, high_1), (low_2, high_2) = ends
     return np.array([low_2 - high_1, high_2 - low_1], dtype=float)
 
 
 def _count(m: Measurement) -> Measurement:
-    """How many blocks are similar, as a number; NaN if that of one is not known."""
-    chosen, rho = _chosen(m), m.settings["rho"]
+    """Number of similar blocks; NaN where the share of one is not known."""
+    chosen, rho = chosen_threshold(m), m.settings["rho"]
 
     def count(mean: np.ndarray) -> np.ndarray:
         ratio = mean[..., chosen, :]
         return np.where(np.isnan(ratio).any(-1), np.nan, (ratio > rho).sum(-1))
 
     return one_number(m, count)
-
-
-def _chosen(m: Measurement) -> int:
-    thresholds, tau = m.coords["threshold"], m.settings["tau"]
-    return len(thresholds) - 1 if tau == "nbr-mean" else thresholds.index(tau)
 
 
 def _mean(m: Measurement) -> Measurement:

@@ -1,7 +1,6 @@
 """From maps files or runs to one figure for a paper: the file's ending says the format, the width fits a page."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,21 +8,21 @@ import matplotlib as mpl
 from cycler import cycler
 from matplotlib.figure import Figure
 
-from attnprobe.core.errors import InputError, did_you_mean
-from attnprobe.core.examined import Picture
+from attnprobe.core.errors import InputError, check_choice
+from attnprobe.core.examined import AttendedImage
+from attnprobe.core.figures import FIGURES
 from attnprobe.core.history import History
-from attnprobe.core.measurement import Measurement
+from attnprobe.core.measurement import Measurement, Measurements
 from attnprobe.io import fs
 from attnprobe.io.reference import NOT_SAID, UserImages
-from attnprobe.io.run import Run
+from attnprobe.io.run import Run, maps_of, name_of
 from attnprobe.metrics import atlases
-from attnprobe.plots import PLOTS, attention_grid, filmstrip, onset, similar_fraction
+from attnprobe.plots import PLOTS, similar_fraction
 from attnprobe.plots.style import COLOURS
 from attnprobe.store import open_maps
 from attnprobe.store.history import read_history
-from attnprobe.workflows.figures import pictures_of
 from attnprobe.workflows.groups import named_groups
-from attnprobe.workflows.measure import examine
+from attnprobe.workflows.measure import examine, pictures_of
 
 WIDTHS = {"column": 3.25, "text": 6.875}
 """Inches; of a two-column page, as most conferences of the field have it."""
@@ -32,33 +31,8 @@ PRINT = {"font.size": 8, "pdf.fonttype": 42, "ps.fonttype": 42, "svg.fonttype": 
 """Letters as small as a paper's captions, and kept as letters."""
 
 
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """How a figure is asked for: the metric it shows unless told otherwise, its height for a width of 1, and whether
-    several runs share one Axes."""
-
-    metric: str
-    height: float
-    shared: bool = False
-
-
-HISTORIES = {"filmstrip": filmstrip, "onset": onset}
-
-KINDS: Mapping[str, Kind] = {
-    "layer_matrix": Kind("layer_similarity", 0.9),
-    "depth_curve": Kind("similar_blocks", 0.7, shared=True),
-    "threshold_curve": Kind("similar_blocks", 0.7, shared=True),
-    "similar_fraction": Kind("similar_blocks", 0.7, shared=True),
-    "layer_head": Kind("row_entropy", 0.6),
-    "head_scatter": Kind("attention_distance", 0.75),
-    "head_grid": Kind("head_divergence", 0.85),
-    "head_embedding": Kind("head_divergence_across_layers", 0.9),
-    "head_atlas": Kind("atlas", 0.6),
-    "layer_key": Kind("attention_rollout", 0.6),
-    "attention_grid": Kind("", 0.9),
-    "filmstrip": Kind("layer_similarity", 0.55),
-    "onset": Kind("similar_blocks", 0.7),
-}
+HISTORIES = ("filmstrip", "onset")
+"""Figures of a run while it trained."""
 
 
 def draw(
@@ -74,21 +48,20 @@ def draw(
 
     Args:
         paths: maps files or runs; for "depth_curve" also methods of several runs, `"vit=runs/vit_s*"`.
-        figure: a name in `KINDS`. Curves of several runs share one Axes; other figures stand side by side.
+        figure: a name in `core.figures`. Curves of several runs share one Axes; other figures stand side by side.
         out: .pdf, .svg, .png ...
         metric: what to show, as `examine` takes it ("similar_blocks:tau=0.8"); the figure's own if None.
         width: of the whole figure: "column", "text", or inches.
         user: where the images are, for figures that show some, if the file may not choose them itself.
 
     Raises:
-        InputError: no such figure, width or ending; the metric has other axes; there are no pictures or no history.
+        InputError: no such figure, width or ending; the metric has other axes; there are no images or no history.
         WorkError: `out` cannot be written.
     """
-    if figure not in KINDS:
-        raise InputError(f"no figure {figure!r}; there are {', '.join(KINDS)}.{did_you_mean(figure, KINDS)}")
+    check_choice("figure", figure, tuple(FIGURES))
     if not paths:
         raise InputError("nothing to draw; name a maps file or a run, or several.")
-    kind, inches = KINDS[figure], _inches(width)
+    kind, inches = FIGURES[figure], _inches(width)
     if out.suffix.lstrip(".").lower() not in Figure().canvas.get_supported_filetypes():
         raise InputError(f"{out}: cannot draw {out.suffix or 'a file without ending'}; use .pdf, .svg or .png.")
     wanted, groups = metric or kind.metric, named_groups(paths)
@@ -100,16 +73,14 @@ def draw(
     else:
         shown, names = (
             [_what(Path(path), figure, wanted, user) for path in paths],
-            [_name(Path(path)) for path in paths],
+            [name_of(maps_of(Path(path))) for path in paths],
         )
     style: dict[Any, Any] = {**PRINT, "axes.prop_cycle": cycler(color=COLOURS)}
     with mpl.rc_context(style):
         panels = 1 if kind.shared else len(shown)
         sheet = Figure(figsize=(inches, inches * kind.height / panels), layout="constrained")
         axes = sheet.subplots(1, panels, squeeze=False)[0]
-        function: Any = HISTORIES.get(figure) or (
-            attention_grid if figure == "attention_grid" else PLOTS[figure].function
-        )
+        function: Any = PLOTS[figure].function
         if figure == "similar_fraction":
             similar_fraction(shown, axes[0])
         elif kind.shared:
@@ -127,11 +98,11 @@ def draw(
     return out
 
 
-def _what(path: Path, figure: str, metric: str, user: UserImages) -> Measurement | Picture | History:
-    """What the figure shows of one maps file or run."""
-    maps = Run(path).maps if path.is_dir() else path
+def _what(path: Path, figure: str, metric: str, user: UserImages) -> Measurement | AttendedImage | History:
+    """Measurement, image or history of one maps file or run that the figure shows."""
+    maps = maps_of(path)
     if figure in HISTORIES:
-        history = read_history(Run(maps.parent).probe)
+        history = read_history(Run(path if path.is_dir() else path.parent).probe)
         if history is None:
             raise InputError(f"{path} has no history; train with --set probe_every=1, and name the run's folder.")
         return history
@@ -145,15 +116,11 @@ def _what(path: Path, figure: str, metric: str, user: UserImages) -> Measurement
     found = examine(maps, metrics=[metric], pictures=0).measurements
     name = metric.partition(":")[0]
     if figure == "head_atlas":
-        found, name = atlases(found), "head_types"
-    same = [key for key in (name, *found) if key in found and key.rpartition("/")[2].partition("@")[0] == name]
+        found, name = Measurements(atlases(found)), "head_types"
+    same = [m for m in (found.get(name), *found.select(name)) if m is not None]
     if not same:
-        raise InputError(f"{path}: {name} has no meaning on its maps.")
-    return found[same[0]]  # at the maps that multiply V, if both are there; in the first stage, if there are several
-
-
-def _name(path: Path) -> str:
-    return path.parent.name if path.name == "maps.h5" else path.stem
+        raise InputError(f"{path}: {name} is not defined on its maps.")
+    return same[0]  # of the trunk on effective attention if it is there, else of the first stage
 
 
 def _inches(width: str | float) -> float:

@@ -9,14 +9,14 @@ from typing import Any
 
 from attnprobe.core.errors import InputError
 from attnprobe.core.examined import Examined
-from attnprobe.io.run import Run
+from attnprobe.io.run import maps_of
 from attnprobe.store.reader import MapReader
 from attnprobe.training import MAY_CHANGE
 
 Named = Mapping[str, Sequence[Path | str]]
 
 UNTRAINED = ".untrained.h5"
-"""Ending of the baselines beside maps files, which a pattern such as *.h5 also matches."""
+"""Ending of the baselines of maps files, which a pattern such as *.h5 also matches."""
 
 SAME_METHOD = MAY_CHANGE | {"seed"}
 """Options of a recipe in which runs of one method may differ."""
@@ -24,7 +24,7 @@ SAME_METHOD = MAY_CHANGE | {"seed"}
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Side:
-    """What is compared: a method, by several runs of it, or one run by itself."""
+    """One side of a comparison: a method with several runs, or a single run."""
 
     name: str
     runs: tuple[Examined, ...]
@@ -44,13 +44,13 @@ def named_groups(texts: Sequence[Path | str]) -> dict[str, list[Path]] | None:
     path, whatever is in its name.
 
     Raises:
-        InputError: single runs beside groups, a pattern that matches nothing, no name, or what `check_paths` says.
+        InputError: single runs among groups, a pattern that matches nothing, no name, or what `check_paths` says.
     """
     parts = [str(text).partition("=") if not Path(text).exists() else (str(text), "", "") for text in texts]
     if not any(sign for _, sign, _ in parts):
         return None
     if alone := next((name for name, sign, _ in parts if not sign), None):
-        raise InputError(f"{alone} is a single run beside groups: give it runs like it, as in NAME={alone}*.")
+        raise InputError(f"{alone} is a single run among groups: give it runs like it, as in NAME={alone}*.")
     groups: dict[str, list[Path]] = {}
     for name, _, pattern in parts:
         if not name or not pattern:
@@ -70,8 +70,7 @@ def check_paths(groups: Named) -> None:
                 f"`attnprobe train RECIPE --seeds 0-4 -o runs/{name}` makes them."
             )
         for path in map(Path, paths):
-            maps = Run(path).maps if path.is_dir() else path
-            if (place := maps.resolve()) in owner:
+            if (place := maps_of(path).resolve()) in owner:
                 both = f"groups {owner[place]} and {name}" if owner[place] != name else f"group {name} twice"
                 raise InputError(f"{path} is in {both}: name every run once.")
             owner[place] = name
@@ -109,7 +108,7 @@ def _matched(name: str, pattern: str) -> list[Path]:
 
 
 def _facts(e: Examined) -> dict[str, Any]:
-    """What runs of one method have in common."""
+    """Facts that must be equal in all runs of a method."""
     config = e.maps.attrs.get("config", {}) if isinstance(e.maps, MapReader) else {}
     shapes = () if e.maps is None else e.maps.shapes()
     recipe = {name: value for name, value in (config.get("recipe") or {}).items() if name not in SAME_METHOD}
@@ -125,5 +124,5 @@ def _facts(e: Examined) -> dict[str, Any]:
 def _differing(one: Mapping[str, Any], two: Mapping[str, Any]) -> str:
     """`depth (16, 24), lr (0.001, 0.003)`: what differs, three at most."""
     names = [name for name in dict.fromkeys((*one, *two)) if one.get(name) != two.get(name)]
-    told = ", ".join(f"{name} ({one.get(name)}, {two.get(name)})" for name in names[:3])
-    return told + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    listed = ", ".join(f"{name} ({one.get(name)}, {two.get(name)})" for name in names[:3])
+    return listed + (f" and {len(names) - 3} more" if len(names) > 3 else "")

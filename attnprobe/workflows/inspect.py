@@ -1,13 +1,12 @@
-"""What would a capture of this model hold, and what would it cost? Asked before the work, on two images of noise."""
+"""What a capture of a model would hold and cost, from a trial on two images of noise."""
 
 import math
-import shlex
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from rich import box
@@ -17,15 +16,15 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor, nn
 
-from attnprobe.capturing.recorder import SITES
 from attnprobe.capturing.recording import Recording
 from attnprobe.capturing.selection import Selection
-from attnprobe.capturing.stream import capture as capture_maps
+from attnprobe.capturing.stream import Capture
 from attnprobe.core.errors import CaptureError
 from attnprobe.core.images import InputSpec
 from attnprobe.core.maps import AttentionMaps
-from attnprobe.core.tap import Site
-from attnprobe.core.visible import visible
+from attnprobe.core.sites import Site
+from attnprobe.core.spec import CaptureSpec
+from attnprobe.core.text import visible
 from attnprobe.models import input_spec
 from attnprobe.models.describe import ModelFacts, resolve_model
 from attnprobe.store import MapReader, open_maps
@@ -34,6 +33,9 @@ from attnprobe.training import pick_device
 
 TRIAL = 2
 """Images of the trial run."""
+
+IMAGES = 256
+"""Images that the estimates are for, if the capture does not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,69 +70,52 @@ class Inspection:
         stored_bytes: estimated bytes of one image in the file, compressed.
         qk_bytes: the same of queries and keys in place of the maps; None where maps cannot be made of them.
         seconds: per image, of the forward pass and the capture on this machine.
-        command: what to run.
     """
 
+    spec: CaptureSpec
     facts: ModelFacts
-    spec: InputSpec
+    pixels: InputSpec
     stages: tuple[StageFacts, ...]
     output_equal: bool
     stored_bytes: int
     qk_bytes: int | None
     seconds: float
     device: str
-    n_images: int
-    command: str
 
 
-def inspect_model(
-    model: str | Path,
-    *,
-    architecture: str | None = None,
-    img_size: int | None = None,
-    data: str | None = None,
-    images: int = 256,
-    what: Sequence[str] = ("weights", "effective", "tokens"),
-    selection: Selection | None = None,
-    store_as: Literal["maps", "qk"] = "maps",
-    dtype: Literal["bfloat16", "float16", "float32"] | None = None,
-    device: str = "auto",
-) -> Inspection:
+def inspect_model(spec: CaptureSpec) -> Inspection:
     """Capture two images of noise from a model, with initial weights if it is a name, and extrapolate.
 
     Args:
-        model, architecture, img_size, data, what, selection, store_as, dtype, device: as for `gather.capture`.
-        images: how many the estimates are for.
+        spec: the capture to inspect; the estimates are for `spec.images` images, or for `IMAGES` if it does not say.
 
     Raises:
         CaptureError: its attention cannot be captured; the message says why.
     """
-    loaded, facts = resolve_model(model, architecture, img_size=img_size, initial=True)
-    spec, chosen = input_spec(loaded), pick_device(device)
-    pixels = torch.randn(TRIAL, 3, *spec.size, generator=torch.Generator().manual_seed(0))
-    sites: tuple[Site, ...] = tuple(site for site in SITES if site in what)
-    qk = store_as == "qk"
-    kept = {"tokens": "tokens" in what, "values": "values" in what, "selection": selection}
-    capturing = capture_maps(loaded.to(chosen), pixels, sites, factors=qk, batch_size=TRIAL, **kept)
+    spec = replace(spec, data=spec.data or "FOLDER", images=spec.images or IMAGES)
+    model, facts = resolve_model(spec.model, spec.architecture, img_size=spec.img_size, initial=True)
+    wanted, device = input_spec(model), pick_device(spec.device)
+    pixels = torch.randn(TRIAL, 3, *wanted.size, generator=torch.Generator().manual_seed(0))
+    qk, selection = spec.store == "qk", Selection.parse(spec.layers, spec.heads, spec.queries)
+    kept = {"tokens": "tokens" in spec.kept, "values": "values" in spec.kept, "selection": selection}
+    capturing = Capture(Recording(model.to(device), spec.sites, factors=qk, **kept), pixels, TRIAL)
     proof = capturing.certificate
     next(capturing.batches())  # warms up
     begun = time.perf_counter()
     taken = next(capturing.batches())
     seconds = (time.perf_counter() - begun) / TRIAL
     routes = {layer.layer: layer.route for layer in proof.layers}
-    file_type = dtype or ("float32" if qk else "bfloat16")
-    stored = decide(taken, file_type).image_bytes
+    stored = decide(taken, spec.stored_dtype).image_bytes
     return Inspection(
-        facts=facts,
         spec=spec,
-        stages=_stages(taken, routes, getattr(torch, file_type).itemsize),
+        facts=facts,
+        pixels=wanted,
+        stages=_stages(taken, routes, getattr(torch, spec.stored_dtype).itemsize),
         output_equal=proof.output_equal,
         stored_bytes=stored,
-        qk_bytes=stored if qk else _qk_bytes(loaded, pixels[:1].to(chosen), sites, kept),
+        qk_bytes=stored if qk else _qk_bytes(model, pixels[:1].to(device), spec.sites, kept),
         seconds=seconds,
-        device=chosen.type,
-        n_images=images,
-        command=_command(model, architecture, img_size, data, images, what, selection, store_as, dtype),
+        device=device.type,
     )
 
 
@@ -155,7 +140,7 @@ def _stage(name: str, sites: list[AttentionMaps], routes: Mapping[str, str], ite
     first = sites[0]
     heads, queries, keys = first.values.shape[2:]
     stored = [maps.values for maps in sites if maps.site != "weights" or maps.factors is None]
-    stored += [beside for beside in (first.tokens, first.value_vectors, *(first.factors or ())) if beside is not None]
+    stored += [extra for extra in (first.tokens, first.value_vectors, *(first.factors or ())) if extra is not None]
     return StageFacts(
         name=name,
         kind=first.kind,
@@ -172,28 +157,6 @@ def _stage(name: str, sites: list[AttentionMaps], routes: Mapping[str, str], ite
     )
 
 
-def _command(
-    model: str | Path,
-    architecture: str | None,
-    img_size: int | None,
-    data: str | None,
-    images: int,
-    what: Sequence[str],
-    selection: Selection | None,
-    store_as: str,
-    dtype: str | None,
-) -> str:
-    parts = ["attnprobe", "capture", str(model)]
-    parts += ["--model", architecture] if architecture else []
-    parts += ["--img-size", str(img_size)] if img_size else []
-    parts += ["--data", data or "FOLDER", "--images", str(images)]
-    parts += ["--what", *what] if set(what) != {"weights", "effective", "tokens"} else []
-    parts += selection.arguments if selection is not None else []
-    parts += ["--store", store_as] if store_as != "maps" else []
-    parts += ["--dtype", dtype] if dtype else []
-    return shlex.join(parts)
-
-
 def inspect_maps(path: Path) -> tuple[MapReader, tuple[StageFacts, ...]]:
     """What is in a maps file, read off its first image.
 
@@ -207,34 +170,35 @@ def inspect_maps(path: Path) -> tuple[MapReader, tuple[StageFacts, ...]]:
     return reader, _stages(taken, routes, getattr(torch, reader.attrs["dtype"]).itemsize)
 
 
-def print_inspection(found: Inspection, console: Console) -> None:
+def print_inspection(inspection: Inspection, console: Console) -> None:
     """Everything about a model within 80 columns."""
-    facts, rows = found.facts, " x ".join(str(side) for side in found.spec.size)
-    equal = "equals" if found.output_equal else "is within rounding of"
-    told = f": {facts.variant}, {facts.parameters:,} parameters, {rows} px"
-    console.print(Text.assemble((visible(facts.model), "bold"), told))
-    _print_stages(found.stages, console)
-    total = sum(stage.image_bytes for stage in found.stages)
-    n = found.n_images
+    facts, rows = inspection.facts, " x ".join(str(side) for side in inspection.pixels.size)
+    equal = "equals" if inspection.output_equal else "is within rounding of"
+    line = f": {facts.variant}, {facts.parameters:,} parameters, {rows} px"
+    console.print(Text.assemble((visible(facts.model), "bold"), line))
+    _print_stages(inspection.stages, console)
+    total = sum(stage.image_bytes for stage in inspection.stages)
+    n = inspection.spec.images or IMAGES
     for line in (
         f"proved on {TRIAL} images: A V is what each layer passes on, and the output {equal} the plain one",
-        f"one image: {size(total)} of maps and tokens, about {size(found.stored_bytes)} in the file",
-        f"{n} images: about {size(n * found.stored_bytes)} on the disk (twice while shards become one file), "
-        f"{duration(n * found.seconds)} on {found.device} besides reading the images",
+        f"one image: {size(total)} of maps and tokens, about {size(inspection.stored_bytes)} in the file",
+        f"{n} images: about {size(n * inspection.stored_bytes)} on the disk (twice while shards become one file), "
+        f"{duration(n * inspection.seconds)} on {inspection.device} besides reading the images",
     ):
         console.print(Padding(Text(line), (0, 0, 0, 2)))
-    if found.qk_bytes is not None and found.qk_bytes < found.stored_bytes:
-        told = f"with --store qk about {size(found.qk_bytes)}: queries and keys, of which reading makes the maps again"
-        console.print(Padding(Text(told), (0, 0, 0, 2)))
-    console.print(Text.assemble("\n$ ", (found.command, "bold")), soft_wrap=True)
+    if inspection.qk_bytes is not None and inspection.qk_bytes < inspection.stored_bytes:
+        smaller = size(inspection.qk_bytes)
+        line = f"with --store qk about {smaller}: queries and keys, from which maps are computed when they are read"
+        console.print(Padding(Text(line), (0, 0, 0, 2)))
+    console.print(Text.assemble("\n$ ", (inspection.spec.command, "bold")), soft_wrap=True)
 
 
 def print_maps(reader: MapReader, stages: Sequence[StageFacts], console: Console) -> None:
     """Everything about a maps file within 80 columns."""
     attrs = reader.attrs
     whole = "complete" if reader.complete else "unfinished"
-    told = f": {len(reader)} images of {visible(attrs['data'])}, {whole}"
-    console.print(Text.assemble((visible(str(reader.path)), "bold"), told))
+    line = f": {len(reader)} images of {visible(attrs['data'])}, {whole}"
+    console.print(Text.assemble((visible(str(reader.path)), "bold"), line))
     console.print(Text(f"{visible(attrs['model'])}, {attrs['dtype']}, {attrs['created'][:19]}"))
     _print_stages(stages, console)
 
@@ -261,7 +225,7 @@ def _print_stages(stages: Sequence[StageFacts], console: Console) -> None:
     for prefix in dict.fromkeys(stage.prefix for stage in stages if stage.prefix):
         console.print(Padding(Text(f"{len(prefix)}+: before the patches stand {_shortened(prefix)}"), (0, 0, 0, 2)))
     if any("weights" in stage.sites and "effective" not in stage.sites for stage in stages):
-        console.print(Padding(Text("maps are weights alone where those are what multiplies V"), (0, 0, 0, 2)))
+        console.print(Padding(Text("maps are weights alone where those are the effective maps, too"), (0, 0, 0, 2)))
 
 
 def _shortened(prefix: Sequence[str]) -> str:

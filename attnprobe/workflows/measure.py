@@ -1,5 +1,6 @@
 """Measuring maps files: everything a report shows of one model."""
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -7,17 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from attnprobe.core.examined import Examined
+from attnprobe.core.examined import AttendedImage, Examined
 from attnprobe.core.maps import AttentionMaps
 from attnprobe.io.progress import Advance, progress
 from attnprobe.io.reference import NOT_SAID, UserImages
-from attnprobe.io.run import Run
+from attnprobe.io.run import Run, maps_of, name_of, run_of
 from attnprobe.metrics import measure
 from attnprobe.metrics.engine.choose import choose
 from attnprobe.store import MapReader, open_maps
 from attnprobe.store.history import read_history
 from attnprobe.workflows.capture import doubts, untrained_maps
-from attnprobe.workflows.figures import pictures_of
+from attnprobe.workflows.view_images import DataSet
 
 
 def examine(
@@ -39,8 +40,7 @@ def examine(
         user: where the images are; of itself a file opens only digits, fractals and what lies in its run's folder.
         group: which images count once together, as for `measure`.
     """
-    path = Path(path)
-    path = Run(path).maps if path.is_dir() and Run(path).maps.exists() else path
+    path = maps_of(Path(path))
     choose(metrics)  # a misspelt name is said before any file is opened
     reader = open_maps(path)
     with progress(f"measure {path.name}", len(reader)) as advance:
@@ -48,7 +48,7 @@ def examine(
         measurements = measure(_counted(reader, advance), metrics, baselines=baselines, group=group)
     first, run = reader.maps(site=reader.sites()[0], images=slice(0, 1)), Run(path.parent)
     return Examined(
-        name=name or (path.parent.name if path.name == "maps.h5" else path.stem) or path.stem,
+        name=name or name_of(path),
         measurements=measurements,
         info=_info(reader),
         layers=first.layers,
@@ -97,3 +97,44 @@ def _info(reader: MapReader) -> dict[str, Any]:
         info["n_labelled"] = int(known.sum())
         info["n_classes"] = len(config.get("class_names", ())) or None
     return info
+
+
+def pictures_of(reader: MapReader, count: int, user: UserImages = NOT_SAID) -> tuple[AttendedImage, ...]:
+    """A few images, evenly spread over the file, with the attention they get; none if the data set is not at hand.
+
+    Warns why it is not.
+    """
+    config = reader.attrs.get("config", {})
+    data = DataSet(config, run_of(reader.path), user) if count else None
+    if data and data.why and config.get("images"):
+        warnings.warn(f"{reader.path} is shown without pictures: {data.why}", stacklevel=2)
+    chosen = [int(i) for i in np.linspace(0, len(reader) - 1, min(count, len(reader)))]
+    chosen = [i for i in chosen if data and reader.image_ids[i] in data.where]
+    if not data or not chosen:
+        return ()
+    pixels = data.pixels([reader.image_ids[i] for i in chosen])
+    maps = reader.maps(site=reader.sites()[0], images=chosen)
+    grid = maps.grid
+    if maps.part.queries is not None and maps.part.queries[0] != 0:
+        return ()  # whom the first of its rows belongs to is not shown
+    if maps.kind not in ("self", "pyramid") or maps.values.shape[-1] != grid.n_tokens or not grid.rows:
+        return ()  # what its keys are has no place in the picture
+    rows = maps.values[:, :, :, 0] if grid.n_prefix else maps.values.mean(3)  # [image, layer, head, key]
+    attention = rows[..., grid.n_prefix :].unflatten(-1, (grid.rows, grid.cols)).float().numpy()
+    names = config.get("class_names") or ()
+    told = maps.outcome
+
+    def class_name(index: int) -> str:
+        return names[index] if 0 <= index < len(names) else str(index) if index >= 0 else ""
+
+    return tuple(
+        AttendedImage(
+            image_id=maps.image_ids[i],
+            pixels=pixels[i],
+            label=class_name(int(told.labels[i])) if told else "",
+            prediction=class_name(int(told.prediction[i])) if told else "",
+            probability=float(told.probability[i]) if told else float("nan"),
+            attention=attention[i],
+        )
+        for i in range(len(chosen))
+    )

@@ -33,11 +33,12 @@ from attnprobe.capturing.stream import capture
 from attnprobe.core.errors import InputError
 from attnprobe.core.history import History
 from attnprobe.core.images import ImageSource
-from attnprobe.core.measurement import Measurement, Metric
+from attnprobe.core.measurement import Key, Measurement
+from attnprobe.core.metric import Metric
 from attnprobe.core.tap import Site
 from attnprobe.metrics import METRICS, measure
-from attnprobe.metrics.engine.per_block import per_block
 from attnprobe.stats.alarms import Thresholds, alarms
+from attnprobe.stats.blocks import per_block
 from attnprobe.store.history import read_history, write_history
 
 CORE = ("similar_blocks", "layer_similarity", "row_entropy", "head_divergence", "token_similarity")
@@ -185,7 +186,7 @@ class Probe:
                 kinds = next(self._capture.batches(order=[0]))
                 self._metrics = [metric for metric in self._metrics if any(map(metric.accepts, kinds))]
         found = measure(self._capture, self._metrics, bootstrap=0)
-        return {name: m for name, m in found.items() if "@" not in name}
+        return {name: m for name, m in found.items() if not Key.parse(name).site}
 
     def _add(self, epoch: int, found: Mapping[str, Measurement], begun: float) -> None:
         """A row of the history, on the disk too, and its alarms."""
@@ -196,7 +197,7 @@ class Probe:
             blocks={name: per_block(m)[None] for name, m in found.items()},
             matrices={name: m.mean[None] for name, m in found.items() if m.axes == ("layer", "layer")},
             uniform={name: per_block(m.baselines["uniform"]) for name, m in found.items() if m.baselines},
-            settings={name: _settings(m) for name, m in found.items()},
+            settings={name: m.metric_settings for name, m in found.items()},
             image_ids=self._ids,
             training_seconds=np.array([self.training_seconds - booked]),
             probe_seconds=np.array([self.probe_seconds - charged + self._clock() - begun]),
@@ -215,11 +216,17 @@ class Probe:
         """The last row in a few words, and why there is no newer one."""
         assert self.history is not None, "the first epoch is always probed"
         words = []
-        ratios = {name: values[-1] for name, values in self.history.blocks.items() if _is(name, "similar_blocks")}
+        ratios = {
+            name: values[-1]
+            for name, values in self.history.blocks.items()
+            if Key.parse(name).metric == "similar_blocks"
+        }
         if ratios:
             similar = sum((ratio > self.history.settings[name]["rho"]).sum() for name, ratio in ratios.items())
             words.append(f"similar {similar}/{sum(map(len, ratios.values()))}")
-        entropies = [values[-1] for name, values in self.history.blocks.items() if _is(name, "row_entropy")]
+        entropies = [
+            values[-1] for name, values in self.history.blocks.items() if Key.parse(name).metric == "row_entropy"
+        ]
         entropy = np.concatenate(entropies) if entropies else np.array([math.nan])
         if np.isfinite(entropy).any():
             lowest = int(np.nanargmin(entropy))
@@ -231,21 +238,9 @@ class Probe:
         return ", ".join([*words, *([waits] if waits else [])])
 
 
-def _is(name: str, metric: str) -> bool:
-    """Whether this is the metric, in whatever stage."""
-    return name.rpartition("/")[2] == metric
-
-
 def _checked(metric: str | Metric) -> Metric:
     """The metric without its summary, which resamples images: 1.3 s for the clusters of 16 x 12 heads."""
     return replace(METRICS[metric] if isinstance(metric, str) else metric, summarise=None)
-
-
-def _settings(m: Measurement) -> dict[str, Any]:
-    """The metric's own settings."""
-    return {
-        name: value for name, value in m.settings.items() if name not in ("interval", "bootstrap", "bootstrap_seed")
-    }
 
 
 def _fixed(images: ImageSource | Tensor, n: int) -> tuple[Tensor, tuple[str, ...]]:

@@ -1,4 +1,4 @@
-"""How does a recipe become a trained run? Images, model, loop and probe, joined."""
+"""`attnprobe train`: a recipe becomes a trained run."""
 
 import json
 import os
@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from attnprobe.core.errors import InputError, WorkError
-from attnprobe.core.images import ImageSource
+from attnprobe.core.images import ImageSource, InputSpec
 from attnprobe.core.memory import is_out_of_memory
 from attnprobe.data import load_images
 from attnprobe.io import fs
@@ -30,13 +30,13 @@ from attnprobe.workflows.probe import Probe
 def train(
     recipe: str | Path, out: Path, *, settings: dict[str, Any] | None = None, ignore_unknown: bool = False
 ) -> TrainResult:
-    """Train what a recipe describes; the same command goes on where a stopped run ended.
+    """Train a recipe's model; the same call resumes a stopped run.
 
     Args:
         recipe: a name in `RECIPES`, or a YAML file of ours or for timm's train.py.
         out: the run's directory.
         settings: options that replace the recipe's.
-        ignore_unknown: leave out what the file says and nobody knows.
+        ignore_unknown: drop unknown options of the file, instead of refusing them.
 
     Raises:
         InputError: unknown recipe or option, or `out` holds a run with other options.
@@ -52,16 +52,10 @@ def train(
 
 
 def _train(run: Run, config: TrainConfig) -> TrainResult:
-    """Images, model and probe of a run that is ours, and its training."""
-    with torch.device("meta"):  # only to ask what it wants to see
+    """Join images, model and probe of a run that this process holds, and train."""
+    with torch.device("meta"):  # without memory: it is built only to ask how it wants its pixels
         spec = input_spec(build_model(config.model, **_model_options(config)))
-    where = {"data_dir": Path(config.data_dir) if config.data_dir else None, "workers": config.workers}
-    if config.token_label_data:  # the crop has to be known
-        where["resident_bytes"] = 0
-    sets = {
-        split: load_images(config.dataset, split, spec=spec, bad_images=config.bad_images, **where)
-        for split in ("train", "val")
-    }
+    sets = {split: _images(config, split, spec) for split in ("train", "val")}
     options = {**_model_options(config), "num_classes": len(sets["train"].class_names)}
     model = build_model(config.model, seed=config.seed, **options)
     if config.initial_checkpoint:
@@ -74,6 +68,16 @@ def _train(run: Run, config: TrainConfig) -> TrainResult:
         return run_training(model, sets["train"], sets["val"], config, run, config_json=facts, watch=probe)
 
 
+def _images(config: TrainConfig, split: str, spec: InputSpec) -> ImageSource:
+    """One split. Pillow augments training images where they are decoded, so those do not live on the device."""
+    options: dict[str, Any] = {"data_dir": Path(config.data_dir) if config.data_dir else None}
+    if split == "train" and (config.by_pillow or config.token_label_data):  # label maps need the place of the crop
+        options["resident_bytes"] = 0
+    return load_images(
+        config.dataset, split, spec=spec, bad_images=config.bad_images, workers=config.workers, **options
+    )
+
+
 def train_seeds(
     recipe: str | Path,
     out: Path,
@@ -82,50 +86,57 @@ def train_seeds(
     settings: dict[str, Any] | None = None,
     ignore_unknown: bool = False,
 ) -> Iterator[TrainResult]:
-    """Train one run after the other that differ in their seed alone: `out`_s0, `out`_s1 ..., each as `train` does.
+    """Train runs that differ in their seed alone, one after the other: `out`_s0, `out`_s1 ...
 
-    Each is an ordinary run; the same call leaves finished ones as they are, and goes on where it was stopped.
+    Each is an ordinary run; the same call skips finished ones and resumes the one that was stopped.
+
+    Args:
+        recipe, settings, ignore_unknown: as for `train`.
+        out: the runs' common path, to which `_sSEED` is added.
+        seeds: one per run.
 
     Raises:
-        InputError: no seed, one twice, or a seed among the settings; and as `train` does.
+        InputError: no seed, one twice, or a seed among the settings.
+        InputError, CheckpointError, WorkError, Stopped, InUse: see `train`.
     """
     if not seeds or len(set(seeds)) < len(seeds):
-        raise InputError(f"seeds {', '.join(map(str, seeds)) or 'none'} must be different numbers, one at least.")
+        raise InputError(f"seeds {', '.join(map(str, seeds)) or 'none'} must be one or more different numbers.")
     if "seed" in (settings or {}):
-        raise InputError("a seed was set beside --seeds, which says which there are; leave one of them out.")
+        raise InputError("a seed is set both by --seeds and among the settings; leave one of them out.")
     for seed in seeds:
         settings_of = {**(settings or {}), "seed": seed}
         yield train(recipe, run_of_seed(out, seed), settings=settings_of, ignore_unknown=ignore_unknown)
 
 
 def run_of_seed(out: Path, seed: int) -> Path:
-    """`runs/vit`, 3 -> `runs/vit_s3`: a name that a pattern finds, `vit_s*`."""
+    """The directory of a seed's run: `runs/vit`, 3 -> `runs/vit_s3`, which the pattern `vit_s*` matches."""
     return out.with_name(f"{out.name}_s{seed}")
 
 
 MOST_SEEDS = 1000
+"""Bound on one range of seeds, which is more likely a typing error beyond it."""
 
 
 def seeds_of(text: str) -> tuple[int, ...]:
-    """`"0-2,7"` -> (0, 1, 2, 7).
+    """The numbers of a list of ranges: `"0-2,7"` -> (0, 1, 2, 7).
 
     Raises:
-        InputError: it is not of this form.
+        InputError: another form.
     """
-    found: list[int] = []
+    seeds: list[int] = []
     for part in text.split(","):
         first, dash, last = (word.strip() for word in part.partition("-"))
         if not first.isdecimal() or (dash and not last.isdecimal()) or (dash and int(last) < int(first)):
             raise InputError(f"--seeds {text!r} must be numbers or ranges of them, as in 0-4 or 0,3,7.")
         if int(last or first) - int(first) >= MOST_SEEDS:
             raise InputError(f"--seeds {text!r} are more than {MOST_SEEDS} runs; name fewer.")
-        found += range(int(first), int(last or first) + 1)
-    return tuple(found)
+        seeds += range(int(first), int(last or first) + 1)
+    return tuple(seeds)
 
 
 @contextmanager
 def _threads(count: int | None) -> Iterator[None]:
-    """PyTorch's threads on a CPU for the duration."""
+    """Set PyTorch's threads on a CPU for the duration."""
     before = torch.get_num_threads()
     torch.set_num_threads(count or before)
     try:
@@ -136,7 +147,7 @@ def _threads(count: int | None) -> Iterator[None]:
 
 @contextmanager
 def _status(run: Run) -> Iterator[None]:
-    """Under torchrun, which always returns 1, the run's status.json says how it ended: exit code and message."""
+    """Write exit code and message into the run's status.json under torchrun, which itself always returns 1."""
     code, message = 0, ""
     try:
         yield
@@ -146,13 +157,13 @@ def _status(run: Run) -> Iterator[None]:
     finally:
         if os.environ.get("RANK") == "0":
             text = json.dumps({"exit_code": code, "message": message})
-            with suppress(OSError):  # what went wrong before matters more
+            with suppress(OSError):  # the error under way matters more
                 fs.write_file(run.path / "status.json", text.encode(), overwrite=True)
 
 
 @contextmanager
 def _memory(config: TrainConfig) -> Iterator[None]:
-    """Running out of memory says which batch size to try, and how the recipe stays the same with it."""
+    """Turn running out of memory into an error that names a smaller batch size with the same recipe."""
     try:
         yield
     except RuntimeError as error:
@@ -162,12 +173,12 @@ def _memory(config: TrainConfig) -> Iterator[None]:
         raise WorkError(
             f"out of memory with batch_size={config.batch_size}; train into a new folder with "
             f"--set batch_size={half} --set grad_accum_steps={parts}, which updates the weights with as many images, "
-            "or let --auto-batch find out."
+            "or use --auto-batch."
         ) from error
 
 
 def _open_run(out: Path, config: TrainConfig) -> Run:
-    """The run's directory, with its configuration written; refuses one that learns something else."""
+    """The run's directory with its configuration written; refused if its options would give another result."""
     run = Run(out)
     with fs.as_work_error(f"starting the run in {out}"):
         text = to_yaml(config)
@@ -177,9 +188,9 @@ def _open_run(out: Path, config: TrainConfig) -> Run:
     before = read_yaml(run.config)
     now = yaml.safe_load(text)
     differing = [name for name, value in now.items() if name in before and before[name] != value]
-    if learns := [name for name in differing if name not in MAY_CHANGE]:
+    if others := [name for name in differing if name not in MAY_CHANGE]:
         raise InputError(
-            f"{out} holds a run with another {', '.join(learns[:3])}; train into a new folder (-o), or remove it."
+            f"{out} holds a run with another {', '.join(others[:3])}; train into a new folder (-o), or remove it."
         )
     if differing and os.environ.get("RANK", "0") == "0":
         fs.write_file(run.config, text.encode(), overwrite=True)

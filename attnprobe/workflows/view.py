@@ -15,7 +15,7 @@ from pathlib import Path
 
 from attnprobe.core.errors import InputError, Stopped
 from attnprobe.io.reference import NOT_SAID, UserImages
-from attnprobe.io.run import run_of
+from attnprobe.io.run import maps_of, name_of, run_of
 from attnprobe.store.stored import StoredMaps
 from attnprobe.view.answers import Answers
 from attnprobe.view.described import Viewed
@@ -62,9 +62,9 @@ def viewer(paths: Sequence[Path | str], *, port: int = 0, user: UserImages = NOT
     with ExitStack() as files:
         runs = []
         for path in map(Path, paths):
-            path = path / "maps.h5" if (path / "maps.h5").exists() else path
+            path = maps_of(path)
             maps = files.enter_context(StoredMaps.open(path))
-            name = (path.parent.name if path.name == "maps.h5" else path.stem) or path.stem
+            name = name_of(path)
             twice = any(run.name == name for run in runs)
             runs.append(Viewed(str(path) if twice else name, maps, maps.attrs["config"].get("class_names") or ()))
         photographs = Photographs(runs[0].maps.attrs["config"], run_of(runs[0].maps.path), user)

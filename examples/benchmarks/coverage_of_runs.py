@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from scipy import stats
 
+from attnprobe.core.spec import CaptureSpec
 from attnprobe.io.run import Run
 from attnprobe.stats.over_runs import Runs, estimate, scatter_of_mean
 from attnprobe.workflows.capture import capture_file
@@ -102,7 +103,7 @@ def trained(folder: Path, runs: int) -> None:
     examined = []
     for result in train_seeds("digits_vit_16", folder / "vit", range(runs), settings=TINY):
         if not Run(result.run.path).maps.exists():
-            capture_file(result.run.path, images=100, untrained=0, what=("weights", "effective", "tokens"))
+            capture_file(CaptureSpec(result.run.path, images=100, untrained=0, what=("weights", "effective", "tokens")))
         print(f"{result.run.path.name}: top-1 {result.top1:.1%}", flush=True)
         examined.append(examine(result.run.path, metrics=["all"], pictures=0))
     counts: dict[str, list[bool]] = {}

@@ -12,6 +12,7 @@ from collections import Counter
 from pathlib import Path
 
 from attnprobe.core.errors import InUse
+from attnprobe.core.spec import CaptureSpec
 from attnprobe.io.run import Run
 from attnprobe.reports import verdict
 from attnprobe.workflows.capture import capture_file
@@ -25,7 +26,7 @@ def kinds_of(run: Path, seed: int, threads: int, model: str) -> dict[str, int]:
     """Kind of collapse -> its first block, of those that the headline names as more than single blocks."""
     train(f"digits_{model}", run, settings={"seed": seed, "threads": threads})
     if not Run(run).maps.exists():
-        capture_file(run, batch_size=60)
+        capture_file(CaptureSpec(run, batch_size=60))
     found = verdict(examine(run, pictures=0)).findings
     return {f.kind: f.first_block or 0 for f in found if f.found == "yes" and not f.single}
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from attnprobe.core.spec import CaptureSpec
 from attnprobe.models import build_model
 from attnprobe.workflows.capture import measure_live
 
@@ -72,15 +73,17 @@ def main() -> None:
     base = resident() + weights
     with tempfile.TemporaryDirectory() as folder, Sampled() as sampled:
         measure_live(
-            options.model,
+            CaptureSpec(
+                options.model,
+                data=f"fractals:20:{-(-options.images // 20)}",
+                split="train",
+                images=options.images,
+                initial=True,
+                device="cpu",
+            ),
             out=Path(folder) / "report",
-            data=f"fractals:20:{-(-options.images // 20)}",
-            split="train",
-            images=options.images,
             metrics=options.metric,
-            initial=True,
             formats=("json",),
-            device="cpu",
         )
         measured = max(path.stat().st_mtime for path in Path(folder).rglob("slices/*.npz"))
     begun = sampled.samples[0][0]

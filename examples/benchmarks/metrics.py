@@ -18,9 +18,9 @@ import numpy as np
 import torch
 
 from attnprobe.capturing import capture, find_layers
-from attnprobe.capturing.layers import unfused
+from attnprobe.capturing.hooks import unfused
 from attnprobe.core.maps import AttentionMaps
-from attnprobe.core.measurement import Metric
+from attnprobe.core.metric import Metric
 from attnprobe.metrics import DEFAULT, METRICS, SLOW
 from attnprobe.models import build_model
 from attnprobe.stats.bootstrap import interval_of_mean

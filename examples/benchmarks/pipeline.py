@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 
 from attnprobe.capturing import Capture, capture, find_layers
-from attnprobe.capturing.layers import unfused
+from attnprobe.capturing.hooks import unfused
 from attnprobe.core.maps import AttentionMaps, TokenGrid
 from attnprobe.io import fs
 from attnprobe.metrics import METRICS, measure

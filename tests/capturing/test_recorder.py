@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from attnprobe.capturing import capture, certify, find_layers, record
-from attnprobe.capturing.buffers import BufferPool
+from attnprobe.capturing.stages import BufferPool
 from attnprobe.core.errors import CaptureError
 from attnprobe.models import build_model
 

@@ -6,7 +6,7 @@ import torch
 import torchvision
 from torch import nn
 
-from attnprobe.capturing import capture, record
+from attnprobe.capturing import Capture, Recording, record
 from attnprobe.capturing.selection import Selection
 from attnprobe.core.errors import CaptureError
 from attnprobe.metrics import METRICS
@@ -37,7 +37,7 @@ MODELS = {
 def taken(model, sites=("weights", "effective", "scores"), images=2, **options):
     torch.manual_seed(1)
     side = 32 if "Swin" in type(model).__name__ else 16
-    capturing = capture(model, torch.randn(images, 3, side, side), sites, **options)
+    capturing = Capture(Recording(model, sites, **options), torch.randn(images, 3, side, side))
     return {maps.site: maps for maps in capturing}, capturing.certificate
 
 

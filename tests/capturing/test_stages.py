@@ -7,7 +7,7 @@ import pytest
 import timm
 import torch
 
-from attnprobe.capturing import capture
+from attnprobe.capturing import Capture, Recording
 from attnprobe.capturing.kinds import stage_names
 from attnprobe.core.errors import InputError
 from attnprobe.metrics import METRICS, measure
@@ -31,7 +31,7 @@ SITES = ("weights", "effective")
 
 def captured(build, size=32, images=5, **options):
     torch.manual_seed(0)
-    return capture(build().eval(), torch.randn(images, 3, size, size), SITES, batch_size=2, **options)
+    return Capture(Recording(build().eval(), SITES, **options), torch.randn(images, 3, size, size), 2)
 
 
 @pytest.mark.parametrize(

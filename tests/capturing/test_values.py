@@ -117,5 +117,5 @@ def test_a_file_gives_the_metrics_that_need_values_as_a_live_capture_does(build,
 
 def test_weights_that_do_not_multiply_v_are_refused_by_metrics_of_what_heads_put_out():
     weights, _ = taken(deepvit())
-    with pytest.raises(InputError, match="needs what multiplies V"):
+    with pytest.raises(InputError, match="needs effective attention"):
         measure([weights], ["head_output_norm"])

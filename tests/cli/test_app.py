@@ -173,7 +173,7 @@ def test_sigterm_is_exit_75_and_the_same_command_goes_on(tmp_path):
 
 def test_explain_prints_what_the_metric_says_of_itself_and_lists_all_without_a_name(run):
     code, out, _ = run("explain", "similar_blocks")
-    assert code == 0 and "From which block on has a network's attention collapsed?" in out
+    assert code == 0 and "Share of a block's token vectors that repeat those of the previous block" in out
     assert "r[threshold, l] = mean over h, t" in out and "Caveat:" in out and "tau=0.9" in out
     code, out, _ = run("explain")
     assert code == 0 and [line.split()[0] for line in out.splitlines()] == [*attnprobe.METRICS, *DERIVED]

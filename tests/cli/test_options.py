@@ -85,7 +85,7 @@ def test_what_is_captured_is_of_the_checkpoint_that_was_named_into_the_run(run, 
 def test_a_report_of_the_run_says_what_happened_while_it_trained(run, call, tmp_path):
     code, out, err = call("train", "digits_vit_16", "-o", str(run.path), "--set", "model_kwargs={depth: 3}", "--set",
                           "epochs=2", "--set", "warmup_epochs=0", "--set", "keep_checkpoints=2")  # fmt: skip
-    told = r"epoch-0002 is damaged \(model\.safetensors is not what was written\); training went on from epoch-0001"
+    told = r"epoch-0002 is damaged \(model\.safetensors is not what was written\); training resumed from epoch-0001"
     assert code == 0 and re.search(told, err) and re.search(told, out)
     assert call("capture", str(run.path), "--images", "20", "--untrained", "0")[0] == 0
     code, out, _ = call("report", str(run.path), "-o", "report", "--formats", "json", "md")

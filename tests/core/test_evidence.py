@@ -3,7 +3,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from attnprobe.core.evidence import Change, Evidence, Tried, words_of
+from attnprobe.core.evidence import Change, Evidence, Tried
+from attnprobe.reports.removal import advice, evidence_text, parts_text
 from tests.evidences import evidence, tried
 
 
@@ -22,7 +23,7 @@ def test_what_few_images_do_not_show_is_not_harmless(images):
     said = (
         "may be chance" if images == 1 else f"the {images} images that choose cannot exclude a loss of more than 2.0%"
     )
-    assert e.advice().startswith("cannot say: ") and said in e.advice()
+    assert advice(e).startswith("cannot say: ") and said in advice(e)
     assert evidence(blocks_lost=(0, 0), images=400).free("blocks") is not None
 
 
@@ -31,13 +32,15 @@ def test_nothing_is_harmless_to_a_model_that_guesses():
     assert e.harmless(e.curves["blocks"][0])
     guesses = replace(e, whole=replace(e.whole, right=np.tile(np.arange(4000) < 400, 2)))
     assert not guesses.harmless(guesses.whole)
-    assert guesses.advice() == "cannot say: the whole model is right on 400 of 4000 images, which may be chance"
+    assert advice(guesses) == "cannot say: the whole model is right on 400 of 4000 images, which may be chance"
 
 
 def test_a_loss_that_is_sure_is_told():
     e = evidence(blocks_lost=(100,), images=400)
     assert e.gained(e.curves["blocks"][0])[2] < 0 and e.free("blocks") is None
-    assert "not by chance" in str(e) and "nothing can go at a tolerance of 2.0%: each costs more" in e.advice()
+    assert "not by chance" in evidence_text(
+        e
+    ) and "nothing can be removed at a tolerance of 2.0%: each part costs more" in advice(e)
 
 
 def test_a_row_holds_what_went_last_and_the_numbers_of_all():
@@ -46,20 +49,20 @@ def test_a_row_holds_what_went_last_and_the_numbers_of_all():
     assert (row["curve"], row["removed"], row["kind"], row["block"], row["head"]) == ("blocks", 2, "block", 3, None)
     assert row["accuracy"] == pytest.approx(0.86) and row["gained"] == pytest.approx(-0.04)
     assert row["gained_low"] < row["gained"] < row["gained_high"] and row["loss_gained"] == pytest.approx(0.04)
-    assert len(e.table()) == len(e.rows()) and "nan" not in str(e).lower()
+    assert len(e.table()) == len(e.rows()) and "nan" not in evidence_text(e).lower()
 
 
 def test_advice_is_a_command_that_can_be_copied():
     changes = (Change("block", 7), Change("block", 5), Change("head", 9, 3), Change("head", 2, 6))
     both = evidence(advised=tried(0, 100, *changes), ref="runs/vit/")
     command = "attnprobe prune runs/vit/ --blocks 5,7 --heads 2:6,9:3 -o runs/vit-smaller"
-    assert f": {command}. Chosen on 100 images, measured on 100 others." in (both.advice())
-    assert both.advice().startswith("without blocks 5 and 7 and heads 2:6, 9:3 accuracy +0.00% (")
+    assert f": {command}. Chosen on 100 images, measured on 100 others." in (advice(both))
+    assert advice(both).startswith("without blocks 5 and 7 and heads 2:6, 9:3 accuracy +0.00% (")
     elsewhere = replace(both, ref="my runs/vit/checkpoints/epoch-0015", options=("--data", "a b"))
-    assert "prune 'my runs/vit/checkpoints/epoch-0015' --data 'a b' --blocks" in elsewhere.advice()
-    assert "-o 'my runs/vit-smaller'" in elsewhere.advice()
-    assert "-o vit_small-smaller" in replace(both, ref="hf-hub:timm/vit_small").advice()
-    assert "nothing was tried" in Evidence("m", "said", tried(0, 9), (), {}, np.arange(18) < 9).advice()
+    assert "prune 'my runs/vit/checkpoints/epoch-0015' --data 'a b' --blocks" in advice(elsewhere)
+    assert "-o 'my runs/vit-smaller'" in advice(elsewhere)
+    assert "-o vit_small-smaller" in advice(replace(both, ref="hf-hub:timm/vit_small"))
+    assert "nothing was tried" in advice(Evidence("m", "said", tried(0, 9), (), {}, np.arange(18) < 9))
 
 
 def test_some_images_choose_and_others_are_told_of():
@@ -71,14 +74,15 @@ def test_some_images_choose_and_others_are_told_of():
     assert e.gained(worse)[0] == pytest.approx(-0.9) and e.gained_choosing(worse)[0] == 0
     row = e.rows()[-1]
     assert (row["accuracy"], row["gained"], row["gained_choosing"]) == (0, pytest.approx(-0.9), 0)
-    assert (
-        "accuracy -90.00% (" in e.advice()
-        and "Chosen on 400 images, measured on 400 others, which do not exclude a loss of more than 2.0%." in e.advice()
-    )
+    assert "accuracy -90.00% (" in advice(
+        e
+    ) and "Chosen on 400 images, measured on 400 others, which do not exclude a loss of more than 2.0%." in advice(e)
     assert e.cost_choosing(worse) == e.cost_choosing(e.whole)
     kind = replace(e, advised=e.whole)
-    assert kind.confirmed(kind.whole) and kind.advice().endswith("measured on 400 others.")
+    assert kind.confirmed(kind.whole) and advice(kind).endswith("measured on 400 others.")
 
 
 def test_many_heads_are_counted_in_a_sentence():
-    assert words_of(Tried(tuple(Change("head", 1, h) for h in range(1, 6)), np.ones(1, bool), np.zeros(1))) == "5 heads"
+    assert (
+        parts_text(Tried(tuple(Change("head", 1, h) for h in range(1, 6)), np.ones(1, bool), np.zeros(1))) == "5 heads"
+    )

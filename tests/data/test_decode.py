@@ -1,3 +1,4 @@
+import multiprocessing
 import os
 import signal
 import warnings
@@ -114,3 +115,16 @@ def test_a_batch_that_is_left_early_ends_its_workers(tmp_path, write_image, smal
     batches = source_of(files, small, workers=1).batches(1)
     assert torch.isfinite(next(batches).pixels).all()
     batches.close()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_one_loader_reads_runs_that_are_made_while_it_reads(tmp_path, write_image, small, workers):
+    files = [write_image(tmp_path / f"{k}.png", seed=k) for k in range(9)]
+    source, processes = source_of(files, small, workers=workers), set()
+    batches = source.batches(2, order=iter([range(3), range(6, 9), range(3, 6)]))
+    found = []
+    for batch in batches:
+        found.append(batch.ids)
+        processes |= {child.pid for child in multiprocessing.active_children()}
+    assert found == [("id0", "id1"), ("id2",), ("id6", "id7"), ("id8",), ("id3", "id4"), ("id5",)]
+    assert len(processes) == workers, "the same workers read all of them"

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from attnprobe.core.errors import InputError
-from attnprobe.data.folder import image_folder, list_folder
+from attnprobe.data.folder import list_folder
+from attnprobe.data.image_files import load_files
 
 
 def fill(root, write_image, *paths):
@@ -17,7 +18,7 @@ def fill(root, write_image, *paths):
 def test_splits_with_classes(tmp_path, write_image, small, collect):
     paths = ("train/cat/a.png", "train/dog/b.png", "val/cat/c.png", "val/dog/sub/d.jpg", "val/dog/e.png")
     root = fill(tmp_path / "pets", write_image, *paths)
-    train, val = image_folder(str(root), "train", spec=small), image_folder(str(root), "val", spec=small)
+    train, val = load_files(str(root), "train", spec=small), load_files(str(root), "val", spec=small)
     assert train.ids == ("train/cat/a.png", "train/dog/b.png")
     assert val.class_names == ("cat", "dog") and val.name == "pets/val" and val.bad == []
     labels = {name: label for name, (_pixels, label) in collect(val).items()}
@@ -72,7 +73,7 @@ def test_odd_names_are_kept_and_can_be_stored_as_utf8(tmp_path, write_image, sma
     names = ("猫/e\u0301.png", "猫/\u00e9.png", "a b/#1%20.png", "a b/line\nbreak.png", "a b/'\".png")
     fill(tmp_path, write_image, *names)
     os.rename(tmp_path / "a b/#1%20.png", os.fsencode(tmp_path) + b"/a b/latin\xe9.png")
-    found = collect(image_folder(str(tmp_path), spec=small))
+    found = collect(load_files(str(tmp_path), spec=small))
     assert {*found} == {*names} - {"a b/#1%20.png"} | {"a b/latin\\xe9.png"}
     assert "\n".join(found).encode("utf-8")
 
@@ -91,7 +92,7 @@ def test_a_dangling_link_is_a_bad_image_and_not_an_absent_one(tmp_path, write_im
     fill(tmp_path, write_image, "a/1.png")
     (tmp_path / "a/2.png").symlink_to("nowhere.png")
     with pytest.raises(InputError, match=r"'a/2.png': no such file"):
-        image_folder(str(tmp_path), spec=small)
+        load_files(str(tmp_path), spec=small)
 
 
 def test_the_order_on_disk_has_no_influence(tmp_path, write_image, monkeypatch):
@@ -103,21 +104,21 @@ def test_the_order_on_disk_has_no_influence(tmp_path, write_image, monkeypatch):
 
 def test_limit_takes_the_same_images_of_every_class(tmp_path, write_image, small, collect):
     fill(tmp_path, write_image, *(f"{'ab'[k % 2]}/{k}.png" for k in range(10)))
-    few = image_folder(str(tmp_path), spec=small, limit=4)
+    few = load_files(str(tmp_path), spec=small, limit=4)
     assert sorted(label for _pixels, label in collect(few).values()) == [0, 0, 1, 1]
-    assert image_folder(str(tmp_path), spec=small, limit=4).ids == few.ids
-    assert image_folder(str(tmp_path), spec=small, limit=4).fingerprint == few.fingerprint
+    assert load_files(str(tmp_path), spec=small, limit=4).ids == few.ids
+    assert load_files(str(tmp_path), spec=small, limit=4).fingerprint == few.fingerprint
 
 
 def test_the_fingerprint_changes_with_names_sizes_and_classes_but_not_with_the_place(tmp_path, write_image, small):
     def fingerprint(root, *paths):
-        return image_folder(str(fill(tmp_path / root, write_image, *paths)), spec=small).fingerprint
+        return load_files(str(fill(tmp_path / root, write_image, *paths)), spec=small).fingerprint
 
     first = fingerprint("one", "a/1.png", "a/2.png")
     assert fingerprint("two", "a/1.png", "a/2.png") == first
     assert fingerprint("three", "a/1.png", "a/3.png") != first
     (tmp_path / "one/a/1.png").write_bytes((tmp_path / "one/a/1.png").read_bytes() + b"\0")
-    assert image_folder(str(tmp_path / "one"), spec=small).fingerprint != first
+    assert load_files(str(tmp_path / "one"), spec=small).fingerprint != first
 
 
 @pytest.mark.parametrize(
@@ -147,12 +148,12 @@ def test_an_empty_class_folder_is_named(tmp_path, write_image):
 
 def test_a_missing_folder_is_named(small):
     with pytest.raises(InputError, match=r"no folder '\./nowhere'"):
-        image_folder("./nowhere", spec=small)
+        load_files("./nowhere", spec=small)
 
 
 def test_pixels_come_from_the_file_of_that_id(tmp_path, write_image, small, collect):
     fill(tmp_path, write_image, "b/1.png", "a/1.png")
-    both = collect(image_folder(str(tmp_path), spec=small))
-    alone = collect(image_folder(str(tmp_path / "b"), spec=small))
+    both = collect(load_files(str(tmp_path), spec=small))
+    alone = collect(load_files(str(tmp_path / "b"), spec=small))
     assert torch.equal(both["b/1.png"][0], alone["1.png"][0])
     assert not torch.equal(both["a/1.png"][0], alone["1.png"][0])

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from attnprobe.core.errors import InputError
-from attnprobe.data.folder import image_folder
+from attnprobe.data.image_files import Reading, load_files
 
 DAMAGE = {
     "truncated": lambda whole: whole[: len(whole) // 2],
@@ -31,11 +31,11 @@ def test_bad_images_are_refused_by_name_or_skipped_and_no_id_shifts(
 ):
     root = folder_with_one_bad(tmp_path, write_image, ending, kind)
     with pytest.raises(InputError, match=rf"1 of 8 images cannot be read \('a/2.{ending}': .+\)") as caught:
-        image_folder(root, spec=small)
+        load_files(root, spec=small)
     assert "\n" not in str(caught.value)
 
     with pytest.warns(UserWarning, match="1 of 8 images cannot be read .* they are skipped"):
-        source = image_folder(root, spec=small, bad_images="skip")
+        source = load_files(root, spec=small, reading=Reading("skip"))
     assert source.bad == [f"a/2.{ending}"] and len(source) == 7
     found = collect(source)
     assert (
@@ -43,17 +43,17 @@ def test_bad_images_are_refused_by_name_or_skipped_and_no_id_shifts(
     )
     for folder, label in (("a", 0), ("b", 1)):  # each image is still the one its id names
         write_image(tmp_path / "other" / folder / f"x.{ending}", seed=3 + 10 * label)
-        (alone,) = collect(image_folder(str(tmp_path / "other" / folder), spec=small)).values()
+        (alone,) = collect(load_files(str(tmp_path / "other" / folder), spec=small)).values()
         assert torch.equal(found[f"{folder}/3.{ending}"][0], alone[0]) and found[f"{folder}/3.{ending}"][1] == label
 
 
 def test_a_bad_image_moves_no_other_in_or_out_of_a_subset(tmp_path, write_image, small):
     for k in range(12):
         write_image(tmp_path / f"{'ab'[k % 2]}/{k}.png", seed=k)
-    before = image_folder(str(tmp_path), spec=small, limit=6)
+    before = load_files(str(tmp_path), spec=small, limit=6)
     (tmp_path / before.ids[2]).write_bytes(b"")
     with pytest.warns(UserWarning, match="1 of 6"):
-        after = image_folder(str(tmp_path), spec=small, limit=6, bad_images="skip")
+        after = load_files(str(tmp_path), spec=small, limit=6, reading=Reading("skip"))
     assert after.ids == before.ids[:2] + before.ids[3:] and after.bad == [before.ids[2]]
     assert after.fingerprint != before.fingerprint
 
@@ -61,4 +61,4 @@ def test_a_bad_image_moves_no_other_in_or_out_of_a_subset(tmp_path, write_image,
 def test_if_all_are_bad_skipping_does_not_help(tmp_path, small):
     (tmp_path / "a.png").touch()
     with pytest.raises(InputError, match="1 of 1 images cannot be read"):
-        image_folder(str(tmp_path), spec=small, bad_images="skip")
+        load_files(str(tmp_path), spec=small, reading=Reading("skip"))

@@ -55,3 +55,16 @@ def test_halves_are_equal_and_alike_in_their_classes(labels):
         assert abs((half & members).sum() - (~half & members).sum()) <= 1
     turned = one_half(ids[::-1], labels[::-1])[::-1]
     np.testing.assert_array_equal(half, turned)
+
+
+def test_no_batch_spans_two_runs_and_runs_are_asked_for_one_by_one():
+    asked = []
+
+    def runs():
+        for run in (range(5), [8, 6], range(9, 10)):
+            asked.append(len(run))
+            yield run
+
+    batches = position_batches(10, 3, runs())
+    assert next(batches) == [0, 1, 2] and asked == [5]
+    assert list(batches) == [[3, 4], [8, 6], [9]]

@@ -96,3 +96,11 @@ def test_a_stream_that_holds_postscript_starts_no_ghostscript(tmp_path, monkeypa
     with pytest.raises(InputError, match="cannot be read"):
         list(StreamedImages("wds/x", InputSpec((8, 8)), Stream()).batches(2))
     assert EpsImagePlugin.gs_binary is None and not canary.exists()
+
+
+def test_runs_may_go_back_though_none_is_shuffled(small, collect):
+    source = StreamedImages("s", small, Stream(6))
+    runs = [batch.ids for batch in source.batches(2, order=iter([range(3, 6), range(3)]))]
+    assert [[int(name[-1]) for name in ids] for ids in runs] == [[3, 4], [5], [0, 1], [2]]
+    with pytest.raises(InputError, match="cannot be shuffled"):
+        list(source.batches(2, order=iter([range(2), [5, 4]])))

@@ -19,6 +19,7 @@ from attnprobe.core.images import ImageSource, InputSpec
 from attnprobe.core.registry import UnknownName
 from attnprobe.data.decode import DecodedImages
 from attnprobe.data.device_resident import DeviceResident
+from attnprobe.data.image_files import Reading
 from attnprobe.data.timm_named import timm_named
 
 CIFAR = InputSpec((32, 32))
@@ -164,7 +165,7 @@ def test_a_bad_row_is_found_and_not_replaced_by_its_neighbour(tmp_path, write_im
     files[1] = files[1][:50]
     monkeypatch.setattr(module, "find_spec", lambda _module: True)
     monkeypatch.setattr(module, "create_dataset", lambda *_, **__: RowSet(reader=RowReader(files)))
-    source = timm_named("hfds/some", spec=small, bad_images="skip")
+    source = timm_named("hfds/some", spec=small, reading=Reading("skip"))
     assert source.class_names == ("cat", "ant")
     with pytest.warns(UserWarning, match="0000001"):
         found = collect(source)

@@ -10,7 +10,7 @@ from attnprobe.core.images import ImageSource, InputSpec
 from attnprobe.data import load_images
 from attnprobe.data.decode import DecodedImages
 from attnprobe.data.device_resident import DeviceResident
-from attnprobe.data.folder import image_folder
+from attnprobe.data.image_files import Reading, load_files
 from attnprobe.data.tiny_imagenet import list_tiny_imagenet
 
 WNIDS = ("n02124075", "n01443537", "n04067472")  # as in the set itself, not sorted
@@ -66,7 +66,7 @@ def test_test_images_have_no_class(tiny, collect):
 @pytest.mark.parametrize("resident_bytes", [1 << 30, 0])
 def test_pixels_are_timms_whether_kept_or_decoded(tiny, collect, side, crop_pct, resident_bytes):
     spec = InputSpec((side, side), mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4), crop_pct=crop_pct)
-    source = image_folder(str(tiny), spec=spec, resident_bytes=resident_bytes)
+    source = load_files(str(tiny), spec=spec, reading=Reading(resident_bytes=resident_bytes))
     assert isinstance(source, DeviceResident if resident_bytes and side >= 64 else DecodedImages)
     transform = create_transform(
         (3, side, side), interpolation="bicubic", crop_pct=crop_pct, mean=spec.mean, std=spec.std
@@ -87,9 +87,9 @@ def test_a_tree_whose_validation_images_were_sorted_into_classes_is_a_folder_lik
         folder.mkdir(exist_ok=True)
         (tiny / f"val/images/val_{k}.JPEG").rename(folder / f"val_{k}.JPEG")
     (tiny / "val/images").rmdir()
-    source = image_folder(str(tiny), spec=SPEC)
+    source = load_files(str(tiny), spec=SPEC)
     assert source.class_names == tuple(sorted(WNIDS)) and len(source) == 12
-    assert {batch.labels.unique().item() for batch in image_folder(str(tiny), "test", spec=SPEC).batches(5)} == {-1}
+    assert {batch.labels.unique().item() for batch in load_files(str(tiny), "test", spec=SPEC).batches(5)} == {-1}
 
 
 def cut(file, lines):
@@ -124,7 +124,7 @@ def test_an_image_that_is_missing_or_cut_is_a_bad_image(tiny, collect):
     with pytest.raises(InputError, match=r"2 of 12 images .*'val/images/val_3.JPEG': image file is truncated.*no such"):
         load_images(str(tiny), spec=SPEC)
     with pytest.warns(UserWarning, match="skipped"):
-        source = load_images(str(tiny), spec=SPEC, bad_images="skip")
+        source = load_images(str(tiny), spec=SPEC, reading=Reading("skip"))
     assert source.bad == ["val/images/val_3.JPEG", "val/images/val_5.JPEG"] and len(source) == 10
     found = collect(source)
     assert [label for _pixels, label in found.values()] == [1, 0, 2, 0, 1, 0, 2, 1, 0, 2]

@@ -213,7 +213,7 @@ def _high(tokens):
 
 
 def _high_share(tokens):
-    """By Parseval's theorem: what the inverse transform of the low frequencies leaves of the picture."""
+    """By Parseval's theorem: what the inverse transform of the low frequencies leaves of the image."""
     row, col = (np.abs(np.fft.fftfreq(n)) * 2 for n in (GRID.rows, GRID.cols))
     low = np.maximum.outer(row, col) <= 0.5
     kept = np.fft.ifft2(_picture(tokens) * low[..., None], axes=(0, 1)).real.reshape(-1, tokens.shape[1])

@@ -22,7 +22,7 @@ def by_loops(matrix, line):
 
 def test_equal_loops_over_patches(soft):
     maps = soft(2, 2, 3, 7, 7).clone()
-    maps[0, 1, 2, 4, 1:] = 0  # looks at no patch
+    maps[0, 1, 2, 4, 1:] = 0  # attends to no patch
     rows, columns = own_row_mass(maps, GRID), own_column_mass(maps, GRID)
     for at in itertools.product(range(2), range(2), range(3)):
         np.testing.assert_allclose(rows[at], by_loops(maps[at].tolist(), lambda i: i // 3))

@@ -27,7 +27,7 @@ def by_loops(matrix, n_prefix=1):
 def test_equals_loops_over_the_joint_distribution(soft):
     maps = soft(2, 2, 3, 7, 7).clone()
     maps[maps < 0.05] = 0
-    maps[0, 0, 0, 3, 1:] = 0  # this query looks at no patch
+    maps[0, 0, 0, 3, 1:] = 0  # this query attends to no patch
     fast = query_information(maps, GRID)
     for i, layer, h in itertools.product(range(2), range(2), range(3)):
         np.testing.assert_allclose(fast[i, layer, h], by_loops(maps[i, layer, h].tolist()), atol=1e-10)

@@ -125,7 +125,7 @@ def test_skipped_attention_adds_nothing(variant):
 
 @torch.inference_mode()
 def by_hand(model, borrowers):
-    """The forward pass of a plain ViT, in which these blocks (from 1) use the map of the block before."""
+    """The forward pass of a plain ViT, in which these blocks (from 1) use the previous block's map."""
     x = model._pos_embed(model.patch_embed(images()))
     for number, block in enumerate(model.blocks, 1):
         h = block.norm1(x)
@@ -165,13 +165,13 @@ def test_the_map_that_is_borrowed_is_what_multiplies_v():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (Change("map", 1), "no block before it"),
+        (Change("map", 1), "no previous block"),
         (Change("block", 5), "no block 5"),
         (Change("head", 1, 3), "no head 3"),
         (Change("head", 0, 1), "no block 0"),
     ],
 )
-def test_what_is_not_there_cannot_be_taken_away(change, message):
+def test_what_is_not_there_cannot_be_ablated(change, message):
     with pytest.raises(InputError, match=message):
         without(model_of("vit"), change)
 
@@ -190,10 +190,10 @@ def test_models_and_attention_of_others_are_refused():
 
 
 def test_a_block_that_shares_a_map_has_no_softmax_to_lose():
-    with pytest.raises(InputError, match="block 2 uses the map of the block before"):
+    with pytest.raises(InputError, match="block 2 uses the previous block.s map"):
         without(model_of("refiner"), Change("softmax", 2, 1))
 
 
 def test_a_first_block_that_hands_on_is_kept():
-    with pytest.raises(InputError, match="hands on"):
+    with pytest.raises(InputError, match="passes on"):
         without(model_of("refiner"), Change("block", 1))

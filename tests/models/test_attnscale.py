@@ -4,17 +4,7 @@ import torch
 
 from attnprobe.capturing import record
 from attnprobe.models.variants.attnscale import AttnScale, AttnScaleViT
-from tests.models.remedies import (
-    TINY,
-    assert_is_plain,
-    assert_paths_agree,
-    heads_of,
-    loop_scores,
-    loop_softmax,
-    project,
-    randomised,
-    tokens,
-)
+from tests.models import reference as ref
 
 
 def pushed(layer, maps):
@@ -24,23 +14,23 @@ def pushed(layer, maps):
 
 
 def test_both_paths_equal_the_equation():
-    layer, x = randomised(AttnScale(16, num_heads=4, qkv_bias=True)), tokens()
+    layer, x = ref.randomised(AttnScale(16, num_heads=4, qkv_bias=True)), ref.tokens()
     for layer.fused_attn in (True, False):
         with torch.no_grad():
-            a = pushed(layer, loop_softmax(loop_scores(layer, x)))
-            torch.testing.assert_close(layer(x), project(layer, a @ heads_of(layer, x, 2)))
+            a = pushed(layer, ref.loop_softmax(ref.loop_scores(layer, x)))
+            torch.testing.assert_close(layer(x), ref.project(layer, a @ ref.heads_of(layer, x, 2)))
 
 
 def test_fused_and_explicit_paths_agree():
-    assert_paths_agree(randomised(AttnScaleViT(**TINY)))
+    ref.assert_paths_agree(ref.randomised(AttnScaleViT(**ref.TINY)))
 
 
 def test_a_fresh_model_is_the_plain_vit():
-    assert_is_plain(AttnScaleViT(**TINY))
+    ref.assert_is_plain(AttnScaleViT(**ref.TINY))
 
 
 def test_the_captured_map_is_the_pushed_one_and_its_rows_still_sum_to_one():
-    model = randomised(AttnScaleViT(**TINY))
+    model = ref.randomised(AttnScaleViT(**ref.TINY))
     with torch.no_grad(), record(model, ("weights", "effective")) as recorder:
         model(torch.randn(2, 3, 16, 16, dtype=torch.float64))
         weights, effective = recorder.take()

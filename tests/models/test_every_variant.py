@@ -6,6 +6,7 @@ import functools
 import pytest
 import torch
 import torch.nn.functional as F
+from timm.utils import ModelEmaV3
 
 from attnprobe.capturing import certify, record
 from attnprobe.data.digits import digits
@@ -113,6 +114,21 @@ def test_a_copy_is_equal_and_independent(name):
         for parameter in twin.parameters():
             parameter.add_(1)
         assert torch.equal(model(pixels), before)
+
+
+def test_the_moving_average_of_constant_weights_is_the_model(name):
+    """Buffers are averaged, too: of batch norms, and the singular vectors of sigmareparam, which still turn."""
+    model, pixels = build(name).train(), handwriting()[0]
+    average = ModelEmaV3(model, decay=0.9)
+    with torch.no_grad():
+        for _ in range(400):
+            model(pixels[:4])
+            average.update(model)
+        model.eval()
+        weights = dict(model.named_parameters())
+        for n, parameter in average.module.named_parameters():
+            torch.testing.assert_close(parameter, weights[n], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(average.module(pixels[:4]), model(pixels[:4]), rtol=1e-3, atol=1e-4)
 
 
 def test_gradient_checkpointing_changes_no_gradient(name):

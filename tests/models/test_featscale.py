@@ -3,24 +3,14 @@
 import torch
 
 from attnprobe.models.variants.featscale import FeatScale, FeatScaleViT
-from tests.models.remedies import (
-    TINY,
-    assert_is_plain,
-    assert_paths_agree,
-    heads_of,
-    loop_scores,
-    loop_softmax,
-    project,
-    randomised,
-    tokens,
-)
+from tests.models import reference as ref
 
 
 def test_both_paths_equal_the_equation():
-    layer, x = randomised(FeatScale(16, num_heads=4, qkv_bias=True)), tokens()
+    layer, x = ref.randomised(FeatScale(16, num_heads=4, qkv_bias=True)), ref.tokens()
     for layer.fused_attn in (True, False):
         with torch.no_grad():
-            y = project(layer, loop_softmax(loop_scores(layer, x)) @ heads_of(layer, x, 2))
+            y = ref.project(layer, ref.loop_softmax(ref.loop_scores(layer, x)) @ ref.heads_of(layer, x, 2))
             expected = torch.zeros_like(y)
             for image in range(2):
                 mean = sum(y[image, t] for t in range(5)) / 5
@@ -30,8 +20,8 @@ def test_both_paths_equal_the_equation():
 
 
 def test_fused_and_explicit_paths_agree():
-    assert_paths_agree(randomised(FeatScaleViT(**TINY)))
+    ref.assert_paths_agree(ref.randomised(FeatScaleViT(**ref.TINY)))
 
 
 def test_a_fresh_model_is_the_plain_vit():
-    assert_is_plain(FeatScaleViT(**TINY))
+    ref.assert_is_plain(FeatScaleViT(**ref.TINY))

@@ -6,24 +6,14 @@ import torch
 
 from attnprobe.capturing import certify
 from attnprobe.models.variants.gated import GatedAttention, GatedViT
-from tests.models.remedies import (
-    TINY,
-    assert_is_plain,
-    assert_paths_agree,
-    heads_of,
-    loop_scores,
-    loop_softmax,
-    project,
-    randomised,
-    tokens,
-)
+from tests.models import reference as ref
 
 
 def test_both_paths_equal_the_equation():
-    layer, x = randomised(GatedAttention(16, num_heads=4, qkv_bias=True)), tokens()
+    layer, x = ref.randomised(GatedAttention(16, num_heads=4, qkv_bias=True)), ref.tokens()
     for layer.fused_attn in (True, False):
         with torch.no_grad():
-            y = loop_softmax(loop_scores(layer, x)) @ heads_of(layer, x, 2)
+            y = ref.loop_softmax(ref.loop_scores(layer, x)) @ ref.heads_of(layer, x, 2)
             for i in range(2):
                 for h in range(4):
                     for t in range(5):
@@ -31,20 +21,20 @@ def test_both_paths_equal_the_equation():
                             row = 4 * h + c
                             opens = float(layer.gate.weight[row] @ x[i, t] + layer.gate.bias[row])
                             y[i, h, t, c] /= 1 + math.exp(-opens)
-            torch.testing.assert_close(layer(x), project(layer, y))
+            torch.testing.assert_close(layer(x), ref.project(layer, y))
 
 
 def test_fused_and_explicit_paths_agree():
-    assert_paths_agree(randomised(GatedViT(**TINY)))
+    ref.assert_paths_agree(ref.randomised(GatedViT(**ref.TINY)))
 
 
 def test_with_the_gate_wide_open_it_is_the_plain_vit():
-    model = GatedViT(**TINY)
+    model = GatedViT(**ref.TINY)
     with torch.no_grad():
         for block in model.blocks:
             block.attn.gate.weight.zero_()
             block.attn.gate.bias.fill_(40)
-    assert_is_plain(model)
+    ref.assert_is_plain(model)
 
 
 def test_without_qkv_bias_the_gate_has_none():
@@ -52,5 +42,5 @@ def test_without_qkv_bias_the_gate_has_none():
 
 
 def test_capture_does_not_mistake_the_gate_for_another_map():
-    proof = certify(randomised(GatedViT(**TINY)), torch.randn(2, 3, 16, 16, dtype=torch.float64))
+    proof = certify(ref.randomised(GatedViT(**ref.TINY)), torch.randn(2, 3, 16, 16, dtype=torch.float64))
     assert proof.output_equal and all(layer.row_sum_error < 1e-6 for layer in proof.layers)

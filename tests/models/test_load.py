@@ -11,7 +11,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from attnprobe.core.errors import CheckpointError
+from attnprobe.core.errors import CheckpointError, InputError
 from attnprobe.models import build_model, load_model, read_checkpoint
 from attnprobe.models.describe import config_json, resolve_model
 
@@ -65,6 +65,43 @@ def test_our_folder_opens_in_timm_too(tmp_path):
     assert theirs.pretrained_cfg["mean"] == [0.5, 0.5, 0.5] or tuple(theirs.pretrained_cfg["mean"]) == (0.5, 0.5, 0.5)
     _, facts = resolve_model(tmp_path)
     assert (facts.variant, facts.model, facts.options["num_classes"]) == ("deepvit", NAME, 5)
+
+
+@pytest.fixture
+def references(tmp_path):
+    """References that need no network, each with the model it must open."""
+    ours = build_model(NAME, seed=5, **OPTIONS)
+    (tmp_path / "ours").mkdir()
+    save_file(ours.state_dict(), tmp_path / "ours" / "model.safetensors")
+    (tmp_path / "ours" / "config.json").write_text(json.dumps(config_json(NAME, ours, OPTIONS)))
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64}
+    theirs = transformers.ViTForImageClassification(transformers.ViTConfig(**sizes, image_size=32, patch_size=16))
+    theirs.save_pretrained(tmp_path / "theirs")
+    fresh = build_model("vit_16_digits", seed=0)
+    return {
+        f"local-dir:{tmp_path / 'ours'}": ours,
+        str(tmp_path / "ours"): ours,
+        f"hf:{tmp_path / 'theirs'}": theirs,
+        "vit_16_digits": fresh,
+        "torchvision:swin_t": build_model("torchvision:swin_t", seed=0),
+    }
+
+
+def test_every_reference_of_the_command_line_opens(references):
+    for ref, expected in references.items():
+        initial = ref.startswith("torchvision:")  # its trained weights would be fetched
+        for opened in (load_model(ref, initial=initial), resolve_model(ref, initial=initial)[0]):
+            assert same_weights(expected, opened), ref
+
+
+def test_a_name_takes_a_seed_classes_and_a_size_and_a_misspelt_one_is_suggested():
+    model = load_model("vit_16_digits", num_classes=3, img_size=64, seed=4)
+    assert same_weights(model, build_model("vit_16_digits", num_classes=3, img_size=64, seed=4))
+    with pytest.raises(InputError, match="no model named 'vit_16_digit'.*Did you mean 'vit_16_digits'"):
+        load_model("vit_16_digit")
+    with pytest.raises(InputError, match="holds maps, not a model"):
+        load_model("maps.h5")
 
 
 class Canary:

@@ -94,7 +94,7 @@ def test_what_was_pruned_can_be_pruned_again(tmp_path):
 
 @pytest.mark.parametrize("variant", MIXED)
 def test_heads_that_see_each_other_are_refused(variant):
-    with pytest.raises(InputError, match="mixed, handed on or normalised together"):
+    with pytest.raises(InputError, match="mixed, passed on or normalised together"):
         pruned(whole(variant, num_heads=2), heads={1: [1]})
 
 

@@ -112,17 +112,3 @@ def test_options_the_method_does_not_allow_say_why():
         Refiner(**TINY, mix_token=True)
     with pytest.raises(ShapeError, match="one entry per block"):
         Refiner(**TINY, share=(False, True))
-
-
-def test_class_blocks_update_the_class_token_alone():
-    torch.manual_seed(0)
-    with_blocks = Refiner(**TINY, share="alternate", class_blocks=2).eval()
-    without = Refiner(**TINY, share="alternate").eval()
-    without.load_state_dict({k: v for k, v in with_blocks.state_dict().items() if not k.startswith("class_blocks")})
-    pixels = torch.randn(2, 3, 16, 16)
-    with torch.no_grad():
-        a, b = with_blocks.forward_features(pixels), without.forward_features(pixels)
-    assert torch.equal(a[:, 1:], b[:, 1:]) and not torch.allclose(a[:, 0], b[:, 0])
-    assert with_blocks.class_blocks[0].mlp.fc1.out_features == 36
-    with pytest.raises(InputError, match="class token"):
-        Refiner(**TINY, class_token=False, global_pool="avg", class_blocks=1)

@@ -3,22 +3,12 @@
 import pytest
 import torch
 
-from attnprobe.capturing import certify, record
+from attnprobe.capturing import certify
 from attnprobe.core.errors import InputError
 from attnprobe.models import build_model
 from attnprobe.models.variants.realformer import RealFormer
 from attnprobe.models.variants.rich import HeadMLP, RichScores, RichValues, RichViT
-from tests.models.remedies import (
-    TINY,
-    assert_is_plain,
-    assert_paths_agree,
-    heads_of,
-    loop_scores,
-    loop_softmax,
-    project,
-    randomised,
-    tokens,
-)
+from tests.models import reference as ref
 
 
 def loop_mlp(mlp, scores):
@@ -38,37 +28,32 @@ def loop_mlp(mlp, scores):
 
 
 def test_scores_are_fused_as_our_reading_says():
-    layer = randomised(RichScores(16, num_heads=4, qkv_bias=True, interacts=True, noise_std=0.0))
-    x, before = tokens(), torch.randn(2, 4, 5, 5, dtype=torch.float64)
+    layer = ref.randomised(RichScores(16, num_heads=4, qkv_bias=True, interacts=True, noise_std=0.0))
+    x, before = ref.tokens(), torch.randn(2, 4, 5, 5, dtype=torch.float64)
     with torch.no_grad():
         out, handed_on = layer(x, before)
-        u = loop_scores(layer, x) + before
+        u = ref.loop_scores(layer, x) + before
         z = u + loop_mlp(layer.interact, u)
         torch.testing.assert_close(handed_on, z)
-        torch.testing.assert_close(out, project(layer, loop_softmax(z) @ heads_of(layer, x, 2)))
+        torch.testing.assert_close(out, ref.project(layer, ref.loop_softmax(z) @ ref.heads_of(layer, x, 2)))
 
 
 def test_the_maps_of_a_model_follow_the_whole_cascade():
-    model, pixels = randomised(RichViT(**TINY)), torch.randn(2, 3, 16, 16, dtype=torch.float64)
-    inputs = []
-    for block in model.blocks:
-        block.attn.qkv.register_forward_pre_hook(lambda _m, args: inputs.append(args[0]))
-    with torch.no_grad(), record(model) as recorder:
-        model(pixels)
-        (maps,) = recorder.take()
-        z = loop_scores(model.blocks[0].attn, inputs[0])
-        torch.testing.assert_close(maps.values[:, 0], loop_softmax(z))
+    model = ref.randomised(RichViT(**ref.TINY))
+    inputs, (maps,) = ref.record_with_inputs(model)
+    with torch.no_grad():
+        z = ref.loop_scores(model.blocks[0].attn, inputs[0])
+        torch.testing.assert_close(maps.values[:, 0], ref.loop_softmax(z))
         for index in (1, 2):
-            u = loop_scores(model.blocks[index].attn, inputs[index]) + z
+            u = ref.loop_scores(model.blocks[index].attn, inputs[index]) + z
             z = u + loop_mlp(model.blocks[index].attn.interact, u)
-            torch.testing.assert_close(maps.values[:, index], loop_softmax(z))
-    assert certify(model, pixels).output_equal
+            torch.testing.assert_close(maps.values[:, index], ref.loop_softmax(z))
 
 
 def test_a_fresh_model_and_a_residual_cascade_are_realformer():
-    fresh, pixels = RichViT(**TINY).eval(), torch.randn(2, 3, 16, 16)
-    for model in (fresh, RichViT(**TINY, cascade="residual").eval()):
-        realformer = RealFormer(**TINY).eval()
+    fresh, pixels = RichViT(**ref.TINY).eval(), torch.randn(2, 3, 16, 16)
+    for model in (fresh, RichViT(**ref.TINY, cascade="residual").eval()):
+        realformer = RealFormer(**ref.TINY).eval()
         realformer.load_state_dict({k: v for k, v in model.state_dict().items() if "interact" not in k})
         with torch.no_grad():
             assert torch.equal(model(pixels), realformer(pixels))
@@ -76,7 +61,7 @@ def test_a_fresh_model_and_a_residual_cascade_are_realformer():
 
 @pytest.mark.parametrize("fuse", ["score", "value"])
 def test_no_cascade_is_the_plain_vit(fuse):
-    assert_is_plain(RichViT(**TINY, cascade="none", fuse=fuse))
+    ref.assert_is_plain(RichViT(**ref.TINY, cascade="none", fuse=fuse))
 
 
 def test_parameters_are_those_of_one_small_network_per_block_after_the_first():
@@ -91,7 +76,7 @@ def test_parameters_are_those_of_one_small_network_per_block_after_the_first():
 
 def test_every_parameter_gets_a_gradient_after_one_step():
     for options in ({}, {"fuse": "value"}):
-        model = randomised(RichViT(**TINY, **options))
+        model = ref.randomised(RichViT(**ref.TINY, **options))
         model(torch.randn(2, 3, 16, 16, dtype=torch.float64)).square().sum().backward()
         assert all(p.grad is not None and p.grad.any() for p in model.parameters())
 
@@ -107,22 +92,22 @@ def test_noise_acts_in_training_only_has_the_size_asked_for_and_is_handed_on():
 
 
 def test_values_are_fused_as_our_second_reading_says():
-    layer = randomised(RichValues(16, num_heads=4, qkv_bias=True, interacts=True))
-    x, before = tokens(), torch.randn(2, 4, 5, 4, dtype=torch.float64)
+    layer = ref.randomised(RichValues(16, num_heads=4, qkv_bias=True, interacts=True))
+    x, before = ref.tokens(), torch.randn(2, 4, 5, 4, dtype=torch.float64)
     for layer.fused_attn in (True, False):
         with torch.no_grad():
-            y = loop_softmax(loop_scores(layer, x)) @ heads_of(layer, x, 2)
+            y = ref.loop_softmax(ref.loop_scores(layer, x)) @ ref.heads_of(layer, x, 2)
             for h in range(4):
                 y[:, h] += layer.gate * sum(layer.theta[h, g] * before[:, g] for g in range(4))
             out, handed_on = layer(x, before)
             torch.testing.assert_close(handed_on, y)
-            torch.testing.assert_close(out, project(layer, y))
+            torch.testing.assert_close(out, ref.project(layer, y))
 
 
 def test_fused_values_start_as_the_plain_vit_and_both_paths_agree():
-    assert_is_plain(RichViT(**TINY, fuse="value"))
-    model = randomised(RichViT(**TINY, fuse="value"))
-    assert_paths_agree(model)
+    ref.assert_is_plain(RichViT(**ref.TINY, fuse="value"))
+    model = ref.randomised(RichViT(**ref.TINY, fuse="value"))
+    ref.assert_paths_agree(model)
     assert certify(model, torch.randn(2, 3, 16, 16, dtype=torch.float64)).output_equal
 
 
@@ -133,10 +118,10 @@ def test_fused_values_start_as_the_plain_vit_and_both_paths_agree():
         ({"fuse": "key"}, "fuse='key' is not a choice"),
         ({"fuse": "value", "cascade": "residual"}, "no residual form in our reading"),
         ({"noise_std": -1.0}, "must be >= 0"),
-        ({"noise_std": 0.1, "fuse": "value"}, "scores that are handed on"),
-        ({"noise_std": 0.1, "cascade": "none"}, "scores that are handed on"),
+        ({"noise_std": 0.1, "fuse": "value"}, "scores that are passed on"),
+        ({"noise_std": 0.1, "cascade": "none"}, "scores that are passed on"),
     ],
 )
 def test_options_that_do_not_go_together_say_why(options, message):
     with pytest.raises(InputError, match=message):
-        RichViT(**TINY, **options)
+        RichViT(**ref.TINY, **options)

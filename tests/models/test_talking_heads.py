@@ -4,39 +4,29 @@ import torch
 
 from attnprobe.capturing import record
 from attnprobe.models.variants.talking_heads import TalkingHeads, TalkingHeadsViT
-from tests.models.remedies import (
-    TINY,
-    all_indices,
-    assert_is_plain,
-    heads_of,
-    loop_scores,
-    loop_softmax,
-    project,
-    randomised,
-    tokens,
-)
+from tests.models import reference as ref
 
 
 def loop_mix(matrix, maps):
     mixed = torch.zeros_like(maps)
-    for i, h, a, b in all_indices(maps):
+    for i, h, a, b in ref.all_indices(maps):
         mixed[i, h, a, b] = sum(matrix[h, g] * maps[i, g, a, b] for g in range(maps.shape[1]))
     return mixed
 
 
 def test_equals_the_equation():
-    layer, x = randomised(TalkingHeads(16, num_heads=4, qkv_bias=True)), tokens()
+    layer, x = ref.randomised(TalkingHeads(16, num_heads=4, qkv_bias=True)), ref.tokens()
     with torch.no_grad():
-        a = loop_mix(layer.mix_weights, loop_softmax(loop_mix(layer.mix_scores, loop_scores(layer, x))))
-        torch.testing.assert_close(layer(x), project(layer, a @ heads_of(layer, x, 2)))
+        a = loop_mix(layer.mix_weights, ref.loop_softmax(loop_mix(layer.mix_scores, ref.loop_scores(layer, x))))
+        torch.testing.assert_close(layer(x), ref.project(layer, a @ ref.heads_of(layer, x, 2)))
 
 
 def test_a_fresh_model_is_the_plain_vit():
-    assert_is_plain(TalkingHeadsViT(**TINY), fused=(False,))
+    ref.assert_is_plain(TalkingHeadsViT(**ref.TINY), fused=(False,))
 
 
 def test_heads_mixed_after_the_softmax_are_seen_apart_from_the_softmax():
-    model = randomised(TalkingHeadsViT(**TINY))
+    model = ref.randomised(TalkingHeadsViT(**ref.TINY))
     with torch.no_grad(), record(model, ("weights", "effective")) as recorder:
         model(torch.randn(2, 3, 16, 16, dtype=torch.float64))
         weights, effective = recorder.take()

@@ -5,11 +5,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from attnprobe.core.examined import Examined, Picture
-from attnprobe.core.explanation import explanation
+from attnprobe.core.examined import AttendedImage, Examined, Precision
 from attnprobe.core.maps import TokenGrid
 from attnprobe.core.measurement import Measurement
-from attnprobe.core.precision import Precision
 from attnprobe.metrics import METRICS
 from attnprobe.metrics.head_types import TYPES
 
@@ -44,7 +42,7 @@ def measurement(name, values, *, site="weights", is_effective=True, settings=Non
         coords=coords or (metric.coords(grid=grid, **metric.all_settings) if metric.coords else {}),
         per_image=per_image,
         image_ids=tuple(f"image{i}" for i in range(images)),
-        explanation=explanation(metric),
+        explanation=metric.explanation,
     )
     return replace(m, summary=metric.summarise(m)) if metric.summarise else m
 
@@ -147,7 +145,7 @@ def picture(layers, heads, *, image_id="val/7", label="seven", prediction="one",
     i = np.arange(grid * grid)
     attention = np.exp(-((i - np.arange(layers)[:, None]) ** 2) / 8)
     attention = (attention / attention.sum(1, keepdims=True)).reshape(layers, 1, grid, grid)
-    return Picture(
+    return AttendedImage(
         image_id=image_id,
         pixels=np.stack([disc, disc // 2 + 60, 255 - disc], -1),
         label=label,

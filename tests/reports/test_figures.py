@@ -9,10 +9,10 @@ from matplotlib import pyplot
 
 from attnprobe.core.browse import StageShape
 from attnprobe.metrics import METRICS
-from attnprobe.reports import figures, head_figures, needed
+from attnprobe.reports import figures, head_figures, removal
 from attnprobe.reports.drawing import INK
 from attnprobe.reports.figures import sections
-from attnprobe.reports.thumbnails import smaller
+from attnprobe.reports.head_figures import smaller
 from tests.evidences import evidence
 from tests.plots.letters import watch_letters
 from tests.reports.formulas import all_metrics, examined, measurement, picture, precision, types
@@ -124,7 +124,7 @@ def test_no_letter_is_cut_at_any_size(layers, heads, monkeypatch):
         found.extend(clipped(figure))
         return encode(figure, *words)
 
-    for module in (figures, head_figures, needed):
+    for module in (figures, head_figures, removal):
         monkeypatch.setattr(module, "as_svg", watched)
     for module in (figures, head_figures):
         monkeypatch.setattr(module, "as_photograph", lambda figure, *words, wide=False: watched(figure, *words))

@@ -123,7 +123,7 @@ def test_values_that_are_not_finite_never_pass():
     unknown = replace(similar, summary={**similar.summary, "ratio": [0.0, None, 0.5]})
     e = replace(e, measurements={"row_entropy": gone, "similar_blocks": unknown})
     for text in ("row_entropy.mean>1", "similar_blocks>9"):
-        with pytest.raises(InputError, match="no telling"):
+        with pytest.raises(InputError, match="not known"):
             check([e], [Condition.parse(text)])
 
 
@@ -133,7 +133,7 @@ def test_blocks_that_are_not_known_or_alone_pass_no_condition(text):
     similar = e.measurements["similar_blocks"]
     unknown = replace(similar, summary={**similar.summary, "ratio": [0.0, None, 0.5]})
     for case in (replace(e, measurements={"similar_blocks": unknown}), examined(layers=1)):
-        with pytest.raises(InputError, match="no telling"):
+        with pytest.raises(InputError, match="not known"):
             check([case], [Condition.parse(text)])
 
 
@@ -158,7 +158,7 @@ def test_kinds_of_collapse_are_asked_for_by_their_blocks_and_whether_they_were_f
 
 def test_a_kind_that_cannot_be_said_does_not_pass_and_has_its_own_keys():
     e = replace(examined(layers=4), measurements={})
-    with pytest.raises(InputError, match="no telling of vit_16: token_similarity was not measured"):
+    with pytest.raises(InputError, match="not known for vit_16: token_similarity was not measured"):
         check([e], [Condition.parse("oversmoothing>0")])
     for text in ("oversmoothing.count>0", "oversmoothing@weights>0"):
         with pytest.raises(InputError, match="--fail-on"):

@@ -13,7 +13,7 @@ from tests.plots.letters import watch_letters
 from tests.reports.formulas import examined
 
 TITLE = "What happened while it trained?"
-ALARMS = [(4, "blocks 4–6 <b>now</b> repeat the block before"), (8, "second"), (8, "third")]
+ALARMS = [(4, "blocks 4–6 <b>now</b> repeat the previous block"), (8, "second"), (8, "third")]
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def test_the_section_is_there_only_for_runs_with_a_history(probed):
     titles = [drawing.title for drawing in section([plain, probed]).drawings]
     assert titles == [
         "watched: similarity of every pair of blocks while it trained",
-        "watched: which blocks repeat the block before, and since when",
+        "watched: which blocks repeat the previous block, and since when",
         "watched: entropy of attention rows by block and epoch",
     ]
 
@@ -45,14 +45,14 @@ def test_alternative_texts_state_the_finding(probed):
 
 
 def test_alarms_are_listed_as_text_and_the_first_stands_beside_the_verdict(probed):
-    assert section([probed]).sentences[0] == "watched, epoch 4: blocks 4–6 <b>now</b> repeat the block before."
+    assert section([probed]).sentences[0] == "watched, epoch 4: blocks 4–6 <b>now</b> repeat the previous block."
     assert section([probed]).sentences[-1] == (
         "watched: 7 probes took 0.35 s beside 70.0 s of training: 0.50% of the time."
     )
     page = to_html([probed])
     assert "blocks 4–6 &lt;b&gt;now&lt;/b&gt; repeat" in page and "<b>now" not in page
     assert "watched, epoch 8: third." in page
-    first = "while it trained, from epoch 4: blocks 4–6 <b>now</b> repeat the block before; 2 more alarms later."
+    first = "while it trained, from epoch 4: blocks 4–6 <b>now</b> repeat the previous block; 2 more alarms later."
     assert verdict(probed).warnings[0] == first
 
 

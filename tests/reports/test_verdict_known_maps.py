@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from attnprobe.core.wording import blocks_text
+from attnprobe.core.text import blocks_text
 from tests.reports import known_maps as made
 from tests.reports.known_maps import LAYERS, judged, logits, named, softmax
 
 REPEATS, ENTROPY, SINK = "repetition", "entropy_collapse", "sink_collapse"
-SAME, COPIES = "the same in all images", "copying content, as the block before"
+SAME, COPIES = "the same in all images", "copying content, as the previous block"
 
 CASES = {
     "independent maps: nothing": (lambda: softmax(logits()), set(), "none of 7 kinds of collapse found"),
@@ -26,7 +26,7 @@ CASES = {
         made.windows, {REPEATS, "image_independent"}, f"{SAME} (positional: local window)",
     ),
     "heads in another order: a copy, heads matched": (
-        made.permuted_heads, {REPEATS}, "copying content, as the block before with its heads in another order",
+        made.permuted_heads, {REPEATS}, "copying content, as the previous block with its heads in another order",
     ),
     "A, B, A, B: a copy of the block two before": (made.alternating, {REPEATS}, "the block two before (A, B, A, B)"),
     "a slow drift: copies that drift": (made.drifting, {REPEATS}, "drifting: block 8 overlaps"),
@@ -86,7 +86,7 @@ def test_near_uniform_blocks_repeat_for_that_and_are_not_called_copies():
     found = judged(softmax(logits(0.1)))
     repeats = next(f for f in found.findings if f.kind == REPEATS)
     assert repeats.found == "no" and "not counted: near uniform" in repeats.detail
-    assert f"so {LAYERS - 1} of them overlap with the block before" in found.headline
+    assert f"so {LAYERS - 1} of them overlap with the previous block" in found.headline
 
 
 def test_what_was_not_measured_cannot_be_said_and_the_rest_is():

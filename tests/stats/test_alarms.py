@@ -49,10 +49,10 @@ def test_a_slow_fall_is_learning_but_one_between_two_distant_probes_counts():
 
 def test_entropy_collapse_is_told_in_tokens_and_not_as_a_fall_as_well():
     h = history(entropy=entropies(block_2=[2.8, 2.7, 2.6, 2.1, 0.2, 0.1, 0.9]))
-    text = "entropy collapse: rows of block 2 look at 1.2 of 17 tokens (row entropy 0.20 nats, 2.80 at epoch 1)"
+    text = "entropy collapse: rows of block 2 attend to 1.2 of 17 tokens (row entropy 0.20 nats, 2.80 at epoch 1)"
     assert told(h) == [(6, text)]
     from_the_start = history(entropy=entropies(block_2=[0.0] * 7))
-    text = "entropy collapse: rows of block 2 look at 1.0 of 17 tokens (row entropy 0.00 nats)"
+    text = "entropy collapse: rows of block 2 attend to 1.0 of 17 tokens (row entropy 0.00 nats)"
     assert told(from_the_start) == [(1, text)]
 
 
@@ -65,22 +65,22 @@ def test_near_uniform_attention_is_no_news_at_the_start_but_later():
     ln = math.log(TOKENS)
     stays = history(entropy=entropies(block_4=[ln - 0.001] * 7))
     assert told(stays) == [
-        (6, "softmax attention of block 4 is near uniform: rows look at 17.0 of 17 tokens (row entropy 2.83 nats)")
+        (6, "softmax attention of block 4 is near uniform: rows attend to 17.0 of 17 tokens (row entropy 2.83 nats)")
     ]
     returns = history(entropy=entropies(block_4=[ln, 2.5, ln, 2.5, 2.5, ln, ln]))
-    text = "softmax attention of block 4 is near uniform: rows look at 17.0 of 17 tokens (row entropy 2.83 nats, "
+    text = "softmax attention of block 4 is near uniform: rows attend to 17.0 of 17 tokens (row entropy 2.83 nats, "
     assert told(returns) == [(3, text + "2.50 at epoch 2)")]
 
 
 def test_blocks_that_begin_to_repeat_are_told_with_the_count():
     h = history(entropy=entropies(), similar_from=3)
-    assert told(h) == [(3, "blocks 4–6 now repeat the block before (similar blocks 0 -> 3 of 6 since epoch 2)")]
+    assert told(h) == [(3, "blocks 4–6 now repeat the previous block (similar blocks 0 -> 3 of 6 since epoch 2)")]
     ratio = np.full((7, 6), 0.3)
     ratio[:, 0] = np.nan
     ratio[3:, 4] = 0.95
     one = history(entropy=entropies(), blocks=6)
     one.blocks["similar_blocks"][:] = ratio
-    assert told(one) == [(4, "block 5 now repeats the block before (similar blocks 0 -> 1 of 6 since epoch 1)")]
+    assert told(one) == [(4, "block 5 now repeats the previous block (similar blocks 0 -> 1 of 6 since epoch 1)")]
 
 
 def test_blocks_that_never_stopped_repeating_are_told_when_they_should_have():

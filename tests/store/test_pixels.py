@@ -59,7 +59,8 @@ def test_a_capture_that_began_without_hashes_is_finished_with_those_of_the_rest(
     with monkeypatch.context() as earlier:
         earlier.delitem(hdf5.OUTCOMES, "pixels")
         with pytest.raises(KeyboardInterrupt), MapWriter(path, plan) as writer:
-            first = writer.begin([seen.images(0, 1)])
+            writer.begin([seen.images(0, 1)])
+            first = writer.pending()[0]
             writer.append([replace(seen.images(0, len(first)), pixels=None)])
             writer.pending()
             raise KeyboardInterrupt

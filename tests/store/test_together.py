@@ -12,7 +12,8 @@ from attnprobe.core.errors import InputError, InUse, MapsFileError
 from attnprobe.io import fs
 from attnprobe.io.lock import FileLock
 from attnprobe.io.ranks import Claims, Rank, shared_out
-from attnprobe.store import SharedMapWriter, open_maps, parts, writer
+from attnprobe.store import MapWriter, open_maps, parts
+from attnprobe.store import job as job_module
 from tests.store.capturing import CERTIFICATE, plan_for
 
 pytestmark = [
@@ -23,10 +24,10 @@ pytestmark = [
 
 def work(path, maps, rank, world, die_at=None, job="a"):
     """What one process does; with `die_at` it dies at that image."""
-    with SharedMapWriter(path, plan_for([maps]), Rank(rank, world, job=job)) as writer:
+    with MapWriter(path, plan_for([maps]), Rank(rank, world, job=job)) as writer:
         if not writer.begun:
             writer.begin([maps.images(0, 3)])
-        for positions in writer.mine():
+        for positions in writer.parts():
             for start in range(positions.start, positions.stop, 2):
                 if die_at is not None and start >= die_at:
                     os.kill(os.getpid(), signal.SIGKILL)
@@ -145,36 +146,37 @@ def test_one_that_comes_while_the_last_one_finishes_finds_all_done(tmp_path, ten
     assert in_processes(partial(work, path, ten_maps, 0, 1, die_at=4)) == [signal.SIGKILL]
 
     def late(*arguments):
-        monkeypatch.setattr(writer, "FileLock", FileLock)
+        monkeypatch.setattr(job_module, "FileLock", FileLock)
         assert in_processes(partial(work, path, ten_maps, 0, 1, job="b")) == [0]
         (tmp_path / "maps.parts").mkdir()
         return FileLock(*arguments)
 
-    monkeypatch.setattr(writer, "FileLock", late)
-    with SharedMapWriter(path, plan_for([ten_maps]), Rank(0, 2, job="c")) as late_one:
-        assert late_one.begun and [*late_one.mine()] == []
+    monkeypatch.setattr(job_module, "FileLock", late)
+    with MapWriter(path, plan_for([ten_maps]), Rank(0, 2, job="c")) as late_one:
+        assert late_one.begun and [*late_one.parts()] == []
     check_whole(path, ten_maps)
 
 
 def test_one_that_is_slow_to_begin_finds_all_done(tmp_path, ten_maps):
     path = tmp_path / "maps.h5"
-    with SharedMapWriter(path, plan_for([ten_maps]), Rank(0, 2, job="a")) as slow:
+    with MapWriter(path, plan_for([ten_maps]), Rank(0, 2, job="a")) as slow:
         assert not slow.begun and in_processes(partial(work, path, ten_maps, 1, 2)) == [0]
-        assert len(slow.begin([ten_maps.images(0, 3)])) == 0 and slow.begun
-        assert [*slow.mine()] == [] and slow.close(CERTIFICATE) == path
+        slow.begin([ten_maps.images(0, 3)])
+        assert slow.begun
+        assert [*slow.parts()] == [] and slow.close(CERTIFICATE) == path
     check_whole(path, ten_maps)
 
 
 def test_what_was_begun_again_when_others_had_finished_is_removed(tmp_path, ten_maps, monkeypatch):
     path = tmp_path / "maps.h5"
-    with SharedMapWriter(path, plan_for([ten_maps]), Rank(0, 2, job="a")) as slow:
+    with MapWriter(path, plan_for([ten_maps]), Rank(0, 2, job="a")) as slow:
         assert in_processes(partial(work, path, ten_maps, 1, 2)) == [0]
         (tmp_path / "maps.parts").mkdir()
         with monkeypatch.context() as patch:
-            patch.setattr(slow, "_is_there", lambda: False)  # the file comes right after it looked
+            patch.setattr(slow._job, "_is_there", lambda: False)  # the file comes right after it looked
             slow.begin([ten_maps.images(0, 3)])
         assert (tmp_path / "maps.parts" / "plan.json").exists()
-        for positions in slow.mine():
+        for positions in slow.parts():
             slow.append([ten_maps.images(positions.start, positions.stop)])
         assert slow.close(CERTIFICATE) == path
     check_whole(path, ten_maps)
@@ -186,12 +188,12 @@ def test_another_file_and_another_job_are_refused(tmp_path, ten_maps, make_maps)
     with pytest.raises(InputError, match="exists"):
         work(path, ten_maps, 0, 2)
     with pytest.raises(InputError, match="remove it first"):
-        SharedMapWriter(path, plan_for([ten_maps]), Rank(0, 2), overwrite=True)
-    with SharedMapWriter(tmp_path / "x.h5", plan_for([ten_maps]), Rank(0, 2, job="a")) as writer:
+        MapWriter(path, plan_for([ten_maps]), Rank(0, 2, job="a"), overwrite=True)
+    with MapWriter(tmp_path / "x.h5", plan_for([ten_maps]), Rank(0, 2, job="a")) as writer:
         writer.begin([ten_maps.images(0, 3)])
         with pytest.raises(InUse, match="in use by pid"):
-            SharedMapWriter(tmp_path / "x.h5", plan_for([ten_maps]), Rank(0, 2, job="b"))
-        with SharedMapWriter(tmp_path / "x.h5", plan_for([ten_maps]), Rank(1, 2, job="a")) as other:
+            MapWriter(tmp_path / "x.h5", plan_for([ten_maps]), Rank(0, 2, job="b"))
+        with MapWriter(tmp_path / "x.h5", plan_for([ten_maps]), Rank(1, 2, job="a")) as other:
             assert other.begun
 
 

@@ -9,7 +9,7 @@ from attnprobe.core.errors import InputError, InUse, MapsFileError, ShapeError, 
 from attnprobe.core.maps import AttentionMaps, TokenGrid
 from attnprobe.io import fs
 from attnprobe.io.lock import FileLock
-from attnprobe.store import MapWriter, open_maps, writer
+from attnprobe.store import MapWriter, job, open_maps
 from attnprobe.store.parts import shard_path
 from attnprobe.store.shard import Shard
 from tests.store.capturing import CERTIFICATE, capture, plan_for
@@ -136,7 +136,7 @@ def test_kept_shards_read_like_the_file_and_merge_later(tmp_path, ten_maps, smal
 
 
 def test_shards_are_kept_where_the_disk_cannot_hold_both(tmp_path, ten_maps, small_shards, monkeypatch):
-    monkeypatch.setattr(MapWriter, "_room_for_both", lambda self, pinned: False)
+    monkeypatch.setattr(job.Job, "_room_for_both", lambda self, pinned: False)
     folder = capture(tmp_path / "maps.h5", [ten_maps])
     assert folder == tmp_path / "maps.parts" and stored(folder)["trunk", "weights"].n_images == 10
 
@@ -216,8 +216,8 @@ def test_a_second_process_is_turned_away_and_harms_nothing(tmp_path, ten_maps, s
 
 
 def test_too_little_space_is_an_error_before_any_work(tmp_path, ten_maps, small_shards, monkeypatch):
-    usage = writer.shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(writer.shutil, "disk_usage", lambda path: usage._replace(free=3000))
+    usage = job.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(job.shutil, "disk_usage", lambda path: usage._replace(free=3000))
     with pytest.raises(WorkError, match=r"needs about 0 MB for 10 images and the disk has 0 MB") as caught:
         capture(tmp_path / "maps.h5", [ten_maps])
     assert caught.value.exit_code == 1 and os.listdir(tmp_path) == []
@@ -227,8 +227,8 @@ def test_room_is_asked_for_the_missing_images_only(tmp_path, ten_maps, small_sha
     with pytest.raises(KeyError), MapWriter(tmp_path / "maps.h5", plan_for([ten_maps])) as maps_writer:
         maps_writer.append([ten_maps.images(0, 8)])
         raise KeyError
-    usage = writer.shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(writer.shutil, "disk_usage", lambda path: usage._replace(free=3000))
+    usage = job.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(job.shutil, "disk_usage", lambda path: usage._replace(free=3000))
     assert capture(tmp_path / "maps.h5", [ten_maps]) == tmp_path / "maps.parts", "room for two images, not for a copy"
 
 

@@ -10,7 +10,9 @@ from timm.data.transforms import RandomResizedCropAndInterpolation
 
 from attnprobe.core.errors import InputError
 from attnprobe.core.images import InputSpec
-from attnprobe.training.augment import Augmentation, AugmentConfig, erase, random_flip, random_resized_crop
+from attnprobe.training.augment import Augmentation, erase, random_flip, random_resized_crop
+from attnprobe.training.config import AugmentConfig
+from attnprobe.training.transforms import colour_steps, seeded
 from tests.training.photos import as_bytes, photographs
 
 SPEC = InputSpec((48, 48), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
@@ -146,12 +148,31 @@ def test_batches_of_none_and_one_pass(n):
     assert Augmentation(EVERYTHING, SPEC)(PIXELS[:n]).shape == (n, 3, 48, 48)
 
 
-def test_jitter_stands_back_for_a_policy_but_not_for_3a():
-    assert AugmentConfig(color_jitter=0.4).jitter().strength == (0.4, 0.4, 0.4, 0)
-    assert AugmentConfig(color_jitter=(0.1, 0.2, 0.3, 0.4), color_jitter_prob=0.2).jitter().probability == 0.2
-    assert AugmentConfig(color_jitter=0.4, aa="v0").jitter() is None
-    assert AugmentConfig(color_jitter=0.4, aa="3a").jitter() is not None
-    assert len(Augmentation(AugmentConfig(color_jitter=0.4, aa="3a"), SPEC).steps) == 2
+@pytest.mark.parametrize(("options", "other"), [({"aa": "v0"}, False), ({"aa": "3a"}, True), ({}, True)])
+def test_jitter_acts_beside_no_policy_but_3a(options, other):
+    """With the same random numbers, jitter changes the result or not."""
+    runs = []
+    for strength in (0.0, 0.4):
+        torch.manual_seed(1)
+        runs.append(Augmentation(AugmentConfig(color_jitter=strength, **options), SPEC)(PIXELS))
+    assert torch.equal(*runs) is not other
+
+
+@pytest.mark.parametrize("options", [{"aa": "rand-m9-mstd0.5-inc1"}, {"color_jitter": (0.1, 0.2, 0.3, 0.4)}])
+def test_policies_and_jitter_do_to_each_image_what_timms_steps_do(options):
+    config = AugmentConfig(**options)
+    torch.manual_seed(3)
+    ours = Augmentation(config, SPEC)(PIXELS)
+    torch.manual_seed(3)
+    torch.rand(len(PIXELS)), torch.rand(len(PIXELS))  # of the flips
+    with seeded(tuple(torch.randint(1 << 31, (3,)).tolist())):
+        theirs = []
+        for picture in PICTURES:
+            for step in colour_steps(config, SPEC):
+                picture = step(picture)
+            theirs.append(torch.as_tensor(picture))
+    torch.testing.assert_close(SPEC.restore(ours) * 255, torch.stack(theirs).float(), atol=1e-3, rtol=0)
+    assert len({image.numpy().tobytes() for image in ours}) == len(ours)
 
 
 @pytest.mark.parametrize(

@@ -131,7 +131,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_the_run_says_so_f
     assert result.warnings == () and not result.run.notes.exists()
     spoil(result.run.checkpoint(3))
     assert result.run.latest_checkpoint() == result.run.checkpoint(2)
-    told = r"epoch-0003 is damaged \(model\.safetensors is not what was written\); training went on from epoch-0002"
+    told = r"epoch-0003 is damaged \(model\.safetensors is not what was written\); training resumed from epoch-0002"
     with pytest.warns(UserWarning, match=told):
         again = run_training(tmp_path, config(epochs=3))
     after = weights(again.run)
@@ -147,7 +147,7 @@ def test_training_does_not_begin_again_where_all_checkpoints_are_damaged(tmp_pat
     for epoch in (1, 2):
         spoil(result.run.checkpoint(epoch))
     names = sorted(os.listdir(result.run.checkpoints))
-    with pytest.raises(CheckpointError, match=r"no intact checkpoint to go on from: epoch-0002 .*new folder \(-o\)"):
+    with pytest.raises(CheckpointError, match=r"no intact checkpoint to resume from: epoch-0002 .*new folder \(-o\)"):
         run_training(tmp_path, config(epochs=2))
     assert result.run.log.read_bytes() == log and sorted(os.listdir(result.run.checkpoints)) == names
 
@@ -297,7 +297,7 @@ def run_with_memory_for(monkeypatch, path, options, images, after=0):
 @pytest.mark.parametrize("after", [0, 5])
 def test_auto_batch_learns_the_same_from_parts_of_a_batch(tmp_path, monkeypatch, after):
     options = config(epochs=2, warmup_epochs=0, batch_size=64, model="vit_16_digits", drop_path=0.0, auto_batch=True)
-    with pytest.warns(UserWarning, match="going on with"):
+    with pytest.warns(UserWarning, match="continuing with"):
         cut, sizes = run_with_memory_for(monkeypatch, tmp_path / "cut", options, 16, after)
     assert set(sizes[-12:]) == {16} and cut.run.path.joinpath("summary.csv").exists()
     whole = run_training(tmp_path / "whole", options)

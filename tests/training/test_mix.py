@@ -7,7 +7,7 @@ from timm.data import Mixup
 from timm.data.mixup import mixup_target
 
 from attnprobe.core.errors import InputError
-from attnprobe.training.augment import AugmentConfig
+from attnprobe.training.config import AugmentConfig
 from attnprobe.training.mix import Mix, soft_targets
 
 OPTIONS = [

@@ -12,15 +12,22 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from attnprobe.core.errors import InputError
 from attnprobe.io.run import Run
 from attnprobe.training.processes import Processes
-from attnprobe.training.sync_bn import SharedBatchNorm
+from tests.training.sync_bn import SharedBatchNorm
 from tests.training.test_loop import config, losses, run_training
 
 SCRIPT = """
 import json, sys
 from pathlib import Path
+from attnprobe.training.processes import Processes
+from tests.training.sync_bn import share_batch_norm
 from tests.training.test_loop import config, run_training
+plain = Processes.parallel
+Processes.parallel = lambda self, model, *, sync_bn: plain(
+    self, share_batch_norm(model) if sync_bn else model, sync_bn=False
+)
 run_training(Path(sys.argv[1]), config(**json.loads(sys.argv[2])), int(sys.argv[3]), double=True)
 """
 
@@ -80,6 +87,11 @@ def test_a_killed_process_ends_the_run_and_the_same_command_goes_on(tmp_path):
     assert all(torch.equal(resumed[name], undisturbed[name]) for name in undisturbed)
 
 
+def test_batch_norm_over_processes_is_refused_on_a_cpu_which_pytorch_has_none_for():
+    with pytest.raises(InputError, match="sync_bn=true needs GPUs"):
+        Processes(torch.device("cpu"), 0, 2).parallel(nn.BatchNorm2d(3), sync_bn=True)
+
+
 @pytest.mark.parametrize("world", [1, 2, 3, 5])
 @pytest.mark.parametrize("n", [5, 8, 17])
 def test_shares_cover_a_batch_once_and_hardly_differ(world, n):
@@ -89,8 +101,8 @@ def test_shares_cover_a_batch_once_and_hardly_differ(world, n):
 
 
 def test_shared_batch_norm_of_one_process_is_batch_norm(monkeypatch):
-    monkeypatch.setattr("attnprobe.training.sync_bn.dist.all_reduce", lambda value: None)
-    monkeypatch.setattr("attnprobe.training.sync_bn.all_reduce", lambda value: value)
+    monkeypatch.setattr("tests.training.sync_bn.dist.all_reduce", lambda value: None)
+    monkeypatch.setattr("tests.training.sync_bn.all_reduce", lambda value: value)
     torch.manual_seed(0)
     ours, theirs = SharedBatchNorm(3).double(), nn.BatchNorm2d(3).double()
     with torch.no_grad():

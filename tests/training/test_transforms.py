@@ -12,7 +12,7 @@ from timm.data import create_transform
 
 from attnprobe.core.errors import InputError
 from attnprobe.core.images import InputSpec
-from attnprobe.training.augment import AugmentConfig
+from attnprobe.training.config import AugmentConfig
 from attnprobe.training.transforms import TrainTransform, posterize, seeded, train_transform
 from tests.training.photos import as_bytes, photographs
 
@@ -25,12 +25,12 @@ def test_every_option_arrives():
     transform = train_transform(EVERYTHING, SPEC)
     crop, *flips = transform.primary
     assert (crop.size, crop.scale, crop.ratio) == ((32, 24), (0.08, 1.0), (3 / 4, 4 / 3))
-    assert [flip.probability for flip in flips] == [0.5, 0.2] and "m=9, mstd=0.5" in repr(transform.others)
+    assert [flip.probability for flip in flips] == [0.5, 0.2] and "m=9, mstd=0.5" in repr(transform.colour)
     jitter = AugmentConfig(color_jitter=(0.1, 0.2, 0.3, 0.4), color_jitter_prob=0.8, train_interpolation="bicubic")
-    shown = repr((*(jittered := train_transform(jitter, SPEC)).others, jittered.primary[0]))
+    shown = repr((*(jittered := train_transform(jitter, SPEC)).colour, jittered.primary[0]))
     for part in ("brightness=(0.9, 1.1)", "hue=(-0.4, 0.4)", "p=0.8", "bicubic"):
         assert part in shown
-    assert "AugMix" in repr(train_transform(AugmentConfig(aa="augmix-m3-w3"), SPEC).others)
+    assert "AugMix" in repr(train_transform(AugmentConfig(aa="augmix-m3-w3"), SPEC).colour)
 
 
 @pytest.mark.parametrize("config", [EVERYTHING, AugmentConfig(scale=(0.5, 1.0), hflip=0.5), AugmentConfig(aa="v0")])
@@ -119,7 +119,18 @@ def test_timm_itself_is_left_alone():
     assert timm_ops.NAME_TO_OP["Posterize"] is before is timm_ops.posterize
 
 
-@pytest.mark.parametrize("text", ["rand-m9-x4", "v7", "augmix-q3", "augmix-m3.5"])
-def test_what_cannot_be_read_is_refused(text):
-    with pytest.raises(InputError, match=text.split("-")[0]):
+REFUSED = "rnd-m9 v1 v7 v0-m9 rand- rand-m rand-x3 rand-m9.5 rand-w0 rand-tfoo rand-n0 rand-p2 rand-n16-tweights"
+
+
+@pytest.mark.parametrize("text", [*REFUSED.split(), "rand-m9-mstd0.5-inc1-", "rand-m9-x4", "augmix-q3", "augmix-m3.5"])
+def test_a_policy_that_timm_would_misread_is_refused(text):
+    with pytest.raises(InputError, match=f"aa='{text}'"):
         train_transform(AugmentConfig(aa=text), SPEC)
+
+
+ACCEPTED = "rand rand-inc0 rand-t3aw-inc1 rand-m12-mmax20-mstd101 rand-n3-p1-tweights rand-m3-n4-p0.7 v0r-mstd0.5"
+
+
+@pytest.mark.parametrize("text", [*ACCEPTED.split(), "originalr", "3a", "augmix"])
+def test_policies_in_timms_spelling_are_read(text):
+    assert train_transform(AugmentConfig(aa=text), SPEC)(PICTURE, 0, (1,)).shape == (3, 32, 24)

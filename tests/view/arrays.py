@@ -4,6 +4,7 @@ import numpy as np
 
 from attnprobe.core.browse import StageShape
 from attnprobe.view.described import Viewed
+from attnprobe.view.packing import LEVELS, scale_of_keys
 
 
 class Arrays:
@@ -45,3 +46,11 @@ def arrays(
 
 def viewed(name="vit", class_names=("one", "two"), **options):
     return Viewed(name, arrays(**options), class_names)
+
+
+def unpack(largest: np.ndarray, codes: np.ndarray, n_prefix: int, signed: bool) -> np.ndarray:
+    """The inverse of `pack`, float32, as the page's script does it."""
+    steps = codes.view(np.int8).astype(np.float32) if signed else codes.astype(np.float32)
+    missing = steps == (-128 if signed else 255)
+    steps = np.where(missing, np.nan, steps / LEVELS[signed])
+    return np.sign(steps) * steps * steps * scale_of_keys(largest, n_prefix, codes.shape[-1])

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from attnprobe.view.embedded import Detail, embed
-from attnprobe.view.packing import largest_error, unpack
-from tests.view.arrays import viewed
+from attnprobe.view.packing import largest_error
+from tests.view.arrays import unpack, viewed
 
 PLENTY = 5_000_000
 

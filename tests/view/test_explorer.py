@@ -10,10 +10,10 @@ from matplotlib import colormaps
 
 from attnprobe.view import page as page_module
 from attnprobe.view.embedded import embed
-from attnprobe.view.packing import pack, unpack
+from attnprobe.view.packing import pack
 from attnprobe.view.page import section, style, template
 from tests.browser import drawn
-from tests.view.arrays import Arrays, viewed
+from tests.view.arrays import Arrays, unpack, viewed
 
 PIXEL = "data:image/gif;base64,R0lGODlhAQABAIAAAP///wAAACH5BAEAAAAALAAAAAABAAEAAAICRAEAOw=="
 HOSTILE = "\"'><script>alert(1)</script></script><img src=x onerror=alert(2)>\u202egpj.exe\u200f&lt;b&gt; ${1} "

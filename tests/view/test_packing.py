@@ -3,7 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attnprobe.view.packing import largest_error, pack, unpack
+from attnprobe.view.packing import largest_error, pack
+from tests.view.arrays import unpack
 
 
 def there_and_back(values, n_prefix=0, signed=False):

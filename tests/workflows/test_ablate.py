@@ -12,7 +12,10 @@ import torch.nn.functional as F
 from attnprobe.cli import app as cli
 from attnprobe.core.errors import InputError
 from attnprobe.core.evidence import Change, Evidence, Tried
+from attnprobe.core.report_spec import ReportSpec
+from attnprobe.core.spec import CaptureSpec
 from attnprobe.models.ablate import Ablatable
+from attnprobe.reports.removal import advice, evidence_text
 from attnprobe.workflows import ablate as ablation
 from attnprobe.workflows.ablate import MOST_TRIED, verify_drops
 from attnprobe.workflows.capture import capture_file
@@ -30,15 +33,15 @@ TINY = {"epochs": 12, "warmup_epochs": 1, "model_kwargs": {"depth": 4, "embed_di
 def run(tmp_path_factory):
     path = tmp_path_factory.mktemp("ablation") / "vit"
     train("digits_vit_16", path, settings=TINY)
-    capture_file(path, images=20, untrained=0)
+    capture_file(CaptureSpec(path, images=20, untrained=0))
     return path
 
 
 def test_accuracies_are_those_of_pruned_models(run, tmp_path):
     evidence, _ = verify_drops(run, blocks=[2, 4], heads=[(1, 3)], device="cpu", images=100)
     assert [str(tried.changes[0]) for tried in evidence.single] == [
-        "block 2: map of the block before", "block 2: attention skipped", "block 2: dropped",
-        "block 4: map of the block before", "block 4: attention skipped", "block 4: dropped",
+        "block 2: map of the previous block", "block 2: attention skipped", "block 2: dropped",
+        "block 4: map of the previous block", "block 4: attention skipped", "block 4: dropped",
         "block 1, head 3: output 0",
     ]  # fmt: skip
     right = {str(tried.changes[0]): tried.right for tried in evidence.single}
@@ -141,7 +144,7 @@ def test_without_maps_or_labels_it_says_what_to_do(run, tmp_path):
     with pytest.raises(InputError, match="one half chooses and the other judges"):
         verify_drops(run, blocks=[2], images=1)
     none, _ = verify_drops(run, blocks=[], heads=[], images=40)
-    assert none.single == () and none.curves == {} and "whole model" in str(none)
+    assert none.single == () and none.curves == {} and "whole model" in evidence_text(none)
 
 
 def test_maps_of_another_model_or_of_several_stages_are_no_evidence(run, tmp_path):
@@ -151,15 +154,15 @@ def test_maps_of_another_model_or_of_several_stages_are_no_evidence(run, tmp_pat
         verify_drops(other, maps=run / "maps.h5", device="cpu")
     (other / "maps.h5").write_bytes((run / "maps.h5").read_bytes())
     with pytest.raises(InputError, match="of another checkpoint than"):
-        report([other], out=tmp_path / "out", verify=True)
+        report(ReportSpec([other], tmp_path / "out", verify_drops=True))
     small = prune(run, tmp_path / "small", heads={2: [1]}, device="cpu", images=20).path
-    maps = capture_file(small, data="digits", images=20, untrained=0, out=tmp_path / "small.h5")
+    maps = capture_file(CaptureSpec(small, data="digits", images=20, untrained=0), out=tmp_path / "small.h5")
     with pytest.raises(InputError, match="measured as .* stages"):
         verify_drops(small, maps=maps, data="digits", device="cpu")
 
 
 def test_metrics_and_tolerances_that_say_nothing_are_refused(run):
-    with pytest.raises(InputError, match="'row_entropy' does not say what could go"):
+    with pytest.raises(InputError, match="'row_entropy' does not say what could be removed"):
         verify_drops(run, metrics=["row_entropy"])
     for tolerance in (-0.1, 1.0, float("nan")):
         with pytest.raises(InputError, match="must be a share"):
@@ -207,7 +210,7 @@ def test_training_images_choose_and_validation_images_judge(run, tmp_path):
     asked = open_trial(run, device="cpu", split="train", images=60)
     assert set(asked.ids[60:]) == val and not val & set(asked.ids[:60]) and asked.chooses[:60].all()
     np.testing.assert_array_equal(evidence.whole.right[60:], trial.answers()[0])
-    assert "--split train --images 60" in evidence.advice()
+    assert "--split train --images 60" in advice(evidence)
     done = prune(run, tmp_path / "small", blocks=[4], device="cpu", split="train", images=60)
     np.testing.assert_array_equal(done.right[0], evidence.whole.right[60:])
 
@@ -239,8 +242,8 @@ def test_all_heads_give_their_importance_by_ablation(run):
 def test_the_advice_is_what_prune_then_measures(run, tmp_path):
     evidence, _ = verify_drops(run, blocks=[2, 3, 4], heads=[(1, 2), (4, 1)], tolerance=0.2, device="cpu")
     assert evidence.advised is not None
-    words = evidence.advice().replace(". Chosen", " Chosen").split()
-    assert "Chosen on 180 images, measured on 180 others" in evidence.advice()
+    words = advice(evidence).replace(". Chosen", " Chosen").split()
+    assert "Chosen on 180 images, measured on 180 others" in advice(evidence)
     asked = {name: words[words.index(name) + 1] for name in ("--blocks", "--heads") if name in words}
     done = prune(
         run, tmp_path / "small", device="cpu", blocks=numbers_of(asked.get("--blocks", "")),
@@ -256,7 +259,7 @@ def test_what_cannot_be_taken_out_is_not_advised(tmp_path):
     evidence, _ = verify_drops(path, heads=[(1, 1), (2, 3)], tolerance=0.99, device="cpu")
     assert evidence.free("heads") is not None and evidence.advised is None
     assert {tried.changes[0].kind for tried in evidence.single} == {"softmax"}
-    assert "mixed" in evidence.advice() and "attnprobe prune" not in evidence.advice()
+    assert "mixed" in advice(evidence) and "attnprobe prune" not in advice(evidence)
 
 
 def test_a_report_shows_the_evidence_and_says_so(run, tmp_path, capsys, monkeypatch):
@@ -272,9 +275,9 @@ def test_a_report_shows_the_evidence_and_says_so(run, tmp_path, capsys, monkeypa
         "similar blocks not needed at a tolerance of 90.0%, accuracy without them" in printed
         and "attnprobe prune" in printed
     )
-    assert written["verdict"]["advice"] == expected.advice() and "head_importance" in written["measurements"]
+    assert written["verdict"]["advice"] == advice(expected) and "head_importance" in written["measurements"]
     page = (tmp_path / "report.html").read_text()
-    assert "Are they needed?" in page and "accuracy against blocks taken away" in page and ">nan" not in page
+    assert "Are they needed?" in page and "accuracy against blocks removed" in page and ">nan" not in page
     with pytest.raises(SystemExit, match="2"):
         (tmp_path / "lone").mkdir()
         (run / "maps.h5").rename(tmp_path / "lone" / "maps.h5")
@@ -287,14 +290,14 @@ def test_a_pruned_model_and_one_whose_first_block_must_stay_are_verified_too(run
     evidence, _ = verify_drops(small, blocks="all", heads="all", data="digits", images=20, device="cpu")
     assert evidence.importance["head_ablation"].mean.shape == (4, 3)
     assert np.isnan(evidence.importance["head_importance"].mean[1]).tolist() == [False, False, True]
-    assert "block 2: map of the block before" not in {str(tried.changes[0]) for tried in evidence.single}
+    assert "block 2: map of the previous block" not in {str(tried.changes[0]) for tried in evidence.single}
     kept, _ = verify_drops("refiner_16_digits", blocks="all", data="digits", images=8, device="cpu")
     assert kept.single[0].changes[0].block == 2
     all_heads, _ = verify_drops("refiner_16_digits", heads="all", data="digits", images=8, device="cpu")
     assert {tried.changes[0].block for tried in all_heads.single} == set(range(1, 17, 2))  # the others share a map
     with pytest.raises(InputError, match="no softmax of their own"):
         verify_drops("refiner_16_digits", heads=[(2, 1)], data="digits", images=8, device="cpu")
-    with pytest.raises(InputError, match="hands on"):
+    with pytest.raises(InputError, match="passes on"):
         verify_drops("refiner_16_digits", blocks=[1], data="digits", images=8, device="cpu")
 
 

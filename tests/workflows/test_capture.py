@@ -1,6 +1,8 @@
 """Capture and live measurement, whole or in part, by one process or several: the numbers are the same."""
 
 import json
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,14 +10,16 @@ import torch
 from safetensors.torch import save_file
 
 import attnprobe as ap
-from attnprobe.capturing.selection import Selection
+from attnprobe.capturing import Capture, Recording, stream
 from attnprobe.core.errors import CaptureError, InputError
-from attnprobe.io.reference import UserImages
+from attnprobe.core.report_spec import ReportSpec
+from attnprobe.core.spec import CaptureSpec
+from attnprobe.io.ranks import ALONE
+from attnprobe.metrics.engine import sink
 from attnprobe.models import build_model
 from attnprobe.models.describe import config_json
-from attnprobe.store import MapWriter, layout
-from attnprobe.workflows import capture as capture_module
-from attnprobe.workflows.capture import capture_file, measure_live
+from attnprobe.store import MapWriter, job, layout
+from attnprobe.workflows.capture import capture_file, measure_live, tasks
 from attnprobe.workflows.measure import examine
 from attnprobe.workflows.report import report
 from tests.two_processes import under_torchrun
@@ -37,14 +41,14 @@ METRICS = ("row_entropy", "layer_similarity", "similar_blocks", "token_similarit
 COMMON = {"data": "digits", "images": 150, "untrained": 20, "batch_size": 16}
 
 
-def live_of(model, **options):
-    return measure_live(model, metrics=METRICS, formats=("json",), **options)
+def live_of(model, out, **options):
+    return measure_live(CaptureSpec(model, **options), out=out, metrics=METRICS, formats=("json",))
 
 
 def test_live_measurements_are_those_of_the_stored_maps(checkpoint, tmp_path):
     (live,), files = live_of(checkpoint, out=tmp_path / "live", **COMMON)
     assert [f.name for f in files] == ["measurements.json"]
-    out = capture_file(checkpoint, out=tmp_path / "maps.h5", dtype="float32", **COMMON)
+    out = capture_file(CaptureSpec(checkpoint, dtype="float32", **COMMON), out=tmp_path / "maps.h5")
     stored = examine(out, metrics=METRICS)
     assert live.measurements.keys() == stored.measurements.keys() and live.layers == stored.layers
     for name, m in stored.measurements.items():
@@ -61,9 +65,7 @@ def test_ranks_measure_what_one_process_measures_bit_for_bit(checkpoint, tmp_pat
     found = []
     for rank in range(world):  # whoever comes first does all but what others hold, so hold some
         monkeypatch.setenv("RANK", str(rank))
-        monkeypatch.setattr(
-            capture_module, "shared_out", first_piece_only if rank < world - 1 else capture_module.shared_out
-        )
+        monkeypatch.setattr(sink, "shared_out", first_piece_only if rank < world - 1 else sink.shared_out)
         found += live_of(checkpoint, out=tmp_path / "several", **COMMON)[0]
         monkeypatch.undo()
         monkeypatch.setenv("WORLD_SIZE", str(world))
@@ -83,7 +85,7 @@ def first_piece_only(rank, n, claims, is_done):
 
 def test_a_stopped_live_measurement_goes_on_and_another_does_not_mix_in(checkpoint, tmp_path, monkeypatch):
     out = tmp_path / "live"
-    original, made = capture_module.measure_slice, []
+    original, made = sink.measure_slice, []
 
     def stop_at_second(chunks, metrics):
         if len(made) == 1:
@@ -92,7 +94,7 @@ def test_a_stopped_live_measurement_goes_on_and_another_does_not_mix_in(checkpoi
         return original(chunks, metrics)
 
     arguments = {**COMMON, "untrained": 0}
-    monkeypatch.setattr(capture_module, "measure_slice", stop_at_second)
+    monkeypatch.setattr(sink, "measure_slice", stop_at_second)
     with pytest.raises(KeyboardInterrupt):
         live_of(checkpoint, out=out, **arguments)
     monkeypatch.undo()
@@ -105,31 +107,114 @@ def test_a_stopped_live_measurement_goes_on_and_another_does_not_mix_in(checkpoi
         live_of(checkpoint, out=out, **{**arguments, "images": 90})
 
 
-def test_no_batch_spans_two_shards_so_that_a_file_does_not_depend_on_where_a_capture_was_stopped(
-    checkpoint, tmp_path, monkeypatch
+@pytest.fixture
+def passes(monkeypatch):
+    """Sizes of the forward passes that are stored or measured, in the order they are made."""
+    sizes, run, sample = [], Recording.run, Capture.sample
+
+    def noted(self, pixels):
+        sizes.append(len(pixels))
+        return run(self, pixels)
+
+    def unnoted(self):
+        taken = sample(self)
+        sizes.pop()
+        return taken
+
+    monkeypatch.setattr(Recording, "run", noted)
+    monkeypatch.setattr(Capture, "sample", unnoted)
+    return sizes
+
+
+def by_ranks(world, monkeypatch, work):
+    """Each of `world` processes does its first piece, and the last all that is left then."""
+    for rank in range(world):
+        with monkeypatch.context() as patch:
+            patch.setenv("WORLD_SIZE", str(world))
+            patch.setenv("RANK", str(rank))
+            if rank < world - 1:
+                patch.setattr(job, "shared_out", first_piece_only)
+                patch.setattr(sink, "shared_out", first_piece_only)
+            work()
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("shard_images", [1, 24, 1000])
+def test_every_forward_pass_but_the_last_is_of_one_size_whatever_a_shard_is(
+    checkpoint, photos, tmp_path, monkeypatch, passes, shard_images, workers, world
 ):
-    monkeypatch.setattr(layout, "MOST_SHARD_IMAGES", 24)
-    monkeypatch.setattr(layout, "SEVERAL_MAPS", 1)
-    batches, append = [], MapWriter.append
-    monkeypatch.setattr(MapWriter, "append", lambda self, maps: [batches.append(maps[0].n_images), append(self, maps)])
-    options = {"data": "digits", "images": 40, "untrained": 0}
-    capture_file(checkpoint, out=tmp_path / "maps.h5", batch_size=16, **options)
-    assert batches == [16, 8, 16], "shards of 24 and 16 images"
-    batches.clear()
-    capture_file(checkpoint, out=tmp_path / "other.h5", batch_size=32, **options)
-    assert batches == [24, 16], "what decided on the shards was too much for one, and is computed again"
+    monkeypatch.setattr(layout, "MOST_SHARD_IMAGES", shard_images)
+    spec = CaptureSpec(checkpoint, data=str(photos), untrained=0, workers=workers, batch_size=6)
+    by_ranks(world, monkeypatch, lambda: capture_file(spec, out=tmp_path / "maps.h5"))
+    assert sorted(passes) == [2, *[6] * 6], "38 images, each in one forward pass"
+    monkeypatch.setattr(sink, "SLICE", shard_images)
+    passes.clear()
+    by_ranks(world, monkeypatch, lambda: measure_live(spec, out=tmp_path / "live", metrics=METRICS, formats=()))
+    assert sorted(passes) == [2, *[6] * 6]
+
+
+def test_what_a_batch_is_stays_with_a_capture_whatever_is_asked_for_when_it_is_resumed(
+    checkpoint, photos, tmp_path, monkeypatch, passes
+):
+    monkeypatch.setattr(layout, "MOST_SHARD_IMAGES", 1)
+    append = MapWriter.append
+
+    def stop_at_third(self, maps):
+        if len(passes) == 3:
+            raise KeyboardInterrupt
+        append(self, maps)
+
+    spec = CaptureSpec(checkpoint, data=str(photos), untrained=0, batch_size=6)
+    whole = capture_file(spec, out=tmp_path / "whole.h5")
+    passes.clear()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(MapWriter, "append", stop_at_third)
+        capture_file(spec, out=tmp_path / "maps.h5")
+    resumed = capture_file(replace(spec, batch_size=16, workers=1), out=tmp_path / "maps.h5")
+    assert passes == [6, 6, 6, 6, 6, 6, 6, 2]
+    with ap.open_maps(whole) as one, ap.open_maps(resumed) as other:
+        assert one.attrs["batch_images"] == other.attrs["batch_images"] == 6
+        for site in one.sites():
+            assert torch.equal(one.maps(site=site).values, other.maps(site=site).values)
+        assert torch.equal(one.probability, other.probability)
+
+
+def test_a_batch_that_does_not_fit_into_memory_is_a_power_of_two_and_pinned(checkpoint, photos, tmp_path, monkeypatch):
+    per_image = 4 * 2 * 3 * 6 * 17 * 17
+    monkeypatch.setattr(stream, "BATCH_BYTES", 7 * per_image)
+    spec = CaptureSpec(checkpoint, data=str(photos), untrained=0, batch_size=30)
+    with ap.open_maps(capture_file(spec, out=tmp_path / "maps.h5")) as reader:
+        assert reader.attrs["batch_images"] == 4
+
+
+def test_what_an_older_version_began_is_begun_anew_and_said_so(checkpoint, photos, tmp_path):
+    spec, out = CaptureSpec(checkpoint, data=str(photos), untrained=0), tmp_path / "maps.h5"
+    task, _ = tasks(spec, ALONE)
+    with pytest.raises(KeyboardInterrupt), MapWriter(out, task.plan) as writer:
+        writer.begin(task.capturing.sample())  # as 0.1.0 did, without a batch
+        raise KeyboardInterrupt
+    with pytest.raises(InputError, match="was begun by an older attnprobe"):
+        capture_file(spec, out=out)
+    live = tmp_path / "live"
+    (live / "slices").mkdir(parents=True)
+    (live / "slices" / "plan.json").write_text(json.dumps({**task.plan.facts(), "metrics": list(METRICS)}))
+    with pytest.raises(InputError, match="was begun by an older attnprobe"):
+        measure_live(spec, out=live, metrics=METRICS)
+    shutil.rmtree(tmp_path / "maps.parts")
+    assert capture_file(spec, out=out) == out
 
 
 def test_a_selection_reaches_the_file_and_the_numbers(checkpoint, tmp_path):
-    selection = Selection.parse(layers="1,3", heads="2-3", queries="cls")
-    out = capture_file(checkpoint, out=tmp_path / "part.h5", selection=selection, what=("weights",), **COMMON)
+    chosen = {"layers": "1,3", "heads": "2-3", "queries": "cls", "what": ("weights",)}
+    out = capture_file(CaptureSpec(checkpoint, **chosen, **COMMON), out=tmp_path / "part.h5")
     maps = ap.open_maps(out).maps(site="weights")
     assert maps.values.shape == (150, 2, 2, 1, 17) and maps.part.layers == (0, 2) and maps.part.queries == (0,)
     entropy = examine(out, metrics=METRICS[:1]).measurements["row_entropy"]
     assert entropy.coords == {"layer": [1, 3], "head": [2, 3]}
     assert ap.open_maps(out).attrs["settings"]["layers"] == [1, 3]
     with pytest.raises(InputError, match=r"another settings\.layers|exists"):
-        capture_file(checkpoint, out=tmp_path / "part.h5", **COMMON)
+        capture_file(CaptureSpec(checkpoint, **COMMON), out=tmp_path / "part.h5")
 
 
 def test_torchrun_writes_the_file_of_one_process(checkpoint, tmp_path):
@@ -137,7 +222,9 @@ def test_torchrun_writes_the_file_of_one_process(checkpoint, tmp_path):
     two = tmp_path / "two.h5"
     done = under_torchrun("capture", str(checkpoint), *options, "-o", str(two))
     assert done.returncode == 0, done.stderr
-    one = capture_file(checkpoint, out=tmp_path / "one.h5", data="digits", images=100, untrained=0, device="cpu")
+    one = capture_file(
+        CaptureSpec(checkpoint, data="digits", images=100, untrained=0, device="cpu"), out=tmp_path / "one.h5"
+    )
     a, b = ap.open_maps(one), ap.open_maps(two)
     assert a.image_ids == b.image_ids and b.complete
     for site in ("weights", "effective"):
@@ -146,8 +233,8 @@ def test_torchrun_writes_the_file_of_one_process(checkpoint, tmp_path):
 
 def test_maps_made_of_queries_and_keys_are_those_that_would_have_been_stored(tmp_path):
     options = {**COMMON, "images": 40, "untrained": 0}
-    small = capture_file("vit_16_digits", out=tmp_path / "qk.h5", store_as="qk", **options)
-    whole = capture_file("vit_16_digits", out=tmp_path / "maps.h5", dtype="float32", **options)
+    small = capture_file(CaptureSpec("vit_16_digits", store="qk", **options), out=tmp_path / "qk.h5")
+    whole = capture_file(CaptureSpec("vit_16_digits", dtype="float32", **options), out=tmp_path / "maps.h5")
     with ap.open_maps(small) as ours, ap.open_maps(whole) as theirs:
         torch.testing.assert_close(ours.maps().values, theirs.maps().values, rtol=0, atol=1e-6)
         torch.testing.assert_close(ours.maps().tokens, theirs.maps().tokens, rtol=0, atol=1e-4)
@@ -156,22 +243,35 @@ def test_maps_made_of_queries_and_keys_are_those_that_would_have_been_stored(tmp
     for name, m in one.items():
         np.testing.assert_allclose(m.mean, two[name].mean, atol=1e-5)
     with pytest.raises(InputError, match=r"another settings\.store|exists"):
-        capture_file("vit_16_digits", out=tmp_path / "qk.h5", **options)
+        capture_file(CaptureSpec("vit_16_digits", **options), out=tmp_path / "qk.h5")
     with pytest.raises(InputError, match="in place of maps"):
-        capture_file("vit_16_digits", out=tmp_path / "x.h5", store_as="qk", what=("tokens", "scores"), **options)
+        capture_file(
+            CaptureSpec("vit_16_digits", store="qk", what=("tokens", "scores"), **options), out=tmp_path / "x.h5"
+        )
     with pytest.raises(CaptureError, match="Store maps"):
-        capture_file("deepvit_16_digits", out=tmp_path / "x.h5", store_as="qk", **options)
+        capture_file(CaptureSpec("deepvit_16_digits", store="qk", **options), out=tmp_path / "x.h5")
 
 
 def test_scores_lie_beside_the_maps_and_are_not_measured(tmp_path):
     options = {**COMMON, "images": 40, "untrained": 0, "what": ("weights", "effective", "scores")}
-    out = capture_file("deepvit_16_digits", out=tmp_path / "maps.h5", dtype="float32", **options)
+    out = capture_file(CaptureSpec("deepvit_16_digits", dtype="float32", **options), out=tmp_path / "maps.h5")
     with ap.open_maps(out) as reader:
         assert reader.sites() == ("weights", "effective", "scores")
         scores, weights = (reader.maps(site=site).values for site in ("scores", "weights"))
     torch.testing.assert_close(scores.softmax(-1), weights)
     measurements = examine(out, metrics=METRICS[:3]).measurements
     assert {m.site for m in measurements.values()} == {"weights", "effective"}
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """38 images that are decoded one by one: they are not square."""
+    from PIL import Image
+
+    folder, rng = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+    for k in range(38):
+        Image.fromarray(rng.integers(0, 256, (36, 40, 3), dtype=np.uint8)).save(folder / f"n{k:02d}.png")
+    return folder
 
 
 def folder_of(path, copies=(), again=None, images=12):
@@ -188,14 +288,14 @@ def folder_of(path, copies=(), again=None, images=12):
 
 def test_files_of_equal_pixels_are_named_and_counted_once(checkpoint, tmp_path):
     photos, options = folder_of(tmp_path / "photos", copies=(4, 7)), {"untrained": 0, "device": "cpu"}
-    out = capture_file(checkpoint, data=str(photos), out=tmp_path / "maps.h5", **options)
+    out = capture_file(CaptureSpec(checkpoint, data=str(photos), **options), out=tmp_path / "maps.h5")
     e = examine(out, metrics=METRICS, pictures=0)
     (live,), _ = live_of(checkpoint, data=str(photos), out=tmp_path / "live", **options)
     told = "2 images are copies of others, pixel by pixel, and counted once: n04.png = n00.png, n07.png = n00.png."
     assert e.notes == live.notes == (told,)
     assert {m.n_images for m in (*e.measurements.values(), *live.measurements.values())} == {10}
-    named = {"formats": ["md"], "metrics": METRICS, "user": UserImages(str(photos))}
-    examined, _ = report([out], out=tmp_path / "report", **named)
+    named = {"formats": ["md"], "metrics": METRICS, "data": str(photos)}
+    examined, _ = report(ReportSpec([out], tmp_path / "report", **named))
     page = (tmp_path / "report" / "report.md").read_text()
     assert examined[0].notes == (told,) and told in page
 
@@ -206,7 +306,7 @@ def test_files_replaced_under_their_names_are_not_paired(checkpoint, tmp_path):
         place = tmp_path / name
         place.mkdir()
         photos = folder_of(place / "photos", again=again)
-        capture_file(checkpoint, data=str(photos), out=tmp_path / f"{name}.h5", **options)
+        capture_file(CaptureSpec(checkpoint, data=str(photos), **options), out=tmp_path / f"{name}.h5")
     found, _ = ap.compare(
         [tmp_path / "one.h5", tmp_path / "two.h5"], out=tmp_path / "out", metrics=METRICS, resamples=50
     )

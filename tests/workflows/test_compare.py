@@ -11,7 +11,7 @@ from attnprobe.core.errors import InputError
 from attnprobe.core.maps import AttentionMaps
 from attnprobe.store import CapturePlan, MapWriter
 from attnprobe.workflows.compare import compare
-from attnprobe.workflows.differences import pairs_of
+from attnprobe.workflows.differences import common_measurements
 from attnprobe.workflows.measure import examine
 from tests.reports.formulas import examined
 
@@ -133,7 +133,9 @@ def test_nothing_and_an_unknown_table_are_refused(file, tmp_path):
 
 def test_effective_maps_are_compared_with_those_that_multiply_v_in_the_other():
     plain, changed = examined("plain", layers=4), examined("changed", layers=4, effective_similar=(2,))
-    pairs = [(a.site, b.site, site) for a, b, site in pairs_of(plain, changed) if a.metric == "similar_blocks"]
+    pairs = [
+        (a.site, b.site, site) for a, b, site in common_measurements(plain, changed) if a.metric == "similar_blocks"
+    ]
     assert pairs == [("weights", "effective", "effective"), ("weights", "weights", "weights")]
 
 

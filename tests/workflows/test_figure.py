@@ -6,9 +6,11 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from attnprobe.core.errors import InputError
+from attnprobe.core.figures import FIGURES
 from attnprobe.core.registry import UnknownName
+from attnprobe.core.spec import CaptureSpec
 from attnprobe.workflows.capture import capture_file
-from attnprobe.workflows.figure import KINDS, draw
+from attnprobe.workflows.figure import draw
 from attnprobe.workflows.train import train
 from tests.plots.letters import watch_letters
 
@@ -19,11 +21,11 @@ TINY = {"epochs": 2, "warmup_epochs": 1, "model_kwargs": {"depth": 3, "embed_dim
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("figures") / "tiny"
     train("digits_vit_16", folder, settings={**TINY, "probe_every": 1, "probe_budget": 1.0})
-    capture_file(folder, images=20, untrained=10, batch_size=10)
+    capture_file(CaptureSpec(folder, images=20, untrained=10, batch_size=10))
     return folder
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FIGURES)
 @pytest.mark.parametrize("several", [False, True])
 def test_every_kind_is_drawn_as_wide_as_asked_and_not_empty(run, tmp_path, kind, several):
     paths = [run, run / "maps.h5"] if several and kind != "similar_fraction" else [run]
@@ -33,7 +35,7 @@ def test_every_kind_is_drawn_as_wide_as_asked_and_not_empty(run, tmp_path, kind,
     assert (picture < 250).mean() > 0.01 and picture.std() > 5
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FIGURES)
 def test_in_a_column_of_a_paper_no_letter_is_cut_off(run, tmp_path, kind, monkeypatch):
     clipped, sheets = watch_letters(monkeypatch), []
     monkeypatch.setattr(Figure, "savefig", lambda sheet, *_args, **_options: sheets.append(clipped(sheet)))

@@ -41,7 +41,7 @@ def test_texts_without_a_name_stay_single_runs(runs):
 @pytest.mark.parametrize(
     ("texts", "said"),
     [
-        (["vit=runs/vit_s*", "runs/deep_s0"], "single run beside groups"),
+        (["vit=runs/vit_s*", "runs/deep_s0"], "single run among groups"),
         (["vit=runs/nothing*"], "matches no run"),
         (["=runs/vit_s*"], "must be NAME=PATTERN"),
         (["vit=runs/vit_s0", "deep=runs/deep_s*"], "group vit has 1 run: a method needs two or more"),

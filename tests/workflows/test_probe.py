@@ -13,6 +13,7 @@ from torch import nn
 import attnprobe as ap
 from attnprobe.core.errors import InputError
 from attnprobe.core.images import InputSpec
+from attnprobe.core.spec import CaptureSpec
 from attnprobe.io.run import Run
 from attnprobe.metrics import METRICS
 from attnprobe.models.describe import config_json
@@ -240,7 +241,7 @@ def test_pipeline_probes_when_the_recipe_says_so_and_the_report_shows_it(tmp_pat
     tiny = {"epochs": 3, "warmup_epochs": 1, "model_kwargs": {"depth": 3, "embed_dim": 24}, "probe_every": 2}
     result = train_recipe("digits_vit_16", tmp_path / "run", settings={**tiny, "probe_budget": 1.0})
     assert read_history(result.run.probe).epochs.tolist() == [1, 3]
-    capture_file(result.run.path, images=20, untrained=0)
+    capture_file(CaptureSpec(result.run.path, images=20, untrained=0))
     examined = examine(result.run.path)
     assert examined.history.epochs.tolist() == [1, 3]
     elsewhere = tmp_path / "copy.h5"
@@ -327,7 +328,7 @@ def test_an_alarm_is_a_warning_once_a_line_in_the_run_and_a_word_in_the_text(pro
         watching(1, model)
         model.blocks[1].attn.qkv.weight.mul_(300)
     with pytest.warns(
-        AttentionAlarm, match="epoch 2: entropy collapse: rows of block 2 look at 1.. of 17 tokens"
+        AttentionAlarm, match="epoch 2: entropy collapse: rows of block 2 attend to 1.. of 17 tokens"
     ) as told:
         words = watching(2, model)
     assert len(told) == 1 and words.endswith("1 alarm")
@@ -364,7 +365,7 @@ def test_a_model_of_several_stages_is_probed_with_what_has_a_meaning_there(probe
     blocks = watching.history.blocks
     assert len({name.rpartition("/")[0] for name in blocks}) == 2
     assert {values.shape for values in blocks.values()} == {(1, 2)}
-    with pytest.raises(InputError, match="'token_similarity' has no meaning"):
+    with pytest.raises(InputError, match="'token_similarity' is not defined"):
         probe(metrics=["token_similarity"])(1, model)
 
 

@@ -7,6 +7,8 @@ import torch
 
 from attnprobe.cli import app as cli
 from attnprobe.core.errors import InputError
+from attnprobe.core.report_spec import ReportSpec
+from attnprobe.core.spec import CaptureSpec
 from attnprobe.data import load_images
 from attnprobe.data.order import one_half
 from attnprobe.io.run import Run
@@ -49,8 +51,8 @@ def test_what_is_told_is_what_the_written_model_gets_right(run, tmp_path):
 
 def test_a_pruned_model_is_captured_and_reported_on_like_any_other(run, tmp_path):
     done = prune(run, tmp_path / "small", heads={1: [3], 3: [1]}, blocks=[4], device="cpu", images=50)
-    maps = capture_file(done.path, data="digits", images=20, untrained=0, out=tmp_path / "maps.h5")
-    examined, _ = report([maps], out=tmp_path / "report", formats=["json"])
+    maps = capture_file(CaptureSpec(done.path, data="digits", images=20, untrained=0), out=tmp_path / "maps.h5")
+    examined, _ = report(ReportSpec([maps], tmp_path / "report", formats=["json"]))
     assert examined[0].measurements
 
 

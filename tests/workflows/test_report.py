@@ -11,6 +11,8 @@ from safetensors.torch import save_file
 
 import attnprobe as ap
 from attnprobe.core.errors import CheckpointError, InputError, WorkError
+from attnprobe.core.report_spec import ReportSpec
+from attnprobe.core.spec import CaptureSpec
 from attnprobe.io.config import read_yaml
 from attnprobe.io.reference import UserImages
 from attnprobe.io.run import Run
@@ -34,7 +36,7 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     for recipe in ("digits_vit_16", "digits_deepvit_16"):
         train(recipe, folder / recipe, settings=TINY)
-        capture_file(folder / recipe, images=40, untrained=20, batch_size=16)
+        capture_file(CaptureSpec(folder / recipe, images=40, untrained=20, batch_size=16))
     return folder
 
 
@@ -75,7 +77,7 @@ def test_report_measures_what_a_live_capture_measures(runs):
 
 
 def test_report_writes_its_files_and_names_both_runs(runs, tmp_path):
-    examined, files = report([runs / "digits_vit_16", runs / "digits_deepvit_16"], out=tmp_path / "page")
+    examined, files = report(ReportSpec([runs / "digits_vit_16", runs / "digits_deepvit_16"], tmp_path / "page"))
     assert [e.name for e in examined] == ["digits_vit_16", "digits_deepvit_16"]
     assert {f.name for f in files} >= {"report.html", "measurements.json", "measurements.csv", "report.md"}
     content = json.loads((tmp_path / "page" / "measurements.json").read_text())
@@ -87,12 +89,12 @@ def test_report_writes_its_files_and_names_both_runs(runs, tmp_path):
 
 def test_conditions_are_measured_even_if_nobody_asked_and_misspelt_ones_open_no_file(runs, tmp_path):
     condition = "row_gini.mean < 2"
-    examined, _ = report([runs / "digits_vit_16"], out=tmp_path, formats=["json"], fail_on=[condition])
+    examined, _ = report(ReportSpec([runs / "digits_vit_16"], tmp_path, formats=["json"], fail_on=[condition]))
     assert set(examined[0].measurements) >= {"row_gini", *DEFAULT}
     (outcome,) = gate(examined, [condition])
     assert outcome.holds and outcome.value == pytest.approx(examined[0].measurements["row_gini"].mean.mean())
     with pytest.raises(InputError, match="Did you mean 'row_gini'"):
-        report(["missing.h5"], out=tmp_path, fail_on=["row_gni.mean>1"])
+        report(ReportSpec(["missing.h5"], tmp_path, fail_on=["row_gni.mean>1"]))
 
 
 def test_a_run_is_not_mixed_with_other_options(runs):
@@ -140,7 +142,7 @@ def test_label_maps_of_patches_are_learnt_from(tmp_path):
 
 def test_capture_goes_on_after_being_interrupted(runs, tmp_path, monkeypatch):
     run, out = runs / "digits_vit_16", tmp_path / "maps.h5"
-    arguments = {"images": 40, "untrained": 0, "out": out, "batch_size": 8}
+    spec = CaptureSpec(run, images=40, untrained=0, batch_size=8)
 
     class Stop(Exception):
         pass
@@ -155,35 +157,36 @@ def test_capture_goes_on_after_being_interrupted(runs, tmp_path, monkeypatch):
 
     monkeypatch.setattr(capture_module.MapWriter, "append", stop_at_third)
     with pytest.raises(Stop):
-        capture_file(run, **arguments)
+        capture_file(spec, out=out)
     assert not out.exists()
     monkeypatch.undo()
-    capture_file(run, **arguments)
+    capture_file(spec, out=out)
     ids = ap.open_maps(out).image_ids
     assert len(ids) == len(set(ids)) == 40
 
 
 def test_a_command_stopped_between_its_two_files_can_be_run_again(runs, tmp_path, monkeypatch):
-    out, arguments = tmp_path / "maps.h5", {"images": 20, "untrained": 10, "out": tmp_path / "maps.h5"}
+    out, spec = tmp_path / "maps.h5", CaptureSpec(runs / "digits_vit_16", images=20, untrained=10)
 
     class Stop(Exception):
         pass
 
-    original = capture_module.store
+    original = capture_module.fill
 
-    def only_the_baseline(task, path, *rest):
-        if path == out:
-            raise Stop
-        return original(task, path, *rest)
+    def only_the_baseline(sink, *rest):
+        if sink.path == out:
+            with sink:
+                raise Stop
+        return original(sink, *rest)
 
-    monkeypatch.setattr(capture_module, "store", only_the_baseline)
+    monkeypatch.setattr(capture_module, "fill", only_the_baseline)
     with pytest.raises(Stop):
-        capture_file(runs / "digits_vit_16", **arguments)
+        capture_file(spec, out=out)
     monkeypatch.undo()
-    assert capture_file(runs / "digits_vit_16", **arguments) == out
+    assert capture_file(spec, out=out) == out
     assert len(ap.open_maps(untrained_maps(out))) == 10
     with pytest.raises(InputError, match="--overwrite"):
-        capture_file(runs / "digits_vit_16", **arguments)
+        capture_file(spec, out=out)
 
 
 def test_a_timm_model_and_a_folder_of_images(tmp_path):
@@ -194,7 +197,7 @@ def test_a_timm_model_and_a_folder_of_images(tmp_path):
         path = tmp_path / "images" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 255, (40, 56, 3), dtype=np.uint8)).save(path)
-    out = capture_file("vit_16_digits", data=str(tmp_path / "images"), out=tmp_path / "maps.h5")
+    out = capture_file(CaptureSpec("vit_16_digits", data=str(tmp_path / "images")), out=tmp_path / "maps.h5")
     with pytest.warns(UserWarning, match="without pictures: .*--data"):
         assert not examine(out).pictures
     examined = examine(out, user=UserImages(str(tmp_path / "images")))
@@ -247,7 +250,7 @@ def test_maps_that_are_no_numbers_in_every_image_are_reported_not_crashed_on(tmp
     values = maps.values.clone()
     values[{"head": np.s_[:, 1, 0], "layer": np.s_[:, 2], "everything": np.s_[:]}[where]] = float("nan")
     path = store_maps(tmp_path / "maps.h5", [replace(maps, values=values)])
-    (examined,), files = report([path], out=tmp_path / "report")
+    (examined,), files = report(ReportSpec([path], tmp_path / "report"))
     assert all(file.stat().st_size for file in files) and {f.suffix for f in files} >= {".html", ".json"}
     entropy = examined.measurements["row_entropy"].mean
     assert np.isnan(entropy).sum() == {"head": 1, "layer": 2, "everything": 8}[where]
@@ -262,8 +265,8 @@ def test_weights_that_are_no_numbers_can_be_looked_at_if_asked(tmp_path, name, v
     model.get_parameter(name).data.view(-1)[0] = value
     save_file(model.state_dict(), tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps(config_json("vit_16_digits", model, options)))
-    few = {"data": "digits", "images": 8, "untrained": 0, "out": tmp_path / "maps.h5"}
+    spec, out = CaptureSpec(tmp_path, data="digits", images=8, untrained=0), tmp_path / "maps.h5"
     with pytest.raises(CheckpointError, match="allow-nonfinite"):
-        capture_file(tmp_path, **few)
-    examined = examine(capture_file(tmp_path, allow_nonfinite=True, **few), metrics=["row_entropy"])
+        capture_file(spec, out=out)
+    examined = examine(capture_file(replace(spec, allow_nonfinite=True), out=out), metrics=["row_entropy"])
     assert examined.measurements["row_entropy"].n_images == 8 and examined.certificate["output_equal"]

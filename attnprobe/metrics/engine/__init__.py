@@ -1,1 +1,1 @@
-"""What all metrics are computed with: streams of maps to measurements, and shared linear algebra."""
+"""The engine of all metrics: streams of maps to measurements, and shared linear algebra."""

@@ -1,16 +1,16 @@
-"""Which metrics are meant by what somebody typed?"""
+"""Metrics from names with settings, as they are typed on the command line."""
 
 from collections.abc import Sequence
 from types import UnionType
 from typing import Any, get_args
 
 from attnprobe.core.errors import InputError
-from attnprobe.core.measurement import Metric
+from attnprobe.core.metric import Metric
 from attnprobe.io.config import parse_settings
 
 
 def choose(wanted: Sequence[Metric | str] | None) -> tuple[tuple[Metric, ...], frozenset[str]]:
-    """The metrics to measure, and the names of those that must have a meaning on the maps.
+    """The metrics to measure, and the names of those that must be defined on the maps.
 
     Args:
         wanted: metrics; names, with settings as in "similar_blocks:tau=0.8,compare=any"; or sets of names: "default",

@@ -1,11 +1,13 @@
-"""What is kept of the images that were measured?"""
+"""Values of one metric image by image, and the maps among them that are not finite."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import reduce
+from itertools import islice
 
 import numpy as np
 
+from attnprobe.core.maps import AttentionMaps
 from attnprobe.stats.interval import half_width
 
 KEEP_BYTES = 128 * 2**20
@@ -67,7 +69,7 @@ class Collected:
         self._folded: Moments | None = None
 
     def add(self, values: np.ndarray) -> np.ndarray:
-        """Take [image, *axes] in; which of these images are finite everywhere, [image]."""
+        """Add [image, *axes]; returns which of these images are finite everywhere, [image]."""
         finite = np.asarray(np.isfinite(values.reshape(len(values), -1)).all(1))
         self.n_images += len(values)
         self.n_excluded += int((~finite).sum())
@@ -95,3 +97,26 @@ def _blocks(values: np.ndarray) -> Iterator[np.ndarray]:
     length = max(1, BLOCK_BYTES // max(1, values[0].size * 8))
     for start in range(0, len(values), length):
         yield values[start : start + length]
+
+
+def maps_not_finite(maps: AttentionMaps, images: np.ndarray, at_most: int) -> list[str]:
+    """Names of maps with NaN or infinities, searched among some images only.
+
+    Args:
+        maps: some images.
+        images: [image], bool: those for which a metric was not finite.
+        at_most: how many to name.
+
+    Returns:
+        Such as "image val/7, block 3 (blocks.2.attn), head 5"; numbers count from 1. Empty if all are finite: then the
+        metric has no value there, as the distance of a head that attends to no patch.
+    """
+    return list(islice(_named(maps, images), max(0, at_most)))
+
+
+def _named(maps: AttentionMaps, images: np.ndarray) -> Iterator[str]:
+    for i in np.flatnonzero(images):
+        finite = maps.values[i].isfinite().all(-1).all(-1)
+        for layer, head in (~finite).nonzero().tolist():
+            name = f" ({maps.layers[layer]})" if maps.layers else ""
+            yield f"image {maps.image_ids[i]}, block {layer + 1}{name}, head {head + 1}"

@@ -1,8 +1,7 @@
-"""How much do two kernels over the same samples agree?
+"""Hilbert-Schmidt independence criterion (HSIC) with linear kernels, the numerator of centred kernel alignment (CKA).
 
-The Hilbert-Schmidt independence criterion with linear kernels, the numerator of centred kernel alignment (CKA). As an
-average over minibatches before the division it has no bias from their size: Nguyen et al. 2021, arXiv:2010.15327. Here
-one image is one minibatch and its tokens are the samples.
+As an average over minibatches before the division it has no bias from their size: Nguyen et al. 2021, arXiv:2010.15327.
+Here one image is one minibatch and its tokens are the samples.
 """
 
 import numpy as np
@@ -10,8 +9,7 @@ import torch
 from torch import Tensor
 
 from attnprobe.core.errors import InputError, check_choice
-from attnprobe.metrics.engine.gram import half_products
-from attnprobe.metrics.engine.token_vectors import ROUNDING
+from attnprobe.metrics.engine.linear_algebra import ROUNDING, half_products
 
 ESTIMATORS = ("unbiased", "biased")
 

@@ -1,32 +1,21 @@
-"""How does a stream of attention maps become measurements?"""
+"""Measurements of a stream of attention maps: mean, interval, baselines and summary of every metric."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from attnprobe.core.errors import InputError, ShapeError
-from attnprobe.core.explanation import explanation
-from attnprobe.core.maps import AttentionMaps, uniform_maps
-from attnprobe.core.measurement import Measurement, Metric
-from attnprobe.core.tap import Site
+from attnprobe.core.maps import AttentionMaps
+from attnprobe.core.measurement import Key, Measurement, Measurements
+from attnprobe.core.metric import Metric
 from attnprobe.metrics.engine.choose import choose
+from attnprobe.metrics.engine.collect import Place, collect, values_of
 from attnprobe.metrics.engine.collected import Collected
-from attnprobe.metrics.engine.not_finite import maps_not_finite
 from attnprobe.metrics.engine.units import Units, with_units
 from attnprobe.stats.bootstrap import interval_of_function, interval_of_mean
 from attnprobe.stats.interval import within
-
-PIECE_BYTES = 16 * 2**20
-"""Maps that go through a metric at once on a CPU, in float32; its temporaries are of that size."""
-
-ROWS_OFF = 0.02
-"""What rounding to bfloat16 or float16 can at most do to a sum of a row."""
-
-NAMED = 3
-"""Maps that are not finite are named up to this many."""
 
 
 def measure(
@@ -37,7 +26,7 @@ def measure(
     seed: int = 0,
     baselines: Mapping[str, Iterable[AttentionMaps]] | None = None,
     group: str | None = None,
-) -> dict[str, Measurement]:
+) -> Measurements:
     """Measure a stream of attention maps; memory does not grow with the number of images.
 
     Images with equal pixels are counted once; see `units`.
@@ -45,8 +34,8 @@ def measure(
     Args:
         chunks: maps of some images each, of any number of stages and sites; read once, in float32 (float64 stays).
             A chunk may reuse its memory once the next one is asked for.
-        metrics: what to measure, metrics or names, see `choose`; None for those of `DEFAULT` that have a meaning on
-            the maps.
+        metrics: what to measure, metrics or names, see `choose`; None for those of `DEFAULT` that are
+            defined on the maps.
         bootstrap: resamples of the images for the 95 % intervals; 0 for the normal approximation, which also serves
             where a metric has more than 128 MiB of values.
         seed: of the resampling, the same for all metrics.
@@ -57,7 +46,7 @@ def measure(
 
     Returns:
         {name: Measurement}, named after the metric. Where a metric was measured at two sites of one stage, the plain
-        name is what multiplies V and the other is "name@weights"; stages but "trunk" are named "stage/name".
+        name is effective attention and the other is "name@weights"; stages but "trunk" are named "stage/name".
         Metrics of tokens alone are measured once per stage.
 
     Raises:
@@ -81,8 +70,8 @@ def summarise(
     seed: int,
     baselines: "Mapping[str, list[Place]]",
     group: str | None = None,
-) -> dict[str, Measurement]:
-    """What was collected as measurements; arguments and errors as in `measure`."""
+) -> Measurements:
+    """Measurements of what was collected, with baselines; arguments and errors as in `measure`."""
     _check_measured(places, wanted, required)
     result = _measurements(places, wanted, bootstrap, seed, group)
     for name, others in baselines.items():
@@ -95,133 +84,25 @@ def summarise(
                     "a baseline needs the same number of layers and heads."
                 )
             result[key] = replace(result[key], baselines={**result[key].baselines, name: bare})
-    return result
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """What was collected at one site of one stage; `uniform` has the shape, grid and kind of its maps."""
-
-    stage: str
-    site: Site
-    is_effective: bool
-    stochastic: bool
-    uniform: AttentionMaps
-    refusals: dict[str, str]
-    collected: dict[str, Collected]
-    image_ids: list[str]
-    not_finite: list[str]
-    pixels: list[int]
-
-    @classmethod
-    def of(cls, maps: AttentionMaps, metrics: Sequence[Metric]) -> "Place":
-        refusals = {metric.name: metric.refusal(maps) for metric in metrics}
-        collected = {name: Collected() for name, refusal in refusals.items() if not refusal}
-        about = (maps.stage, maps.site, maps.is_effective, maps.stochastic)
-        return cls(*about, uniform_maps(maps), refusals, collected, [], [], [])
-
-    def check_same(self, maps: AttentionMaps) -> None:
-        """Raises ShapeError if these maps cannot be averaged with the earlier ones."""
-        earlier = (tuple(self.uniform.values.shape[1:]), self.uniform.grid, self.stochastic, self.is_effective)
-        now = (tuple(maps.values.shape[1:]), maps.grid, maps.stochastic, maps.is_effective)
-        if earlier != now:
-            raise ShapeError(
-                f"all {self.stage} maps at site {self.site!r} must be alike: (layer, head, query, key), grid, "
-                f"stochastic and is_effective were {earlier}, now {now}. Measure different models one by one."
-            )
-
-
-def collect(chunks: Iterable[AttentionMaps], metrics: Sequence[Metric]) -> list[Place]:
-    """Run the metrics over all chunks."""
-    places: dict[tuple[str, Site], Place] = {}
-    for chunk in chunks:
-        if chunk.n_images == 0:
-            continue
-        place = places.get((chunk.stage, chunk.site))
-        if place is None:
-            seen = {name for other in places.values() if other.stage == chunk.stage for name in other.collected}
-            new = [metric for metric in metrics if "maps" in metric.parameters or metric.name not in seen]
-            place = places[chunk.stage, chunk.site] = Place.of(chunk, new)
-        place.check_same(chunk)
-        if not place.image_ids:
-            _check_rows(chunk)
-        place.image_ids.extend(chunk.image_ids)
-        place.pixels.extend([0] * chunk.n_images if chunk.pixels is None else chunk.pixels.tolist())
-        suited = [metric for metric in metrics if metric.name in place.collected]
-        with torch.inference_mode():
-            for piece in _pieces(chunk):
-                whole = [place.collected[metric.name].add(_values(metric, piece)) for metric in suited]
-                if suited and not (finite := np.logical_and.reduce(whole)).all():
-                    place.not_finite.extend(maps_not_finite(piece, ~finite, NAMED - len(place.not_finite)))
-            del piece
-        del chunk  # its memory is free for the next one, which is computed when the loop asks for it
-    if not places:
-        raise InputError("no attention maps to measure: the stream of chunks was empty.")
-    return list(places.values())
-
-
-def _check_rows(maps: AttentionMaps) -> None:
-    """Raises InputError if maps that are called stochastic are not, by the first image; what is not finite may be."""
-    if not maps.stochastic:
-        return
-    for layer in maps.values[0]:
-        sums = layer.sum(-1, dtype=torch.float32)
-        known = sums.isfinite()
-        if not known.any():
-            continue
-        low, high, smallest = (float(x) for x in (*sums[known].aminmax(), layer.amin(-1)[known].min()))
-        if low < 1 - ROWS_OFF or high > 1 + ROWS_OFF or smallest < -ROWS_OFF:
-            raise InputError(
-                f"rows of the {maps.stage} maps at site {maps.site!r} must be non-negative and sum to 1: they sum to "
-                f"{low:.3g} to {high:.3g}, and the smallest entry is {smallest:.3g}. If they are not what a softmax "
-                "put out, say AttentionMaps(..., stochastic=False)."
-            )
-
-
-def _pieces(maps: AttentionMaps) -> Iterator[AttentionMaps]:
-    """The maps in working precision, a few images at a time on a CPU."""
-    wide = maps.values.dtype == torch.float64
-    bytes_per_image = maps.values[0].numel() * (8 if wide else 4)
-    step = max(1, PIECE_BYTES // bytes_per_image) if maps.values.is_cpu else maps.n_images
-    for start in range(0, maps.n_images, step):
-        piece = maps.images(start, min(start + step, maps.n_images))
-        tokens, vectors = (None if x is None else _working(x) for x in (piece.tokens, piece.value_vectors))
-        yield replace(piece, values=_working(piece.values), tokens=tokens, value_vectors=vectors)
-
-
-def _working(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
-
-
-def _values(metric: Metric, piece: AttentionMaps) -> np.ndarray:
-    """[image, *axes] on the host, in memory of its own; in the precision of the maps, also where autocast is on."""
-    with torch.autocast(piece.values.device.type, enabled=False):
-        values = metric.per_image(piece)
-    shaped = values.ndim == 1 + len(metric.axes) or metric.from_mean is not None
-    if not shaped or len(values) != piece.n_images:
-        raise ShapeError(
-            f"metric {metric.name!r} must return [image, {', '.join(metric.axes)}] for {piece.n_images} images, "
-            f"got {tuple(values.shape)}."
-        )
-    return _working(values).cpu().numpy().copy()
+    return Measurements(result)
 
 
 def _check_measured(places: list[Place], metrics: Sequence[Metric], required: frozenset[str]) -> None:
-    """Raises InputError if a metric was asked for in vain, or if there is nothing at all."""
+    """Raises InputError if a metric that was asked for by name is defined nowhere, or if none is."""
     for metric in metrics:
         if any(metric.name in place.collected for place in places):
             continue
         reasons = [f"{p.stage} at site {p.site!r}: {p.refusals[metric.name]}" for p in places]
         if metric.name in required:
-            raise InputError(f"metric {metric.name!r} has no meaning on these maps. {'; '.join(reasons)}.")
+            raise InputError(f"metric {metric.name!r} is not defined on these maps. {'; '.join(reasons)}.")
     if not any(place.collected for place in places):
-        raise InputError(f"none of {len(metrics)} metrics has a meaning on these maps; capture site='weights'.")
+        raise InputError(f"none of {len(metrics)} metrics is defined on these maps; capture site='weights'.")
 
 
 def _measurements(
     places: list[Place], metrics: Sequence[Metric], bootstrap: int, seed: int, group: str | None
 ) -> dict[str, Measurement]:
-    """Name every series and summarise it."""
+    """Measurements of one run of `collect`, by name."""
     result = {}
     units = {(place.stage, place.site): Units.of(place.image_ids, place.pixels, group) for place in places}
     for stage in dict.fromkeys(place.stage for place in places):
@@ -229,8 +110,7 @@ def _measurements(
             measured = [place for place in places if place.stage == stage and metric.name in place.collected]
             measured.sort(key=lambda place: not place.is_effective)  # stable: first come, first named
             for rank, place in enumerate(measured):
-                name = metric.name if rank == 0 else f"{metric.name}@{place.site}"
-                key = name if stage == "trunk" else f"{stage}/{name}"
+                key = str(Key(metric.name, stage, place.site if rank else ""))
                 its = units[stage, place.site]
                 of_units = its.collected(place.collected[metric.name])
                 named = replace(place, image_ids=list(its.ids))
@@ -246,7 +126,7 @@ def _uniform_baseline(place: Place, metric: Metric, bootstrap: int, seed: int) -
     collected = Collected()
     with torch.inference_mode():
         whole = replace(place.uniform, values=place.uniform.values.contiguous())
-        collected.add(_values(metric, whole))
+        collected.add(values_of(metric, whole))
     about = replace(place, site="weights", is_effective=True, stochastic=True, image_ids=["uniform"], not_finite=[])
     return {"uniform": _measurement(about, metric, collected, bootstrap, seed)}
 
@@ -282,7 +162,7 @@ def _measurement(place: Place, metric: Metric, collected: Collected, bootstrap: 
         per_image=collected.per_image,
         image_ids=() if collected.per_image is None else tuple(place.image_ids),
         from_mean=metric.from_mean,
-        explanation=explanation(metric),
+        explanation=metric.explanation,
         not_finite=tuple(place.not_finite),
     )
     return replace(m, summary=metric.summarise(m)) if metric.summarise else m
@@ -291,7 +171,7 @@ def _measurement(place: Place, metric: Metric, collected: Collected, bootstrap: 
 def _mean_and_interval(
     metric: Metric, collected: Collected, bootstrap: int, seed: int
 ) -> tuple[str, np.ndarray, np.ndarray, np.ndarray]:
-    """How the interval was made, then mean, std [*axes] and ci [2, *axes] as in `Measurement`."""
+    """Kind of interval, then mean, std [*axes] and ci [2, *axes] as in `Measurement`."""
     moments, per_image = collected.moments(), collected.per_image
     mean, std = moments.mean_and_std()
     if metric.from_mean is None:

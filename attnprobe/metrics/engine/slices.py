@@ -1,4 +1,4 @@
-"""How are many images measured without keeping a map, by any number of processes, with a stop at any moment?
+"""Measurements of images, slice by slice, so that any number of processes can share them and any stop costs little.
 
 Images come in slices of fixed size. What every metric says of each image of a slice is a small file; all slices
 together, in order, are what `measure` would have collected, so the measurements are equal bit for bit, whoever measured
@@ -16,10 +16,12 @@ import torch
 
 from attnprobe.core.errors import InputError
 from attnprobe.core.maps import AttentionMaps, Part, TokenGrid, uniform_maps
-from attnprobe.core.measurement import Measurement, Metric
+from attnprobe.core.measurement import Measurements
+from attnprobe.core.metric import Metric
 from attnprobe.metrics.engine.choose import choose
+from attnprobe.metrics.engine.collect import NAMED, Place, collect
 from attnprobe.metrics.engine.collected import Collected
-from attnprobe.metrics.engine.measure import NAMED, Place, collect, summarise
+from attnprobe.metrics.engine.measure import summarise
 
 
 def measure_slice(chunks: Iterable[AttentionMaps], metrics: Sequence[Metric | str] | None = None) -> bytes:
@@ -65,7 +67,7 @@ def measure_slices(
     seed: int = 0,
     baselines: Mapping[str, Iterable[bytes]] | None = None,
     group: str | None = None,
-) -> dict[str, Measurement]:
+) -> Measurements:
     """As `measure`, from what `measure_slice` gave, in order; `metrics` must be the same."""
     wanted, required = choose(metrics)
     others = {name: _places(parts) for name, parts in (baselines or {}).items()}

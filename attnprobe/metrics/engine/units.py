@@ -1,4 +1,4 @@
-"""Which images stand for themselves? Copies of one image say no more than it, and images of one group little more.
+"""Units of observation: each distinct image, or each group of images that are not independent.
 
 Question: how are intervals to know? Choice: what is averaged, resampled and counted is not an image but a unit. Of
 images with equal pixels one is kept; of a group, named by a pattern on the image ids, the mean over its images.
@@ -29,15 +29,15 @@ ALIKE = 0.3
 """Intra-class correlation from which on images are called alike: eight of them are then worth no more than 2.6."""
 
 FEWEST_GROUPS = 4
-"""Of fewer, nothing is said."""
+"""Below this many groups there is no warning."""
 
 STEM = r"^(.+)[-_ ][^-_ /]+$"
-"""What ids of copies of an image often share: all up to the last separator."""
+"""Pattern that ids of copies of an image often share: all up to the last separator."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Units:
-    """What is counted once.
+    """Images, or groups of images, that are counted once each.
 
     Attributes:
         ids: of each unit: its image, or what a pattern found in the ids of its group.
@@ -115,14 +115,14 @@ def _names(image_ids: Sequence[str], group: str) -> list[str]:
 
 
 def _joined(pixels: Sequence[int]) -> int:
-    """One number of several; that of a single image is its own."""
+    """One hash of several; of a single image its own."""
     if len(pixels) == 1 or 0 in pixels:
         return pixels[0] if len(pixels) == 1 else 0
     return hash(tuple(sorted(pixels))) or 1  # of integers, and so the same in every process
 
 
 def copies_in_words(m: Measurement) -> str:
-    """That some images are copies of others, and are counted once; empty if none is."""
+    """Sentence on images that are copies of others and counted once; empty if none is."""
     if not m.copies:
         return ""
     more = f" and {len(m.copies) - NAMED} more" if len(m.copies) > NAMED else ""
@@ -131,7 +131,7 @@ def copies_in_words(m: Measurement) -> str:
 
 
 def alike_in_words(measurements: Sequence[Measurement]) -> str:
-    """That images whose ids begin alike have values that are alike, as copies of one image have; empty if they do not.
+    """Warning where images whose ids begin alike have similar values, as copies of one image have; else empty.
 
     Over metrics, the median intra-class correlation of each image's mean value (Shrout and Fleiss 1979, ICC(1)), beyond
     what is common to a folder, which often is a class: classes are no groups, since other images would be of the same.
@@ -185,7 +185,7 @@ def _intraclass(values: np.ndarray, group: np.ndarray) -> float:
 
 
 def with_units(m: Measurement, units: Units, group: str | None) -> Measurement:
-    """The measurement of units, which says so.
+    """The measurement with its units: pixels, copies and group.
 
     Without an interval where there were too many values to keep each: copies and groups are then in its sums as so many
     images.

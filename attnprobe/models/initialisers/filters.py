@@ -1,4 +1,4 @@
-"""Which depthwise convolution filters make a mixer work before, or without, learning them?
+"""Initial depthwise filters with which a convolutional mixer works before, or without, learning them.
 
 The ConvMixer initialisations of the authors' code (arXiv:2404.01139): structure that a random map lacks is cheap to
 give a filter. With k the side of the kernel, a filter's squares sum to 1/k for all but "random" (1/3) and "softmax":
@@ -25,7 +25,7 @@ class SoftmaxTaps(nn.Module):
         return filters.flatten(1).softmax(dim=-1).view_as(filters)
 
     def right_inverse(self, filters: Tensor) -> Tensor:
-        """What is stored when filters are assigned: they themselves, to which the softmax is then applied."""
+        """The stored value of assigned filters: themselves, before the softmax."""
         return filters
 
 
@@ -110,7 +110,7 @@ def _gaussians(heads: int, kernel: int, variance: float) -> Tensor:
 
 
 def filter_maps(model: nn.Module, rows: int, cols: int, *, filters: int = 16) -> AttentionMaps:
-    """Depthwise filters as the matrices by which they mix the places of a rows x cols picture, zero padded.
+    """Depthwise filters as matrices that mix the places of a rows x cols image, zero padded.
 
     Args:
         filters: how many of each layer, from the first; fewer if layers have fewer.
@@ -143,7 +143,7 @@ def depthwise(model: nn.Module) -> dict[str, nn.Conv2d]:
         if isinstance(module, nn.Conv2d) and module.groups == module.in_channels == module.out_channels > 1
     }
     if not found:
-        raise InputError(f"{type(model).__name__} has no depthwise convolution to initialise or to show.")
+        raise InputError(f"{type(model).__name__} has no depthwise convolution.")
     return found
 
 

@@ -1,4 +1,4 @@
-"""How does every head of a model come to attend to one offset?"""
+"""Impulse initialisation of a model: every head attends to one offset."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +14,7 @@ from attnprobe.models.initialisers.positions import grid_of, patch_positions, ps
 
 @dataclass(frozen=True, slots=True)
 class Impulses:
-    """What an impulse initialisation was after.
+    """Targets and course of an impulse initialisation.
 
     Attributes:
         offsets: [layer, head, 2], rows down and columns right from the query to the key each head should attend to.
@@ -28,7 +28,7 @@ class Impulses:
 
 
 def by_adam(model: Any, recipe: Impulse, inputs: tuple[str, str], init_once: bool) -> Impulses:
-    """Drawn offsets; q and k of Adam. `inputs`: pseudo-inputs of the first block and of the rest."""
+    """Initialise q and k by Adam for drawn offsets; `inputs`: pseudo-inputs of the first block and of the rest."""
     layers, table, solutions, offsets = attention_layers(model), patch_positions(model), [], []
     device = layers[0].qkv.weight.device
     tokens = torch.empty(0)
@@ -47,7 +47,7 @@ def by_adam(model: Any, recipe: Impulse, inputs: tuple[str, str], init_once: boo
 
 
 def in_closed_form(model: Any, recipe: Impulse, inputs: tuple[str, str], init_once: bool) -> Impulses:
-    """Offsets in the authors' order; q and k solved for, values and output projections the mimetic pair."""
+    """Initialise q and k in closed form for offsets in the authors' order, and v and proj as the mimetic pair."""
     layers, table = attention_layers(model), patch_positions(model)
     device, head_width = layers[0].qkv.weight.device, layers[0].head_dim
     first = pseudo_input(inputs[0], table)

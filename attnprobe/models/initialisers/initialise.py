@@ -1,17 +1,17 @@
-"""How is a transformer given structured weights, whatever its geometry? In place, on any timm `VisionTransformer`."""
+"""Structured initialisation, in place, of any timm `VisionTransformer`."""
 
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from attnprobe.core.errors import check_choice
+from attnprobe.core.errors import InputError, check_choice
 from attnprobe.models.initialisers import mimetic
-from attnprobe.models.initialisers.allowed import check_model
 from attnprobe.models.initialisers.impulse import Impulses, by_adam, in_closed_form
 from attnprobe.models.initialisers.layers import attention_layers, write_query_key, write_value_output
 from attnprobe.models.initialisers.names import SKIP, Impulse, Mimetic, parse
-from attnprobe.models.initialisers.positions import PSEUDO_INPUTS, use_sinusoidal_positions
+from attnprobe.models.initialisers.positions import PSEUDO_INPUTS, grid_of, use_sinusoidal_positions
+from attnprobe.models.initialisers.targets import check_window
 
 Solver = Literal["closed_form", "adam"]
 
@@ -36,14 +36,14 @@ def initialise(
     Args:
         weight_init: "" and other strings of timm's; "skip", PyTorch's defaults; "mimetic<alpha>_<beta>"; "impulse<k>".
         pseudo_input1: what impulses of the first block are solved for, see `pseudo_input`; pseudo_input2: of the rest.
-        init_once: solve for the first block and copy q and k to all others; None for what the solver's authors do:
+        init_once: solve for the first block and copy q and k to all others; None for the authors' choice:
             True for "adam", False for "closed_form" (whose noise is fresh in every block).
         solver: "closed_form" (seconds; also sets values and output projections to the mimetic pair) or "adam".
         compat: for mimetic value weights, "repo" or "exact"; see `mimetic.value_output`.
         reset: start from PyTorch's defaults for everything else, as the authors do; False if it was just built so.
 
     Returns:
-        what impulses were wanted; None for anything but "impulse<k>".
+        the impulses' targets; None for anything but "impulse<k>".
 
     Raises:
         InputError, ShapeError: the method does not allow it, with the reason; see `check_model`.
@@ -73,7 +73,7 @@ def initialise(
 
 
 def reset_modules(model: Any) -> None:
-    """PyTorch's defaults everywhere, and `reset_tables`."""
+    """Reset every module to PyTorch's defaults, and the tables by `reset_tables`."""
     for module in model.modules():
         if hasattr(module, "reset_parameters"):
             module.reset_parameters()
@@ -81,7 +81,7 @@ def reset_modules(model: Any) -> None:
 
 
 def reset_tables(model: Any) -> None:
-    """Class token and registers 0, learned positions 0.02 N(0, 1); timm leaves them unset if told to skip."""
+    """Set class token and registers to 0, learned positions to 0.02 N(0, 1); timm leaves them unset with "skip"."""
     with torch.no_grad():
         for token in (model.cls_token, model.reg_token):
             if token is not None:
@@ -105,3 +105,48 @@ def _mimetic(model: Any, recipe: Mimetic, compat: mimetic.Compat) -> None:
     for layer in layers:
         z = mimetic.uniform_noise(width, width).to(layer.qkv.weight.device)
         write_value_output(layer, *mimetic.value_output(z, compat))
+
+
+def check_model(model: Any, recipe: Mimetic | Impulse | str, solver: str) -> None:
+    """Raise unless an initialisation from `parse` can be applied to a model; timm's own strings always can.
+
+    Raises:
+        InputError: attention without a fused qkv layer of the usual layout, heads wider than the model, fewer than two
+            blocks; for impulses also: learned positions, normalised queries and keys, a class token that average
+            pooling ignores.
+        ShapeError: the window of an impulse is larger than the grid.
+    """
+    if isinstance(recipe, str):
+        return
+    layers = attention_layers(model)
+    if len(layers) < 2:
+        raise InputError(
+            f"structured initialisation needs 2 blocks or more, got {len(layers)}: "
+            "the authors' code divides by depth - 1."
+        )
+    width, inner = model.embed_dim, layers[0].num_heads * layers[0].head_dim
+    if layers[0].head_dim > width:
+        raise InputError(
+            f"heads of width {layers[0].head_dim} are wider than the model ({width}): "
+            f"a {width} x {width} matrix has no factors of that rank."
+        )
+    if inner != width and (isinstance(recipe, Mimetic) or solver == "closed_form"):
+        raise InputError(
+            f"value and output projections must be {width} x {width} to multiply to a multiple of the identity; "
+            f"{layers[0].num_heads} heads of width {layers[0].head_dim} make them {inner} x {width}."
+        )
+    if isinstance(recipe, Mimetic):
+        return
+    if isinstance(model.pos_embed, nn.Parameter) or model.pos_embed is None:
+        raise InputError(
+            "impulse initialisation solves for attention on fixed positions; learned ones move away from what was "
+            "solved for. Pass sin_pe=True, or call use_sinusoidal_positions(model) first."
+        )
+    if not isinstance(layers[0].q_norm, nn.Identity):
+        raise InputError("qk_norm rescales queries and keys, whose size an impulse needs; build with qk_norm=False.")
+    if model.has_class_token and model.global_pool in ("avg", "avgmax", "max"):
+        raise InputError(
+            "impulses are meant for patches, which average pooling reads; a class token beside it would be attended to "
+            "and never read: pass class_token=False (or global_pool='token')."
+        )
+    check_window(*grid_of(model), recipe.kernel)

@@ -1,4 +1,4 @@
-"""Where in a transformer are the weights of queries, keys and values, and how are they replaced?"""
+"""Weights of queries, keys and values in a transformer, and how they are replaced."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from attnprobe.core.errors import InputError
 
 
 def attention_layers(model: Any) -> list[Any]:
-    """The attention of every block; raises InputError if q, k and v are not rows of one layer `qkv`."""
+    """The attention layer of every block; raises InputError unless q, k and v are rows of one layer `qkv`."""
     layers = [getattr(block, "attn", None) for block in getattr(model, "blocks", ())]
     for index, layer in enumerate(layers):
         weight = getattr(getattr(layer, "qkv", None), "weight", None)
@@ -25,7 +25,7 @@ def attention_layers(model: Any) -> list[Any]:
 
 
 def write_query_key(layer: Any, q: Tensor, k: Tensor) -> None:
-    """q [head, width, rank] and k [head, rank, width] into the first two thirds of qkv.
+    """Write q [head, width, rank] and k [head, rank, width] into the first two thirds of qkv.
 
     If the rank is below the head width, the rest of Wq is zero and that of Wk stays as it is: the map is the same, and
     gradients still reach all of Wq.
@@ -38,7 +38,7 @@ def write_query_key(layer: Any, q: Tensor, k: Tensor) -> None:
 
 
 def write_value_output(layer: Any, value: Tensor, output: Tensor) -> None:
-    """Weights of value and output projection, both [width, width]."""
+    """Write weights of value and output projection, both [width, width]."""
     thirds(layer)[2].flatten(0, 1).copy_(value)
     layer.proj.weight.copy_(output)
 

@@ -1,4 +1,4 @@
-"""Where do the heads of a fresh model look, if all they see are positions?"""
+"""Attention maps of an initialised model whose tokens are positions alone."""
 
 from typing import Any
 

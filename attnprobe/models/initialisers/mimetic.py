@@ -1,4 +1,4 @@
-"""Which weights make fresh attention look a little like trained attention? A multiple of the identity plus noise.
+"""Mimetic initialisation: products of weights are a multiple of the identity plus noise, as after training.
 
 Trockman & Kolter 2023, "Mimetic Initialization of Self-Attention Layers", arXiv:2305.09828. With Z of variance 1/D:
     queries, keys    per head, Wq^T Wk is the best approximation of its rank to alpha Z + beta I (alpha = beta = 0.7)

@@ -1,4 +1,4 @@
-"""Which initialisation does a `weight_init` string ask for?"""
+"""Initialisations by the authors' `weight_init` strings."""
 
 import math
 import re
@@ -29,7 +29,7 @@ class Impulse:
 
 
 def parse(weight_init: str) -> Mimetic | Impulse | str:
-    """A string of the authors' -> what it asks for; timm's own strings and "skip" come back as they are.
+    """The initialisation of a `weight_init` string; timm's own strings and "skip" are returned unchanged.
 
     Raises:
         InputError: no such initialisation, or its numbers are missing, infinite or (for a window) even.

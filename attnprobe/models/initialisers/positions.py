@@ -1,4 +1,4 @@
-"""Which numbers say where a patch is, if nobody learns them?"""
+"""Fixed position tables, and pseudo-inputs made of them."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from attnprobe.core.errors import InputError, ShapeError, check_choice
 
 PSEUDO_INPUTS = ("P", "U", "G", "A", "B")
-"""What stands in for the tokens of an image while q and k are solved for, see `pseudo_input`."""
+"""Kinds of substitutes for an image's tokens while q and k are solved for, see `pseudo_input`."""
 
 
 def sinusoidal_positions(rows: int, cols: int, width: int) -> Tensor:
@@ -70,7 +70,7 @@ def patch_positions(model: Any) -> Tensor:
 
 
 def pseudo_input(kind: str, table: Tensor) -> Tensor:
-    """What stands in for an image's tokens, [patch, width]: layer norm (without parameters) of
+    """A substitute for an image's tokens, [patch, width]: layer norm (without parameters) of
 
         P  the position table                A  P + U
         U  uniform numbers in (-1, 1)        B  P + G

@@ -1,4 +1,4 @@
-"""Which attention map does a convolution with a single one in its kernel correspond to?"""
+"""Target maps: those of a convolution with a single one in its kernel."""
 
 import torch
 from torch import Tensor

@@ -1,21 +1,20 @@
-"""AttnScale: what a map does beyond averaging is amplified, by a learned factor per head.
+"""AttnScale: a learned factor per head amplifies a map's difference from the uniform map.
 
 Wang et al. 2022, "Anti-Oversmoothing in Deep Vision Transformers via the Fourier Domain Analysis: From Theory to
 Practice", arXiv:2203.05962, with N tokens and w in R^H:
     A' = (1/N) 1 1^T + (1 + w) (A - (1/N) 1 1^T)  =  A + w (A - (1/N) 1 1^T)
 w starts at 0, where this is the plain ViT, bit for bit. Rows of A' sum to 1; entries may be negative.
 
-A' V = A V + w (A V - mean of V), so the fused kernel does the work and A' exists only while somebody looks.
+A' V = A V + w (A V - mean of V), so the fused kernel does the work and A' exists only while a tap is hooked.
 Departure: attention dropout acts on A, not on A', so that both paths agree in training as well.
 """
 
 from typing import Any
 
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from attnprobe.models.attention import TappedAttention, replace_attention
-from attnprobe.models.variant import Paper, Variant
+from attnprobe.models.attention import TappedAttention
+from attnprobe.models.variant import AttentionViT, Paper, Variant
 
 
 class AttnScale(TappedAttention):
@@ -35,14 +34,10 @@ class AttnScale(TappedAttention):
         return weights + self.w.view(-1, 1, 1) * (weights - 1 / weights.shape[-1])
 
 
-class AttnScaleViT(VisionTransformer):
-    """A ViT with AttnScale in every block; arguments as timm's `VisionTransformer`."""
+class AttnScaleViT(AttentionViT):
+    """A ViT with AttnScale in every block."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        block: Any
-        for block in self.blocks:
-            block.attn = replace_attention(AttnScale, block.attn)
+    attention = AttnScale
 
 
 ATTNSCALE = Variant(

@@ -1,4 +1,4 @@
-"""Differential attention: heads work in pairs, and what both attend to is taken out.
+"""Differential attention: heads work in pairs, and the second softmax is subtracted from the first.
 
 Ye et al. 2024, "Differential Transformer", arXiv:2410.05258, with Q1, K1, Q2, K2 of a pair of heads and V of both:
     A = softmax(Q1 K1^T / sqrt(P)) - lambda softmax(Q2 K2^T / sqrt(P)),   Y = (1 - lambda_0) RMSNorm(A V) per pair
@@ -53,7 +53,7 @@ class DifferentialAttention(TappedAttention):
         return q, k, v.unflatten(1, (-1, 2)).transpose(2, 3).flatten(3)
 
     def share(self) -> Tensor:
-        """lambda, a number: how much of the second softmax is taken off the first."""
+        """lambda, a number: the factor of the second softmax."""
         first, second = (self.lambda_q1 * self.lambda_k1).sum(), (self.lambda_q2 * self.lambda_k2).sum()
         return first.exp() - second.exp() + self.lambda_0
 

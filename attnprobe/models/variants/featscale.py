@@ -1,4 +1,4 @@
-"""FeatScale: the tokens' mean and what differs from it are re-weighted after attention, per channel.
+"""FeatScale: the tokens' mean and their difference from it are re-weighted after attention, per channel.
 
 Wang et al. 2022, "Anti-Oversmoothing in Deep Vision Transformers via the Fourier Domain Analysis: From Theory to
 Practice", arXiv:2203.05962, with y the attention layer's output, DC(y) its mean over tokens and s, t in R^D:
@@ -8,11 +8,10 @@ s and t start at 0, where this is the plain ViT, bit for bit. Maps are untouched
 
 from typing import Any
 
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from attnprobe.models.attention import TappedAttention, replace_attention
-from attnprobe.models.variant import Paper, Variant
+from attnprobe.models.attention import TappedAttention
+from attnprobe.models.variant import AttentionViT, Paper, Variant
 
 
 class FeatScale(TappedAttention):
@@ -30,19 +29,15 @@ class FeatScale(TappedAttention):
         return y + self.s * mean + self.t * (y - mean)
 
 
-class FeatScaleViT(VisionTransformer):
-    """A ViT with FeatScale in every block; arguments as timm's `VisionTransformer`."""
+class FeatScaleViT(AttentionViT):
+    """A ViT with FeatScale in every block."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        block: Any
-        for block in self.blocks:
-            block.attn = replace_attention(FeatScale, block.attn)
+    attention = FeatScale
 
 
 FEATSCALE = Variant(
     name="featscale",
-    summary="the tokens' mean and what differs from it are re-weighted after attention",
+    summary="the tokens' mean and their difference from it are re-weighted after attention",
     paper=Paper("wang2022antioversmoothing", "2203.05962", 2022),
     model=FeatScaleViT,
 )

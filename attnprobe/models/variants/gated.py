@@ -1,4 +1,4 @@
-"""Gated attention: what the heads found passes through a gate that the query token itself opens.
+"""Gated attention: the heads' outputs pass through a gate computed from the query token.
 
 Qiu et al. 2025, "Gated Attention for Large Language Models: Non-linearity, Sparsity, and Attention-Sink-Free",
 arXiv:2505.06708, with X the layer's input, one gate for every number of every head:
@@ -9,11 +9,10 @@ plain ViT, bit for bit. Maps are untouched, so the fused kernel runs.
 
 from typing import Any
 
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from attnprobe.models.attention import TappedAttention, replace_attention
-from attnprobe.models.variant import Paper, Variant
+from attnprobe.models.attention import TappedAttention
+from attnprobe.models.variant import AttentionViT, Paper, Variant
 
 
 class GatedAttention(TappedAttention):
@@ -34,19 +33,15 @@ class GatedAttention(TappedAttention):
         return super().join(y * gate, x)
 
 
-class GatedViT(VisionTransformer):
-    """A ViT with gated attention in every block; arguments as timm's `VisionTransformer`."""
+class GatedViT(AttentionViT):
+    """A ViT with gated attention in every block."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        block: Any
-        for block in self.blocks:
-            block.attn = replace_attention(GatedAttention, block.attn)
+    attention = GatedAttention
 
 
 GATED = Variant(
     name="gated",
-    summary="heads' outputs pass through a sigmoid gate that the query token opens",
+    summary="heads' outputs pass through a sigmoid gate computed from the query token",
     paper=Paper("qiu2025gated", "2505.06708", 2025),
     model=GatedViT,
 )

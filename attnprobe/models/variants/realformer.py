@@ -1,42 +1,39 @@
-"""RealFormer: every block adds its scores to those of the block before, and takes the softmax of the sum.
+"""RealFormer: every block adds the previous block's logits to its own, and takes the softmax of the sum.
 
 He et al. 2021, "RealFormer: Transformer Likes Residual Attention", arXiv:2012.11747, without parameters of its own:
     Z^l = Q K^T / sqrt(P) + Z^(l-1),   A^l = softmax(Z^l)
-Without scores from before (in the first block, or if they are 0) this is the plain ViT, bit for bit (unfused).
-Scores are handed on, so there is no fused path.
+Without previous logits (in the first block, or if they are 0) this is the plain ViT, bit for bit (unfused).
+Logits are passed on, so there is no fused path.
 """
 
-from typing import Any
-
+import torch
 from torch import Tensor
 
-from attnprobe.models.attention import TappedAttention, replace_attention
+from attnprobe.models.attention import TappedAttention
 from attnprobe.models.cascade import CascadeViT
-from attnprobe.models.variant import Paper, Variant
+from attnprobe.models.variant import AttentionViT, Paper, Variant
 
 
 class ScoreCascade(TappedAttention):
-    """Self-attention that hands its scores on; `fuse` says how they meet those of the block before."""
+    """Self-attention that passes its logits on; `fuse` combines them with those of the previous block."""
 
     def fuse(self, scores: Tensor, previous: Tensor | None) -> Tensor:
-        """This block's own scores and the previous block's Z (None in the first) -> Z, [image, head, query, key]."""
+        """This block's own logits and the previous block's Z (None in the first) -> Z, [image, head, query, key]."""
         return scores if previous is None else scores + previous
 
     def forward(self, x: Tensor, carried: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """[image, token, width] and the Z of the block before -> the output and this block's Z."""
+        """[image, token, width] and the previous block's Z -> the output and this block's Z."""
         q, k, v = self.split(x)
-        z = self.fuse((q * self.scale) @ k.mT, carried)
+        scores = (q * self.scale) @ k.mT
+        # Added up in float32 under autocast: bfloat16 keeps 8 bits of a sum that grows from block to block.
+        z = self.fuse(scores.to(torch.promote_types(scores.dtype, torch.float32)), carried)
         return self.join(self.use(z.softmax(dim=-1), v), x), z
 
 
-class RealFormer(CascadeViT):
-    """A ViT with residual scores; arguments and errors as `CascadeViT`."""
+class RealFormer(AttentionViT, CascadeViT):
+    """A ViT with residual logits; arguments and errors as `CascadeViT`."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        block: Any
-        for block in self.blocks:
-            block.attn = replace_attention(ScoreCascade, block.attn)
+    attention = ScoreCascade
 
 
 REALFORMER = Variant(

@@ -1,10 +1,10 @@
-"""Refiner: attention maps are treated as images, expanded over heads and convolved, before they multiply V.
+"""Refiner: attention maps are expanded over heads and convolved like images before the product with V.
 
 Zhou et al. 2021, "Refiner: Refining Self-attention for Vision Transformers", arXiv:2106.03714, as in the authors'
 public code:
     distributed local attention   DLA(A) = A + BN(Conv1x1(ReLU6(BN(Conv3x3_depthwise(ReLU6(BN(Conv1x1(A))))))))
     a block with its own softmax  A_l = softmax(Q K^T / sqrt(P)) + A_{l-1} / sqrt(P);   may be refined: BN(DLA(A_l))
-    a sharing block               uses BN(DLA(A_{l-1})) / sqrt(P), has no Q and K, and hands on A_{l-1} unrefined
+    a sharing block               uses BN(DLA(A_{l-1})) / sqrt(P), has no Q and K, and passes on A_{l-1} unrefined
 The registered models alternate the two kinds. Every block doubles its branches (`scale_adjustment` 0.5) and its MLP
 has a per-channel scale that starts at 1e-5.
 """
@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from attnprobe.core.errors import InputError, ShapeError
 from attnprobe.models.attention import TappedAttention, mix_heads, replace_attention
 from attnprobe.models.cascade import CascadeViT
-from attnprobe.models.class_attention import ClassBlock
 from attnprobe.models.conv_stem import RefinerStemEmbed
 from attnprobe.models.variant import Paper, Variant
 
@@ -29,7 +28,7 @@ SHARED_EXPANSION = 3
 
 
 class Carried(NamedTuple):
-    """What a block hands on: the map for the next block, and the softmax it came from (for those who listen)."""
+    """Output of a block besides its tokens: the map for the next block, and its softmax, for hooks on the tap."""
 
     map: Tensor
     softmax: Tensor
@@ -74,7 +73,7 @@ class DLA(nn.Module):
 
 
 class RefinedAttention(TappedAttention):
-    """Attention of one Refiner block: with its own softmax, or sharing the map of the block before."""
+    """Attention of one Refiner block: with its own softmax, or sharing the previous block's map."""
 
     mixes = True
 
@@ -86,7 +85,7 @@ class RefinedAttention(TappedAttention):
             self.adapt_bn = nn.BatchNorm2d(self.num_heads)
 
     def forward(self, x: Tensor, carried: Carried | None = None) -> tuple[Tensor, Carried]:
-        """[image, token, width] and the map of the block before -> the output and the map for the next block."""
+        """[image, token, width] and the previous block's map -> the output and the map for the next block."""
         if self.shares:
             assert carried is not None  # Refiner refuses a sharing first block
             v = self.qkv(x).unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
@@ -119,7 +118,7 @@ class Refiner(CascadeViT):
     """A ViT with refined attention.
 
     Args:
-        share: per block, whether it reuses the map of the block before; "alternate" for every second block, as the
+        share: per block, whether it reuses the previous block's map; "alternate" for every second block, as the
             registered models do; None for none.
         refine: per block, whether it refines its own map; None for none. No registered model does.
         head_expand: expansion in blocks that refine their own map (sharing blocks always expand by 3).
@@ -127,7 +126,6 @@ class Refiner(CascadeViT):
             (class logits, patch logits [image, patch, class], box).
         mix_token: in training, swap a random box of patches with the batch in reverse order. Needs `dense`.
         conv_stem: the three-layer convolutional patch embedding.
-        class_blocks: blocks of class attention after the others; they lie unused in the authors' code.
         Everything else as timm's `VisionTransformer`.
 
     Raises:
@@ -144,7 +142,6 @@ class Refiner(CascadeViT):
         dense: bool = False,
         mix_token: bool = False,
         conv_stem: bool = False,
-        class_blocks: int = 0,
         **kwargs,
     ) -> None:
         if conv_stem:
@@ -167,7 +164,6 @@ class Refiner(CascadeViT):
         for block, shares, refines in zip(self.blocks, share, refine, strict=True):
             block.scale_adjustment = 0.5
             block.attn = _refined(block.attn, shares, refines and not shares, head_expand)
-        self.class_blocks = nn.Sequential(*(_class_block(self) for _ in range(class_blocks)))
         self.dense, self.mix_token = dense, mix_token
         if dense:
             self.aux_head = _as_timm_starts(nn.Linear(self.embed_dim, self.num_classes))
@@ -195,7 +191,7 @@ class Refiner(CascadeViT):
         if any(box):
             patches = self._swapped(patches, box)
         tokens = self.blocks(self.norm_pre(self.patch_drop(self._pos_embed(patches))))
-        return self.norm(self.class_blocks(tokens))
+        return self.norm(tokens)
 
     def _box(self) -> tuple[int, int, int, int]:
         """A CutMix box on the patch grid whose share of the patches is 1 - Beta(1, 1)."""
@@ -222,25 +218,6 @@ def _refined(plain: Attention, shares: bool, refines: bool, expand: float) -> Re
         wide = attention.qkv
         attention.qkv = _as_timm_starts(nn.Linear(wide.in_features, wide.out_features // 3, bias=wide.bias is not None))
     return attention
-
-
-def _class_block(model: Any) -> ClassBlock:
-    """Class attention of the same width, with this paper's MLP, started as timm starts linear layers."""
-    if not model.has_class_token:
-        raise InputError("class attention needs the class token it updates; drop class_blocks, or class_token=False.")
-    plain, attention = model.blocks[0], model.blocks[0].attn
-    block = ClassBlock(
-        model.embed_dim,
-        attention.num_heads,
-        mlp_ratio=plain.mlp.fc1.out_features / model.embed_dim,
-        qkv_bias=attention.qkv.bias is not None,
-        norm_layer=type(plain.norm1),
-        mlp_layer=ScaledMlp,
-    )
-    for module in block.modules():
-        if isinstance(module, nn.Linear):
-            _as_timm_starts(module)
-    return block
 
 
 def _as_timm_starts(linear: nn.Linear) -> nn.Linear:

@@ -1,8 +1,8 @@
-"""Rich head interaction: all heads' scores of the blocks before shape each head's scores here, then the softmax.
+"""Rich head interaction: each head's logits depend on all heads' logits in the previous blocks.
 
-The formula of the paper "Rich Attention Heads Interaction in Vision Transformer" is not public: what it says of itself
-is that heads explain one another away, and that their attention values are passed on and fused layer by layer. This is
-OUR READING of it, after Zheng et al. 2021, "Cascaded Head-colliding Attention", arXiv:2105.14850:
+The formula of the paper "Rich Attention Heads Interaction in Vision Transformer" is not public; it describes heads that
+explain one another away, and attention values that are passed on and fused layer by layer. This is OUR READING of it,
+after Zheng et al. 2021, "Cascaded Head-colliding Attention", arXiv:2105.14850:
     S^l = Q K^T / sqrt(P),   U^l = S^l + Z^(l-1),   Z^l = U^l + F_l(U^l) + noise,   A^l = softmax(Z^l)
 and Z^1 = S^1 + noise in the first block.
 F_l sees the H scores of one (query, key) pair at a time: H -> 4H -> 4H -> H with leaky ReLU (0.2) between. Its last
@@ -11,7 +11,7 @@ layer starts at 0, so that a fresh model is RealFormer. The noise, normal with `
 F_l adds 24 H^2 + 9 H parameters to every block but the first, which has nothing to fuse: an F_1 that is never used
 would stall distributed training. (3,564 a block for 12 heads: 39,204 on 12 blocks; 42,768 if the first had one.)
 
-A second reading, also ours, fuses what heads found instead of where they looked, with Theta_l = I and g_l = 0 at the
+A second reading, also ours, fuses the heads' outputs instead of their logits, with Theta_l = I and g_l = 0 at the
 start, where it is the plain ViT, bit for bit (`fuse="value"`):
     Y^l = A^l V^l + g_l Theta_l Y^(l-1),   Theta_l in R^(H x H) over heads
 """
@@ -72,7 +72,7 @@ class RichScores(ScoreCascade):
 
 
 class RichValues(TappedAttention):
-    """Self-attention whose heads' outputs are fused with those of the block before; the fused kernel runs."""
+    """Self-attention whose heads' outputs are combined with the previous block's; the fused kernel runs."""
 
     def __init__(self, *args: Any, interacts: bool, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -83,7 +83,7 @@ class RichValues(TappedAttention):
             self.gate = nn.Parameter(torch.zeros(1, **like))
 
     def forward(self, x: Tensor, carried: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """[image, token, width] and the Y of the block before -> the output and this block's Y."""
+        """[image, token, width] and the previous block's Y -> the output and this block's Y."""
         y = self.attend(*self.split(x))
         if self.interacts and carried is not None:
             y = y + self.gate * mix_heads(self.theta, carried)
@@ -117,7 +117,7 @@ class RichViT(CascadeViT):
             raise InputError('fuse="value" has no residual form in our reading (the paper is silent); drop cascade.')
         if noise_std < 0 or (noise_std and (fuse == "value" or cascade == "none")):
             raise InputError(
-                f"noise_std={noise_std} must be >= 0 and acts on scores that are handed on: "
+                f"noise_std={noise_std} must be >= 0 and acts on scores that are passed on: "
                 'it needs fuse="score" and cascade="mlp" or "residual".'
             )
         super().__init__(*args, **kwargs)

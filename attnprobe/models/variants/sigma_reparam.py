@@ -49,8 +49,12 @@ class SigmaLinear(nn.Linear):
         self.v.copy_(F.normalize((self.weight * self.u[:, None]).sum(0), dim=0))
 
     def sigma(self) -> Tensor:
-        """u^T W v, a number; u and v are copied, so that a second forward pass may move them before backward."""
-        return (self.weight * torch.outer(self.u.clone(), self.v.clone())).sum()
+        """u^T W v of unit vectors, a number.
+
+        Normalised here too, because a moving average of the model averages u and v, and the mean of unit vectors is
+        shorter than 1. That copies them as well, so that a second forward pass may move them before backward.
+        """
+        return (self.weight * torch.outer(F.normalize(self.u, dim=0), F.normalize(self.v, dim=0))).sum()
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, (self.gamma / self.sigma()) * self.weight, self.bias)

@@ -1,4 +1,4 @@
-"""Talking heads: heads exchange what they found, once before and once after the softmax.
+"""Talking heads: learned mixtures of heads, one of the logits and one of the weights after the softmax.
 
 Shazeer et al. 2020, "Talking-Heads Attention", arXiv:2003.02436:
     A = P_w softmax(P_l Q K^T / sqrt(P)),   P_l, P_w in R^(H x H) over heads
@@ -9,11 +9,10 @@ The softmax is "weights"; P_w of it, whose rows need not sum to 1, is "effective
 from typing import Any
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from attnprobe.models.attention import TappedAttention, mix_heads, replace_attention
-from attnprobe.models.variant import Paper, Variant
+from attnprobe.models.attention import TappedAttention, mix_heads
+from attnprobe.models.variant import AttentionViT, Paper, Variant
 
 
 class TalkingHeads(TappedAttention):
@@ -37,14 +36,10 @@ class TalkingHeads(TappedAttention):
         return mix_heads(self.mix_weights, weights)
 
 
-class TalkingHeadsViT(VisionTransformer):
-    """A ViT with talking heads in every block; arguments as timm's `VisionTransformer`."""
+class TalkingHeadsViT(AttentionViT):
+    """A ViT with talking heads in every block."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        block: Any
-        for block in self.blocks:
-            block.attn = replace_attention(TalkingHeads, block.attn)
+    attention = TalkingHeads
 
 
 TALKING_HEADS = Variant(

@@ -67,5 +67,5 @@ def test_everything_that_fits_is_measured(make_maps):
         name for name, m in METRICS.items() if name not in SLOW and not {"tokens", "value_vectors"} & {*m.parameters}
     ]
     assert list(result) == fits
-    with pytest.raises(InputError, match="'token_residual' has no meaning on these maps"):
+    with pytest.raises(InputError, match="'token_residual' is not defined on these maps"):
         measure([maps], ["all", "token_residual"], bootstrap=10)

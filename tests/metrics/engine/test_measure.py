@@ -13,7 +13,7 @@ from scipy import stats
 
 from attnprobe.core.errors import InputError, ShapeError
 from attnprobe.core.maps import AttentionMaps, TokenGrid
-from attnprobe.core.measurement import metric
+from attnprobe.core.metric import metric
 from attnprobe.metrics import (
     DEFAULT,
     METRICS,
@@ -62,7 +62,7 @@ def assert_same(a, b):
 def test_the_sizes_of_chunks_and_pieces_do_not_matter(sizes, piece):
     whole = measure([some_maps()], bootstrap=50)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys.modules["attnprobe.metrics.engine.measure"], "PIECE_BYTES", piece)
+        patch.setattr(sys.modules["attnprobe.metrics.engine.collect"], "PIECE_BYTES", piece)
         parts = measure(iter(in_chunks(some_maps(), sizes)), bootstrap=50)
     assert_same(whole, parts)
     for name in whole:
@@ -201,7 +201,7 @@ def test_what_a_metric_cannot_do_is_skipped_by_default_and_an_error_when_asked_f
         measure([effective], [layer_similarity, row_entropy])
     with pytest.raises(InputError, match=r"'token_similarity'.*tokens=True"):
         measure([effective], [token_similarity])
-    with pytest.raises(InputError, match="'head_divergence' has no meaning"):
+    with pytest.raises(InputError, match="'head_divergence' is not defined"):
         measure([effective], [head_divergence])
     assert "row_entropy" in measure([effective, some_maps()], [row_entropy])
 

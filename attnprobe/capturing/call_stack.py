@@ -1,0 +1,82 @@
+"""The modules of a model that are running, followed by hooks."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+ATTENTION = re.compile("attention|attn", re.IGNORECASE)
+QUERY = re.compile(r"^(to_|in_|c_)?(q|k|v|kv|qk|qkv|query|key|value|in)(_?(proj|projection|linear|lin|conv|weight))?$")
+
+
+@dataclass(slots=True)
+class Call:
+    """One running module: its dotted name, and the first tensor among its inputs."""
+
+    name: str
+    module: nn.Module
+    given: Tensor | None
+    products: int = 0
+    softmaxes: set[int] = field(default_factory=set)
+
+
+class CallStack:
+    """The modules of a model that are running, outermost first; they are followed while hooks are attached.
+
+    Args:
+        model: its modules are followed; those of torch.nn without children are left out, they are never attention.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.running: list[Call] = []
+        self._hooks: list[RemovableHandle] = []
+        self._followed = [
+            (name, module)
+            for name, module in modules_by_name(model).items()
+            if list(module.children()) or not type(module).__module__.startswith("torch.nn.modules.")
+        ]
+
+    def attach(self, on_enter: Callable[[Call], None], on_leave: Callable[[Call, Any], None]) -> None:
+        """Hook the modules; `on_enter` and `on_leave` are called for every call, the latter with its output."""
+        self._on_enter, self._on_leave = on_enter, on_leave
+        for name, module in self._followed:
+            self._hooks.append(module.register_forward_pre_hook(partial(self._enter, name), with_kwargs=True))
+            self._hooks.append(module.register_forward_hook(self._leave, always_call=True))
+
+    def detach(self) -> None:
+        """Remove the hooks from the model, and release the callbacks: with them the last pass is freed at once."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+        self.running.clear()
+        del self._on_enter, self._on_leave
+
+    def _enter(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given = next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)), None)
+        call = Call(name, module, given)
+        self._on_enter(call)
+        self.running.append(call)
+
+    def _leave(self, module: nn.Module, _args: Any, out: Any) -> None:
+        while self.running:  # after an exception some have ended without a hook
+            call = self.running.pop()
+            if call.module is module:
+                self._on_leave(call, out)
+                return
+
+
+def modules_by_name(model: nn.Module) -> dict[str, nn.Module]:
+    """The modules of a model by dotted name; a compiled block has the name, and is the module, that was compiled."""
+    return {name.replace("._orig_mod", ""): module for name, module in model.named_modules()}
+
+
+def is_attention(module: nn.Module) -> bool:
+    """Whether a module calls itself attention and has queries: a run of it without a product with V hides its map."""
+    if not ATTENTION.search(type(module).__name__):
+        return False
+    names = [name for name, _ in (*module.named_children(), *module.named_parameters(recurse=False))]
+    return any(QUERY.match(name) for name in names)

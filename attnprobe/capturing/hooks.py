@@ -1,0 +1,161 @@
+"""The attention layers whose matrices hooks can read, and how each is read."""
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from timm.models.beit import Beit
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from attnprobe.capturing.call_stack import is_attention, modules_by_name
+from attnprobe.core.errors import CaptureError
+from attnprobe.core.maps import TokenGrid
+from attnprobe.core.tap import Tap
+
+Route = Literal["taps", "unfused"]
+"""`taps`: our variants mark their sites. `unfused`: a layer of one of timm's plain vision transformers is switched to
+its explicit softmax during a recorded pass. All others are traced: see `tracing`."""
+
+PLAIN = (VisionTransformer, Eva, Beit)
+"""timm's models whose blocks all have maps of one shape, the softmax of which goes through a module, `attn_drop`."""
+
+Keep = Callable[[str, Tensor], None]
+
+Duck = Any
+"""A module of any model, recognised by its attributes and not by its class."""
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionLayer:
+    """One attention module of a model.
+
+    Attributes:
+        name: dotted path of the module, such as "blocks.3.attn".
+        module: the attention module; `block` is the module around it whose output is the layer's tokens.
+        route: by which hook its matrix is read.
+    """
+
+    name: str
+    module: Duck
+    block: nn.Module
+    route: Route
+
+    def listen(self, keep: Keep) -> list[torch.utils.hooks.RemovableHandle]:
+        """Call `keep(site, matrix)` at "weights", then at "effective", on every forward pass."""
+        if self.route == "taps":
+            return [tap.register_forward_hook(_keeping(keep, site)) for site, tap in self.module.taps.items()]
+
+        def dropout_hook(_module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
+            keep("weights", args[0])
+            keep("effective", out)
+
+        return [self.module.attn_drop.register_forward_hook(dropout_hook)]
+
+
+def _keeping(keep: Keep, site: str) -> Callable[..., None]:
+    return lambda _tap, _args, matrix: keep(site, matrix)
+
+
+def unwrap(model: Duck) -> Duck:
+    """The module inside `torch.compile` and DataParallel wrappers."""
+    while True:
+        if hasattr(model, "_orig_mod"):
+            model = model._orig_mod
+        elif isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        else:
+            return model
+
+
+def find_layers(model: Duck) -> list[AttentionLayer]:
+    """Every attention layer that shows its map to a hook, in order.
+
+    Raises:
+        CaptureError: there is none.
+    """
+    layers = known_layers(model)
+    if not layers:
+        raise CaptureError(
+            f"no attention layer in {type(model).__name__} shows its map to a hook; `record` finds those of any model "
+            "while it runs."
+        )
+    return layers
+
+
+def known_layers(model: Duck) -> list[AttentionLayer]:
+    """As `find_layers`; empty for a model that has to be traced, or does not state how it cuts images into patches."""
+    if not (hasattr(getattr(model, "patch_embed", None), "patch_size") and hasattr(model, "num_prefix_tokens")):
+        return []
+    modules: dict[str, Duck] = modules_by_name(model)
+    plain = isinstance(model, PLAIN)
+    layers = []
+    for name, module in modules.items():
+        if isinstance(getattr(module, "taps", None), nn.ModuleDict) and any(
+            isinstance(tap, Tap) for tap in module.taps.values()
+        ):
+            route: Route = "taps"
+        elif plain and re.fullmatch(r"blocks\.\d+\.attn", name) and _shows_softmax(module):
+            route = "unfused"
+        else:
+            continue
+        layers.append(AttentionLayer(name, module, modules[name.rpartition(".")[0]], route))
+    return layers
+
+
+def _shows_softmax(module: Duck) -> bool:
+    return hasattr(module, "fused_attn") and isinstance(getattr(module, "attn_drop", None), nn.Module)
+
+
+def has_other_attention(model: nn.Module, layers: list[AttentionLayer]) -> bool:
+    """Whether there may be attention besides these layers, so that the model has to be traced."""
+    known = tuple(f"{layer.name}." for layer in layers)
+    return not layers or any(
+        not f"{name}.".startswith(known)
+        and (isinstance(module, nn.MultiheadAttention) or hasattr(module, "fused_attn") or is_attention(module))
+        for name, module in modules_by_name(model).items()
+    )
+
+
+def block_names(layer: str) -> list[str]:
+    """Modules that may be the block around a layer, best first: what is numbered in a list, then the parent."""
+    parts = layer.partition("#")[0].split(".")
+    numbered = [i for i, part in enumerate(parts[:-1]) if re.search(r"\d$", part)]
+    return [".".join(parts[: i + 1]) for i in reversed(numbered)] + [".".join(parts[:-1])]
+
+
+@contextmanager
+def unfused(layers: list[AttentionLayer]) -> Iterator[None]:
+    """Run these layers with an explicit softmax; their switches are put back, also after an exception."""
+    switched = [layer.module for layer in layers if getattr(layer.module, "fused_attn", False)]
+    for module in switched:
+        module.fused_attn = False
+    try:
+        yield
+    finally:
+        for module in switched:
+            module.fused_attn = True
+
+
+def token_grid(model: Duck, size: tuple[int, int]) -> TokenGrid:
+    """Where the tokens of an image of `size` pixels sit in a model with known layers."""
+    patch = (int(model.patch_embed.patch_size[0]), int(model.patch_embed.patch_size[1]))
+    rows, cols = (-(-side // p) for side, p in zip(size, patch, strict=True))  # rounded up: timm may pad
+    n_prefix = int(model.num_prefix_tokens)
+    n_class = int(bool(getattr(model, "has_class_token", getattr(model, "cls_token", None) is not None)))
+    named = ("cls",) * n_class + ("dist",) * (getattr(model, "dist_token", None) is not None)
+    prefix = named + tuple(f"reg{i}" for i in range(n_prefix - len(named)))
+    return TokenGrid(rows, cols, prefix, patch)
+
+
+def hidden_kernel(name: str, module: nn.Module) -> CaptureError:
+    """The error about a layer whose attention nothing could read."""
+    return CaptureError(
+        f"{name} ({type(module).__name__}) ran, and no softmax was multiplied with its values in sight of PyTorch: it "
+        "uses a kernel of its own (flash-attn, xformers, a script) or is no softmax attention. Switch it to PyTorch's "
+        "attention, such as attn_implementation='sdpa'."
+    )

@@ -1,0 +1,117 @@
+"""Which tensors were made from a softmax: followed from call to call, without keeping any alive."""
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakIdKeyDictionary
+
+WRITES = re.compile(r"^(?!__).*(?<!_)_$|^__i(add|sub|mul|truediv|div|pow)__$|^__setitem__$")
+"""Names of functions that change their first argument."""
+
+unseen = torch._C.DisableTorchFunction
+"""For our own arithmetic: no mode sees it, and no subclass of Tensor takes part."""
+
+
+class untraced(TorchFunctionMode):
+    """A mode that traces nothing. In any mode PyTorch's own modules leave their fused inference kernels, so this is
+    what to compare a traced run with, bit for bit."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **(kwargs or {}))
+
+
+@dataclass(frozen=True, slots=True)
+class Trail:
+    """The origin of a tensor in a softmax.
+
+    Attributes:
+        number: of the softmax; the larger one came later.
+        axis, n_keys: what it ran over, counted from the end, and its length.
+        weights: its result; None where the tensor itself is that, so that no map outlives its use in the model.
+        scores: its logits; None unless asked for.
+        several: the tensor was made from other softmaxes, too.
+    """
+
+    number: int
+    axis: int
+    n_keys: int
+    weights: Tensor | None
+    scores: Tensor | None
+    several: bool = False
+
+
+class Trails:
+    """Tensors made from softmaxes; entries go when their tensor does.
+
+    Args:
+        fixed: parameters and buffers; what is made of a map and of them alone (mixed heads, for instance) stays on the
+            trail.
+    """
+
+    def __init__(self, fixed: Iterable[Tensor] = ()) -> None:
+        self._trails: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self._fixed = {t.untyped_storage().data_ptr() for t in fixed}
+        self._n_softmaxes = 0
+
+    def __bool__(self) -> bool:
+        return len(self._trails) > 0
+
+    def get(self, tensor: Tensor) -> Trail | None:
+        return self._trails.get(tensor)
+
+    def begin(self, result: Tensor, dim: Any, scores: Tensor | None = None) -> None:
+        """`result` is a softmax over `dim`, of `scores` if they are to be kept. One over [image, class] is no map."""
+        if isinstance(dim, int) and result.ndim > 2:
+            self._n_softmaxes += 1
+            axis = dim - result.ndim if dim >= 0 else dim
+            self._trails[result] = Trail(self._n_softmaxes, axis, result.shape[axis], None, scores)
+
+    def among(self, args: Any) -> list[tuple[Tensor, Trail]]:
+        """Arguments made from a softmax, those of the latest first."""
+        found = ((tensor, self._trails.get(tensor)) for tensor in tensors(args))
+        return sorted(((t, trail) for t, trail in found if trail is not None), key=lambda pair: -pair[1].number)
+
+    def before_write(self, written: Tensor) -> None:
+        """A tensor is about to be overwritten: keep the softmax or the scores it may share memory with."""
+        for tensor, trail in list(self._trails.items()):
+            weights = tensor if trail.weights is None else trail.weights
+            if same_storage(weights, written):
+                with unseen():
+                    self._trails[tensor] = trail = replace(trail, weights=weights.clone())
+            if trail.scores is not None and same_storage(trail.scores, written):
+                with unseen():
+                    self._trails[tensor] = replace(trail, scores=trail.scores.clone())
+
+    def follow(self, found: list[tuple[Tensor, Trail]], args: Any, result: Any) -> None:
+        """Results of the size of the map, or made of it and parameters alone, are on its trail."""
+        tensor, trail = found[0]  # the latest: the map of this layer, where one of the previous block is mixed in
+        if any(other.number != trail.number for _, other in found):
+            trail = replace(trail, several=True)
+        mixed = all(other is tensor or self.is_fixed(other) for other in tensors(args))
+        for made in tensors(result):
+            if made is not tensor and made.is_floating_point() and (mixed or made.numel() == tensor.numel()):
+                self._trails[made] = trail if trail.weights is not None else replace(trail, weights=tensor)
+
+    def is_fixed(self, tensor: Tensor) -> bool:
+        """Whether a tensor is a parameter or buffer of the model, or a view of one."""
+        return tensor.untyped_storage().data_ptr() in self._fixed
+
+
+def tensors(tree: Any) -> Iterator[Tensor]:
+    """All tensors in nested arguments."""
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, tuple | list):
+        for item in tree:
+            yield from tensors(item)
+    elif isinstance(tree, dict):
+        yield from tensors(tuple(tree.values()))
+
+
+def same_storage(a: Tensor, b: Tensor) -> bool:
+    return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()

@@ -1,0 +1,292 @@
+"""Functional tracing: the effective attention of layers of unknown code, found by following their calls to PyTorch.
+
+Every call a model makes to PyTorch passes a `TorchFunctionMode`. A softmax begins a trail; what is computed from it
+(dropout, mixing of heads, normalisation, other shapes) is on the trail, too; and where something on the trail is
+multiplied with something of the image along the axis the softmax ran over, that is the product with V, and the factor
+on the trail is the effective map. Fused calls hide both, so their softmax is computed once more, from their own q and
+k. Nothing the model computes is changed: its results are those of an untraced run, bit for bit.
+"""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from attnprobe.capturing.axes import (
+    Factors,
+    error_of_product,
+    heads_of,
+    of_einsum,
+    of_matmul,
+    scaled_factors,
+    scores_of,
+    softmax_of,
+    unfolded,
+)
+from attnprobe.capturing.call_stack import Call, CallStack, is_attention
+from attnprobe.capturing.multi_head import fields_of_multi_head
+from attnprobe.capturing.softmax_trails import WRITES, Trail, Trails, same_storage, tensors, unseen
+from attnprobe.core.errors import CaptureError
+
+MATRIX_PRODUCTS = {"matmul", "__matmul__", "__rmatmul__", "bmm"}
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """One product of an attention map with V.
+
+    Attributes:
+        calls: the modules that were running, innermost last; that one is the layer.
+        occurrence: 0 for the first product of this module in a forward pass.
+        route: "functional", or "mha" for `nn.MultiheadAttention`.
+        weights: the softmax, [image, window, head, query, key]; None where a layer makes one map of several.
+        effective: the matrix multiplied with V, of the same shape; the same tensor where nothing changed in between.
+        value_shape: rows (keys) and columns of one head's V.
+        value: V, [image, window, head, key, head width]; None unless asked for, or where it is hidden.
+        error_of: from a map to the largest |map V - the layer's result|, relative to the largest value; None unless
+            asked for.
+        scores: the logits of the softmax, of its shape; None unless asked for, or where a layer has several.
+        factors: queries, scaled, and keys, [image, window, head, token, width], where the map is the softmax of their
+            product and nothing else; None unless asked for, or where it is not.
+    """
+
+    calls: tuple[Call, ...]
+    occurrence: int
+    route: Literal["functional", "mha"]
+    weights: Tensor | None
+    effective: Tensor
+    value_shape: tuple[int, int]
+    value: Tensor | None
+    error_of: Callable[[Tensor], float] | None
+    scores: Tensor | None = None
+    factors: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def layer(self) -> str:
+        """Dotted name of the attention module; numbered from the second time it runs."""
+        name = self.calls[-1].name
+        return f"{name}#{self.occurrence + 1}" if self.occurrence else name
+
+    def pads(self, n_tokens: int) -> bool:
+        """Whether the layer attends to more tokens than its input [image, token, width] has."""
+        given = self.calls[-1].given
+        return (
+            given is not None
+            and given.ndim == 3
+            and given.shape[0] == len(self.effective)
+            and (given.shape[1] < n_tokens)
+        )
+
+
+class Tracing(TorchFunctionMode):
+    """Reports every product of an attention map with V that a model computes, while this mode is entered.
+
+    Args:
+        on_product: called with every product of a map with V.
+        on_enter, on_leave: called for every module that begins and ends.
+        values: report V, too.
+        check: keep V and the result of each product, for `Product.error_of`.
+        scores, factors: report the logits of the softmax, and queries and keys, too.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        on_product: Callable[[Product], None],
+        *,
+        on_enter: Callable[[Call], None] = lambda call: None,
+        on_leave: Callable[[Call, Any], None] = lambda call, out: None,
+        values: bool = False,
+        check: bool = False,
+        scores: bool = False,
+        factors: bool = False,
+    ) -> None:
+        super().__init__()
+        self.calls = CallStack(model)
+        self._fixed = (*model.parameters(), *model.buffers())
+        self.n_images = 0
+        self._on_product, self._on_enter, self._on_leave = on_product, on_enter, on_leave
+        self._values, self._check, self._scores, self._factors = values, check, scores, factors
+        self._trails = Trails()
+        self._occurrences: dict[str, int] = {}
+        self.silent: dict[str, nn.Module] = {}
+
+    def __enter__(self) -> Self:
+        self._trails = Trails(self._fixed)  # their memory may be another since the last pass
+        self.calls.attach(self._enter, self._leave)
+        return super().__enter__()
+
+    def __exit__(self, *exc: Any) -> None:
+        super().__exit__(*exc)
+        self.calls.detach()
+        self._trails = Trails()
+
+    def new_pass(self) -> None:
+        """Forget the last forward pass."""
+        self.n_images = 0
+        self._occurrences.clear()
+        self.silent.clear()
+
+    def _enter(self, call: Call) -> None:
+        if not self.n_images and call.given is not None:
+            self.n_images = call.given.shape[0]
+        self._on_enter(call)
+
+    def _leave(self, call: Call, out: Any) -> None:
+        if self.calls.running:
+            self.calls.running[-1].products += call.products
+        if not call.products and is_attention(call.module):
+            self.silent[call.name] = call.module
+        self._on_leave(call, out)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if name == "scaled_dot_product_attention":
+            return self._fused(func, args, kwargs)
+        if name == "multi_head_attention_forward":
+            return self._multi_head(func, args, kwargs)
+        found = self._trails.among((args, kwargs)) if self._trails else []
+        # Before the call: afterwards an in-place function (dropout_, masked_fill_) has overwritten the softmax itself.
+        if (found or (self._scores and self._trails)) and WRITES.match(name) and isinstance(args[0], Tensor):
+            self._trails.before_write(args[0])
+        result = func(*args, **kwargs)
+        # A product ends a trail, so it is looked for before following: otherwise the output of this layer could pass
+        # for a map in a product of the next one.
+        if name == "softmax":
+            axis = kwargs.get("dim", args[1] if len(args) > 1 else None)
+            self._trails.begin(result, axis, (args[0] if args else kwargs["input"]) if self._scores else None)
+        elif found and not self._is_product(name, args, kwargs, result):
+            self._trails.follow(found, (args, kwargs), result)
+        return result
+
+    def _is_product(self, name: str, args: Any, kwargs: Any, result: Any) -> bool:
+        """Whether this call was a product of a map and V, which is then reported."""
+        if name not in MATRIX_PRODUCTS and name != "einsum":
+            return False
+        operands = list(tensors((args, kwargs)))
+        if len(operands) != 2 or not isinstance(result, Tensor):
+            return False
+        if name == "__rmatmul__":
+            operands.reverse()
+        # A map times a parameter mixes heads or keys and goes on being a map; V is made of the image.
+        candidates = [
+            (self._trails.get(t), i) for i, t in enumerate(operands) if not self._trails.is_fixed(operands[1 - i])
+        ]
+        # Where both operands come from softmaxes, the later one is the map of this layer.
+        for trail, i in sorted(((t, i) for t, i in candidates if t is not None), key=lambda pair: -pair[0].number):
+            with unseen():
+                if name == "einsum":
+                    equation = next((x for x in args if isinstance(x, str)), "")
+                    factors = of_einsum(equation, operands[i], operands[1 - i], result, map_is_first=i == 0)
+                elif min(operands[0].ndim, operands[1].ndim) < 2:
+                    factors = None
+                else:
+                    factors = of_matmul(operands[0], operands[1], result, map_is_left=i == 0)
+                if factors is not None and factors.map.shape[-1] == trail.n_keys:
+                    self._emit_product(factors, trail)
+                    return True
+        return False
+
+    def _emit_product(self, factors: Factors, trail: Trail) -> None:
+        layer = self.calls.running[-1] if self.calls.running else None
+        if layer is None or trail.number in layer.softmaxes:
+            return  # a second use of one map, as for the values of relative positions
+        layer.softmaxes.add(trail.number)
+        heads = heads_of(layer.module)
+        effective = self._unfolded(factors.map, heads)
+        weights: Tensor | None = effective
+        if trail.several:
+            weights = None
+        elif trail.weights is not None:
+            softmax = trail.weights.movedim(trail.axis, -1)
+            if not (same_storage(softmax, factors.map) and softmax.numel() == factors.map.numel()):
+                weights = unfolded(softmax, self.n_images, heads, self._given())
+                if weights is not None and weights.shape != effective.shape:
+                    weights = None
+                elif weights is not None and torch.equal(weights, effective):
+                    weights = effective
+        scores = None
+        if trail.scores is not None and not trail.several:
+            scores = unfolded(trail.scores.movedim(trail.axis, -1), self.n_images, heads, self._given())
+        self._emit(factors, heads, weights=weights, effective=effective, scores=scores)
+
+    def _fused(self, func: Any, args: Any, kwargs: Any) -> Any:
+        result = func(*args, **kwargs)  # the model's own, before anything of ours: it goes on exactly as without us
+        names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+        given = dict(zip(names, args, strict=False)) | kwargs
+        q, k, v = given["query"], given["key"], given["value"]
+        with unseen():
+            mask, causal, scale = given.get("attn_mask"), given.get("is_causal", False), given.get("scale")
+            scores = scores_of(q, k, mask, is_causal=causal, scale=scale)
+            weights = softmax_of(scores)
+            if v.ndim > 2 and v.shape[-3] != q.shape[-3]:
+                v = v.repeat_interleave(q.shape[-3] // v.shape[-3], -3)
+            heads = heads_of(self._layer().module)
+            maps = self._unfolded(weights, heads)
+            found: dict[str, Any] = {"weights": maps, "effective": maps}
+            if self._scores:
+                found["scores"] = self._unfolded(scores, heads)
+            if self._factors and mask is None and not causal and q.shape[:-2] == k.shape[:-2]:
+                scaled, keys = scaled_factors(q, k, scale)
+                found["factors"] = self._unfolded(scaled, heads), self._unfolded(keys, heads)
+            del scores
+            self._emit(Factors(weights, v, result), heads, **found)
+        return result
+
+    def _multi_head(self, func: Any, args: Any, kwargs: Any) -> Any:
+        result = func(*args, **kwargs)
+        given = inspect.signature(F.multi_head_attention_forward).bind(*args, **kwargs)
+        given.apply_defaults()
+        call = given.arguments
+        call.update(need_weights=True, average_attn_weights=False)
+        with unseen():
+            _, weights = F.multi_head_attention_forward(*given.args, **given.kwargs)
+            assert weights is not None, "need_weights was set"
+            maps = weights.reshape(-1, 1, *weights.shape[-3:])  # one image may come without an axis of its own
+            shape = (maps.shape[-1], call["embed_dim_to_check"] // call["num_heads"])
+            found: dict[str, Any] = {"weights": maps, "effective": maps, "value": None, "error_of": None}
+            if self._check or self._values or self._scores or self._factors:
+                found |= fields_of_multi_head(call, result[0], self._check, self._scores, self._factors)
+            self._report("mha", **found, value_shape=shape)
+        return result
+
+    def _layer(self) -> Call:
+        if not self.calls.running:
+            raise CaptureError("attention was computed outside of every module of the model that is traced.")
+        return self.calls.running[-1]
+
+    def _given(self) -> int | None:
+        given = self._layer().given
+        return given.shape[0] if given is not None and given.ndim else None
+
+    def _unfolded(self, matrix: Tensor, heads: int | None) -> Tensor:
+        maps = unfolded(matrix, self.n_images, heads, self._given()) if self.n_images else None
+        if maps is None:
+            raise CaptureError(
+                f"{self._layer().name}: its maps are {tuple(matrix.shape)} for {self.n_images} images; which axis is "
+                "the image's cannot be told. Capture needs it first, alone or times windows or heads."
+            )
+        return maps
+
+    def _emit(self, of: Factors, heads: int | None, **found: Any) -> None:
+        value, error_of = None, None
+        if self._values or self._check:
+            value = self._unfolded(of.value.expand(*of.map.shape[:-2], -1, -1), heads)
+            if self._check:
+                error_of = partial(error_of_product, value, self._unfolded(of.result, heads))
+        shape = (of.value.shape[-2], of.value.shape[-1])
+        self._report("functional", **found, value_shape=shape, value=value, error_of=error_of)
+
+    def _report(self, route: Literal["functional", "mha"], **found: Any) -> None:
+        layer = self._layer()
+        occurrence = self._occurrences.get(layer.name, 0)
+        self._occurrences[layer.name] = occurrence + 1
+        layer.products += 1
+        self._on_product(Product(tuple(self.calls.running), occurrence, route, **found))

@@ -1,0 +1,12 @@
+"""Where in an attention layer a matrix is read; without torch, for those who only name it."""
+
+from typing import Literal
+
+Site = Literal["scores", "weights", "effective"]
+"""`scores`: the logits, before the softmax. `weights`: after it. `effective`: the matrix that is multiplied with V."""
+
+SITES: dict[str, str] = {"weights": "softmax maps", "effective": "effective maps", "scores": "scores"}
+"""Every site as figures call it, in the order in which maps are stored and read."""
+
+MAPS: tuple[Site, ...] = ("weights", "effective")
+"""Those of a capture that does not say otherwise."""

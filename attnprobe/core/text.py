@@ -1,0 +1,73 @@
+"""Text for people: outside text made visible, block numbers in words, and how a noun shows itself in a notebook.
+
+Control characters can move a terminal's cursor, and bidirectional controls show "exe.jpg" for "gpj.exe". `visible`
+writes both as ‹U+202E›, so that a reader sees what is there; escaping for HTML or Markdown comes after it.
+"""
+
+import unicodedata
+from collections.abc import Mapping, Sequence
+from html import escape
+
+HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
+"""Unicode categories: control, format (with all bidi controls), surrogate, private, unassigned, line separators."""
+
+LONGEST = 120
+"""Letters of one value in a noun's table; a longer one is cut."""
+
+
+def visible(text: object) -> str:
+    """The text with every invisible character written as its code point."""
+    return "".join(f"‹U+{ord(c):04X}›" if unicodedata.category(c) in HIDDEN else c for c in str(text))
+
+
+def short(text: object, length: int = 24) -> str:
+    """`visible` text, cut to the width of a legend or a column."""
+    return _cut(visible(text), length)
+
+
+def markdown(text: object) -> str:
+    """`visible` text with everything that Markdown or HTML would read as markup escaped."""
+    escaped = visible(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return "".join(f"\\{c}" if c in "\\`*[]|$~" else c for c in escaped)
+
+
+def blocks_text(blocks: Sequence[int]) -> str:
+    """[3, 4, 5, 9] -> `blocks 3–5 and 9`; at least one block, ascending."""
+    runs: list[list[int]] = []
+    for block in blocks:
+        if runs and block == runs[-1][-1] + 1:
+            runs[-1].append(block)
+        else:
+            runs.append([block])
+    words = [str(run[0]) if len(run) == 1 else f"{run[0]}–{run[-1]}" for run in runs]
+    listed = " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else words[0]
+    return f"block{'s' if len(blocks) > 1 else ''} {listed}"
+
+
+def one_run_each(n: int) -> str:
+    """The sentence beside every comparison of single runs: another seed of each recipe would give other numbers."""
+    these = "these two checkpoints" if n == 2 else f"these {n} checkpoints"
+    return f"One run each: about {these}, not about the methods."
+
+
+def table(title: str, rows: Mapping[str, object]) -> str:
+    """HTML table of a title and a row per fact, everything escaped; for `_repr_html_`."""
+    left = "style='text-align:left'"
+    body = "".join(
+        f"<tr><th {left}>{escape(name)}</th><td {left}>{escape(_value(value))}</td></tr>"
+        for name, value in rows.items()
+    )
+    return f"<table><caption {left}><b>{escape(title)}</b></caption><tbody>{body}</tbody></table>"
+
+
+def line(title: str, rows: Mapping[str, object]) -> str:
+    """The same facts in one line; for `__repr__`."""
+    return f"<{title}: {'; '.join(f'{name} {_value(value)}' for name, value in rows.items())}>"
+
+
+def _value(value: object) -> str:
+    return _cut(f"{value:.4g}" if isinstance(value, float) else str(value), LONGEST)
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[: length - 1]}…"

@@ -1,0 +1,110 @@
+"""Linear algebra that metrics share: products of rows, singular values, sorted rows, vectors of unit length.
+
+A matrix times its own transpose is symmetric, which BLAS knows as `syrk` and PyTorch does not use: 18 ms instead of 31
+for 192 rows of 38,809, 25 instead of 39 for 192 maps of 197 x 197 (float32, one AVX-512 core).
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.linalg import get_blas_funcs
+from torch import Tensor
+
+from attnprobe.core.errors import InputError, check_choice
+
+FEW = 32
+"""Below this many rows `syrk` gains nothing."""
+
+
+def row_products(x: Tensor) -> Tensor:
+    """[..., row, row] of [..., row, entry]."""
+    if not _by_blas(x):
+        return x @ x.mT
+    half = _half(x)
+    return half + half.tril(-1).mT
+
+
+def half_products(x: Tensor) -> tuple[Tensor, Tensor]:
+    """`row_products` below the diagonal, [..., row, row] and zero elsewhere; then the diagonal, [..., row]."""
+    products = _half(x) if _by_blas(x) else (x @ x.mT).tril()
+    diagonal = products.diagonal(dim1=-2, dim2=-1).clone()
+    products.diagonal(dim1=-2, dim2=-1).zero_()
+    return products, diagonal
+
+
+def _by_blas(x: Tensor) -> bool:
+    usual = x.is_cpu and x.dtype in (torch.float32, torch.float64) and not x.requires_grad
+    return usual and x.shape[-2] >= FEW
+
+
+def _half(x: Tensor) -> Tensor:
+    """On and below the diagonal, zero above it."""
+    n, width = x.shape[-2:]
+    matrices = x.contiguous().view(-1, n, width).numpy()
+    syrk: Any = get_blas_funcs("syrk", dtype=matrices.dtype)
+    found = np.zeros((len(matrices), n, n), matrices.dtype)
+    for matrix, product in zip(matrices, found, strict=True):  # .T: Fortran's upper half is our lower
+        syrk(1.0, matrix.T, trans=1, c=product.T, overwrite_c=1)
+    return torch.from_numpy(found).view(*x.shape[:-1], n)
+
+
+def singular_values(matrix: Tensor) -> Tensor:
+    """Singular values in falling order, float64: square roots of a Gram matrix's eigenvalues keep half of the digits.
+
+    Args:
+        matrix: [..., query, key].
+
+    Returns:
+        [..., min(query, key)], float64; NaN where the matrix is not finite, on which LAPACK would fail.
+    """
+    finite = matrix.isfinite().all(-1).all(-1)
+    values = torch.linalg.svdvals(torch.where(finite[..., None, None], matrix, 0.0).double())
+    return torch.where(finite[..., None], values, torch.nan)
+
+
+def ascending(rows: Tensor) -> Tensor:
+    """The rows sorted over the last axis, NaN last; on a CPU by NumPy: 13 ms instead of 120 for 16 x 12 x 197 rows of
+    197."""
+    if rows.is_cpu:
+        return torch.from_numpy(np.sort(rows.numpy(), axis=-1))
+    return rows.sort(-1).values
+
+
+ROUNDING = 16
+"""A centred vector shorter than this many machine epsilons of the raw one is rounding, and counts as zero."""
+
+
+def unit_vectors(maps: Tensor, axis: str = "key", center: str = "none", exclude_prefix: int = 0) -> Tensor:
+    """Scale the vector of every token to length 1.
+
+    Args:
+        maps: [..., query, key].
+        axis: "key": the vector of token t is the column A[:, t], how much t gives to each query (arXiv:2103.11886).
+            "query": it is the row A[t, :], how much t attends to each key.
+        center: "none"; "mean": subtract from each vector the mean of its entries, so that its cosine is a correlation;
+            "uniform": subtract 1/K, the entry of uniform attention over K keys.
+        exclude_prefix: leave out the vectors of the first tokens. The other vectors keep all their entries.
+
+    Returns:
+        Like `maps` without the excluded tokens. A vector that is zero, or zero up to rounding once centred, stays zero,
+        so its cosine with everything is 0; so do vectors shorter than 3e-16, whose squares lose digits in float32.
+
+    Raises:
+        InputError: an unknown axis or centre, or no token left.
+    """
+    check_choice("axis", axis, ("key", "query"))
+    check_choice("center", center, ("none", "mean", "uniform"))
+    entry = -2 if axis == "key" else -1
+    n_tokens, n_keys = maps.shape[-3 - entry], maps.shape[-1]
+    if not 0 <= exclude_prefix < n_tokens:
+        raise InputError(f"exclude_prefix={exclude_prefix} must leave at least one of {n_tokens} tokens to compare.")
+    maps = maps.narrow(-3 - entry, exclude_prefix, n_tokens - exclude_prefix)
+    squared_length = maps.square().sum(entry, keepdim=True)
+    precise = torch.finfo(maps.dtype)
+    floor = precise.tiny / precise.eps  # what is smaller has lost digits, and would come out longer than 1
+    if center != "none":
+        floor = (squared_length * (ROUNDING * precise.eps) ** 2).clamp_min(floor)
+        maps = maps - (maps.mean(entry, keepdim=True) if center == "mean" else 1.0 / n_keys)
+        squared_length = maps.square().sum(entry, keepdim=True)
+    return maps * torch.where(squared_length > floor, squared_length.rsqrt(), 0.0)

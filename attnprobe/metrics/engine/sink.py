@@ -1,0 +1,135 @@
+"""Where images are measured without keeping a map: a folder of slices, made by one process or by all of a job."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Self
+
+from attnprobe.core.errors import InputError, MapsFileError
+from attnprobe.core.maps import AttentionMaps
+from attnprobe.io import fs
+from attnprobe.io.ranks import Claims, Rank, shared_out
+from attnprobe.metrics.engine.slices import images_of, measure_slice
+
+SLICE = 64
+"""Images whose measurements are one file: what a stop costs at most, and the smallest share of work."""
+
+
+class MeasureSink:
+    """Slices instead of shards: to whoever captures, the same as a `MapWriter`, but it keeps measurements and no maps.
+
+    plan.json says what is measured and how many images are a batch; it is written once, and whoever comes later
+    believes it. A slice is a whole number of batches, claimed by one process and committed in one step.
+
+    Args:
+        folder: where the slices are; made if need be. The caller holds its lock (`io.ranks.held`).
+        rank: which process of which job this is.
+        facts: of the capture, as plain JSON.
+        image_ids: of all images, in order.
+        metrics: as for `measure`.
+
+    Raises:
+        InputError: the folder was begun with other facts or metrics, or by an attnprobe that did not pin the batch.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        rank: Rank,
+        facts: Mapping[str, Any],
+        image_ids: Sequence[str],
+        metrics: Sequence[str] | None = None,
+    ) -> None:
+        self.folder, self._rank, self._image_ids, self._metrics = folder, rank, image_ids, metrics
+        self._facts = {**facts, "metrics": list(metrics or ())}
+        self.batch_images: int | None = None
+        fs.make_folder(folder)
+        self._claims = Claims(folder / "claims")
+        if (folder / "plan.json").exists():
+            self._adopt()
+
+    @property
+    def begun(self) -> bool:
+        """Whether it is known what a slice is."""
+        return self.batch_images is not None
+
+    @property
+    def slices(self) -> list[Path]:
+        """The files of all slices, in order, made or not."""
+        return [self._path(k) for k in range(-(-len(self._image_ids) // self._size))]
+
+    def begin(self, maps: Sequence[AttentionMaps], batch_images: int) -> None:
+        """Pin how many images are a batch, unless another process was first; what maps look like does not matter."""
+        plan = json.dumps({**self._facts, "batch_images": batch_images}, sort_keys=True)
+        with suppress(FileExistsError):
+            fs.write_file(self.folder / "plan.json", plan.encode())
+        self._adopt()
+
+    def pending(self) -> list[range]:
+        """Positions of the images of each slice that is not there."""
+        return [self._images(k) for k, path in enumerate(self.slices) if not path.exists()]
+
+    def parts(self) -> Iterator[range]:
+        """Positions of the images of each slice that this process is to measure, claimed one after the other."""
+        slices = self.slices
+        yield from map(self._images, shared_out(self._rank, len(slices), self._claims, lambda k: slices[k].exists()))
+
+    def write(self, part: range, batches: Iterator[list[AttentionMaps]]) -> None:
+        """Measure the images of one slice, and commit that."""
+        data = measure_slice((maps for batch in batches for maps in _popped(batch)), self._metrics)
+        with suppress(FileExistsError):  # another process was first, where the file system has no locks
+            fs.write_file(self._path(part.start // self._size), data)
+
+    def close(self, certificate: Mapping[str, Any] | None = None) -> list[Path]:
+        """All slices if they are there, whoever made them; none while others are at some.
+
+        Raises:
+            MapsFileError: a slice is about other images than those of the plan, in order.
+        """
+        if self.pending():
+            return []
+        for k, path in enumerate(self.slices):
+            ids = [self._image_ids[i] for i in self._images(k)]
+            if (found := images_of(path.read_bytes())) != ids:
+                raise MapsFileError(
+                    f"{path} is about {len(found)} images where {len(ids)} were to be measured. Remove it and run the "
+                    "same command again."
+                )
+        self._claims.remove()
+        return self.slices
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._claims.release_all()
+
+    def _adopt(self) -> None:
+        """Take the batch from the plan that is there."""
+        pinned = json.loads((self.folder / "plan.json").read_bytes())
+        batch_images = pinned.pop("batch_images", None)
+        if batch_images is None:
+            raise InputError(f"{self.folder} was begun by an older attnprobe; remove it, or choose another -o.")
+        if pinned != self._facts:
+            raise InputError(
+                f"{self.folder} was begun with another model, images, options or metrics; choose another -o."
+            )
+        self.batch_images = batch_images
+
+    @property
+    def _size(self) -> int:
+        assert self.batch_images is not None, "begin() comes first"
+        return self.batch_images * max(1, SLICE // self.batch_images)
+
+    def _images(self, number: int) -> range:
+        return range(number * self._size, min(len(self._image_ids), (number + 1) * self._size))
+
+    def _path(self, number: int) -> Path:
+        return self.folder / f"s{number:06d}.npz"
+
+
+def _popped(batch: list[AttentionMaps]) -> Iterator[AttentionMaps]:
+    """One by one, so that none is held while the next batch is computed: its memory is then used again."""
+    while batch:
+        yield batch.pop(0)

@@ -1,0 +1,124 @@
+"""Evidence in a report: what removing blocks and heads costs, in sentences, a table and curves, and what to do."""
+
+import shlex
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from attnprobe.core.evidence import Evidence, Tried
+from attnprobe.core.text import blocks_text
+from attnprobe.plots import removal_curve
+from attnprobe.reports.drawing import Drawing, as_svg, canvas
+
+
+def evidence_text(evidence: Evidence) -> str:
+    """Everything that was measured, a line per ablation, and the advice; for a terminal."""
+    lines = [evidence.candidates, accuracy_text(evidence)]
+    lines += [_line(str(tried.changes[0]), evidence, tried) for tried in evidence.single]
+    for name, curve in evidence.curves.items():
+        lines.append(f"{name} removed cumulatively, the cheapest first:")
+        lines += [_line(f"  {len(tried.changes)}: {tried.changes[-1]}", evidence, tried) for tried in curve]
+    return "\n".join([*lines, f"advice: {advice(evidence)}"])
+
+
+def accuracy_text(evidence: Evidence) -> str:
+    """`whole model: top-1 95.00% (92.29%–96.79%, 400 images that judge; 400 others chose)`."""
+    row = evidence.row(evidence.whole)
+    return (
+        f"whole model: top-1 {row['accuracy']:.2%} ({row['low']:.2%}–{row['high']:.2%}, {evidence.n_judging} images "
+        f"that judge; {evidence.n_choosing} others chose)"
+    )
+
+
+def cost_text(evidence: Evidence, tried: Tried) -> str:
+    """`-0.28% (-1.50% to +0.95%)`: the accuracy gained."""
+    gained, low, high = evidence.gained(tried)
+    return f"{gained:+.2%} ({low:+.2%} to {high:+.2%})"
+
+
+def parts_text(tried: Tried) -> str:
+    """`blocks 5–7 and 2 heads`."""
+    parts = [blocks_text(tried.blocks)] if tried.blocks else []
+    parts += [_heads_text(tried.heads)] if tried.heads else []
+    return " and ".join(parts)
+
+
+def advice(evidence: Evidence) -> str:
+    """Sentence on what to remove, with the command that does it."""
+    advised = evidence.advised
+    if advised is None:
+        return _no_advice(evidence)
+    words = ["attnprobe", "prune", evidence.ref, *evidence.options]
+    words += ["--blocks", ",".join(map(str, advised.blocks))] if advised.blocks else []
+    words += ["--heads", ",".join(f"{block}:{head}" for block, head in advised.heads)] if advised.heads else []
+    command = shlex.join([*words, "-o", f"{_folder_of(evidence.ref)}-smaller"])
+    left = f"; {evidence.refusal}" if evidence.refusal else ""
+    unconfirmed = f", which do not exclude a loss of more than {evidence.tolerance:.1%}"
+    return (
+        f"without {parts_text(advised)} accuracy {cost_text(evidence, advised)}: {command}{left}. Chosen on "
+        f"{evidence.n_choosing} images, measured on {evidence.n_judging} others"
+        f"{'' if evidence.confirmed(advised) else unconfirmed}."
+    )
+
+
+def _no_advice(evidence: Evidence) -> str:
+    n, right = evidence.n_choosing, int(evidence.whole.right[evidence.chooses].sum())
+    if not evidence.single:
+        return "nothing was tried"
+    if evidence.near_chance:
+        return f"cannot say: the whole model is right on {right} of {n} images, which may be chance"
+    if evidence.refusal:
+        return f"nothing can be removed: {evidence.refusal}"
+    removed = [tried for tried in evidence.single if tried.changes[0].kind in ("block", "head", "softmax")]
+    if any(evidence.gained_choosing(tried)[2] >= -evidence.tolerance for tried in removed):
+        return (
+            f"cannot say: the {n} images that choose cannot exclude a loss of more than {evidence.tolerance:.1%} for "
+            "any of them; try more images, or allow more with --tolerance"
+        )
+    return f"nothing can be removed at a tolerance of {evidence.tolerance:.1%}: each part costs more"
+
+
+def _line(words: str, evidence: Evidence, tried: Tried) -> str:
+    row = evidence.row(tried)
+    sure = "" if row["gained_low"] <= 0 <= row["gained_high"] else ", not by chance"
+    accuracy = f"{row['accuracy']:.2%} ({row['low']:.2%}–{row['high']:.2%})"
+    return f"{words}: {accuracy}, {cost_text(evidence, tried)}{sure}"
+
+
+def _folder_of(ref: str) -> str:
+    """The folder beside which a smaller model is written: the run, also of its checkpoints; B of a name hf:A/B."""
+    path = Path(ref)
+    path = path.parent.parent if path.parent.name == "checkpoints" else path
+    return path.name.rpartition(":")[2] if ":" in ref else str(path)
+
+
+def _heads_text(heads: Sequence[tuple[int, int]]) -> str:
+    if len(heads) > 3:
+        return f"{len(heads)} heads"
+    listed = ", ".join(f"{block}:{head}" for block, head in heads)
+    return f"head{'s' if len(heads) > 1 else ''} {listed}"
+
+
+# --- on the page ---------------------------------------------------------------------------------------------------
+
+
+def removal_drawings(name: str, evidence: Evidence, width: float) -> Iterator[Drawing]:
+    """Curves of the accuracy while blocks, then heads, are removed."""
+    for curve, steps in evidence.curves.items():
+        title = f"{name}: accuracy against {curve} removed"
+        alt = f"{title}. {accuracy_text(evidence)}; without all {len(steps)} {curve} {cost_text(evidence, steps[-1])}."
+        with canvas(width, 3.2) as figure:
+            removal_curve(evidence, figure.add_subplot(), curve=curve)
+            images = f"{evidence.n_choosing} images chose the order, {evidence.n_judging} others judge"
+            yield as_svg(figure, alt, title, f"{evidence.candidates}; {images}.")
+
+
+def removal_sentences(name: str, evidence: Evidence) -> Iterator[str]:
+    """Accuracy of the whole model, what was removed, and what may go."""
+    yield f"{name}, {accuracy_text(evidence)}; {evidence.candidates}."
+    yield f"{name}, advice: {advice(evidence).rstrip('.')}."
+
+
+def removal_rows(evidence: Evidence) -> list[tuple[str, str, str, str]]:
+    """(part removed alone, accuracy, accuracy gained, loss gained) of each single ablation."""
+    rows = [(str(tried.changes[0]), evidence.row(tried), cost_text(evidence, tried)) for tried in evidence.single]
+    return [(words, f"{row['accuracy']:.2%}", cost, f"{row['loss_gained']:+.3f}") for words, row, cost in rows]

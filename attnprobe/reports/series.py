@@ -1,0 +1,45 @@
+"""Measurements of several runs under the names that readers know them by, and the settings below a figure."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from attnprobe.core.examined import Examined
+from attnprobe.core.measurement import Measurement
+from attnprobe.core.text import short
+from attnprobe.plots.style import SITES
+from attnprobe.reports.numbers import settings_text
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """A measurement under the short name of its run."""
+
+    name: str
+    m: Measurement
+
+    @property
+    def place(self) -> str:
+        return SITES[self.m.site]
+
+
+def series_of(runs: Sequence[Examined], metric: str) -> list[Series]:
+    """Series of a metric: of every run, at both sites where they differ."""
+    names = short_names(runs)
+    return [Series(name, m) for name, e in zip(names, runs, strict=True) for m in e.measurements.at_sites(metric)]
+
+
+def short_names(runs: Sequence[Examined]) -> list[str]:
+    """Names that fit a legend; numbered where shortening made them equal."""
+    names = [short(e.name) for e in runs]
+    return [name if names.count(name) == 1 else f"{i}: {name}" for i, name in enumerate(names, 1)]
+
+
+def settings_of(series: Sequence[Series]) -> str:
+    """The settings behind a figure, once for all runs that share them."""
+    sharing: dict[str, list[str]] = {}
+    for s in series:
+        twice = [other.name for other in series].count(s.name) > 1
+        sharing.setdefault(settings_text(s.m), []).append(f"{s.name} ({s.place})" if twice else s.name)
+    if len(sharing) == 1:
+        return f"{next(iter(sharing))}."
+    return "; ".join(f"{', '.join(names)}: {text}" for text, names in sharing.items()) + "."

@@ -1,0 +1,60 @@
+import inspect
+import re
+
+import pytest
+
+from attnprobe.core.errors import InputError
+from attnprobe.core.metric import metric
+from attnprobe.metrics import METRICS, layer_similarity_centred, map_cka, prefix_mass, row_entropy
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_every_metric_is_explained_by_definition_source_and_settings(name):
+    text, of = METRICS[name].explanation, METRICS[name]
+    assert text.count("\n\n") >= 4 and "Args:" in text and "Returns:" in text
+    assert of.function.__doc__.splitlines()[0] in text
+    assert f"{', '.join(of.axes)}" in text
+    for setting, default in of.all_settings.items():
+        assert f"{setting}={default}" in text and f"{setting}" in of.function.__doc__, setting
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_every_metric_has_a_formula_and_says_how_it_can_mislead(name):
+    definition, args, _ = inspect.getdoc(METRICS[name].function).partition("\n\nArgs:\n")
+    assert args
+    assert re.search(r"\n\n {4}\S.* = ", definition), "a formula, indented, after an empty line"
+    assert re.search(r"(?:\n|\. )Caveats?:\s+\S", definition), "a sentence that begins with Caveat"
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_every_setting_that_is_printed_is_defined(name):
+    """In the arguments, and not by a name that `explain` does not know."""
+    arguments = inspect.getdoc(METRICS[name].function).partition("Args:")[2].partition("Returns:")[0]
+    for setting in METRICS[name].all_settings:
+        assert re.search(rf"^ +(\w+, )*{setting}(, \w+)*: \S", arguments, re.M), setting
+    assert all(other in METRICS for other in re.findall(r"see `(\w+)`", arguments))
+
+
+def test_needs_and_ranges_are_told():
+    assert "rows that sum to 1 (or renormalize=True" in row_entropy.explanation
+    assert "from 0 to unbounded nats" in row_entropy.explanation
+    assert "a class token or registers; queries and keys that are the tokens" in prefix_mass.explanation
+    assert "from means over images" in map_cka.explanation
+    assert "Here with center=mean." in layer_similarity_centred.explanation
+
+
+def test_a_metric_of_ones_own_is_explained_as_far_as_it_says_something():
+    @metric(axes=("layer",))
+    def silent(maps, *, power=2):
+        return maps.mean((2, 3, 4))
+
+    text = silent.explanation
+    assert "No description." in text and "Settings: power=2." in text
+
+
+def test_a_parameter_that_is_neither_given_nor_a_setting_is_named():
+    with pytest.raises(InputError, match="'mapz' is none of maps, grid, tokens, value_vectors"):
+
+        @metric(axes=("layer",))
+        def typo(mapz):
+            return mapz

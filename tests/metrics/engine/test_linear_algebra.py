@@ -1,0 +1,45 @@
+"""Products of rows equal plain ones, and vectors have length 1; what they mean is tested with the metrics."""
+
+import pytest
+import torch
+
+from attnprobe.metrics.engine import linear_algebra
+from attnprobe.metrics.engine.linear_algebra import FEW, half_products, row_products, unit_vectors
+
+
+@pytest.mark.parametrize("rows", [3, FEW, 41])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_equal_the_product_with_the_transpose(signed, rows, dtype):
+    x = signed(2, 3, rows, 7).to(dtype)
+    whole = torch.einsum("abik,abjk->abij", x, x)
+    torch.testing.assert_close(row_products(x), whole)
+    below, diagonal = half_products(x)
+    torch.testing.assert_close(below + below.mT + torch.diag_embed(diagonal), whole)
+    assert (below.triu() == 0).all()
+    torch.testing.assert_close(row_products(x.mT.contiguous().mT), whole)
+
+
+def test_both_ways_of_computing_agree_and_gradients_flow(signed, monkeypatch):
+    x = signed(1, 40, 9)
+    by_blas = row_products(x), half_products(x)
+    monkeypatch.setattr(linear_algebra, "FEW", 10**9)
+    torch.testing.assert_close(by_blas, (row_products(x), half_products(x)))
+    monkeypatch.undo()
+    row_products(x.requires_grad_()).sum().backward()
+    assert x.grad.isfinite().all()
+
+
+def test_what_is_not_finite_stays_in_its_row(signed):
+    x = signed(2, 40, 9)
+    x[1, 5, 3] = float("nan")
+    products = row_products(x)
+    assert products[0].isfinite().all() and products[1].isnan().sum() == 79
+
+
+@pytest.mark.parametrize("center", ["none", "mean", "uniform"])
+def test_columns_so_faint_that_their_squares_lose_digits_are_no_longer_than_1(center):
+    generator = torch.Generator().manual_seed(0)
+    faint = torch.rand(2, 6, 40, generator=generator) * torch.logspace(-30, 0, 40)
+    lengths = unit_vectors(faint, center=center).norm(dim=-2)
+    one = (lengths - 1).abs() < 1e-5
+    assert (one | (lengths == 0)).all() and one[..., -15:].all()
