@@ -10,7 +10,8 @@ and extent of every token, and nothing is inferred from a square root or from wh
 Source: ours. Checked against known grids in tests/capturing/test_places.py.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -48,6 +49,21 @@ class Places:
     status: Status
     reason: str = ""
     grid: TokenGrid | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """What perturbation says of a model's layers.
+
+    Attributes:
+        places: of the key tokens of each layer, by its name.
+        image_axes: axis of the image in the output [?, ?, width] of each block, by its name; None where neither is.
+        images_proved: whether there was a second image to compare with.
+    """
+
+    places: Mapping[str, Places] = field(default_factory=dict)
+    image_axes: Mapping[str, int | None] = field(default_factory=dict)
+    images_proved: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
