@@ -15,13 +15,24 @@ QUERY = re.compile(r"^(to_|in_|c_)?(q|k|v|kv|qk|qkv|query|key|value|in)(_?(proj|
 
 @dataclass(slots=True)
 class Call:
-    """One running module: its dotted name, and the first tensor among its inputs."""
+    """One running module.
+
+    Attributes:
+        name: dotted.
+        given: the first tensor among its inputs.
+        products, softmaxes: how many products with V it computed, and the numbers of the softmaxes in them.
+        found: its products that are not reported yet; `waiting`: those of heads in it, until all are there.
+        last_use: name of the function that last took something made of a softmax, and was no product.
+    """
 
     name: str
     module: nn.Module
     given: Tensor | None
     products: int = 0
     softmaxes: set[int] = field(default_factory=set)
+    found: list[Any] = field(default_factory=list)
+    waiting: list[Any] = field(default_factory=list)
+    last_use: str = ""
 
 
 class CallStack:

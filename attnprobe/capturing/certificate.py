@@ -20,10 +20,11 @@ from attnprobe.capturing.axes import relative, softmax_of
 from attnprobe.capturing.hooks import unfused, unwrap
 from attnprobe.capturing.perturbation import locate
 from attnprobe.capturing.places import Located
+from attnprobe.capturing.product import Product
 from attnprobe.capturing.recorder import Recorder, factors_of
 from attnprobe.capturing.recording import Recording, computing, layers_to_hook
 from attnprobe.capturing.softmax_trails import untraced
-from attnprobe.capturing.tracing import Product, Tracing
+from attnprobe.capturing.tracing import Tracing
 from attnprobe.core.errors import CaptureError
 from attnprobe.core.maps import AttentionMaps
 from attnprobe.core.sites import MAPS

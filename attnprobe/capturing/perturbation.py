@@ -15,7 +15,8 @@ from attnprobe.capturing.call_stack import Call
 from attnprobe.capturing.hooks import block_names, known_layers, token_grid
 from attnprobe.capturing.kinds import TokenPlacement, kind_of
 from attnprobe.capturing.places import Located, Places, Responses, changes, places, responses
-from attnprobe.capturing.tracing import Product, Tracing
+from attnprobe.capturing.product import Product
+from attnprobe.capturing.tracing import Tracing
 from attnprobe.core.errors import CaptureError
 from attnprobe.core.maps import TokenGrid
 

@@ -11,7 +11,7 @@ Source: ours. Checked against known grids in tests/capturing/test_places.py.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -159,10 +159,11 @@ def _distances(row: Tensor, col: Tensor, grid: tuple[int, int], unit: bool = Tru
 def _grid(
     shape: tuple[int, int], size: tuple[int, int], guess: TokenGrid | None, n_prefix: int, prefix: tuple[str, ...]
 ) -> TokenGrid:
-    """The proved grid; patch size and names as the model says them, where it does."""
-    if guess is not None and (guess.rows, guess.cols, guess.n_prefix) == (*shape, n_prefix):
-        return guess
+    """The proved grid; names of prefix tokens as the model has them, patches of its own size where it pads images."""
     rows, cols = shape
+    whole = size[0] % rows == 0 and size[1] % cols == 0
+    if guess is not None and (guess.rows, guess.cols, guess.n_prefix) == (rows, cols, n_prefix):
+        return replace(guess, patch=(size[0] // rows, size[1] // cols)) if whole else guess
     names = prefix[:n_prefix] if n_prefix <= len(prefix) else tuple(f"prefix{i}" for i in range(n_prefix))
     return TokenGrid(rows, cols, names, (max(1, round(size[0] / rows)), max(1, round(size[1] / cols))))
 

@@ -16,9 +16,10 @@ from attnprobe.capturing.hooks import (
 )
 from attnprobe.capturing.kinds import TokenPlacement, kind_of, stage_names, unplaced
 from attnprobe.capturing.places import Located
+from attnprobe.capturing.product import Product
 from attnprobe.capturing.selection import Selection
 from attnprobe.capturing.stages import BufferPool, Stage, StageKey
-from attnprobe.capturing.tracing import Product, Tracing
+from attnprobe.capturing.tracing import Tracing
 from attnprobe.capturing.windows import in_image
 from attnprobe.core.errors import CaptureError, InputError
 from attnprobe.core.maps import AttentionMaps, Outcome, TokenGrid
@@ -256,9 +257,10 @@ class Recorder:
             )
         hidden = {} if self._tracing is None else self._tracing.silent
         known = tuple(f"{layer.name}." for layer in self._layers)
-        hidden = {name: module for name, module in hidden.items() if not f"{name}.".startswith(known or "\0")}
+        hidden = {name: what for name, what in hidden.items() if not f"{name}.".startswith(known or "\0")}
         if hidden:
-            raise hidden_kernel(*next(iter(hidden.items())))
+            name, (module, last_use) = next(iter(hidden.items()))
+            raise hidden_kernel(name, module, last_use)
         missing = sorted(number for number in self._wanted.selection.layers or () if number > len(self._fired))
         if self._fired and missing:
             raise InputError(f"layer {missing[0]} was chosen, and the model has {len(self._fired)}.")
