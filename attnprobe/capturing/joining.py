@@ -20,6 +20,8 @@ HEAD, QUERY = 2, 3
 def joined_in_module(products: Sequence[Product]) -> list[Product]:
     """The products of one call of one module: as one, if they are its heads or chunks of its queries."""
     first = products[0]
+    if any(product.depends for product in products):
+        return list(products)
     same_value = first.value_id is not None and all(p.value_id == first.value_id for p in products)
     same_shape = all(p.effective.shape[:QUERY] == first.effective.shape[:QUERY] for p in products)
     if len(products) > 1 and same_value and same_shape:

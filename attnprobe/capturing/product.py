@@ -26,6 +26,7 @@ class Product:
         scores: the logits of the softmax, of its shape; None unless asked for, or where a layer has several.
         factors: queries, scaled, and keys, [image, window, head, token, width], where the map is the softmax of their
             product and nothing else; None unless asked for, or where it is not.
+        depends: what it multiplies was made of an earlier product of the same call.
         value_id: memory and shape of V as the model multiplied it, equal for products with the same V.
     """
 
@@ -40,6 +41,7 @@ class Product:
     scores: Tensor | None = None
     factors: tuple[Tensor, Tensor] | None = None
     value_id: tuple[object, ...] | None = None
+    depends: bool = False
 
     @property
     def layer(self) -> str:

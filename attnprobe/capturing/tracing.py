@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakIdKeyDictionary
 
 from attnprobe.capturing.axes import (
     Factors,
@@ -71,6 +72,8 @@ class Tracing(TorchFunctionMode):
         self._on_product, self._on_enter, self._on_leave = on_product, on_enter, on_leave
         self._values, self._check, self._scores, self._factors = values, check, scores, factors
         self._trails = Trails()
+        self._made: WeakIdKeyDictionary = WeakIdKeyDictionary()  # of the products of the call that is running
+        self._depends = False
         self._occurrences: dict[str, int] = {}
         self.silent: dict[str, tuple[nn.Module, str]] = {}
 
@@ -118,6 +121,8 @@ class Tracing(TorchFunctionMode):
         if (found or (self._scores and self._trails)) and WRITES.match(name) and isinstance(args[0], Tensor):
             self._trails.before_write(args[0])
         result = func(*args, **kwargs)
+        if self._made and any(tensor in self._made for tensor in tensors((args, kwargs))):
+            self._made.update((made, True) for made in tensors(result))
         # A product ends a trail, so it is looked for before following: otherwise the output of this layer could pass
         # for a map in a product of the next one.
         if name in SOFTMAXES:
@@ -161,7 +166,9 @@ class Tracing(TorchFunctionMode):
                 else:
                     factors = of_matmul(operands[0], operands[1], result, map_is_left=i == 0)
                 if factors is not None and (factors.map.shape[-1] == trail.n_keys or trail.is_cut(factors.map)):
+                    self._depends = any(operand in self._made for operand in operands)
                     self._emit_product(factors, trail)
+                    self._made[result] = True
                     return True
         return False
 
@@ -229,6 +236,8 @@ class Tracing(TorchFunctionMode):
                 scaled, keys = scaled_factors(q, k, scale)
                 found["factors"] = self._unfolded(scaled, heads), self._unfolded(keys, heads)
             del scores
+            self._depends = any(operand in self._made for operand in (q, k, given["value"]))
+            self._made[result] = True
             self._emit(Factors(weights, v, result), heads, **found)
         return result
 
@@ -275,19 +284,22 @@ class Tracing(TorchFunctionMode):
                 error_of = partial(error_of_product, value, self._unfolded(of.result, heads))
         shape = (of.value.shape[-2], of.value.shape[-1])
         value_id = (of.value.data_ptr(), of.value.shape, of.value.stride())
-        self._report("functional", **found, value_shape=shape, value=value, error_of=error_of, value_id=value_id)
+        found |= {"value_shape": shape, "value": value, "error_of": error_of, "value_id": value_id}
+        self._report("functional", **found)
 
     def _report(self, route: Literal["functional", "mha"], **found: Any) -> None:
         layer = self._layer()
         occurrence = self._occurrences.get(layer.name, 0)
         self._occurrences[layer.name] = occurrence + 1
         layer.products += 1
-        layer.found.append(Product(tuple(self.calls.running), occurrence, route, **found))
+        layer.found.append(Product(tuple(self.calls.running), occurrence, route, **found, depends=self._depends))
 
     def _hand_on(self, call: Call) -> None:
         """Report what a module that ends has computed; a head of a list waits for its neighbours."""
         self._flush(call)
         products = joined_in_module(call.found) if call.found else []
+        if products:
+            self._made.clear()
         if len(products) == 1 and call.name.rpartition(".")[2].isdigit() and self.calls.running:
             around = self.calls.running[-1]
             if around.waiting and around.waiting[0].calls[-1].given is not call.given:
