@@ -120,13 +120,16 @@ class Trails:
 
     def follow(self, found: list[tuple[Tensor, Trail]], args: Any, result: Any) -> None:
         """Results of the size of the map, or made of it and parameters alone, are on its trail."""
-        tensor, trail = found[0]  # the latest: the map of this layer, where one of the previous block is mixed in
-        if any(other.number != trail.number for _, other in found):
-            trail = replace(trail, several=True)
-        mixed = all(other is tensor or self.is_fixed(other) for other in tensors(args))
+        several = len({trail.number for _, trail in found}) > 1
+        given = list(tensors(args))
         for made in tensors(result):
-            if made is not tensor and made.is_floating_point() and (mixed or made.numel() == tensor.numel()):
+            for tensor, trail in found:  # the latest first: the map of this layer, where an earlier one is mixed in
+                mixed = all(other is tensor or self.is_fixed(other) for other in given)
+                if made is tensor or not made.is_floating_point() or not (mixed or made.numel() == tensor.numel()):
+                    continue
+                trail = replace(trail, several=True) if several else trail
                 self._trails[made] = trail if trail.weights is not None else replace(trail, weights=tensor)
+                break
 
     def is_fixed(self, tensor: Tensor) -> bool:
         """Whether a tensor is a parameter or buffer of the model, or a view of one."""

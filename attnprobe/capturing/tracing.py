@@ -74,6 +74,7 @@ class Tracing(TorchFunctionMode):
         self._trails = Trails()
         self._made: WeakIdKeyDictionary = WeakIdKeyDictionary()  # of the products of the call that is running
         self._depends = False
+        self._result: Tensor | None = None
         self._occurrences: dict[str, int] = {}
         self.silent: dict[str, tuple[nn.Module, str]] = {}
 
@@ -127,10 +128,12 @@ class Tracing(TorchFunctionMode):
         # for a map in a product of the next one.
         if name in SOFTMAXES:
             axis = kwargs.get("dim", args[1] if len(args) > 1 else None)
+            if self.calls.running:
+                self.calls.running[-1].last_use = name
             self._trails.begin(result, axis, (args[0] if args else kwargs["input"]) if self._scores else None)
         elif found and not self._is_product(name, args, kwargs, result):
             self._trails.follow(found, (args, kwargs), result)
-            if self.calls.running:
+            if self.calls.running and self.calls.running[-1].last_use and isinstance(result, Tensor):
                 self.calls.running[-1].last_use = name
         elif not found:
             self._trails.note_logits(name, args, result, name in MATRIX_PRODUCTS or name == "einsum")
@@ -166,9 +169,11 @@ class Tracing(TorchFunctionMode):
                 else:
                     factors = of_matmul(operands[0], operands[1], result, map_is_left=i == 0)
                 if factors is not None and (factors.map.shape[-1] == trail.n_keys or trail.is_cut(factors.map)):
+                    self._refuse_linear(factors)
                     self._depends = any(operand in self._made for operand in operands)
                     self._emit_product(factors, trail)
                     self._made[result] = True
+                    self._result = factors.result
                     return True
         return False
 
@@ -188,6 +193,17 @@ class Tracing(TorchFunctionMode):
             scaled = torch.einsum(f"{terms[at]},{terms[third]}->{terms[at]}", operands[at], operands[third])
         self._trails.follow([(operands[at], trail)] if (trail := self._trails.get(operands[at])) else [], (), scaled)
         return (f"{terms[at]},{terms[other]}->{output}",), [scaled, operands[other]]
+
+    def _refuse_linear(self, of: Factors) -> None:
+        """Raise CaptureError if V is itself a map times V with as many rows as channels: linear attention."""
+        before = self._result
+        if before is None or not same_storage(before, of.value) or before.numel() != of.value.numel():
+            return
+        if before.shape[-1] == before.shape[-2] and self.calls.running and self.calls.running[-1].softmaxes:
+            raise CaptureError(
+                f"{self.calls.running[-1].name} multiplies queries with (keys times values): this is linear attention, "
+                "and there is no map of tokens by tokens to capture."
+            )
 
     def _emit_product(self, factors: Factors, trail: Trail) -> None:
         layer = self.calls.running[-1] if self.calls.running else None
@@ -272,7 +288,8 @@ class Tracing(TorchFunctionMode):
         if maps is None:
             raise CaptureError(
                 f"{self._layer().name}: its maps are {tuple(matrix.shape)} for {self.n_images} images; which axis is "
-                "the image's cannot be told. Capture needs it first, alone or times windows or heads."
+                "the image's cannot be told. Capture needs it first, alone or times windows or heads; of a model of "
+                "images and texts, capture the vision tower alone."
             )
         return maps
 
@@ -300,6 +317,7 @@ class Tracing(TorchFunctionMode):
         products = joined_in_module(call.found) if call.found else []
         if products:
             self._made.clear()
+            self._result = None
         if len(products) == 1 and call.name.rpartition(".")[2].isdigit() and self.calls.running:
             around = self.calls.running[-1]
             if around.waiting and around.waiting[0].calls[-1].given is not call.given:
