@@ -9,19 +9,32 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from attnprobe.core.errors import CaptureError
+
 ATTENTION = re.compile("attention|attn", re.IGNORECASE)
 QUERY = re.compile(r"^(to_|in_|c_)?(q|k|v|kv|qk|qkv|query|key|value|in)(_?(proj|projection|linear|lin|conv|weight))?$")
 
 
 @dataclass(slots=True)
 class Call:
-    """One running module: its dotted name, and the first tensor among its inputs."""
+    """One running module.
+
+    Attributes:
+        name: dotted.
+        given: the first tensor among its inputs.
+        products, softmaxes: how many products with V it computed, and the numbers of the softmaxes in them.
+        found: its products that are not reported yet; `waiting`: those of heads in it, until all are there.
+        last_use: name of the function that last took something made of a softmax, and was no product.
+    """
 
     name: str
     module: nn.Module
     given: Tensor | None
     products: int = 0
     softmaxes: set[int] = field(default_factory=set)
+    found: list[Any] = field(default_factory=list)
+    waiting: list[Any] = field(default_factory=list)
+    last_use: str = ""
 
 
 class CallStack:
@@ -56,7 +69,11 @@ class CallStack:
         del self._on_enter, self._on_leave
 
     def _enter(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given = next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)), None)
+        inputs = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
+        if not self.running:  # of texts and images, the images are what is counted
+            inputs.sort(key=lambda x: x.ndim < 4)
+            _refuse_unequal(inputs)
+        given = next(iter(inputs), None)
         call = Call(name, module, given)
         self._on_enter(call)
         self.running.append(call)
@@ -67,6 +84,17 @@ class CallStack:
             if call.module is module:
                 self._on_leave(call, out)
                 return
+
+
+def _refuse_unequal(inputs: list[Tensor]) -> None:
+    """Raise CaptureError for a number of texts that is not the number of images: which is whose cannot be told."""
+    images = [x for x in inputs if x.ndim >= 4]
+    for texts in (x for x in inputs if x.ndim == 2 and not x.is_floating_point()):
+        if images and len(texts) != len(images[0]):
+            raise CaptureError(
+                f"{len(images[0])} images and {len(texts)} texts in one call; capture the vision tower alone, or give "
+                "one text per image."
+            )
 
 
 def modules_by_name(model: nn.Module) -> dict[str, nn.Module]:

@@ -152,8 +152,17 @@ def token_grid(model: Duck, size: tuple[int, int]) -> TokenGrid:
     return TokenGrid(rows, cols, prefix, patch)
 
 
-def hidden_kernel(name: str, module: nn.Module) -> CaptureError:
-    """The error about a layer whose attention nothing could read."""
+def hidden_kernel(name: str, module: nn.Module, last_use: str = "") -> CaptureError:
+    """The error about a layer whose attention nothing could read.
+
+    Args:
+        last_use: the function that last took something made of its softmax; "" if there was no softmax.
+    """
+    if last_use:
+        return CaptureError(
+            f"{name} ({type(module).__name__}) computes a softmax that no product with values follows: it ends in "
+            f"{last_use!r}, and only matmul, bmm, baddbmm and einsum are read as that product. Write it so."
+        )
     return CaptureError(
         f"{name} ({type(module).__name__}) ran, and no softmax was multiplied with its values in sight of PyTorch: it "
         "uses a kernel of its own (flash-attn, xformers, a script) or is no softmax attention. Switch it to PyTorch's "

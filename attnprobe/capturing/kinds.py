@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from attnprobe.capturing.tracing import Product
+from attnprobe.capturing.product import Product
 from attnprobe.core.maps import TokenGrid
 
 PREFIX_PARAMETERS = {

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,9 +15,11 @@ from attnprobe.capturing.hooks import (
     token_grid,
 )
 from attnprobe.capturing.kinds import TokenPlacement, kind_of, stage_names, unplaced
+from attnprobe.capturing.places import Located
+from attnprobe.capturing.product import Product
 from attnprobe.capturing.selection import Selection
 from attnprobe.capturing.stages import BufferPool, Stage, StageKey
-from attnprobe.capturing.tracing import Product, Tracing
+from attnprobe.capturing.tracing import Tracing
 from attnprobe.capturing.windows import in_image
 from attnprobe.core.errors import CaptureError, InputError
 from attnprobe.core.maps import AttentionMaps, Outcome, TokenGrid
@@ -45,6 +48,7 @@ class Recorder:
         self._room: dict[StageKey, int] = {}
         self._tracing: Tracing | None = None
         self._first_module = ""
+        self.located = Located()  # nothing is known until a certificate says it
         self.rest = 0
         self._reset()
 
@@ -79,7 +83,8 @@ class Recorder:
                 raise CaptureError(f"{layer} ran twice; call take() after each forward pass.")
             if matrix.ndim != 4:
                 raise CaptureError(f"expected maps [image, head, query, key], got {tuple(matrix.shape)}.")
-            stage = self._stage("self", matrix, matrix.shape[2], len(self._layers), self._known_grid)
+            grid = partial(self._grid_of, layer, "self", matrix.shape[3], self._known_grid)
+            stage = self._stage("self", matrix, matrix.shape[2], len(self._layers), grid)
             kept = self._has_room(stage, matrix)
             self._fired[layer] = (stage, stage.add_weights(layer, matrix)) if kept else None
         elif (place := self._fired[layer]) is not None:
@@ -115,12 +120,13 @@ class Recorder:
         kind = kind_of(product)
         n_windows, _, n_queries, n_keys = product.effective.shape[1:]
         n_tokens = product.value_shape[1] if kind == "channel" and n_queries == n_keys else n_windows * n_keys
-        grid = None if kind == "self" and product.pads(n_tokens) else self._placement.grid(n_tokens, self._size)
+        guess = None if kind == "self" and product.pads(n_tokens) else self._placement.grid(n_tokens, self._size)
+        grid = self._grid_of(layer, kind, n_tokens, lambda: guess)
         if self._wanted.unwindow and kind in ("window", "grid"):
-            kind, product = "self", in_image(product, grid)
+            kind, product = "self", in_image(product, grid if grid.rows else None)
         weights, folded = product.weights, _folded(product.effective)
         size = n_tokens if kind == "channel" else folded.shape[2]
-        stage = self._stage(kind, folded, size, 4, lambda: grid or unplaced(n_tokens, kind))
+        stage = self._stage(kind, folded, size, 4, lambda: grid)
         if not self._has_room(stage, folded):
             self._fired[layer] = None
             return
@@ -152,10 +158,23 @@ class Recorder:
     def see_return(self, call: Call, out: Any) -> None:
         """A module ends; if it is the block of some layers, its output is their tokens."""
         places = self._waiting.pop(call.name, [])
-        out = out[0] if isinstance(out, tuple) and out else out
-        if isinstance(out, Tensor) and out.ndim == 3:
+        out = self._image_first(call.name, out[0] if isinstance(out, tuple) and out else out) if places else None
+        if out is not None:
             for stage, index in places:
                 stage.add_tokens(index, out)
+
+    def _image_first(self, block: str, out: Any) -> Tensor | None:
+        """The output of a block as [image, token, width]; None where it is not that in any order.
+
+        Which axis is the image's is what perturbation found; without it the first, if it has as many entries as there
+        are images, else the second.
+        """
+        if not isinstance(out, Tensor) or out.ndim != 3:
+            return None
+        n_images = self._tracing.n_images if self._tracing is not None else 0
+        lengths = [axis for axis in (0, 1) if out.shape[axis] == n_images]
+        axis = self.located.image_axes.get(block, lengths[0] if lengths else None)
+        return out if axis == 0 else out.transpose(0, 1) if axis == 1 else None
 
     def _stage(self, kind: str, matrix: Tensor, size: int, room: int, grid: Callable[[], TokenGrid]) -> Stage:
         heads, rows, columns = matrix.shape[1:]
@@ -218,6 +237,12 @@ class Recorder:
             raise CaptureError("no values can be kept: the maps are of windows, or their V differ in shape by layer.")
         return taken
 
+    def _grid_of(self, layer: str, kind: str, n_tokens: int, guess: Callable[[], TokenGrid | None]) -> TokenGrid:
+        """The keys of a layer as perturbation found them; by the model's geometry where nothing was perturbed."""
+        place = self.located.places.get(layer)
+        grid = guess() if place is None else place.grid
+        return grid or unplaced(n_tokens, kind)
+
     def _known_grid(self) -> TokenGrid:
         if self._size is None:
             raise CaptureError("the images did not pass the model's patch_embed; run the whole model.")
@@ -232,9 +257,10 @@ class Recorder:
             )
         hidden = {} if self._tracing is None else self._tracing.silent
         known = tuple(f"{layer.name}." for layer in self._layers)
-        hidden = {name: module for name, module in hidden.items() if not f"{name}.".startswith(known or "\0")}
+        hidden = {name: what for name, what in hidden.items() if not f"{name}.".startswith(known or "\0")}
         if hidden:
-            raise hidden_kernel(*next(iter(hidden.items())))
+            name, (module, last_use) = next(iter(hidden.items()))
+            raise hidden_kernel(name, module, last_use)
         missing = sorted(number for number in self._wanted.selection.layers or () if number > len(self._fired))
         if self._fired and missing:
             raise InputError(f"layer {missing[0]} was chosen, and the model has {len(self._fired)}.")

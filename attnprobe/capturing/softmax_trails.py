@@ -43,6 +43,21 @@ class Trail:
     weights: Tensor | None
     scores: Tensor | None
     several: bool = False
+    by_hand: bool = False
+
+    def is_cut(self, maps: Tensor) -> bool:
+        """Whether a map has lost the columns of a sink, which is in no V: it is cut at its last axis."""
+        return self.axis == -1 and self.weights is not None and 0 < self.n_keys - maps.shape[-1] <= MOST_SINKS
+
+
+MOST_SINKS = 8
+"""Columns of a softmax that may be cut off before the product with V."""
+
+KEEPS_LOGITS = re.compile(
+    r"^_*(r?mul|r?(true)?div|r?add|r?sub|i?add|imul|masked_fill|where|view|reshape|permute|transpose|flatten|unflatten|"
+    r"squeeze|unsqueeze|contiguous|float|to|type|tanh|log_softmax|clamp|amax|max|neg)_*$"
+)
+"""Functions of logits whose results are logits."""
 
 
 class Trails:
@@ -57,6 +72,7 @@ class Trails:
         self._trails: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self._fixed = {t.untyped_storage().data_ptr() for t in fixed}
         self._n_softmaxes = 0
+        self._logits: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
     def __bool__(self) -> bool:
         return len(self._trails) > 0
@@ -64,12 +80,27 @@ class Trails:
     def get(self, tensor: Tensor) -> Trail | None:
         return self._trails.get(tensor)
 
-    def begin(self, result: Tensor, dim: Any, scores: Tensor | None = None) -> None:
+    def note_logits(self, name: str, args: Any, result: Any, is_product: bool) -> None:
+        """Remember products of two activations, and what is made of them entry by entry, as possible logits."""
+        if not isinstance(result, Tensor) or result.ndim < 3:
+            return
+        if is_product:
+            given = list(tensors(args))
+            if len(given) > 1 and not any(map(self.is_fixed, given)):
+                self._logits[result] = True
+        elif self._logits and KEEPS_LOGITS.match(name) and self.are_logits(args):
+            self._logits[result] = True
+
+    def are_logits(self, args: Any) -> bool:
+        """Whether one of the arguments may be logits."""
+        return bool(self._logits) and any(tensor in self._logits for tensor in tensors(args))
+
+    def begin(self, result: Tensor, dim: Any, scores: Tensor | None = None, *, by_hand: bool = False) -> None:
         """`result` is a softmax over `dim`, of `scores` if they are to be kept. One over [image, class] is no map."""
         if isinstance(dim, int) and result.ndim > 2:
             self._n_softmaxes += 1
             axis = dim - result.ndim if dim >= 0 else dim
-            self._trails[result] = Trail(self._n_softmaxes, axis, result.shape[axis], None, scores)
+            self._trails[result] = Trail(self._n_softmaxes, axis, result.shape[axis], None, scores, by_hand=by_hand)
 
     def among(self, args: Any) -> list[tuple[Tensor, Trail]]:
         """Arguments made from a softmax, those of the latest first."""
@@ -89,13 +120,16 @@ class Trails:
 
     def follow(self, found: list[tuple[Tensor, Trail]], args: Any, result: Any) -> None:
         """Results of the size of the map, or made of it and parameters alone, are on its trail."""
-        tensor, trail = found[0]  # the latest: the map of this layer, where one of the previous block is mixed in
-        if any(other.number != trail.number for _, other in found):
-            trail = replace(trail, several=True)
-        mixed = all(other is tensor or self.is_fixed(other) for other in tensors(args))
+        several = len({trail.number for _, trail in found}) > 1
+        given = list(tensors(args))
         for made in tensors(result):
-            if made is not tensor and made.is_floating_point() and (mixed or made.numel() == tensor.numel()):
+            for tensor, trail in found:  # the latest first: the map of this layer, where an earlier one is mixed in
+                mixed = all(other is tensor or self.is_fixed(other) for other in given)
+                if made is tensor or not made.is_floating_point() or not (mixed or made.numel() == tensor.numel()):
+                    continue
+                trail = replace(trail, several=True) if several else trail
                 self._trails[made] = trail if trail.weights is not None else replace(trail, weights=tensor)
+                break
 
     def is_fixed(self, tensor: Tensor) -> bool:
         """Whether a tensor is a parameter or buffer of the model, or a view of one."""

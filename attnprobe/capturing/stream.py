@@ -105,13 +105,15 @@ class Capture:
         for count in (2, 1):
             try:
                 with evaluating(self._model.modules()):
-                    return certify(
+                    proof = certify(
                         self._model,
                         first.pixels[:count].to(self._dtype),
                         watch=recording.watch,
                         scores="scores" in recording.sites,
                         factors=recording.factors,
                     )
+                recording.recorder.located = proof.located
+                return proof
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise

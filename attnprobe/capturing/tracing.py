@@ -8,8 +8,7 @@ k. Nothing the model computes is changed: its results are those of an untraced r
 """
 
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal, Self
 
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakIdKeyDictionary
 
 from attnprobe.capturing.axes import (
     Factors,
@@ -30,58 +30,16 @@ from attnprobe.capturing.axes import (
     unfolded,
 )
 from attnprobe.capturing.call_stack import Call, CallStack, is_attention
+from attnprobe.capturing.joining import joined_in_module, joined_modules
 from attnprobe.capturing.multi_head import fields_of_multi_head
+from attnprobe.capturing.product import Product
 from attnprobe.capturing.softmax_trails import WRITES, Trail, Trails, same_storage, tensors, unseen
 from attnprobe.core.errors import CaptureError
 
-MATRIX_PRODUCTS = {"matmul", "__matmul__", "__rmatmul__", "bmm"}
-
-
-@dataclass(frozen=True, slots=True)
-class Product:
-    """One product of an attention map with V.
-
-    Attributes:
-        calls: the modules that were running, innermost last; that one is the layer.
-        occurrence: 0 for the first product of this module in a forward pass.
-        route: "functional", or "mha" for `nn.MultiheadAttention`.
-        weights: the softmax, [image, window, head, query, key]; None where a layer makes one map of several.
-        effective: the matrix multiplied with V, of the same shape; the same tensor where nothing changed in between.
-        value_shape: rows (keys) and columns of one head's V.
-        value: V, [image, window, head, key, head width]; None unless asked for, or where it is hidden.
-        error_of: from a map to the largest |map V - the layer's result|, relative to the largest value; None unless
-            asked for.
-        scores: the logits of the softmax, of its shape; None unless asked for, or where a layer has several.
-        factors: queries, scaled, and keys, [image, window, head, token, width], where the map is the softmax of their
-            product and nothing else; None unless asked for, or where it is not.
-    """
-
-    calls: tuple[Call, ...]
-    occurrence: int
-    route: Literal["functional", "mha"]
-    weights: Tensor | None
-    effective: Tensor
-    value_shape: tuple[int, int]
-    value: Tensor | None
-    error_of: Callable[[Tensor], float] | None
-    scores: Tensor | None = None
-    factors: tuple[Tensor, Tensor] | None = None
-
-    @property
-    def layer(self) -> str:
-        """Dotted name of the attention module; numbered from the second time it runs."""
-        name = self.calls[-1].name
-        return f"{name}#{self.occurrence + 1}" if self.occurrence else name
-
-    def pads(self, n_tokens: int) -> bool:
-        """Whether the layer attends to more tokens than its input [image, token, width] has."""
-        given = self.calls[-1].given
-        return (
-            given is not None
-            and given.ndim == 3
-            and given.shape[0] == len(self.effective)
-            and (given.shape[1] < n_tokens)
-        )
+MATRIX_PRODUCTS = {"matmul", "__matmul__", "__rmatmul__", "bmm", "linalg_matmul", "baddbmm"}
+SOFTMAXES = {"softmax", "special_softmax"}
+GATES = {"exp", "sigmoid", "relu", "softplus"}
+"""What stands for a softmax, or is the first step of one written by hand, where it is taken of logits."""
 
 
 class Tracing(TorchFunctionMode):
@@ -114,8 +72,11 @@ class Tracing(TorchFunctionMode):
         self._on_product, self._on_enter, self._on_leave = on_product, on_enter, on_leave
         self._values, self._check, self._scores, self._factors = values, check, scores, factors
         self._trails = Trails()
+        self._made: WeakIdKeyDictionary = WeakIdKeyDictionary()  # of the products of the call that is running
+        self._depends = False
+        self._result: Tensor | None = None
         self._occurrences: dict[str, int] = {}
-        self.silent: dict[str, nn.Module] = {}
+        self.silent: dict[str, tuple[nn.Module, str]] = {}
 
     def __enter__(self) -> Self:
         self._trails = Trails(self._fixed)  # their memory may be another since the last pass
@@ -136,13 +97,17 @@ class Tracing(TorchFunctionMode):
     def _enter(self, call: Call) -> None:
         if not self.n_images and call.given is not None:
             self.n_images = call.given.shape[0]
+        around = self.calls.running[-1] if self.calls.running else None
+        if around is not None and around.waiting and around.waiting[0].calls[-1].given is not call.given:
+            self._flush(around)
         self._on_enter(call)
 
     def _leave(self, call: Call, out: Any) -> None:
         if self.calls.running:
             self.calls.running[-1].products += call.products
         if not call.products and is_attention(call.module):
-            self.silent[call.name] = call.module
+            self.silent[call.name] = (call.module, call.last_use)
+        self._hand_on(call)  # before the end of the block is reported, whose output belongs to these layers
         self._on_leave(call, out)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -157,13 +122,23 @@ class Tracing(TorchFunctionMode):
         if (found or (self._scores and self._trails)) and WRITES.match(name) and isinstance(args[0], Tensor):
             self._trails.before_write(args[0])
         result = func(*args, **kwargs)
+        if self._made and any(tensor in self._made for tensor in tensors((args, kwargs))):
+            self._made.update((made, True) for made in tensors(result))
         # A product ends a trail, so it is looked for before following: otherwise the output of this layer could pass
         # for a map in a product of the next one.
-        if name == "softmax":
+        if name in SOFTMAXES:
             axis = kwargs.get("dim", args[1] if len(args) > 1 else None)
+            if self.calls.running:
+                self.calls.running[-1].last_use = name
             self._trails.begin(result, axis, (args[0] if args else kwargs["input"]) if self._scores else None)
         elif found and not self._is_product(name, args, kwargs, result):
             self._trails.follow(found, (args, kwargs), result)
+            if self.calls.running and self.calls.running[-1].last_use and isinstance(result, Tensor):
+                self.calls.running[-1].last_use = name
+        elif not found:
+            self._trails.note_logits(name, args, result, name in MATRIX_PRODUCTS or name == "einsum")
+            if name in GATES and self._trails.are_logits(args):
+                self._trails.begin(result, -1, args[0] if self._scores else None, by_hand=True)
         return result
 
     def _is_product(self, name: str, args: Any, kwargs: Any, result: Any) -> bool:
@@ -171,6 +146,10 @@ class Tracing(TorchFunctionMode):
         if name not in MATRIX_PRODUCTS and name != "einsum":
             return False
         operands = list(tensors((args, kwargs)))
+        if name == "baddbmm":
+            operands = operands[1:]  # what it is added to is checked with the product
+        if name == "einsum" and len(operands) == 3:
+            args, operands = self._folded(args, operands)
         if len(operands) != 2 or not isinstance(result, Tensor):
             return False
         if name == "__rmatmul__":
@@ -189,10 +168,42 @@ class Tracing(TorchFunctionMode):
                     factors = None
                 else:
                     factors = of_matmul(operands[0], operands[1], result, map_is_left=i == 0)
-                if factors is not None and factors.map.shape[-1] == trail.n_keys:
+                if factors is not None and (factors.map.shape[-1] == trail.n_keys or trail.is_cut(factors.map)):
+                    self._refuse_linear(factors)
+                    self._depends = any(operand in self._made for operand in operands)
                     self._emit_product(factors, trail)
+                    self._made[result] = True
+                    self._result = factors.result
                     return True
         return False
+
+    def _folded(self, args: Any, operands: list[Tensor]) -> tuple[Any, list[Tensor]]:
+        """An einsum of a map, V and a third tensor as one of two: the third as a factor of the map."""
+        equation = next((x for x in args if isinstance(x, str)), "")
+        inputs, _, output = equation.replace(" ", "").partition("->")
+        terms = inputs.split(",")
+        at = next((i for i, t in enumerate(operands) if self._trails.get(t) is not None), None)
+        if at is None or len(terms) != 3 or "." in equation:
+            return args, operands
+        third = next((i for i, term in enumerate(terms) if i != at and set(term) <= set(terms[at])), None)
+        if third is None:
+            return args, operands
+        other = ({0, 1, 2} - {at, third}).pop()
+        with unseen():
+            scaled = torch.einsum(f"{terms[at]},{terms[third]}->{terms[at]}", operands[at], operands[third])
+        self._trails.follow([(operands[at], trail)] if (trail := self._trails.get(operands[at])) else [], (), scaled)
+        return (f"{terms[at]},{terms[other]}->{output}",), [scaled, operands[other]]
+
+    def _refuse_linear(self, of: Factors) -> None:
+        """Raise CaptureError if V is itself a map times V with as many rows as channels: linear attention."""
+        before = self._result
+        if before is None or not same_storage(before, of.value) or before.numel() != of.value.numel():
+            return
+        if before.shape[-1] == before.shape[-2] and self.calls.running and self.calls.running[-1].softmaxes:
+            raise CaptureError(
+                f"{self.calls.running[-1].name} multiplies queries with (keys times values): this is linear attention, "
+                "and there is no map of tokens by tokens to capture."
+            )
 
     def _emit_product(self, factors: Factors, trail: Trail) -> None:
         layer = self.calls.running[-1] if self.calls.running else None
@@ -200,10 +211,14 @@ class Tracing(TorchFunctionMode):
             return  # a second use of one map, as for the values of relative positions
         layer.softmaxes.add(trail.number)
         heads = heads_of(layer.module)
+        factors = _of_all_heads(factors)
         effective = self._unfolded(factors.map, heads)
         weights: Tensor | None = effective
-        if trail.several:
+        if trail.several or trail.n_keys != factors.map.shape[-1]:
             weights = None
+        elif trail.by_hand:
+            sums = factors.map.sum(-1)
+            weights = effective if torch.allclose(sums, torch.ones_like(sums), atol=1e-3) else None
         elif trail.weights is not None:
             softmax = trail.weights.movedim(trail.axis, -1)
             if not (same_storage(softmax, factors.map) and softmax.numel() == factors.map.numel()):
@@ -213,7 +228,7 @@ class Tracing(TorchFunctionMode):
                 elif weights is not None and torch.equal(weights, effective):
                     weights = effective
         scores = None
-        if trail.scores is not None and not trail.several:
+        if trail.scores is not None and weights is not None:
             scores = unfolded(trail.scores.movedim(trail.axis, -1), self.n_images, heads, self._given())
         self._emit(factors, heads, weights=weights, effective=effective, scores=scores)
 
@@ -237,6 +252,8 @@ class Tracing(TorchFunctionMode):
                 scaled, keys = scaled_factors(q, k, scale)
                 found["factors"] = self._unfolded(scaled, heads), self._unfolded(keys, heads)
             del scores
+            self._depends = any(operand in self._made for operand in (q, k, given["value"]))
+            self._made[result] = True
             self._emit(Factors(weights, v, result), heads, **found)
         return result
 
@@ -271,7 +288,8 @@ class Tracing(TorchFunctionMode):
         if maps is None:
             raise CaptureError(
                 f"{self._layer().name}: its maps are {tuple(matrix.shape)} for {self.n_images} images; which axis is "
-                "the image's cannot be told. Capture needs it first, alone or times windows or heads."
+                "the image's cannot be told. Capture needs it first, alone or times windows or heads; of a model of "
+                "images and texts, capture the vision tower alone."
             )
         return maps
 
@@ -282,11 +300,44 @@ class Tracing(TorchFunctionMode):
             if self._check:
                 error_of = partial(error_of_product, value, self._unfolded(of.result, heads))
         shape = (of.value.shape[-2], of.value.shape[-1])
-        self._report("functional", **found, value_shape=shape, value=value, error_of=error_of)
+        value_id = (of.value.data_ptr(), of.value.shape, of.value.stride())
+        found |= {"value_shape": shape, "value": value, "error_of": error_of, "value_id": value_id}
+        self._report("functional", **found)
 
     def _report(self, route: Literal["functional", "mha"], **found: Any) -> None:
         layer = self._layer()
         occurrence = self._occurrences.get(layer.name, 0)
         self._occurrences[layer.name] = occurrence + 1
         layer.products += 1
-        self._on_product(Product(tuple(self.calls.running), occurrence, route, **found))
+        layer.found.append(Product(tuple(self.calls.running), occurrence, route, **found, depends=self._depends))
+
+    def _hand_on(self, call: Call) -> None:
+        """Report what a module that ends has computed; a head of a list waits for its neighbours."""
+        self._flush(call)
+        products = joined_in_module(call.found) if call.found else []
+        if products:
+            self._made.clear()
+            self._result = None
+        if len(products) == 1 and call.name.rpartition(".")[2].isdigit() and self.calls.running:
+            around = self.calls.running[-1]
+            if around.waiting and around.waiting[0].calls[-1].given is not call.given:
+                self._flush(around)
+            around.waiting += products
+        else:
+            self._report_all(products)
+        call.found = []
+
+    def _flush(self, call: Call) -> None:
+        """Report the heads that wait in a module."""
+        waiting, call.waiting = call.waiting, []
+        self._report_all(joined_modules(waiting))
+
+    def _report_all(self, products: Sequence[Product]) -> None:
+        for product in products:
+            self._on_product(product)
+
+
+def _of_all_heads(of: Factors) -> Factors:
+    """A map that several heads share, for each of them."""
+    lead = torch.broadcast_shapes(of.map.shape[:-2], of.value.shape[:-2])
+    return of if of.map.shape[:-2] == lead else Factors(of.map.expand(*lead, -1, -1), of.value, of.result)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from attnprobe.capturing.call_stack import Call
-from attnprobe.capturing.tracing import Product
+from attnprobe.capturing.product import Product
 from attnprobe.core.errors import CaptureError
 from attnprobe.core.maps import TokenGrid
 

@@ -17,6 +17,7 @@ from typing import Any
 import tyro
 
 from attnprobe.cli.capture import capture, inspect
+from attnprobe.cli.import_maps import import_
 from attnprobe.cli.prune import prune, verify_drops
 from attnprobe.cli.report import compare, plot, report, view
 from attnprobe.cli.tables import explain, list_, schema, verify
@@ -39,6 +40,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "train": train,
     "inspect": inspect,
     "capture": capture,
+    "import": import_,
     "report": report,
     "compare": compare,
     "verify-drops": verify_drops,

@@ -162,7 +162,7 @@ class AttentionMaps:
             "site": self.site + (", effective" if self.is_effective and self.site != "effective" else ""),
             "stage": f"{self.stage}, {self.kind}",
             "shape": shape,
-            "tokens of an image": patches + (f" and {', '.join(grid.prefix)}" if grid.prefix else ""),
+            "tokens of an image": patches + (f" and {', '.join(grid.prefix)}" if grid.prefix and grid.rows else ""),
             "rows sum to 1": "yes" if self.stochastic else "no",
             **{name.replace("_", " "): known for name, known in extra.items()},
         }

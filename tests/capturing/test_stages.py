@@ -89,7 +89,7 @@ SQUARE = ("layer_similarity", "similar_blocks", "effective_rank", "rank_residual
 @pytest.mark.parametrize(("build", "size"), [(XCIT, 32), (PVT, 64), (SWIN, 64)])
 def test_metrics_over_tokens_refuse_channels_windows_and_unequal_queries_and_keys(metric, build, size):
     chunks = [m for m in captured(build, size) if m.kind != "self"]
-    with pytest.raises(InputError, match=rf"'{metric}' has no meaning.*(channel|window|pyramid)"):
+    with pytest.raises(InputError, match=rf"'{metric}' is not defined.*(channel|window|pyramid)"):
         measure(chunks, [METRICS[metric]])
 
 

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -194,8 +195,8 @@ class HiddenAttention(nn.Module):
 
     def forward(self, x):
         q, k, v = self.qkv(x).chunk(3, -1)
-        scores = q @ k.mT
-        return scores.exp() / scores.exp().sum(-1, keepdim=True) @ v
+        weights = np.exp((q @ k.mT).numpy())  # out of PyTorch's sight, as in a compiled extension
+        return torch.from_numpy(weights / weights.sum(-1, keepdims=True) @ v.numpy())
 
 
 def test_a_kernel_that_nobody_sees_is_an_error_that_names_the_layer(pixels):

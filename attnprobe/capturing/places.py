@@ -1,0 +1,173 @@
+"""Where the tokens of a layer are in the image, measured by small changes of the pixels.
+
+Question: how is a token's place known? Choice: by what moves it. Change an image by a little noise d, once weighted by
+the row coordinate r, once by 1 - r, once by the column coordinate c. To first order, V of token t responds linearly,
+and a token that depends on one patch responds to r d as r(patch) times as strongly as to d. The regression of the
+one response on the other is the centre of all pixels the token depends on, and what it leaves over is their spread.
+A token that does not respond at all is no patch: a class token, a register. So three changed images give row, column
+and extent of every token, and nothing is inferred from a square root or from what divides a number.
+
+Source: ours. Checked against known grids in tests/capturing/test_places.py.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from attnprobe.core.maps import TokenGrid
+
+Status = Literal["proved", "assumed", "unknown"]
+
+SIZE = {torch.bfloat16: 0.3, torch.float16: 0.1}
+"""Standard deviation of the noise in a precision: small, so that responses are linear, and well above rounding."""
+
+FIT, FIT_MEAN = 0.75, 0.35
+"""Largest and root mean square distance, in patches, of tokens from the patches of a grid that is proved. Tokens in any
+other order are off by one patch or more."""
+
+UNMOVED = 1e-10
+"""Share of the largest squared response below which a token does not respond: rounding is at 1e-12."""
+
+FAR = 2.0
+"""Distance from an assumed place, in the token's own extent, that refutes it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where the tokens of a stage are, and how that is known.
+
+    Attributes:
+        status: "proved" by perturbation; "assumed" from the geometry of the model, which perturbation neither proves
+            nor refutes; "unknown".
+        reason: why it is not proved; "" where it is.
+        grid: None where unknown.
+    """
+
+    status: Status
+    reason: str = ""
+    grid: TokenGrid | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """What perturbation says of a model's layers.
+
+    Attributes:
+        places: of the key tokens of each layer, by its name.
+        image_axes: axis of the image in the output [?, ?, width] of each block, by its name; None where neither is.
+        images_proved: whether there was a second image to compare with.
+    """
+
+    places: Mapping[str, Places] = field(default_factory=dict)
+    image_axes: Mapping[str, int | None] = field(default_factory=dict)
+    images_proved: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Responses:
+    """How tokens respond to the changes, in fractions of the image's sides; all [token].
+
+    Attributes:
+        moved: whether a token depends on the pixels at all.
+        row, col: the centre of what it depends on; NaN where it does not move.
+        height, width: the extent of that, such as that of a patch.
+    """
+
+    moved: Tensor
+    row: Tensor
+    col: Tensor
+    height: Tensor
+    width: Tensor
+
+
+def changes(image: Tensor, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """The image [channel, ..., row, col] changed by noise that grows downwards, upwards, and to the right."""
+    rows, cols = image.shape[-2:]
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(image.shape, generator=generator).to(image) * SIZE.get(image.dtype, 0.02)
+    down = ((torch.arange(rows) + 0.5) / rows).to(image)[:, None]
+    right = ((torch.arange(cols) + 0.5) / cols).to(image)
+    return image + down * noise, image + (1 - down) * noise, image + right * noise
+
+
+def responses(base: Tensor, down: Tensor, up: Tensor, right: Tensor) -> Responses:
+    """Responses of tokens from what they were, [token, feature], for the image and its three `changes`."""
+    base = base.double()
+    by_row, by_rest, by_col = (changed.double() - base for changed in (down, up, right))
+    whole = by_row + by_rest  # of the noise as it is
+    power = whole.square().sum(-1)
+    moved = power > UNMOVED * power.max()
+
+    def centre(part: Tensor) -> tuple[Tensor, Tensor]:
+        at = (part * whole).sum(-1) / power
+        rest = (part - at[:, None] * whole).square().sum(-1) / power
+        return at.where(moved, torch.nan), (12 * rest).sqrt().where(moved, torch.nan)  # variance of a side: side^2 / 12
+
+    (row, height), (col, width) = centre(by_row), centre(by_col)
+    return Responses(moved, row, col, height, width)
+
+
+def places(found: Responses, size: tuple[int, int], guess: TokenGrid | None, prefix: tuple[str, ...] = ()) -> Places:
+    """The grid that the responses prove, or what they leave of the `guess`.
+
+    Args:
+        size: rows and columns of the image in pixels.
+        guess: from the geometry of the model; None for none.
+        prefix: names of prefix tokens that the model may have, in order.
+    """
+    moved = found.moved
+    n_prefix = int((~moved).sum())
+    if not moved.any():
+        return Places("unknown", "no token of its first layer depends on the pixels")
+    if bool((~moved[n_prefix:]).any()):
+        at = (~moved).nonzero().flatten().tolist()
+        return Places("unknown", f"tokens without a place stand among the patches, at {_listed(at)}")
+    row, col = found.row[moved], found.col[moved]
+    n = len(row)
+    grids = [(rows, n // rows) for rows in range(1, n + 1) if n % rows == 0]
+    errors = {grid: _distances(row, col, grid) for grid in grids}
+    best = min(grids, key=lambda grid: errors[grid].square().mean().item())
+    if errors[best].max() <= FIT and errors[best].square().mean().sqrt() <= FIT_MEAN:
+        return Places("proved", "", _grid(best, size, guess, n_prefix, prefix))
+    if guess is None or guess.n_tokens != len(moved) or not guess.rows:
+        return Places("unknown", "its tokens form no complete grid of patches, row by row")
+    if guess.n_prefix == n_prefix:
+        extent = torch.maximum(found.height[moved], found.width[moved])
+        rows, cols = guess.rows, guess.cols
+        off = _distances(row, col, (rows, cols), unit=False) / extent
+        if (off > FAR).any():
+            return Places("unknown", f"its tokens are not where a grid of {rows} x {cols} patches would have them")
+    return Places("assumed", "its tokens already depend on much of the image, so their places do not show", guess)
+
+
+def _distances(row: Tensor, col: Tensor, grid: tuple[int, int], unit: bool = True) -> Tensor:
+    """Distance of each token from its patch of a grid, row by row: in patches, or in fractions of the image.
+
+    A shift of all tokens by less than half a patch is no distance: strided convolutions with padding have one.
+    """
+    rows, cols = grid
+    token = torch.arange(len(row), device=row.device)
+    by_row, by_col = row - (token // cols + 0.5) / rows, col - (token % cols + 0.5) / cols
+    by_row = by_row - by_row.median().clamp(-0.5 / rows, 0.5 / rows)
+    by_col = by_col - by_col.median().clamp(-0.5 / cols, 0.5 / cols)
+    return torch.maximum((by_row * (rows if unit else 1)).abs(), (by_col * (cols if unit else 1)).abs())
+
+
+def _grid(
+    shape: tuple[int, int], size: tuple[int, int], guess: TokenGrid | None, n_prefix: int, prefix: tuple[str, ...]
+) -> TokenGrid:
+    """The proved grid; names of prefix tokens as the model has them, patches of its own size where it pads images."""
+    rows, cols = shape
+    whole = size[0] % rows == 0 and size[1] % cols == 0
+    if guess is not None and (guess.rows, guess.cols, guess.n_prefix) == (rows, cols, n_prefix):
+        return replace(guess, patch=(size[0] // rows, size[1] // cols)) if whole else guess
+    names = prefix[:n_prefix] if n_prefix <= len(prefix) else tuple(f"prefix{i}" for i in range(n_prefix))
+    return TokenGrid(rows, cols, names, (max(1, round(size[0] / rows)), max(1, round(size[1] / cols))))
+
+
+def _listed(numbers: list[int]) -> str:
+    shown = ", ".join(map(str, numbers[:4]))
+    return shown if len(numbers) <= 4 else f"{shown} and {len(numbers) - 4} more"

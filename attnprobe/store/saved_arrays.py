@@ -1,0 +1,110 @@
+"""Attention maps that other programs saved: arrays of .npy, .npz, .safetensors and .pt files, and of plain pickles.
+
+Nothing in a file is run: numpy and torch read with their safe options, and of a pickle only the functions that rebuild
+arrays and tensors are called, each listed in `REBUILDERS`.
+"""
+
+import io
+import pickle
+import re
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load as load_safetensors
+from torch import Tensor
+
+from attnprobe.core.errors import InputError
+from attnprobe.io import fs
+
+ENDINGS = (".npy", ".npz", ".pt", ".pth", ".safetensors", ".pkl", ".pickle")
+
+MOST_BYTES = 16 << 30
+"""Of a file; it is read into memory as a whole."""
+
+REBUILDERS: dict[tuple[str, str], Callable[..., Any]] = {
+    **{(f"numpy.{core}.multiarray", "_reconstruct"): np.zeros(0).__reduce__()[0] for core in ("core", "_core")},
+    **{(f"numpy.{core}.multiarray", "scalar"): np.float64(0).__reduce__()[0] for core in ("core", "_core")},
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+    ("_codecs", "encode"): lambda text, _encoding: text.encode("latin1"),
+    ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,  # pyright: ignore
+    ("torch.storage", "_load_from_bytes"): lambda data: torch.load(io.BytesIO(data), weights_only=True),
+    ("collections", "OrderedDict"): OrderedDict,
+}  # type: ignore[dict-item]
+"""Everything a pickle may name, and what is called for it."""
+
+
+def read_arrays(path: Path) -> dict[str, Tensor]:
+    """{name: array} of all floating-point arrays of at least three axes in a file, in its order.
+
+    Nested containers give dotted names, such as "layers.0.3".
+
+    Raises:
+        InputError: another kind of file, a damaged one, one that names more than arrays, or one without such arrays.
+    """
+    if path.suffix.lower() not in ENDINGS:
+        raise InputError(f"{path}: maps are imported from {', '.join(ENDINGS)}; got {path.suffix or 'no ending'!r}.")
+    try:
+        data = fs.read_regular(path, MOST_BYTES)
+        tree = _read(path.suffix.lower(), data)
+    except InputError:
+        raise
+    except Exception as error:  # damaged files raise any of a dozen types
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{path} cannot be read: {first:.200}") from error
+    arrays = {name: tensor for name, tensor in _flat("", tree) if tensor.is_floating_point() and tensor.ndim >= 3}
+    if not arrays:
+        raise InputError(f"{path} holds no array of numbers with three axes or more.")
+    return arrays
+
+
+def _read(ending: str, data: bytes) -> Any:
+    if ending == ".npy":
+        return np.load(io.BytesIO(data), allow_pickle=False)
+    if ending == ".npz":
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    if ending == ".safetensors":
+        arrays = load_safetensors(data)  # the format keeps no order, so names must tell it
+        return {name: arrays[name] for name in sorted(arrays, key=_by_number)}
+    if ending in (".pt", ".pth"):
+        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    return _ArrayUnpickler(io.BytesIO(data)).load()
+
+
+def _by_number(name: str) -> list[tuple[int, str]]:
+    """A key that sorts block2 before block10."""
+    return [(int(digits or -1), text) for text, digits in re.findall(r"(\D*)(\d*)", name)]
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Rebuilds arrays, tensors and plain containers, and refuses every other name."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """The function that stands for a name of the pickle.
+
+        Raises:
+            InputError: it is none of `REBUILDERS`.
+        """
+        if (found := REBUILDERS.get((module, name))) is None:
+            raise InputError(f"the pickle wants to call {module}.{name}; nothing was run. Save the arrays as .npz.")
+        return found
+
+
+def _flat(name: str, tree: Any) -> Iterator[tuple[str, Tensor]]:
+    """Name and tensor of every array in nested containers."""
+    if isinstance(tree, Tensor):
+        yield name or "maps", tree
+    elif isinstance(tree, np.ndarray):
+        if tree.dtype.kind == "f":
+            yield name or "maps", torch.from_numpy(np.ascontiguousarray(tree))
+    elif isinstance(tree, Mapping):
+        for key, value in tree.items():
+            yield from _flat(f"{name}.{key}" if name else str(key), value)
+    elif isinstance(tree, tuple | list):
+        for i, value in enumerate(tree):
+            yield from _flat(f"{name}.{i}" if name else str(i), value)

@@ -1,0 +1,129 @@
+"""Places measured by perturbation against grids that are known by construction."""
+
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+from attnprobe.capturing.places import changes, places, responses
+from attnprobe.core.maps import TokenGrid
+
+
+class Tokens(nn.Module):
+    """Patches -> linear -> layer norm -> linear, with tokens that depend on no pixel around them."""
+
+    def __init__(self, patch, width=64, channels=3, before=0, after=0):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed = nn.Conv2d(channels, width, patch, patch)
+        self.before, self.after = torch.randn(before, width), torch.randn(after, width)
+        self.value = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width))
+
+    def forward(self, images, keep=None):
+        tokens = self.embed(images).flatten(2).transpose(1, 2)
+        tokens = tokens if keep is None else tokens[:, keep]
+        around = (x.expand(len(tokens), -1, -1) for x in (self.before, self.after))
+        first, last = around
+        return self.value(torch.cat([first, tokens, last], 1))
+
+
+def found(model, size, channels=3, guess=None, prefix=(), **options):
+    image = torch.randn(channels, *size, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        base, *changed = model(torch.stack([image, *changes(image)]), **options)
+    return places(responses(base, *changed), size, guess, prefix)
+
+
+@pytest.mark.parametrize(
+    ("size", "patch", "channels"),
+    [((224, 224), 16, 3), ((56, 56), (14, 14), 12), ((64, 256), 16, 3), ((32, 128), (4, 16), 3), ((64, 64), (4, 16), 3),
+     ((8, 8), 1, 1), ((96, 32), 32, 3)],
+)  # fmt: skip
+def test_rows_columns_and_patches_are_measured(size, patch, channels):
+    rows, cols = (patch, patch) if isinstance(patch, int) else patch
+    grid = found(Tokens(patch, channels=channels, before=1), size, channels, prefix=("cls",))
+    assert grid.status == "proved"
+    assert grid.grid == TokenGrid(size[0] // rows, size[1] // cols, ("cls",), (rows, cols))
+
+
+def test_prefix_tokens_are_counted_without_a_name_for_them():
+    measured = found(Tokens(8, before=5), (64, 64), prefix=("cls",))
+    assert measured.grid == TokenGrid(8, 8, tuple(f"prefix{i}" for i in range(5)), (8, 8))
+
+
+def test_registers_behind_the_patches_have_no_place_in_a_grid():
+    measured = found(Tokens(8, before=1, after=2), (64, 64), prefix=("cls",))
+    assert measured.status == "unknown" and "at 0, 65, 66" in measured.reason
+
+
+def test_scattered_patches_are_no_grid_although_their_number_is_a_square():
+    keep = torch.randperm(64, generator=torch.Generator().manual_seed(0))[:16]
+    guess = TokenGrid(4, 4, ("cls",), (16, 16))
+    measured = found(Tokens(8, before=1), (64, 64), guess=guess, keep=keep)
+    assert (measured.status, measured.grid) == ("unknown", None)
+
+
+def test_patches_in_another_order_refute_a_grid():
+    order = torch.arange(64).view(8, 8).T.flatten()
+    measured = found(Tokens(8), (64, 64), guess=TokenGrid(8, 8, (), (8, 8)), keep=order)
+    assert measured.status == "unknown"
+
+
+def test_tubes_of_a_video_are_no_grid():
+    class Tubes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.frames = nn.ModuleList([Tokens(16) for _ in range(4)])
+
+        def forward(self, clips):
+            parts = clips.chunk(4, 1)
+            return torch.cat([frame(part) for frame, part in zip(self.frames, parts, strict=True)], 1)
+
+    measured = found(Tubes(), (64, 64), channels=12, guess=TokenGrid(8, 8, (), (8, 8)))
+    assert measured.status == "unknown"
+
+
+def test_tokens_that_see_all_of_the_image_prove_and_refute_nothing():
+    class Mixed(Tokens):
+        def forward(self, images):
+            tokens = super().forward(images)
+            return tokens + 20 * torch.randn(64, 64, generator=torch.Generator().manual_seed(0)) @ tokens
+
+    guess = TokenGrid(8, 8, (), (8, 8))
+    measured = found(Mixed(8), (64, 64), guess=guess)
+    assert (measured.status, measured.grid) == ("assumed", guess)
+
+
+def test_a_stem_whose_patches_overlap_is_placed():
+    class Stem(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            widths, layers = (3, 32, 64, 64), []
+            for narrow, wide in itertools.pairwise(widths):
+                layers += [nn.Conv2d(narrow, wide, 3, 2, 1), nn.GELU()]
+            self.stem, self.value = nn.Sequential(*layers), nn.Linear(64, 64)
+
+        def forward(self, images):
+            return self.value(self.stem(images).flatten(2).transpose(1, 2))
+
+    measured = found(Stem(), (64, 64))
+    assert measured.status == "proved" and measured.grid == TokenGrid(8, 8, (), (8, 8))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_enough(dtype):
+    image = torch.randn(3, 112, 112, generator=torch.Generator().manual_seed(1)).to(dtype)
+    model = Tokens(14, width=192, before=1).to(dtype)
+    model.before = model.before.to(dtype)
+    model.after = model.after.to(dtype)
+    with torch.no_grad():
+        base, *changed = model(torch.stack([image, *changes(image)]))
+    measured = places(responses(base, *changed), (112, 112), None, ("cls",))
+    assert measured.grid == TokenGrid(8, 8, ("cls",), (14, 14))
+
+
+def test_nothing_depends_on_the_pixels():
+    base = torch.randn(5, 4)
+    assert places(responses(base, base, base, base), (8, 8), None).status == "unknown"

@@ -1,0 +1,134 @@
+"""Maps that other programs saved become a maps file with the same numbers, or are refused; nothing in them is run."""
+
+import os
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from attnprobe.core.errors import InputError
+from attnprobe.core.import_options import ImportOptions
+from attnprobe.store import open_maps
+from attnprobe.workflows.import_maps import import_maps
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*is read as")
+
+MAPS = torch.randn(5, 3, 2, 17, 17, generator=torch.Generator().manual_seed(0)).softmax(-1)
+OTHER = torch.randn(5, 2, 17, 8, generator=torch.Generator().manual_seed(1))
+
+FILES = {
+    "five_axes.npy": lambda path: np.save(path, MAPS.numpy()),
+    "layers.npz": lambda path: np.savez(path, **{f"block{i}": MAPS[:, i].numpy() for i in range(3)}),
+    "list.pt": lambda path: torch.save([MAPS[:, i] for i in range(3)], path),
+    "layers.safetensors": lambda path: save_file({f"b{i}": MAPS[:, i].contiguous() for i in range(3)}, path),
+    "tuples_of_tensors.pkl": lambda path: dump([(OTHER, OTHER, OTHER, MAPS[:, i]) for i in range(3)], path),
+    "tuples_of_arrays.pkl": lambda path: dump([(OTHER.numpy(), MAPS[:, i].numpy()) for i in range(3)], path),
+}
+
+
+def dump(tree, path):
+    path.write_bytes(pickle.dumps(tree))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_kind_of_file_gives_the_same_maps(tmp_path, name):
+    FILES[name](tmp_path / name)
+    options = ImportOptions(grid="4x4", patch=8)
+    maps = open_maps(import_maps(tmp_path / name, tmp_path / "maps.h5", options)).maps()
+    torch.testing.assert_close(maps.values, MAPS)
+    assert (maps.site, maps.stochastic, maps.grid.rows, maps.grid.prefix) == ("weights", True, 4, ("cls",))
+    assert maps.grid.patch == (8, 8) and len(maps.layers) == 3
+
+
+@pytest.mark.parametrize(
+    ("axes", "order"), [("LIHQK", (1, 0, 2, 3, 4)), ("image,layer,head,key,query", (0, 1, 2, 4, 3))]
+)
+def test_axes_are_put_in_order(tmp_path, axes, order):
+    np.save(tmp_path / "x.npy", MAPS.permute(order).numpy())
+    path = import_maps(tmp_path / "x.npy", tmp_path / "maps.h5", ImportOptions(axes=axes))
+    torch.testing.assert_close(open_maps(path).maps().values, MAPS)
+
+
+def test_layers_of_a_format_without_an_order_are_sorted_by_number(tmp_path):
+    layers = torch.rand(12, 2, 1, 4, 4, generator=torch.Generator().manual_seed(2)).softmax(-1)
+    save_file({f"block.{i}.attn": layer for i, layer in enumerate(layers)}, tmp_path / "x.safetensors")
+    maps = open_maps(import_maps(tmp_path / "x.safetensors", tmp_path / "maps.h5")).maps()
+    assert maps.layers == tuple(f"block.{i}.attn" for i in range(12))
+    torch.testing.assert_close(maps.values, layers.transpose(0, 1))
+
+
+def test_a_missing_axis_counts_as_one(tmp_path):
+    np.save(tmp_path / "x.npy", MAPS.mean(2).numpy())
+    maps = open_maps(import_maps(tmp_path / "x.npy", tmp_path / "maps.h5", ImportOptions(axes="ILQK"))).maps()
+    torch.testing.assert_close(maps.values, MAPS.mean(2, keepdim=True))
+
+
+def test_without_a_grid_no_position_is_claimed(tmp_path):
+    np.save(tmp_path / "x.npy", MAPS.numpy())
+    grid = open_maps(import_maps(tmp_path / "x.npy", tmp_path / "maps.h5")).maps().grid
+    assert (grid.rows, grid.cols, grid.n_tokens) == (0, 0, 17)
+
+
+def test_maps_of_other_row_sums_are_effective(tmp_path):
+    np.save(tmp_path / "x.npy", (2 * MAPS - 0.1).numpy())
+    maps = open_maps(import_maps(tmp_path / "x.npy", tmp_path / "maps.h5")).maps(site="effective")
+    assert not maps.stochastic
+    with pytest.raises(InputError, match="rows do not sum to 1"):
+        import_maps(tmp_path / "x.npy", tmp_path / "y.h5", ImportOptions(site="weights"))
+
+
+class Harmful:
+    def __init__(self, canary):
+        self.canary = str(canary)
+
+    def __reduce__(self):
+        return os.mkdir, (self.canary,)
+
+
+@pytest.mark.parametrize("ending", ["pkl", "pt", "npy", "npz"])
+def test_nothing_in_a_file_is_run(tmp_path, ending):
+    path, canary = tmp_path / f"x.{ending}", tmp_path / "canary"
+    if ending == "pkl":
+        dump([Harmful(canary)], path)
+    elif ending == "pt":
+        torch.save([Harmful(canary)], path)
+    else:
+        save = np.save if ending == "npy" else np.savez
+        save(path, np.array([Harmful(canary)], dtype=object), allow_pickle=True)
+    with pytest.raises(InputError):
+        import_maps(path, tmp_path / "maps.h5")
+    assert not canary.exists() and not (tmp_path / "maps.h5").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"grid": "5x5"}, "make 26 tokens, and the maps have 17"),
+        ({"grid": "4 by 4"}, "must be rows and columns"),
+        ({"axes": "IHQ"}, "must name query and key"),
+        ({"axes": "IIHQK"}, "once each"),
+        ({"axes": "HQK"}, "no array has 3 axes"),
+    ],
+)
+def test_what_does_not_fit_is_refused(tmp_path, options, message):
+    np.save(tmp_path / "x.npy", MAPS.numpy())
+    with pytest.raises(InputError, match=message):
+        import_maps(tmp_path / "x.npy", tmp_path / "maps.h5", ImportOptions(**options))
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 broken", b"\x80\x04}"])
+@pytest.mark.parametrize("ending", ["npy", "npz", "pt", "safetensors", "pkl", "txt"])
+def test_a_damaged_file_is_one_line(tmp_path, ending, content):
+    path = tmp_path / f"x.{ending}"
+    path.write_bytes(content)
+    with pytest.raises(InputError):
+        import_maps(path, tmp_path / "maps.h5")
+
+
+def test_the_command_says_how_it_read_the_axes(call_command, tmp_path):
+    np.save(tmp_path / "x.npy", MAPS.numpy())
+    code, out, err = call_command("import", "x.npy", "-o", "maps.h5", "--grid", "4x4")
+    assert (code, out) == (0, "maps.h5\n")
+    assert "5 image, 3 layer, 2 head, 17 query, 17 key" in err
