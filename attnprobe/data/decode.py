@@ -18,6 +18,7 @@ from attnprobe.core.errors import InputError, WorkError
 from attnprobe.core.images import ImageBatch, InputSpec, Order
 from attnprobe.data.order import position_batches
 from attnprobe.data.pillow import pillow_quiet, why_unreadable
+from attnprobe.data.rgb import as_rgb
 
 BadImages = Literal["refuse", "skip"]
 
@@ -56,7 +57,7 @@ class Decoder(Dataset):
             with pillow_quiet():
                 image, label = self.read(position)
                 with image:
-                    made = self.transform(image.convert("RGB"), *numbers)
+                    made = self.transform(as_rgb(image), *numbers)
             return position, label, made if isinstance(made, tuple) else (torch.as_tensor(made),), ""
         except Exception as error:
             return position, -1, None, why_unreadable(error)

@@ -80,7 +80,7 @@ def list_tiny_imagenet(root: Path, split: str) -> Listing:
     else:
         images = [(f"test/images/{name}", -1) for name in jpegs_in(root / "test" / "images")]
     if not images:
-        raise InputError(f"no image images in split {split!r} of {root}. Unpack the set again.")
+        raise InputError(f"no image found in split {split!r} of {root}. Unpack the set again.")
     ids = [name for name, _label in images]
     names = tuple(words[wnid].strip() for wnid in wnids)
     return Listing([(root / name).as_posix() for name in ids], ids, [label for _name, label in images], names)
