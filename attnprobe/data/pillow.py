@@ -6,7 +6,7 @@ import stat
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import BinaryIO
 
 import numpy as np
@@ -20,10 +20,8 @@ from attnprobe.data.rgb import DEEP, as_rgb
 MAX_PIXELS = 64_000_000
 """192 MB when decoded. Pillow's own limit (179 Mpx) would let a file of some kilobytes take 540 MB."""
 
-try:  # Pillow reads HEIC by this plugin alone
+with suppress(ImportError):  # Pillow reads HEIC by this plugin alone
     importlib.import_module("pillow_heif").register_heif_opener()
-except ImportError:
-    pass
 Image.init()
 
 FORMATS = tuple(

@@ -118,3 +118,34 @@ def checked_cfg(cfg: Mapping[str, Any]) -> dict[str, Any]:
         if not _SEEING[name](value):
             raise InputError(f"pretrained_cfg: {name}={value!r:.80} is not a value that a file may give a model.")
     return seeing
+
+
+def trained_with(args: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The options of a model and the description of its input, from the arguments of a training script as timm's.
+
+    `model_kwargs` must be valid; other arguments may be another script's of the same name, and count only if valid.
+
+    Returns:
+        options: num_classes, in_chans and `model_kwargs`.
+        cfg: input_size (also from `img_size`), mean, std, crop_pct and interpolation, as in a `pretrained_cfg`.
+
+    Raises:
+        InputError: an entry of `model_kwargs` that is not in the list, or of another type or out of bounds.
+    """
+
+    def valid(names: Mapping[str, Check], *wanted: str) -> dict[str, Any]:
+        return {name: args[name] for name in wanted if args.get(name) is not None and names[name](args[name])}
+
+    cfg = valid(_SEEING, "input_size", "mean", "std", "crop_pct", "interpolation")
+    size, side = cfg.pop("input_size", None), args.get("img_size")
+    if isinstance(size, list | tuple) and len(size) == 3:
+        cfg["input_size"] = tuple(size)
+    elif side is not None and _SIDE(side):
+        rows, cols = (side, side) if isinstance(side, int) else (side[0], side[-1])
+        cfg["input_size"] = (3, rows, cols)
+    options = valid(OPTIONS, "num_classes")
+    channels = args.get("in_chans") or cfg.get("input_size", (3,))[0]
+    if isinstance(channels, int) and channels != 3:
+        options["in_chans"] = channels
+    kwargs = args.get("model_kwargs")
+    return options | checked_options(dict(kwargs) if isinstance(kwargs, Mapping) else {}), cfg

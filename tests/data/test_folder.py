@@ -170,7 +170,7 @@ def test_every_ending_that_pillow_reads_is_read(tmp_path, write_image, small, co
     found = collect(load_files(str(tmp_path), spec=small))
     assert set(found) == {"cat/0.png", f"cat/1.{ending}"}
     with Image.open(tmp_path / f"cat/1.{ending}") as image:
-        shares = torch.from_numpy(np.asarray(image.convert("RGB"))).permute(2, 0, 1).double() / 255
+        shares = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).double() / 255
     mean, std = (torch.tensor(numbers).double().view(3, 1, 1) for numbers in (small.mean, small.std))
     assert torch.allclose(found[f"cat/1.{ending}"][0].double(), (shares - mean) / std, atol=1e-5)
 
