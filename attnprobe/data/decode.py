@@ -37,7 +37,11 @@ def eval_transform(spec: InputSpec) -> Any:
     What remains, a division by 255 and `spec.normalise`, is done on the device: a quarter of the bytes to move.
     """
     return create_transform(
-        (3, *spec.size), interpolation=spec.interpolation, crop_pct=spec.crop_pct, use_prefetcher=True
+        (3, *spec.size),
+        interpolation=spec.interpolation,
+        crop_pct=spec.crop_pct,
+        crop_mode=spec.crop_mode,
+        use_prefetcher=True,
     )
 
 

@@ -38,7 +38,7 @@ def flatten(tree: Mapping[Any, Any], depth: int = 3) -> dict[str, Tensor]:
 
 
 def prefixes(names: Iterable[str]) -> list[str]:
-    """All chains of `WRAPPERS` that names begin with, such as "", "module.", "module.backbone."; the preferred first."""
+    """All chains of `WRAPPERS` that names begin with, such as "" and "module.backbone."; the preferred first."""
     chains = {""}
     for name in names:
         words, chain = name.split("."), ""
