@@ -12,6 +12,7 @@ from attnprobe.core.errors import CheckpointError, InputError, did_you_mean
 from attnprobe.core.images import InputSpec
 from attnprobe.models import presets  # registers our models with timm
 from attnprobe.models.elsewhere import build_elsewhere, is_elsewhere, plugins, without_network
+from attnprobe.models.file_options import check_flags
 from attnprobe.models.processor import processed
 from attnprobe.models.read import Checkpoint, read_checkpoint
 
@@ -33,6 +34,7 @@ def build_model(name: str, *, num_classes: int | None = None, seed: int | None =
     """
     if num_classes is not None:
         options["num_classes"] = num_classes
+    check_flags(options)
     if name.startswith("local-dir:"):
         return _of_folder(name, seed=seed, **options)
     foreign = not timm.is_model(name) and is_elsewhere(name)
@@ -43,7 +45,10 @@ def build_model(name: str, *, num_classes: int | None = None, seed: int | None =
         if seed is not None:
             torch.manual_seed(seed)
         try:
-            model = build_elsewhere(name, **options) if foreign else timm.create_model(name, **options)
+            if presets.is_structured(name, options):
+                model = presets.structured(name, **options)
+            else:
+                model = build_elsewhere(name, **options) if foreign else timm.create_model(name, **options)
         except InputError:
             raise
         except (TypeError, AssertionError, ValueError, RuntimeError, OSError) as error:

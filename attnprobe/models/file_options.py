@@ -55,6 +55,7 @@ OPTIONS: Mapping[str, Check] = {
     **dict.fromkeys(
         ("mlp_ratio", "head_expand", "init_values", "noise_std", "scale_adjustment"), _each(_real(0, 1024))
     ),
+    "qk_scale": _real(1e-6, 1024),
     **dict.fromkeys(("rope_temperature", "rope_grid_offset"), _real(0, 1e9)),
     **dict.fromkeys(("drop_rate", "drop_path_rate", "attn_drop_rate", "proj_drop_rate", "pos_drop_rate"), _SHARE),
     "patch_drop_rate": _SHARE,
@@ -63,7 +64,7 @@ OPTIONS: Mapping[str, Check] = {
     **dict.fromkeys(("pool_include_prefix", "scale_attn_norm", "scale_mlp_norm", "scale_attn_inner"), _flag),
     **dict.fromkeys(("swiglu_mlp", "scale_mlp", "use_rot_pos_emb", "use_abs_pos_emb", "rotate_half"), _flag),
     **dict.fromkeys(("use_post_norm", "use_pre_transformer_norm", "use_post_transformer_norm", "use_fc_norm"), _flag),
-    **dict.fromkeys(("conv_stem", "transform_scale", "dense", "mix_token", "sin_pe"), _flag),
+    **dict.fromkeys(("conv_stem", "transform_scale", "dense", "mix_token", "sin_pe", "init_once"), _flag),
     **dict.fromkeys(("pos_embed", "global_pool", "act_layer", "norm_layer", "embed_norm_layer"), _word),
     **dict.fromkeys(("weight_init", "pseudo_input1", "pseudo_input2", "solver", "compat", "cascade", "fuse"), _word),
     **dict.fromkeys(("attn_type", "rope_type"), _word),
@@ -87,6 +88,13 @@ def is_architecture(name: object) -> bool:
     if not isinstance(name, str) or not re.fullmatch(r"\w+(\.\w+)?", name):
         return False
     return timm.is_model(name) or name in plugins()
+
+
+def check_flags(options: Mapping[str, Any]) -> None:
+    """Raises InputError for a word in place of true or false, which Python would take for true."""
+    for name, value in options.items():
+        if OPTIONS.get(name) is _flag and isinstance(value, str):
+            raise InputError(f"{name}={value!r} is neither true nor false.")
 
 
 def checked_options(options: Mapping[str, Any]) -> dict[str, Any]:
