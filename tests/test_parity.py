@@ -51,3 +51,38 @@ def test_a_nan_counts_as_a_difference():
 
 def test_a_folder_without_golden_files_fails(tmp_path):
     assert main([str(tmp_path)]) == 1
+
+
+@pytest.mark.skipif(not FILES, reason="no golden files here")
+def test_a_file_that_cannot_be_compared_is_a_failed_line_and_hides_no_other(tmp_path, capsys):
+    source = MODELS[0]
+    description = json.loads(source.read_text())
+    for name, options in {"a_unknown": {"new_option": 1}, "c_whole": {}}.items():
+        changed = {**description, "config": {**description["config"], **options}}
+        (tmp_path / f"{name}.json").write_text(json.dumps(changed))
+        save_file(load_file(source.with_suffix(".safetensors")), tmp_path / f"{name}.safetensors")
+    (tmp_path / "b_cut.json").write_text("{")
+    (tmp_path / "b_cut.safetensors").write_bytes(b"")
+    assert main([str(tmp_path)]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in lines if line[:4] in ("ok  ", "FAIL")] == [
+        ["FAIL", "a_unknown"],
+        ["FAIL", "b_cut"],
+        ["ok", "c_whole"],
+        ["ok", "c_whole"],
+    ]
+    assert "not compared: KeyError" in lines[0] and "new_option" in lines[0]
+    assert lines[-1] == "3 files, 2 of 4 comparisons out of tolerance"
+
+
+@pytest.mark.parametrize("variant", ["deepvit", "refiner"])
+def test_qk_scale_and_qkv_bias_of_a_description_are_understood(variant):
+    geometry = {"img_size": 16, "patch_size": 8, "embed_dim": 12, "num_heads": 3, "mlp_ratio": 2, "depth": 2}
+    own = {
+        "deepvit": {"apply_transform": [True, False]},
+        "refiner": {"share_blocks": [0, 1], "apply_transform": [1, 0]},
+    }
+    config = {**geometry, **own[variant], "qk_scale": 0.3, "qkv_bias": False}
+    model = variants.build({"name": "x", "variant": variant, "config": config})
+    assert [block.attn.scale for block in model.blocks] == [0.3, 0.3]
+    assert all(block.attn.qkv.bias is None for block in model.blocks)

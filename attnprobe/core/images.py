@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -15,6 +15,10 @@ Order = Sequence[int] | Iterator[Sequence[int]]
 the last one has been read, or earlier by a source that reads ahead."""
 
 
+LUMA = (0.299, 0.587, 0.114)
+"""Shares of red, green and blue in grey (ITU-R BT.601, as Pillow's mode "L")."""
+
+
 @dataclass(frozen=True, slots=True)
 class InputSpec:
     """The size, normalisation and resizing that a model expects of its input.
@@ -24,26 +28,35 @@ class InputSpec:
         mean, std: per channel, subtracted from and divided into pixels that lie in [0, 1].
         interpolation: how images of another size are resized.
         crop_pct: share of the resized image that the centre crop keeps.
+        crop_mode: "center" keeps the aspect ratio of an image, "squash" does not.
+        channels: their order, "rgb" or "bgr"; a single entry of `mean` stands for grey.
     """
 
     size: tuple[int, int] = (224, 224)
-    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)
     interpolation: str = "bicubic"
     crop_pct: float = 1.0
+    crop_mode: Literal["center", "squash"] = "center"
+    channels: Literal["rgb", "bgr"] = "rgb"
 
     def normalise(self, pixels: Tensor) -> Tensor:
-        """[image, 3, row, col] in [0, 1] -> the model's input."""
+        """[image, 3, row, col], red, green and blue in [0, 1] -> the model's input."""
+        if len(self.mean) == 1:
+            pixels = (pixels * _per_channel(LUMA, pixels)).sum(1, keepdim=True)
+        pixels = pixels.flip(1) if self.channels == "bgr" else pixels
         return (pixels - _per_channel(self.mean, pixels)) / _per_channel(self.std, pixels)
 
     def restore(self, pixels: Tensor) -> Tensor:
         """The model's input -> [image, 3, row, col] in [0, 1], for display."""
-        return (pixels * _per_channel(self.std, pixels) + _per_channel(self.mean, pixels)).clamp(0, 1)
+        shown = (pixels * _per_channel(self.std, pixels) + _per_channel(self.mean, pixels)).clamp(0, 1)
+        shown = shown.flip(1) if self.channels == "bgr" else shown
+        return shown.expand(-1, 3, -1, -1) if len(self.mean) == 1 else shown
 
 
-def _per_channel(values: tuple[float, float, float], like: Tensor) -> Tensor:
-    """[1, 3, 1, 1], filled on the device: a copy from the host would wait for all work queued on a GPU."""
-    return torch.stack([like.new_full((), value) for value in values]).view(1, 3, 1, 1)
+def _per_channel(values: Sequence[float], like: Tensor) -> Tensor:
+    """[1, channel, 1, 1], filled on the device: a copy from the host would wait for all work queued on a GPU."""
+    return torch.stack([like.new_full((), value) for value in values]).view(1, -1, 1, 1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,8 +25,8 @@ class CaptureSpec:
     # the model
     architecture: Annotated[str | None, arg(name="model")] = None
     """the model's name, for checkpoint files that neither say it nor show it."""
-    img_size: int | None = None
-    """another resolution than the model's own; the position table is resized."""
+    img_size: int | tuple[int, int] | None = None
+    """another resolution than the model's own: one side, or rows and columns; the position table is resized."""
     initial: bool = False
     """build the named model with initial weights even if pretrained ones exist."""
 

@@ -18,6 +18,7 @@ from attnprobe.core.errors import InputError, WorkError
 from attnprobe.core.images import ImageBatch, InputSpec, Order
 from attnprobe.data.order import ListedImages, position_batches
 from attnprobe.data.pillow import pillow_quiet, why_unreadable
+from attnprobe.data.rgb import as_rgb
 
 BadImages = Literal["refuse", "skip"]
 
@@ -36,7 +37,11 @@ def eval_transform(spec: InputSpec) -> Any:
     What remains, a division by 255 and `spec.normalise`, is done on the device: a quarter of the bytes to move.
     """
     return create_transform(
-        (3, *spec.size), interpolation=spec.interpolation, crop_pct=spec.crop_pct, use_prefetcher=True
+        (3, *spec.size),
+        interpolation=spec.interpolation,
+        crop_pct=spec.crop_pct,
+        crop_mode=spec.crop_mode,
+        use_prefetcher=True,
     )
 
 
@@ -56,7 +61,7 @@ class Decoder(Dataset):
             with pillow_quiet():
                 image, label = self.read(position)
                 with image:
-                    made = self.transform(image.convert("RGB"), *numbers)
+                    made = self.transform(as_rgb(image), *numbers)
             return position, label, made if isinstance(made, tuple) else (torch.as_tensor(made),), ""
         except Exception as error:
             return position, -1, None, why_unreadable(error)

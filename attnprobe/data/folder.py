@@ -7,16 +7,22 @@
 
 Classes are sorted by name, as in torchvision, and numbered over all splits together, so that a class missing
 from one split shifts no label in it; but test/ adds none if there are other splits, since it often holds one folder of
-images without classes, whose labels are then -1. Hidden files and files without an image's ending are ignored.
+images without classes, whose labels are then -1. Hidden files are ignored; other files without the ending of an image
+that Pillow reads are left out with a warning.
 """
 
 import os
+import warnings
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from attnprobe.core.errors import InputError
 from attnprobe.data.listing import Listing, readable_id
+from attnprobe.data.pillow import EXTENSIONS
 
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+SIDECARS = (".txt", ".csv", ".tsv", ".json", ".xml", ".yaml", ".yml", ".md", ".db", ".ini")
+"""Endings of files that lie beside images and hold none: labels, notes, a file manager's own."""
 
 SPLITS = {
     "train": ("train", "training"),
@@ -34,8 +40,13 @@ def subfolders(folder: Path) -> list[str]:
     return sorted(name for name in os.listdir(folder) if not name.startswith(".") and (folder / name).is_dir())
 
 
-def images_under(folder: Path, seen: frozenset[tuple[int, int]] = frozenset()) -> list[str]:
-    """Paths of all images in a folder and below, sorted. Each real folder is entered once, so link cycles end."""
+def is_image(file: str) -> bool:
+    """Whether a file has the ending of an image that is read."""
+    return file.lower().endswith(EXTENSIONS)
+
+
+def files_under(folder: Path, seen: frozenset[tuple[int, int]] = frozenset()) -> list[str]:
+    """Paths of all files in a folder and below, sorted. Each real folder is entered once, so link cycles end."""
     entered, found, waiting = set(seen), [], [folder]
     while waiting:
         here = waiting.pop()
@@ -49,9 +60,16 @@ def images_under(folder: Path, seen: frozenset[tuple[int, int]] = frozenset()) -
                 continue
             if path.is_dir():
                 waiting.append(path)
-            elif path.suffix.lower() in EXTENSIONS:
+            elif is_image(name) or path.is_file():  # a dangling link to an image is a bad image
                 found.append(path.as_posix())
     return sorted(found)
+
+
+def endings_of(files: Sequence[str]) -> str:
+    """How many files have which ending, and the name of the first: "2 .heic, 1 .svg (first 'a.heic')"."""
+    count = Counter(os.path.splitext(file)[1].lower() or "without ending" for file in files)
+    listed = ", ".join(f"{number} {ending}" for ending, number in count.most_common(6))
+    return f"{listed} (first {readable_id(os.path.basename(files[0]))!r})"
 
 
 def split_folder(root: Path, split: str) -> tuple[Path, list[Path]]:
@@ -81,19 +99,33 @@ def list_folder(root: Path, split: str) -> Listing:
     folder, folders = split_folder(root, split)
     status = folder.stat()
     own = frozenset([(status.st_dev, status.st_ino)])
-    by_class = {name: images_under(folder / name, own) for name in subfolders(folder)}
-    loose = [
+    inside = {name: files_under(folder / name, own) for name in subfolders(folder)}
+    here = [
         (folder / name).as_posix()
         for name in sorted(os.listdir(folder))
-        if name not in by_class and not name.startswith(".") and name.lower().endswith(EXTENSIONS)
+        if not name.startswith(".") and name not in inside and (is_image(name) or (folder / name).is_file())
+    ]
+    loose = list(filter(is_image, here))
+    by_class = {name: list(filter(is_image, files)) for name, files in inside.items()}
+    left_out = [
+        file
+        for file in [*here, *(file for files in inside.values() for file in files)]
+        if not is_image(file) and not file.lower().endswith(SIDECARS)
     ]
     empty = [name for name, files in by_class.items() if not files]
+    unread = f" Not read: {endings_of(left_out)}." if left_out else ""
     if not loose and len(empty) == len(by_class):
-        raise InputError(f"no image found in {folder}; expected files ending in {' '.join(EXTENSIONS)}.")
+        raise InputError(f"no image found in {folder}; expected files ending in {' '.join(EXTENSIONS)}.{unread}")
     if loose and len(empty) < len(by_class):
         raise InputError(f"{folder} has both images and class folders ({loose[0]!r} and others). Move one kind away.")
     if empty and not loose:
-        raise InputError(f"class folder {empty[0]!r} of {folder} holds no image. Fill or remove it.")
+        raise InputError(f"class folder {empty[0]!r} of {folder} holds no image. Fill or remove it.{unread}")
+    if left_out:
+        warnings.warn(
+            f"{folder}: {len(left_out)} files are left out, whose endings are none of an image that Pillow reads here: "
+            f"{endings_of(left_out)}. Convert them to PNG if they are images.",
+            stacklevel=5,
+        )
     numbered = [other for other in folders if other.name != "test"] or folders
     class_names = sorted({name for other in numbered for name in subfolders(other)}) if not loose else []
     label = {name: k for k, name in enumerate(class_names)}

@@ -3,6 +3,7 @@
 import math
 import os
 import warnings
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from attnprobe.data.device_resident import RESIDENT_BYTES, DeviceResident, may_r
 from attnprobe.data.folder import list_folder
 from attnprobe.data.listing import Listing, list_lines
 from attnprobe.data.order import balanced_subset
-from attnprobe.data.pillow import decode_all, one_size, pre_scan, some_unreadable
+from attnprobe.data.pillow import decode_all, one_size, pre_scan, remarks, some_unreadable
 from attnprobe.data.tiny_imagenet import is_tiny_imagenet, list_tiny_imagenet
 
 
@@ -91,6 +92,8 @@ def load_files(
         warnings.warn(f"{sentence}; they are skipped.", stacklevel=3)
         pixels = None if pixels is None else pixels[good]
     listing = listing.pick(good)
+    for sentence, number in Counter(filter(None, remarks(listing.files, reading.workers))).items():
+        warnings.warn(f"{source}: {number} of {len(good)} images {sentence}.", stacklevel=3)
     described = {
         "ids": listing.ids,
         "class_names": listing.class_names,

@@ -1,11 +1,12 @@
 """Image files, opened and decoded by Pillow with bounds, or the reason why one cannot be read."""
 
+import importlib
 import os
 import stat
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import BinaryIO
 
 import numpy as np
@@ -14,12 +15,26 @@ from PIL import EpsImagePlugin, Image, UnidentifiedImageError
 from torch import Tensor
 
 from attnprobe.core.errors import InputError
+from attnprobe.data.rgb import DEEP, as_rgb
 
 MAX_PIXELS = 64_000_000
 """192 MB when decoded. Pillow's own limit (179 Mpx) would let a file of some kilobytes take 540 MB."""
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+with suppress(ImportError):  # Pillow reads HEIC by this plugin alone
+    importlib.import_module("pillow_heif").register_heif_opener()
+Image.init()
+
+FORMATS = tuple(
+    name
+    for name in ("PNG", "JPEG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "AVIF", "JPEG2000", "HEIF")
+    if name in Image.OPEN
+)
 """The formats that are tried, whatever a file's ending; for PostScript Pillow would start Ghostscript."""
+
+EXTENSIONS = tuple(
+    sorted(ending for ending, name in Image.registered_extensions().items() if name in (*FORMATS, "MPO"))
+)
+"""Endings of the files that are read; MPO is a JPEG file of several images."""
 
 
 def open_image(file: str | BinaryIO) -> Image.Image:
@@ -55,6 +70,17 @@ def why_unreadable(error: Exception) -> str:
     return text if text and isinstance(error, InputError | OSError) else f"{type(error).__name__} {text}".strip()
 
 
+def remark(file: str) -> str:
+    """What of a file the model will not see, by its header: transparency or further frames; "" for neither."""
+    try:
+        with open_image(file) as image:
+            if image.format in ("GIF", "TIFF", "WEBP", "PNG", "AVIF") and getattr(image, "is_animated", False):
+                return "hold several frames, of which the first is used"
+            return "have an alpha channel and are shown on white" if image.has_transparency_data else ""
+    except Exception:  # `check` says why
+        return ""
+
+
 @contextmanager
 def without_ghostscript() -> Iterator[None]:
     """Switch Ghostscript off, for libraries that open files by their content."""
@@ -79,6 +105,8 @@ def check(file: str) -> str:
         with open_image(file) as image:
             image.draft(None, (1, 1))
             image.load()
+            if image.mode in DEEP:
+                as_rgb(image)
     except Exception as error:  # Pillow's plugins raise OSError, SyntaxError, ValueError, struct.error and others
         return why_unreadable(error)
     return ""
@@ -88,6 +116,12 @@ def pre_scan(files: Iterable[str], threads: int = 1) -> list[str]:
     """`check` of every file, in order. Pillow decodes outside the interpreter lock, so threads help."""
     with pillow_quiet(), ThreadPoolExecutor(max(1, threads)) as pool:
         return list(pool.map(check, files))
+
+
+def remarks(files: Iterable[str], threads: int = 1) -> list[str]:
+    """`remark` of every file, in order."""
+    with pillow_quiet(), ThreadPoolExecutor(max(1, threads)) as pool:
+        return list(pool.map(remark, files))
 
 
 def one_size(files: Iterable[str], at_most: tuple[int, int]) -> tuple[int, int] | None:
@@ -113,7 +147,7 @@ def decode_all(files: Sequence[str], size: tuple[int, int], threads: int = 1) ->
     def decode(k: int) -> str:
         try:
             with open_image(files[k]) as image:
-                pixels[k] = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
+                pixels[k] = np.asarray(as_rgb(image)).transpose(2, 0, 1)
         except Exception as error:
             return why_unreadable(error)
         return ""

@@ -12,6 +12,7 @@ from attnprobe.core.images import ImageBatch, InputSpec, Order
 from attnprobe.data.decode import BadImages, eval_transform
 from attnprobe.data.order import position_batches, runs_of
 from attnprobe.data.pillow import why_unreadable, without_ghostscript
+from attnprobe.data.rgb import as_rgb
 
 
 class StreamedImages:
@@ -75,7 +76,7 @@ class StreamedImages:
     def decoded(self, position: int, image: Any) -> torch.Tensor:
         """[3, row, col], uint8, of a sample that its reader left to be decoded."""
         try:
-            return torch.as_tensor(self.transform(image.convert("RGB")))
+            return torch.as_tensor(self.transform(as_rgb(image)))
         except Exception as error:
             why = why_unreadable(error)
             raise InputError(

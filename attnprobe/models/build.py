@@ -1,7 +1,7 @@
 """Models by name, freshly initialised or with pretrained weights."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 import timm
 import torch
@@ -11,7 +11,9 @@ from torch import nn
 from attnprobe.core.errors import CheckpointError, InputError, did_you_mean
 from attnprobe.core.images import InputSpec
 from attnprobe.models import presets  # registers our models with timm
-from attnprobe.models.elsewhere import build_elsewhere, is_elsewhere, plugins
+from attnprobe.models.elsewhere import build_elsewhere, is_elsewhere, plugins, without_network
+from attnprobe.models.file_options import check_flags
+from attnprobe.models.processor import processed
 from attnprobe.models.read import Checkpoint, read_checkpoint
 
 SMALL = 10_000_000
@@ -32,6 +34,7 @@ def build_model(name: str, *, num_classes: int | None = None, seed: int | None =
     """
     if num_classes is not None:
         options["num_classes"] = num_classes
+    check_flags(options)
     if name.startswith("local-dir:"):
         return _of_folder(name, seed=seed, **options)
     foreign = not timm.is_model(name) and is_elsewhere(name)
@@ -42,7 +45,10 @@ def build_model(name: str, *, num_classes: int | None = None, seed: int | None =
         if seed is not None:
             torch.manual_seed(seed)
         try:
-            model = build_elsewhere(name, **options) if foreign else timm.create_model(name, **options)
+            if presets.is_structured(name, options):
+                model = presets.structured(name, **options)
+            else:
+                model = build_elsewhere(name, **options) if foreign else timm.create_model(name, **options)
         except InputError:
             raise
         except (TypeError, AssertionError, ValueError, RuntimeError, OSError) as error:
@@ -87,15 +93,20 @@ def require_stored(checkpoint: Checkpoint, name: str, options: Mapping[str, Any]
 
 
 def input_spec(model: nn.Module) -> InputSpec:
-    """The size and normalisation of a model's input: its attribute `input_spec`, or as timm resolves it.
+    """The size and normalisation of a model's input: its attribute `input_spec`, or as transformers or timm have it.
 
-    The image size a model of timm's was built for takes precedence over its default.
+    Of a model of transformers, the image processor in the folder it came from decides. The image size that a model of
+    timm or torchvision was built for takes precedence over the default.
     """
     own = getattr(model, "input_spec", None)
     if isinstance(own, InputSpec):
         return own
+    if _is_of_transformers(model):
+        with without_network():
+            return processed(model.config.name_or_path, getattr(model.config, "vision_config", model.config))
     config = resolve_data_config({}, model=model)
-    size = getattr(getattr(model, "patch_embed", None), "img_size", None) or config["input_size"][-2:]
+    size = getattr(getattr(model, "patch_embed", None), "img_size", None) or getattr(model, "image_size", None)
+    size = (size, size) if isinstance(size, int) else size or config["input_size"][-2:]
     return InputSpec(
         size=(int(size[0]), int(size[1])),
         mean=tuple(config["mean"]),
@@ -103,6 +114,11 @@ def input_spec(model: nn.Module) -> InputSpec:
         interpolation=config["interpolation"],
         crop_pct=float(config["crop_pct"] or 1.0),
     )
+
+
+def _is_of_transformers(model: Any) -> TypeGuard[Any]:
+    """Whether a model, perhaps built by hand, is of transformers."""
+    return hasattr(getattr(model, "config", None), "name_or_path")
 
 
 def _check_patches_fit(name: str, model: nn.Module) -> None:

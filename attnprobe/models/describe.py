@@ -38,7 +38,7 @@ def resolve_model(
     ref: str | Path,
     architecture: str | None = None,
     *,
-    img_size: int | None = None,
+    img_size: int | tuple[int, int] | None = None,
     seed: int = 0,
     allow_nonfinite: bool = False,
     initial: bool = False,
@@ -48,7 +48,7 @@ def resolve_model(
     Args:
         ref: a run, a checkpoint or a name; see `load_model`.
         architecture: the model's name, for files that neither say it nor are recognised by their parameters.
-        img_size: another resolution than the model's own.
+        img_size: another resolution than the model's own, one side or (rows, columns).
         seed: of initial weights.
         allow_nonfinite: accept NaN and infinite weights.
         initial: build a name with initial weights even if there are trained ones.

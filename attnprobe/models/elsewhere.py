@@ -23,11 +23,9 @@ from torch import nn
 from attnprobe.core.errors import InputError, did_you_mean
 from attnprobe.core.images import InputSpec
 from attnprobe.io import fs
+from attnprobe.models.processor import processed
 
 GROUP = "attnprobe.models"
-
-PILLOW = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
-"""Pillow's numbers of its filters, which image processors of Hugging Face use."""
 
 
 def is_elsewhere(name: str) -> bool:
@@ -95,7 +93,7 @@ def _hugging_face(
         raise InputError(f"hf:{ref} needs transformers: pip install 'attnprobe[hf]'.") from None
     if os.path.isdir(ref):
         _check_config(Path(ref))
-    with _from_here_alone() if os.path.isdir(ref) else nullcontext():
+    with without_network() if os.path.isdir(ref) else nullcontext():
         return _of_transformers(transformers, ref, pretrained, num_classes, img_size, options)
 
 
@@ -143,33 +141,12 @@ def _of_transformers(
                 raise InputError(f"hf:{ref} has no weights for {len(lacking)} parameters, such as {lacking[0]!r}.")
         else:
             model = getattr(kind, "_from_config", getattr(kind, "from_config", kind))(config)
-    model.input_spec = _processing(transformers, ref, _pair(getattr(config, "image_size", None) or 224))
+    model.input_spec = processed(ref, config, None if img_size is None else _pair(img_size))
     return model
 
 
-def _processing(transformers: Any, ref: str, size: tuple[int, int]) -> InputSpec:
-    """The input of the image processor saved with the weights; mean and std 0.5 without one."""
-    try:
-        processor: Mapping[str, Any] = transformers.ImageProcessingMixin.get_image_processor_dict(ref)[0]
-    except OSError:
-        return InputSpec(size)
-    crop, resize = (_side(processor.get(name)) for name in ("crop_size", "size"))
-    mean, std = (processor.get(name) or (0.5, 0.5, 0.5) for name in ("image_mean", "image_std"))
-    crop_pct = size[0] / resize if processor.get("do_center_crop") and crop and resize else 1.0
-    return InputSpec(
-        size, _triple(mean), _triple(std), PILLOW.get(processor.get("resample", 3), "bicubic"), min(1.0, crop_pct)
-    )
-
-
-def _side(size: Any) -> int | None:
-    """The side in {"shortest_edge": 256}, {"height": 224, "width": 224} or 224."""
-    if isinstance(size, Mapping):
-        return size.get("shortest_edge") or size.get("height")
-    return size if isinstance(size, int) else None
-
-
 @contextmanager
-def _from_here_alone() -> Iterator[None]:
+def without_network() -> Iterator[None]:
     """Switch the network off while a local folder is read: its config.json may name a backbone to fetch."""
     constants: Any = importlib.import_module("huggingface_hub.constants")
     before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True

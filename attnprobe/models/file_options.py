@@ -55,6 +55,7 @@ OPTIONS: Mapping[str, Check] = {
     **dict.fromkeys(
         ("mlp_ratio", "head_expand", "init_values", "noise_std", "scale_adjustment"), _each(_real(0, 1024))
     ),
+    "qk_scale": _real(1e-6, 1024),
     **dict.fromkeys(("rope_temperature", "rope_grid_offset"), _real(0, 1e9)),
     **dict.fromkeys(("drop_rate", "drop_path_rate", "attn_drop_rate", "proj_drop_rate", "pos_drop_rate"), _SHARE),
     "patch_drop_rate": _SHARE,
@@ -63,7 +64,7 @@ OPTIONS: Mapping[str, Check] = {
     **dict.fromkeys(("pool_include_prefix", "scale_attn_norm", "scale_mlp_norm", "scale_attn_inner"), _flag),
     **dict.fromkeys(("swiglu_mlp", "scale_mlp", "use_rot_pos_emb", "use_abs_pos_emb", "rotate_half"), _flag),
     **dict.fromkeys(("use_post_norm", "use_pre_transformer_norm", "use_post_transformer_norm", "use_fc_norm"), _flag),
-    **dict.fromkeys(("conv_stem", "transform_scale", "dense", "mix_token", "sin_pe"), _flag),
+    **dict.fromkeys(("conv_stem", "transform_scale", "dense", "mix_token", "sin_pe", "init_once"), _flag),
     **dict.fromkeys(("pos_embed", "global_pool", "act_layer", "norm_layer", "embed_norm_layer"), _word),
     **dict.fromkeys(("weight_init", "pseudo_input1", "pseudo_input2", "solver", "compat", "cascade", "fuse"), _word),
     **dict.fromkeys(("attn_type", "rope_type"), _word),
@@ -87,6 +88,13 @@ def is_architecture(name: object) -> bool:
     if not isinstance(name, str) or not re.fullmatch(r"\w+(\.\w+)?", name):
         return False
     return timm.is_model(name) or name in plugins()
+
+
+def check_flags(options: Mapping[str, Any]) -> None:
+    """Raises InputError for a word in place of true or false, which Python would take for true."""
+    for name, value in options.items():
+        if OPTIONS.get(name) is _flag and isinstance(value, str):
+            raise InputError(f"{name}={value!r} is neither true nor false.")
 
 
 def checked_options(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -118,3 +126,34 @@ def checked_cfg(cfg: Mapping[str, Any]) -> dict[str, Any]:
         if not _SEEING[name](value):
             raise InputError(f"pretrained_cfg: {name}={value!r:.80} is not a value that a file may give a model.")
     return seeing
+
+
+def trained_with(args: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The options of a model and the description of its input, from the arguments of a training script as timm's.
+
+    `model_kwargs` must be valid; other arguments may be another script's of the same name, and count only if valid.
+
+    Returns:
+        options: num_classes, in_chans and `model_kwargs`.
+        cfg: input_size (also from `img_size`), mean, std, crop_pct and interpolation, as in a `pretrained_cfg`.
+
+    Raises:
+        InputError: an entry of `model_kwargs` that is not in the list, or of another type or out of bounds.
+    """
+
+    def valid(names: Mapping[str, Check], *wanted: str) -> dict[str, Any]:
+        return {name: args[name] for name in wanted if args.get(name) is not None and names[name](args[name])}
+
+    cfg = valid(_SEEING, "input_size", "mean", "std", "crop_pct", "interpolation")
+    size, side = cfg.pop("input_size", None), args.get("img_size")
+    if isinstance(size, list | tuple) and len(size) == 3:
+        cfg["input_size"] = tuple(size)
+    elif side is not None and _SIDE(side):
+        rows, cols = (side, side) if isinstance(side, int) else (side[0], side[-1])
+        cfg["input_size"] = (3, rows, cols)
+    options = valid(OPTIONS, "num_classes")
+    channels = args.get("in_chans") or cfg.get("input_size", (3,))[0]
+    if isinstance(channels, int) and channels != 3:
+        options["in_chans"] = channels
+    kwargs = args.get("model_kwargs")
+    return options | checked_options(dict(kwargs) if isinstance(kwargs, Mapping) else {}), cfg

@@ -61,14 +61,6 @@ def identify(state: Mapping[str, Tensor]) -> Identified | None:
     return None
 
 
-def own_img_size(state: Mapping[str, Tensor]) -> int | tuple[int, int] | None:
-    """The image size a vision transformer's square position table is for; None if that does not show."""
-    shapes = {name: tuple(value.shape) for name, value in state.items()}
-    if not {"pos_embed", "patch_embed.proj.weight", "blocks.0.norm1.weight", "blocks.0.mlp.fc1.weight"} <= set(shapes):
-        return None
-    return _geometry(shapes).get("img_size")
-
-
 def _geometry(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     """The arguments of timm's `VisionTransformer` that show in the shapes; `img_size` is square or absent."""
     width = shapes["blocks.0.norm1.weight"][0]

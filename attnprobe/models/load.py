@@ -15,9 +15,10 @@ from torch import nn
 from attnprobe.core.errors import CheckpointError, InputError
 from attnprobe.models.build import build_model, require_stored
 from attnprobe.models.elsewhere import plugins
-from attnprobe.models.identify import identify, own_img_size
+from attnprobe.models.fit import fit_options
+from attnprobe.models.identify import identify
 from attnprobe.models.read import Checkpoint, read_checkpoint
-from attnprobe.models.weights import load_weights, same_positions
+from attnprobe.models.weights import load_weights
 
 WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin", ".tar")
 
@@ -59,7 +60,8 @@ def load_model(
             of timm's or of a plugin), with trained weights where there are some, else with initial ones.
         model: the architecture, for files that neither say it nor are recognised by their parameters.
         num_classes: size of a new head with initial weights, if the checkpoint's is of another size.
-        img_size: another resolution; the position table is resized.
+        img_size: another resolution, one side or (rows, columns); the position table is resized. A table whose file
+            does not say for which images it is counts as one for this resolution if it has as many entries.
         allow_nonfinite: accept NaN and infinite weights.
         initial: build a name with initial weights even if there are trained ones.
         seed: of initial weights.
@@ -122,17 +124,11 @@ def model_from(
 ) -> Loaded:
     """The model of a checkpoint that has been read; arguments as for `load_model`."""
     name, options, notes = _which_model(checkpoint, model)
-    classes = checkpoint.state["head.weight"].shape[0] if "head.weight" in checkpoint.state else None
-    if num_classes is not None or ("num_classes" not in options and classes is not None):
-        options["num_classes"] = classes if num_classes is None else num_classes
-    if img_size is not None:
-        options["img_size"] = img_size
     if model is None:
         require_stored(checkpoint, name, options)
+    options, more = fit_options(checkpoint, name, options, num_classes=num_classes, img_size=img_size)
     built: Any = build_model(name, **options)
-    if img_size is None and model is None and not same_positions(checkpoint.state, built):
-        options["img_size"] = own_img_size(checkpoint.state)  # used at the resolution it was trained for
-        built = build_model(name, **options)
+    notes += more
     new_head = num_classes is not None
     notes += load_weights(built, checkpoint, name=name, new_head=new_head, allow_nonfinite=allow_nonfinite)
     return Loaded(built, name, options, checkpoint.sha256, tuple(f"{checkpoint.path.name}: {note}." for note in notes))
@@ -141,7 +137,7 @@ def model_from(
 def _which_model(checkpoint: Checkpoint, named: str | None) -> tuple[str, dict[str, Any], list[str]]:
     """Name, options and assumptions: as the user says, else as the file says, else as the parameters show."""
     if named is not None and named != checkpoint.architecture:
-        return named, {}, []
+        return named, dict(checkpoint.options) if checkpoint.architecture is None else {}, []
     if checkpoint.architecture is not None:
         return checkpoint.architecture, dict(checkpoint.options), []
     found = identify(checkpoint.state)
@@ -157,7 +153,8 @@ def _which_model(checkpoint: Checkpoint, named: str | None) -> tuple[str, dict[s
         )
     assumed = ", ".join(f"{option}={value}" for option, value in found.assumed.items())
     notes = [f"taken for {found.name} with its sizes read off the weights; {assumed} assumed, which no weight shows"]
-    return found.name, dict(found.options), notes if assumed else []
+    options = {name: value for name, value in found.options.items() if name != "img_size"}  # `fit_options` judges it
+    return found.name, options, notes if assumed else []
 
 
 def _sha256(model: nn.Module) -> str:

@@ -3,6 +3,7 @@
 After `import attnprobe.models`, `timm.create_model("deepvit_16")` works like any other timm model.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -114,7 +115,36 @@ ALIASES = {
     "Refiner_ViT_L": "refiner_l",
     "vit_tiny_patch2_32": "structured_tiny_patch2_32",
 }
-"""The authors' names of our models. Their `vit_tiny_patch16_224` is a name of timm's, and stays timm's."""
+"""The authors' names of our models. Their `vit_tiny_patch16_224` is a name of timm's, and stays timm's unless one of
+their options is given; see `structured`."""
+
+PLAIN = re.compile(r"vit_(tiny|small|base)_patch(\d+)_(\d+)")
+WIDTHS = {"tiny": 192, "small": 384, "base": 768}
+STRUCTURED_ONLY = ("sin_pe", "pseudo_input1", "pseudo_input2", "init_once", "solver", "compat")
+
+
+def is_structured(name: str, options: Mapping[str, Any]) -> bool:
+    """Whether a plain ViT of timm's is named with an option that only `StructuredViT` has."""
+    initialised = str(options.get("weight_init", "")).startswith(("impulse", "mimetic"))
+    named = PLAIN.fullmatch(name) is not None and name not in ALIASES
+    return named and (initialised or any(option in options for option in STRUCTURED_ONLY))
+
+
+def structured(name: str, *, pretrained: bool = False, **options: Any) -> nn.Module:
+    """The plain ViT of a name as timm's (12 blocks, heads of 64) as a `StructuredViT`: the authors' spelling.
+
+    `vit_tiny_patch16_224` with `sin_pe=True` is that model with fixed positions, and no other option changed.
+    """
+    kind, patch, side = PLAIN.fullmatch(name).groups()  # type: ignore[union-attr]
+    width = WIDTHS[kind]
+    geometry = {"depth": 12, "embed_dim": width, "num_heads": width // 64, "patch_size": int(patch)}
+    return build_model_with_cfg(
+        STRUCTURED.model,
+        name,
+        pretrained,
+        pretrained_filter_fn=checkpoint_filter_fn,
+        **{**geometry, "img_size": int(side), **options},
+    )
 
 
 def _default_cfg(preset: Preset) -> dict[str, Any]:

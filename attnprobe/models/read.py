@@ -4,10 +4,11 @@ import argparse
 import hashlib
 import json
 import pickle
+import re
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,9 @@ from torch import Tensor
 from attnprobe.core.errors import CheckpointError, InputError
 from attnprobe.io import fs
 from attnprobe.io.run import MANIFEST, Run, damaged_files
-from attnprobe.models.file_options import checked_cfg, checked_options, is_architecture
+from attnprobe.models.file_options import checked_cfg, checked_options, is_architecture, trained_with
 from attnprobe.models.presets import ALIASES
+from attnprobe.models.unwrap import flatten, unwrap
 
 MAX_EXPANSION = 20
 """Maximum deflate ratio of a tensor: usually near 1; 20 leaves room for zeros and stops a deflate bomb."""
@@ -31,11 +33,11 @@ MOST_BYTES = 1 << 20
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 """Names of the weights in a model folder; first the format that cannot hold code."""
 
-STATE_KEYS = ("state_dict_ema", "model_ema", "ema_state_dict", "state_dict", "model")
+STATE_KEYS = ("state_dict_ema", "model_ema", "ema_state_dict", "state_dict", "model_state_dict", "model")
 """Keys of the weights in training scripts' files; first the averaged ones, which are the published ones."""
 
-PREFIXES = ("module.", "_orig_mod.", "model.")
-"""Prefixes of parameter names from DataParallel, torch.compile and wrappers."""
+NAMES = ("model", "model_name", "arch", "architecture", "name", "backbone", "timm_model")
+"""Arguments of training scripts that may hold the architecture's name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,7 @@ class Checkpoint:
         state: parameters and buffers by name.
         pretrained_cfg: pixels, crop and so on, as timm writes them.
         said: the file's own name of its architecture, or "".
+        stored: every tensor by the name it has in the file, before prefixes were removed.
     """
 
     path: Path
@@ -59,6 +62,7 @@ class Checkpoint:
     options: Mapping[str, Any] = field(default_factory=dict)
     pretrained_cfg: Mapping[str, Any] = field(default_factory=dict)
     said: str = ""
+    stored: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def read_checkpoint(path: Path | str) -> Checkpoint:
@@ -75,15 +79,35 @@ def read_checkpoint(path: Path | str) -> Checkpoint:
     if path.is_dir():
         return _read_folder(path)
     if path.suffix == ".safetensors":
-        return Checkpoint(path, _sha256(path), None, _read_safetensors(path))
-    loaded = _read_pickle(path)
-    state, args = _find_state(path, loaded)
-    said = next((name for name in (args.get("model"), loaded.get("arch")) if isinstance(name, str)), "")
-    options = {"num_classes": args["num_classes"]} if isinstance(args.get("num_classes"), int) else {}
+        stored, loaded = _read_safetensors(path), {}
+    else:
+        loaded = _read_pickle(path)
+        stored = _find_state(path, loaded)
+    state = unwrap(stored)[0]
+    args = _arguments(loaded)
+    said = _said(args, loaded)
     try:
-        return Checkpoint(path, _sha256(path), _known(said), state, checked_options(options), said=said)
+        options, cfg = trained_with(args)
     except InputError as error:
         raise CheckpointError(f"{path.name}: {error}") from None
+    return Checkpoint(path, _sha256(path), _known(said), state, options, cfg, said, stored)
+
+
+def _arguments(loaded: Mapping[str, Any]) -> dict[str, Any]:
+    """What a training script was started with; entries nested under "model", as Hydra has them, are lifted."""
+    args = loaded.get("args") or loaded.get("hyper_parameters") or loaded.get("hparams") or loaded.get("config") or {}
+    args = vars(args) if isinstance(args, argparse.Namespace) else args
+    if not isinstance(args, Mapping):
+        return {}
+    nested = args.get("model")
+    nested = vars(nested) if isinstance(nested, argparse.Namespace) else nested
+    return {**args, **nested, "model": None} if isinstance(nested, Mapping) else dict(args)
+
+
+def _said(args: Mapping[str, Any], loaded: Mapping[str, Any]) -> str:
+    """The name of an architecture that a file gives: the first that is known here, else the first at all."""
+    names = [name for name in (*map(args.get, NAMES), loaded.get("arch")) if isinstance(name, str)]
+    return next(filter(is_architecture, names), names[0] if names else "")
 
 
 def _known(said: str) -> str | None:
@@ -99,6 +123,9 @@ def _read_folder(folder: Path) -> Checkpoint:
         raise CheckpointError(f"{folder}: {damaged[0]} is not what was written; use an earlier checkpoint.")
     config_path = folder / "config.json"
     weights = next((path for path in (folder / name for name in WEIGHTS) if path.exists()), None)
+    saved = sorted(folder.glob("checkpoint-*/config.json"), key=lambda path: path.stat().st_mtime)
+    if not config_path.exists() and saved:  # of transformers' Trainer
+        raise CheckpointError(f"{folder} holds checkpoints of a Trainer; name one, as in hf:{saved[-1].parent}.")
     if not config_path.exists() or weights is None:
         raise CheckpointError(f"{folder} has no config.json and model.safetensors; is it a run or a model folder?")
     try:
@@ -118,12 +145,11 @@ def _read_folder(folder: Path) -> Checkpoint:
         raise CheckpointError(
             f"{config_path} is not a model configuration: {error!r}; save the model again."
         ) from error
-    state = (
-        _read_safetensors(weights)
-        if weights.suffix == ".safetensors"
-        else _find_state(weights, _read_pickle(weights))[0]
+    stored = (
+        _read_safetensors(weights) if weights.suffix == ".safetensors" else _find_state(weights, _read_pickle(weights))
     )
-    return Checkpoint(weights, _sha256(weights), known, state, options, cfg, said)
+    state = unwrap(stored)[0]
+    return Checkpoint(weights, _sha256(weights), known, state, options, cfg, said, stored)
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -136,20 +162,31 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_pickle(path: Path) -> dict[str, Any]:
-    """A PyTorch file as plain data: tensors, numbers, strings, containers, argparse.Namespace, numpy scalars."""
+    """A PyTorch file as plain data: tensors, numbers, arrays, strings, paths, containers, argparse.Namespace."""
     _check_zip(path)
-    scalar = np.float64(0).__reduce__()[0]  # its module is called otherwise in numpy 1 and 2, and in their files
-    plain: list[Any] = [argparse.Namespace, np.dtype]
-    plain += [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+    numbers = {"scalar": np.float64(0).__reduce__()[0], "_reconstruct": np.zeros(0).__reduce__()[0]}
+    plain: list[Any] = [argparse.Namespace, np.dtype, np.ndarray]
+    plain += [  # the module is called otherwise in numpy 1 and 2, and in their files
+        (made, f"numpy.{core}.multiarray.{name}") for core in ("core", "_core") for name, made in numbers.items()
+    ]
+    plain += [  # a Windows path is read as any other; 3.13 calls the module otherwise
+        (PurePosixPath, f"{module}.{kind}")
+        for module in ("pathlib", "pathlib._local")
+        for kind in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")
+    ]
     plain += [type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "u1", "?")]
     try:
         with torch.serialization.safe_globals(plain):
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         needs = str(error).split("GLOBAL ")[-1].split(" ")[0] if "GLOBAL " in str(error) else "arbitrary objects"
+        advice = (
+            "It may be a whole model; save model.state_dict() with the code that made it"
+            if re.search(r"\.[A-Z]\w+$", needs)
+            else "Ask its author for a .safetensors file"
+        )
         raise CheckpointError(
-            f"{path.name} wants to build {needs} while loading; nothing was run. "
-            "Ask its author for a .safetensors file."
+            f"{path.name} wants to build {needs} while loading; nothing was run. {advice}."
         ) from error
     except Exception as error:  # a damaged file raises any of ten types
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -172,15 +209,10 @@ def _check_zip(path: Path) -> None:
                 )
 
 
-def _find_state(path: Path, loaded: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The parameters in a training script's dictionary, and the arguments it was started with."""
-    args = loaded.get("args") or loaded.get("hyper_parameters") or {}
-    args = vars(args) if isinstance(args, argparse.Namespace) else args
-    state = next((loaded[key] for key in STATE_KEYS if isinstance(loaded.get(key), Mapping)), loaded)
-    state = {name: value for name, value in state.items() if isinstance(value, Tensor)}
-    for prefix in PREFIXES:
-        if state and all(name.startswith(prefix) for name in state):
-            state = {name.removeprefix(prefix): value for name, value in state.items()}
+def _find_state(path: Path, loaded: dict[str, Any]) -> dict[str, Tensor]:
+    """The tensors in a training script's dictionary, by their stored names."""
+    nested = next((loaded[key] for key in STATE_KEYS if isinstance(loaded.get(key), Mapping)), loaded)
+    state = flatten(nested)
     if not state:
         raise CheckpointError(
             f"{path.name} holds no weights, only {', '.join(map(str, list(loaded)[:5])) or 'nothing'}."
@@ -191,7 +223,7 @@ def _find_state(path: Path, loaded: dict[str, Any]) -> tuple[dict[str, Tensor], 
                 f"{path.name}: {name!r} declares {tuple(value.shape)} but stores {value.untyped_storage().nbytes()} "
                 "bytes; refused. Ask its author for a .safetensors file."
             )
-    return state, args if isinstance(args, dict) else {}
+    return state
 
 
 def _sha256(path: Path) -> str:

@@ -12,11 +12,9 @@ from torch import Tensor, nn
 from attnprobe.core.errors import CheckpointError, ShapeError
 from attnprobe.models.identify import identify
 from attnprobe.models.read import Checkpoint
+from attnprobe.models.unwrap import unused, unwrap
 from attnprobe.models.variants.deepvit import DeepViT
 from attnprobe.models.variants.refiner import Refiner
-
-HEADS = ("head.weight", "head.bias", "aux_head.weight", "aux_head.bias")
-"""Parameters that a new number of classes replaces."""
 
 
 def load_weights(
@@ -35,12 +33,18 @@ def load_weights(
         CheckpointError: not finite, or of another architecture.
     """
     _check_finite(checkpoint, allow_nonfinite)
-    state, own = dict(checkpoint.state), model.state_dict()
-    notes = _fit_positions(state, model)
-    heads = [key for key in HEADS if key in own]
+    own = model.state_dict()
+    state, notes = unwrap(checkpoint.stored or checkpoint.state, own)
+    notes += _fit_positions(state, checkpoint, model)
+    heads = [key for key in own if key.startswith(tuple(f"{head}." for head in classifiers(model)))]
     if new_head and any(key not in state or state[key].shape != own[key].shape for key in heads):
         notes.append(f"the head for {model.num_classes} classes has initial weights")
-        state = {key: value for key, value in state.items() if key not in HEADS} | {key: own[key] for key in heads}
+        of_heads = tuple(f"{head}." for head in classifiers(model))
+        state = {key: v for key, v in state.items() if not key.startswith(of_heads)} | {key: own[key] for key in heads}
+    spare = unused(state.keys() - own.keys(), own)
+    if spare:
+        notes.append("not used: " + ", ".join(f"{first} ({n} tensors)" for first, n in sorted(spare.items())))
+        state = {key: value for key, value in state.items() if key.partition(".")[0] not in spare}
     _check_fits(checkpoint, state, name, model)
     model.load_state_dict(state, strict=True)
     if checkpoint.pretrained_cfg:
@@ -48,26 +52,61 @@ def load_weights(
     return notes
 
 
-def same_positions(state: Mapping[str, Tensor], model: Any) -> bool:
-    """Whether checkpoint and model have position tables for the same number of patches (or not both have one)."""
+def classifiers(model: nn.Module) -> tuple[str, ...]:
+    """Names of the modules that a new number of classes replaces."""
+    named = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or "head"
+    return (*((named,) if isinstance(named, str) else named), "aux_head")
+
+
+def stored_grid(table: Tensor, checkpoint: Checkpoint, model: Any) -> tuple[tuple[int, int] | None, bool]:
+    """Rows and columns of patches of a stored position table, and whether the file declares them.
+
+    Of a size that the file declares, if the table has as many entries; else the model's own grid, if that has; else
+    square; None if no square has.
+    """
+    embed = model.patch_embed
+    n_patches = table.shape[1] - (0 if model.no_embed_class else model.num_prefix_tokens)
+    declared = checkpoint.options.get("img_size") or checkpoint.pretrained_cfg.get("input_size", ())[-2:]
+    if declared:
+        size = (declared, declared) if isinstance(declared, int) else declared
+        patch = (side // cells for side, cells in zip(embed.img_size, embed.grid_size, strict=True))
+        grid = tuple(side // step for side, step in zip(size, patch, strict=True))
+        if math.prod(grid) == n_patches:
+            return (grid[0], grid[1]), True
+    if math.prod(embed.grid_size) == n_patches:
+        return tuple(embed.grid_size), False
+    side = math.isqrt(n_patches)
+    return ((side, side) if side * side == n_patches else None), False
+
+
+def has_table(state: Mapping[str, Tensor], model: Any) -> bool:
+    """Whether checkpoint and model both have a table of a position per patch, of the same width."""
     table, wanted = state.get("pos_embed"), model.state_dict().get("pos_embed")
-    if table is None or wanted is None or table.ndim != 3 or table.shape[2] != wanted.shape[2]:
-        return True
-    return table.shape[1] == wanted.shape[1]
+    embed = getattr(model, "patch_embed", None)
+    if table is None or wanted is None or not getattr(embed, "img_size", None) or not hasattr(model, "no_embed_class"):
+        return False
+    return table.ndim == wanted.ndim == 3 and table.shape[2] == wanted.shape[2]
 
 
-def _fit_positions(state: dict[str, Tensor], model: Any) -> list[str]:
-    """Resize the position table in `state` if only its number of patches differs; a sentence about it, or none."""
-    if same_positions(state, model):
+def _fit_positions(state: dict[str, Tensor], checkpoint: Checkpoint, model: Any) -> list[str]:
+    """Resize the position table in `state` if its grid differs from the model's; a sentence about it, or none."""
+    if not has_table(state, model):
         return []
-    table, wanted = state["pos_embed"], model.state_dict()["pos_embed"]
+    table, grid = state["pos_embed"], tuple(model.patch_embed.grid_size)
+    old, _ = stored_grid(table, checkpoint, model)
     n_prefix = 0 if model.no_embed_class else model.num_prefix_tokens
-    grid = model.patch_embed.grid_size
+    if old is None:
+        raise CheckpointError(
+            f"{checkpoint.path.name}: its position table of {table.shape[1] - n_prefix} patches is no square, and the "
+            "file does not say for which images; give their rows and columns, as in --img-size 64 256."
+        )
+    if old == grid:
+        return []
     if isinstance(model, DeepViT | Refiner):
-        state["pos_embed"] = resize_positions(table, grid, n_prefix=n_prefix)
+        state["pos_embed"] = resize_positions(table, grid, n_prefix=n_prefix, old_grid=old)
     else:
-        state["pos_embed"] = resample_abs_pos_embed(table, list(grid), num_prefix_tokens=n_prefix)
-    return [f"the position table was resized from {table.shape[1]} to {wanted.shape[1]} entries"]
+        state["pos_embed"] = resample_abs_pos_embed(table, list(grid), list(old), num_prefix_tokens=n_prefix)
+    return [f"the position table was resized from {old[0]} x {old[1]} to {grid[0]} x {grid[1]} patches"]
 
 
 def resize_positions(
@@ -116,7 +155,10 @@ def _check_fits(checkpoint: Checkpoint, got: Mapping[str, Tensor], name: str, mo
         parts = [("of other shapes", wrong), ("missing", missing), ("unknown to it", extra)]
         problems = "; ".join(f"{len(items)} {what} ({', '.join(items[:2])})" for what, items in parts if items)
         likely = identify(checkpoint.state)
-        advice = (
-            f"It looks like {likely.name!r}; try --model {likely.name}" if likely else "Name its model with --model"
-        )
+        if likely and likely.name != name:
+            advice = f"It looks like {likely.name!r}; try --model {likely.name}"
+        elif checkpoint.architecture == name:
+            advice = "The file's own description does not fit its weights; name its architecture with --model"
+        else:
+            advice = "Name the architecture it was trained with, or build it with its options and load its state_dict"
         raise CheckpointError(f"{checkpoint.path.name} is not a {name!r} checkpoint: {problems}. {advice}.")

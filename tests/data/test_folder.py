@@ -1,8 +1,10 @@
 import os
 import random
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from attnprobe.core.errors import InputError
 from attnprobe.data.folder import list_folder
@@ -157,3 +159,34 @@ def test_pixels_come_from_the_file_of_that_id(tmp_path, write_image, small, coll
     alone = collect(load_files(str(tmp_path / "b"), spec=small))
     assert torch.equal(both["b/1.png"][0], alone["1.png"][0])
     assert not torch.equal(both["a/1.png"][0], alone["1.png"][0])
+
+
+@pytest.mark.parametrize("ending", ["jfif", "jpe", "avif", "jp2", "dib", "pnm", "apng", "JPEG"])
+def test_every_ending_that_pillow_reads_is_read(tmp_path, write_image, small, collect, ending):
+    write_image(tmp_path / "cat/0.png", size=(24, 20))
+    formats = {"jfif": "JPEG", "jpe": "JPEG", "pnm": "PPM", "apng": "PNG"}
+    with Image.open(tmp_path / "cat/0.png") as image:
+        image.save(tmp_path / f"cat/1.{ending}", formats.get(ending))
+    found = collect(load_files(str(tmp_path), spec=small))
+    assert set(found) == {"cat/0.png", f"cat/1.{ending}"}
+    with Image.open(tmp_path / f"cat/1.{ending}") as image:
+        shares = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).double() / 255
+    mean, std = (torch.tensor(numbers).double().view(3, 1, 1) for numbers in (small.mean, small.std))
+    assert torch.allclose(found[f"cat/1.{ending}"][0].double(), (shares - mean) / std, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["x.jxl", "x.svg", "x.dcm", "x.npy", "x.psd", "x", "x.nef"])
+def test_a_file_that_is_left_out_is_named(tmp_path, write_image, name):
+    fill(tmp_path, write_image, "a/1.png")
+    (tmp_path / "a" / name).write_bytes(b"x")
+    ending = "." + name.partition(".")[2] if "." in name else "without ending"
+    with pytest.warns(UserWarning, match=f"1 files are left out, .*: 1 {ending} .first '{name}'"):
+        assert list_folder(tmp_path, "val").ids == ["a/1.png"]
+
+
+def test_a_class_of_unread_files_is_refused_with_their_ending(tmp_path, write_image):
+    fill(tmp_path, write_image, "a/1.png")
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b/1.jxl").write_bytes(b"x")
+    with pytest.raises(InputError, match=r"class folder 'b' .* holds no image. .* Not read: 1 .jxl .first '1.jxl'"):
+        list_folder(tmp_path, "val")

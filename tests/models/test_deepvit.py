@@ -9,6 +9,7 @@ import torch
 from attnprobe.capturing import record
 from attnprobe.core.errors import InputError, ShapeError
 from attnprobe.models.variants.deepvit import DeepViT, ReAttention, ScaledBlock
+from tests.models import reference as ref
 
 TINY = {"img_size": 16, "patch_size": 8, "embed_dim": 12, "num_heads": 3, "depth": 3, "mlp_ratio": 3, "num_classes": 4}
 
@@ -107,3 +108,26 @@ def test_unknown_block_and_masks_are_refused():
         DeepViT(**TINY, reattention=(3,))
     with pytest.raises(InputError, match="no attention mask"):
         ReAttention(12, num_heads=3)(torch.randn(1, 4, 12), is_causal=True)
+
+
+@pytest.mark.parametrize("reattention", [None, (), (1,)])
+@pytest.mark.parametrize("fused", [False, True])
+def test_qk_scale_replaces_the_root_of_the_head_width_in_every_block(reattention, fused):
+    """Logits of s q k are those of q' k / sqrt(P) with q' = s sqrt(P) q."""
+    scaled = ref.randomised(DeepViT(**ref.TINY, reattention=reattention, qk_scale=0.3, qkv_bias=True))
+    plain = DeepViT(**ref.TINY, reattention=reattention, qkv_bias=True).double().eval()
+    state = {name: value.clone() for name, value in scaled.state_dict().items()}
+    for name, value in state.items():
+        if ".qkv." in name:
+            value[:16] *= 0.3 * 4**0.5
+    plain.load_state_dict(state)
+    pixels = torch.randn(2, 3, 16, 16, dtype=torch.float64)
+    with torch.no_grad():
+        ours, theirs = ref.set_fused(scaled, fused)(pixels), plain(pixels)
+    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
+def test_qk_scale_is_the_scale_of_the_mixed_map_too():
+    model = DeepViT(**ref.TINY, transform_scale=True, qk_scale=0.3, qkv_bias=False)
+    assert [block.attn.effective_scale for block in model.blocks] == [0.3] * 3
+    assert all(block.attn.qkv.bias is None for block in model.blocks)

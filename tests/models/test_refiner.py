@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from attnprobe.capturing import certify, record
 from attnprobe.core.errors import InputError, ShapeError
 from attnprobe.models.variants.refiner import DLA, Refiner
+from tests.models import reference as ref
 
 TINY = {"img_size": 16, "patch_size": 4, "embed_dim": 12, "num_heads": 3, "depth": 4, "mlp_ratio": 3, "num_classes": 4}
 ALTERNATE = (False, True, False, True)
@@ -112,3 +113,20 @@ def test_options_the_method_does_not_allow_say_why():
         Refiner(**TINY, mix_token=True)
     with pytest.raises(ShapeError, match="one entry per block"):
         Refiner(**TINY, share=(False, True))
+
+
+def test_qk_scale_replaces_the_root_of_the_head_width_wherever_it_is_used():
+    """Logits of s q k are those of q' k / sqrt(P) with q' = s sqrt(P) q; a shared map is multiplied by s."""
+    scaled = ref.randomised(Refiner(**{**ref.TINY, "depth": 1}, refine=(True,), qk_scale=0.3, qkv_bias=True))
+    plain = Refiner(**{**ref.TINY, "depth": 1}, refine=(True,), qkv_bias=True).double().eval()
+    state = {name: value.clone() for name, value in scaled.state_dict().items()}
+    for name, value in state.items():
+        if ".qkv." in name:
+            value[:16] *= 0.3 * 4**0.5
+    plain.load_state_dict(state)
+    pixels = torch.randn(2, 3, 16, 16, dtype=torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(scaled(pixels), plain(pixels), rtol=1e-10, atol=1e-10)
+    shared = Refiner(**{**ref.TINY, "depth": 2}, share=(False, True), qk_scale=0.3, qkv_bias=False)
+    assert [block.attn.scale for block in shared.blocks] == [0.3, 0.3]
+    assert all(block.attn.qkv.bias is None for block in shared.blocks)

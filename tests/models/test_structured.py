@@ -3,11 +3,13 @@
 import copy
 
 import pytest
+import timm
 import torch
 from timm.models.vision_transformer import VisionTransformer
 
 from attnprobe.capturing import record
 from attnprobe.core.errors import InputError, ShapeError
+from attnprobe.models import build_model
 from attnprobe.models.initialisers import sinusoidal_positions
 from attnprobe.models.variants.structured import MIMETIC, STRUCTURED, StructuredViT
 
@@ -113,3 +115,30 @@ def test_state_has_no_table_and_a_copy_keeps_its_impulses():
 def test_what_the_method_does_not_allow_is_refused(options, error, said):
     with pytest.raises(error, match=said):
         build(**options)
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_tiny_patch2_32"])
+def test_the_authors_spelling_builds_the_plain_vit_with_fixed_positions(name):
+    options = {"sin_pe": True, "class_token": False, "no_embed_class": True, "global_pool": "avg", "weight_init": ""}
+    side = int(name.rpartition("_")[2])
+    model = build_model(name, num_classes=3, seed=0, **options).eval()
+    assert "pos_embed" not in model.state_dict() and model.embed_dim == 192 and len(model.blocks) == 12
+    rows = cols = model.patch_embed.grid_size[0]
+    assert model.patch_embed.img_size == (side, side)
+    torch.testing.assert_close(model.pos_embed.reshape(-1, 192), sinusoidal_positions(rows, cols, 192))
+    with torch.no_grad():
+        assert model(torch.zeros(1, 3, side, side)).shape == (1, 3)
+
+
+def test_a_plain_name_without_the_authors_options_is_timms():
+    assert type(build_model("vit_tiny_patch16_224", depth=1)) is timm.models.vision_transformer.VisionTransformer
+
+
+def test_the_authors_names_take_impulses_and_change_nothing_else():
+    model = build_model("vit_tiny_patch16_224", img_size=64, depth=2, weight_init="impulse3", sin_pe=True)
+    assert model.impulses is not None and model.cls_token is not None and model.global_pool == "token"
+
+
+def test_a_misprinted_flag_is_an_error_that_names_it():
+    with pytest.raises(InputError, match="no_embed_class='Ture' is neither true nor false"):
+        build_model("vit_tiny_patch16_224", no_embed_class="Ture")

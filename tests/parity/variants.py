@@ -36,6 +36,7 @@ def deepvit(config: dict[str, Any]) -> nn.Module:
         reattention=[i for i, on in enumerate(transform) if on],
         transform_scale=config.pop("transform_scale", False),
         scale_adjustment=config.pop("scale_adjustment", 1.0),
+        qk_scale=config.pop("qk_scale", None),
         conv_stem=config.pop("use_cnn_embed", False),
     )
 
@@ -57,6 +58,7 @@ def refiner(config: dict[str, Any]) -> nn.Module:
         share=share,
         refine=refine,
         head_expand=config.pop("head_expand", 3),
+        qk_scale=config.pop("qk_scale", None),
         dense=config.pop("return_dense", False),
         mix_token=config.pop("mix_token", False),
         conv_stem=config.pop("use_cnn_embed", False),

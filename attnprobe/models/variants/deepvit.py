@@ -29,8 +29,9 @@ class ReAttention(TappedAttention):
 
     mixes = True
 
-    def __init__(self, *args, transform_scale: bool = False, **kwargs) -> None:
+    def __init__(self, *args, transform_scale: bool = False, qk_scale: float | None = None, **kwargs) -> None:
         super().__init__(*args, **kwargs)
+        self.scale = qk_scale or self.scale
         dd = {"device": self.qkv.weight.device, "dtype": self.qkv.weight.dtype}
         self.reatten_matrix = nn.Conv2d(self.num_heads, self.num_heads, 1, **dd)
         self.var_norm = nn.BatchNorm2d(self.num_heads, **dd)
@@ -62,6 +63,7 @@ class DeepViT(VisionTransformer):
         reattention: which blocks (from 0) mix their heads; None for all of them.
         transform_scale: multiply the mixed map by 1 / sqrt(P) again, as DeepViT-S does.
         scale_adjustment: s of `ScaledBlock`; acts in every block.
+        qk_scale: factor of the logits in place of 1 / sqrt(P), also for `transform_scale`; None or 0 for that.
         conv_stem: the convolutional patch embedding of the S and L models.
         Everything else as timm's `VisionTransformer`.
 
@@ -75,6 +77,7 @@ class DeepViT(VisionTransformer):
         reattention: Sequence[int] | None = None,
         transform_scale: bool = False,
         scale_adjustment: float = 1.0,
+        qk_scale: float | None = None,
         conv_stem: bool = False,
         **kwargs,
     ) -> None:
@@ -88,7 +91,11 @@ class DeepViT(VisionTransformer):
         for index, block in enumerate(self.blocks):
             block.scale_adjustment = scale_adjustment
             if index in chosen:
-                block.attn = replace_attention(ReAttention, block.attn, transform_scale=transform_scale)
+                options = {"transform_scale": transform_scale, "qk_scale": qk_scale}
+                block.attn = replace_attention(ReAttention, block.attn, **options)
+            elif qk_scale:  # timm's fused path takes no other scale
+                block.attn = replace_attention(TappedAttention, block.attn)
+                block.attn.scale = qk_scale
 
 
 DEEPVIT = Variant(

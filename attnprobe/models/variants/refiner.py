@@ -121,6 +121,7 @@ class Refiner(CascadeViT):
         share: per block, whether it reuses the previous block's map; "alternate" for every second block, as the
             registered models do; None for none.
         refine: per block, whether it refines its own map; None for none. No registered model does.
+        qk_scale: in place of 1 / sqrt(P), wherever that is used; None or 0 for that.
         head_expand: expansion in blocks that refine their own map (sharing blocks always expand by 3).
         dense: a second head on every patch; evaluation adds half of its maximum over patches, training returns
             (class logits, patch logits [image, patch, class], box).
@@ -139,6 +140,7 @@ class Refiner(CascadeViT):
         share: Sequence[bool] | Literal["alternate"] | None = None,
         refine: Sequence[bool] | None = None,
         head_expand: float = 3,
+        qk_scale: float | None = None,
         dense: bool = False,
         mix_token: bool = False,
         conv_stem: bool = False,
@@ -164,6 +166,7 @@ class Refiner(CascadeViT):
         for block, shares, refines in zip(self.blocks, share, refine, strict=True):
             block.scale_adjustment = 0.5
             block.attn = _refined(block.attn, shares, refines and not shares, head_expand)
+            block.attn.scale = qk_scale or block.attn.scale
         self.dense, self.mix_token = dense, mix_token
         if dense:
             self.aux_head = _as_timm_starts(nn.Linear(self.embed_dim, self.num_classes))
