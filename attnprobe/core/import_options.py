@@ -1,7 +1,8 @@
 """What a user says of arrays that another program saved."""
 
 from dataclasses import dataclass
-from typing import Literal
+
+from attnprobe.core.sites import Site
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,7 +18,7 @@ class ImportOptions:
     """height and width of a patch in pixels, with --grid."""
     prefix: str = "cls"
     """names of the tokens before the patches, separated by commas, with --grid; none for no such token."""
-    site: Literal["weights", "effective", "scores"] | None = None
+    site: Site | None = None
     """weights (after the softmax), effective or scores; by the sums of rows if not given."""
     name: str = ""
     """name of the model; the file's if not given."""

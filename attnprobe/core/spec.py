@@ -19,7 +19,7 @@ class CaptureSpec:
 
     model: Positional[Annotated[str | Path, arg(metavar="MODEL")]]
     """a run's directory, a checkpoint (folder, .safetensors, .pth), or the name of a model: timm's, local-dir:PATH,
-    hf-hub:ID, torchvision:NAME, hf:PATH_OR_ID."""
+    hf-hub:ID, torchvision:NAME, hf:PATH_OR_ID, onnx:FILE."""
     _: KW_ONLY
 
     # the model

@@ -66,7 +66,7 @@ def resolve_model(
         variant=MODELS[name].variant.name if name in MODELS else type(model).__name__,
         sha256=loaded.sha256,
         options={**loaded.options, **({} if classes is None else {"num_classes": classes})},
-        parameters=sum(p.numel() for p in model.parameters()),
+        parameters=getattr(model, "n_parameters", None) or sum(p.numel() for p in model.parameters()),
         notes=loaded.notes,
     )
     return model, facts

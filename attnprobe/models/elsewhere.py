@@ -29,8 +29,8 @@ GROUP = "attnprobe.models"
 
 
 def is_elsewhere(name: str) -> bool:
-    """Whether a name is of torchvision, of transformers or of another package."""
-    return name.startswith(("torchvision:", "hf:")) or name in plugins()
+    """Whether a name is of torchvision, of transformers, of an ONNX file or of another package."""
+    return name.startswith(("torchvision:", "hf:", "onnx:")) or name in plugins()
 
 
 def plugins() -> dict[str, EntryPoint]:
@@ -50,7 +50,19 @@ def build_elsewhere(name: str, **options: Any) -> nn.Module:
     where, colon, rest = name.partition(":")
     if not colon:
         return plugins()[name].load()(**options)
-    return {"torchvision": _torchvision, "hf": _hugging_face}[where](rest, **options)
+    return {"torchvision": _torchvision, "hf": _hugging_face, "onnx": _onnx}[where](rest, **options)
+
+
+def _onnx(path: str, *, pretrained: bool = True, **options: Any) -> nn.Module:
+    """The graph of a file with the weights it holds; there is no other form of it."""
+    from attnprobe.models.onnx_model import OnnxModel
+
+    if not pretrained:
+        raise InputError(f"onnx:{path} holds trained weights alone; it cannot be built with initial ones.")
+    options.pop("num_classes", None)  # a graph has those it was exported with
+    if options:
+        raise InputError(f"onnx:{path} takes no options, got {', '.join(options)}; export the model with them.")
+    return OnnxModel(path)
 
 
 def _torchvision(

@@ -11,6 +11,7 @@ in a kernel, and are refused by name.
 """
 
 import hashlib
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -140,7 +141,7 @@ class OnnxModel(nn.Module):
         layers = tuple(attention_of(model.graph))
         self.input_name, self.batch = inputs[0].name, shape[0]
         self.input_spec = InputSpec((shape[2] or 224, shape[3] or 224), IMAGENET_MEAN, IMAGENET_STD)
-        self.n_channels = shape[1] or 3
+        self.n_parameters = sum(math.prod(tensor.dims) for tensor in model.graph.initializer)
         self._outputs = [model.graph.output[0].name, *dict.fromkeys(name for layer in layers for name in layer.shown)]
         self._session = _session(model, self._outputs)
         self._half = inputs[0].type.tensor_type.elem_type == FLOAT16

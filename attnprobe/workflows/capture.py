@@ -256,7 +256,7 @@ def tasks(spec: CaptureSpec, rank: Rank) -> tuple[Task, Task | None]:
         return Task(Run.of(Path(spec.model)).path.stem or its.model, Capture(recording, of, spec.batch_size), its)
 
     main = task(model, source, plan)
-    if not (spec.untrained and facts.sha256):
+    if not (spec.untrained and facts.sha256) or facts.model.startswith("onnx:"):  # a graph has trained weights alone
         return main, None
     few = load_images(data, spec.split, limit=min(spec.untrained, len(source)), **opening)
     base = replace(plan, image_ids=tuple(few.ids), checkpoint_sha256="", data=few.fingerprint)
