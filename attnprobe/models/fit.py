@@ -7,6 +7,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from attnprobe.core.errors import CheckpointError
 from attnprobe.models.build import build_model
 from attnprobe.models.read import Checkpoint
 from attnprobe.models.unwrap import unwrap
@@ -26,6 +27,9 @@ def fit_options(
     Args:
         options: what the file or its weights say; what the weights show otherwise takes precedence.
         num_classes, img_size: what the user says; takes precedence over all.
+
+    Raises:
+        CheckpointError: the image size is neither given nor known.
     """
     options = dict(options)
     model = _shape_of(name, options)
@@ -98,8 +102,12 @@ def _patches(state: Mapping[str, Tensor], model: Any) -> dict[str, Any]:
 
 
 def _image_size(state: Mapping[str, Tensor], checkpoint: Checkpoint, model: Any) -> tuple[dict[str, Any], list[str]]:
-    """The image size at which the position table is used as stored, where it differs from the model's own."""
-    embed = getattr(model, "patch_embed", None)
+    """The image size at which the position table is used as stored, where it differs from the model's own.
+
+    Raises:
+        CheckpointError: a table that is no square, in a file that does not say for which images.
+    """
+    embed: Any = getattr(model, "patch_embed", None)
     own = getattr(embed, "img_size", None)
     if not own:
         return {}, []
@@ -107,8 +115,13 @@ def _image_size(state: Mapping[str, Tensor], checkpoint: Checkpoint, model: Any)
         declared = tuple(checkpoint.pretrained_cfg.get("input_size", ())[-2:])
         return ({"img_size": _shortest(declared)} if declared and declared != tuple(own) else {}), []
     grid, is_declared = stored_grid(state["pos_embed"], checkpoint, model)
-    if grid is None or grid == tuple(embed.grid_size):
-        return {}, []  # `load_weights` says what is missing
+    if grid is None:
+        raise CheckpointError(
+            f"{checkpoint.path.name}: its position table of {state['pos_embed'].shape[1]} entries is no square of "
+            "patches, and the file does not say for which images; give their rows and columns, as in --img-size 64 256."
+        )
+    if grid == tuple(embed.grid_size):
+        return {}, []
     size = _shortest(tuple(cells * (side // n) for cells, side, n in zip(grid, own, embed.grid_size, strict=True)))
     if is_declared:
         return {"img_size": size}, []

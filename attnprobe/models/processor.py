@@ -83,7 +83,8 @@ def _geometry(ref: str, settings: Mapping[str, Any], configured: tuple[int, int]
     crop = _rectangle(settings.get("crop_size")) if settings.get("do_center_crop") else None
     share = settings.get("crop_pct")
     if edge and share and not crop:
-        return (edge, edge), *((1.0, "squash") if edge >= CONVNEXT_SQUASHES else (float(share), "center"))
+        squashes = edge >= CONVNEXT_SQUASHES
+        return (edge, edge), 1.0 if squashes else float(share), "squash" if squashes else "center"
     if edge and crop and crop[0] == crop[1]:
         return crop, _share(crop[0], edge), "center"
     if whole and not crop:

@@ -97,8 +97,9 @@ def _fit_positions(state: dict[str, Tensor], checkpoint: Checkpoint, model: Any)
     n_prefix = 0 if model.no_embed_class else model.num_prefix_tokens
     if old is None:
         raise CheckpointError(
-            f"{checkpoint.path.name}: its position table of {table.shape[1] - n_prefix} patches is no square, and the "
-            "file does not say for which images; give their rows and columns, as in --img-size 64 256."
+            f"{checkpoint.path.name}: its position table cannot be resized to {grid[0]} x {grid[1]} patches: its own "
+            f"{table.shape[1] - n_prefix} are no square, and the file does not say how many rows they are. Open it at "
+            "the size it was trained at."
         )
     if old == grid:
         return []

@@ -81,8 +81,10 @@ def test_a_square_that_the_file_does_not_say_is_named_and_another_table_refused(
     assert "64 positions are taken for a square of 8 x 8 patches (128 px)" in open_model(tmp_path / "x.pth").notes[0]
     assert open_model(tmp_path / "x.pth", img_size=(64, 256)).notes == ()
     torch.save(of_timm(small(img_size=(128, 256))), tmp_path / "y.pth")
-    with pytest.raises(CheckpointError, match="table of 128 patches is no square.*--img-size 64 256"):
+    with pytest.raises(CheckpointError, match="table of 129 entries is no square.*--img-size 64 256"):
         load_model(tmp_path / "y.pth")
+    with pytest.raises(CheckpointError, match="cannot be resized to 4 x 4 patches: its own 128 are no square"):
+        load_model(tmp_path / "y.pth", img_size=64)
     assert load_model(tmp_path / "y.pth", img_size=(128, 256)).patch_embed.grid_size == (8, 16)
 
 

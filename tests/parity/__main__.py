@@ -58,9 +58,9 @@ def main(arguments: list[str] | None = None) -> int:
             bad = [d for d in differences if not d.excess <= 1]
             comparisons += 1
             failed += bool(bad)
-            told = "  ".join(f"{d.quantity} {d.largest:.1e}" for d in differences)
+            told = "  ".join(d.quantity if d.largest == inf else f"{d.quantity} {d.largest:.1e}" for d in differences)
             print(f"{'FAIL' if bad else 'ok  '} {name:40} {told}", flush=True)
-            for d in bad:
+            for d in (d for d in bad if d.largest != inf):
                 print(f"     {d.quantity}: {d.largest:.3e} is {d.excess:.1f} times what is allowed")
     if uncovered:
         print(f"not covered: {', '.join(uncovered)}")
