@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attnprobe.capturing.axes import relative, softmax_of
+from attnprobe.capturing.axes import softmax_of
 from attnprobe.capturing.hooks import unfused, unwrap
+from attnprobe.capturing.outputs import difference, equal, tensors_of
 from attnprobe.capturing.perturbation import locate
 from attnprobe.capturing.places import Located
 from attnprobe.capturing.product import Product
@@ -25,8 +26,9 @@ from attnprobe.capturing.recorder import Recorder, factors_of
 from attnprobe.capturing.recording import Recording, computing, layers_to_hook
 from attnprobe.capturing.softmax_trails import untraced
 from attnprobe.capturing.tracing import Tracing
-from attnprobe.core.errors import CaptureError
+from attnprobe.core.errors import CaptureError, InputError
 from attnprobe.core.maps import AttentionMaps
+from attnprobe.core.memory import is_out_of_memory
 from attnprobe.core.sites import MAPS
 from attnprobe.core.text import line, table
 
@@ -136,29 +138,33 @@ def certify(
     with computing(pixels.device):
         # First as the user runs it, since what follows differs from it step by step, and each step is compared: the
         # explicit softmax without hooks, then the same with hooks.
-        as_run = _logits(inner(pixels))
+        as_run = tensors_of(_run(inner, pixels))
         with unfused(layers), untraced() if watched else nullcontext():
-            hooked = unhooked = _logits(inner(pixels))
-        fused_difference = relative(as_run, unhooked)
-        if not (fused_difference <= TOLERANCE[as_run.dtype] or _is_rounding(inner, pixels, watch)):
-            raise _off("an explicit softmax", fused_difference, as_run.dtype)
+            hooked = unhooked = tensors_of(inner(pixels))
+        fused_difference = difference(as_run, unhooked)
+        dtype = _precision(inner, as_run)
+        if fused_difference > TOLERANCE[dtype]:  # it may compute in less than its output shows, under autocast
+            dtype = _lowest_inside(inner, pixels, dtype)
+        if not (fused_difference <= TOLERANCE[dtype] or _is_rounding(inner, pixels, watch)):
+            raise _off("an explicit softmax", fused_difference, dtype)
         with Recording(inner, MAPS, watch=watch, budget=AT_ONCE) as recorder:
             while not proofs or recorder.first:  # as many layers at a time as fit
                 products: dict[str, Product] = {}
                 noting = partial(_note, recorder, products)
                 with Tracing(inner, noting, check=True, scores=scores, factors=factors):
-                    hooked = _logits(inner(pixels))
-                error = relative(hooked, unhooked)
-                if not error <= TOLERANCE[hooked.dtype]:
-                    raise _off("hooks", error, hooked.dtype)
+                    hooked = tensors_of(inner(pixels))
+                error = difference(hooked, unhooked)
+                if not error <= TOLERANCE[dtype]:
+                    raise _off("hooks", error, dtype)
                 taken = recorder.take()
                 n_bytes += sum(maps.values.nbytes for maps in taken)
-                proofs += _proofs(taken, products, routes, factors, TOLERANCE[hooked.dtype])
+                proofs += _proofs(taken, products, routes, factors)
                 taken = []
-    equal = bool(torch.equal(hooked.nan_to_num(), unhooked.nan_to_num())) and not relative(hooked, unhooked)
     with computing(pixels.device):
         located = locate(inner, pixels)
-    return Certificate(tuple(proofs), equal, fused_difference, len(pixels), n_bytes // len(pixels), located)
+    return Certificate(
+        tuple(proofs), equal(hooked, unhooked), fused_difference, len(pixels), n_bytes // len(pixels), located
+    )
 
 
 def _note(recorder: Recorder, products: dict[str, Product], product: Product) -> None:
@@ -183,13 +189,57 @@ def _is_rounding(model: nn.Module, pixels: Tensor, watch: bool | None) -> bool:
     """
     try:
         model, pixels = copy.deepcopy(model).double().cpu(), pixels.double().cpu()
-        fused = _logits(model(pixels))
+        fused = tensors_of(model(pixels))
         layers, watched = layers_to_hook(model, watch)
         with unfused(layers), untraced() if watched else nullcontext():
-            explicit = _logits(model(pixels))
+            explicit = tensors_of(model(pixels))
     except (RuntimeError, TypeError):  # a model that insists on its own precision
         return False
-    return fused.dtype == torch.float64 and relative(fused, explicit) <= TOLERANCE[torch.float64]
+    precise = bool(fused) and all(tensor.dtype == torch.float64 for tensor in fused)
+    return precise and difference(fused, explicit) <= TOLERANCE[torch.float64]
+
+
+def _run(model: nn.Module, pixels: Tensor) -> Any:
+    """The model's output as its user runs it.
+
+    Raises:
+        InputError: the model refuses pixels of this shape.
+    """
+    try:
+        return model(pixels)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        if is_out_of_memory(error):
+            raise
+        wanted = getattr(getattr(model, "patch_embed", None), "img_size", None)
+        size = f"; it was built for {wanted[0]} x {wanted[1]} pixels" if wanted else ""
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise InputError(
+            f"{type(model).__name__} cannot run on pixels {tuple(pixels.shape)}: {reason:.160}{size}. "
+            "ap.load_images(..., spec=ap.input_spec(model)) makes images for it."
+        ) from error
+
+
+def _precision(model: nn.Module, output: Sequence[Tensor]) -> torch.dtype:
+    """The least precise floating-point type of a model's parameters and output."""
+    types = [x.dtype for x in (*model.parameters(), *output) if x.dtype in TOLERANCE]
+    return max(types, key=TOLERANCE.__getitem__, default=torch.float32)
+
+
+def _lowest_inside(model: nn.Module, pixels: Tensor, known: torch.dtype) -> torch.dtype:
+    """The least precise type of any module's output in one forward pass."""
+    types = {known}
+
+    def note(_module: nn.Module, _args: Any, out: Any) -> None:
+        if isinstance(out, Tensor) and out.dtype in TOLERANCE:
+            types.add(out.dtype)
+
+    hooks = [module.register_forward_hook(note) for module in model.modules()]
+    try:
+        model(pixels)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return max(types, key=TOLERANCE.__getitem__)
 
 
 def _proofs(
@@ -197,7 +247,6 @@ def _proofs(
     products: Mapping[str, Product],
     routes: Mapping[str, str],
     factors: bool,
-    tolerance: float,
 ) -> Iterator[LayerProof]:
     """The proof of every layer, in the order they ran as far as that is known."""
     captured: dict[str, dict[str, Tensor]] = {}
@@ -206,6 +255,9 @@ def _proofs(
             captured.setdefault(layer, {})[maps.site] = maps.values[:, i]
     for layer in [*products, *(name for name in captured if name not in products)]:
         sites, product = captured[layer], products.get(layer)
+        types = [values.dtype for values in sites.values()]
+        types += [product.value.dtype] if product is not None and product.value is not None else []
+        tolerance = max(TOLERANCE[dtype] for dtype in types)
         row_sum_error = None
         if "weights" in sites:
             row_sum_error = _row_sum_error(layer, sites["weights"], max(tolerance, 1e-3))
@@ -259,10 +311,3 @@ def _rebuilt_error(product: Product, factors: bool, tolerance: float) -> float |
 def _unfolded_like(maps: Tensor, captured: Tensor) -> Tensor:
     """[image, head, window * query, key] -> [image, window, head, query, key]."""
     return captured.unflatten(2, (maps.shape[1], maps.shape[3])).transpose(1, 2)
-
-
-def _logits(output: Any) -> Tensor:
-    """The first tensor of whatever a model returns."""
-    if isinstance(output, Mapping):
-        output = tuple(output.values())
-    return output if isinstance(output, Tensor) else _logits(output[0])

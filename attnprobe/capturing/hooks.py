@@ -62,7 +62,16 @@ def _keeping(keep: Keep, site: str) -> Callable[..., None]:
 
 
 def unwrap(model: Duck) -> Duck:
-    """The module inside `torch.compile` and DataParallel wrappers."""
+    """The module inside `torch.compile` and DataParallel wrappers.
+
+    Raises:
+        CaptureError: it is scripted or exported, so that its layers cannot be followed.
+    """
+    if isinstance(model, torch.jit.ScriptModule):
+        raise CaptureError(
+            f"{type(model).__name__} is compiled by TorchScript, and its layers cannot be followed; capture the model "
+            "it was made from."
+        )
     while True:
         if hasattr(model, "_orig_mod"):
             model = model._orig_mod

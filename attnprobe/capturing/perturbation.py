@@ -20,7 +20,7 @@ from attnprobe.capturing.tracing import Tracing
 from attnprobe.core.errors import CaptureError
 from attnprobe.core.maps import TokenGrid
 
-OTHERS = 0.3
+OTHERS = 0.6
 """Change of the second image's values, relative to that of the first one's, which only the first image's change can
 explain; without any mixing it is zero, or the rounding of a scale that a whole batch shares."""
 

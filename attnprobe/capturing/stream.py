@@ -8,15 +8,18 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from attnprobe.capturing.certificate import Certificate, certify
+from attnprobe.capturing.inputs import as_images
+from attnprobe.capturing.outputs import class_logits
 from attnprobe.capturing.recording import Recording, evaluating
 from attnprobe.capturing.selection import Selection
 from attnprobe.core.errors import CaptureError, WorkError
-from attnprobe.core.images import ImageBatch, ImageSource, Order, as_seen, pixel_hashes
+from attnprobe.core.images import ImageBatch, Order, as_seen, pixel_hashes
 from attnprobe.core.maps import AttentionMaps, Outcome
 from attnprobe.core.memory import available, free_memory, is_out_of_memory
 from attnprobe.core.tap import Site
@@ -32,7 +35,7 @@ computed and two that are being copied off; the rest is for the pass itself."""
 
 def capture(
     model: nn.Module,
-    images: ImageSource | Tensor,
+    images: Any,
     site: Site | Sequence[Site] = "effective",
     *,
     tokens: bool = False,
@@ -45,7 +48,8 @@ def capture(
 
     Args:
         model: any vision transformer, on the device it should run on.
-        images: an `ImageSource`, or pixels [image, 3, row, col] already normalised.
+        images: an `ImageSource`, or pixels [image, channel, row, col] already normalised, in any form that `as_images`
+            takes: tensors, arrays, lists, data loaders, a processor's dictionary.
         site: "weights" (the softmax), "effective" (multiplied with V), "scores" (logits of the softmax), or several as
             a tuple.
         tokens: keep the output of each block, too, where that is [image, token, width]; `token_similarity` needs it.
@@ -79,12 +83,17 @@ class Capture:
     """
 
     recording: Recording
-    images: ImageSource | Tensor
+    images: Any
     batch_size: int = 16
 
     def __post_init__(self) -> None:
         self._model = self.recording.model
+        self.images = as_images(self.images)
         parameter = next(self._model.parameters(), torch.empty(0))
+        if parameter.is_meta:
+            raise CaptureError(
+                f"{type(self._model).__name__} has no weights yet (device meta); load or initialise them."
+            )
         self._device, self._dtype = parameter.device, parameter.dtype
 
     def __repr__(self) -> str:
@@ -150,11 +159,11 @@ class Capture:
             raise CaptureError("no image to capture; the source is empty.")
         return first
 
-    def _is_of_other_classes(self, output: object) -> bool:
+    def _is_of_other_classes(self, output: object, n_images: int) -> bool:
         """Whether the output is features (num_classes=0), or of another number of classes than the images have."""
-        output = getattr(output, "logits", output)
+        logits = class_logits(output, n_images)
         names = getattr(self.images, "class_names", ())
-        n_classes = output.shape[-1] if isinstance(output, Tensor) else 0
+        n_classes = 0 if logits is None else logits.shape[-1]
         return getattr(self._model, "num_classes", None) == 0 or bool(names and n_classes != len(names))
 
     def _maps_of(self, batch: ImageBatch) -> Iterator[list[AttentionMaps]]:
@@ -187,7 +196,7 @@ class Capture:
         seen = as_seen(batch.pixels, getattr(self.images, "spec", None))
         try:
             output = self.recording.run(batch.pixels.to(self._dtype))
-            outcome = _outcome(output, batch.labels, self._is_of_other_classes(output))
+            outcome = _outcome(output, batch.labels, self._is_of_other_classes(output, len(batch.ids)))
             taken = self.recording.recorder.take(batch.ids, outcome)
         except BaseException:
             self.recording.recorder.forget()
@@ -215,12 +224,12 @@ def _too_large() -> WorkError:
 
 
 def _outcome(output: object, labels: Tensor, of_other_classes: bool) -> Outcome | None:
-    """Predictions, if the model returns class logits, alone or by that name; unknown where its classes are others."""
-    output = getattr(output, "logits", output)
-    if not isinstance(output, Tensor) or output.ndim != 2:
+    """Predictions, if the model returns class logits; unknown where its classes are others."""
+    logits = class_logits(output, len(labels))
+    if logits is None:
         return None
     if of_other_classes:
-        prediction = torch.full((len(output),), -1, device=output.device)
-        return Outcome(labels.to(output.device), prediction, prediction * float("nan"))
-    probability, prediction = output.float().softmax(-1).max(-1)
+        prediction = torch.full((len(logits),), -1, device=logits.device)
+        return Outcome(labels.to(logits.device), prediction, prediction * float("nan"))
+    probability, prediction = logits.float().softmax(-1).max(-1)
     return Outcome(labels.to(prediction.device), prediction, probability)

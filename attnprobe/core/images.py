@@ -77,7 +77,7 @@ class ImageBatch:
 
     def __post_init__(self) -> None:
         shape = tuple(self.pixels.shape)
-        if len(shape) != 4 or shape[0] != len(self.ids) or tuple(self.labels.shape) != (shape[0],):
+        if len(shape) < 4 or shape[0] != len(self.ids) or tuple(self.labels.shape) != (shape[0],):
             raise ShapeError(
                 "an ImageBatch needs pixels [image, channel, row, col], labels [image] and one id per image, got "
                 f"pixels {shape}, labels {tuple(self.labels.shape)}, {len(self.ids)} ids."
