@@ -100,9 +100,9 @@ class FileLock:
 
     def release(self) -> None:
         """Let go; calling it again does nothing."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        descriptor, self._descriptor = self._descriptor, -1  # first: a stop may come between, and release once more
+        if descriptor >= 0:
+            os.close(descriptor)
 
 
 def _open(path: Path) -> int:

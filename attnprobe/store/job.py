@@ -106,15 +106,15 @@ class Job:
 
     def release(self) -> None:
         """Let go of the claims and the folder, which goes if nothing was begun in it, or all is done."""
-        if self._claims is not None:
-            self._claims.release_all()
+        claims, self._claims = self._claims, None
+        if claims is not None:
+            claims.release_all()
             if not (self.folder / "plan.json").exists():  # all is done
                 with suppress(OSError):
-                    self._claims.folder.rmdir()
-            self._claims = None
-        if self._lock is not None:
-            parts.leave(self.folder, self._lock)
-            self._lock = None
+                    claims.folder.rmdir()
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            parts.leave(self.folder, lock)
             if self._rank.job and self.result == self.path:
                 self._clear_up()
 

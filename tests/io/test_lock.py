@@ -104,3 +104,17 @@ def test_the_last_holder_leaves_nothing_but_room_for_the_next(tmp_path):
     path.write_text(f"pid 1 on {'a' * 400}")
     FileLock(path, "job").release()
     assert path.read_text().startswith(f"pid {os.getpid()} on ") and path.read_text().endswith(" job job\n")
+
+
+def test_a_stop_in_the_middle_of_letting_go_does_not_make_it_fail_when_asked_again(tmp_path, monkeypatch):
+    lock, close = FileLock(tmp_path / "run.lock"), os.close
+
+    def stopped(descriptor):
+        close(descriptor)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "close", stopped)
+        lock.release()
+    lock.release()
+    FileLock(tmp_path / "run.lock").release()
