@@ -75,6 +75,7 @@ def test_weights_that_are_not_there_are_named():
         ap.capture(model, X)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace")
 def test_a_scripted_model_is_refused(vit):
     with pytest.raises(CaptureError, match="TorchScript"):
         ap.capture(torch.jit.trace(vit, X), X)
