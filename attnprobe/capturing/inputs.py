@@ -23,7 +23,7 @@ def as_images(images: Any) -> ImageSource | Tensor:
     Raises:
         InputError: bytes, paths, pictures, and whatever holds no pixels; the message says what to pass instead.
     """
-    if isinstance(images, ImageSource):
+    if hasattr(images, "batches"):
         return images
     if isinstance(images, str | PathLike):
         raise InputError(f"{images!s:.80} is a path; {PREPARE}: pass what it returns.")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from attnprobe.capturing import capture, stream
-from attnprobe.core.errors import WorkError
+from attnprobe.core.errors import InputError, WorkError
 from attnprobe.core.memory import available
 from attnprobe.models import build_model
 
@@ -51,7 +51,7 @@ def test_one_image_too_many_is_one_line():
 
 
 def test_other_errors_are_not_mistaken_for_it():
-    with pytest.raises(RuntimeError, match="shapes"):
+    with pytest.raises(InputError, match="cannot run on pixels .*: shapes do not match"):
         list(capture(Small(0, RuntimeError("shapes do not match")), PIXELS))
 
 
