@@ -169,8 +169,8 @@ def hidden_kernel(name: str, module: nn.Module, last_use: str = "") -> CaptureEr
     """
     if last_use:
         return CaptureError(
-            f"{name} ({type(module).__name__}) computes a softmax that no product with values follows: it ends in "
-            f"{last_use!r}, and only matmul, bmm, baddbmm and einsum are read as that product. Write it so."
+            f"{name} ({type(module).__name__}) computes a softmax that is no attention map as it is read here: it ends in "
+            f"{last_use!r}, and only matmul, bmm, baddbmm and einsum are read as its product with values."
         )
     return CaptureError(
         f"{name} ({type(module).__name__}) ran, and no softmax was multiplied with its values in sight of PyTorch: it "

@@ -30,7 +30,7 @@ from attnprobe.capturing import certify, record
 from attnprobe.core.errors import CaptureError
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from tests.capture.oracle import factors_of, missing, no_trace
+from tests.capturing.oracle import factors_of, missing, no_trace
 
 Build = Callable[[], nn.Module]
 
