@@ -169,7 +169,7 @@ def hidden_kernel(name: str, module: nn.Module, last_use: str = "") -> CaptureEr
     """
     if last_use:
         return CaptureError(
-            f"{name} ({type(module).__name__}) computes a softmax that is no attention map as it is read here: it ends in "
+            f"{name} ({type(module).__name__}) computes a softmax that is not read as an attention map: it ends in "
             f"{last_use!r}, and only matmul, bmm, baddbmm and einsum are read as its product with values."
         )
     return CaptureError(
