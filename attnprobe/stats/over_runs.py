@@ -7,8 +7,8 @@ a method alike is added to it. A variance made of several mean squares has the d
 subjects and words (quasi-F).
 Question: why not the two-level bootstrap (runs, then images)? Of runs there are few. In
 `examples/benchmarks/coverage_of_runs.py`, values with known variances of runs and images, 2 to 10 runs, 8 or 64
-images, the bootstrap covers 63 to 98 %, Welch's t on run means 39 to 98 %, pooled variances 35 to 99 %, this 92 to
-99 %: 46 of 60 settings within 93 to 97, and above that where two runs meet two or runs do not differ at all.
+images, the bootstrap covers 63 to 98 %, Welch's t on run means 39 to 98 %, pooled variances 35 to 99 %, this 93 to
+99 %: 49 of 60 settings within 93 to 97, and above that where a method has two or three runs or runs do not differ.
 Reconsider for many runs of few images.
 """
 
