@@ -90,11 +90,7 @@ class Capture:
         self._model = self.recording.model
         self.images = as_images(self.images)
         parameter = next(self._model.parameters(), torch.empty(0))
-        if parameter.is_meta:
-            raise CaptureError(
-                f"{type(self._model).__name__} has no weights yet (device meta); load or initialise them."
-            )
-        self._device, self._dtype = parameter.device, parameter.dtype
+        self._device, self._dtype = _device_of(self._model, parameter), parameter.dtype
 
     def __repr__(self) -> str:
         return (
@@ -213,6 +209,23 @@ class Capture:
                 part = list(run[start : start + batch_size])
                 pixels = self.images[part].to(self._device)
                 yield ImageBatch(pixels, torch.full((len(part),), -1), tuple(str(i) for i in part))
+
+
+def _device_of(model: nn.Module, parameter: Tensor) -> torch.device:
+    """Where a model runs: where its weights are, or where accelerate's hooks bring those it has offloaded.
+
+    Raises:
+        CaptureError: it has no weights.
+    """
+    if not parameter.is_meta:
+        return parameter.device
+    hooks = (getattr(module, "_hf_hook", None) for module in model.modules())
+    device = next(
+        (hook.execution_device for hook in hooks if getattr(hook, "execution_device", None) is not None), None
+    )
+    if device is None:
+        raise CaptureError(f"{type(model).__name__} has no weights (device meta); load or initialise them.")
+    return torch.device(device)
 
 
 def _cut(batch: ImageBatch, start: int, stop: int) -> ImageBatch:

@@ -1,6 +1,7 @@
 """A capture takes images in any form whose meaning is plain, and says in one line what to pass instead of others."""
 
 import dataclasses
+import types
 import warnings
 
 import pytest
@@ -74,6 +75,24 @@ def test_weights_that_are_not_there_are_named():
         model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1)
     with pytest.raises(CaptureError, match="device meta"):
         ap.capture(model, X)
+
+
+def test_offloaded_weights_are_brought_by_their_hooks():
+    class Offloaded(nn.Module):
+        """As accelerate leaves a model: meta weights, and a hook that holds the real ones and knows the device."""
+
+        def __init__(self, vit):
+            super().__init__()
+            self.weight = nn.Parameter(torch.empty(1, device="meta"))
+            self.vit, self._hf_hook = vit, types.SimpleNamespace(execution_device=torch.device("cpu"))
+
+        def forward(self, x):
+            return self.vit(x)
+
+    torch.manual_seed(0)
+    vit = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2, num_classes=10).eval()
+    found, wanted = (torch.cat([m.values for m in ap.capture(model, X)]) for model in (Offloaded(vit), vit))
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)
 
 
 def test_a_scripted_model_is_refused(vit):
