@@ -219,10 +219,9 @@ def _device_of(model: nn.Module, parameter: Tensor) -> torch.device:
     """
     if not parameter.is_meta:
         return parameter.device
-    hooks = (getattr(module, "_hf_hook", None) for module in model.modules())
-    device = next(
-        (hook.execution_device for hook in hooks if getattr(hook, "execution_device", None) is not None), None
-    )
+    hooks = [getattr(module, "_hf_hook", None) for module in model.modules()]
+    devices = [getattr(hook, "execution_device", None) for hook in hooks]
+    device = next((device for device in devices if device is not None), None)
     if device is None:
         raise CaptureError(f"{type(model).__name__} has no weights (device meta); load or initialise them.")
     return torch.device(device)
