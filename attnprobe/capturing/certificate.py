@@ -6,6 +6,7 @@ is without us. A fused kernel that a hook missed, or a changed layer, fails here
 """
 
 import copy
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -34,6 +35,9 @@ from attnprobe.core.text import line, table
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 5e-3}
 """Largest allowed deviation, relative to the largest value compared; a wrong matrix is off by 0.1 and more."""
+
+OF_SHAPES = re.compile(r"shape|size|channel|dimension|height|width|match|Guard", re.IGNORECASE)
+"""What the message of a model says that refuses images of another size or number of channels."""
 
 AT_ONCE = 96 << 20
 """Bytes of maps in one pass; longer sequences take several passes, a few layers each."""
@@ -208,7 +212,7 @@ def _run(model: nn.Module, pixels: Tensor) -> Any:
     try:
         return model(pixels)
     except (RuntimeError, AssertionError, ValueError) as error:
-        if is_out_of_memory(error):
+        if is_out_of_memory(error) or not OF_SHAPES.search(str(error)):
             raise
         wanted = getattr(getattr(model, "patch_embed", None), "img_size", None)
         size = f"; it was built for {wanted[0]} x {wanted[1]} pixels" if wanted else ""
