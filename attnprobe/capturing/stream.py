@@ -78,7 +78,7 @@ class Capture:
 
     Attributes:
         recording: of the model, and of what is kept of its forward passes.
-        images: an `ImageSource`, or pixels.
+        images: what was given, as a source of batches; see `as_images`.
         batch_size: most images per forward pass; halved when memory runs out.
     """
 
@@ -94,9 +94,13 @@ class Capture:
 
     def __repr__(self) -> str:
         return (
-            f"<Capture of {type(self._model).__name__}: {len(self.images)} images, "
+            f"<Capture of {type(self._model).__name__}: {self._count('a stream of')} images, "
             f"{' and '.join(self.recording.sites)}; iterate over it, or hand it to measure; .certificate is the proof>"
         )
+
+    def _count(self, unknown: Any) -> Any:
+        """The number of images, or `unknown`."""
+        return len(self.images) if hasattr(self.images, "__len__") else unknown
 
     def __iter__(self) -> Iterator[AttentionMaps]:
         for maps in self.batches():
@@ -150,7 +154,7 @@ class Capture:
     @cached_property
     def _first(self) -> ImageBatch:
         """The first two images."""
-        first = next(self._image_batches(2, range(min(2, len(self.images)))), None)
+        first = next(self._image_batches(2, range(min(2, self._count(2)))), None)
         if first is None:
             raise CaptureError("no image to capture; the source is empty.")
         return first
@@ -201,14 +205,7 @@ class Capture:
         return [replace(maps, pixels=hashes) for maps in taken]
 
     def _image_batches(self, batch_size: int, order: Order | None) -> Iterator[ImageBatch]:
-        if not isinstance(self.images, Tensor):
-            yield from self.images.batches(batch_size, device=self._device, order=order)
-            return
-        for run in order if isinstance(order, Iterator) else [range(len(self.images)) if order is None else order]:
-            for start in range(0, len(run), batch_size):
-                part = list(run[start : start + batch_size])
-                pixels = self.images[part].to(self._device)
-                yield ImageBatch(pixels, torch.full((len(part),), -1), tuple(str(i) for i in part))
+        return self.images.batches(batch_size, device=self._device, order=order)
 
 
 def _device_of(model: nn.Module, parameter: Tensor) -> torch.device:
