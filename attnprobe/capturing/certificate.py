@@ -43,6 +43,10 @@ AT_ONCE = 96 << 20
 """Bytes of maps in one pass; longer sequences take several passes, a few layers each."""
 
 
+OUTPUT = {True: "bit for bit", False: "within rounding", None: "not compared, it has no numbers"}
+"""`Certificate.output_equal` in words."""
+
+
 @dataclass(frozen=True, slots=True)
 class LayerProof:
     """What was checked on one layer.
@@ -69,7 +73,8 @@ class Certificate:
 
     Attributes:
         layers: one `LayerProof` each.
-        output_equal: the model's output with hooks equals the output without, bit for bit.
+        output_equal: the model's output with hooks equals the output without, bit for bit; None where it has no
+            numbers, so that A V alone is proved.
         fused_difference: largest |output with the explicit softmax - output as the user runs it|, relative.
         n_images: how many images it was checked on.
         image_bytes: of the maps of one image, as the model computes them.
@@ -77,7 +82,7 @@ class Certificate:
     """
 
     layers: tuple[LayerProof, ...]
-    output_equal: bool
+    output_equal: bool | None
     fused_difference: float
     n_images: int
     image_bytes: int = 0
@@ -99,7 +104,7 @@ class Certificate:
             "rows of a softmax sum to 1 within": f"{max(sums):.0e}" if sums else "not checked",
             "map times V is off by at most": f"{max(products):.0e}" if products else "not checked",
             **({"softmax made again is off by at most": f"{max(rebuilt):.0e}"} if rebuilt else {}),
-            "output of the model as without hooks": "bit for bit" if self.output_equal else "within rounding",
+            "output of the model as without hooks": OUTPUT[self.output_equal],
             "each map is of its image": "proved" if self.located.images_proved else "assumed",
             "places of tokens": self._places(),
             "images checked": self.n_images,
@@ -166,9 +171,8 @@ def certify(
                 taken = []
     with computing(pixels.device):
         located = locate(inner, pixels)
-    return Certificate(
-        tuple(proofs), equal(hooked, unhooked), fused_difference, len(pixels), n_bytes // len(pixels), located
-    )
+    same = equal(hooked, unhooked) if unhooked else None
+    return Certificate(tuple(proofs), same, fused_difference, len(pixels), n_bytes // len(pixels), located)
 
 
 def _note(recorder: Recorder, products: dict[str, Product], product: Product) -> None:

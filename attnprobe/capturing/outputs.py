@@ -7,17 +7,24 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from attnprobe.capturing.axes import relative
+from attnprobe.core.errors import CaptureError
 
 
 def tensors_of(output: Any) -> list[Tensor]:
-    """All tensors and NumPy arrays in a model's output, in its order; numbers, text, None and generators have none.
+    """All tensors and NumPy arrays in a model's output, in its order; its numbers, if there are none.
 
-    Floating-point ones alone, where there are any: predicted classes and masks follow from them.
+    Floating-point ones alone, where there are any: predicted classes and masks follow from them. Numbers beside
+    tensors, such as an epoch or seconds, are not of the images.
+
+    Raises:
+        CaptureError: a generator, which computes its tensors after the forward pass, and only once.
     """
-    found = [_real(tensor) for tensor in _tensors(output)]
+    leaves = list(_leaves(output, set()))
+    found = [_real(leaf) for leaf in leaves if isinstance(leaf, Tensor)]
+    found = found or [torch.tensor(leaf, dtype=torch.float64) for leaf in leaves]
     floats = [tensor for tensor in found if tensor.is_floating_point()]
     return floats or [tensor.double() for tensor in found]
 
@@ -36,28 +43,51 @@ def equal(ours: list[Tensor], theirs: list[Tensor]) -> bool:
 
 
 def class_logits(output: Any, n_images: int) -> Tensor | None:
-    """The output's `logits`, or its first [image, class] tensor of floats; None if there is none."""
-    named = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
-    for tensor in _tensors(output if named is None else named):
-        if tensor.ndim == 2 and len(tensor) == n_images and tensor.is_floating_point():
+    """The output's `logits`, or its first [image, class] tensor of floats; None if there is none.
+
+    Of named parts only those whose name ends so: others of this shape may be features, such as `pooler_output`.
+    """
+    named = _named(output)
+    called = [part for name, part in named.items() if name.lower().endswith("logits")]
+    for tensor in _leaves(called if named else output, set()):
+        if isinstance(tensor, Tensor) and tensor.ndim == 2 and len(tensor) == n_images and tensor.is_floating_point():
             return tensor
     return None
 
 
-def _tensors(output: Any) -> Iterator[Tensor]:
-    if isinstance(output, Tensor):
+def _named(output: Any) -> dict[str, Any]:
+    """The parts of an output by their names; none of a tensor, tuple or list."""
+    if isinstance(output, Mapping):
+        return {str(name): part for name, part in output.items()}
+    if isinstance(names := getattr(output, "_fields", None), tuple):  # a namedtuple
+        return dict(zip(names, output, strict=True))
+    if dataclasses.is_dataclass(output):
+        return {field.name: getattr(output, field.name) for field in dataclasses.fields(output)}
+    plain = isinstance(output, Tensor | np.ndarray | tuple | list | nn.Module | type) or callable(output)
+    return {} if plain else dict(getattr(output, "__dict__", {}))
+
+
+def _leaves(output: Any, seen: set[int]) -> Iterator[Tensor | float]:
+    """Tensors and numbers of an output; each object is entered once."""
+    if isinstance(output, Tensor | int | float):
         yield output
-    elif isinstance(output, np.ndarray):
-        if output.dtype.kind in "fiub":
-            yield torch.from_numpy(output)
-    elif isinstance(output, Mapping):
-        yield from _tensors(list(output.values()))
-    elif isinstance(output, tuple | list):
-        for item in output:
-            yield from _tensors(item)
-    elif dataclasses.is_dataclass(output) and not isinstance(output, type):
-        yield from _tensors([getattr(output, field.name) for field in dataclasses.fields(output)])
+    elif isinstance(output, np.ndarray | np.generic):
+        if output.dtype.kind in "fiubc":
+            yield torch.from_numpy(np.array(output))
+    elif isinstance(output, Iterator):
+        raise CaptureError(
+            f"the model returns a {type(output).__name__}, whose tensors come after its forward pass, and only once; "
+            "let it return them as a tuple."
+        )
+    elif id(output) not in seen:
+        seen.add(id(output))
+        parts = _named(output).values() or (output if isinstance(output, tuple | list) else ())
+        for part in parts:
+            yield from _leaves(part, seen)
 
 
 def _real(tensor: Tensor) -> Tensor:
-    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+    """Numbers of a tensor of any layout."""
+    tensor = tensor.dequantize() if tensor.is_quantized else tensor
+    tensor = tensor.to_dense() if tensor.layout is not torch.strided else tensor
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor

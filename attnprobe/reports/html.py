@@ -97,11 +97,16 @@ def proof_of(certificate: Mapping[str, Any]) -> str:
     rows = max((e for layer in layers if (e := layer["row_sum_error"]) is not None), default=0.0)
     values = [layer["value_error"] for layer in layers if layer["value_error"] is not None]
     equal = "equals" if certificate.get("output_equal") else "is within rounding of"
+    compared = certificate.get("output_equal", False) is not None
     proofs = [
         f"softmax rows of all {len(layers)} layers sum to 1 within {rows:.1e}",
         f"in {len(values)} of them map times V is what the layer passes on within {max(values):.1e}" if values else "",
-        f"the model's output with hooks {equal} the output without",
-        f"with an explicit instead of a fused softmax it moves by {certificate.get('fused_difference', 0):.1e}",
+        f"the model's output with hooks {equal} the output without"
+        if compared
+        else "the model's output was not compared, as it has no numbers",
+        f"with an explicit instead of a fused softmax it moves by {certificate.get('fused_difference', 0):.1e}"
+        if compared
+        else "",
     ]
     return f"Checked on {certificate.get('n_images', '?')} images: {'; '.join(p for p in proofs if p)}."
 

@@ -76,7 +76,7 @@ class Inspection:
     facts: ModelFacts
     pixels: InputSpec
     stages: tuple[StageFacts, ...]
-    output_equal: bool
+    output_equal: bool | None
     stored_bytes: int
     qk_bytes: int | None
     seconds: float

@@ -1,5 +1,6 @@
 """A capture takes images in any form whose meaning is plain, and says in one line what to pass instead of others."""
 
+import collections
 import dataclasses
 import types
 import warnings
@@ -12,9 +13,12 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import attnprobe as ap
+from attnprobe.capturing.outputs import class_logits, difference, tensors_of
 from attnprobe.core.errors import CaptureError, InputError
+from attnprobe.reports.html import proof_of
 
 X = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+Y = torch.tensor([3, 2, 1, 0])
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +53,74 @@ def test_every_form_gives_the_same_maps(vit, wanted, name):
 def test_one_image_needs_no_axis_of_images(vit, wanted):
     (maps,) = ap.capture(vit, X[2])
     torch.testing.assert_close(maps.values, wanted[2:3], rtol=0, atol=1e-6)
+
+
+LABELLED = {
+    "pixels and a tensor": lambda: (X, Y),
+    "pixels and a list": lambda: (X, Y.tolist()),
+    "a list of images and a tensor": lambda: (list(X), Y),
+    "a list of pairs": lambda: [(x, int(y)) for x, y in zip(X, Y, strict=True)],
+    "a data set": lambda: TensorDataset(X, Y),
+    "a loader": lambda: DataLoader(TensorDataset(X, Y), 3),
+    "a loader that does not stack": lambda: DataLoader(TensorDataset(X, Y), 3, collate_fn=list),
+    "a dictionary": lambda: {"pixel_values": X, "labels": Y},
+    "a generator of pairs": lambda: zip(X.split(3), Y.split(3), strict=True),
+}
+
+
+@pytest.mark.parametrize("name", LABELLED)
+def test_labels_that_come_with_images_stay_with_them(vit, wanted, name):
+    taken = list(ap.capture(vit, LABELLED[name](), batch_size=3))
+    torch.testing.assert_close(torch.cat([m.values for m in taken]), wanted, rtol=0, atol=1e-6)
+    assert torch.cat([m.outcome.labels for m in taken]).tolist() == Y.tolist()
+
+
+def test_one_item_of_a_data_set_is_one_image(vit, wanted):
+    (maps,) = ap.capture(vit, TensorDataset(X, Y)[2])
+    torch.testing.assert_close(maps.values, wanted[2:3], rtol=0, atol=1e-6)
+    assert maps.outcome.labels.tolist() == [1]
+
+
+def test_an_image_of_a_shuffled_loader_keeps_its_position_in_the_data_set_as_id(vit, wanted):
+    loader = DataLoader(TensorDataset(X, Y), 3, shuffle=True, generator=torch.Generator().manual_seed(1))
+    capturing = ap.capture(vit, loader, batch_size=3)
+    for _ in range(2):  # the order is drawn once
+        taken = list(capturing)
+        ids = [int(i) for m in taken for i in m.image_ids]
+        assert sorted(ids) == [0, 1, 2, 3] and ids != [0, 1, 2, 3]
+        torch.testing.assert_close(torch.cat([m.values for m in taken]), wanted[ids], rtol=0, atol=1e-6)
+        assert torch.cat([m.outcome.labels for m in taken]).tolist() == Y[ids].tolist()
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: DataLoader(list(X), 2, collate_fn=list), lambda: (list(pair) for pair in X.split(2))]
+)
+def test_no_image_of_a_list_in_a_batch_is_dropped(vit, wanted, make):
+    found = torch.cat([m.values for m in ap.capture(vit, make())])
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)
+
+
+def test_images_of_a_data_set_are_read_when_they_are_needed(vit):
+    class Counting(torch.utils.data.Dataset):
+        most = 0
+
+        def __len__(self):
+            return 1_000_000
+
+        def __getitem__(self, i):
+            self.most = max(self.most, i)
+            return X[i % 4]
+
+    images = Counting()
+    next(iter(ap.capture(vit, images, batch_size=4)))
+    assert images.most == 3
+
+
+def test_a_generator_is_read_once_and_says_so(vit):
+    capturing = ap.capture(vit, iter(X.split(3)))
+    assert sum(m.n_images for m in capturing) == 4
+    with pytest.raises(InputError, match="read already"):
+        list(capturing)
 
 
 REFUSED = {
@@ -136,6 +208,58 @@ class Returning(nn.Module):
 def test_whatever_a_model_returns_its_maps_are_the_same(vit, wanted, name):
     found = torch.cat([m.values for m in ap.capture(Returning(vit, OUTPUTS[name]), X)])
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)
+
+
+class Holder:
+    """An output of a class of one's own."""
+
+    def __init__(self, logits):
+        self.logits, self.itself = logits, self
+
+
+@pytest.mark.parametrize("form", [lambda y: None, lambda y: {}, lambda y: "cat"])
+def test_an_output_without_numbers_is_called_not_compared(vit, form):
+    proof = ap.capture(Returning(vit, form), X).certificate
+    assert proof.output_equal is None and len(proof.layers) == 2
+    assert "not compared" in str(proof) and "not compared" in proof_of(proof.to_dict())
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_an_output_of_numbers_is_compared(vit, name):
+    proof = ap.capture(Returning(vit, OUTPUTS[name]), X).certificate
+    assert (proof.output_equal is None) == (name == "nothing")
+
+
+@pytest.mark.parametrize(
+    ("form", "n_tensors"),
+    [
+        (Holder, 1),
+        (lambda y: y.to_sparse(), 1),
+        (lambda y: {"seconds": 0.3, "out": {"a": [y, (y,)]}}, 2),
+        (lambda y: (3, "vit"), 1),
+    ],
+)
+def test_all_tensors_of_an_output_are_compared_wherever_they_are(form, n_tensors):
+    one, other = torch.randn(4, 5), torch.randn(4, 5)
+    assert len(tensors_of(form(one))) == n_tensors
+    moved = difference(tensors_of(form(one)), tensors_of(form(other)))
+    expected = 0 if form(one) == (3, "vit") else ((one - other).abs().max() / other.abs().max()).item()
+    assert moved == pytest.approx(expected)
+
+
+def test_a_generator_is_refused_since_nobody_can_compare_it(vit):
+    with pytest.raises(CaptureError, match="returns a generator"):
+        next(iter(ap.capture(Returning(vit, lambda y: (t for t in (y,))), X)))
+
+
+Pooled = collections.namedtuple("Pooled", "features cls_logits")
+
+
+def test_features_by_name_are_no_class_logits():
+    features, logits = torch.randn(4, 7), torch.randn(4, 3)
+    assert class_logits({"last": torch.randn(4, 2, 7), "pooler_output": features}, 4) is None
+    assert class_logits(Pooled(features, logits), 4) is logits
+    assert class_logits((None, logits), 4) is logits and class_logits(logits, 3) is None
 
 
 def test_class_logits_are_found_in_any_output(vit):
