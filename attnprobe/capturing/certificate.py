@@ -211,20 +211,25 @@ def _run(model: nn.Module, pixels: Tensor) -> Any:
     """The model's output as its user runs it.
 
     Raises:
-        InputError: the model refuses pixels of this shape.
+        InputError: the model refuses pixels of this shape, or needs further arguments.
     """
     try:
         return model(pixels)
-    except (RuntimeError, AssertionError, ValueError) as error:
-        if is_out_of_memory(error) or not OF_SHAPES.search(str(error)):
+    except (RuntimeError, AssertionError, ValueError, TypeError) as error:
+        lacks = isinstance(error, TypeError) and "required" in str(error)
+        if is_out_of_memory(error) or not (lacks or OF_SHAPES.search(str(error))):
             raise
         wanted = getattr(getattr(model, "patch_embed", None), "img_size", None)
         size = f"; it was built for {wanted[0]} x {wanted[1]} pixels" if wanted else ""
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise InputError(
-            f"{type(model).__name__} cannot run on pixels {tuple(pixels.shape)}: {reason:.160}{size}. "
-            "ap.load_images(..., spec=ap.input_spec(model)) makes images for it."
-        ) from error
+        if lacks:
+            advice = "Give further arguments of its forward pass as inputs={name: value}."
+        elif isinstance(model, torch.fx.GraphModule) and "Guard" in reason:
+            advice = "It was exported for images of another number or size; export it with dynamic_shapes."
+        else:
+            advice = "ap.load_images(..., spec=ap.input_spec(model)) makes images for it."
+        failed = f"{type(model).__name__} cannot run on pixels {tuple(pixels.shape)}"
+        raise InputError(f"{failed}: {reason.rstrip('.'):.160}{size}. {advice}") from error
 
 
 def _precision(model: nn.Module, output: Sequence[Tensor]) -> torch.dtype:

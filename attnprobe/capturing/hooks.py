@@ -65,8 +65,11 @@ def unwrap(model: Duck) -> Duck:
     """The module inside `torch.compile` and DataParallel wrappers.
 
     Raises:
-        CaptureError: it is scripted or exported, so that its layers cannot be followed.
+        CaptureError: it is no module, or scripted, so that its layers cannot be followed.
     """
+    if not isinstance(model, nn.Module):
+        unpacked = "; of an exported program pass .module()" if hasattr(model, "module") else ""
+        raise CaptureError(f"a model is a torch.nn.Module, got {type(model).__name__}{unpacked}.")
     if isinstance(model, torch.jit.ScriptModule):
         raise CaptureError(
             f"{type(model).__name__} is compiled by TorchScript, and its layers cannot be followed; capture the model "

@@ -229,8 +229,9 @@ def _fields(item: Any) -> tuple[Any, Any]:
             raise InputError(f"a dictionary of images needs 'pixel_values', got {', '.join(map(str, item)):.80}.")
         return item[name], None if label is None else item[label]
     # A loader makes a list of the fields of its samples, others a list of images.
-    is_fields = isinstance(item, tuple | list) and len(item) > 0
-    if is_fields and (isinstance(item, tuple) or _is_labelled(item) or _is_batch(item)):
+    if not isinstance(item, tuple | list) or not item:
+        return item, None
+    if isinstance(item, tuple) or _is_labelled(item) or _is_batch(item):
         return item[0], item[1] if len(item) > 1 else None
     return item, None
 

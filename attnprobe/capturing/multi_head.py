@@ -61,5 +61,6 @@ def error_of_multi_head(call: Call, v: Tensor, out: Tensor, maps: Tensor) -> flo
     """Relative error of maps times V, through the output projection of `nn.MultiheadAttention`, against its result."""
     with unseen():
         y = (maps[:, 0].to(v.dtype) @ v).permute(2, 0, 1, 3).flatten(-2)  # [query, image, width]
-        y = F.linear(y, call["out_proj_weight"], call["out_proj_bias"])
+        bias = call["out_proj_bias"]  # in the precision of V, which under autocast is less than that of the weights
+        y = F.linear(y, call["out_proj_weight"].to(y.dtype), None if bias is None else bias.to(y.dtype))
         return relative(y, out if out.ndim == 3 else out.unsqueeze(1))

@@ -51,7 +51,7 @@ def class_logits(output: Any, n_images: int) -> Tensor | None:
     called = [part for name, part in named.items() if name.lower().endswith("logits")]
     for tensor in _leaves(called if named else output, set()):
         if isinstance(tensor, Tensor) and tensor.ndim == 2 and len(tensor) == n_images and tensor.is_floating_point():
-            return tensor
+            return tensor.to_dense() if tensor.layout is not torch.strided else tensor
     return None
 
 

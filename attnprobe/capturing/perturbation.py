@@ -48,7 +48,8 @@ def locate(model: nn.Module, pixels: Tensor) -> Located:
     moved = _observed(model, torch.cat([down, others]))
     rest = _observed(model, torch.cat([up, right]) if len(others) else up)
     last = rest if len(others) else _observed(model, right)
-    if len(others):
+    comparable = len(others) > 0 and not _shares_scales(model)
+    if comparable:
         _refuse_mixing(base, moved)
     size = (pixels.shape[-2], pixels.shape[-1])
     found: dict[str, Places] = {}
@@ -63,7 +64,7 @@ def locate(model: nn.Module, pixels: Tensor) -> Located:
             guess = token_grid(model, size) if layer in known else _guess(placement, product, kind, size)
             of_stage[key] = _places(kind, passes, size, guess, placement.prefix, bool(len(others)))
         found[layer] = of_stage[key]
-    return Located(found, _image_axes(base, moved) if len(others) else {}, bool(len(others)))
+    return Located(found, _image_axes(base, moved) if comparable else {}, comparable)
 
 
 def _observed(model: nn.Module, pixels: Tensor) -> _Pass:
@@ -134,6 +135,11 @@ def _of_windows(found: Responses, guess: TokenGrid | None) -> Places:
     if len((row * guess.cols + col).unique()) == len(row):
         return Places("proved", "", guess)
     return Places("assumed", "its tokens already depend on much of the image, so their places do not show", guess)
+
+
+def _shares_scales(model: nn.Module) -> bool:
+    """Whether layers round activations by a scale of the whole batch, so that each image moves with every other."""
+    return any(type(module).__module__.startswith("torch.ao.nn.quantized.dynamic") for module in model.modules())
 
 
 def _refuse_mixing(base: _Pass, moved: _Pass) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from attnprobe.capturing.call_stack import Call
@@ -268,8 +269,14 @@ class Recorder:
             ran = self._tracing is not None and self._tracing.n_images
             raise CaptureError(
                 f"no attention layer found in {type(self._model).__name__}: "
-                + ("it ran, and nothing it computed was a softmax times values." if ran else "it has not run yet.")
+                + (self._why_none() if ran else "it has not run yet.")
             )
+
+    def _why_none(self) -> str:
+        scripted = [name for name, m in self._model.named_modules() if isinstance(m, torch.jit.ScriptModule)]
+        if scripted:
+            return f"its {scripted[0]} is TorchScript, whose layers cannot be followed; use the model it was made from."
+        return "it ran, and nothing it computed was a softmax times values."
 
 
 def factors_of(product: Product) -> tuple[Tensor, Tensor]:

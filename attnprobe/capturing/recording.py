@@ -1,6 +1,6 @@
 """Forward passes whose attention is recorded, each in a context of its own."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
@@ -41,6 +41,7 @@ class Recording:
         selection: layers, heads and queries to keep.
         budget: bytes of maps to keep of one forward pass, and at least one layer; then `Recorder.rest` is the number of
             the first layer left out, and the next pass begins there. No limit if None.
+        inputs: further keyword arguments of the model in `run`; a function is called with the pixels.
 
     Attributes:
         recorder: holds the maps of a pass until `take()`, which comes before the next pass.
@@ -61,6 +62,7 @@ class Recording:
     pool: BufferPool = field(default_factory=BufferPool)
     selection: Selection = field(default_factory=Selection)
     budget: int | None = None
+    inputs: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.sites = (self.sites,) if isinstance(self.sites, str) else tuple(self.sites)
@@ -98,7 +100,7 @@ class Recording:
 
     def run(self, pixels: Tensor) -> Any:
         """The model's output of one forward pass in eval mode, which leaves its maps in `recorder`."""
-        with evaluating(self._modules), computing(pixels.device), self:
+        with evaluating(self._modules), computing(pixels.device), feeding(self.model, self.inputs), self:
             return self.model(pixels)
 
     def __enter__(self) -> Recorder:
@@ -168,3 +170,22 @@ def evaluating(modules: Iterable[nn.Module]) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+@contextmanager
+def feeding(model: nn.Module, inputs: Mapping[str, Any]) -> Iterator[None]:
+    """Within, forward passes of the model get these keyword arguments, too; a function is called with the pixels."""
+    if not inputs:
+        yield
+        return
+
+    def feed(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+        given = {name: value(args[0]) if callable(value) else value for name, value in inputs.items()}
+        moved = {name: x.to(args[0].device) if isinstance(x, Tensor) else x for name, x in given.items()}
+        return args, kwargs | moved
+
+    handle = model.register_forward_pre_hook(feed, prepend=True, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -5,7 +5,7 @@ the model, run it, capture another or stop asking.
 """
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -13,11 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attnprobe.capturing.certificate import Certificate, certify
+from attnprobe.capturing.certificate import TOLERANCE, Certificate, certify
 from attnprobe.capturing.inputs import as_images
 from attnprobe.capturing.outputs import class_logits
-from attnprobe.capturing.recording import Recording, evaluating
-from attnprobe.capturing.selection import Selection
+from attnprobe.capturing.recording import Recording, evaluating, feeding
 from attnprobe.core.errors import CaptureError, WorkError
 from attnprobe.core.images import ImageBatch, Order, as_seen, pixel_hashes
 from attnprobe.core.maps import AttentionMaps, Outcome
@@ -41,8 +40,8 @@ def capture(
     tokens: bool = False,
     values: bool = False,
     batch_size: int = 16,
-    watch: bool | None = None,
-    selection: Selection | None = None,
+    inputs: Mapping[str, Any] | None = None,
+    **options: Any,
 ) -> "Capture":
     """Run `model` over `images` and yield the attention maps of each batch.
 
@@ -56,8 +55,9 @@ def capture(
         values: keep V, too, where maps are of the whole image; `head_output_norm` needs it.
         batch_size: most images per forward pass; fewer where their maps do not fit, and half as many each time memory
             runs out. Results do not depend on it beyond rounding.
-        watch: as in `Recording`, whose other options go through `Capture(Recording(model, ...), images)`.
-        selection: layers, heads and queries to keep; all if None.
+        inputs: further keyword arguments of the model's forward pass; a function is called with the pixels of each
+            batch.
+        options: as of `Recording`; `selection` chooses layers, heads and queries, `watch` traces every call.
 
     Returns:
         An iterable of `AttentionMaps`, one per batch, stage and site. The first step proves, layer by layer, that the
@@ -67,8 +67,7 @@ def capture(
         CaptureError: (while iterating) no image, no attention layer, or a failed proof.
         WorkError: (while iterating) memory does not suffice for one image.
     """
-    selection = selection or Selection()
-    recording = Recording(model, site, tokens=tokens, values=values, watch=watch, selection=selection)
+    recording = Recording(model, site, tokens=tokens, values=values, inputs=inputs or {}, **options)
     return Capture(recording, images, batch_size)
 
 
@@ -89,8 +88,9 @@ class Capture:
     def __post_init__(self) -> None:
         self._model = self.recording.model
         self.images = as_images(self.images)
-        parameter = next(self._model.parameters(), torch.empty(0))
-        self._device, self._dtype = _device_of(self._model, parameter), parameter.dtype
+        # Weights of 8 bits and less, and tables of whole numbers, say nothing of the pixels' precision.
+        floats = (p.dtype for p in self._model.parameters() if p.dtype in TOLERANCE)
+        self._device, self._dtype = _device_of(self._model), next(floats, torch.float32)
 
     def __repr__(self) -> str:
         return (
@@ -113,7 +113,7 @@ class Capture:
         recording, first = self.recording, self._first
         for count in (2, 1):
             try:
-                with evaluating(self._model.modules()):
+                with evaluating(self._model.modules()), feeding(self._model, recording.inputs):
                     proof = certify(
                         self._model,
                         first.pixels[:count].to(self._dtype),
@@ -208,19 +208,20 @@ class Capture:
         return self.images.batches(batch_size, device=self._device, order=order)
 
 
-def _device_of(model: nn.Module, parameter: Tensor) -> torch.device:
+def _device_of(model: nn.Module) -> torch.device:
     """Where a model runs: where its weights are, or where accelerate's hooks bring those it has offloaded.
 
     Raises:
-        CaptureError: it has no weights.
+        CaptureError: it has no weights, or not all of them.
     """
-    if not parameter.is_meta:
-        return parameter.device
+    parameters = list(model.parameters())
+    if not any(parameter.is_meta for parameter in parameters):
+        return parameters[0].device if parameters else torch.device("cpu")
     hooks = [getattr(module, "_hf_hook", None) for module in model.modules()]
     devices = [getattr(hook, "execution_device", None) for hook in hooks]
     device = next((device for device in devices if device is not None), None)
     if device is None:
-        raise CaptureError(f"{type(model).__name__} has no weights (device meta); load or initialise them.")
+        raise CaptureError(f"{type(model).__name__} lacks weights (device meta); load or initialise them.")
     return torch.device(device)
 
 

@@ -112,7 +112,7 @@ class Tracing(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        name = getattr(func, "__name__", "")
+        name = getattr(func, "__name__", "").partition(".")[0]  # an exported program calls `softmax.int`
         if name == "scaled_dot_product_attention":
             return self._fused(func, args, kwargs)
         if name == "multi_head_attention_forward":

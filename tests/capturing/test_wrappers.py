@@ -1,0 +1,109 @@
+"""Models in wrappers, exported or quantised, and those that cannot run: captured, or refused in one true line."""
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+import attnprobe as ap
+from attnprobe.core.errors import AttnprobeError, CaptureError, InputError
+
+X = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+def vit():
+    torch.manual_seed(0)
+    return timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2, num_classes=10).eval()
+
+
+def maps_of(model, images=X, **options):
+    return torch.cat([m.values for m in ap.capture(model, images, **options)])
+
+
+class Scaled(nn.Module):
+    """A model whose forward pass needs more than pixels."""
+
+    def __init__(self):
+        super().__init__()
+        self.vit = vit()
+
+    def forward(self, x, scale):
+        return self.vit(x * scale)
+
+
+def test_an_exported_program_has_the_maps_of_its_model():
+    batch = torch.export.Dim("batch", min=1, max=64)
+    exported = torch.export.export(vit(), (X,), dynamic_shapes={"x": {0: batch}}).module()
+    torch.testing.assert_close(maps_of(exported), maps_of(vit()), rtol=0, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore")  # of PyTorch, that this way to quantise is old
+def test_a_quantised_model_is_captured_and_its_image_axis_is_assumed():
+    torch.manual_seed(0)
+    quantised = torch.ao.quantization.quantize_dynamic(vit(), {nn.Linear}, dtype=torch.qint8)
+    capturing = ap.capture(quantised, X)
+    found = torch.cat([m.values for m in capturing])
+    torch.testing.assert_close(found, maps_of(vit()), rtol=0, atol=1e-2)
+    assert not capturing.certificate.located.images_proved
+
+
+@pytest.mark.parametrize("scale", [3.0, lambda pixels: torch.full((len(pixels), 1, 1, 1), 3.0)])
+def test_further_arguments_reach_every_forward_pass(scale):
+    found = maps_of(Scaled(), inputs={"scale": scale}, batch_size=3)
+    torch.testing.assert_close(found, maps_of(vit(), 3 * X), rtol=0, atol=1e-6)
+
+
+def test_the_model_is_left_without_hooks():
+    model = Scaled()
+    maps_of(model, inputs={"scale": 3.0})
+    assert not model._forward_pre_hooks
+
+
+def with_traced():
+    return nn.Sequential(torch.jit.trace(vit(), X), nn.Linear(10, 3)).eval()
+
+
+def partly_meta():
+    model = vit()
+    model.blocks[1].to("meta")
+    return model
+
+
+class Broken(nn.Module):
+    def __init__(self, error):
+        super().__init__()
+        self.vit, self.error = vit(), error
+
+    def forward(self, x):
+        raise self.error
+
+
+REFUSED = {
+    "missing argument": (Scaled, InputError, r"missing 1 required .*'scale'.* inputs=\{name: value\}"),
+    "a number of images": (
+        lambda: torch.export.export(vit(), (X,)).module(),
+        InputError,
+        "exported for images of another number",
+    ),
+    "a traced part": (with_traced, CaptureError, "its 0 is TorchScript"),
+    "a meta part": (partly_meta, CaptureError, "lacks weights"),
+    "a function": (lambda: lambda x: x, CaptureError, r"a model is a torch\.nn\.Module, got function"),
+    "a program": (lambda: torch.export.export(vit(), (X,)), CaptureError, r"pass \.module\(\)"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.filterwarnings("ignore")  # of PyTorch, that tracing is old
+def test_what_cannot_be_captured_is_refused_in_one_line(name):
+    make, kind, reason = REFUSED[name]
+    model = make()
+    with pytest.raises(kind, match=reason) as error:
+        next(iter(ap.capture(model, X)))
+    assert isinstance(error.value, AttnprobeError) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("error", [KeyError("a"), TypeError("unsupported operand"), RuntimeError("broken")])
+def test_an_error_of_the_models_own_is_left_as_it_is(error):
+    with pytest.raises(type(error)) as raised:
+        next(iter(ap.capture(Broken(error), X)))
+    assert raised.value is error
