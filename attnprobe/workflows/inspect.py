@@ -173,7 +173,8 @@ def inspect_maps(path: Path) -> tuple[MapReader, tuple[StageFacts, ...]]:
 def print_inspection(inspection: Inspection, console: Console) -> None:
     """Everything about a model within 80 columns."""
     facts, rows = inspection.facts, " x ".join(str(side) for side in inspection.pixels.size)
-    equal = "equals" if inspection.output_equal else "is within rounding of"
+    words = {True: "equals", False: "is within rounding of", None: "holds no numbers to compare with"}
+    equal = words[inspection.output_equal]
     line = f": {facts.variant}, {facts.parameters:,} parameters, {rows} px"
     console.print(Text.assemble((visible(facts.model), "bold"), line))
     _print_stages(inspection.stages, console)
