@@ -195,7 +195,7 @@ class TrainConfig(AugmentConfig):
     sched_on_updates: bool = True
     """Change the learning rate with every update; false for every epoch, as timm does by default."""
 
-    warmup_epochs: int = 3
+    warmup_epochs: float = 3
     warmup_lr: float = 1e-6
     min_lr: float = 1e-5
     cooldown_epochs: int = 0
