@@ -43,7 +43,14 @@ from attnprobe.metrics.own_line import own_column_mass, own_row_mass
 from attnprobe.metrics.position_share import position_share
 from attnprobe.metrics.prefix_mass import prefix_mass
 from attnprobe.metrics.query_information import query_information
-from attnprobe.metrics.rank_family import nuclear_ratio, numerical_rank, spectral_gap, stable_rank
+from attnprobe.metrics.rank_family import (
+    approximate_rank,
+    lazy_rate,
+    nuclear_ratio,
+    numerical_rank,
+    spectral_gap,
+    stable_rank,
+)
 from attnprobe.metrics.rank_residual import rank_residual
 from attnprobe.metrics.rollout import attention_rollout
 from attnprobe.metrics.row_entropy import row_entropy, row_entropy_relative
@@ -100,6 +107,8 @@ METRICS: Registry[Metric] = Registry(
     rank_residual,
     effective_rank,
     numerical_rank,
+    approximate_rank,
+    lazy_rate,
     stable_rank,
     nuclear_ratio,
     spectral_gap,
@@ -157,6 +166,8 @@ DERIVED = {made.__name__: made for made in (head_types, head_importance, head_ab
 SLOW = (
     "head_divergence_across_layers",
     "numerical_rank",
+    "approximate_rank",
+    "lazy_rate",
     "stable_rank",
     "nuclear_ratio",
     "spectral_gap",

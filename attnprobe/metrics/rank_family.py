@@ -1,4 +1,4 @@
-"""Numerical rank, stable rank, nuclear ratio and spectral gap of attention maps, of singular values s_0 >= s_1 >= ...
+"""Ranks and the spectral gap of attention maps, of singular values s_0 >= s_1 >= ...
 
 `effective_rank` is the usual one. Each costs the singular values of every map, about three forward passes at 197
 tokens, so none is part of "all".
@@ -38,6 +38,50 @@ def numerical_rank(maps: Tensor, *, threshold: float = 1e-3) -> Tensor:
     if not 0 <= threshold < 1:
         raise InputError(f"threshold={threshold} must lie in [0, 1), a share of the largest singular value.")
     return _each_layer(maps, lambda s: (s > threshold * s[..., :1]).to(s).sum(-1) + 0 * s[..., 0])
+
+
+@metric(axes=("layer", "head"), value_range=(0.0, None), needs_square=True)
+def approximate_rank(maps: Tensor, *, share: float = 0.9) -> Tensor:
+    """Approximate rank: fewest singular values that hold a share of the squared Frobenius norm.
+
+        K[l, h] = smallest k with  sum_{j < k} s_j^2 >= share * sum_j s_j^2
+
+    Sanyal et al. 2024, arXiv:2404.08634, with their share of 0.9, for causal attention of language models; that it is
+    squares which are summed is our reading. NaN for a map that is zero.
+    Caveat: equal rows have s_0 alone, so a head that attends to everything alike and one that attends to a single
+    token both have 1.
+
+    Args:
+        share: in (0, 1).
+
+    Raises:
+        InputError: a share out of range.
+    """
+    return _each_layer(maps, lambda s: _fewest(s, share))
+
+
+@metric(axes=("layer",), value_range=(0.0, 1.0), needs_square=True, needs_all_heads=True)
+def lazy_rate(maps: Tensor, *, share: float = 0.9) -> Tensor:
+    """Share of the heads of a layer whose maps are of rank one, approximately.
+
+        R[l] = mean over h of  1 if K[l, h] = 1 else 0,      K: `approximate_rank`
+
+    A layer where it is near 1 is called lazy by Sanyal et al. 2024, arXiv:2404.08634, who look at K averaged over heads
+    and inputs; the rate is ours, as is any bar for it.
+    Caveat: every map that is near uniform counts, so a network before training has 1 in all layers; read it beside
+    `row_entropy_relative`. Half of every row on one token is enough where the rest is spread out.
+
+    Args:
+        share: in (0, 1).
+
+    Returns:
+        [image, layer].
+
+    Raises:
+        InputError: a share out of range.
+    """
+    rank = approximate_rank(maps, share=share)
+    return ((rank == 1).to(maps) + 0 * rank).mean(-1)  # 0 * NaN: a comparison would hide it
 
 
 @metric(axes=("layer", "head"), value_range=(1.0, None), needs_square=True)
@@ -96,6 +140,15 @@ def spectral_gap(maps: Tensor) -> Tensor:
         [image, layer, head].
     """
     return _each_layer(maps, lambda s: 1 - s[..., 1:2].sum(-1) / s[..., 0])
+
+
+def _fewest(s: Tensor, share: float) -> Tensor:
+    """Singular values [..., k] -> how many hold that share of their squares."""
+    if not 0 < share < 1:
+        raise InputError(f"share={share} must lie in (0, 1), a share of the squared Frobenius norm.")
+    held = s.square().cumsum(-1)
+    total = held[..., -1:]
+    return 1 + (held < share * total).to(s).sum(-1) + 0 / total[..., 0]
 
 
 def _each_layer(maps: Tensor, measure: Callable[[Tensor], Tensor]) -> Tensor:

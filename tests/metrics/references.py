@@ -348,6 +348,16 @@ REFERENCES = {
     "rank_residual": ("NumPy lstsq", each_head(_residual)),
     "effective_rank": ("NumPy svd, SciPy entropy", _spectrum(lambda s: np.exp(entropy(s)))),
     "numerical_rank": ("NumPy matrix_rank", each_head(lambda a: np.linalg.matrix_rank(a, 1e-3 * np.linalg.norm(a, 2)))),
+    "approximate_rank": (
+        "NumPy svd, searchsorted",
+        _spectrum(lambda s: 1 + np.searchsorted(np.cumsum(s**2) / np.sum(s**2), 0.9)),
+    ),
+    "lazy_rate": (
+        "NumPy norms",
+        lambda maps: np.mean(
+            each_head(lambda a: np.linalg.norm(a, 2) ** 2 >= 0.9 * np.linalg.norm(a) ** 2)(maps), axis=-1
+        ),
+    ),
     "stable_rank": (
         "NumPy norms",
         each_head(lambda a: (np.linalg.norm(a) / np.linalg.norm(a, 2)) ** 2),

@@ -7,7 +7,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attnprobe.core.errors import InputError
-from attnprobe.metrics import effective_rank, nuclear_ratio, numerical_rank, spectral_gap, stable_rank
+from attnprobe.metrics import (
+    approximate_rank,
+    effective_rank,
+    lazy_rate,
+    nuclear_ratio,
+    numerical_rank,
+    spectral_gap,
+    stable_rank,
+)
 
 FAMILY = (numerical_rank, stable_rank, nuclear_ratio, spectral_gap)
 
@@ -56,3 +64,27 @@ def test_what_cannot_be_said_is_nan(soft):
         assert value[1].item() == 0 if metric is numerical_rank else value[1].isnan(), metric.name
     with pytest.raises(InputError, match="threshold=1 must lie in"):
         numerical_rank(maps, threshold=1)
+
+
+def test_the_approximate_rank_is_that_of_the_best_approximation_that_leaves_a_tenth_of_the_square(soft):
+    maps = soft(2, 2, 3, 6, 6)
+    for at in np.ndindex(2, 2, 3):
+        matrix = maps[at].numpy()
+        u, s, vt = np.linalg.svd(matrix)
+        left = [np.square(matrix - u[:, :k] * s[:k] @ vt[:k]).sum() / np.square(matrix).sum() for k in range(7)]
+        for share in (0.5, 0.9, 0.99, 0.9999):
+            assert approximate_rank(maps, share=share)[at] == next(k for k in range(7) if left[k] <= 1 - share)
+
+
+def test_lazy_are_heads_of_equal_rows_or_of_one_column_and_no_others():
+    uniform, column, itself = torch.full((6, 6), 1 / 6), torch.zeros(6, 6), torch.eye(6)
+    column[:, 2] = 1
+    maps = torch.stack([torch.stack([uniform, column]), torch.stack([column, itself])])[None]
+    assert approximate_rank(maps).tolist() == [[[1, 1], [1, 6]]]  # 0.9 of six equal squares: six
+    assert lazy_rate(maps).tolist() == [[1.0, 0.5]]
+
+
+@pytest.mark.parametrize("share", [0, 1, 2.0])
+def test_a_share_out_of_range_is_refused(share, soft):
+    with pytest.raises(InputError, match="must lie in"):
+        lazy_rate(soft(1, 1, 1, 3, 3), share=share)
