@@ -27,6 +27,7 @@ from attnprobe.metrics.content_overlap import content_overlap
 from attnprobe.metrics.effective_rank import effective_rank
 from attnprobe.metrics.engine.measure import measure
 from attnprobe.metrics.flow import attention_flow
+from attnprobe.metrics.gram_distance import gram_distance
 from attnprobe.metrics.head_confidence import head_confidence
 from attnprobe.metrics.head_dependence import head_dependence
 from attnprobe.metrics.head_divergence import head_divergence
@@ -160,8 +161,8 @@ DEFAULT = (
 ATLAS = (*NEEDS, "head_output_norm")
 """Metrics that `head_types` rests on; the last where value vectors were captured."""
 
-DERIVED = {made.__name__: made for made in (head_types, head_importance, head_ablation)}
-"""Measurements that are not metrics of maps: made of others, or by running the model."""
+DERIVED = {made.__name__: made for made in (head_types, head_importance, head_ablation, gram_distance)}
+"""Measurements that are not metrics of maps: of others, of a running model, or of two networks."""
 
 SLOW = (
     "head_divergence_across_layers",
