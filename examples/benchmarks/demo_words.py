@@ -16,19 +16,20 @@ from attnprobe.core.spec import CaptureSpec
 from attnprobe.io.run import Run
 from attnprobe.reports import verdict
 from attnprobe.workflows.capture import capture_file
+from attnprobe.workflows.demo import PAIR
 from attnprobe.workflows.measure import examine
 from attnprobe.workflows.train import train
 
-MODELS = ("vit_16", "deepvit_16")
+MODELS = tuple(recipe.removeprefix("digits_") for recipe in PAIR)
 
 
-def kinds_of(run: Path, seed: int, threads: int, model: str) -> dict[str, int]:
-    """Kind of collapse -> its first block, of those that the headline names as more than single blocks."""
-    train(f"digits_{model}", run, settings={"seed": seed, "threads": threads})
+def kinds_of(run: Path, seed: int, threads: int, model: str) -> tuple[float, dict[str, int]]:
+    """Top-1, and kind of collapse -> its first block, of those that the headline names as more than single blocks."""
+    top1 = train(f"digits_{model}", run, settings={"seed": seed, "threads": threads}).top1
     if not Run(run).maps.exists():
         capture_file(CaptureSpec(run, batch_size=60))
     found = verdict(examine(run, pictures=0)).findings
-    return {f.kind: f.first_block or 0 for f in found if f.found == "yes" and not f.single}
+    return top1, {f.kind: f.first_block or 0 for f in found if f.found == "yes" and not f.single}
 
 
 def main() -> None:
@@ -39,13 +40,16 @@ def main() -> None:
     options = parser.parse_args()
     pairs = [(seed, threads) for seed in range(options.seeds) for threads in options.threads]
     for model in MODELS:
-        said = []
+        said, accuracies = [], []
         for seed, threads in pairs:
             try:
-                said.append(kinds_of(options.out / f"{model}_s{seed}_t{threads}", seed, threads, model))
+                top1, kinds = kinds_of(options.out / f"{model}_s{seed}_t{threads}", seed, threads, model)
             except InUse:  # another process is at it
                 continue
-            print(f"{model}, seed {seed}, {threads} threads: {said[-1] or 'none'}", flush=True)
+            said.append(kinds)
+            accuracies.append(top1)
+            print(f"{model}, seed {seed}, {threads} threads: top-1 {top1:.1%}, {kinds or 'none'}", flush=True)
+        print(f"{model}: top-1 {min(accuracies):.1%} to {max(accuracies):.1%} over {len(said)} runs")
         for kind, n in Counter(kind for kinds in said for kind in kinds).most_common():
             first = Counter(kinds[kind] for kinds in said if kind in kinds).most_common()
             print(f"{model}: {kind} in {n} of {len(said)}, from block {', '.join(f'{b} ({n})' for b, n in first)}")
