@@ -197,6 +197,7 @@ def timm_named(
     Raises:
         InputError, WorkError: see `open_named`.
     """
+    name = name.lower() if name.startswith("torch/") else name  # timm takes torch/CIFAR10, too
     root = local_folder(name, data_dir) if data_dir else cache_folder() if name.startswith("torch/") else None
     dataset = open_named(name, split, root, download)
     source, class_names = f"{name}/{split}", class_names_of(dataset)

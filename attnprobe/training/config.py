@@ -142,6 +142,12 @@ class TrainConfig(AugmentConfig):
     data_dir: str | None = None
     """Where the data set lives; only for sets that are read from disk."""
 
+    download: bool = False
+    """Fetch a set of torch/ or tfds/ that is not on disk."""
+
+    num_classes: int | None = None
+    """Number of classes that the data must have; it is the data's if None."""
+
     batch_size: int = 64
     """Images per process and step. A last batch of an epoch with fewer images than processes is left out."""
 
@@ -203,7 +209,19 @@ class TrainConfig(AugmentConfig):
 
     decay_epochs: float = 90.0
     decay_rate: float = 0.1
-    """For step schedules."""
+    """For step schedules; multistep decays at `decay_milestones` instead of every `decay_epochs`."""
+
+    decay_milestones: tuple[int, ...] = (90, 180, 270)
+    warmup_prefix: bool = False
+    """Let the schedule begin after the warm-up, instead of beneath it."""
+
+    lr_k_decay: float = 1.0
+    """Exponent k of the cosine and poly schedules' time."""
+
+    lr_cycle_mul: float = 1.0
+    lr_cycle_decay: float = 0.5
+    lr_cycle_limit: int = 1
+    """Cycles of cosine, tanh and poly: how many, how much longer and how much lower each is than the one before."""
 
     early_stop: int | None = None
     """Stop after this many epochs without a better validation accuracy."""

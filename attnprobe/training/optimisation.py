@@ -1,5 +1,6 @@
 """The optimiser and the schedule of the learning rate, built by timm."""
 
+import math
 from fnmatch import fnmatch
 from typing import Any
 
@@ -84,6 +85,12 @@ def build_schedule(optimizer: torch.optim.Optimizer, config: TrainConfig, *, upd
             cooldown_epochs=config.cooldown_epochs,
             decay_epochs=config.decay_epochs,
             decay_rate=config.decay_rate,
+            decay_milestones=list(config.decay_milestones),
+            warmup_prefix=config.warmup_prefix,
+            k_decay=config.lr_k_decay,
+            cycle_mul=config.lr_cycle_mul,
+            cycle_decay=config.lr_cycle_decay,
+            cycle_limit=config.lr_cycle_limit,
             warmup_epochs=config.warmup_epochs,
             warmup_lr=config.warmup_lr,
             min_lr=config.min_lr,
@@ -93,5 +100,8 @@ def build_schedule(optimizer: torch.optim.Optimizer, config: TrainConfig, *, upd
     except (AssertionError, ValueError, KeyError) as error:
         raise InputError(f"sched={config.sched!r} cannot be built: {error}") from error
     if scheduler is None or config.sched == "plateau":
-        raise InputError(f"no schedule {config.sched!r} here; use cosine, step, tanh, poly or multistep.")
-    return scheduler, epochs
+        raise InputError(
+            f"no schedule {config.sched!r} here; use cosine, step, tanh, poly or multistep. For a constant rate: "
+            "sched=cosine with min_lr equal to lr."
+        )
+    return scheduler, math.ceil(epochs)

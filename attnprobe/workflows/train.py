@@ -56,7 +56,12 @@ def _train(run: Run, config: TrainConfig) -> TrainResult:
     with torch.device("meta"):  # without memory: it is built only to ask how it wants its pixels
         spec = input_spec(build_model(config.model, **_model_options(config)))
     sets = {split: images_of(config, split, spec) for split in ("train", "val")}
-    options = {**_model_options(config), "num_classes": len(sets["train"].class_names)}
+    n_classes = len(sets["train"].class_names)
+    if config.num_classes not in (None, n_classes):
+        raise InputError(
+            f"num_classes={config.num_classes}, but {config.dataset} has {n_classes}; leave num_classes out."
+        )
+    options = {**_model_options(config), "num_classes": n_classes}
     model = build_model(config.model, seed=config.seed, **options)
     if config.initial_checkpoint:
         start = read_checkpoint(config.initial_checkpoint)
@@ -70,7 +75,9 @@ def _train(run: Run, config: TrainConfig) -> TrainResult:
 
 def images_of(config: TrainConfig, split: str, spec: InputSpec) -> ImageSource:
     """One split. Pillow augments training images where they are decoded, so those do not live on the device."""
-    options: dict[str, Any] = {"data_dir": Path(config.data_dir) if config.data_dir else None}
+    options: dict[str, Any] = {"data_dir": Path(config.data_dir).expanduser() if config.data_dir else None}
+    if config.download:
+        options["download"] = True
     if split == "train" and (config.by_pillow or config.token_label_data):  # label maps need the place of the crop
         options["resident_bytes"] = 0
     return load_images(

@@ -1,5 +1,6 @@
 """Shipped recipes can be trained and name their source; files for timm's train.py are read, or refused by name."""
 
+import warnings
 from dataclasses import fields
 
 import pytest
@@ -10,7 +11,7 @@ from attnprobe.io.config import from_mapping
 from attnprobe.models import MODELS, build_model
 from attnprobe.training import RECIPES, TrainConfig, read_recipe
 from attnprobe.training.optimisation import build_optimizer, build_schedule
-from attnprobe.training.recipes import DEFAULTS, from_timm
+from attnprobe.training.timm_args import DEFAULTS, from_timm
 
 KNOWN = {field.name for field in fields(TrainConfig)}
 
@@ -66,7 +67,9 @@ workers: 8
 
 def read(tmp_path, text, **more):
     (tmp_path / "args.yaml").write_text(text)
-    return from_mapping(TrainConfig, read_recipe(tmp_path / "args.yaml", **more))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "(?s).*without effect here")
+        return from_mapping(TrainConfig, read_recipe(tmp_path / "args.yaml", **more))
 
 
 def test_an_authors_file_is_accepted_as_it_is(tmp_path):
@@ -82,8 +85,19 @@ def test_an_authors_file_is_accepted_as_it_is(tmp_path):
 
 
 def test_what_the_file_does_not_mention_is_timms_default():
-    options = from_timm({"model": "vit_16", "log_interval": 50}, KNOWN, source="x")
+    options, note = from_timm({"model": "vit_16", "log_interval": 50, "pin_mem": True}, KNOWN, source="x")
     assert {name: options[name] for name in DEFAULTS} == DEFAULTS
+    assert note == (
+        "x is read as arguments of timm's train.py, whose defaults hold for what it leaves out; without effect here: "
+        "log_interval, pin_mem."
+    )
+
+
+def test_one_name_of_timms_does_not_turn_a_file_of_ours_into_timms():
+    for ours in ({"model": "vit_16", "lr": 1e-3}, {"model": "vit_16", "pin_mem": True, "probe_every": 1}):
+        options, note = from_timm({**ours, "log_interval": 50}, KNOWN, source="x")
+        assert options == {name: value for name, value in ours.items() if name != "pin_mem"}
+        assert note.startswith("x: without effect here: log_interval")
 
 
 @pytest.mark.parametrize(
@@ -91,31 +105,34 @@ def test_what_the_file_does_not_mention_is_timms_default():
 )
 def test_what_cannot_be_had_is_refused_rather_than_left_out(tmp_path, text):
     name = text.partition(":")[0]
-    with pytest.raises(InputError, match=f"{name}=.* does not exist here"):
+    with pytest.raises(InputError, match=f"does not exist here: {name}="):
         read(tmp_path, f"model: vit_16\n{text}\n")
 
 
 def test_unknown_names_are_all_listed_and_dropped_on_request(tmp_path):
-    text = "model: vit_16\nlog_interval: 3\nmy_option: 1\nlearning_rate: 2\nepochs: 4\nwarmup_epochs: 1\n"
+    text = (
+        "model: vit_16\nlog_interval: 3\nlocal_rank: 0\nmy_option: 1\nlearning_rate: 2\nepochs: 4\nwarmup_epochs: 1\n"
+    )
     with pytest.raises(InputError, match=r"'learning_rate', 'my_option'.*--ignore-unknown"):
         read(tmp_path, text)
-    assert read(tmp_path, text, ignore_unknown=True).epochs == 4
+    with pytest.warns(UserWarning, match="left out, since unknown: learning_rate, my_option"):
+        assert read_recipe(tmp_path / "args.yaml", ignore_unknown=True)["epochs"] == 4
 
 
 def test_options_of_the_model_reach_it(tmp_path):
-    text = "model: refiner_s\nlog_interval: 1\nreturn_dense: true\nmix_token: true\ngp: avg\n"
+    text = "model: refiner_s\nlog_interval: 1\nlocal_rank: 0\nreturn_dense: true\nmix_token: true\ngp: avg\n"
     config = read(tmp_path, text + "model_kwargs: {class_token: false}\n")
     assert config.model_kwargs == {"dense": True, "mix_token": True, "global_pool": "avg", "class_token": False}
 
 
 def test_our_own_files_are_left_alone():
     values = {"model": "vit_16", "dataset": "digits", "lr": 1e-3}
-    assert from_timm(values, KNOWN, source="x") == values
+    assert from_timm(values, KNOWN, source="x") == (values, "")
 
 
 def test_torchcompiles_backend_switches_compiling_on(tmp_path):
-    assert read(tmp_path, "model: vit_16\ntorchcompile: inductor\nlog_interval: 1\n").torchcompile
-    assert not read(tmp_path, "model: vit_16\ntorchcompile: null\nlog_interval: 1\n").torchcompile
+    assert read(tmp_path, "model: vit_16\ntorchcompile: inductor\nlog_interval: 1\nlocal_rank: 0\n").torchcompile
+    assert not read(tmp_path, "model: vit_16\ntorchcompile: null\nlog_interval: 1\nlocal_rank: 0\n").torchcompile
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -134,6 +151,6 @@ def test_a_recipes_model_optimiser_and_schedule_can_be_built(name):
 def test_a_recipe_opens_with_its_command_and_its_source(name):
     lines = RECIPES[name].path.read_text().splitlines()
     assert lines[0].startswith(f"# attnprobe train {name} ") and max(map(len, lines)) <= 120
-    if not name.startswith("digits"):
+    if not name.startswith(("digits", "fashion")):
         header = " ".join(line for line in lines if line.startswith("#"))
         assert "Source: " in header and "Not run by us" in header
