@@ -22,7 +22,8 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"no device {name!r} here ({str(error).splitlines()[0]}); try --device cpu.") from error
+        why = str(error).splitlines()[0]
+        raise InputError(f"no device {name!r} here ({why}); try --device cpu, or --set device=cpu of train.") from error
     return device
 
 

@@ -22,7 +22,7 @@ from attnprobe.io.run import Run
 from attnprobe.models import build_model, input_spec, load_weights, read_checkpoint
 from attnprobe.models.describe import config_json
 from attnprobe.models.file_options import checked_options
-from attnprobe.training import MAY_CHANGE, TrainConfig, TrainResult, read_recipe
+from attnprobe.training import MAY_CHANGE, TrainConfig, TrainResult, pick_device, read_recipe
 from attnprobe.training import train as run_training
 from attnprobe.workflows.probe import Probe
 
@@ -48,7 +48,7 @@ def train(
     config = from_mapping(TrainConfig, options, source=str(recipe))
     checked_options(config.model_kwargs)
     with held(Path(out)):
-        return _train(_open_run(Path(out), config), config)
+        return _train(_same_run(Path(out), config), config)
 
 
 def _train(run: Run, config: TrainConfig) -> TrainResult:
@@ -68,6 +68,8 @@ def _train(run: Run, config: TrainConfig) -> TrainResult:
         for note in load_weights(model, start, name=config.model, new_head=True):
             warnings.warn(f"{start.path.name}: {note}.", stacklevel=2)
     facts = config_json(config.model, model, options)
+    pick_device(config.device)
+    _write_config(run, config)
     probe = _probe(config, sets["val"], run) if config.probe_every else None
     with _threads(config.threads), _status(run), _memory(config):
         return run_training(model, sets["train"], sets["val"], config, run, config_json=facts, watch=probe)
@@ -184,24 +186,35 @@ def _memory(config: TrainConfig) -> Iterator[None]:
         ) from error
 
 
-def _open_run(out: Path, config: TrainConfig) -> Run:
-    """The run's directory with its configuration written; refused if its options would give another result."""
+def _same_run(out: Path, config: TrainConfig) -> Run:
+    """The run in a directory, which may be none yet.
+
+    Raises:
+        InputError: its options would give another result.
+    """
     run = Run(out)
-    with fs.as_work_error(f"starting the run in {out}"):
-        text = to_yaml(config)
+    before = read_yaml(run.config) if run.config.exists() else {}
+    now = yaml.safe_load(to_yaml(config))
+    others = [name for name, value in now.items() if before.get(name, value) != value and name not in MAY_CHANGE]
+    if others:
+        changes = ", ".join(f"{name} {before[name]} -> {now[name]}" for name in others[:3])
+        more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+        raise InputError(
+            f"{out} holds a run with other options: {changes}{more}. Train into a new folder (-o); "
+            f"--set initial_checkpoint={out} starts there from its weights."
+        )
+    return run
+
+
+def _write_config(run: Run, config: TrainConfig) -> None:
+    """Write the run's options, once everything it needs was found: what cannot start leaves no run behind."""
+    text = to_yaml(config)
+    with fs.as_work_error(f"starting the run in {run.path}"):
         if not run.config.exists():
             with suppress(FileExistsError):  # of several processes one is first
                 fs.write_file(run.config, text.encode())
-    before = read_yaml(run.config)
-    now = yaml.safe_load(text)
-    differing = [name for name, value in now.items() if name in before and before[name] != value]
-    if others := [name for name in differing if name not in MAY_CHANGE]:
-        raise InputError(
-            f"{out} holds a run with another {', '.join(others[:3])}; train into a new folder (-o), or remove it."
-        )
-    if differing and os.environ.get("RANK", "0") == "0":
-        fs.write_file(run.config, text.encode(), overwrite=True)
-    return run
+        elif run.config.read_text() != text and os.environ.get("RANK", "0") == "0":
+            fs.write_file(run.config, text.encode(), overwrite=True)
 
 
 def _model_options(config: TrainConfig) -> dict[str, Any]:

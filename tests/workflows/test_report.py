@@ -98,7 +98,7 @@ def test_conditions_are_measured_even_if_nobody_asked_and_misspelt_ones_open_no_
 
 
 def test_a_run_is_not_mixed_with_other_options(runs):
-    with pytest.raises(InputError, match="holds a run with another epochs"):
+    with pytest.raises(InputError, match="holds a run with other options: epochs"):
         train("digits_vit_16", runs / "digits_vit_16", settings={**TINY, "epochs": 3})
 
 

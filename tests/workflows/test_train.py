@@ -151,3 +151,26 @@ def test_seeds_twice_or_in_two_places_are_refused(tmp_path):
         next(train_seeds("digits_vit_16", tmp_path / "vit", (1, 1)))
     with pytest.raises(InputError, match="both by --seeds and among the settings"):
         next(train_seeds("digits_vit_16", tmp_path / "vit", (1,), settings={"seed": 3}))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "why"),
+    [
+        ({"dataset": "nowhere"}, "nowhere"),
+        ({"model": "vit_17"}, "vit_17"),
+        ({"device": "cuda:9"}, "no device 'cuda:9' here.*--set device=cpu"),
+        ({"num_classes": 3}, "num_classes=3, but digits has 10"),
+        ({"initial_checkpoint": "gone.pth"}, "gone.pth"),
+    ],
+)
+def test_a_start_that_fails_leaves_no_run_behind(tmp_path, wrong, why):
+    with pytest.raises(Exception, match=why):
+        train("digits_vit_16", tmp_path / "run", settings=wrong)
+    assert not Run(tmp_path / "run").config.exists()
+
+
+def test_other_options_are_shown_as_they_were_and_as_they_are(tmp_path):
+    short = {"model_kwargs": {"depth": 1}, "epochs": 1, "warmup_epochs": 0}
+    train("digits_vit_16", tmp_path / "run", settings=short)
+    with pytest.raises(InputError, match=r"epochs 1 -> 2, lr 0.002 -> 0.5\. .*initial_checkpoint="):
+        train("digits_vit_16", tmp_path / "run", settings={**short, "epochs": 2, "lr": 0.5})
