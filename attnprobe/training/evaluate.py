@@ -17,8 +17,12 @@ def evaluate(
     batch_size: int,
     device: torch.device,
     processes: Processes | None = None,
+    precision: torch.dtype | None = None,
 ) -> tuple[float, float]:
     """Mean cross-entropy (nats) and top-1 accuracy (in [0, 1]) of `model` on `images`.
+
+    Args:
+        precision: of autocast, that of training as a rule; None for none. The loss is of float32 in any case.
 
     Raises:
         InputError: there is no image.
@@ -29,7 +33,9 @@ def evaluate(
     exact = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
     sums, seen = torch.zeros(2, device=device, dtype=exact), 0  # of losses and of right answers
     for batch in images.batches(batch_size, device=device, order=processes.share(range(len(images)))):
-        logits: Tensor = model(batch.pixels).float()
+        with torch.autocast(device.type, precision, enabled=precision is not None):
+            logits: Tensor = model(batch.pixels)
+        logits = logits.float()
         loss = F.cross_entropy(logits, batch.labels, reduction="sum")
         right = (logits.argmax(-1) == batch.labels).sum()
         sums += torch.stack((loss.to(exact), right.to(exact)))

@@ -37,7 +37,7 @@ from attnprobe.training.evaluate import evaluate
 from attnprobe.training.inputs import Inputs, Plan
 from attnprobe.training.log import LOG_FIELDS, read_log, write_log, write_warning
 from attnprobe.training.objective import classification_loss
-from attnprobe.training.optimisation import build_optimizer, build_schedule, freeze
+from attnprobe.training.optimisation import base_rate, build_optimizer, build_schedule, freeze
 from attnprobe.training.processes import Processes, StopRequest, processes, stop_requests
 
 Watch = Callable[[int, nn.Module, float], str]
@@ -278,13 +278,18 @@ def _validated(
     config, training = task.config, time.monotonic() - started
     batch_size = 2 * config.batch_size  # without gradients there is room for twice as many
     val_loss, top1 = evaluate(
-        learner.deployed, task.val_images, batch_size=batch_size, device=group.device, processes=group
+        learner.deployed,
+        task.val_images,
+        batch_size=batch_size,
+        device=group.device,
+        processes=group,
+        precision=amp_dtype(config, group.device),
     )
     progress.epoch, progress.step, progress.loss = progress.epoch + 1, 0, 0.0
     if top1 > progress.best:
         progress.best, progress.best_epoch = top1, progress.epoch
     seconds, speed = time.monotonic() - started, len(task.images) / training
-    row = (progress.epoch, learner.optimizer.param_groups[0]["lr"], loss, val_loss, top1, seconds, speed)
+    row = (progress.epoch, base_rate(learner.optimizer), loss, val_loss, top1, seconds, speed)
     return dict(zip(LOG_FIELDS, (*row, waited / training, peak_memory(group.device)), strict=True))
 
 
@@ -298,7 +303,7 @@ def _require_finite(loss: float, epoch: int, run: Run, optimizer: torch.optim.Op
     """Raise WorkError if the loss is not finite, before useless weights are saved."""
     if math.isfinite(loss):
         return
-    kept, lower = run.latest_checkpoint(), optimizer.param_groups[0]["lr"] / 3
+    kept, lower = run.latest_checkpoint(), base_rate(optimizer) / 3
     start = f" and, to start from there, --set initial_checkpoint={kept}" if kept else ""
     raise WorkError(
         f"the training loss is {loss} in epoch {epoch + 1}; train into a new folder with --set lr={lower:.2g}{start}. "

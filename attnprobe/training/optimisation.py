@@ -105,3 +105,9 @@ def build_schedule(optimizer: torch.optim.Optimizer, config: TrainConfig, *, upd
             "sched=cosine with min_lr equal to lr."
         )
     return scheduler, math.ceil(epochs)
+
+
+def base_rate(optimizer: torch.optim.Optimizer) -> float:
+    """The learning rate before layer decay, which scales it from group to group."""
+    group = optimizer.param_groups[0]
+    return group["lr"] / group.get("lr_scale", 1.0)

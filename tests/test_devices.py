@@ -1,0 +1,123 @@
+"""Without a GPU: nothing mixes devices, and nothing waits for the device, where training and capture are fast on one.
+
+`FakeTensorMode` has tensors that claim to be on "cuda", without values: operations that mix devices fail, and so do
+those that need a value on the host (`item`, boolean indexing), for which a GPU would have to be waited for. Where
+random draws on the CPU are needed, tensors of the device "meta" do the same.
+"""
+
+import pytest
+import timm
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+
+import attnprobe as ap
+import attnprobe.models  # registers the models
+from attnprobe.core.images import InputSpec
+from attnprobe.core.maps import AttentionMaps, TokenGrid
+from attnprobe.metrics import METRICS
+from attnprobe.models.variants import VARIANTS
+from attnprobe.training import TrainConfig
+from attnprobe.training.augment import Augmentation
+from attnprobe.training.mix import Mix
+from attnprobe.training.objective import classification_loss
+
+BY_DESIGN = {
+    "map_overlap_matched": "the Hungarian method runs on the CPU",
+    "attention_flow": "maximum flow runs on the CPU",
+}
+"""Metrics that need values on the host, and why; none of them is cheap anywhere."""
+
+SPEC = InputSpec((32, 32))
+
+
+def on_fake_gpu(model):
+    """A model whose parameters and buffers claim to be on a GPU; called where `FakeTensorMode` is in force."""
+    for module in model.modules():
+        for held in (module._parameters, module._buffers):
+            for key, tensor in held.items():
+                if tensor is not None:
+                    fake = torch.empty(tensor.shape, dtype=tensor.dtype, device="cuda")
+                    held[key] = nn.Parameter(fake) if held is module._parameters else fake
+    return model
+
+
+def config(**options):
+    return TrainConfig(model="vit_16", dataset="digits", **options)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("training", [False, True])
+def test_a_variants_forward_mixes_no_devices_and_waits_for_none(name, training):
+    model = timm.create_model(f"{name}_16_digits", num_classes=10, depth=2).train(training)
+    with FakeTensorMode(), torch.no_grad():
+        outputs = on_fake_gpu(model)(torch.empty(2, 3, 32, 32, device="cuda"))
+        loss = classification_loss(outputs, torch.empty(2, dtype=torch.long, device="cuda"), config())
+    assert loss.device.type == "cuda" and loss.shape == ()
+
+
+def test_refiners_dense_head_and_mixed_tokens_wait_for_no_device():
+    model = timm.create_model("refiner_16_digits", num_classes=10, depth=2, dense=True, mix_token=True)
+    with torch.no_grad():
+        outputs = model.train().to("meta")(torch.empty(2, 3, 32, 32, device="meta"))
+        loss = classification_loss(outputs, torch.empty(2, 10, device="meta"), config())
+    assert loss.device.type == "meta"
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_a_metric_mixes_no_devices_and_waits_for_none(name):
+    shapes = {"tokens": (2, 3, 17, 8), "value_vectors": (2, 3, 4, 17, 8)}
+    with FakeTensorMode():
+        more = {what: torch.empty(shape, device="cuda") for what, shape in shapes.items()}
+        maps = AttentionMaps(torch.empty(2, 3, 4, 17, 17, device="cuda"), ("a", "b"), TokenGrid(4, 4), **more)
+        if name in BY_DESIGN:  # a reason that no longer holds leaves the list
+            with pytest.raises((DataDependentOutputException, RuntimeError)):
+                METRICS[name].per_image(maps)
+        else:
+            assert METRICS[name].per_image(maps).device.type == "cuda"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"scale": (0.7, 1.0)},
+        {"scale": (0.7, 1.0), "train_interpolation": "bicubic"},
+        {"hflip": 0.5, "vflip": 0.5},
+        {"reprob": 0.5},
+        {"reprob": 0.5, "remode": "rand", "recount": 3},
+        {"reprob": 0.5, "remode": "const"},
+    ],
+)
+def test_augmentation_waits_for_no_device(options):
+    assert Augmentation(config(**options), SPEC)(torch.empty(8, 3, 32, 32, device="meta")).device.type == "meta"
+
+
+@pytest.mark.parametrize("mode", ["batch", "pair", "elem"])
+@pytest.mark.parametrize("options", [{"mixup": 0.2}, {"cutmix": 1.0}, {"mixup": 0.2, "cutmix_minmax": (0.2, 0.8)}])
+def test_mixing_waits_for_no_device(mode, options):
+    mix = Mix(config(mixup_mode=mode, **options), 10)
+    pixels, targets = mix(torch.empty(8, 3, 32, 32, device="meta"), torch.empty(8, dtype=torch.long, device="meta"))
+    assert pixels.device.type == targets.device.type == "meta"
+
+
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
+@pytest.mark.parametrize("name", ["vit_16_digits", "deepvit_16_digits", "richvit_16_digits"])
+def test_recording_a_forward_pass_waits_for_no_device(name):
+    model = timm.create_model(name, num_classes=10, depth=2).eval()
+    with FakeTensorMode(), torch.no_grad():
+        on_fake_gpu(model)
+        with ap.record(model) as recorder:
+            model(torch.empty(2, 3, 32, 32, device="cuda"))
+        (maps,) = recorder.take()
+        assert maps.values.device.type == "cuda" and maps.values.shape == (2, 2, 6, 17, 17)
+
+
+def test_the_check_finds_what_it_looks_for():
+    with FakeTensorMode():
+        gpu, cpu = torch.empty(3, device="cuda"), torch.empty(3)
+        with pytest.raises(DataDependentOutputException):
+            bool((gpu > 0).any())
+        with pytest.raises(RuntimeError, match="device"):
+            gpu + cpu
+    with pytest.raises(RuntimeError):
+        torch.empty(3, device="meta").sum().item()
