@@ -26,10 +26,8 @@ def gram(features: Tensor) -> tuple[Tensor, Tensor]:
     size = torch.linalg.vector_norm(features.flatten(-2), dim=-1)
     below, diagonal = half_products(features - features.mean(-2, keepdim=True))
     constant = diagonal.sum(-1).sqrt() <= size * ROUNDING * torch.finfo(features.dtype).eps
-    if constant.any():
-        below, diagonal = below.clone(), diagonal.clone()
-        below[constant], diagonal[constant] = 0, 0
-    return below, diagonal
+    # filled without asking whether any is, for which a GPU would have to be waited for
+    return below.masked_fill(constant[..., None, None], 0), diagonal.masked_fill(constant[..., None], 0)
 
 
 def hsic(below: Tensor, diagonal: Tensor, estimator: str) -> Tensor:
