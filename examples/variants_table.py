@@ -1,35 +1,32 @@
-"""Does a variant cure collapse? Trains small models of several depths, and prints accuracy beside what was measured.
+"""Does a variant cure collapse? Trains five variants at two depths and several seeds, and prints what the verdict says.
 
-    python examples/variants_table.py [--data digits fractals:10:200] [--depths 16 24 32] [--seeds 3] [-o variants]
+    python examples/variants_table.py [--data torch/fashion_mnist] [--depths 12 24] [--seeds 3] [-o variants]
 
-Every run is trained with the variant's digits recipe, at the width and for the epochs named here, captured, measured,
-and put to the test: blocks called similar and heads called redundant are taken away one after the other. One to five
-minutes a run on a CPU core. Run again, it goes on where it was stopped; the table is of the runs that are there
-(other widths and epochs want another folder).
-Below it, of every variant beside the first as methods of several seeds, by how many similar blocks they differ, with
-the interval over runs and images; see OUT/DATA-DEPTH/comparison.md.
-`--full` takes the models of 224 pixels and width 384 instead, which want a GPU.
-`--kinds` prints another table: the kinds of collapse that the verdict finds in each run, and whether blocks that
-overlap with the one before can use its map, which is tried.
+Every run is trained with the variant's recipe for the data (`fashion_*`, `digits_*`; a depth that has none takes the
+variant's other one, and a variant without any the plain ViT's), captured and judged: which kinds of collapse are
+found, in how many blocks, and what it costs when a block uses the map of the block before, which is tried. A table
+row is a variant at a depth: runs that differ in their seed. Below it, each variant against the first one as methods,
+with intervals over runs and images. Run again, it goes on where it was stopped; several processes may share the runs.
+`--full` takes models of 224 pixels and width 384 instead, which want a GPU.
 """
 
 import argparse
 import json
-import statistics
+from collections import defaultdict
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import spearmanr
+from scipy import stats
 
+from attnprobe.core.errors import InUse
 from attnprobe.core.spec import CaptureSpec
 from attnprobe.io.run import Run
 from attnprobe.models.harm import harm_of_previous_map
 from attnprobe.reports import verdict
-from attnprobe.training import read_recipe
-from attnprobe.workflows.ablate import verify_drops
+from attnprobe.training import RECIPES, read_recipe
 from attnprobe.workflows.capture import capture_file
 from attnprobe.workflows.compare import compare
 from attnprobe.workflows.evaluate import open_trial
@@ -37,35 +34,46 @@ from attnprobe.workflows.measure import examine
 from attnprobe.workflows.train import train
 
 VARIANTS = ("vit", "deepvit", "refiner", "structured", "richvit")
-COLUMNS = ("data", "blocks", "variant", "top-1 by seed [%]", "mean", "similar, softmax", "similar, effective",
-           "untrained: softmax/effective", "redundant heads [%]", "without the similar blocks",
-           "without the redundant heads")  # fmt: skip
+COLUMNS = ("blocks", "variant", "top-1 [%]", "kinds found: in runs, blocks", "in single blocks",
+           "similar, softmax", "similar, effective", "harm of repeating blocks [nats]", "of the others")  # fmt: skip
+MEASURED = ("map_overlap", "row_entropy_relative", "similar_blocks", "head_divergence", "token_similarity")
+"""Metrics by which methods are compared."""
+
+REPEATS = 0.85
+"""The verdict's bar for the overlap with the previous block."""
 
 
-KIND_COLUMNS = ("data", "blocks", "variant, seed", "top-1 [%]", "kinds found: blocks", "harm of repeating blocks, nats",
-                "of the others", "rank correlation with the harm: overlap", "cosine of columns")  # fmt: skip
+def settings_of(data: str, variant: str, depth: int, full: bool) -> tuple[str, dict[str, Any]]:
+    """Recipe and the settings that make it this variant's, of this depth."""
+    prefix = {"torch/fashion_mnist": "fashion"}.get(data, "digits")
+    own = [name for name in RECIPES if name.startswith(f"{prefix}_{variant}_")]
+    exact = f"{prefix}_{variant}_{depth}"
+    recipe = exact if exact in own else (own or [f"{prefix}_vit_12" if prefix == "fashion" else "digits_vit_16"])[0]
+    kwargs = {**read_recipe(recipe).get("model_kwargs", {}), "depth": depth}
+    if full:
+        kwargs = {name: value for name, value in kwargs.items() if name in ("depth", "solver")}
+    return recipe, {
+        "model": f"{variant}_16" if full else f"{variant}_16_digits",
+        "model_kwargs": kwargs,
+        "dataset": data,
+    }
 
 
 def judged(run: Path) -> dict[str, Any]:
-    """The kinds that the verdict finds in one captured run, and the harm of using the map before, block by block."""
+    """Kinds of collapse found in a captured run, similar blocks, and the harm of using the previous map, by block."""
     e = examine(run, pictures=0)
     found = [finding for finding in verdict(e).findings if finding.found == "yes"]
     trial = open_trial(run, images=64)
-    harm = harm_of_previous_map(trial.model, (pixels for pixels, _ in trial.labelled()))
-    overlap, ratio = (
-        e.measurements.get("map_overlap", site="effective"),
-        e.measurements.get("similar_blocks", site="effective"),
-    )
-    softmax = e.measurements.get("map_overlap@weights", e.measurements["map_overlap"])
-    by = {"overlap": (overlap or softmax).mean.diagonal(1), "cosine": ratio.summary["ratio"][1:] if ratio else []}
-    known = np.isfinite(harm[1:])
-    repeats = (overlap or softmax).mean.diagonal(1) > 0.85
+    harm = harm_of_previous_map(trial.model, (pixels for pixels, _ in trial.labelled()))[1:]
+    overlap = e.measurements.get("map_overlap", site="effective").mean.diagonal(1)
+    repeats, known = overlap > REPEATS, np.isfinite(harm)
+    similar = {site: e.measurements.get("similar_blocks", site=site).summary["count"]
+               for site in ("weights", "effective")}  # fmt: skip
     return {
-        "accuracy": e.info.get("accuracy"),
-        "kinds": {finding.words: f"{len(finding.blocks)} of {finding.of}" for finding in found},
-        "repeating": _mean(harm[1:][repeats & known]),
-        "others": _mean(harm[1:][~repeats & known]),
-        **{name: float(spearmanr(-harm[1:][known], np.array(x, float)[known])[0]) for name, x in by.items()},
+        "kinds": {f.words: [len(f.blocks), f.of, f.first_block] for f in found if not f.single},
+        "single": {f.words: len(f.blocks) for f in found if f.single},
+        "similar": similar,
+        "harm": [_mean(harm[repeats & known]), _mean(harm[~repeats & known])],
     }
 
 
@@ -73,127 +81,72 @@ def _mean(values: np.ndarray) -> float | None:
     return float(values.mean()) if len(values) else None
 
 
-def kinds_row(data: str, depth: int, variant: str, seed: int, found: dict[str, Any]) -> list[str]:
-    """One line of the table of kinds."""
-
-    def shown(x: float | None, form: str) -> str:
-        return "–" if x is None or not np.isfinite(x) else form.format(x)
-
-    kinds = "; ".join(f"{words}: {blocks}" for words, blocks in found["kinds"].items()) or "none"
-    harms = (shown(found[name], "{:.1e}") for name in ("repeating", "others"))
-    ranks = (shown(found[name], "{:.2f}") for name in ("overlap", "cosine"))
-    return [data, str(depth), f"{variant}, {seed}", f"{100 * found['accuracy']:.1f}", kinds, *harms, *ranks]
-
-
-def measured(run: Path) -> dict[str, Any]:
-    """What one captured run comes to."""
-    examined = examine(run, metrics=["similar_blocks", "head_divergence"], pictures=0)
-    found: dict[str, Any] = {}
-    for key, site in (("similar_blocks@weights", "softmax"), ("similar_blocks", "effective")):
-        m = examined.measurements.get(key, examined.measurements["similar_blocks"])
-        found[site] = {"count": m.summary["count"], "ci": list(m.summary["count_ci"])}
-        found[site]["untrained"] = m.baselines["untrained"].summary["count"]
-    heads = examined.measurements["head_divergence"].summary
-    found["redundant"], found["heads"] = heads["redundant"], heads["of"]
-    evidence, _ = verify_drops(run, images=180, out=run)
-    drops = evidence.table().to_dict("records")
-    for curve in ("blocks", "heads"):
-        steps = [step for step in drops if step["curve"] == curve]
-        free = evidence.free(curve)
-        found[curve + "_removed"] = {
-            "candidates": len(steps),
-            "all": steps[-1]["gained"] if steps else None,
-            "free": 0 if free is None else len(free.changes),
-        }
-    return found
+def row(depth: int, variant: str, seeds: list[dict[str, Any]]) -> list[str]:
+    """One line of the table, of all seeds of a variant at a depth."""
+    top1 = 100 * np.array([seed["top1"] for seed in seeds])
+    half = stats.t.ppf(0.975, len(top1) - 1) * top1.std(ddof=1) / np.sqrt(len(top1)) if len(top1) > 1 else np.nan
+    blocks = defaultdict(list)
+    for seed in seeds:
+        for words, (n, of, first) in seed["kinds"].items():
+            blocks[words].append(f"{n} of {of} from {first}")
+    kinds = "; ".join(f"{words} {len(each)}/{len(seeds)} ({', '.join(each)})" for words, each in blocks.items())
+    single = sorted({f"{words} ({n})" for seed in seeds for words, n in seed["single"].items()})
+    similar = (", ".join(str(seed["similar"][site]) for seed in seeds) for site in ("weights", "effective"))
+    harm = (", ".join("–" if seed["harm"][k] is None else f"{seed['harm'][k]:.0e}" for seed in seeds) for k in (0, 1))
+    return [str(depth), variant, f"{top1.mean():.1f} ± {half:.1f}", kinds or "none", "; ".join(single) or "–",
+            *similar, *harm]  # fmt: skip
 
 
-def row(data: str, depth: int, variant: str, seeds: list[dict[str, Any]]) -> list[str]:
-    """One line of the table, of all seeds of a variant."""
-
-    def each(form: Any) -> str:
-        return ", ".join(form(seed) for seed in seeds)
-
-    def similar(site: str) -> str:
-        return each(lambda seed: "{} ({}–{})".format(seed[site]["count"], *seed[site]["ci"]))
-
-    def removed(name: str) -> str:
-        def one(gone: dict[str, Any]) -> str:
-            return (
-                f"{100 * gone['all']:+.1f} without {gone['candidates']}, {gone['free']} free"
-                if gone["candidates"]
-                else "–"
-            )
-
-        return each(lambda seed: one(seed[name]))
-
-    top1 = statistics.mean(seed["top1"] for seed in seeds)
-    return [data, str(depth), variant, each(lambda seed: f"{100 * seed['top1']:.1f}"), f"{100 * top1:.1f}",
-            similar("softmax"), similar("effective"),
-            each(lambda seed: "/".join(str(seed[site]["untrained"]) for site in ("softmax", "effective"))),
-            each(lambda seed: f"{100 * seed['redundant'] / seed['heads']:.0f}"), removed("blocks_removed"),
-            removed("heads_removed")]  # fmt: skip
-
-
-def folder_of(out: Path, data: str, *which: object) -> Path:
-    """`variants/digits-vit-16-0`."""
-    return out / "-".join(map(str, (data.replace(":", "-"), *which)))
-
-
-def differences(out: Path, data: str, depth: int, variants: list[str], seeds: int) -> None:
-    """Print how many more similar blocks each variant has than the first."""
-    methods = {variant: [folder_of(out, data, variant, depth, seed) for seed in range(seeds)] for variant in variants}
-    found, _ = compare(methods, out=folder_of(out, data, depth), metrics=["similar_blocks"])
-    for row in found.differences:
-        if row.overall is not None:
-            low, high = row.overall.ci
-            which = f"{data}, {depth} blocks, {row.run} - {variants[0]}, {row.site}"
-            interval = f"95 % interval {low:+.1f} to {high:+.1f}"
-            print(f"{which}: {row.overall.mean:+.1f} similar blocks ({interval}), {row.overall.effect:+.1f} run SD")
+def differences(out: Path, methods: dict[str, list[Path]], depth: int) -> None:
+    """Print by how much each variant differs from the first, as methods."""
+    found, _ = compare(methods, out=out / f"compared-{depth}", metrics=list(MEASURED))
+    for each in found.differences:
+        if each.overall is not None:
+            low, high = each.overall.ci
+            print(f"- {depth} blocks, {each.run} minus {next(iter(methods))}, {each.metric} ({each.site}): "
+                  f"{each.overall.mean:+.3f} (95 % interval {low:+.3f} to {high:+.3f})")  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", nargs="+", default=["digits", "fractals:10:200"])
-    parser.add_argument("--depths", nargs="+", type=int, default=[16, 24, 32])
+    parser.add_argument("--data", default="torch/fashion_mnist", help="or digits, fractals:10:200, a folder")
+    parser.add_argument("--depths", nargs="+", type=int, default=[12, 24])
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--width", type=int, default=64, help="with heads of 16")
-    parser.add_argument("--epochs", type=int, default=15)
-    parser.add_argument("--kinds", action="store_true", help="the table of kinds of collapse, one line a run")
-    parser.add_argument("--full", action="store_true", help="224 pixels, width 384; 64 images are captured")
+    parser.add_argument("--epochs", type=int, help="instead of the recipes'")
+    parser.add_argument("--images", type=int, default=256, help="validation images that are captured")
+    parser.add_argument("--full", action="store_true", help="224 pixels, width 384; wants a GPU")
     parser.add_argument("-o", "--out", type=Path, default=Path("variants"))
     options = parser.parse_args()
     torch.set_num_threads(1)
-    size = {} if options.full else {"embed_dim": options.width, "num_heads": options.width // 16}
-    found: dict[tuple[str, int, str], list[dict[str, Any]]] = {}
-    lines: list[list[str]] = []
-    for seed, *which in product(range(options.seeds), options.data, options.depths, options.variants):
-        data, depth, variant = which
-        run = folder_of(options.out, data, variant, depth, seed)
-        images = 64 if options.full or options.kinds else None
-        wanted = ("weights", "effective", "tokens") if options.kinds else ("weights", "effective")
-        if not (Run(run).maps if options.kinds else run / "measured.json").exists():
-            recipe = f"digits_{variant}_16"
-            kwargs = {**read_recipe(recipe).get("model_kwargs", {}), **size, "depth": depth}
-            settings = {"model": f"{variant}_16" if options.full else f"{variant}_16_digits", "model_kwargs": kwargs,
-                        "dataset": data, "epochs": options.epochs, "seed": seed}  # fmt: skip
-            top1 = train(recipe, run, settings=settings).top1
+    facts: dict[tuple[int, str], dict[int, dict[str, Any]]] = defaultdict(dict)
+    for seed, depth, variant in product(range(options.seeds), options.depths, options.variants):
+        run = options.out / f"{variant}-{depth}-{seed}"
+        results = run / "judged.json"
+        if not results.exists():
+            recipe, settings = settings_of(options.data, variant, depth, options.full)
+            more = {"seed": seed} | ({"epochs": options.epochs} if options.epochs else {})
+            try:
+                top1 = train(recipe, run, settings=settings | more).top1
+            except InUse:  # another process is at it
+                continue
             if not Run(run).maps.exists():
-                capture_file(CaptureSpec(run, what=wanted, images=images, batch_size=60, untrained=32))
-            if not options.kinds:
-                (run / "measured.json").write_text(json.dumps({"top1": top1, **measured(run)}, indent=1))
-        if options.kinds:
-            lines.append(kinds_row(data, depth, variant, seed, judged(run)))
-        else:
-            facts = json.loads((run / "measured.json").read_text())
-            found.setdefault((data, depth, variant), []).append(facts)
-    columns = KIND_COLUMNS if options.kinds else COLUMNS
-    lines += [row(*which, seeds) for which, seeds in found.items()]
-    for line in (columns, ["---"] * len(columns), *lines):
+                what = ("weights", "effective", "tokens")
+                capture_file(CaptureSpec(run, what=what, images=options.images, batch_size=64, untrained=64))
+            results.write_text(json.dumps({"top1": top1, **judged(run)}, indent=1))
+        facts[depth, variant][seed] = json.loads(results.read_text())
+        print(f"{run.name}: {json.dumps(facts[depth, variant][seed]['kinds'])}", flush=True)
+    for line in (
+        COLUMNS,
+        ["---"] * len(COLUMNS),
+        *(row(*which, list(seeds.values())) for which, seeds in facts.items()),
+    ):
         print("|", " | ".join(line), "|")
-    for data, depth in product(options.data, options.depths) if min(options.seeds, len(options.variants)) > 1 else ():
-        differences(options.out, data, depth, options.variants, options.seeds)
+    for depth in options.depths:
+        whole = [v for v in options.variants if len(facts[depth, v]) == options.seeds > 1]
+        if len(whole) > 1:
+            methods = {v: [options.out / f"{v}-{depth}-{seed}" for seed in range(options.seeds)] for v in whole}
+            differences(options.out, methods, depth)
 
 
 if __name__ == "__main__":
