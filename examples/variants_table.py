@@ -32,9 +32,9 @@ from attnprobe.training import read_recipe
 from attnprobe.workflows.ablate import verify_drops
 from attnprobe.workflows.capture import capture_file
 from attnprobe.workflows.compare import compare
-from attnprobe.workflows.evaluate import open_trial
 from attnprobe.workflows.measure import examine
 from attnprobe.workflows.train import train
+from attnprobe.workflows.trial import open_trial
 
 VARIANTS = ("vit", "deepvit", "refiner", "structured", "richvit")
 COLUMNS = ("data", "blocks", "variant", "top-1 by seed [%]", "mean", "similar, softmax", "similar, effective",

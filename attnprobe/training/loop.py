@@ -277,14 +277,13 @@ def _validated(
     """
     config, training = task.config, time.monotonic() - started
     batch_size = 2 * config.batch_size  # without gradients there is room for twice as many
-    val_loss, top1 = evaluate(
-        learner.deployed, task.val_images, batch_size=batch_size, device=group.device, processes=group
-    )
+    scores = evaluate(learner.deployed, task.val_images, batch_size=batch_size, device=group.device, processes=group)
+    top1 = scores.top1
     progress.epoch, progress.step, progress.loss = progress.epoch + 1, 0, 0.0
     if top1 > progress.best:
         progress.best, progress.best_epoch = top1, progress.epoch
     seconds, speed = time.monotonic() - started, len(task.images) / training
-    row = (progress.epoch, learner.optimizer.param_groups[0]["lr"], loss, val_loss, top1, seconds, speed)
+    row = (progress.epoch, learner.optimizer.param_groups[0]["lr"], loss, scores.loss, top1, seconds, speed)
     return dict(zip(LOG_FIELDS, (*row, waited / training, peak_memory(group.device)), strict=True))
 
 

@@ -21,7 +21,7 @@ from attnprobe.models.ablate import Ablatable
 from attnprobe.models.prune import pruned, written_down
 from attnprobe.reports.json_report import evidence_document, measurement_document, plain
 from attnprobe.store import open_maps
-from attnprobe.workflows.evaluate import Trial, open_trial
+from attnprobe.workflows.trial import Trial, open_trial
 
 METRICS = ("similar_blocks", "head_divergence")
 """Metrics by which a report calls blocks similar and heads redundant."""

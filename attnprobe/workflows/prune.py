@@ -20,8 +20,8 @@ from attnprobe.io.run import Run
 from attnprobe.models import load_model
 from attnprobe.models.describe import config_json
 from attnprobe.models.prune import pruned, written_down
-from attnprobe.workflows.evaluate import Trial, open_trial, run_images
 from attnprobe.workflows.train import train
+from attnprobe.workflows.trial import Trial, open_trial, run_images
 
 ROUNDS = 9
 """Times each model runs, in turn with the other; the speed-up is the median ratio."""

@@ -19,11 +19,11 @@ from attnprobe.reports.removal import advice, evidence_text
 from attnprobe.workflows import ablate as ablation
 from attnprobe.workflows.ablate import MOST_TRIED, verify_drops
 from attnprobe.workflows.capture import capture_file
-from attnprobe.workflows.evaluate import open_trial
 from attnprobe.workflows.measure import examine
 from attnprobe.workflows.prune import heads_of, numbers_of, prune
 from attnprobe.workflows.report import report
 from attnprobe.workflows.train import train
+from attnprobe.workflows.trial import open_trial
 from tests.reports.formulas import head_distance, measurement
 
 TINY = {"epochs": 12, "warmup_epochs": 1, "model_kwargs": {"depth": 4, "embed_dim": 24, "num_heads": 3}}
