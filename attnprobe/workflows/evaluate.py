@@ -143,10 +143,10 @@ def evaluate(model: EvaluateSpec | Path | str, **options: Any) -> Evaluation:
     pixels = _as_asked(input_spec(module), spec)
     recipe = recipe_of(Path(spec.model))
     data, data_dir = run_images(Path(spec.model), recipe, UserImages(spec.data, spec.data_dir))
-    kept = {"resident_bytes": 0} if spec.split == "train" else {}  # a resident training split would not be cropped
-    images = load_images(
-        data, spec.split, spec=pixels, data_dir=data_dir, limit=spec.images, workers=spec.workers, **kept
-    )
+    opening: dict[str, Any] = {"spec": pixels, "data_dir": data_dir, "limit": spec.images, "workers": spec.workers}
+    if spec.split == "train":  # kept on the device, it would not be cropped
+        opening["resident_bytes"] = 0
+    images = load_images(data, spec.split, **opening)
     classes = n_classes(module)
     if not spec.knn:
         if classes == 0:
