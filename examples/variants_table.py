@@ -29,7 +29,7 @@ from attnprobe.io.run import Run
 from attnprobe.models.harm import harm_of_previous_map
 from attnprobe.reports import verdict
 from attnprobe.training import read_recipe
-from attnprobe.workflows.ablate import verify_drops
+from attnprobe.workflows.ablate import verify_drops, write_evidence
 from attnprobe.workflows.capture import capture_file
 from attnprobe.workflows.compare import compare
 from attnprobe.workflows.measure import examine
@@ -95,7 +95,8 @@ def measured(run: Path) -> dict[str, Any]:
         found[site]["untrained"] = m.baselines["untrained"].summary["count"]
     heads = examined.measurements["head_divergence"].summary
     found["redundant"], found["heads"] = heads["redundant"], heads["of"]
-    evidence, _ = verify_drops(run, images=180, out=run)
+    evidence = verify_drops(run, images=180)
+    write_evidence(evidence, run)
     drops = evidence.table().to_dict("records")
     for curve in ("blocks", "heads"):
         steps = [step for step in drops if step["curve"] == curve]

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from attnprobe.core.errors import InputError
 from attnprobe.core.evidence import Change
 from attnprobe.models.attention import TappedAttention, replace_attention
-from attnprobe.models.families import PLAIN, family_of, units
+from attnprobe.models.families import PLAIN, family_of
 from attnprobe.models.fewer_heads import NoAttention
+from attnprobe.models.parts import units
 from attnprobe.models.same import SAME
 
 SAME_IN_FLOAT64 = 1e-9
@@ -91,7 +92,7 @@ class Ablatable:
         return ""
 
     def units(self, blocks: Sequence[int], *, every: bool = False) -> list[tuple[int, ...]]:
-        """Groups of these blocks that can be dropped alone; see `attnprobe.models.families.units`."""
+        """Groups of these blocks that can be dropped alone; see `attnprobe.models.parts.units`."""
         return units(self.parts, blocks, every=every)
 
     def head(self, block: int, head: int) -> Change:

@@ -30,7 +30,7 @@ class NoAttention(nn.Module):
 
     def __init__(self, whole: nn.Module) -> None:
         super().__init__()
-        self.class_alone = isinstance(whole, ClassAttn) or getattr(whole, "class_alone", False)
+        self.class_alone = _is_of_class_token(whole)
 
     def forward(self, x: Tensor, *_args: Any, **_options: Any) -> Tensor:
         """[image, token, width] -> zeros of this shape, or of the class token's."""
@@ -45,14 +45,11 @@ class FewerHeads(nn.Module):
         kept: its heads, from 0.
     """
 
-    q_norm: nn.Module
-    k_norm: nn.Module
-
     def __init__(self, whole: Any, kept: Sequence[int]) -> None:
         super().__init__()
         entries = _entries(whole, kept)
         self.num_heads, self.scale = len(kept), whole.scale
-        self.class_alone = isinstance(whole, ClassAttn) or getattr(whole, "class_alone", False)
+        self.class_alone = _is_of_class_token(whole)
         self.q, self.k, self.v = (_rows(layer, entries) for layer in _queries_keys_values(whole))
         self.q_norm, self.k_norm = (getattr(whole, name, nn.Identity()) for name in ("q_norm", "k_norm"))
         self.proj, self.proj_drop = _columns(whole.proj, entries), whole.proj_drop
@@ -152,6 +149,11 @@ def heads_refusal(attention: Any) -> str:
     if getattr(attention, "gate", None) is not None and not isinstance(attention, GatedAttention):
         return f"heads of {kind} have a gate that is not known here"
     return f"heads of {kind} share keys and values" if getattr(attention, "num_kv_groups", 1) > 1 else ""
+
+
+def _is_of_class_token(attention: Any) -> bool:
+    """Whether only the class token has queries."""
+    return isinstance(attention, ClassAttn) or getattr(attention, "class_alone", False)
 
 
 def _entries(attention: Any, kept: Sequence[int]) -> Tensor:

@@ -17,8 +17,8 @@ from torch import nn
 
 from attnprobe.core.errors import InputError
 from attnprobe.models.elsewhere import without_network
-from attnprobe.models.families import Part, Removal, Smaller
 from attnprobe.models.fewer_heads import cut_linear
+from attnprobe.models.parts import Part, Removal, Smaller
 from attnprobe.models.same import compute_alike
 
 BLOCKS = ("layers", "layer", "encoder.layers", "encoder.layer")

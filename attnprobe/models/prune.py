@@ -23,8 +23,9 @@ from torch import nn
 from attnprobe.core.errors import InputError
 from attnprobe.models.build import build_model
 from attnprobe.models.describe import config_json
-from attnprobe.models.families import Family, Removal, Smaller, TimmFamily, family_of
+from attnprobe.models.families import TimmFamily, family_of
 from attnprobe.models.fewer_heads import with_heads
+from attnprobe.models.parts import Family, Removal, Smaller
 from attnprobe.models.presets import MODELS
 from attnprobe.models.same import compute_alike
 
@@ -47,13 +48,18 @@ def smaller_model(model: Any, removal: Removal, name: str, options: Mapping[str,
         return family.smaller(model, removal, name, options)
     smaller = pruned(model, blocks=removal.blocks, attention=removal.attention, heads=removal.heads)
     name, options, rebuilt = written_down(model, smaller, name, options, removal.blocks)
+    return timm_files(rebuilt, name, options)
+
+
+def timm_files(model: nn.Module, name: str, options: Mapping[str, Any]) -> Smaller:
+    """A model that `build_model` makes from this name and these options, stored in timm's `local-dir:` layout."""
 
     def files() -> dict[str, bytes]:
-        state = {key: value.detach().cpu().contiguous() for key, value in rebuilt.state_dict().items()}
-        config = json.dumps(config_json(name, rebuilt, options), indent=1)
+        state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+        config = json.dumps(config_json(name, model, options), indent=1)
         return {"model.safetensors": save(state, {"format": "pt"}), "config.json": config.encode()}
 
-    return Smaller(rebuilt, name, options, files)
+    return Smaller(model, name, options, files)
 
 
 def pruned(

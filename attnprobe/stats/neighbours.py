@@ -9,6 +9,12 @@ NEIGHBOURS = 20
 class has fewer reference images."""
 
 
+def n_neighbours(labels: np.ndarray) -> int:
+    """Number of neighbours that vote among reference images of these labels [image]: at most the smallest class."""
+    sizes = np.bincount(labels)
+    return int(min(NEIGHBOURS, sizes[sizes > 0].min(), len(labels) - 1))
+
+
 def neighbour_votes(features: np.ndarray, labels: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray, int]:
     """Votes [image, class] of each image's k nearest reference images by cosine distance, and k.
 
@@ -28,8 +34,7 @@ def neighbour_votes(features: np.ndarray, labels: np.ndarray, reference: np.ndar
         raise InputError("the model's features are not all finite, so they have no neighbours.")
     if reference.sum() < 2:
         raise InputError(f"{int(reference.sum())} labelled images are too few for a nearest neighbour; name more.")
-    sizes = np.bincount(labels[reference])
-    k = int(min(NEIGHBOURS, sizes[sizes > 0].min(), reference.sum() - 1))
+    k = n_neighbours(labels[reference])
     index = NearestNeighbors(n_neighbors=k, metric="cosine").fit(features[reference])
     votes = np.zeros((len(labels), labels.max() + 1))
     for judged, queries in ((reference, None), (~reference, features[~reference])):  # None: all, without themselves

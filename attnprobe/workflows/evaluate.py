@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from attnprobe.capturing.outputs import class_logits
 from attnprobe.core.accuracy import accuracy_interval
 from attnprobe.core.errors import InputError
 from attnprobe.core.evaluate_spec import EvaluateSpec
@@ -27,7 +26,7 @@ from attnprobe.stats.neighbours import neighbour_votes
 from attnprobe.training import evaluate as scores_of
 from attnprobe.training import pick_device
 from attnprobe.training.processes import Processes, processes
-from attnprobe.workflows.trial import check_classes, recipe_of, run_images
+from attnprobe.workflows.trial import check_classes, logits_of, recipe_of, run_images
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -201,11 +200,7 @@ class _Logits(nn.Module):
         self.model, self.images = model, images
 
     def forward(self, pixels: Tensor) -> Tensor:
-        logits = class_logits(self.model(pixels), len(pixels))
-        if logits is None:
-            raise InputError(
-                f"{type(self.model).__name__} returns no logits [image, class]; --knn judges its features."
-            )
+        logits = logits_of(self.model, pixels)
         if (n := logits.shape[-1]) < len(self.images.class_names):
             raise InputError(f"{self.images.name} has more classes than the {n} logits of {type(self.model).__name__}.")
         return logits

@@ -13,7 +13,8 @@ from attnprobe.core.errors import InputError
 from attnprobe.core.evidence import Change
 from attnprobe.models import build_model, load_model
 from attnprobe.models.ablate import Ablatable
-from attnprobe.models.families import Part, Removal, Smaller, family_of, units
+from attnprobe.models.families import family_of
+from attnprobe.models.parts import Part, Removal, Smaller, units
 from attnprobe.models.prune import smaller_model
 from attnprobe.models.torchvision_vit import as_timm
 
