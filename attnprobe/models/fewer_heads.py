@@ -53,7 +53,7 @@ class FewerHeads(nn.Module):
         self.q, self.k, self.v = (_rows(layer, entries) for layer in _queries_keys_values(whole))
         self.q_norm, self.k_norm = (getattr(whole, name, nn.Identity()) for name in ("q_norm", "k_norm"))
         self.proj, self.proj_drop = _columns(whole.proj, entries), whole.proj_drop
-        self.dropout = whole.attn_drop.p if hasattr(whole, "attn_drop") else whole.dropout
+        self.attn_drop, self.fused_attn = whole.attn_drop, whole.fused_attn  # as timm's classes, so that maps are read
         self.num_prefix_tokens = getattr(whole, "num_prefix_tokens", 0)
         self.rotate_half = getattr(whole, "rotate_half", False)
         self.window_size = getattr(whole, "window_size", None)
@@ -77,8 +77,13 @@ class FewerHeads(nn.Module):
         if self.window_size is not None:
             bias = BeitAttention._get_rel_pos_bias(self)  # type: ignore[arg-type]  # of the heads that are left
             attn_mask = bias if attn_mask is None else bias + attn_mask
-        dropout = self.dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask, dropout, scale=self.scale)
+        if self.fused_attn:
+            dropout = self.attn_drop.p if self.training else 0.0
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask, dropout, scale=self.scale)
+        else:
+            scores = (q * self.scale) @ k.mT
+            scores = scores if attn_mask is None else scores + attn_mask
+            y = self.attn_drop(scores.softmax(-1)) @ v
         return self.proj_drop(self.proj(y.transpose(1, 2).flatten(2)))
 
     def _rotated(self, x: Tensor, rope: Tensor) -> Tensor:

@@ -164,12 +164,16 @@ def _evidence(
     pixels = next(iter(trial.images.batches(4, device=trial.device, order=few))).pixels
     ablatable = Ablatable(trial.model.to(trial.device), pixels)
     blocks, heads = candidates.blocks, candidates.heads
-    every = heads == "all"
-    groups = _all_blocks(ablatable) if blocks == "all" else ablatable.units(_listed(blocks))
+    some = blocks == "all" or candidates.reported or candidates.what == "attention"  # not all need a partner
+    if blocks == "all":
+        numbers = range(1, len(ablatable.heads) + 1)
+        blocks = [number for number in numbers if not ablatable.refusal(Change("block", number))]
+    blocks, every = _listed(blocks), heads == "all"
+    groups = ablatable.units(blocks, every=some)
     heads = [(b, h) for b, n in enumerate(ablatable.heads, 1) for h in range(1, n + 1)] if every else _listed(heads)
     if every or candidates.reported:  # heads named by number are refused with a reason, below
         heads = [(b, h) for b, h in heads if not ablatable.refusal(ablatable.head(b, h))]
-    singles = list(_singles(ablatable, groups, heads))
+    singles = list(_singles(ablatable, blocks, groups, heads))
     for change in chain.from_iterable(singles):
         ablatable.check(change)
     dropped = sum(changes[0].kind == candidates.what for changes in singles)
@@ -210,28 +214,26 @@ def _evidence(
     return replace(evidence, importance=found)
 
 
-def _all_blocks(ablatable: Ablatable) -> list[tuple[int, ...]]:
-    """Groups of blocks that can be dropped, from 1."""
-    free = [n for n in range(1, len(ablatable.heads) + 1) if not ablatable.refusal(Change("block", n))]
-    return ablatable.units(free, every=True)
-
-
 def _listed(asked: Any) -> list[Any]:
     if isinstance(asked, str):
         raise InputError(f"{asked!r} must be 'all', or numbers counted from 1.")
     return list(dict.fromkeys(asked))
 
 
-def _singles(ablatable: Ablatable, groups: Sequence[Blocks], heads: Heads) -> Iterator[tuple[Change, ...]]:
+def _singles(
+    ablatable: Ablatable, blocks: Blocks, groups: Sequence[Blocks], heads: Heads
+) -> Iterator[tuple[Change, ...]]:
     """Ablations tried alone; without "map" for a block that cannot use the previous block's map, as the first.
 
-    Blocks that can only be dropped together are dropped together.
+    Args:
+        groups: blocks that are dropped together.
     """
-    for group in groups:
-        for block in group:
-            alone = (Change("map", block), Change("attention", block))
-            yield from ((change,) for change in alone if not ablatable.refusal(change))
-        yield tuple(Change("block", block) for block in group)
+    ends = {group[-1]: group for group in groups}
+    for block in blocks:
+        alone = (Change("map", block), Change("attention", block))
+        yield from ((change,) for change in alone if not ablatable.refusal(change))
+        if block in ends:
+            yield tuple(Change("block", dropped) for dropped in ends[block])
     yield from ((ablatable.head(block, head),) for block, head in heads)
 
 

@@ -22,6 +22,7 @@ from attnprobe.io.reference import UserImages
 from attnprobe.models import input_spec
 from attnprobe.models.describe import resolve_model
 from attnprobe.models.features import features, n_classes
+from attnprobe.reports.json_report import plain
 from attnprobe.stats.neighbours import neighbour_votes
 from attnprobe.training import evaluate as scores_of
 from attnprobe.training import pick_device
@@ -73,7 +74,7 @@ class Evaluation:
         return {name: (int(n), *_share(right, n)) for name, (n, right, _) in rows if n}
 
     def document(self) -> dict[str, Any]:
-        """Everything as JSON's types."""
+        """Everything by name; what is not measured is NaN."""
         return {
             "format": "attnprobe evaluation",
             "model": self.model,
@@ -84,7 +85,7 @@ class Evaluation:
             "accuracy": {
                 name: {"value": value, "low": low, "high": high} for name, (value, low, high) in self.shares.items()
             },
-            "loss": None if self.neighbours else self.loss,
+            "loss": self.loss,
             "classes": {
                 name: {"n_images": n, "accuracy": value, "low": low, "high": high}
                 for name, (n, value, low, high) in self.per_class.items()
@@ -177,7 +178,7 @@ def write_json(evaluation: Evaluation, path: Path) -> None:
         WorkError: the file cannot be written.
     """
     with fs.as_work_error(f"writing {path}"):
-        fs.write_file(path, (json.dumps(evaluation.document(), indent=1) + "\n").encode(), overwrite=True)
+        fs.write_file(path, (json.dumps(plain(evaluation.document()), indent=1) + "\n").encode(), overwrite=True)
 
 
 def _as_asked(own: InputSpec, spec: EvaluateSpec) -> InputSpec:

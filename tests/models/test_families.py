@@ -9,6 +9,7 @@ import timm
 import torch
 from torch import nn
 
+from attnprobe.capturing import capture
 from attnprobe.core.errors import InputError
 from attnprobe.core.evidence import Change
 from attnprobe.models import build_model, load_model
@@ -140,6 +141,15 @@ def test_gates_multiply_the_heads_of_each_image(name):
         gated = ablatable.module(pixels)
     torch.testing.assert_close(gated[:2], model(pixels)[:2].detach(), rtol=0, atol=1e-5)
     torch.testing.assert_close(gated[2:], silenced(model, Removal(heads={2: [1]}), pixels)[2:], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["vit", "dinov3", "beit"])
+def test_maps_of_the_heads_that_are_left_are_captured_as_those_of_the_whole_model(name):
+    model = whole(name)
+    smaller = smaller_model(model, Removal(attention={2}, heads={1: [2]}), *TIMM[name]).module.eval()
+    first, before = (next(iter(capture(one, images()))) for one in (smaller, model))
+    assert first.values.shape[1:3] == (1, 2)  # of the first block
+    torch.testing.assert_close(first.values[:, 0], before.values[:, 0, [0, 2]], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(

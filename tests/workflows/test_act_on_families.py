@@ -62,6 +62,8 @@ def test_blocks_of_swin_go_in_pairs_and_the_advice_is_what_prune_measures(tmp_pa
     assert "block 3: dropped, block 4: dropped" in evidence_text(evidence)
     with pytest.raises(InputError, match="block 3 alternates"):
         verify_drops(path, blocks=[3], **WHERE)
+    alone = verify_drops(path, blocks=[3], what="attention", **{**WHERE, "images": 20})
+    assert [str(tried.changes[0]) for tried in alone.single] == ["block 3: attention skipped"]
     four = next(tried for tried in evidence.single if tried.blocks == [3, 4])
     done = prune(path, tmp_path / "small", blocks=[3, 4], **WHERE)
     np.testing.assert_array_equal(done.right[1], four.right[~evidence.chooses])
