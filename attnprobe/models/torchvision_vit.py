@@ -61,7 +61,10 @@ def as_timm(model: nn.Module) -> tuple[str, dict[str, Any], Any]:
         other.load_state_dict(_renamed(model.state_dict()), strict=True)
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
-        raise InputError(f"torchvision's model has parts that timm's has not ({reason:.120}); see --help.") from error
+        raise InputError(
+            f"torchvision's model has parts that timm's has not ({reason:.120}); "
+            "only a plain patch embedding and a linear head can be carried over."
+        ) from error
     if not compute_alike(model, other):
         raise InputError("torchvision's model computes something else than timm's, so its parts cannot be removed.")
     return NAME, options, other.train(model.training)

@@ -25,6 +25,7 @@ from attnprobe.data import load_images
 from attnprobe.data.order import one_half
 from attnprobe.models import build_model, input_spec, load_model
 from attnprobe.models.describe import config_json
+from attnprobe.workflows.train import train
 
 MODELS = {
     "vit": ("vit_tiny_patch16_224", {"depth": 2, "embed_dim": 32, "num_heads": 2, "patch_size": 8}, {"crop_pct": 0.8}),
@@ -217,3 +218,12 @@ def test_models_of_transformers_are_evaluated_by_their_logits(tmp_path, folder):
         logits = model(batch.pixels).logits
     assert done.counts[:, 1].sum() == (logits.argmax(-1) == batch.labels).sum()
     assert done.loss == pytest.approx(nn.functional.cross_entropy(logits, batch.labels).item(), abs=1e-5)
+
+
+def test_a_run_is_evaluated_on_its_own_images_as_in_training(tmp_path):
+    settings = {"epochs": 2, "warmup_epochs": 1, "model_kwargs": {"depth": 2, "embed_dim": 24, "num_heads": 3}}
+    result = train("digits_vit_16", tmp_path / "run", settings=settings)
+    done = ap.evaluate(result.run.path, device="cpu")
+    assert done.shares["top-1"][0] == pytest.approx(result.top1)
+    assert done.loss == pytest.approx(result.log[-1]["val_loss"], abs=1e-5)
+    assert done.class_names == tuple("0123456789") and done.data == "digits/val"
