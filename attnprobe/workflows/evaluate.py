@@ -1,6 +1,7 @@
 """Accuracy and loss of a model on labelled images, by one process or by several under torchrun."""
 
 import json
+import warnings
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -140,6 +141,8 @@ def evaluate(model: EvaluateSpec | Path | str, **options: Any) -> Evaluation:
     """
     spec = model if isinstance(model, EvaluateSpec) else EvaluateSpec(model, **options)
     module, facts = resolve_model(spec.model, spec.architecture, img_size=spec.img_size)
+    for note in facts.notes:
+        warnings.warn(note, stacklevel=2)
     pixels = _as_asked(input_spec(module), spec)
     recipe = recipe_of(Path(spec.model))
     data, data_dir = run_images(Path(spec.model), recipe, UserImages(spec.data, spec.data_dir))
