@@ -23,6 +23,7 @@ _WHERE = {
     # training
     "RECIPES": "attnprobe.training",
     "train": "attnprobe.workflows.train",
+    "evaluate": "attnprobe.workflows.evaluate",
     "Probe": "attnprobe.workflows.probe",
     # capture and store
     "AttentionMaps": "attnprobe.core.maps",

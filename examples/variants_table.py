@@ -29,9 +29,9 @@ from attnprobe.reports import verdict
 from attnprobe.training import RECIPES, read_recipe
 from attnprobe.workflows.capture import capture_file
 from attnprobe.workflows.compare import compare
-from attnprobe.workflows.evaluate import open_trial
 from attnprobe.workflows.measure import examine
 from attnprobe.workflows.train import train
+from attnprobe.workflows.trial import open_trial
 
 VARIANTS = ("vit", "deepvit", "refiner", "structured", "richvit")
 COLUMNS = ("blocks", "variant", "top-1 [%]", "kinds found: in runs, blocks", "in single blocks",

@@ -21,7 +21,7 @@ from attnprobe.cli.import_maps import import_
 from attnprobe.cli.prune import prune, verify_drops
 from attnprobe.cli.report import compare, plot, report, view
 from attnprobe.cli.tables import explain, list_, schema, verify
-from attnprobe.cli.train import demo, train
+from attnprobe.cli.train import demo, evaluate, train
 from attnprobe.core.errors import AttnprobeError, InputError, Stopped, did_you_mean, stop_now
 from attnprobe.core.text import visible
 
@@ -38,6 +38,7 @@ Start with
 COMMANDS: dict[str, Callable[..., Any]] = {
     "demo": demo,
     "train": train,
+    "evaluate": evaluate,
     "inspect": inspect,
     "capture": capture,
     "import": import_,

@@ -1,18 +1,49 @@
 """The commands that try a model without parts of it: verify-drops and prune."""
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
+
+import tyro
 
 from attnprobe.cli.options import EVERY_IMAGE, NEWEST, Positional, Repeated, Short, Trial, Which
 
 
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """What verify-drops ablates."""
+
+    maps: Path | None = None
+    """the maps file to find similar blocks and redundant heads in; the run's own if not given."""
+    blocks: Annotated[str | None, Short(metavar="B,B")] = None
+    """blocks to ablate instead of the report's, counted from 1; or all."""
+    heads: Annotated[str | None, Short(metavar="B:H,B:H")] = None
+    """heads to ablate instead of the report's, as BLOCK:HEAD; or all."""
+    metric: Repeated[tuple[str, ...]] = ()
+    """similar_blocks or head_divergence with settings, as for report; repeat for both."""
+    what: Literal["block", "attention"] = "block"
+    """what is removed cumulatively and advised: whole blocks, or their attention alone, which leaves the MLPs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """What prune removes."""
+
+    blocks: Annotated[str, Short(metavar="B,B")] = ""
+    """blocks to drop, counted from 1 as in reports; of Swin pairs of neighbours."""
+    attention: Annotated[str, Short(metavar="B,B")] = ""
+    """blocks that lose their attention and keep their MLP."""
+    heads: Annotated[str, Short(metavar="B:H,B:H")] = ""
+    """heads to remove, as BLOCK:HEAD, both counted from 1 in the whole model."""
+
+
+REPORTED, NOTHING = Candidates(), Removed()
+Flat = tyro.conf.OmitArgPrefixes
+
+
 def verify_drops(
     model: Positional[Annotated[str, Short(metavar="MODEL")]],
-    maps: Path | None = None,
-    blocks: Annotated[str | None, Short(metavar="B,B")] = None,
-    heads: Annotated[str | None, Short(metavar="B:H,B:H")] = None,
-    metric: Repeated[tuple[str, ...]] = (),
+    candidates: Flat[Candidates] = REPORTED,
     tolerance: float = 0.02,
     out: Annotated[Path | None, Short(aliases=["-o"])] = None,
     trial: Trial = EVERY_IMAGE,
@@ -23,21 +54,20 @@ def verify_drops(
     A similar block uses the previous block's map, adds no attention, or is dropped; the output of a redundant head is
     set to 0 (or its softmax map, where heads are mixed after the softmax). The last line says what can be removed at
     the tolerance, and the command that removes it. One half of the images, or with --split train the training images,
-    chooses what to remove; all numbers are measured on the others.
+    chooses what to remove; all numbers are measured on the others. A model without a head is judged by its features:
+    the accuracy is then that of their nearest neighbours among the images that choose.
 
     For example:
 
     $ attnprobe verify-drops runs/vit
     $ attnprobe verify-drops runs/vit --metric similar_blocks:tau=0.8 --tolerance 0.05 -o evidence
     $ attnprobe verify-drops runs/vit --blocks 2,3,4 --heads 9:3,9:5
-    $ attnprobe verify-drops runs/vit --blocks all --heads all --split train
+    $ attnprobe verify-drops runs/vit --blocks all --what attention --split train
+    $ attnprobe verify-drops hf:facebook/dinov2-small --blocks all --data path/to/images
 
     Args:
         model: a run, a checkpoint, or the name of a model.
-        maps: the maps file to find similar blocks and redundant heads in; the run's own if not given.
-        blocks: blocks to ablate instead of the report's, counted from 1; or all.
-        heads: heads to ablate instead of the report's, as BLOCK:HEAD; or all.
-        metric: similar_blocks or head_divergence with settings, as for report; repeat for both.
+        candidates: what to ablate.
         tolerance: largest loss of accuracy, as a fraction, that the advice accepts: the 95 % interval must exclude a
             larger one.
         out: folder for drops.csv and drops.json; nothing is written if not given.
@@ -46,16 +76,18 @@ def verify_drops(
     from attnprobe.workflows import ablate as ablation
     from attnprobe.workflows.prune import numbers_of, pairs_of
 
-    evidence, files = ablation.verify_drops(
+    blocks, heads = candidates.blocks, candidates.heads
+    evidence = ablation.verify_drops(
         checkpoint.of(model),
-        maps=maps,
+        maps=candidates.maps,
         blocks=blocks if blocks in (None, "all") else numbers_of(blocks),
         heads=heads if heads in (None, "all") else pairs_of(heads),
-        metrics=metric,
+        metrics=candidates.metric,
+        what=candidates.what,
         tolerance=tolerance,
-        out=out,
         **asdict(trial),
     )
+    files = [] if out is None else ablation.write_evidence(evidence, out)
     print(evidence_text(evidence))
     for path in files:
         print(path)
@@ -64,31 +96,29 @@ def verify_drops(
 def prune(
     model: Positional[Annotated[str, Short(metavar="MODEL")]],
     out: Annotated[Path, Short(aliases=["-o"])],
-    blocks: Annotated[str, Short(metavar="B,B")] = "",
-    heads: Annotated[str, Short(metavar="B:H,B:H")] = "",
+    removed: Flat[Removed] = NOTHING,
     finetune_epochs: int = 0,
     set: Annotated[Repeated[tuple[str, ...]], Short(metavar="NAME=VALUE")] = (),
     trial: Trial = EVERY_IMAGE,
     checkpoint: Which = NEWEST,
 ) -> None:
-    """Write a smaller checkpoint without some blocks and heads, which timm opens; print its accuracy and speed-up.
+    """Write a smaller checkpoint without some blocks, attention or heads; print its accuracy and speed-up.
 
-    Accuracy is measured on images that had no part in choosing what to remove; the others choose the epoch of
-    fine-tuning. Heads can be removed from blocks whose heads are independent of one another; where a variant mixes
-    them, the command says so.
+    timm opens it, or transformers a model of theirs. Accuracy is measured on images that had no part in choosing what
+    to remove; the others choose the epoch of fine-tuning. Heads can be removed from blocks whose heads are independent
+    of one another; where a variant mixes them, or a library cannot write what is left, the command says so.
 
     For example:
 
     $ attnprobe prune runs/vit --blocks 12,14 -o runs/vit-smaller
     $ attnprobe prune runs/vit --heads 9:3,9:5 --finetune-epochs 5 -o runs/vit-tuned
-    $ attnprobe prune vit_small_patch16_224 --blocks 11 --data path/to/images -o small
+    $ attnprobe prune vit_small_patch16_dinov3 --attention 10,11 --data path/to/images -o small
 
     Args:
         model: a run, a checkpoint, or the name of a model.
         out: a new folder with model.safetensors and config.json; timm.create_model("local-dir:OUT") opens it, after
-            `import attnprobe.models` if the architecture is one of ours.
-        blocks: blocks to drop, counted from 1 as in reports.
-        heads: heads to remove, as BLOCK:HEAD, both counted from 1 in the whole model.
+            `import attnprobe.models` if the architecture is one of ours; of a model of transformers, AutoModel does.
+        removed: what to remove.
         finetune_epochs: epochs of training afterwards by the run's recipe, at a tenth of its learning rate.
         set: options of the fine-tuning that replace the recipe's; repeat for several.
     """
@@ -98,8 +128,9 @@ def prune(
     done = pruning.prune(
         checkpoint.of(model),
         out,
-        blocks=pruning.numbers_of(blocks),
-        heads=pruning.heads_of(heads),
+        blocks=pruning.numbers_of(removed.blocks),
+        attention=pruning.numbers_of(removed.attention),
+        heads=pruning.heads_of(removed.heads),
         finetune_epochs=finetune_epochs,
         settings=parse_settings(set),
         **asdict(trial),

@@ -1,10 +1,14 @@
-"""The commands that train: demo and train."""
+"""The commands that train and evaluate: demo, train and evaluate."""
 
 import os
 from pathlib import Path
 from typing import Annotated
 
-from attnprobe.cli.options import Positional, Repeated, Short, show
+from attnprobe.cli.options import NEWEST, Positional, Repeated, Short, Which, show
+from attnprobe.core.evaluate_spec import EvaluateSpec
+
+Spec = Annotated[EvaluateSpec, Short(name="", prefix_name=False)]
+"""Its options stand among those of the command."""
 
 
 def demo(
@@ -75,3 +79,35 @@ def train(
                   f"best {result.best:.2%} at epoch {result.best_epoch}", flush=True)  # fmt: skip
             for warning in result.warnings:
                 print(f"{result.run.path}: {warning}")
+
+
+def evaluate(
+    spec: Spec,
+    json: Annotated[Path | None, Short(metavar="FILE")] = None,
+    checkpoint: Which = NEWEST,
+) -> None:
+    """Measure top-1, top-5 and loss of a model on labelled images, with 95 % intervals; k-NN without a head.
+
+    Pixels are resized, cropped and normalised as in the model's training, unless options say otherwise.
+
+    For example:
+
+    $ attnprobe evaluate runs/vit
+    $ attnprobe evaluate vit_small_patch16_224 --data path/to/images --amp bf16 --json result.json
+    $ attnprobe evaluate hf:facebook/dinov2-small --data path/to/images --knn --per-class
+    $ torchrun --nproc-per-node 4 -m attnprobe evaluate runs/vit --data path/to/images
+
+    Args:
+        spec: what to evaluate.
+        json: file for all numbers.
+    """
+    from dataclasses import replace
+
+    from attnprobe.workflows import evaluate as workflow
+
+    done = workflow.evaluate(replace(spec, model=checkpoint.of(str(spec.model))))
+    if os.environ.get("RANK", "0") != "0":  # of several processes the first one speaks
+        return
+    if json is not None:
+        workflow.write_json(done, json)
+    print(done.text(per_class=spec.per_class))

@@ -63,6 +63,11 @@ class Tried:
         return sorted(change.block for change in self.changes if change.kind == "block")
 
     @property
+    def attention(self) -> list[int]:
+        """Blocks that keep their MLP and lose their attention branch, ascending."""
+        return sorted(change.block for change in self.changes if change.kind == "attention")
+
+    @property
     def heads(self) -> list[tuple[int, int]]:
         """Heads silenced, as (block, head), ascending."""
         return sorted((change.block, change.head) for change in self.changes if change.head)
@@ -80,7 +85,7 @@ class Evidence:
         candidates: in words, what was removed and where the candidates come from.
         whole: the unablated model.
         single: each candidate alone: a block's map, its attention, the block; a head.
-        curves: {"blocks", "heads"}: candidates removed cumulatively, the cheapest first.
+        curves: {"blocks" or "attention", "heads"}: candidates removed cumulatively, the cheapest first.
         chooses: [image], bool: which images choose; the others judge.
         tolerance: accuracy loss tolerated, as a fraction: not more, with 95 % confidence.
         n_classes: 0 where it is not known.
@@ -88,6 +93,8 @@ class Evidence:
         advised: what may go by its accuracy and can be removed from the architecture; None for nothing.
         refusal: why something that may go by its accuracy cannot be removed; "" if it can.
         importance: further measures of every head, by name.
+        measure: what counts as correct: "top-1", or "20-NN" where a model without a head is judged by the neighbours of
+            its features.
     """
 
     ref: str
@@ -102,6 +109,7 @@ class Evidence:
     advised: Tried | None = None
     refusal: str = ""
     importance: Mapping[str, Measurement] = field(default_factory=dict)
+    measure: str = "top-1"
 
     @property
     def n_choosing(self) -> int:

@@ -113,6 +113,7 @@ def input_spec(model: nn.Module) -> InputSpec:
         std=tuple(config["std"]),
         interpolation=config["interpolation"],
         crop_pct=float(config["crop_pct"] or 1.0),
+        crop_mode=config["crop_mode"],
     )
 
 

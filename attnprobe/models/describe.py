@@ -104,6 +104,7 @@ def config_json(name: str, model: Any, options: Mapping[str, Any]) -> dict[str, 
             "std": list(spec.std),
             "interpolation": spec.interpolation,
             "crop_pct": spec.crop_pct,
+            "crop_mode": spec.crop_mode,
             "num_classes": model.num_classes,
         },
     }

@@ -6,7 +6,8 @@ A package adds names by the entry-point group `attnprobe.models`, in its pyproje
     my_vit = "my_package.models:my_vit"
 
 where `my_vit(**options)` returns any `nn.Module`; with `pretrained=True` among the options, its trained weights. Its
-attribute `input_spec` (an `InputSpec`) says how it wants its pixels; without it, timm's resolution applies.
+attribute `input_spec` (an `InputSpec`) says how it wants its pixels; without it, timm's resolution applies. Its
+attribute `family` (a `Family` of `attnprobe.models.parts`) says how blocks and heads are removed from it.
 """
 
 import importlib

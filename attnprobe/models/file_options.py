@@ -55,6 +55,7 @@ OPTIONS: Mapping[str, Check] = {
     **dict.fromkeys(
         ("mlp_ratio", "head_expand", "init_values", "noise_std", "scale_adjustment"), _each(_real(0, 1024))
     ),
+    "depth_token_only": _whole(0, 1024),
     "qk_scale": _real(1e-6, 1024),
     **dict.fromkeys(("rope_temperature", "rope_grid_offset"), _real(0, 1e9)),
     **dict.fromkeys(("drop_rate", "drop_path_rate", "attn_drop_rate", "proj_drop_rate", "pos_drop_rate"), _SHARE),

@@ -153,7 +153,7 @@ def removal_curve(evidence: Evidence, ax: Axes | None = None, *, curve: str = "b
     Args:
         evidence: of `verify_drops`.
         ax: where; a new figure if None.
-        curve: "blocks" or "heads".
+        curve: "blocks", "attention" or "heads".
 
     Raises:
         InputError: there is no such curve.
@@ -165,14 +165,14 @@ def removal_curve(evidence: Evidence, ax: Axes | None = None, *, curve: str = "b
     steps = evidence.curves[curve]
     rows = [evidence.row(evidence.whole), *(evidence.row(tried) for tried in steps)]
     at, accuracy, low, high = (np.array([row[name] for row in rows]) for name in ("removed", "accuracy", "low", "high"))
-    colour = COLOURS[0 if curve == "blocks" else 1]
+    colour = COLOURS[1 if curve == "heads" else 0]
     ax.axhline(accuracy[0], color=GREY, linewidth=1.2, linestyle=":", label="whole model")
     ax.axhspan(low[0], high[0], color=GREY, alpha=0.15, linewidth=0)
     ax.plot(at, accuracy, "o-", color=colour, markersize=3, linewidth=1.5, label=f"without {curve}")
     band(ax, at, (low, high), colour)
     ax.set(xlabel=f"{curve} removed, the cheapest first", ylabel="accuracy")
     if len(steps) <= NAMED:
-        gone = [f"{c.block}" if curve == "blocks" else f"{c.block}:{c.head}" for c in (t.changes[-1] for t in steps)]
+        gone = [f"{c.block}" if not c.head else f"{c.block}:{c.head}" for c in (t.changes[-1] for t in steps)]
         ax.set_xticks(at, labels=["none", *(f"– {name}" for name in gone)])
     else:
         number_from_one(ax.xaxis, len(steps))

@@ -70,12 +70,14 @@ def measurement_document(m: Measurement) -> dict[str, Any]:
 def evidence_document(evidence: Evidence) -> dict[str, Any]:
     """Evidence as a dictionary: what was removed, what that cost, and the advice."""
     advised = evidence.advised
-    cost = (
-        None if advised is None else {"blocks": advised.blocks, "heads": advised.heads, **_cost(evidence.row(advised))}
-    )
+    cost = None
+    if advised is not None:
+        parts = {"blocks": advised.blocks, "attention": advised.attention, "heads": advised.heads}
+        cost = {**parts, **_cost(evidence.row(advised))}
     return {
         "ref": evidence.ref,
         "candidates": evidence.candidates,
+        "measure": evidence.measure,
         "accuracy": evidence.row(evidence.whole)["accuracy"],
         "n_images": evidence.n_judging,
         "n_choosing": evidence.n_choosing,

@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from attnprobe.core.evidence import Evidence, Tried
+from attnprobe.core.evidence import Change, Evidence, Tried
 from attnprobe.core.text import blocks_text
 from attnprobe.plots import removal_curve
 from attnprobe.reports.drawing import Drawing, as_svg, canvas
@@ -13,10 +13,14 @@ from attnprobe.reports.drawing import Drawing, as_svg, canvas
 def evidence_text(evidence: Evidence) -> str:
     """Everything that was measured, a line per ablation, and the advice; for a terminal."""
     lines = [evidence.candidates, accuracy_text(evidence)]
-    lines += [_line(str(tried.changes[0]), evidence, tried) for tried in evidence.single]
+    lines += [_line(_words(tried.changes), evidence, tried) for tried in evidence.single]
     for name, curve in evidence.curves.items():
         lines.append(f"{name} removed cumulatively, the cheapest first:")
-        lines += [_line(f"  {len(tried.changes)}: {tried.changes[-1]}", evidence, tried) for tried in curve]
+        before = 0
+        for tried in curve:
+            n, added = len(tried.changes), tried.changes[before:]
+            lines.append(_line(f"  {n}: {_words(added)}", evidence, tried))
+            before = n
     return "\n".join([*lines, f"advice: {advice(evidence)}"])
 
 
@@ -24,9 +28,14 @@ def accuracy_text(evidence: Evidence) -> str:
     """`whole model: top-1 95.00% (92.29%–96.79%, 400 images that judge; 400 others chose)`."""
     row = evidence.row(evidence.whole)
     return (
-        f"whole model: top-1 {row['accuracy']:.2%} ({row['low']:.2%}–{row['high']:.2%}, {evidence.n_judging} images "
-        f"that judge; {evidence.n_choosing} others chose)"
+        f"whole model: {measure_text(evidence.measure)} {row['accuracy']:.2%} ({row['low']:.2%}–{row['high']:.2%}, "
+        f"{evidence.n_judging} images that judge; {evidence.n_choosing} others chose)"
     )
+
+
+def measure_text(measure: str) -> str:
+    """`top-1`; or what the accuracy is of a model that has no head."""
+    return measure if measure == "top-1" else f"k-NN accuracy of features ({measure} among the images that choose)"
 
 
 def cost_text(evidence: Evidence, tried: Tried) -> str:
@@ -38,6 +47,7 @@ def cost_text(evidence: Evidence, tried: Tried) -> str:
 def parts_text(tried: Tried) -> str:
     """`blocks 5–7 and 2 heads`."""
     parts = [blocks_text(tried.blocks)] if tried.blocks else []
+    parts += [f"the attention of {blocks_text(tried.attention)}"] if tried.attention else []
     parts += [_heads_text(tried.heads)] if tried.heads else []
     return " and ".join(parts)
 
@@ -49,6 +59,7 @@ def advice(evidence: Evidence) -> str:
         return _no_advice(evidence)
     words = ["attnprobe", "prune", evidence.ref, *evidence.options]
     words += ["--blocks", ",".join(map(str, advised.blocks))] if advised.blocks else []
+    words += ["--attention", ",".join(map(str, advised.attention))] if advised.attention else []
     words += ["--heads", ",".join(f"{block}:{head}" for block, head in advised.heads)] if advised.heads else []
     command = shlex.join([*words, "-o", f"{_folder_of(evidence.ref)}-smaller"])
     left = f"; {evidence.refusal}" if evidence.refusal else ""
@@ -68,7 +79,8 @@ def _no_advice(evidence: Evidence) -> str:
         return f"cannot say: the whole model is right on {right} of {n} images, which may be chance"
     if evidence.refusal:
         return f"nothing can be removed: {evidence.refusal}"
-    removed = [tried for tried in evidence.single if tried.changes[0].kind in ("block", "head", "softmax")]
+    drop = "attention" if "attention" in evidence.curves else "block"
+    removed = [tried for tried in evidence.single if tried.changes[0].kind in (drop, "head", "softmax")]
     if any(evidence.gained_choosing(tried)[2] >= -evidence.tolerance for tried in removed):
         return (
             f"cannot say: the {n} images that choose cannot exclude a loss of more than {evidence.tolerance:.1%} for "
@@ -82,6 +94,11 @@ def _line(words: str, evidence: Evidence, tried: Tried) -> str:
     sure = "" if row["gained_low"] <= 0 <= row["gained_high"] else ", not by chance"
     accuracy = f"{row['accuracy']:.2%} ({row['low']:.2%}–{row['high']:.2%})"
     return f"{words}: {accuracy}, {cost_text(evidence, tried)}{sure}"
+
+
+def _words(changes: Sequence[Change]) -> str:
+    """Ablations made at once: `block 3: dropped, block 4: dropped`."""
+    return ", ".join(map(str, changes))
 
 
 def _folder_of(ref: str) -> str:
@@ -120,5 +137,5 @@ def removal_sentences(name: str, evidence: Evidence) -> Iterator[str]:
 
 def removal_rows(evidence: Evidence) -> list[tuple[str, str, str, str]]:
     """(part removed alone, accuracy, accuracy gained, loss gained) of each single ablation."""
-    rows = [(str(tried.changes[0]), evidence.row(tried), cost_text(evidence, tried)) for tried in evidence.single]
+    rows = [(_words(tried.changes), evidence.row(tried), cost_text(evidence, tried)) for tried in evidence.single]
     return [(words, f"{row['accuracy']:.2%}", cost, f"{row['loss_gained']:+.3f}") for words, row, cost in rows]

@@ -277,19 +277,20 @@ def _validated(
     """
     config, training = task.config, time.monotonic() - started
     batch_size = 2 * config.batch_size  # without gradients there is room for twice as many
-    val_loss, top1 = evaluate(
+    scores = evaluate(
         learner.deployed,
         task.val_images,
         batch_size=batch_size,
         device=group.device,
         processes=group,
-        precision=amp_dtype(config, group.device),
+        amp=amp_dtype(config, group.device),
     )
+    top1 = scores.top1
     progress.epoch, progress.step, progress.loss = progress.epoch + 1, 0, 0.0
     if top1 > progress.best:
         progress.best, progress.best_epoch = top1, progress.epoch
     seconds, speed = time.monotonic() - started, len(task.images) / training
-    row = (progress.epoch, base_rate(learner.optimizer), loss, val_loss, top1, seconds, speed)
+    row = (progress.epoch, base_rate(learner.optimizer), loss, scores.loss, top1, seconds, speed)
     return dict(zip(LOG_FIELDS, (*row, waited / training, peak_memory(group.device)), strict=True))
 
 

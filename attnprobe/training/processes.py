@@ -65,6 +65,13 @@ class Processes:
             dist.all_reduce(value)
         return value
 
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all processes, in their order; they must pickle."""
+        values = [value] * self.world
+        if self.world > 1:
+            dist.all_gather_object(values, value)
+        return values
+
     def any(self, flag: bool) -> bool:
         """Whether the flag of any process is set."""
         return bool(self.total(torch.tensor(float(flag), device=self.device)).item()) if self.world > 1 else flag

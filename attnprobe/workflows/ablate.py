@@ -2,15 +2,17 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import nn
 
-from attnprobe.core.errors import InputError
+from attnprobe.core.errors import InputError, check_choice
 from attnprobe.core.evidence import TOLERANCE, Change, Evidence, Tried
 from attnprobe.core.measurement import Measurement, Measurements
 from attnprobe.io import fs
@@ -18,10 +20,11 @@ from attnprobe.io.progress import progress
 from attnprobe.io.run import Run
 from attnprobe.metrics import head_ablation, head_importance, measure
 from attnprobe.models.ablate import Ablatable
-from attnprobe.models.prune import pruned, written_down
+from attnprobe.models.parts import Removal
+from attnprobe.models.prune import smaller_model
 from attnprobe.reports.json_report import evidence_document, measurement_document, plain
 from attnprobe.store import open_maps
-from attnprobe.workflows.evaluate import Trial, open_trial
+from attnprobe.workflows.trial import Trial, logits_of, open_trial
 
 METRICS = ("similar_blocks", "head_divergence")
 """Metrics by which a report calls blocks similar and heads redundant."""
@@ -37,19 +40,20 @@ single costs, since the number of tries grows with the square."""
 
 Blocks = Sequence[int]
 Heads = Sequence[tuple[int, int]]
+Drop = Literal["block", "attention"]
 
 
 def verify_drops(
-    ref: Path | str,
+    ref: Path | str | nn.Module,
     *,
     maps: Path | None = None,
     blocks: Blocks | str | None = None,
     heads: Heads | str | None = None,
     metrics: Sequence[str] = (),
+    what: Drop = "block",
     tolerance: float = TOLERANCE,
-    out: Path | None = None,
     **where: Any,
-) -> tuple[Evidence, list[Path]]:
+) -> Evidence:
     """Ablate every block and head the report calls similar or redundant, singly and cumulatively; measure accuracy.
 
     The order and the advice are chosen on some images, and every number is of others: see `open_trial`.
@@ -58,25 +62,28 @@ def verify_drops(
     of `head_divergence`, as in the report. Where a variant mixes heads after the softmax, a head is its softmax map.
 
     Args:
-        ref: a run, a checkpoint, or the name of a model.
+        ref: a run, a checkpoint, the name of a model, or a model.
         maps: the maps file that says what is similar; the run's own if None.
         blocks, heads: other candidates than the report's, as (block, head) from 1, such as blocks that are not
             similar, for comparison, or "all"; then no maps are needed. With all heads the evidence has
             `head_ablation`, too.
         metrics: settings of the two metrics, as for `examine`.
+        what: whether whole blocks are dropped cumulatively and advised, or their attention alone, which leaves the
+            MLPs. Both are tried singly.
         tolerance: accuracy loss, as a fraction, that the advice accepts; a larger one must be excluded by the 95 %
             interval.
-        out: folder for drops.csv and drops.json; nothing is written if None.
         where: images and device, options of `open_trial`: architecture (name of the model of a checkpoint file), data,
             data_dir, split ("val" or "train"), images (a class-balanced subset of so many), device, batch_size.
 
     Raises:
-        InputError: no maps, maps of another checkpoint, another kind of model than timm's, no labelled images, or
-            labels of other classes.
-        WorkError: `out` cannot be written.
+        InputError: no maps, maps of another checkpoint, a model of no family that can lose parts, no labelled images,
+            or labels of other classes.
     """
+    check_choice("--what", what, ("block", "attention"))
     if blocks is None and heads is None:
-        path = maps or Run.of(ref).maps
+        if isinstance(ref, nn.Module) and maps is None:
+            raise InputError("a model alone has no maps that say what is similar: name maps, blocks or heads.")
+        path = maps or Run.of(Path(str(ref))).maps
         if not path.exists():
             raise InputError(f"no maps at {path} that say what is similar: capture them, or name --blocks and --heads.")
         named = {metric.partition(":")[0] for metric in metrics}
@@ -88,18 +95,28 @@ def verify_drops(
         reader = open_maps(path)
         sha = reader.attrs.get("checkpoint_sha256", "")
         found = measure(reader, wanted, bootstrap=0)
-        evidence = evidence_of(ref, found, sha256=sha, tolerance=tolerance, **where)
-    else:
-        asked = "blocks and heads as asked for"
-        evidence = _evidence(ref, blocks or (), heads or (), asked, tolerance, **where)
-    return evidence, _write(evidence, out) if out is not None else []
+        return evidence_of(ref, found, sha256=sha, what=what, tolerance=tolerance, **where)
+    asked = _Candidates(blocks or (), heads or (), "blocks and heads as asked for", what)
+    return _evidence(ref, asked, tolerance, **where)
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidates:
+    """What is ablated, from where in words, and whether a report called it so; refused heads of it are left out."""
+
+    blocks: Blocks | str
+    heads: Heads | str
+    words: str
+    what: Drop = "block"
+    reported: bool = False
 
 
 def evidence_of(
-    ref: Path | str,
+    ref: Path | str | nn.Module,
     measurements: Mapping[str, Measurement],
     *,
     sha256: str = "",
+    what: Drop = "block",
     tolerance: float = TOLERANCE,
     **where: Any,
 ) -> Evidence:
@@ -125,7 +142,7 @@ def evidence_of(
         f"{len(found)} {word}{'s' if len(found) != 1 else ''}" for found, word in ((blocks, "block"), (heads, "head"))
     ]
     candidates = f"the report calls {counted[0]} similar and {counted[1]} redundant"
-    return _evidence(ref, blocks, heads, candidates, tolerance, sha256, reported=True, **where)
+    return _evidence(ref, _Candidates(blocks, heads, candidates, what, True), tolerance, sha256, **where)
 
 
 def _redundant(m: Measurement) -> Iterator[tuple[int, int]]:
@@ -136,9 +153,8 @@ def _redundant(m: Measurement) -> Iterator[tuple[int, int]]:
 
 
 def _evidence(
-    ref: Path | str, blocks: Blocks | str, heads: Heads | str, candidates: str, tolerance: float, sha256: str = "",
-    reported: bool = False, **where: Any,
-) -> Evidence:  # fmt: skip
+    ref: Path | str | nn.Module, candidates: _Candidates, tolerance: float, sha256: str = "", **where: Any
+) -> Evidence:
     if not 0 <= tolerance < 1:
         raise InputError(f"--tolerance {tolerance} must be a share of the images, from 0 to 1; 0.02 is two percent.")
     trial = open_trial(ref, **where)
@@ -147,15 +163,21 @@ def _evidence(
     few = range(min(4, len(trial.images)))
     pixels = next(iter(trial.images.batches(4, device=trial.device, order=few))).pixels
     ablatable = Ablatable(trial.model.to(trial.device), pixels)
-    every = heads == "all"
-    blocks = _all_blocks(ablatable) if blocks == "all" else _listed(blocks)
+    blocks, heads = candidates.blocks, candidates.heads
+    some = blocks == "all" or candidates.reported or candidates.what == "attention"  # not all need a partner
+    if blocks == "all":
+        numbers = range(1, len(ablatable.heads) + 1)
+        blocks = [number for number in numbers if not ablatable.refusal(Change("block", number))]
+    blocks, every = _listed(blocks), heads == "all"
+    groups = ablatable.units(blocks, every=some)
     heads = [(b, h) for b, n in enumerate(ablatable.heads, 1) for h in range(1, n + 1)] if every else _listed(heads)
-    if every or reported:  # heads named by number are refused with a reason, below
+    if every or candidates.reported:  # heads named by number are refused with a reason, below
         heads = [(b, h) for b, h in heads if not ablatable.refusal(ablatable.head(b, h))]
-    singles = list(_singles(ablatable, blocks, heads))
-    for change in singles:
+    singles = list(_singles(ablatable, blocks, groups, heads))
+    for change in chain.from_iterable(singles):
         ablatable.check(change)
-    steps = 3 + len(singles) + _tries(len(blocks)) + _tries(len(heads))
+    dropped = sum(changes[0].kind == candidates.what for changes in singles)
+    steps = 3 + len(singles) + _tries(dropped) + _tries(len(heads))
     with progress(f"verify {trial.facts.model}", steps) as advance:
         whole = Tried((), *trial.answers(ablatable.module))
         advance(1)
@@ -165,30 +187,31 @@ def _evidence(
             advance(1)
             return outcome
 
-        single = tuple(ablated([change]) for change in singles)
+        single = tuple(ablated(changes) for changes in singles)
         named = {**where, "split": where.get("split") if where.get("split") != "val" else None}
         options = tuple(
             word for name, option in OPTIONS.items() if named.get(name) for word in (option, str(named[name]))
         )
         classes = len(trial.images.class_names)
-        evidence = Evidence(str(ref), candidates, whole, single, {}, trial.chooses, tolerance, classes, options)
+        name = type(ref).__name__ if isinstance(ref, nn.Module) else str(ref)
+        evidence = Evidence(
+            name, candidates.words, whole, single, {}, trial.chooses, tolerance, classes, options, measure=trial.measure
+        )
+        drop = {"block": ("blocks", ("block",)), "attention": ("attention", ("attention",))}[candidates.what]
         curves = {
             name: _curve([tried for tried in single if tried.changes[0].kind in kinds], evidence, ablated)
-            for name, kinds in (("blocks", ("block",)), ("heads", ("head", "softmax")))
+            for name, kinds in (drop, ("heads", ("head", "softmax")))
         }
         evidence = replace(evidence, curves={name: curve for name, curve in curves.items() if curve})
         evidence = _with_advice(evidence, trial, ablatable)
         advance(1)
-        found = {"head_importance": head_importance(_gate_gradients(trial, ablatable), trial.ids)}
+        found = {}
+        if trial.has_head:  # neighbours have no gradient
+            found["head_importance"] = head_importance(_gate_gradients(trial, ablatable), trial.ids)
         advance(1)
     if every:
         found["head_ablation"] = head_ablation(_losses_gained(evidence, ablatable), trial.ids)
     return replace(evidence, importance=found)
-
-
-def _all_blocks(ablatable: Ablatable) -> list[int]:
-    """Blocks that can be dropped, from 1."""
-    return [n for n in range(1, len(ablatable.heads) + 1) if not ablatable.refusal(Change("block", n))]
 
 
 def _listed(asked: Any) -> list[Any]:
@@ -197,13 +220,21 @@ def _listed(asked: Any) -> list[Any]:
     return list(dict.fromkeys(asked))
 
 
-def _singles(ablatable: Ablatable, blocks: Blocks, heads: Heads) -> Iterator[Change]:
-    """Ablations tried alone; without "map" for a block that cannot use the previous block's map, as the first."""
+def _singles(
+    ablatable: Ablatable, blocks: Blocks, groups: Sequence[Blocks], heads: Heads
+) -> Iterator[tuple[Change, ...]]:
+    """Ablations tried alone; without "map" for a block that cannot use the previous block's map, as the first.
+
+    Args:
+        groups: blocks that are dropped together.
+    """
+    ends = {group[-1]: group for group in groups}
     for block in blocks:
-        borrowed = Change("map", block)
-        changes = [Change("attention", block), Change("block", block)]
-        yield from changes if ablatable.refusal(borrowed) else [borrowed, *changes]
-    yield from (ablatable.head(block, head) for block, head in heads)
+        alone = (Change("map", block), Change("attention", block))
+        yield from ((change,) for change in alone if not ablatable.refusal(change))
+        if block in ends:
+            yield tuple(Change("block", dropped) for dropped in ends[block])
+    yield from ((ablatable.head(block, head),) for block, head in heads)
 
 
 def _curve(
@@ -211,16 +242,17 @@ def _curve(
 ) -> tuple[Tried, ...]:
     """The candidates removed cumulatively, cheapest first on the images that choose; see `MOST_TRIED`."""
     cost = evidence.cost_choosing
-    left = [tried.changes[0] for tried in sorted(alone, key=cost)]
+    left = [tried.changes for tried in sorted(alone, key=cost)]
     if not left:
         return ()
     curve = [min(alone, key=cost)]
-    left.remove(curve[0].changes[0])
+    left.remove(curve[0].changes)
     while left:
         tried = left if len(alone) <= MOST_TRIED else left[:1]
-        best = min((ablated([*curve[-1].changes, change]) for change in tried), key=cost)
+        before = curve[-1].changes
+        best = min((ablated([*before, *changes]) for changes in tried), key=cost)
         curve.append(best)
-        left.remove(best.changes[-1])
+        left.remove(best.changes[len(before) :])
     return tuple(curve)
 
 
@@ -232,7 +264,7 @@ def _tries(n: int) -> int:
 def _with_advice(evidence: Evidence, trial: Trial, ablatable: Ablatable) -> Evidence:
     """The evidence with what is harmless together and can be pruned: blocks and heads, or else blocks, or else
     heads."""
-    free = [evidence.free(name) for name in ("blocks", "heads")]
+    free = [evidence.free("attention" if "attention" in evidence.curves else "blocks"), evidence.free("heads")]
     blocks, heads = ([] if tried is None else list(tried.changes) for tried in free)
     dropped = {change.block for change in blocks}
     mixed = [change.block for change in heads if change.kind == "softmax"]
@@ -256,8 +288,8 @@ def _check_prunable(trial: Trial, tried: Tried) -> None:
     heads: dict[int, list[int]] = {}
     for block, head in tried.heads:
         heads.setdefault(block, []).append(head)
-    smaller = pruned(trial.model, blocks=tried.blocks, heads=heads)
-    written_down(trial.model, smaller, trial.facts.model, trial.facts.options, tried.blocks)
+    removal = Removal(tried.blocks, tried.attention, heads)
+    smaller_model(trial.model, removal, trial.facts.model, trial.facts.options)
 
 
 def _gate_gradients(trial: Trial, ablatable: Ablatable) -> np.ndarray:
@@ -266,9 +298,12 @@ def _gate_gradients(trial: Trial, ablatable: Ablatable) -> np.ndarray:
     for pixels, labels in trial.labelled():
         gates = [torch.ones(len(labels), n, device=trial.device, requires_grad=True) for n in ablatable.heads]
         with ablatable.gated(gates):
-            F.cross_entropy(ablatable.module(pixels).float(), labels, reduction="sum").backward(inputs=gates)
+            logits = logits_of(ablatable.module, pixels).float()
+            some = [gate for gate in gates if gate.shape[1]]  # of a block without attention there is nothing to derive
+            F.cross_entropy(logits, labels, reduction="sum").backward(inputs=some)
         widest = max(ablatable.heads)
-        padded = [F.pad(gate.grad, (0, widest - gate.shape[1]), value=torch.nan) for gate in gates]  # type: ignore
+        grads = [gate if gate.grad is None else gate.grad for gate in gates]
+        padded = [F.pad(grad.detach(), (0, widest - grad.shape[1]), value=torch.nan) for grad in grads]
         found.append(torch.stack(padded, 1).cpu())
     return torch.cat(found).numpy()
 
@@ -282,7 +317,12 @@ def _losses_gained(evidence: Evidence, ablatable: Ablatable) -> np.ndarray:
     return gained
 
 
-def _write(evidence: Evidence, out: Path) -> list[Path]:
+def write_evidence(evidence: Evidence, out: Path) -> list[Path]:
+    """Write drops.csv and drops.json into a folder, which is made.
+
+    Raises:
+        WorkError: they cannot be written.
+    """
     importance = {name: measurement_document(m) for name, m in evidence.importance.items()}
     document = plain({"format": "attnprobe drops", **evidence_document(evidence), "importance": importance})
     texts = (

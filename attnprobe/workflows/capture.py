@@ -35,7 +35,7 @@ from attnprobe.reports import write_report
 from attnprobe.store.plan import CapturePlan
 from attnprobe.store.writer import MapWriter
 from attnprobe.training import pick_device
-from attnprobe.workflows.evaluate import recipe_of, run_images
+from attnprobe.workflows.trial import recipe_of, run_images
 
 Made = TypeVar("Made", covariant=True)
 

@@ -1,161 +1,235 @@
-"""Evaluation of a model on labelled images, with and without a change to it."""
+"""Accuracy and loss of a model on labelled images, by one process or by several under torchrun."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, fields
+import json
+import warnings
+from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attnprobe.core.errors import InputError, check_choice
-from attnprobe.core.images import ImageSource
+from attnprobe.core.accuracy import accuracy_interval
+from attnprobe.core.errors import InputError
+from attnprobe.core.evaluate_spec import EvaluateSpec
+from attnprobe.core.images import ImageSource, InputSpec
 from attnprobe.data import load_images
 from attnprobe.data.order import one_half
-from attnprobe.io.config import read_yaml
-from attnprobe.io.reference import UserImages, allowed
-from attnprobe.io.run import Run
+from attnprobe.io import fs
+from attnprobe.io.progress import Advance, progress
+from attnprobe.io.reference import UserImages
 from attnprobe.models import input_spec
-from attnprobe.models.describe import ModelFacts, resolve_model
-from attnprobe.training import TrainConfig, pick_device
+from attnprobe.models.describe import resolve_model
+from attnprobe.models.features import features, n_classes
+from attnprobe.reports.json_report import plain
+from attnprobe.stats.neighbours import neighbour_votes
+from attnprobe.training import evaluate as scores_of
+from attnprobe.training import pick_device
+from attnprobe.training.processes import Processes, processes
+from attnprobe.workflows.trial import check_classes, logits_of, recipe_of, run_images
 
 
-@dataclass(frozen=True, slots=True)
-class Trial:
-    """A model on its device, and labelled images prepared for it.
+@dataclass(frozen=True, slots=True, eq=False)
+class Evaluation:
+    """Accuracy and loss of a model.
 
     Attributes:
-        judging: images of another split, which measure; None where one half of `images` does.
-        ids: ids of the labelled images: those of `images`, then those of `judging`.
-        chooses: [labelled image], bool: which of them choose; the others measure what was chosen.
-        recipe: the options the run was trained with; empty for anything but a run.
+        model, data: as they were named; `spec` is how pixels were prepared.
+        class_names: one per row of `counts`; empty where classes have no names, and `counts` one row.
+        counts: [class, 3], int: images of the class, those classified correctly, those whose label is among the `k`
+            first classes.
+        k: number of first classes; 0 where neighbours vote, and the third count is meaningless.
+        loss: mean cross-entropy, nats; NaN where neighbours vote.
+        neighbours: number of neighbours that vote; 0 where the model's own head decides.
+        amp: "bf16" under autocast.
     """
 
-    model: nn.Module
-    facts: ModelFacts
-    images: ImageSource
-    judging: ImageSource | None
-    ids: tuple[str, ...]
-    chooses: np.ndarray
-    device: torch.device
-    batch_size: int
-    recipe: dict[str, Any]
+    model: str
+    data: str
+    spec: InputSpec
+    class_names: tuple[str, ...]
+    counts: np.ndarray
+    k: int
+    loss: float
+    neighbours: int = 0
+    amp: str | None = None
 
-    @torch.inference_mode()
-    def answers(
-        self, model: nn.Module | None = None, change: AbstractContextManager[Any] | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Correctness [labelled image], bool, and cross-entropy [labelled image], nats, while `change` is in force.
+    @property
+    def n_images(self) -> int:
+        """Number of images that were classified."""
+        return int(self.counts[:, 0].sum())
 
-        `model` is this trial's own if None.
-        """
-        model = (model or self.model).to(self.device).eval()
-        right, loss = [], []
-        with change or nullcontext():
-            for pixels, labels in self.labelled():
-                logits = model(pixels)
-                right.append((logits.argmax(-1) == labels).cpu())
-                loss.append(F.cross_entropy(logits.float(), labels, reduction="none").cpu())
-        return torch.cat(right).numpy(), torch.cat(loss).double().numpy()
+    @property
+    def shares(self) -> dict[str, tuple[float, float, float]]:
+        """Accuracies by name (top-1, top-5; k-NN), each with its 95 % interval (Wilson)."""
+        n, right, among = self.counts.sum(0)
+        named = {f"{self.neighbours}-NN": right} if self.neighbours else {"top-1": right, f"top-{self.k}": among}
+        return {name: _share(count, n) for name, count in named.items()}
 
-    def labelled(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Pixels and labels of the labelled images, a batch at a time."""
-        for source in filter(None, (self.images, self.judging)):
-            for batch in source.batches(self.batch_size, device=self.device):
-                known = batch.labels >= 0
-                yield batch.pixels[known], batch.labels[known]
+    @property
+    def per_class(self) -> dict[str, tuple[int, float, float, float]]:
+        """Images, accuracy and its 95 % interval of every class that has images."""
+        rows = zip(self.class_names, self.counts, strict=False)
+        return {name: (int(n), *_share(right, n)) for name, (n, right, _) in rows if n}
+
+    def document(self) -> dict[str, Any]:
+        """Everything by name; what is not measured is NaN."""
+        return {
+            "format": "attnprobe evaluation",
+            "model": self.model,
+            "data": self.data,
+            "n_images": self.n_images,
+            "input": asdict(self.spec),
+            "amp": self.amp,
+            "accuracy": {
+                name: {"value": value, "low": low, "high": high} for name, (value, low, high) in self.shares.items()
+            },
+            "loss": self.loss,
+            "classes": {
+                name: {"n_images": n, "accuracy": value, "low": low, "high": high}
+                for name, (n, value, low, high) in self.per_class.items()
+            },
+        }
+
+    def text(self, *, per_class: bool = False) -> str:
+        """A table for a terminal: accuracies with their 95 % intervals, the loss, and the classes on request."""
+        size = " x ".join(map(str, self.spec.size))
+        amp = f", {self.amp}" if self.amp else ""
+        lines = [
+            f"{self.model} on {self.data}: {self.n_images} images, {size}, crop {self.spec.crop_pct:g}, "
+            f"{self.spec.interpolation}{amp}"
+        ]
+        if self.neighbours:
+            lines.append(
+                f"features judged by the {self.neighbours} nearest neighbours in the other half of the images; this is "
+                "k-NN accuracy, not that of a head"
+            )
+        lines += [f"{name:6} {value:8.2%}  ({low:.2%}–{high:.2%})" for name, (value, low, high) in self.shares.items()]
+        if not self.neighbours:
+            lines.append(f"{'loss':6} {self.loss:8.4f}  nats")
+        if per_class:
+            width = max(map(len, self.per_class), default=0)
+            lines += [
+                f"{name:{width}}  {n:6} images {value:8.2%}  ({low:.2%}–{high:.2%})"
+                for name, (n, value, low, high) in self.per_class.items()
+            ]
+        return "\n".join(lines)
+
+    def __str__(self) -> str:
+        return self.text()
 
 
-def open_trial(
-    ref: Path | str,
-    *,
-    architecture: str | None = None,
-    data: str | None = None,
-    data_dir: Path | None = None,
-    split: str = "val",
-    images: int | None = None,
-    device: str = "auto",
-    batch_size: int = 64,
-) -> Trial:
-    """Open a run, checkpoint or model name, with the run's validation images unless others are named.
+def _share(count: Any, n: Any) -> tuple[float, float, float]:
+    return (float(count / n), *accuracy_interval(int(count), int(n)))
+
+
+def evaluate(model: EvaluateSpec | Path | str, **options: Any) -> Evaluation:
+    """Top-1 and top-5 accuracy (top-k of fewer classes) and loss of a model, on pixels prepared as in its training.
+
+    Counts are those of timm's validate.py on the same images. Under torchrun each process takes its share of them.
 
     Args:
-        split: "val": one half of the validation images chooses and the other judges (`one_half`); "train": training
-            images choose and validation images judge.
-        images: a class-balanced subset of this many, of each split.
+        model: a run, a checkpoint or the name of a model; or all options at once.
+        options: fields of `EvaluateSpec` otherwise.
 
     Raises:
-        InputError: no images are named, fewer than two of them have a label, they have other classes than the model,
-            or the same images are in both splits.
+        InputError: the model has no head (then see `knn`), or another number of classes than the images; no labelled
+            image.
         CheckpointError: the checkpoint cannot be loaded, see `load_model`.
     """
-    model, facts = resolve_model(ref, architecture)
-    recipe = recipe_of(Path(ref))
-    data, data_dir = run_images(Path(ref), recipe, UserImages(data, data_dir))
-    check_choice("--split", split, ("train", "val"))
-    opening = {"spec": input_spec(model), "data_dir": data_dir, "limit": images}
-    source = load_images(data, split, **opening)
-    if not source.class_names:
-        raise InputError(f"{source.name} has no labels, so no accuracy; name labelled images with --data.")
-    classes, told = len(source.class_names), getattr(model, "num_classes", None)
-    if told and (classes > told or (recipe and classes < told)):
-        raise InputError(f"{source.name} has {classes} classes and {ref} tells {told} apart; name images of its own.")
-    judging = load_images(data, "val", **opening) if split == "train" else None
-    if judging is not None and (same := set(source.ids) & set(judging.ids)):
-        raise InputError(
-            f"{min(same)!r} is in both splits of {data}, so what training images choose has no others to judge it; "
-            "leave --split train out, and one half chooses."
-        )
-    return Trial(model, facts, source, judging, *_shared_out(source, judging), pick_device(device), batch_size, recipe)
+    spec = model if isinstance(model, EvaluateSpec) else EvaluateSpec(model, **options)
+    module, facts = resolve_model(spec.model, spec.architecture, img_size=spec.img_size)
+    for note in facts.notes:
+        warnings.warn(note, stacklevel=2)
+    pixels = _as_asked(input_spec(module), spec)
+    recipe = recipe_of(Path(spec.model))
+    data, data_dir = run_images(Path(spec.model), recipe, UserImages(spec.data, spec.data_dir))
+    opening: dict[str, Any] = {"spec": pixels, "data_dir": data_dir, "limit": spec.images, "workers": spec.workers}
+    if spec.split == "train":  # kept on the device, it would not be cropped
+        opening["resident_bytes"] = 0
+    images = load_images(data, spec.split, **opening)
+    classes = n_classes(module)
+    if not spec.knn:
+        if classes == 0:
+            raise InputError(f"{spec.model} has no head that tells classes apart; --knn judges its features.")
+        numbered = images.class_names == tuple(map(str, range(len(images.class_names))))
+        of_list = numbered and Path(data).suffix == ".txt"  # a list of numbers may have no image of the last classes
+        check_classes(images, classes, str(spec.model), fewer=of_list)
+    named = (str(spec.model), images.name, pixels)
+    amp = torch.bfloat16 if spec.amp else None
+    with (
+        processes(pick_device(spec.device)) as group,
+        progress(f"evaluate {facts.model}", len(group.share(range(len(images))))) as advance,
+    ):
+        module = module.to(group.device).eval()
+        if spec.knn:
+            classified = _by_neighbours(module, images, spec, group, advance)
+            return Evaluation(*named, images.class_names, *classified, spec.amp)
+        scores = scores_of(
+            _Logits(module, images), images, batch_size=spec.batch_size, device=group.device, processes=group, amp=amp,
+            advance=advance,
+        )  # fmt: skip
+    return Evaluation(*named, images.class_names, scores.counts.numpy(), scores.k, scores.loss, 0, spec.amp)
 
 
-def recipe_of(ref: Path) -> dict[str, Any]:
-    """The options a run, or the run of a checkpoint, was trained with; none for anything else."""
-    config = Run.of(ref).config
-    if not ref.is_dir() or not config.exists():
-        return {}
-    known = {field.name for field in fields(TrainConfig)}
-    return {name: value for name, value in read_yaml(config, follow=False).items() if name in known}
-
-
-def run_images(ref: Path, recipe: Mapping[str, Any], user: UserImages) -> tuple[str, Path | None]:
-    """Name and folder of a model's images: the user's, or those of its recipe, if a file may choose them.
+def write_json(evaluation: Evaluation, path: Path) -> None:
+    """Write all numbers of an evaluation.
 
     Raises:
-        InputError: none are named, or the recipe names images that only the user may choose.
+        WorkError: the file cannot be written.
     """
-    if user.data is not None:
-        return user.data, user.data_dir
-    if recipe.get("dataset") is None:
-        raise InputError(f"no images are named for {ref}. Name some, as in --data digits or --data FOLDER.")
-    named = {"data": recipe["dataset"], "data_dir": recipe.get("data_dir")}
-    run = Run.of(ref)
-    reference = allowed(named, str(run.config), run.path, user)
-    return reference.data, None if reference.data_dir is None else Path(reference.data_dir)
+    with fs.as_work_error(f"writing {path}"):
+        fs.write_file(path, (json.dumps(plain(evaluation.document()), indent=1) + "\n").encode(), overwrite=True)
 
 
-def _shared_out(source: ImageSource, judging: ImageSource | None) -> tuple[tuple[str, ...], np.ndarray]:
-    """The ids of all labelled images, and which of them choose."""
-    ids, labels = _with_label(source)
-    if judging is None:
-        if len(ids) < 2:
-            raise InputError(f"{source.name} has {len(ids)} labelled images; one half chooses and the other judges.")
-        return tuple(ids), one_half(ids, labels)
-    others, _ = _with_label(judging)
-    if not (ids and others):
-        raise InputError(f"{(source if not ids else judging).name} has no labelled image, so no accuracy.")
-    return (*ids, *others), np.arange(len(ids) + len(others)) < len(ids)
+def _as_asked(own: InputSpec, spec: EvaluateSpec) -> InputSpec:
+    """How pixels are prepared: as the model was trained, but for what the user sets."""
+    asked = {name: getattr(spec, name) for name in ("crop_pct", "interpolation", "mean", "std")}
+    asked = {name: value for name, value in asked.items() if value is not None}
+    if not 0 < asked.get("crop_pct", 1.0) <= 2:
+        raise InputError(f"--crop-pct {asked['crop_pct']} must be a share of the resized image, such as 0.9.")
+    for name in ("mean", "std"):
+        if len(asked.get(name, own.mean)) != len(own.mean):
+            raise InputError(f"--{name} needs {len(own.mean)} numbers, one per channel, got {len(asked[name])}.")
+    return replace(own, **asked)
 
 
-def _with_label(source: ImageSource) -> tuple[list[str], list[int]]:
-    """Ids and labels of the labelled images."""
-    found = [
-        (name, label)
-        for batch in source.batches(64)
-        for name, label in zip(batch.ids, batch.labels.tolist(), strict=True)
-        if label >= 0
-    ]
-    return [name for name, _ in found], [label for _, label in found]
+class _Logits(nn.Module):
+    """A model of any kind that returns its logits alone."""
+
+    def __init__(self, model: nn.Module, images: ImageSource) -> None:
+        super().__init__()
+        self.model, self.images = model, images
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        logits = logits_of(self.model, pixels)
+        if (n := logits.shape[-1]) < len(self.images.class_names):
+            raise InputError(f"{self.images.name} has more classes than the {n} logits of {type(self.model).__name__}.")
+        return logits
+
+
+@torch.inference_mode()
+def _by_neighbours(
+    model: nn.Module, images: ImageSource, spec: EvaluateSpec, group: Processes, advance: Advance
+) -> tuple[np.ndarray, int, float, int]:
+    """Counts, k, loss and neighbours of an `Evaluation` by nearest neighbours; one half of the images votes."""
+    ids, labels, rows = [], [], []
+    for batch in images.batches(spec.batch_size, device=group.device, order=group.share(range(len(images)))):
+        with torch.autocast(group.device.type, torch.bfloat16, enabled=spec.amp is not None):
+            found = features(model, batch.pixels).float()
+        known = (batch.labels >= 0).tolist()
+        ids += [name for name, counts in zip(batch.ids, known, strict=True) if counts]
+        labels += batch.labels[batch.labels >= 0].tolist()
+        rows += list(found[batch.labels >= 0].cpu().numpy())
+        advance(len(batch.ids))
+    gathered = zip(*group.gather((ids, labels, rows)), strict=True)
+    ids, labels, rows = (list(chain.from_iterable(parts)) for parts in gathered)
+    votes_of = one_half(ids, labels)
+    votes, k = neighbour_votes(np.array(rows), np.array(labels), votes_of)
+    judged = np.flatnonzero(~votes_of)
+    counts = np.zeros((max(len(images.class_names), votes.shape[1]), 3), int)
+    for place in judged:
+        counts[labels[place]] += (1, votes[place].argmax() == labels[place], 0)
+    return counts, 0, float("nan"), k

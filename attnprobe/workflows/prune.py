@@ -1,6 +1,5 @@
 """Pruning: a smaller checkpoint without some blocks and heads, its accuracy and its speed-up."""
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save
 from torch import nn
 
 from attnprobe.core.accuracy import accuracy_difference, accuracy_interval
@@ -18,10 +16,11 @@ from attnprobe.io import fs
 from attnprobe.io.reference import UserImages
 from attnprobe.io.run import Run
 from attnprobe.models import load_model
-from attnprobe.models.describe import config_json
-from attnprobe.models.prune import pruned, written_down
-from attnprobe.workflows.evaluate import Trial, open_trial, run_images
+from attnprobe.models.parts import Removal, Smaller
+from attnprobe.models.prune import smaller_model, timm_files
+from attnprobe.reports.removal import measure_text
 from attnprobe.workflows.train import train
+from attnprobe.workflows.trial import Trial, open_trial, run_images
 
 ROUNDS = 9
 """Times each model runs, in turn with the other; the speed-up is the median ratio."""
@@ -39,6 +38,7 @@ class Pruned:
         n_choosing: number of other images, which chose what to remove and the epoch of fine-tuning.
         speed_up: time of the whole model over that of the smaller one, `spread` the middle half of the rounds;
             process CPU time on a CPU, wall time of the device otherwise.
+        measure: what counts as correct: "top-1", or "20-NN" of a model without a head.
     """
 
     path: Path
@@ -47,6 +47,7 @@ class Pruned:
     n_choosing: int
     speed_up: float
     spread: tuple[float, float]
+    measure: str = "top-1"
 
     def __str__(self) -> str:
         before, after = self.parameters
@@ -55,7 +56,8 @@ class Pruned:
                  f"{self.spread[1]:.2f})"]  # fmt: skip
         for words, right in zip(("before", "after", "fine-tuned"), self.right, strict=False):
             low, high = accuracy_interval(int(right.sum()), len(right))
-            line = f"{words:10}  top-1 {right.mean():.2%} ({low:.2%}–{high:.2%}, {len(right)} images)"
+            share = f"{right.mean():.2%} ({low:.2%}–{high:.2%}, {len(right)} images)"
+            line = f"{words:10}  {measure_text(self.measure)} {share}"
             if words != "before":
                 gained, low, high = accuracy_difference(self.right[0], right)
                 line += f", {gained:+.2%} ({low:+.2%} to {high:+.2%}) on the same images"
@@ -66,10 +68,11 @@ class Pruned:
 
 
 def prune(
-    ref: Path | str,
+    ref: Path | str | nn.Module,
     out: Path,
     *,
     blocks: Sequence[int] = (),
+    attention: Sequence[int] = (),
     heads: Mapping[int, Sequence[int]] | None = None,
     finetune_epochs: int = 0,
     settings: Mapping[str, Any] | None = None,
@@ -80,9 +83,11 @@ def prune(
     Accuracy is measured on the images that did not choose in `verify_drops`, if that was called with the same `where`.
 
     Args:
-        ref: a run, a checkpoint, or the name of a model.
-        out: a new folder, in timm's `local-dir:` layout; with fine-tuning also the run `out`/finetuning.
+        ref: a run, a checkpoint, the name of a model, or a model.
+        out: a new folder, in timm's `local-dir:` layout, or that of transformers for a model of theirs; with
+            fine-tuning also the run `out`/finetuning.
         blocks: from 1.
+        attention: blocks, from 1, that keep their MLP and lose their attention branch.
         heads: {block: heads}, both from 1, as in the report on the whole model.
         finetune_epochs: epochs of training afterwards by the run's recipe, without warm-up and at a tenth of its
             learning rate, since the weights are nearly right. The weights of the epoch that is best on the choosing
@@ -91,14 +96,14 @@ def prune(
         where: keyword arguments of `open_trial`: architecture, data, data_dir, split, images, device, batch_size.
 
     Raises:
-        InputError: the model cannot be pruned so (see `pruned`, `written_down`); nothing to remove; fine-tuning without
+        InputError: the model cannot be pruned so (see `smaller_model`); nothing to remove; fine-tuning without
             a run; `out` exists.
         WorkError: the disk is full or fails.
     """
-    if not blocks and not heads:
-        raise InputError("nothing to remove; name --blocks 12,14 or --heads 9:3,9:5.")
-    finished, ends = out / "config.json", out / "finetuning"
-    if finished.exists():
+    removal = Removal(blocks, attention, heads or {})
+    if not (removal.blocks or removal.attention or removal.heads):
+        raise InputError("nothing to remove; name --blocks 12,14, --attention 10 or --heads 9:3,9:5.")
+    if (out / "config.json").exists():
         raise InputError(f"{out} holds a model; choose another folder with -o.")
     if Run(out).config.exists():
         raise InputError(f"{out} is a run; choose another folder with -o, such as {out}-smaller.")
@@ -107,20 +112,22 @@ def prune(
     trial = open_trial(ref, **where)
     if finetune_epochs and not trial.recipe:
         raise InputError(f"{ref} is no run, so there is no recipe to train on with; leave --finetune-epochs out.")
-    smaller = pruned(trial.model, blocks=blocks, heads=heads)
-    name, options, rebuilt = written_down(trial.model, smaller, trial.facts.model, trial.facts.options, blocks)
+    smaller = smaller_model(trial.model, removal, trial.facts.model, trial.facts.options)
+    rebuilt = smaller.module
     right = [_judged(trial, model) for model in (trial.model, rebuilt)]
     speed_up, spread = _speed_up(trial, rebuilt)
     if finetune_epochs:
-        _write(out / "start", name, options, rebuilt)
-        named, folder = run_images(Path(ref), trial.recipe, UserImages(where.get("data"), where.get("data_dir")))
+        _write(out / "start", smaller)
+        run = Path(str(ref))
+        named, folder = run_images(run, trial.recipe, UserImages(where.get("data"), where.get("data_dir")))
         changed = {"dataset": named, "data_dir": folder and str(folder), **(settings or {})}
-        rebuilt = _finetuned(Path(ref), trial, out / "start", ends, name, options, finetune_epochs, changed)
+        rebuilt = _finetuned(run, trial, smaller, out, finetune_epochs, changed)
+        smaller = timm_files(rebuilt, smaller.name, smaller.options)
         right.append(_judged(trial, rebuilt))
-    _write(out, name, options, rebuilt)
+    _write(out, smaller)
     parameters = tuple(sum(p.numel() for p in model.parameters()) for model in (trial.model, rebuilt))
     n_choosing = int(trial.chooses.sum())
-    return Pruned(out, (parameters[0], parameters[1]), tuple(right), n_choosing, speed_up, spread)
+    return Pruned(out, (parameters[0], parameters[1]), tuple(right), n_choosing, speed_up, spread, trial.measure)
 
 
 def numbers_of(text: str) -> tuple[int, ...]:
@@ -160,33 +167,29 @@ def _judged(trial: Trial, model: nn.Module) -> np.ndarray:
     return trial.answers(model)[0][~trial.chooses]
 
 
-def _finetuned(
-    ref: Path, trial: Trial, start: Path, run: Path, name: str, options: Mapping[str, Any], epochs: int,
-    settings: Mapping[str, Any],
-) -> nn.Module:  # fmt: skip
-    """Fine-tune the model in `start` by the recipe of the run `ref`; returns its weights at the best epoch.
+def _finetuned(ref: Path, trial: Trial, smaller: Smaller, out: Path, epochs: int, settings: Mapping[str, Any]) -> Any:
+    """Fine-tune the model in `out`/start by the recipe of the run `ref`; returns its weights at the best epoch.
 
     Best on the choosing images: the loop's own best is on all validation images, which include the judging ones.
     """
-    kwargs = {key: value for key, value in options.items() if key != "num_classes"}
+    kwargs = {key: value for key, value in smaller.options.items() if key != "num_classes"}
     rates = ("lr", "lr_base", "warmup_lr", "min_lr")
     slower = {rate: trial.recipe[rate] / 10 for rate in rates if trial.recipe.get(rate) is not None}
-    changed = {"model": name, "model_kwargs": kwargs, "img_size": None, "initial_checkpoint": str(start),
-               "epochs": epochs, "warmup_epochs": 0, "cooldown_epochs": 0, "probe_every": 0,
-               "keep_checkpoints": epochs, **slower}  # fmt: skip
-    result = train(Run.of(ref).config, run, settings={**changed, **settings})
+    changed = {"model": smaller.name, "model_kwargs": kwargs, "img_size": None,
+               "initial_checkpoint": str(out / "start"), "epochs": epochs, "warmup_epochs": 0, "cooldown_epochs": 0,
+               "probe_every": 0, "keep_checkpoints": epochs, **slower}  # fmt: skip
+    result = train(Run.of(ref).config, out / "finetuning", settings={**changed, **settings})
     models = (load_model(result.run.checkpoint(epoch)) for epoch in result.run.epochs())
     return max(models, key=lambda model: int(trial.answers(model)[0][trial.chooses].sum()))
 
 
-def _write(folder: Path, name: str, options: Mapping[str, Any], model: nn.Module) -> None:
-    """Write timm's `local-dir:` layout. config.json comes last, because a folder that has it counts as complete."""
-    state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    config = json.dumps(config_json(name, model, options), indent=1)
+def _write(folder: Path, smaller: Smaller) -> None:
+    """Write a model's folder. config.json comes last, because a folder that has it counts as complete."""
+    files = dict(smaller.files())
     with fs.as_work_error(f"writing the model into {folder}"):
         fs.make_folder(folder)
-        fs.write_file(folder / "model.safetensors", save(state, {"format": "pt"}), overwrite=True)
-        fs.write_file(folder / "config.json", config.encode(), overwrite=True)
+        for name in sorted(files, key=lambda name: name == "config.json"):
+            fs.write_file(folder / name, files[name], overwrite=True)
 
 
 @torch.inference_mode()

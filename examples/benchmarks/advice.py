@@ -32,7 +32,7 @@ def one_run(run: Path, seed: int, depth: int, width: int, epochs: int) -> tuple[
     kwargs = {"depth": depth, "embed_dim": width, "num_heads": width // 8}
     settings = {"model_kwargs": kwargs, "dataset": DATA, "epochs": epochs, "warmup_epochs": 1, "seed": seed}
     train("digits_vit_16", run, settings=settings)
-    evidence, _ = verify_drops(run, blocks="all", device="cpu", tolerance=0.99)
+    evidence = verify_drops(run, blocks="all", device="cpu", tolerance=0.99)
     advised = max(evidence.curves["blocks"], key=lambda tried: (evidence.gained_choosing(tried)[0], len(tried.changes)))
     model = load_model(run).eval()
     right = [_right(m) for m in (model, pruned(model, blocks=advised.blocks))]

@@ -74,8 +74,8 @@ def timms(sets: list, config: TrainConfig, device: torch.device) -> None:
             optimizer.step()
             ema.update(model, step=update)
             scheduler.step_update(update)
-        _, top1 = evaluate(ema.module, sets[1], batch_size=2 * config.batch_size, device=device)
-        saver.save_checkpoint(0, metric=top1)
+        scores = evaluate(ema.module, sets[1], batch_size=2 * config.batch_size, device=device)
+        saver.save_checkpoint(0, metric=scores.top1)
 
 
 def epoch_against_timm(device: torch.device, rounds: int) -> None:

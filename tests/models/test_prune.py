@@ -140,7 +140,7 @@ def test_other_architectures_are_refused():
         pruned(nn.Sequential(nn.Linear(2, 2)), blocks=[1])
 
 
-def test_fewer_heads_than_one_or_more_than_there_are_cannot_be_built():
-    for heads in ([3, 3, 3], [0, 3, 3, 3], [4, 3, 3, 3]):
+def test_fewer_heads_than_none_or_more_than_there_are_cannot_be_built():
+    for heads in ([3, 3, 3], [-1, 3, 3, 3], [4, 3, 3, 3]):
         with pytest.raises(InputError, match="heads="):
             build_model("pruned_vit", of="vit_16_digits", heads=heads, **TINY)

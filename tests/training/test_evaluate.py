@@ -34,7 +34,7 @@ class Cached(nn.Module):
 def test_a_table_that_the_model_keeps_takes_part_in_training_afterwards():
     model = Cached()
     images = load_images("digits", "val", spec=InputSpec(size=(8, 8)), limit=4)
-    loss, _ = evaluate(model, images, batch_size=4, device=torch.device("cpu"))
+    loss = evaluate(model, images, batch_size=4, device=torch.device("cpu")).loss
     batch = next(images.batches(4))
     trained = nn.functional.cross_entropy(model(batch.pixels), batch.labels)
     trained.backward()

@@ -201,7 +201,7 @@ def test_inside_an_epoch_the_newest_intact_state_is_gone_on_from(tmp_path):
 def test_saved_weights_are_the_validated_moving_average(tmp_path):
     result = run_training(tmp_path, config(epochs=2))
     val = load_images("digits", "val", spec=SPEC, limit=192)
-    _, top1 = evaluate(load_model(tmp_path), val, batch_size=64, device=torch.device("cpu"))
+    top1 = evaluate(load_model(tmp_path), val, batch_size=64, device=torch.device("cpu")).top1
     assert top1 == result.top1
     state = json.loads((result.run.checkpoint(2) / "state.json").read_text())
     assert state["epoch"] == 2

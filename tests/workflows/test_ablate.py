@@ -19,11 +19,11 @@ from attnprobe.reports.removal import advice, evidence_text
 from attnprobe.workflows import ablate as ablation
 from attnprobe.workflows.ablate import MOST_TRIED, verify_drops
 from attnprobe.workflows.capture import capture_file
-from attnprobe.workflows.evaluate import open_trial
 from attnprobe.workflows.measure import examine
 from attnprobe.workflows.prune import heads_of, numbers_of, prune
 from attnprobe.workflows.report import report
 from attnprobe.workflows.train import train
+from attnprobe.workflows.trial import open_trial
 from tests.reports.formulas import head_distance, measurement
 
 TINY = {"epochs": 12, "warmup_epochs": 1, "model_kwargs": {"depth": 4, "embed_dim": 24, "num_heads": 3}}
@@ -38,7 +38,7 @@ def run(tmp_path_factory):
 
 
 def test_accuracies_are_those_of_pruned_models(run, tmp_path):
-    evidence, _ = verify_drops(run, blocks=[2, 4], heads=[(1, 3)], device="cpu", images=100)
+    evidence = verify_drops(run, blocks=[2, 4], heads=[(1, 3)], device="cpu", images=100)
     assert [str(tried.changes[0]) for tried in evidence.single] == [
         "block 2: map of the previous block", "block 2: attention skipped", "block 2: dropped",
         "block 4: map of the previous block", "block 4: attention skipped", "block 4: dropped",
@@ -53,7 +53,7 @@ def test_accuracies_are_those_of_pruned_models(run, tmp_path):
 
 
 def test_the_curve_takes_the_cheapest_first_and_all_in_the_end(run):
-    evidence, _ = verify_drops(run, blocks=[2, 3, 4], device="cpu", images=100)
+    evidence = verify_drops(run, blocks=[2, 3, 4], device="cpu", images=100)
     curve = evidence.curves["blocks"]
     assert [len(tried.changes) for tried in curve] == [1, 2, 3]
     assert {change.block for change in curve[-1].changes} == {2, 3, 4}
@@ -69,7 +69,7 @@ def test_the_curve_takes_the_cheapest_first_and_all_in_the_end(run):
 
 
 def test_candidates_are_the_reports_and_settings_move_them(run):
-    evidence, _ = verify_drops(run, metrics=["similar_blocks:tau=0.5,rho=0"], device="cpu", images=60)
+    evidence = verify_drops(run, metrics=["similar_blocks:tau=0.5,rho=0"], device="cpu", images=60)
     summary = examine(run, metrics=["similar_blocks:tau=0.5,rho=0", "head_divergence"]).measurements
     similar = summary["similar_blocks"].summary["similar"]
     tried = {t.changes[0].block for t in evidence.single if t.changes[0].kind == "map"}
@@ -143,7 +143,7 @@ def test_without_maps_or_labels_it_says_what_to_do(run, tmp_path):
         verify_drops(run, blocks=[2], split="vall")
     with pytest.raises(InputError, match="one half chooses and the other judges"):
         verify_drops(run, blocks=[2], images=1)
-    none, _ = verify_drops(run, blocks=[], heads=[], images=40)
+    none = verify_drops(run, blocks=[], heads=[], images=40)
     assert none.single == () and none.curves == {} and "whole model" in evidence_text(none)
 
 
@@ -203,7 +203,7 @@ def test_importance_by_gradients_is_that_of_a_loop_and_of_finite_differences(run
 
 
 def test_training_images_choose_and_validation_images_judge(run, tmp_path):
-    evidence, _ = verify_drops(run, blocks=[3, 4], device="cpu", split="train", images=60, tolerance=0.5)
+    evidence = verify_drops(run, blocks=[3, 4], device="cpu", split="train", images=60, tolerance=0.5)
     trial = open_trial(run, device="cpu", images=60)
     val = set(trial.images.ids)
     assert (evidence.n_choosing, evidence.n_judging) == (60, 60)
@@ -228,7 +228,7 @@ def _as_double(trial, pixels, labels):
 
 
 def test_all_heads_give_their_importance_by_ablation(run):
-    evidence, _ = verify_drops(run, blocks="all", heads="all", device="cpu", images=40)
+    evidence = verify_drops(run, blocks="all", heads="all", device="cpu", images=40)
     assert len(evidence.curves["blocks"]) == 4 and len(evidence.curves["heads"]) == 12
     assert evidence.importance.keys() == {"head_importance", "head_ablation"}
     found = evidence.importance["head_ablation"]
@@ -240,7 +240,7 @@ def test_all_heads_give_their_importance_by_ablation(run):
 
 
 def test_the_advice_is_what_prune_then_measures(run, tmp_path):
-    evidence, _ = verify_drops(run, blocks=[2, 3, 4], heads=[(1, 2), (4, 1)], tolerance=0.2, device="cpu")
+    evidence = verify_drops(run, blocks=[2, 3, 4], heads=[(1, 2), (4, 1)], tolerance=0.2, device="cpu")
     assert evidence.advised is not None
     words = advice(evidence).replace(". Chosen", " Chosen").split()
     assert "Chosen on 180 images, measured on 180 others" in advice(evidence)
@@ -256,7 +256,7 @@ def test_the_advice_is_what_prune_then_measures(run, tmp_path):
 def test_what_cannot_be_taken_out_is_not_advised(tmp_path):
     path = tmp_path / "deepvit"
     train("digits_deepvit_16", path, settings=TINY)
-    evidence, _ = verify_drops(path, heads=[(1, 1), (2, 3)], tolerance=0.99, device="cpu")
+    evidence = verify_drops(path, heads=[(1, 1), (2, 3)], tolerance=0.99, device="cpu")
     assert evidence.free("heads") is not None and evidence.advised is None
     assert {tried.changes[0].kind for tried in evidence.single} == {"softmax"}
     assert "mixed" in advice(evidence) and "attnprobe prune" not in advice(evidence)
@@ -268,7 +268,7 @@ def test_a_report_shows_the_evidence_and_says_so(run, tmp_path, capsys, monkeypa
     cli.main(["report", str(run), "--verify-drops", "--tolerance", "0.9", *loose, "-o", str(tmp_path)])
     printed = " ".join(capsys.readouterr().out.split())
     written = json.loads((tmp_path / "measurements.json").read_text())["runs"][0]
-    expected, _ = verify_drops(run, metrics=["similar_blocks:tau=0.5,rho=0"], tolerance=0.9)
+    expected = verify_drops(run, metrics=["similar_blocks:tau=0.5,rho=0"], tolerance=0.9)
     tries = written["evidence"]["tries"]
     assert [row["accuracy"] for row in tries] == [row["accuracy"] for row in expected.rows()]
     assert (
@@ -287,13 +287,13 @@ def test_a_report_shows_the_evidence_and_says_so(run, tmp_path, capsys, monkeypa
 
 def test_a_pruned_model_and_one_whose_first_block_must_stay_are_verified_too(run, tmp_path):
     small = prune(run, tmp_path / "small", heads={2: [1]}, device="cpu", images=20).path
-    evidence, _ = verify_drops(small, blocks="all", heads="all", data="digits", images=20, device="cpu")
+    evidence = verify_drops(small, blocks="all", heads="all", data="digits", images=20, device="cpu")
     assert evidence.importance["head_ablation"].mean.shape == (4, 3)
     assert np.isnan(evidence.importance["head_importance"].mean[1]).tolist() == [False, False, True]
     assert "block 2: map of the previous block" not in {str(tried.changes[0]) for tried in evidence.single}
-    kept, _ = verify_drops("refiner_16_digits", blocks="all", data="digits", images=8, device="cpu")
+    kept = verify_drops("refiner_16_digits", blocks="all", data="digits", images=8, device="cpu")
     assert kept.single[0].changes[0].block == 2
-    all_heads, _ = verify_drops("refiner_16_digits", heads="all", data="digits", images=8, device="cpu")
+    all_heads = verify_drops("refiner_16_digits", heads="all", data="digits", images=8, device="cpu")
     assert {tried.changes[0].block for tried in all_heads.single} == set(range(1, 17, 2))  # the others share a map
     with pytest.raises(InputError, match="no softmax of their own"):
         verify_drops("refiner_16_digits", heads=[(2, 1)], data="digits", images=8, device="cpu")
