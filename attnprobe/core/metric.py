@@ -13,8 +13,14 @@ from attnprobe.core.measurement import FromMean, Measurement
 from attnprobe.core.renormalize import shares_of_magnitude
 from attnprobe.core.tap import Site
 
-GIVEN = ("maps", "grid", "tokens", "value_vectors")
-"""Parameter names of a metric function that are filled from `AttentionMaps`; all others are settings."""
+GIVEN = {
+    "maps": "[image, layer, head, query, key]",
+    "grid": "which tokens are patches, and where these sit in the image",
+    "tokens": "[image, layer, token, width], the output of each block for every token",
+    "value_vectors": "[image, layer, head, key, P], what the map of a head multiplies",
+}
+"""Parameters of a metric function that are filled from `AttentionMaps`, and what each is; all others are settings. They
+are the same for every metric, so no docstring repeats them: `Metric.explanation` adds them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +31,7 @@ class Metric:
 
     Attributes:
         name: its name in the table and in every file.
-        function: (maps [I, L, H, Q, K], grid, tokens [I, L, T, D], value_vectors [I, L, H, K, P]; any of
-            them, by these parameter names; then settings with defaults) -> [I, *axes].
+        function: (any of `GIVEN`, by these names; then settings with defaults) -> [image, *axes].
         axes: the axes after the image, such as ("layer", "head").
         value_range: smallest and largest possible value; None where there is no bound.
         unit: "nats", "pixels" ... or "" for none.
@@ -83,6 +88,11 @@ class Metric:
         defaults = {n: p.default for n, p in self.parameters.items() if n not in GIVEN}
         return {**defaults, **self.settings}
 
+    @property
+    def _needs_effective(self) -> bool:
+        """True for a metric of what maps make of the values: only the effective map multiplies them."""
+        return {"maps", "value_vectors"} <= self.parameters.keys()
+
     def with_settings(self, **settings: Any) -> "Metric":
         """The same metric with other settings.
 
@@ -121,7 +131,7 @@ class Metric:
             return "the block outputs were not captured: capture with tokens=True"
         if "value_vectors" in self.parameters and maps.value_vectors is None:
             return "the value vectors were not captured, only maps: capture with values=True (--what values)"
-        if {"maps", "value_vectors"} <= self.parameters.keys() and not maps.is_effective:
+        if self._needs_effective and not maps.is_effective:
             return (
                 f"it needs effective attention, which the maps at site {maps.site!r} are not: capture site='effective'"
             )
@@ -151,7 +161,8 @@ class Metric:
         parts = [inspect.getdoc(self.function) or "No description."]
         if self.settings:
             parts.append(f"Here with {_listed(self.settings)}.")
-        return "\n\n".join([*parts, "\n".join(self._facts())])
+        given = [f"    {name}: {what}" for name, what in GIVEN.items() if name in self.parameters]
+        return "\n\n".join([*parts, "\n".join(["Measured on:", *given]), "\n".join(self._facts())])
 
     def _facts(self) -> list[str]:
         low, high = ("unbounded" if bound is None else f"{bound:.4g}" for bound in self.value_range)
@@ -166,6 +177,7 @@ class Metric:
             "queries and keys that are the tokens of the image": self.needs_square or "grid" in self.parameters,
             "the outputs of the blocks": "tokens" in self.parameters,
             "the value vectors": "value_vectors" in self.parameters,
+            "effective attention": self._needs_effective,
         }
         if needed := [what for what, is_needed in needs.items() if is_needed]:
             facts.append(f"Needs {'; '.join(needed)}.")

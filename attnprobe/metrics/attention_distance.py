@@ -21,13 +21,6 @@ def attention_distance(maps: Tensor, grid: TokenGrid) -> Tensor:
     Caveats: uniform attention is far already, 116 pixels for 14 x 14 patches of 16 pixels, so compare with that
     baseline. The mean does not tell a middle distance from near and far, and what a head leaves to patches counts in
     full, however little it is.
-
-    Args:
-        maps: [image, layer, head, query, key], rows that sum to 1.
-        grid: where the tokens sit.
-
-    Returns:
-        [image, layer, head], pixels.
     """
     pixels = _distances(grid).to(maps)
     patches = slice(grid.n_prefix, None)

@@ -38,7 +38,6 @@ def map_cka(maps: Tensor, *, estimator: str = "unbiased") -> Tensor:
     r, not that they attend to the same places.
 
     Args:
-        maps: [image, layer, head, query, key].
         estimator: "unbiased", or "biased", which for one image is Kornblith's and near 1 where features outnumber
             tokens, as they do here.
 
@@ -63,7 +62,6 @@ def token_cka(tokens: Tensor, *, estimator: str = "unbiased") -> Tensor:
     baseline. A single token with a huge norm (see `high_norm_tokens`) can decide the number.
 
     Args:
-        tokens: [image, layer, token, width], the output of each block.
         estimator: "unbiased" or "biased".
 
     Returns:

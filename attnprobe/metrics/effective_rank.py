@@ -26,7 +26,6 @@ def effective_rank(maps: Tensor, *, order: int = 1) -> Tensor:
     at 197 tokens and 116 at 577 (order 2: 1.02 at 197). Compare maps of equal size, and with the untrained baseline.
 
     Args:
-        maps: [image, layer, head, query, key].
         order: 1 or 2.
 
     Returns:

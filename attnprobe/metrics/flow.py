@@ -39,12 +39,7 @@ def attention_flow(maps: Tensor, grid: TokenGrid, *, residual: float = 0.5) -> T
     attention with residual = 1/2, those to patches are 1/(2 K) after one block, 1/2 after two and 1 from the fourth on.
 
     Args:
-        maps: [image, layer, head, query, key], rows that sum to 1.
-        grid: there must be a class token, which is the source.
         residual: what the skip connection carries, in [0, 1).
-
-    Returns:
-        [image, layer, key].
     """
     if "cls" not in grid.prefix:
         raise InputError("attention_flow starts at the class token, and there is none; attention_rollout needs none.")

@@ -13,11 +13,5 @@ def head_confidence(maps: Tensor) -> Tensor:
 
     The confidence of Voita et al. 2019, arXiv:1905.09418; every query counts. 1/K for uniform attention over K keys.
     Caveat: a head that only feeds a sink is fully confident; see `sink_mass`.
-
-    Args:
-        maps: [image, layer, head, query, key], rows that sum to 1.
-
-    Returns:
-        [image, layer, head].
     """
     return maps.amax(-1).mean(-1)

@@ -22,7 +22,6 @@ def head_dependence(maps: Tensor, *, estimator: str = "unbiased") -> Tensor:
     sharp and a flat one.
 
     Args:
-        maps: [image, layer, head, query, key].
         estimator: "unbiased" or "biased", see `map_cka`.
 
     Returns:

@@ -36,7 +36,6 @@ def head_divergence(maps: Tensor, *, cut: float = 0.05) -> Tensor:
     hides a few queries, such as the class token's, on which heads share nothing: one of 197 adds 0.0035.
 
     Args:
-        maps: [image, layer, head, query, key], rows that sum to 1.
         cut: clusters at this distance or further apart stay apart; used by the summary only. The total variation of two
             rows is at most sqrt(2 D), so heads closer than 0.05 nats share at least 68 % of their attention mass in
             the mean over queries. 0.05 is 7 % of ln 2; the choice is ours.

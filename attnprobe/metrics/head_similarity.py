@@ -38,12 +38,8 @@ def head_similarity(maps: Tensor, *, cut: float = 0.1) -> Tensor:
     to many, whose rows are shorter.
 
     Args:
-        maps: [image, layer, head, query, key].
         cut: clusters at this distance or further apart stay apart; used by the summary only. 0.1, a mean cosine of 0.9
             within a cluster, is ours.
-
-    Returns:
-        [image, layer, head, head].
     """
     products = row_products(maps.flatten(3))
     squared_length = products.diagonal(dim1=-2, dim2=-1)

@@ -47,11 +47,7 @@ def head_similarity_across_layers(maps: Tensor, *, cut: float = 0.1) -> Tensor:
     the same keys, and near-uniform ones of any two blocks a large one: groups also tell how flat maps are.
 
     Args:
-        maps: [image, layer, head, query, key].
         cut: clusters at this distance or further apart stay apart; used by the summary only.
-
-    Returns:
-        [image, layer, head, layer, head].
     """
     return _across(head_similarity.function, maps)
 
@@ -71,11 +67,7 @@ def head_divergence_across_layers(maps: Tensor, *, cut: float = 0.05) -> Tensor:
     Caveats: those of `head_divergence`: near-uniform heads of any two blocks fall into one group, whatever they prefer.
 
     Args:
-        maps: [image, layer, head, query, key], rows that sum to 1.
         cut: clusters at this distance or further apart stay apart; used by the summary only.
-
-    Returns:
-        [image, layer, head, layer, head], nats.
     """
     return _across(head_divergence.function, maps)
 

@@ -19,12 +19,7 @@ def high_norm_tokens(tokens: Tensor, grid: TokenGrid, *, factor: float = 3.0) ->
     none need count.
 
     Args:
-        tokens: [image, layer, token, width], the output of each block.
-        grid: which tokens are patches.
         factor: above 1.
-
-    Returns:
-        [image, layer].
 
     Raises:
         InputError: a factor of 1 or less.
@@ -44,10 +39,6 @@ def largest_token_norm(tokens: Tensor, grid: TokenGrid) -> Tensor:
     The size of the outliers that `high_norm_tokens` counts. Source as for `high_norm_tokens`.
     Caveat: it rests on one patch, and a maximum grows with their number without any outlier: log-normal norms of
     log-std 0.3 give 2.1 for 64 patches and 2.5 for 576.
-
-    Args:
-        tokens: [image, layer, token, width], the output of each block.
-        grid: which tokens are patches.
 
     Returns:
         [image, layer]; not finite if most patches are zero.

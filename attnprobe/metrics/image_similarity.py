@@ -33,8 +33,6 @@ def image_similarity(tokens: Tensor, grid: TokenGrid, *, token: str = "either", 
     tells. An offset that all images share raises it though they differ as before.
 
     Args:
-        tokens: [image, layer, token, width], the output of each block.
-        grid: which tokens are patches.
         token: "either", "class" (the first prefix token; the mean patch where there is none) or "mean".
         clip: above 1.
 

@@ -24,7 +24,6 @@ def largest_activation(tokens: Tensor, *, of: str = "entry") -> Tensor:
     Caveat: a maximum grows with the number of entries: normal ones give 7 for 197 tokens of width 768.
 
     Args:
-        tokens: [image, layer, token, width], the output of each block.
         of: "entry", "channel" or "token".
 
     Returns:

@@ -64,7 +64,6 @@ def map_overlap(maps: Tensor, *, compare: str = "previous", every: int = 5) -> T
     deviation 0.2. See `row_entropy` for those and `content_overlap` for maps that are the same in all images.
 
     Args:
-        maps: [image, layer, head, query, key].
         compare: with which block the summary compares each: the "previous" one; "earlier": that of all before it that
             it overlaps most with, which finds A, B, A, B; the "first", whose overlap falls where maps drift.
         every: blocks that are not neighbours are compared at every fifth query, for there are many pairs; neighbours
@@ -117,7 +116,6 @@ def map_overlap_matched(maps: Tensor, *, every: int = 5) -> Tensor:
     Caveat: of many heads some fit by chance, so unrelated maps score a little more than by `map_overlap`.
 
     Args:
-        maps: [image, layer, head, query, key], rows that sum to 1.
         every: every fifth query counts.
 
     Returns:

@@ -17,13 +17,6 @@ def own_row_mass(maps: Tensor, grid: TokenGrid) -> Tensor:
     do).
     Caveat: each patch is part of its own row, so a head of patches that attend to themselves scores 1, in
     `own_column_mass`, too. What a head leaves to patches counts in full, however little it is.
-
-    Args:
-        maps: [image, layer, head, query, key], rows that sum to 1.
-        grid: where the tokens sit.
-
-    Returns:
-        [image, layer, head].
     """
     return _share(maps, grid, "...rcrk->...rc")
 
@@ -37,13 +30,6 @@ def own_column_mass(maps: Tensor, grid: TokenGrid) -> Tensor:
     1/columns for uniform attention; otherwise as `own_row_mass`. Ours.
     Caveat: each patch is part of its own column, so a head of patches that attend to themselves scores 1, in
     `own_row_mass`, too.
-
-    Args:
-        maps: [image, layer, head, query, key], rows that sum to 1.
-        grid: where the tokens sit.
-
-    Returns:
-        [image, layer, head].
     """
     return _share(maps, grid, "...rcsc->...rc")
 

@@ -28,12 +28,5 @@ def prefix_mass(maps: Tensor, grid: TokenGrid) -> Tensor:
     leave most of their mass on one such token: arXiv:2410.10781; registers: arXiv:2309.16588.
     Caveat: a weight does not say what arrives, for a token that draws much attention can have a small value; see
     `value_weighted_prefix_mass`.
-
-    Args:
-        maps: [image, layer, head, query, key], rows that sum to 1.
-        grid: which tokens are prefix tokens; there must be one.
-
-    Returns:
-        [image, layer, head, prefix].
     """
     return maps[..., : grid.n_prefix].mean(-2)

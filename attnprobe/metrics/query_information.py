@@ -23,13 +23,6 @@ def query_information(maps: Tensor, grid: TokenGrid) -> Tensor:
 
     Caveats: 0 does not tell uniform attention from a sink that all queries share, and a head that attends by position
     alone, each patch to itself, scores 1. What a head leaves to patches counts in full, however little it is.
-
-    Args:
-        maps: [image, layer, head, query, key], rows that sum to 1.
-        grid: where the patches are.
-
-    Returns:
-        [image, layer, head].
     """
     layers = []
     for layer in maps.unbind(1):

@@ -26,11 +26,7 @@ def numerical_rank(maps: Tensor, *, threshold: float = 1e-3) -> Tensor:
     is noise of 0.0002 s_0 (near uniform) to 0.002 s_0 (sharp).
 
     Args:
-        maps: [image, layer, head, query, key].
         threshold: in [0, 1), ours.
-
-    Returns:
-        [image, layer, head].
 
     Raises:
         InputError: a threshold out of range.
@@ -49,12 +45,6 @@ def stable_rank(maps: Tensor) -> Tensor:
     From 1 (equal rows, or any other single pattern) to T; never above the rank. NaN for a map that is zero.
     Caveat: a sink hides every other pattern: with half of every row on one key, and the other half from each token to
     itself, it is about 2 for any number of tokens, though T patterns are there.
-
-    Args:
-        maps: [image, layer, head, query, key].
-
-    Returns:
-        [image, layer, head].
     """
     return _each_layer(maps, lambda s: (s / s[..., :1]).square().sum(-1))
 
@@ -68,12 +58,6 @@ def nuclear_ratio(maps: Tensor) -> Tensor:
     Between `stable_rank` and the rank; the code of arXiv:2401.12511 has both. NaN for a map that is zero.
     Caveat: noise adds up: near-uniform maps with unrelated log-normal entries of log-std 0.1 have 2.2 at 197 tokens and
     3.0 at 577. Compare maps of equal size, and with the untrained baseline.
-
-    Args:
-        maps: [image, layer, head, query, key].
-
-    Returns:
-        [image, layer, head].
     """
     return _each_layer(maps, lambda s: (s / s[..., :1]).sum(-1))
 
@@ -88,12 +72,6 @@ def spectral_gap(maps: Tensor) -> Tensor:
     same size. NaN for a map that is zero; 1 where there is one token.
     Caveat: near-uniform maps have nearly 1, as one pattern has, and a sink nearly hides the others: 0.93 at 197 tokens
     with half of every row on one key, even if the other half goes from each token to itself.
-
-    Args:
-        maps: [image, layer, head, query, key].
-
-    Returns:
-        [image, layer, head].
     """
     return _each_layer(maps, lambda s: 1 - s[..., 1:2].sum(-1) / s[..., 0])
 

@@ -27,7 +27,6 @@ def rank_residual(maps: Tensor, *, norm: str = "frobenius") -> Tensor:
     have sqrt(1 - exp(-s^2)), 0.10 at s = 0.1.
 
     Args:
-        maps: [image, layer, head, query, key].
         norm: "frobenius" or "composite".
 
     Returns:

@@ -23,12 +23,7 @@ def attention_rollout(maps: Tensor, grid: TokenGrid, *, residual: float = 0.5) -
     Caveats: values and MLPs are ignored, and the weight of the residual is a convention, not measured.
 
     Args:
-        maps: [image, layer, head, query, key], rows that sum to 1.
-        grid: whether there is a class token.
         residual: what the skip connection carries, in [0, 1).
-
-    Returns:
-        [image, layer, key].
     """
     rolled = rollout(maps, residual)
     return rolled[..., grid.prefix.index("cls"), :] if "cls" in grid.prefix else rolled.mean(-2)

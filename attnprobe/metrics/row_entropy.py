@@ -23,12 +23,6 @@ def row_entropy(maps: Tensor) -> Tensor:
 
     Caveats: the bound ln K grows with the number of tokens. The mean hides a head with two kinds of queries: half of
     them at one key and half uniform over 197 give exp(E) = 14, a number of tokens that no query attends to.
-
-    Args:
-        maps: [image, layer, head, query, key], rows that sum to 1.
-
-    Returns:
-        [image, layer, head], nats.
     """
     n_queries = maps.shape[-2]
     sums = [sum_x_ln_x(floor_at_smallest(layer).flatten(-2)) for layer in maps.unbind(1)]
@@ -44,9 +38,6 @@ def row_entropy_relative(maps: Tensor) -> Tensor:
     From 0, one key, to 1, uniform. Sources as for `row_entropy`. Caveat: only the ends are the same for any number of
     tokens; between them R is not comparable across sizes. Rows that are uniform over 10 keys score 0.44 at 197 tokens
     and 0.36 at 577, those that are uniform over a tenth of the keys 0.56 and 0.64.
-
-    Args:
-        maps: [image, layer, head, query, key], rows that sum to 1.
 
     Returns:
         [image, layer, head]; 0 where there is only one key.

@@ -17,12 +17,6 @@ def sink_mass(maps: Tensor) -> Tensor:
     `prefix_mass`). Attention sinks: arXiv:2410.10781. 1/K for uniform attention over K keys.
     Caveat: only one token counts, so a sink that several registers or patches share reads low; and a weight does not
     say what arrives (`value_weighted_prefix_mass`).
-
-    Args:
-        maps: [image, layer, head, query, key], rows that sum to 1.
-
-    Returns:
-        [image, layer, head].
     """
     return maps.mean(-2).amax(-1)
 
@@ -38,13 +32,8 @@ def sink_rate(maps: Tensor, grid: TokenGrid, *, threshold: float = 0.3, token: s
     in full. Sinks on patches do not count unless token="any".
 
     Args:
-        maps: [image, layer, head, query, key], rows that sum to 1.
-        grid: there must be a class token or a register.
         threshold: in (0, 1).
         token: "first": a_0; "prefix": the sum over class token and registers; "any": max_j a_j.
-
-    Returns:
-        [image, layer].
 
     Raises:
         InputError: a threshold out of range, or an unknown token.

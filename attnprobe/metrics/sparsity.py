@@ -24,12 +24,6 @@ def row_gini(maps: Tensor) -> Tensor:
     measures of sparsity.
     Caveat: a row that is uniform over m keys scores 1 - m/K, so that 10 keys are 0.95 at 197 tokens and 0.98 at 577:
     compare maps of equal size.
-
-    Args:
-        maps: [image, layer, head, query, key], rows that sum to 1.
-
-    Returns:
-        [image, layer, head].
     """
     n = maps.shape[-1]
     weights = torch.arange(1 - n, n, 2, dtype=maps.dtype, device=maps.device) / n
@@ -45,12 +39,6 @@ def row_hoyer(maps: Tensor) -> Tensor:
     Hoyer 2004. 0 for uniform attention, 1 for a row that attends to one key. NaN where there is only one key.
     Caveat: the largest weight decides: a row with half of its attention on one of 197 keys and the rest spread evenly
     over the others scores 0.92.
-
-    Args:
-        maps: [image, layer, head, query, key], rows that sum to 1.
-
-    Returns:
-        [image, layer, head].
     """
     root = math.sqrt(maps.shape[-1])
     if root == 1:
@@ -69,12 +57,6 @@ def row_participation(maps: Tensor) -> Tensor:
     and never above that of the Shannon entropy (`row_entropy`).
     Caveats: the largest weight decides: half on one key and the rest spread evenly over 196 are 4 tokens, 28 by the
     Shannon entropy. Flat queries decide the mean: half of them at one key and half uniform over 197 give 99.
-
-    Args:
-        maps: [image, layer, head, query, key], rows that sum to 1.
-
-    Returns:
-        [image, layer, head], tokens.
     """
     layers = [(layer.sum(-1).square() / layer.square().sum(-1)).mean(-1) for layer in maps.unbind(1)]
     return torch.stack(layers, 1)
@@ -91,11 +73,7 @@ def row_top_mass(maps: Tensor, *, k: int = 5) -> Tensor:
     with few tokens it is high for uniform attention, too.
 
     Args:
-        maps: [image, layer, head, query, key], rows that sum to 1.
         k: how many keys; all of them where there are fewer.
-
-    Returns:
-        [image, layer, head].
 
     Raises:
         InputError: k below 1.
@@ -116,11 +94,7 @@ def row_small_share(maps: Tensor, *, threshold: float = 1e-3) -> Tensor:
     uniform attention is all small), and small entries can together hold much of the attention.
 
     Args:
-        maps: [image, layer, head, query, key], rows that sum to 1.
         threshold: 0.001 is ours.
-
-    Returns:
-        [image, layer, head].
     """
     entries = maps.shape[-2] * maps.shape[-1]
     counts = [_how_many(layer < threshold).to(maps) + 0 * layer.sum((-2, -1)) for layer in maps.unbind(1)]

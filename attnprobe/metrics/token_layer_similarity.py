@@ -10,18 +10,12 @@ from attnprobe.core.metric import metric
 def token_layer_similarity(tokens: Tensor) -> Tensor:
     """Cosine similarity of the outputs of two blocks, for every pair of layers.
 
-        F[p, r] = mean over tokens t of cos(x_t[p], x_t[r])
+        F[p, r] = mean over all tokens t of cos(x_t[p], x_t[r])
 
     The feature version of `layer_similarity`: Zhou et al. 2021, arXiv:2103.11886, relate the two. A zero token has
     cosine 0.
     Caveat: blocks add to what came before, so neighbours are alike by construction, and only the untrained baseline
     tells how much that is.
-
-    Args:
-        tokens: [image, layer, token, width], the output of each block; all tokens count.
-
-    Returns:
-        [image, layer, layer].
     """
     by_token = F.normalize(tokens, dim=-1).transpose(1, 2)
     return (by_token @ by_token.mT).mean(1)

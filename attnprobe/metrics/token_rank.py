@@ -12,7 +12,7 @@ from attnprobe.metrics.engine.linear_algebra import row_products
 def token_rank(tokens: Tensor) -> Tensor:
     """Effective rank (order 2) of the tokens of a layer about their mean: the number of directions they differ in.
 
-        R[l] = (sum_k s_k^2)^2 / sum_k s_k^4 = |X|^4 / |X X^T|^2,      X = u - mean over tokens of u,  u = x / |x|
+        R[l] = (sum_k s_k^2)^2 / sum_k s_k^4 = |X|^4 / |X X^T|^2,      X = u - mean over all tokens of u,  u = x / |x|
 
     with s the singular values of X. From 1, all along one line, to min(T - 1, D); 0 where all tokens
     are equal. The participation ratio of the covariance's eigenvalues; a low one is a dimensional collapse
@@ -20,9 +20,6 @@ def token_rank(tokens: Tensor) -> Tensor:
     Ours in this form.
     Caveat: it says nothing of how far tokens differ: nearly equal ones can differ in many directions
     (`token_similarity`); and a class token far from all patches is a direction of its own.
-
-    Args:
-        tokens: [image, layer, token, width], the output of each block; all tokens count.
 
     Returns:
         [image, layer]; NaN where there is one token.

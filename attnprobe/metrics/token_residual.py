@@ -15,7 +15,7 @@ def _range(stochastic: bool, norm: str) -> tuple[float, float | None]:
 def token_residual(tokens: Tensor, *, norm: str = "frobenius") -> Tensor:
     """Relative distance of the output of a block from equal tokens, the rank-one form 1 x^T.
 
-        R[l] = |X - 1 x^T| / |X|,      x = mean over tokens of X[l, token, :]
+        R[l] = |X - 1 x^T| / |X|,      x = mean over all tokens of X[l, token, :]
 
     Dong et al. 2021, arXiv:2103.03404: attention without skip connections and MLPs drives it to 0 doubly exponentially
     with depth. norm="frobenius": x is the minimiser; also the share of amplitude that is not constant over tokens,
@@ -26,7 +26,6 @@ def token_residual(tokens: Tensor, *, norm: str = "frobenius") -> Tensor:
     An offset that all tokens share, such as a bias, can lower R though they differ as before.
 
     Args:
-        tokens: [image, layer, token, width], the output of each block; all tokens count.
         norm: "frobenius" or "composite".
 
     Returns:

@@ -17,9 +17,6 @@ def token_similarity(tokens: Tensor) -> Tensor:
     Caveat: an offset that all tokens share, such as a bias, can raise it though they differ as before; read it beside
     the untrained baseline.
 
-    Args:
-        tokens: [image, layer, token, width], the output of each block.
-
     Returns:
         [image, layer]; NaN if there is only one token.
     """

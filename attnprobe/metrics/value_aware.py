@@ -24,13 +24,6 @@ def own_value_similarity(maps: Tensor, value_vectors: Tensor) -> Tensor:
     part. A zero vector has cosine 0.
     Caveat: where the values of all tokens are alike (`value_similarity`) it is near 1 for every softmax map, uniform
     attention included.
-
-    Args:
-        maps: [image, layer, head, query, key], effective attention.
-        value_vectors: [image, layer, head, key, P].
-
-    Returns:
-        [image, layer, head].
     """
     received = maps @ value_vectors
     return (F.normalize(received, dim=-1) * F.normalize(value_vectors, dim=-1)).sum(-1).mean(-1)
@@ -45,9 +38,6 @@ def value_similarity(value_vectors: Tensor) -> Tensor:
     Where it is near 1, all that a softmax map can hand out points the same way. Computed like `token_similarity`.
     Caveat: a cosine does not see lengths, in which values may still differ, and an offset that all values share, such
     as a bias, can raise it.
-
-    Args:
-        value_vectors: [image, layer, head, key, P].
 
     Returns:
         [image, layer, head]; NaN if there is only one token.
@@ -69,10 +59,6 @@ def head_output_norm(maps: Tensor, value_vectors: Tensor) -> Tensor:
     Caveat: it is relative to the layer: where all heads output equally little each has 1, and one very large head
     makes the others look dead.
 
-    Args:
-        maps: [image, layer, head, query, key], effective attention.
-        value_vectors: [image, layer, head, key, P].
-
     Returns:
         [image, layer, head]; NaN where the whole layer outputs nothing.
     """
@@ -90,13 +76,6 @@ def head_output_similarity(maps: Tensor, value_vectors: Tensor) -> Tensor:
     nothing has similarity 0.
     Caveat: heads have bases of their own, so unrelated ones score about 0 however alike their maps are: 0 does not say
     that heads do different things.
-
-    Args:
-        maps: [image, layer, head, query, key], effective attention.
-        value_vectors: [image, layer, head, key, P].
-
-    Returns:
-        [image, layer, head, head].
     """
     return head_similarity.function(maps @ value_vectors)
 
@@ -116,11 +95,6 @@ def value_weighted_prefix_mass(maps: Tensor, value_vectors: Tensor, grid: TokenG
     magnitudes are what is shared.
     Caveat: parts that cancel in the sum still count, each by its length; and the output projection, which Kobayashi et
     al. include, is left out.
-
-    Args:
-        maps: [image, layer, head, query, key], effective attention.
-        value_vectors: [image, layer, head, key, P].
-        grid: which tokens are prefix tokens; there must be one.
 
     Returns:
         [image, layer, head, prefix]; NaN where a query receives nothing.

@@ -4,15 +4,17 @@ import re
 import pytest
 
 from attnprobe.core.errors import InputError
-from attnprobe.core.metric import metric
-from attnprobe.metrics import METRICS, layer_similarity_centred, map_cka, prefix_mass, row_entropy
+from attnprobe.core.metric import GIVEN, metric
+from attnprobe.metrics import METRICS, head_output_norm, layer_similarity_centred, map_cka, prefix_mass, row_entropy
 
 
 @pytest.mark.parametrize("name", METRICS)
-def test_every_metric_is_explained_by_definition_source_and_settings(name):
+def test_every_metric_is_explained_by_definition_source_shapes_and_settings(name):
     text, of = METRICS[name].explanation, METRICS[name]
-    assert text.count("\n\n") >= 4 and "Args:" in text and "Returns:" in text
+    assert text.count("\n\n") >= 4
     assert of.function.__doc__.splitlines()[0] in text
+    shapes = {name for name, what in GIVEN.items() if f"\n    {name}: {what}\n" in text}
+    assert shapes == GIVEN.keys() & inspect.signature(of.function).parameters
     assert f"{', '.join(of.axes)}" in text
     for setting, default in of.all_settings.items():
         assert f"{setting}={default}" in text and f"{setting}" in of.function.__doc__, setting
@@ -20,8 +22,7 @@ def test_every_metric_is_explained_by_definition_source_and_settings(name):
 
 @pytest.mark.parametrize("name", METRICS)
 def test_every_metric_has_a_formula_and_says_how_it_can_mislead(name):
-    definition, args, _ = inspect.getdoc(METRICS[name].function).partition("\n\nArgs:\n")
-    assert args
+    definition = inspect.getdoc(METRICS[name].function).partition("\n\nArgs:\n")[0]
     assert re.search(r"\n\n {4}\S.* = ", definition), "a formula, indented, after an empty line"
     assert re.search(r"(?:\n|\. )Caveats?:\s+\S", definition), "a sentence that begins with Caveat"
 
@@ -40,6 +41,7 @@ def test_needs_and_ranges_are_told():
     assert "from 0 to unbounded nats" in row_entropy.explanation
     assert "a class token or registers; queries and keys that are the tokens" in prefix_mass.explanation
     assert "from means over images" in map_cka.explanation
+    assert "the value vectors; effective attention." in head_output_norm.explanation
     assert "Here with center=mean." in layer_similarity_centred.explanation
 
 
