@@ -32,7 +32,8 @@ def effective_rank(maps: Tensor, *, order: int = 1) -> Tensor:
         [image, layer, head]; NaN for a map that is zero everywhere.
     """
     check_choice("order", order, (1, 2))
-    return torch.stack([(_exact if order == 1 else _participation)(layer) for layer in maps.unbind(1)], 1)
+    rank = _exact if order == 1 else _participation
+    return torch.stack([rank(layer) for layer in maps.unbind(1)], 1)
 
 
 def _exact(matrix: Tensor) -> Tensor:

@@ -55,9 +55,7 @@ def _flows(capacities: np.ndarray, source: int) -> np.ndarray:
     """[layer, query, key] -> [layer, key]: from node (layer + 1, source) to node (0, key)."""
     layers, n, _ = capacities.shape
     layer, query, key = np.indices(capacities.shape).reshape(3, -1)
-    ends = tuple(
-        end.astype(np.int32) for end in ((layer + 1) * n + query, layer * n + key)
-    )  # as older SciPy wants them
+    ends = tuple(end.astype(np.int32) for end in ((layer + 1) * n + query, layer * n + key))  # older SciPy wants int32
     graph = csr_array((capacities.astype(np.int32).ravel(), ends), shape=((layers + 1) * n,) * 2)
     return np.array(
         [[maximum_flow(graph, (layer + 1) * n + source, key).flow_value for key in range(n)] for layer in range(layers)]

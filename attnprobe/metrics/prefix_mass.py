@@ -8,17 +8,15 @@ from attnprobe.core.maps import TokenGrid
 from attnprobe.core.metric import metric
 
 
-def _names(grid: TokenGrid, **_: Any) -> dict[str, list[Any]]:
+def prefix_names(grid: TokenGrid, **_: Any) -> dict[str, list[Any]]:
+    """Labels of the axis "prefix"."""
     return {"prefix": list(grid.prefix)}
 
 
 @metric(
-    axes=("layer", "head", "prefix"),
-    value_range=(0.0, 1.0),
-    needs_stochastic=True,
-    needs_prefix=True,
-    coords=_names,
-)
+    axes=("layer", "head", "prefix"), value_range=(0.0, 1.0), needs_stochastic=True, needs_prefix=True,
+    coords=prefix_names,
+)  # fmt: skip
 def prefix_mass(maps: Tensor, grid: TokenGrid) -> Tensor:
     """Mean attention that each prefix token receives, over all queries.
 

@@ -7,11 +7,11 @@ from attnprobe.core.errors import check_choice
 from attnprobe.core.metric import metric
 
 
-def _range(stochastic: bool, norm: str) -> tuple[float, float | None]:
+def range_of_norm(stochastic: bool, norm: str) -> tuple[float, float | None]:
     return (0.0, 1.0) if norm == "frobenius" else (0.0, None)
 
 
-@metric(axes=("layer", "head"), value_range=(0.0, None), needs_square=True, narrow_range=_range)
+@metric(axes=("layer", "head"), value_range=(0.0, None), needs_square=True, narrow_range=range_of_norm)
 def rank_residual(maps: Tensor, *, norm: str = "frobenius") -> Tensor:
     """Relative distance of an attention map from equal rows, the rank-one form 1 x^T.
 
@@ -32,18 +32,17 @@ def rank_residual(maps: Tensor, *, norm: str = "frobenius") -> Tensor:
     Returns:
         [image, layer, head]; NaN for a map that is zero everywhere.
     """
+    return torch.stack([residual(layer, norm) for layer in maps.unbind(1)], 1)  # one layer at a time stays in cache
+
+
+def residual(matrix: Tensor, norm: str) -> Tensor:
+    """[...] of [..., row, column]: the norm of what is left of the rows without their mean, over that of the matrix."""
     check_choice("norm", norm, ("frobenius", "composite"))
-    size = frobenius_norm if norm == "frobenius" else composite_norm
-    layers = maps.unbind(1)  # one layer at a time stays in cache
-    return torch.stack([size(layer - layer.mean(-2, keepdim=True)) / size(layer) for layer in layers], 1)
 
+    def size(x: Tensor) -> Tensor:
+        if norm == "frobenius":
+            return torch.linalg.vector_norm(x.flatten(-2), dim=-1)
+        absolute = x.abs()
+        return (absolute.sum(-2).amax(-1) * absolute.sum(-1).amax(-1)).sqrt()
 
-def frobenius_norm(matrix: Tensor) -> Tensor:
-    """[...] of [..., row, column]."""
-    return torch.linalg.vector_norm(matrix.flatten(-2), dim=-1)
-
-
-def composite_norm(matrix: Tensor) -> Tensor:
-    """[...] of [..., row, column]: the geometric mean of the largest column sum and the largest row sum."""
-    absolute = matrix.abs()
-    return (absolute.sum(-2).amax(-1) * absolute.sum(-1).amax(-1)).sqrt()
+    return size(matrix - matrix.mean(-2, keepdim=True)) / size(matrix)

@@ -2,16 +2,11 @@
 
 from torch import Tensor
 
-from attnprobe.core.errors import check_choice
 from attnprobe.core.metric import metric
-from attnprobe.metrics.rank_residual import composite_norm, frobenius_norm
+from attnprobe.metrics.rank_residual import range_of_norm, residual
 
 
-def _range(stochastic: bool, norm: str) -> tuple[float, float | None]:
-    return (0.0, 1.0) if norm == "frobenius" else (0.0, None)
-
-
-@metric(axes=("layer",), value_range=(0.0, None), narrow_range=_range)
+@metric(axes=("layer",), value_range=(0.0, None), narrow_range=range_of_norm)
 def token_residual(tokens: Tensor, *, norm: str = "frobenius") -> Tensor:
     """Relative distance of the output of a block from equal tokens, the rank-one form 1 x^T.
 
@@ -31,6 +26,4 @@ def token_residual(tokens: Tensor, *, norm: str = "frobenius") -> Tensor:
     Returns:
         [image, layer]; NaN where all tokens are zero.
     """
-    check_choice("norm", norm, ("frobenius", "composite"))
-    size = frobenius_norm if norm == "frobenius" else composite_norm
-    return size(tokens - tokens.mean(-2, keepdim=True)) / size(tokens)
+    return residual(tokens, norm)

@@ -3,8 +3,6 @@
 Needs V, [image, layer, head, key, P]: the value vectors that a head's map multiplies.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -12,6 +10,8 @@ from torch.nn import functional as F
 from attnprobe.core.maps import TokenGrid
 from attnprobe.core.metric import metric
 from attnprobe.metrics.head_similarity import head_similarity
+from attnprobe.metrics.prefix_mass import prefix_names
+from attnprobe.metrics.token_similarity import token_similarity
 
 
 @metric(axes=("layer", "head"), value_range=(-1.0, 1.0), needs_square=True)
@@ -42,10 +42,7 @@ def value_similarity(value_vectors: Tensor) -> Tensor:
     Returns:
         [image, layer, head]; NaN if there is only one token.
     """
-    n = value_vectors.shape[-2]
-    units = F.normalize(value_vectors, dim=-1)
-    together, alone = units.sum(-2).square().sum(-1), units.square().sum((-2, -1))
-    return (together - alone) / (n * (n - 1))
+    return token_similarity.function(value_vectors)
 
 
 @metric(axes=("layer", "head"), value_range=(0.0, None), needs_all_heads=True)
@@ -80,11 +77,7 @@ def head_output_similarity(maps: Tensor, value_vectors: Tensor) -> Tensor:
     return head_similarity.function(maps @ value_vectors)
 
 
-def _names(grid: TokenGrid, **_: Any) -> dict[str, list[Any]]:
-    return {"prefix": list(grid.prefix)}
-
-
-@metric(axes=("layer", "head", "prefix"), value_range=(0.0, 1.0), needs_prefix=True, coords=_names)
+@metric(axes=("layer", "head", "prefix"), value_range=(0.0, 1.0), needs_prefix=True, coords=prefix_names)
 def value_weighted_prefix_mass(maps: Tensor, value_vectors: Tensor, grid: TokenGrid) -> Tensor:
     """Share of the values that queries receive from each prefix token, weighted by norm.
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 import torch
@@ -77,7 +78,7 @@ def collect(chunks: Iterable[AttentionMaps], metrics: Sequence[Metric]) -> list[
             for piece in _pieces(chunk):
                 whole = [place.collected[metric.name].add(values_of(metric, piece)) for metric in suited]
                 if suited and not (finite := np.logical_and.reduce(whole)).all():
-                    place.not_finite.extend(maps_not_finite(piece, ~finite, NAMED - len(place.not_finite)))
+                    place.not_finite.extend(islice(maps_not_finite(piece, ~finite), NAMED - len(place.not_finite)))
             del piece
         del chunk  # its memory is free for the next one, which is computed when the loop asks for it
     if not places:

@@ -80,11 +80,7 @@ def unit_vectors(maps: Tensor, axis: str = "key", center: str = "none", exclude_
 
     Args:
         maps: [..., query, key].
-        axis: "key": the vector of token t is the column A[:, t], how much t gives to each query (arXiv:2103.11886).
-            "query": it is the row A[t, :], how much t attends to each key.
-        center: "none"; "mean": subtract from each vector the mean of its entries, so that its cosine is a correlation;
-            "uniform": subtract 1/K, the entry of uniform attention over K keys.
-        exclude_prefix: leave out the vectors of the first tokens. The other vectors keep all their entries.
+        axis, center, exclude_prefix: settings of `layer_similarity`, explained there.
 
     Returns:
         Like `maps` without the excluded tokens. A vector that is zero, or zero up to rounding once centred, stays zero,

@@ -76,29 +76,32 @@ def measure_slices(
 
 def layers_and_grid(data: bytes) -> tuple[tuple[str, ...], TokenGrid]:
     """Names of the layers and the tokens of the first stage of a slice."""
-    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-        like = _place(json.loads(arrays["about"].tobytes())[0]).uniform
+    like = _place(_read(data)[0][0]).uniform
     return like.layers, like.grid
 
 
 def images_of(data: bytes) -> list[str]:
     """Ids of the images a slice is about, in order."""
-    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-        return json.loads(arrays["about"].tobytes())[0]["image_ids"]
+    return _read(data)[0][0]["image_ids"]
+
+
+def _read(data: bytes) -> tuple[list[dict[str, Any]], Any]:
+    """What `_about` wrote of each place of a slice, and the arrays, read when they are asked for."""
+    arrays = np.load(io.BytesIO(data), allow_pickle=False)
+    return json.loads(arrays["about"].tobytes()), arrays
 
 
 def _places(slices: Iterable[bytes]) -> list[Place]:
     places: dict[tuple[str, str], Place] = {}
-    for data in slices:
-        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            for i, about in enumerate(json.loads(arrays["about"].tobytes())):
-                place = places.setdefault((about["stage"], about["site"]), _place(about))
-                place.image_ids.extend(about["image_ids"])
-                place.pixels.extend(about.get("pixels", [0] * len(about["image_ids"])))  # 0.1.0 did not note them
-                place.not_finite.extend(about["not_finite"][: NAMED - len(place.not_finite)])
-                for name in arrays.files:
-                    if name.startswith(f"{i}/"):
-                        place.collected.setdefault(name.partition("/")[2], Collected()).add(arrays[name])
+    for abouts, arrays in map(_read, slices):
+        for i, about in enumerate(abouts):
+            place = places.setdefault((about["stage"], about["site"]), _place(about))
+            place.image_ids.extend(about["image_ids"])
+            place.pixels.extend(about.get("pixels", [0] * len(about["image_ids"])))  # 0.1.0 did not note them
+            place.not_finite.extend(about["not_finite"][: NAMED - len(place.not_finite)])
+            for name in arrays.files:
+                if name.startswith(f"{i}/"):
+                    place.collected.setdefault(name.partition("/")[2], Collected()).add(arrays[name])
     return list(places.values())
 
 
