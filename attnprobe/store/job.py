@@ -54,7 +54,8 @@ class Job:
             self._leave_to_others()
             return
         layout = decide(maps, self._dtype, batch_images)
-        pinned = Pinned.of(self.plan, layout, datetime.now(UTC).isoformat(), batch_images)
+        batch = {} if batch_images is None else {"batch_images": batch_images}
+        pinned = Pinned(self.plan.facts() | batch, layout, datetime.now(UTC).isoformat())
         self._require_room(pinned)
         with fs.as_work_error(f"writing {self.folder / 'plan.json'}"):
             fs.make_folder(self.folder / "shards")

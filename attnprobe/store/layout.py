@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 SCHEMA_VERSION = 1
@@ -54,16 +55,7 @@ class DatasetLayout:
 
     def corners(self) -> Iterator[tuple[int, ...]]:
         """Where the chunks of one row of images begin, on the axes after the image."""
-
-        def walk(axis: int) -> Iterator[tuple[int, ...]]:
-            if axis == len(self.shape):
-                yield ()
-                return
-            for start in range(0, self.shape[axis], self.chunk[axis + 1]):
-                for rest in walk(axis + 1):
-                    yield (start, *rest)
-
-        return walk(0)
+        return product(*(range(0, n, step) for n, step in zip(self.shape, self.chunk[1:], strict=True)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,13 +112,6 @@ class Layout:
     shard_images: int
     image_bytes: int
     stages: tuple[StageLayout, ...]
-
-    def shard(self, k: int, n_images: int) -> range:
-        """Positions of the images of shard k."""
-        return range(k * self.shard_images, min(n_images, (k + 1) * self.shard_images))
-
-    def n_shards(self, n_images: int) -> int:
-        return math.ceil(n_images / self.shard_images)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Layout":

@@ -20,7 +20,7 @@ from attnprobe.core.errors import MapsFileError
 from attnprobe.io import fs
 from attnprobe.io.lock import FileLock
 from attnprobe.store import structure
-from attnprobe.store.opening import open_hdf5
+from attnprobe.store.opening import checking, open_hdf5
 from attnprobe.store.plan import Pinned, canonical
 from attnprobe.store.seal import Seal, read_checked, read_seal, verify
 
@@ -45,11 +45,8 @@ def open_shard(folder: Path, number: int, plan_id: str) -> h5py.File:
     seal, data = read_checked(path)
     _require_own(path, seal, number, plan_id)
     file = open_hdf5(path, data)
-    try:
+    with checking(path, file):
         structure.check(file, path, seal)
-    except BaseException:
-        file.close()
-        raise
     return file
 
 
