@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from attnprobe.core.registry import Registry
-from attnprobe.core.tap import Site
+from attnprobe.core.sites import Site
 from attnprobe.core.text import line, table
 
 FromMean = Callable[[np.ndarray, int], np.ndarray]

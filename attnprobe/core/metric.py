@@ -5,13 +5,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from attnprobe.core.errors import InputError, did_you_mean
 from attnprobe.core.maps import AttentionMaps
 from attnprobe.core.measurement import FromMean, Measurement
-from attnprobe.core.renormalize import shares_of_magnitude
-from attnprobe.core.tap import Site
+from attnprobe.core.sites import Site
 
 GIVEN = {
     "maps": "[image, layer, head, query, key]",
@@ -184,6 +184,23 @@ class Metric:
         if self.all_settings:
             facts.append(f"Settings: {_listed(self.all_settings)}.")
         return facts
+
+
+def shares_of_magnitude(maps: Tensor) -> Tensor:
+    """Each entry as the share of its row's absolute values: |A[i, j]| / sum_j |A[i, j]|.
+
+    Maps that a variant mixed, normalised or gated after the softmax have signs and rows of any sum. Their absolute
+    values say how strongly a query draws on a key, for or against, and nothing is thrown away; the choice is ours.
+    Rows that sum to 1 without negative entries stay as they are.
+
+    Args:
+        maps: [..., query, key].
+
+    Returns:
+        Like `maps`, rows that sum to 1; NaN in a row of zeros, which has no shares.
+    """
+    size = maps.abs()
+    return size / torch.where((total := size.sum(-1, keepdim=True)) > 0, total, torch.nan)
 
 
 def _listed(settings: Mapping[str, Any]) -> str:

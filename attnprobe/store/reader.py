@@ -11,7 +11,7 @@ from torch import Tensor
 
 from attnprobe.core.errors import InputError, did_you_mean
 from attnprobe.core.maps import AttentionMaps, Outcome, Part, TokenGrid
-from attnprobe.core.tap import Site
+from attnprobe.core.sites import Site
 from attnprobe.store import hdf5, structure
 from attnprobe.store.layout import BESIDE, DatasetLayout, StageLayout
 from attnprobe.store.stored import StoredMaps

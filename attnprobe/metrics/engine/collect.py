@@ -11,7 +11,7 @@ from torch import Tensor
 from attnprobe.core.errors import InputError, ShapeError
 from attnprobe.core.maps import AttentionMaps, uniform_maps
 from attnprobe.core.metric import Metric
-from attnprobe.core.tap import Site
+from attnprobe.core.sites import Site
 from attnprobe.metrics.engine.collected import Collected, maps_not_finite
 
 PIECE_BYTES = 16 * 2**20
