@@ -13,7 +13,7 @@ from attnprobe.core.text import line, table
 
 @dataclass(frozen=True, slots=True)
 class TokenGrid:
-    """Where each token sits: first the prefix tokens, then the patches row by row.
+    """Places of the tokens: first the prefix tokens, then the patches row by row.
 
     Attributes:
         rows, cols: patches along the height and the width of the image.

@@ -149,7 +149,7 @@ class Metric:
         return ""
 
     def accepts(self, maps: AttentionMaps) -> bool:
-        """Whether this metric is defined on these maps."""
+        """True if this metric is defined on these maps."""
         return not self.refusal(maps)
 
     @property

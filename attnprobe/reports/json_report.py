@@ -69,10 +69,10 @@ def measurement_document(m: Measurement) -> dict[str, Any]:
 
 def evidence_document(evidence: Evidence) -> dict[str, Any]:
     """Evidence as a dictionary: what was removed, what that cost, and the advice."""
-    advised = evidence.advised
-    cost = (
-        None if advised is None else {"blocks": advised.blocks, "heads": advised.heads, **_cost(evidence.row(advised))}
-    )
+    advised, cost = evidence.advised, None
+    if advised is not None:
+        row, names = evidence.row(advised), ("accuracy", "gained", "gained_low", "gained_high", "loss_gained")
+        cost = {"blocks": advised.blocks, "heads": advised.heads, **{name: row[name] for name in names}}
     return {
         "ref": evidence.ref,
         "candidates": evidence.candidates,
@@ -84,10 +84,6 @@ def evidence_document(evidence: Evidence) -> dict[str, Any]:
         "advice": advice(evidence),
         "tries": evidence.rows(),
     }
-
-
-def _cost(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: row[name] for name in ("accuracy", "gained", "gained_low", "gained_high", "loss_gained")}
 
 
 def plain(value: Any) -> Any:

@@ -222,17 +222,10 @@ def corrected(p: np.ndarray, axes: tuple[str, ...]) -> tuple[np.ndarray, int]:
 
 
 def holm(p: np.ndarray) -> np.ndarray:
-    """p-values adjusted for the family-wise error rate: compared with a level, the chance of any false alarm is below
-    it.
+    """p-values [any], without NaN, adjusted for the family-wise error rate: the chance of any false alarm is below it.
 
     Holm 1979, step-down: of m values in rising order the k-th (from 1) is multiplied by m - k + 1, is at least as large
     as the previous one, and at most 1.
-
-    Args:
-        p: [any], without NaN.
-
-    Returns:
-        Like `p`.
     """
     flat = np.asarray(p, dtype=float).ravel()
     order = np.argsort(flat, kind="stable")

@@ -1,4 +1,4 @@
-"""What the maps of a few images decide for the whole file: shapes, chunks, and how many images are a shard."""
+"""Layout of the whole file, from the maps of a few images: shapes, chunks, and how many images are a shard."""
 
 import math
 from collections.abc import Callable, Sequence

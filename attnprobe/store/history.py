@@ -44,7 +44,7 @@ def write_history(folder: Path, history: History) -> None:
 
 
 def read_history(folder: Path) -> History | None:
-    """What `write_history` wrote; None if there is nothing.
+    """The history that `write_history` wrote; None if there is none.
 
     Raises:
         MapsFileError: the file is damaged or not ours.

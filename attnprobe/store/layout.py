@@ -1,4 +1,4 @@
-"""What is in a maps file, and how each dataset is cut into chunks."""
+"""Datasets of a maps file, and the chunks that each is cut into."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -54,7 +54,7 @@ class DatasetLayout:
         return math.prod(math.ceil(n / c) for n, c in zip(self.full_shape(n_images), self.chunk, strict=True))
 
     def corners(self) -> Iterator[tuple[int, ...]]:
-        """Where the chunks of one row of images begin, on the axes after the image."""
+        """Beginnings of the chunks of one row of images, on the axes after the image."""
         return product(*(range(0, n, step) for n, step in zip(self.shape, self.chunk[1:], strict=True)))
 
 
@@ -90,7 +90,7 @@ class StageLayout:
         return (DatasetLayout("weights", shape, (1, *shape), True, True), *stored)
 
     def dataset(self, name: str) -> DatasetLayout | None:
-        """What is stored under a name."""
+        """The dataset of that name, if it is stored."""
         return next((d for d in self.datasets if d.name == name), None)
 
     def at(self, site: str) -> DatasetLayout | None:
@@ -100,7 +100,7 @@ class StageLayout:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What the first batch decides: the shapes, the file's type, the images of one shard.
+    """Decisions of the first batch: the shapes, the file's type, the images of one shard.
 
     Attributes:
         dtype: of every dataset in the file: bfloat16, float16 or float32.

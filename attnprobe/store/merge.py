@@ -108,7 +108,7 @@ def _copy(folder: Path, target: Path) -> list[tuple[int, int]]:
 
 
 def _found(raw: BinaryIO, chunk: Any, checksum: int) -> tuple[int, int]:
-    """Where in the file a chunk starts and stops, after it was read back."""
+    """Start and stop of a chunk in the file, after it was read back."""
     for begin in (0, BLOCK):  # HDF5 before 1.14 counts from the end of the user block
         raw.seek(begin + chunk.byte_offset)
         if zlib.crc32(raw.read(chunk.size)) == checksum:

@@ -31,7 +31,7 @@ def parts_of(path: Path) -> Path:
 
 
 def shard_path(folder: Path, number: int) -> Path:
-    """Where shard `number` is."""
+    """Path of shard `number`."""
     return folder / "shards" / f"s{number:06d}.h5"
 
 
@@ -142,7 +142,7 @@ def write_certificate(folder: Path, certificate: Mapping[str, Any]) -> None:
 
 
 def read_certificate(folder: Path) -> dict[str, Any]:
-    """What capture proved; empty while it is not over.
+    """The certificate of the capture; empty while it is not over.
 
     Raises:
         MapsFileError: damaged.

@@ -1,4 +1,4 @@
-"""What exactly is being captured: plan.json, by which a second run can tell whether it may resume the first."""
+"""plan.json: the capture in all that changes its maps, by which a second run can tell whether it may resume it."""
 
 import hashlib
 import json
@@ -26,7 +26,7 @@ def digest(data: Any) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class CapturePlan:
-    """What a capture is about to do; two captures with equal plans give the same maps.
+    """A capture that is about to begin; two captures with equal plans give the same maps.
 
     Attributes:
         image_ids: all images in the order they are stored; no id twice.
@@ -121,7 +121,7 @@ class Pinned:
         return range(k * size, min(self.n_images, (k + 1) * size))
 
     def description(self, n_images: int) -> dict[str, Any]:
-        """What a reader of `n_images` of them tells about the capture, as plain Python."""
+        """Facts about the capture for whoever reads `n_images` of its images, as plain Python."""
         facts = {name: value for name, value in self.facts.items() if name not in ("image_ids_sha256", "labels_sha256")}
         return {
             **facts,

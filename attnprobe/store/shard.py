@@ -16,7 +16,7 @@ from attnprobe.store.plan import Pinned
 from attnprobe.store.seal import BLOCK, seal_shard
 
 Corner = tuple[int, ...]
-"""Where a chunk begins, on the axes after the image."""
+"""Beginning of a chunk, on the axes after the image."""
 
 WORDS = {2: torch.uint16, 4: torch.uint32}
 """Types of bit patterns, in which values pass through NumPy, which has no bfloat16."""

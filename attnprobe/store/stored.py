@@ -102,7 +102,7 @@ class StoredMaps:
         return cls(folder, pinned, tuple(kept), pieces, parts.read_certificate(folder), None)
 
     def is_of(self, plan: CapturePlan) -> bool:
-        """Whether this is what the plan asks for."""
+        """True if this is what the plan asks for."""
         return self._pinned.asked == plan.facts()
 
     @property

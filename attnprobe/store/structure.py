@@ -67,7 +67,7 @@ def datasets(pinned: Pinned) -> list[tuple[str, DatasetLayout]]:
 
 
 def read_certificate(file: Any) -> dict[str, Any]:
-    """What capture proved, of an open file."""
+    """The certificate in an open file."""
     return json.loads(file.attrs["certificate"])
 
 

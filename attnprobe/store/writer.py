@@ -88,7 +88,7 @@ class MapWriter:
 
     @property
     def begun(self) -> bool:
-        """Whether it is known what a shard is."""
+        """True if it is known what a shard is."""
         return self._job.over or self._job.pinned is not None
 
     @property

@@ -50,13 +50,9 @@ def _half(x: Tensor) -> Tensor:
 
 
 def singular_values(matrix: Tensor) -> Tensor:
-    """Singular values in falling order, float64: square roots of a Gram matrix's eigenvalues keep half of the digits.
+    """[..., query, key] -> [..., min(query, key)], float64, in falling order; NaN where a matrix is not finite.
 
-    Args:
-        matrix: [..., query, key].
-
-    Returns:
-        [..., min(query, key)], float64; NaN where the matrix is not finite, on which LAPACK would fail.
+    LAPACK would fail on that. By the SVD: square roots of a Gram matrix's eigenvalues keep half of the digits.
     """
     finite = matrix.isfinite().all(-1).all(-1)
     values = torch.linalg.svdvals(torch.where(finite[..., None, None], matrix, 0.0).double())

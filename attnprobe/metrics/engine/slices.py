@@ -25,7 +25,7 @@ from attnprobe.metrics.engine.measure import summarise
 
 
 def measure_slice(chunks: Iterable[AttentionMaps], metrics: Sequence[Metric | str] | None = None) -> bytes:
-    """What every metric says of each of these images, as the bytes of an .npz file; arguments as in `measure`."""
+    """Values of every metric for each of these images, as the bytes of an .npz file; arguments as in `measure`."""
     places = collect(chunks, choose(metrics)[0])
     arrays: dict[str, np.ndarray] = {}
     for i, place in enumerate(places):
@@ -68,7 +68,7 @@ def measure_slices(
     baselines: Mapping[str, Iterable[bytes]] | None = None,
     group: str | None = None,
 ) -> Measurements:
-    """As `measure`, from what `measure_slice` gave, in order; `metrics` must be the same."""
+    """The result of `measure`, from the bytes that `measure_slice` gave, in order; `metrics` must be the same."""
     wanted, required = choose(metrics)
     others = {name: _places(parts) for name, parts in (baselines or {}).items()}
     return summarise(_places(slices), wanted, required, bootstrap, seed, others, group)
@@ -86,7 +86,7 @@ def images_of(data: bytes) -> list[str]:
 
 
 def _read(data: bytes) -> tuple[list[dict[str, Any]], Any]:
-    """What `_about` wrote of each place of a slice, and the arrays, read when they are asked for."""
+    """Facts (`_about`) of each place of a slice, and its arrays, read when they are asked for."""
     arrays = np.load(io.BytesIO(data), allow_pickle=False)
     return json.loads(arrays["about"].tobytes()), arrays
 

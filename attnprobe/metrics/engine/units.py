@@ -79,7 +79,7 @@ class Units:
 
     @property
     def plain(self) -> bool:
-        """Whether every image is a unit."""
+        """True if every image is a unit."""
         return len(self.ids) == len(self.of_image)
 
     def collected(self, values: Collected) -> Collected:
