@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from attnprobe.core.maps import TokenGrid
 from attnprobe.core.metric import metric
 from attnprobe.metrics.head_similarity import head_similarity
-from attnprobe.metrics.prefix_mass import prefix_names
+from attnprobe.metrics.sinks import prefix_names
 from attnprobe.metrics.token_similarity import token_similarity
 
 

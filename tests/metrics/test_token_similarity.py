@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attnprobe.metrics import token_similarity
+from attnprobe.metrics import token_layer_similarity, token_similarity
 from tests.metrics import naive
 
 
@@ -35,3 +35,18 @@ def test_in_range_and_blind_to_the_order_and_length_of_tokens(seed, n):
     assert (s >= -1 / (n - 1) - 1e-12).all() and (s <= 1 + 1e-12).all()
     lengths = torch.from_numpy(rng.uniform(0.1, 10, size=(2, 2, n, 1)))
     torch.testing.assert_close(s, token_similarity(tokens.flip(-2) * lengths))
+
+
+def test_equals_loops_over_tokens(signed):
+    tokens = signed(2, 3, 4, 5)
+    tokens[0, 1, 2] = 0
+    fast = token_layer_similarity(tokens)
+    for i, p, r in np.ndindex(2, 3, 3):
+        slow = naive.mean(map(naive.cosine, tokens[i, p].tolist(), tokens[i, r].tolist()))
+        np.testing.assert_allclose(fast[i, p, r], slow, atol=1e-12)
+
+
+def test_scale_does_not_matter_and_sign_does(signed):
+    tokens = signed(2, 1, 4, 5)
+    similarity = token_layer_similarity(torch.cat([tokens, 7 * tokens, -tokens], 1))
+    torch.testing.assert_close(similarity[0], torch.tensor([[1, 1, -1], [1, 1, -1], [-1, -1, 1]]).double())
