@@ -27,10 +27,14 @@ def attention_distance(maps: Tensor, grid: TokenGrid) -> Tensor:
     layers = []
     for layer in maps.unbind(1):
         weights = layer[..., patches, patches]
-        mass, moment = weights.sum(-1), (weights * pixels).sum(-1)
-        looks = mass != 0
-        layers.append((moment / torch.where(looks, mass, 1.0)).sum(-1) / looks.sum(-1))
+        layers.append(_mean_share((weights * pixels).sum(-1), weights.sum(-1)))
     return torch.stack(layers, 1)
+
+
+def _mean_share(part: Tensor, mass: Tensor) -> Tensor:
+    """[..., query] -> [...]: mean of part / mass over the queries whose mass is not 0; NaN where there is none."""
+    attends = mass != 0
+    return (part / torch.where(attends, mass, 1.0)).sum(-1) / attends.sum(-1)
 
 
 def _distances(grid: TokenGrid) -> Tensor:
@@ -73,8 +77,6 @@ def _share(maps: Tensor, grid: TokenGrid, line: str) -> Tensor:
     layers = []
     for layer in maps.unbind(1):
         weights = layer[..., patches, patches]
-        mass = weights.sum(-1)
         inside = torch.einsum(line, weights.unflatten(-1, sides).unflatten(-3, sides)).flatten(-2)
-        looks = mass != 0
-        layers.append((inside / torch.where(looks, mass, 1.0)).sum(-1) / looks.sum(-1))
+        layers.append(_mean_share(inside, weights.sum(-1)))
     return torch.stack(layers, 1)

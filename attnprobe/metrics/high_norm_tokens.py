@@ -36,12 +36,10 @@ def largest_token_norm(tokens: Tensor, grid: TokenGrid) -> Tensor:
 
         R[l] = max_i |x_i| / median_j |x_j|,      i, j over patches
 
-    The size of the outliers that `high_norm_tokens` counts. Source as for `high_norm_tokens`.
+    The size of the outliers that `high_norm_tokens` counts. Source as for `high_norm_tokens`. Not finite if most
+    patches are zero.
     Caveat: it rests on one patch, and a maximum grows with their number without any outlier: log-normal norms of
     log-std 0.3 give 2.1 for 64 patches and 2.5 for 576.
-
-    Returns:
-        [image, layer]; not finite if most patches are zero.
     """
     norms = tokens[..., grid.n_prefix :, :].norm(dim=-1)
     return norms.amax(-1) / norms.quantile(0.5, -1)
@@ -62,14 +60,12 @@ def largest_activation(tokens: Tensor, *, of: str = "entry") -> Tensor:
     of="channel": max_d |x_.d| / median_d |x_.d|; of="token": max_i |x_i.| / median_i |x_i.|.
     Massive activations: Sun et al. 2024, arXiv:2402.17762, who call an entry massive that is above 100 and about 1,000
     times the median or more. Prefix tokens count, for it is often they who carry them. High of a channel and low of a
-    token: the same channel of all tokens; both high: of some tokens. The patches alone: `largest_token_norm`.
+    token: the same channel of all tokens; both high: of some tokens. The patches alone: `largest_token_norm`. Not
+    finite where most entries are zero.
     Caveat: a maximum grows with the number of entries: normal ones give 7 for 197 tokens of width 768.
 
     Args:
         of: "entry", "channel" or "token".
-
-    Returns:
-        [image, layer]; not finite where most entries are zero.
     """
     check_choice("of", of, OF)
     if of != "entry":

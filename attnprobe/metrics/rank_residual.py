@@ -20,7 +20,8 @@ def rank_residual(maps: Tensor, *, norm: str = "frobenius") -> Tensor:
     After the residual of Dong et al. 2021, arXiv:2103.03404, who take it of the tokens X; of the map A it is ours.
     norm="frobenius": x is then the minimiser, and R lies in [0, 1]. norm="composite": the paper's
     sqrt(|.|_1 |.|_inf), the largest column sum times the largest row sum of absolute values; x stays the column mean,
-    which does not minimise that norm, so R is an upper bound of the paper's residual and may exceed 1.
+    which does not minimise that norm, so R is an upper bound of the paper's residual and may exceed 1. NaN for a map
+    that is zero everywhere.
 
     Caveat: 0 means only that every query attends alike: uniform attention, or all queries on the same tokens.
     Near-uniform maps, of an untrained network for instance, are close to it: unrelated log-normal entries of log-std s
@@ -28,9 +29,6 @@ def rank_residual(maps: Tensor, *, norm: str = "frobenius") -> Tensor:
 
     Args:
         norm: "frobenius" or "composite".
-
-    Returns:
-        [image, layer, head]; NaN for a map that is zero everywhere.
     """
     return torch.stack([residual(layer, norm) for layer in maps.unbind(1)], 1)  # one layer at a time stays in cache
 
@@ -57,15 +55,12 @@ def token_residual(tokens: Tensor, *, norm: str = "frobenius") -> Tensor:
     Dong et al. 2021, arXiv:2103.03404: attention without skip connections and MLPs drives it to 0 doubly exponentially
     with depth. norm="frobenius": x is the minimiser; also the share of amplitude that is not constant over tokens,
     which arXiv:2203.05962 follows. norm="composite": the paper's sqrt(|.|_1 |.|_inf), see `rank_residual`; x stays the
-    mean, so R is an upper bound of the paper's residual.
+    mean, so R is an upper bound of the paper's residual. NaN where all tokens are zero.
 
     Caveat: a long token can decide: 196 equal tokens and one of the same direction, ten times as long, have R = 0.52.
     An offset that all tokens share, such as a bias, can lower R though they differ as before.
 
     Args:
         norm: "frobenius" or "composite".
-
-    Returns:
-        [image, layer]; NaN where all tokens are zero.
     """
     return residual(tokens, norm)

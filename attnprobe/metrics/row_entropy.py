@@ -35,12 +35,9 @@ def row_entropy_relative(maps: Tensor) -> Tensor:
 
         R[l, h] = E[l, h] / ln K,      E as in `row_entropy`, K keys
 
-    From 0, one key, to 1, uniform. Sources as for `row_entropy`. Caveat: only the ends are the same for any number of
-    tokens; between them R is not comparable across sizes. Rows that are uniform over 10 keys score 0.44 at 197 tokens
-    and 0.36 at 577, those that are uniform over a tenth of the keys 0.56 and 0.64.
-
-    Returns:
-        [image, layer, head]; 0 where there is only one key.
+    From 0, one key, to 1, uniform; 0 where there is only one. Sources as for `row_entropy`. Caveat: only the ends are
+    the same for any number of tokens; between them R is not comparable across sizes. Rows that are uniform over 10 keys
+    score 0.44 at 197 tokens and 0.36 at 577, those that are uniform over a tenth of the keys 0.56 and 0.64.
     """
     n_keys = maps.shape[-1]
     return row_entropy(maps) / (math.log(n_keys) if n_keys > 1 else 1.0)

@@ -44,16 +44,14 @@ def high_frequency_share(tokens: Tensor, grid: TokenGrid, *, cutoff: float = 0.5
 
     A frequency is high if it exceeds the cutoff, in units of the Nyquist frequency of half a cycle per patch, along
     rows or columns. F as in `high_frequency`; the constant part counts in the denominator. cutoff=0 keeps everything
-    but the constant part: the square of `token_residual`, of patches. This form is ours.
+    but the constant part: the square of `token_residual`, of patches. This form is ours. NaN where all patches are
+    zero.
 
     Caveat: noise is detail to it: unrelated patches with mean 0 score 0.75 for 14 x 14 patches. An offset that all
     patches share, such as a bias, can lower it though they differ as before.
 
     Args:
         cutoff: in [0, 1).
-
-    Returns:
-        [image, layer]; NaN where all patches are zero.
 
     Raises:
         InputError: a cutoff out of range.

@@ -17,12 +17,9 @@ def token_rank(tokens: Tensor) -> Tensor:
     with s the singular values of X. From 1, all along one line, to min(T - 1, D); 0 where all tokens
     are equal. The participation ratio of the covariance's eigenvalues; a low one is a dimensional collapse
     (arXiv:2110.09348, of representations over images). Tokens count with length 1, so a few long ones do not decide.
-    Ours in this form.
+    Ours in this form. NaN where there is one token.
     Caveat: it says nothing of how far tokens differ: nearly equal ones can differ in many directions
     (`token_similarity`); and a class token far from all patches is a direction of its own.
-
-    Returns:
-        [image, layer]; NaN where there is one token.
     """
     units = F.normalize(tokens, dim=-1)
     away = units - units.mean(-2, keepdim=True)

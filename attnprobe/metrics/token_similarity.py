@@ -13,12 +13,10 @@ def token_similarity(tokens: Tensor) -> Tensor:
         S[l] = mean over i != j of cos(x_i, x_j) = (|sum_i u_i|^2 - sum_i |u_i|^2) / (T (T - 1)),   u_i = x_i / |x_i|
 
     The right-hand side costs O(T D) instead of O(T^2 D). Over-smoothing: 1 means that all tokens point the same way.
-    The quantity behind arXiv:2104.12753 and arXiv:2203.06345. All tokens count, the class token included.
+    The quantity behind arXiv:2104.12753 and arXiv:2203.06345. All tokens count, the class token included. NaN if there
+    is only one token.
     Caveat: an offset that all tokens share, such as a bias, can raise it though they differ as before; read it beside
     the untrained baseline.
-
-    Returns:
-        [image, layer]; NaN if there is only one token.
     """
     n_tokens = tokens.shape[-2]
     units = F.normalize(tokens, dim=-1)

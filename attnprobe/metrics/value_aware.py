@@ -35,12 +35,10 @@ def value_similarity(value_vectors: Tensor) -> Tensor:
 
         S[l, h] = mean over i != j of cos(v_i, v_j)
 
-    Where it is near 1, all that a softmax map can hand out points the same way. Computed like `token_similarity`.
+    Where it is near 1, all that a softmax map can hand out points the same way. Computed like `token_similarity`. NaN
+    if there is only one token.
     Caveat: a cosine does not see lengths, in which values may still differ, and an offset that all values share, such
     as a bias, can raise it.
-
-    Returns:
-        [image, layer, head]; NaN if there is only one token.
     """
     return token_similarity.function(value_vectors)
 
@@ -52,12 +50,10 @@ def head_output_norm(maps: Tensor, value_vectors: Tensor) -> Tensor:
         N[l, h] = r_h / mean over g of r_g,      r_h = mean over i of |sum_j A[l, h, i, j] v_j|
 
     Near 0: a dead head, whatever its map shows. Before the output projection, which may still amplify it: our reading
-    of norm-based analysis, Kobayashi et al. 2020, arXiv:2004.10102, who include the projection.
+    of norm-based analysis, Kobayashi et al. 2020, arXiv:2004.10102, who include the projection. NaN where the whole
+    layer outputs nothing.
     Caveat: it is relative to the layer: where all heads output equally little each has 1, and one very large head
     makes the others look dead.
-
-    Returns:
-        [image, layer, head]; NaN where the whole layer outputs nothing.
     """
     size = (maps @ value_vectors).norm(dim=-1).mean(-1)
     return size / size.mean(-1, keepdim=True)
@@ -85,12 +81,9 @@ def value_weighted_prefix_mass(maps: Tensor, value_vectors: Tensor, grid: TokenG
 
     Norm-based attention: Kobayashi et al. 2020, arXiv:2004.10102, who find that tokens which draw much attention can
     have small values. Far below `prefix_mass`: a sink, which takes attention and gives nothing. Any map will do, for
-    magnitudes are what is shared.
+    magnitudes are what is shared. NaN where a query receives nothing.
     Caveat: parts that cancel in the sum still count, each by its length; and the output projection, which Kobayashi et
     al. include, is left out.
-
-    Returns:
-        [image, layer, head, prefix]; NaN where a query receives nothing.
     """
     sizes, shares = torch.linalg.vector_norm(value_vectors, dim=-1), []
     for layer, size in zip(maps.unbind(1), sizes.unbind(1), strict=True):  # one layer at a time stays in cache
