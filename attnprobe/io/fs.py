@@ -250,14 +250,16 @@ def commit_folder(temporary: Path, final: Path) -> None:
 
 
 @contextmanager
-def as_work_error(work: str, after: str = "run the same command again") -> Iterator[None]:
-    """Say in one line what the disk refused: `work` is what was going on, `after` what to do then."""
+def as_work_error(work: str) -> Iterator[None]:
+    """Say in one line what the disk refused: `work` is what was going on."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise WorkError(f"no space left on the disk while {work}. Free some, then {after}.") from error
-        reason = error.strerror or str(error)
+            raise WorkError(
+                f"no space left on the disk while {work}. Free some, then run the same command again."
+            ) from error
         raise WorkError(
-            f"{work} failed: {reason} ({error.filename or 'disk'}). Check the disk, then {after}."
+            f"{work} failed: {error.strerror or error} ({error.filename or 'disk'}). Check the disk, then run the same "
+            "command again."
         ) from error

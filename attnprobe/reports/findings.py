@@ -73,17 +73,9 @@ def _finding(e: Examined, kind: Kind, found: Mapping[str, Finding]) -> Finding:
     numbers = NUMBERS.get(kind.name, levels)(m)
     prefix = e.measurements.prefer("prefix_mass", "weights", "effective")
     if kind.name == "sink_collapse" and prefix is not None:
-        numbers = numbers.or_larger(_prefix(prefix))
+        n_tokens = prefix.mean.shape[-1]
+        numbers = numbers.or_larger(levels(prefix).then(lambda x: n_tokens * x))  # on all prefix tokens together
     changed = kind.of_maps and m.site == "weights" and not m.is_effective
     detail = "of the softmax, which this variant changes before V" if changed else ""
     excused = {found[name].words: frozenset(found[name].blocks) for name in EXCUSED.get(kind.name, ())}
     return judged(kind, bar_of(e, kind), numbers, excused, detail)
-
-
-def _prefix(m: Measurement) -> Levels:
-    """Attention on all prefix tokens together, mean over heads."""
-    n = m.mean.shape[-1]
-    fresh = m.baselines.get("untrained")
-    known = np.full(len(m.mean), np.nan) if fresh is None else n * fresh.mean.mean((1, 2))
-    found = levels(m)
-    return Levels(n * found.mean, n * found.low, n * found.high, known, found.numbers, m.n_images)
