@@ -1,8 +1,12 @@
-"""Cosine similarity of block outputs: between the tokens of a layer, and between layers."""
+"""Cosine similarity of block outputs: between the tokens of a layer, between layers, and between images."""
 
+import numpy as np
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from attnprobe.core.errors import InputError, check_choice
+from attnprobe.core.maps import TokenGrid
 from attnprobe.core.metric import metric
 
 
@@ -38,3 +42,47 @@ def token_layer_similarity(tokens: Tensor) -> Tensor:
     """
     by_token = F.normalize(tokens, dim=-1).transpose(1, 2)
     return (by_token @ by_token.mT).mean(1)
+
+
+TOKENS = ("either", "class", "mean")
+
+
+def _between_images(mean: np.ndarray, n_images: int) -> np.ndarray:
+    """Mean unit vectors [..., layer, token, width] -> [..., layer]: mean cosine of two images, of the larger token."""
+    if n_images < 2:
+        return np.full(mean.shape[:-2], np.nan)
+    return (n_images * np.square(mean).sum(-1).max(-1) - 1) / (n_images - 1)
+
+
+@metric(axes=("layer",), value_range=(-1.0, 1.0), from_mean=_between_images)
+def image_similarity(tokens: Tensor, grid: TokenGrid, *, token: str = "either", clip: float = 10.0) -> Tensor:
+    """Mean cosine similarity between the vectors of two different images, of the class token or of the mean patch.
+
+        S[l] = mean over images n != n' of cos(x_n, x_n') = (n |mean over images of u|^2 - 1) / (n - 1),  u = x / |x|
+
+    with x the output of block l, of the first prefix token or the mean over patches, whichever S is larger. 1: the
+    network says the same of every image (representation collapse: arXiv:2110.09348, of self-supervised networks).
+    Entries longer than `clip` times the median entry of their vector count as that long, for massive activations,
+    which are the same for all images (arXiv:2402.17762), would be all that a cosine sees. The clipping is ours.
+    Caveat: a class token starts as the same vector in every image, so the first blocks are near 1; it is the last that
+    tells. An offset that all images share raises it though they differ as before.
+
+    Args:
+        token: "either", "class" (the first prefix token; the mean patch where there is none) or "mean".
+        clip: above 1.
+
+    Returns:
+        [image, layer, token, width], unit vectors: what is averaged.
+
+    Raises:
+        InputError: clip is 1 or less.
+    """
+    check_choice("token", token, TOKENS)
+    if not clip > 1:
+        raise InputError(f"clip={clip} must be above 1, a multiple of the median entry.")
+    n = grid.n_prefix
+    first, mean = tokens[..., : min(n, 1), :], tokens[..., n:, :].mean(-2, keepdim=True)
+    wanted = {"mean": [mean], "class": [first if n else mean]}.get(token, [first, mean])
+    vectors = torch.cat(wanted, -2)
+    bound = clip * vectors.abs().quantile(0.5, -1, keepdim=True)
+    return F.normalize(torch.where(bound > 0, vectors.clamp(-bound, bound), vectors), dim=-1)
