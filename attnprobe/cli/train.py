@@ -7,10 +7,7 @@ from typing import Annotated
 from attnprobe.cli.options import Positional, Repeated, Short, show
 
 
-def demo(
-    out: Annotated[Path, Short(aliases=["-o"])] = Path("attnprobe-demo"),
-    fast: bool = False,
-) -> None:
+def demo(out: Annotated[Path, Short(aliases=["-o"])] = Path("attnprobe-demo"), fast: bool = False) -> None:
     """Train a ViT and a DeepViT on digits, capture both, and report on them side by side. Needs no network.
 
     Run again, it resumes where it was stopped.

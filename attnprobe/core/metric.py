@@ -108,12 +108,7 @@ class Metric:
 
     def per_image(self, maps: AttentionMaps) -> Tensor:
         """[image, *axes] of these maps."""
-        given = {
-            "maps": maps.values,
-            "grid": maps.grid,
-            "tokens": maps.tokens,
-            "value_vectors": maps.value_vectors,
-        }
+        given = {"maps": maps.values, "grid": maps.grid, "tokens": maps.tokens, "value_vectors": maps.value_vectors}
         return self(**{name: given[name] for name in GIVEN if name in self.parameters})
 
     def refusal(self, maps: AttentionMaps) -> str:

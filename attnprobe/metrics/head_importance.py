@@ -96,11 +96,7 @@ def _of_heads(
         ci=ci,
         n_images=n,
         n_excluded=0,
-        settings={
-            "interval": "bootstrap" if resampled else "none",
-            "bootstrap": bootstrap,
-            "bootstrap_seed": seed,
-        },
+        settings={"interval": "bootstrap" if resampled else "none", "bootstrap": bootstrap, "bootstrap_seed": seed},
         per_image=values,
         image_ids=tuple(image_ids),
         from_mean=from_mean,

@@ -43,11 +43,7 @@ def compared_with(overlap: np.ndarray, compare: str) -> list[int]:
 
 
 @metric(
-    axes=("layer", "layer"),
-    value_range=(0.0, 1.0),
-    needs_all_layers=True,
-    needs_all_heads=True,
-    summarise=_summary,
+    axes=("layer", "layer"), value_range=(0.0, 1.0), needs_all_layers=True, needs_all_heads=True, summarise=_summary
 )
 def map_overlap(maps: Tensor, *, compare: str = "previous", every: int = 5) -> Tensor:
     """Share of attention that two blocks have in common: 1 - the total variation distance of rows.
@@ -95,13 +91,7 @@ def _check_every(every: int) -> None:
         raise InputError(f"every={every} must be 1, for all queries, or more.")
 
 
-@metric(
-    axes=("layer",),
-    value_range=(0.0, 1.0),
-    needs_stochastic=True,
-    needs_all_layers=True,
-    needs_all_heads=True,
-)
+@metric(axes=("layer",), value_range=(0.0, 1.0), needs_stochastic=True, needs_all_layers=True, needs_all_heads=True)
 def map_overlap_matched(maps: Tensor, *, every: int = 5) -> Tensor:
     """`map_overlap` with the previous block, each head with the head of that block that is most like it.
 

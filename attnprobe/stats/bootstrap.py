@@ -125,11 +125,7 @@ def draws(n_images: int, replicates: int, seed: int, size: int | None = None) ->
 
 
 def values_of_function(
-    function: FromMean,
-    per_image: np.ndarray,
-    replicates: int,
-    seed: int,
-    size: int | None = None,
+    function: FromMean, per_image: np.ndarray, replicates: int, seed: int, size: int | None = None
 ) -> np.ndarray:
     """[resample, *any]: the function of the means [resample, *axes], for which it needs all cells at once.
 

@@ -51,6 +51,21 @@ class MapReader(StoredMaps):
         """Labels and predictions of all images; reads every shard once if they are in a folder."""
         return self._outcome(range(self.n_images))[0]
 
+    @property
+    def labels(self) -> Tensor:
+        """[image], the true class, -1 where unknown."""
+        return self.outcome.labels
+
+    @property
+    def prediction(self) -> Tensor:
+        """[image], the class with the largest logit, -1 where unknown."""
+        return self.outcome.prediction
+
+    @property
+    def probability(self) -> Tensor:
+        """[image], softmax probability of the prediction, NaN where unknown."""
+        return self.outcome.probability
+
     def sites(self, stage: str | None = None) -> tuple[Site, ...]:
         """Sites stored for a stage (the first if None), weights first."""
         return tuple(d.name for d in self._stage(stage).maps)  # type: ignore[misc]

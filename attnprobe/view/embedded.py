@@ -129,7 +129,7 @@ def _index(
     off, off_signed = (f"{100 * largest_error(kind):.1f} %" for kind in (False, True))
     notes = [
         f"Weights are kept in one byte each, off by at most {off} of the largest patch in their row"
-        + (f" ({off_signed} where a map has negative weights)." if signed else "."),
+        + (f" ({off_signed} where a map has negative weights)." if signed else ".")
     ]
     if len(image_ids) < wanted:
         notes.append(f"To keep the page small, {wanted - len(image_ids)} of {wanted} images were left out.")

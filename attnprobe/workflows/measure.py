@@ -90,7 +90,7 @@ def _info(reader: MapReader) -> dict[str, Any]:
     names = ("model", "variant", "data", "seed", "device", "created", "checkpoint_sha256", "versions")
     info = {name: attrs[name] for name in names if name in attrs}
     info |= {"n_images": len(reader), "parameters": config.get("parameters"), "images": config.get("images")}
-    labels, prediction = (np.asarray(x) for x in (reader.outcome.labels, reader.outcome.prediction))
+    labels, prediction = np.asarray(reader.labels), np.asarray(reader.prediction)
     known = (labels >= 0) & (prediction >= 0)
     if known.any():
         info["accuracy"] = float((labels[known] == prediction[known]).mean())

@@ -43,7 +43,7 @@ def finish(path, maps):
     with open_maps(path) as reader:
         assert reader.complete and reader.image_ids == maps.image_ids
         assert torch.equal(reader.maps().values, maps.values.bfloat16().float())
-        assert torch.equal(reader.outcome.prediction, maps.outcome.prediction)
+        assert torch.equal(reader.prediction, maps.outcome.prediction)
     assert not list(path.parent.rglob(".tmp-*")) and not list(path.parent.rglob("*.h5"))[1:]
 
 

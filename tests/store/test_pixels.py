@@ -49,7 +49,7 @@ def test_what_was_written_without_hashes_opens(tmp_path, ten_maps, small_shards,
         assert "pixels" not in h5py.File(path)["images"]
     reader = open_maps(path)
     reader.verify()
-    assert reader.maps().pixels is None and reader.outcome.labels.tolist() == ten_maps.outcome.labels.tolist()
+    assert reader.maps().pixels is None and reader.labels.tolist() == ten_maps.outcome.labels.tolist()
 
 
 def test_a_capture_that_began_without_hashes_is_finished_with_those_of_the_rest(

@@ -102,10 +102,8 @@ def test_outcomes_labels_and_the_capture_itself_are_kept(tmp_path, ten_maps, sma
     plan = plan_for([ten_maps], variant="deepvit", data="digits/val", seed=3, versions={"torch": "2"}, device="cpu")
     with open_maps(capture(tmp_path / "maps.h5", [ten_maps], plan=plan)) as reader:
         outcome = ten_maps.outcome
-        assert torch.equal(reader.outcome.labels, outcome.labels) and torch.equal(
-            reader.outcome.prediction, outcome.prediction
-        )
-        assert torch.equal(reader.outcome.probability, outcome.probability)
+        assert torch.equal(reader.labels, outcome.labels) and torch.equal(reader.prediction, outcome.prediction)
+        assert torch.equal(reader.probability, outcome.probability)
         attrs = reader.attrs
     assert attrs["certificate"] == CERTIFICATE and attrs["complete"] and attrs["n_images"] == 10
     assert attrs["config"] == {"depth": 3, "heads": 2} and attrs["settings"] == {"what": ["weights"]}
@@ -116,10 +114,10 @@ def test_outcomes_labels_and_the_capture_itself_are_kept(tmp_path, ten_maps, sma
 def test_labels_of_the_plan_are_used_and_unknown_outcomes_say_so(tmp_path, make_maps):
     maps = make_maps(images=3)
     with open_maps(capture(tmp_path / "a.h5", [maps], plan=plan_for([maps], labels=(2, 0, 1)))) as reader:
-        assert reader.outcome.labels.tolist() == [2, 0, 1] and reader.outcome.prediction.tolist() == [-1] * 3
-        assert reader.outcome.probability.isnan().all()
+        assert reader.labels.tolist() == [2, 0, 1] and reader.prediction.tolist() == [-1] * 3
+        assert reader.probability.isnan().all()
     with open_maps(capture(tmp_path / "b.h5", [maps])) as reader:
-        assert reader.outcome.labels.tolist() == [-1] * 3
+        assert reader.labels.tolist() == [-1] * 3
 
 
 def test_only_the_file_is_left(tmp_path, ten_maps, small_shards):
