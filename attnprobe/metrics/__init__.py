@@ -1,4 +1,4 @@
-"""Attention maps -> numbers with intervals: one file per metric, `measure` for a stream of maps.
+"""Attention maps -> numbers with intervals: one file per metric or family of them, `measure` for a stream of maps.
 
 Question: what is a metric? Choice: a pure function of the maps of some images that returns one value per image;
 `measure` alone knows about streams, sites, intervals and baselines. Images are what is resampled, because the tokens,

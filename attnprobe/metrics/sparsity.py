@@ -1,7 +1,4 @@
-"""Sparsity of attention rows: five measures, each the mean over the queries of a head.
-
-`row_entropy` is a sixth.
-"""
+"""Sparsity of attention rows: six measures, each the mean over the queries of a head; `row_entropy` is a seventh."""
 
 import math
 

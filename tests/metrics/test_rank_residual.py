@@ -62,17 +62,8 @@ def test_a_zero_map_has_no_residual_and_an_unknown_norm_is_refused():
         rank_residual(torch.eye(3)[None, None, None], norm="l2")
 
 
-def composite_of_tokens(matrix):
-    columns = max(sum(abs(row[c]) for row in matrix) for c in range(len(matrix[0])))
-    return math.sqrt(columns * max(sum(map(abs, row)) for row in matrix))
-
-
-def frobenius_of_tokens(matrix):
-    return math.sqrt(sum(x * x for row in matrix for x in row))
-
-
-@pytest.mark.parametrize(("norm", "size"), [("frobenius", frobenius_of_tokens), ("composite", composite_of_tokens)])
-def test_equals_loops(signed, norm, size):
+@pytest.mark.parametrize(("norm", "size"), [("frobenius", frobenius), ("composite", composite)])
+def test_of_tokens_it_equals_loops(signed, norm, size):
     tokens = signed(2, 3, 4, 5)
     fast = token_residual(tokens, norm=norm)
     for i, layer in np.ndindex(2, 3):
@@ -84,10 +75,10 @@ def test_equals_loops(signed, norm, size):
 
 def test_the_mean_minimises_the_frobenius_norm(signed):
     tokens, shift = signed(1, 1, 6, 3), 0.1 * signed(20, 1, 3, seed=1)
-    best = token_residual(tokens).item() * frobenius_of_tokens(tokens[0, 0].tolist())
+    best = token_residual(tokens).item() * frobenius(tokens[0, 0].tolist())
     for vector in shift:
         other = tokens[0, 0] - tokens[0, 0].mean(0) - vector
-        assert frobenius_of_tokens(other.tolist()) >= best
+        assert frobenius(other.tolist()) >= best
 
 
 def test_equal_tokens_are_zero_and_the_map_version_agrees(signed):
