@@ -20,7 +20,7 @@ from attnprobe.data import image_files, load_images, pillow
 from attnprobe.data.decode import Decoder
 from attnprobe.metrics.engine.slices import measure_slice
 from attnprobe.models import build_model, input_spec, read
-from attnprobe.store import opening, structure
+from attnprobe.store import opening
 from attnprobe.workflows.capture import capture_file, measure_live
 from attnprobe.workflows.train import train
 
@@ -67,18 +67,13 @@ def opened(tmp_path, monkeypatch):
     opening.open_hdf5(tmp_path / "a.h5")
 
 
-def checked(tmp_path, monkeypatch):
-    monkeypatch.setattr(structure, "_check", stop)
-    structure.check(None, tmp_path, None)
-
-
 def named(tmp_path, monkeypatch):
     module = sys.modules["attnprobe.data.timm_named"]
     monkeypatch.setattr(module, "create_dataset", stop)
     module.open_named("torch/cifar10", "val", tmp_path, False)
 
 
-PLACES = (decode_one, check_one, sizes, decode_all, checkpoint, opened, checked, named)
+PLACES = (decode_one, check_one, sizes, decode_all, checkpoint, opened, named)
 
 
 @pytest.mark.parametrize("place", PLACES, ids=lambda place: place.__name__)
@@ -102,7 +97,7 @@ def photos(tmp_path, monkeypatch):
         Image.fromarray(rng.integers(0, 255, (40 + k, 40, 3), dtype=np.uint8)).save(folder / f"{k}.png")
     whole = (folder / "4.png").read_bytes()
     (folder / "4.png").write_bytes(whole[: len(whole) // 2])
-    monkeypatch.setattr(image_files, "pre_scan", lambda files, _threads: [""] * len(files))
+    monkeypatch.setattr(image_files, "of_each", lambda _look, files, _threads: [""] * len(files))
     return folder
 
 

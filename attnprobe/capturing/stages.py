@@ -12,7 +12,7 @@ from torch import Tensor
 from attnprobe.capturing.selection import positions
 from attnprobe.core.errors import CaptureError
 from attnprobe.core.maps import AttentionMaps, Outcome, Part, TokenGrid
-from attnprobe.core.tap import Site
+from attnprobe.core.sites import Site
 
 
 class BufferPool:

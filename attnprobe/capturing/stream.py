@@ -21,7 +21,7 @@ from attnprobe.core.errors import CaptureError, WorkError
 from attnprobe.core.images import ImageBatch, Order, as_seen, pixel_hashes
 from attnprobe.core.maps import AttentionMaps, Outcome
 from attnprobe.core.memory import available, free_memory, is_out_of_memory
-from attnprobe.core.tap import Site
+from attnprobe.core.sites import Site
 
 BATCH_BYTES = 256 << 20
 """Most bytes of maps in one forward pass where the device does not tell how much memory it has: 8 images of 16 blocks,

@@ -16,8 +16,7 @@ from typing import Any
 
 import tyro
 
-from attnprobe.cli.capture import capture, inspect
-from attnprobe.cli.import_maps import import_
+from attnprobe.cli.capture import capture, import_, inspect
 from attnprobe.cli.prune import prune, verify_drops
 from attnprobe.cli.report import compare, plot, report, view
 from attnprobe.cli.tables import explain, list_, schema, verify
@@ -126,14 +125,10 @@ def _paragraphs(command: Callable[..., Any]) -> list[str]:
 
 
 def _warn(message: object, *_where: object, **_more: object) -> None:
-    print(f"attnprobe: {_one_line(message)}", file=sys.stderr)
+    """One line on stderr; a control character from a file's content is spelt out, or it would move the cursor."""
+    print(f"attnprobe: {visible(' '.join(str(message).split()))}", file=sys.stderr)
 
 
 def _end(message: object, code: int) -> None:
-    print(f"attnprobe: {_one_line(message)}", file=sys.stderr)
+    _warn(message)
     sys.exit(code)
-
-
-def _one_line(message: object) -> str:
-    """A message as one line; a control character from a file's content is spelt out, or it would move the cursor."""
-    return visible(" ".join(str(message).split()))

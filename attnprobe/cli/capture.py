@@ -1,18 +1,20 @@
-"""The commands that run a model once over images: capture and inspect."""
+"""The commands that make maps files, and say what would be in one: capture, import and inspect."""
 
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
+import tyro
 from tyro import MISSING
 
-from attnprobe.cli.options import NEWEST, Repeated, Short, Which, show
-from attnprobe.core.spec import CaptureSpec
+from attnprobe.cli.options import NEWEST, Positional, Repeated, Short, Which, show
+from attnprobe.core.spec import CaptureSpec, ImportOptions
 
 Spec = Annotated[CaptureSpec, Short(name="", prefix_name=False)]
 """Its options stand among those of the command."""
 
 INSPECTED = CaptureSpec(MISSING, images=256)
+AS_THEY_ARE = ImportOptions()
 
 
 def capture(
@@ -72,3 +74,27 @@ def inspect(spec: Spec = INSPECTED, checkpoint: Which = NEWEST) -> None:
     else:
         chosen = replace(spec, model=checkpoint.of(str(spec.model)))
         inspection.print_inspection(inspection.inspect_model(chosen), Console())
+
+
+def import_(
+    file: Positional[Annotated[Path, Short(metavar="FILE")]],
+    out: Annotated[Path, Short(aliases=["-o"])],
+    options: tyro.conf.OmitArgPrefixes[ImportOptions] = AS_THEY_ARE,
+    overwrite: bool = False,
+) -> None:
+    """Turn maps that another program saved into a maps file; nothing in the file is run.
+
+    For example:
+
+    $ attnprobe import attention.npz -o maps.h5
+    $ attnprobe import attention.npy --axes layer,image,head,query,key --grid 14x14 --prefix cls -o maps.h5
+    $ attnprobe import deepvit.pkl --grid 14x14 -o maps.h5
+
+    Args:
+        file: .npy, .npz, .pt, .safetensors, or a pickle of nested lists of arrays.
+        out: the maps file.
+        overwrite: replace an existing file.
+    """
+    from attnprobe.workflows.import_maps import import_maps
+
+    print(import_maps(file, out, options, overwrite=overwrite))

@@ -11,10 +11,7 @@ Spec = Annotated[EvaluateSpec, Short(name="", prefix_name=False)]
 """Its options stand among those of the command."""
 
 
-def demo(
-    out: Annotated[Path, Short(aliases=["-o"])] = Path("attnprobe-demo"),
-    fast: bool = False,
-) -> None:
+def demo(out: Annotated[Path, Short(aliases=["-o"])] = Path("attnprobe-demo"), fast: bool = False) -> None:
     """Train a ViT and a DeepViT on digits, capture both, and report on them side by side. Needs no network.
 
     Run again, it resumes where it was stopped.

@@ -134,11 +134,11 @@ class Evidence:
         return -int(tried.right[self.chooses].sum()), float(tried.loss[self.chooses].sum())
 
     def harmless(self, tried: Tried) -> bool:
-        """Whether the images that choose exclude a loss of more than the tolerance: the interval's lower end."""
+        """True if the images that choose exclude a loss of more than the tolerance: the interval's lower end."""
         return self.gained_choosing(tried)[1] >= -self.tolerance and not self.near_chance
 
     def confirmed(self, tried: Tried) -> bool:
-        """Whether the images that judge exclude such a loss, too."""
+        """True if the images that judge exclude such a loss, too."""
         return self.gained(tried)[1] >= -self.tolerance
 
     @property

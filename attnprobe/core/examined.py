@@ -53,12 +53,6 @@ class Precision:
     n_images: int
     of: str = ""
 
-    def enough(self, half_width: float) -> int | None:
-        """Smallest size from which on the interval reaches at most `half_width` to either side; None if none does."""
-        narrow = (self.high - self.low) / 2 <= half_width
-        stays = np.logical_and.accumulate(narrow[::-1])[::-1]
-        return self.sizes[int(np.argmax(stays))] if stays.any() else None
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Examined:

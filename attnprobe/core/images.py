@@ -125,11 +125,7 @@ class ImageSource(Protocol):
     def __len__(self) -> int: ...
 
     def batches(
-        self,
-        batch_size: int,
-        *,
-        device: torch.device | str = "cpu",
-        order: Order | None = None,
+        self, batch_size: int, *, device: torch.device | str = "cpu", order: Order | None = None
     ) -> Iterator[ImageBatch]:
         """Yield the images at positions `order` (all, in order, if None) in batches on `device`."""
         ...

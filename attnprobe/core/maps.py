@@ -1,18 +1,19 @@
 """Attention maps of a stage of a model, and the grid that says where its tokens are in the image."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from attnprobe.core.errors import ShapeError
-from attnprobe.core.tap import Site
+from attnprobe.core.sites import Site
 from attnprobe.core.text import line, table
 
 
 @dataclass(frozen=True, slots=True)
 class TokenGrid:
-    """Where each token sits: first the prefix tokens, then the patches row by row.
+    """Places of the tokens: first the prefix tokens, then the patches row by row.
 
     Attributes:
         rows, cols: patches along the height and the width of the image.
@@ -155,16 +156,14 @@ class AttentionMaps:
         shape = ", ".join(f"{n} {axis}" for n, axis in zip(self.values.shape, axes, strict=True))
         grid = self.grid
         patches = f"{grid.rows} x {grid.cols} patches" if grid.rows else f"{grid.n_tokens} tokens"
-        extra = {
-            name: "yes" for name in ("tokens", "value_vectors", "factors", "outcome") if getattr(self, name) is not None
-        }
+        extras = ("tokens", "value_vectors", "factors", "outcome")
         return {
             "site": self.site + (", effective" if self.is_effective and self.site != "effective" else ""),
             "stage": f"{self.stage}, {self.kind}",
             "shape": shape,
             "tokens of an image": patches + (f" and {', '.join(grid.prefix)}" if grid.prefix and grid.rows else ""),
             "rows sum to 1": "yes" if self.stochastic else "no",
-            **{name.replace("_", " "): known for name, known in extra.items()},
+            **{name.replace("_", " "): "yes" for name in extras if getattr(self, name) is not None},
         }
 
     def __repr__(self) -> str:
@@ -175,22 +174,20 @@ class AttentionMaps:
 
     def images(self, start: int, stop: int) -> "AttentionMaps":
         """The maps of images start..stop-1, as views of the same memory."""
-        cut = slice(start, stop)
-        outcome = self.outcome and Outcome(
-            self.outcome.labels[cut], self.outcome.prediction[cut], self.outcome.probability[cut]
-        )
-        tokens = None if self.tokens is None else self.tokens[cut]
-        vectors = None if self.value_vectors is None else self.value_vectors[cut]
-        factors = None if self.factors is None else (self.factors[0][cut], self.factors[1][cut])
+
+        def cut(tensor: Tensor | None) -> Any:
+            return None if tensor is None else tensor[start:stop]
+
+        told = self.outcome
         return replace(
             self,
-            values=self.values[cut],
-            image_ids=self.image_ids[cut],
-            tokens=tokens,
-            value_vectors=vectors,
-            factors=factors,
-            outcome=outcome,
-            pixels=None if self.pixels is None else self.pixels[cut],
+            values=cut(self.values),
+            image_ids=self.image_ids[start:stop],
+            tokens=cut(self.tokens),
+            value_vectors=cut(self.value_vectors),
+            factors=self.factors and (cut(self.factors[0]), cut(self.factors[1])),
+            outcome=told and Outcome(cut(told.labels), cut(told.prediction), cut(told.probability)),
+            pixels=cut(self.pixels),
         )
 
 
@@ -198,16 +195,5 @@ def uniform_maps(like: AttentionMaps) -> AttentionMaps:
     """One image of maps of the same shape in which every query attends equally to every key; one number in memory."""
     shape = (1, *like.values.shape[1:])
     values = torch.full((1,) * 5, 1.0 / shape[-1], dtype=torch.float32, device=like.values.device).expand(shape)
-    return replace(
-        like,
-        values=values,
-        image_ids=("uniform",),
-        site="weights",
-        is_effective=True,
-        stochastic=True,
-        tokens=None,
-        value_vectors=None,
-        factors=None,
-        outcome=None,
-        pixels=None,
-    )
+    about = {"layers": like.layers, "stage": like.stage, "kind": like.kind, "part": like.part}
+    return AttentionMaps(values, ("uniform",), like.grid, **about)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from attnprobe.core.registry import Registry
-from attnprobe.core.tap import Site
+from attnprobe.core.sites import Site
 from attnprobe.core.text import line, table
 
 FromMean = Callable[[np.ndarray, int], np.ndarray]
@@ -156,7 +156,7 @@ class Measurements(Registry[Measurement]):
     def get(  # type: ignore[override]
         self, metric: str, default: Measurement | None = None, /, *, site: Site | None = None, stage: str | None = None
     ) -> Measurement | None:
-        """As of any dictionary; with a site or a stage, the (first) match in the stage with the most blocks."""
+        """The measurement of that name; with a site or a stage, the (first) match in the stage with the most blocks."""
         if site is None and stage is None:
             return super().get(metric, default)
         return max(self.select(metric, site=site, stage=stage), key=lambda m: m.n_blocks, default=default)
@@ -175,5 +175,5 @@ class Measurements(Registry[Measurement]):
 
     @property
     def change_after_softmax(self) -> bool:
-        """Whether the model changes its maps between the softmax and V, so that metrics come twice."""
+        """True if the model changes its maps between the softmax and V, so that metrics come twice."""
         return any(m.site == "weights" and not m.is_effective for m in self.values())

@@ -5,16 +5,22 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from attnprobe.core.errors import InputError, did_you_mean
 from attnprobe.core.maps import AttentionMaps
 from attnprobe.core.measurement import FromMean, Measurement
-from attnprobe.core.renormalize import shares_of_magnitude
-from attnprobe.core.tap import Site
+from attnprobe.core.sites import Site
 
-GIVEN = ("maps", "grid", "tokens", "value_vectors")
-"""Parameter names of a metric function that are filled from `AttentionMaps`; all others are settings."""
+GIVEN = {
+    "maps": "[image, layer, head, query, key]",
+    "grid": "which tokens are patches, and where these sit in the image",
+    "tokens": "[image, layer, token, width], the output of each block for every token",
+    "value_vectors": "[image, layer, head, key, P], what the map of a head multiplies",
+}
+"""Parameters of a metric function that are filled from `AttentionMaps`, and what each is; all others are settings. They
+are the same for every metric, so no docstring repeats them: `Metric.explanation` adds them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +31,7 @@ class Metric:
 
     Attributes:
         name: its name in the table and in every file.
-        function: (maps [I, L, H, Q, K], grid, tokens [I, L, T, D], value_vectors [I, L, H, K, P]; any of
-            them, by these parameter names; then settings with defaults) -> [I, *axes].
+        function: (any of `GIVEN`, by these names; then settings with defaults) -> [image, *axes].
         axes: the axes after the image, such as ("layer", "head").
         value_range: smallest and largest possible value; None where there is no bound.
         unit: "nats", "pixels" ... or "" for none.
@@ -83,6 +88,11 @@ class Metric:
         defaults = {n: p.default for n, p in self.parameters.items() if n not in GIVEN}
         return {**defaults, **self.settings}
 
+    @property
+    def _needs_effective(self) -> bool:
+        """True for a metric of what maps make of the values: only the effective map multiplies them."""
+        return {"maps", "value_vectors"} <= self.parameters.keys()
+
     def with_settings(self, **settings: Any) -> "Metric":
         """The same metric with other settings.
 
@@ -98,12 +108,7 @@ class Metric:
 
     def per_image(self, maps: AttentionMaps) -> Tensor:
         """[image, *axes] of these maps."""
-        given = {
-            "maps": maps.values,
-            "grid": maps.grid,
-            "tokens": maps.tokens,
-            "value_vectors": maps.value_vectors,
-        }
+        given = {"maps": maps.values, "grid": maps.grid, "tokens": maps.tokens, "value_vectors": maps.value_vectors}
         return self(**{name: given[name] for name in GIVEN if name in self.parameters})
 
     def refusal(self, maps: AttentionMaps) -> str:
@@ -121,7 +126,7 @@ class Metric:
             return "the block outputs were not captured: capture with tokens=True"
         if "value_vectors" in self.parameters and maps.value_vectors is None:
             return "the value vectors were not captured, only maps: capture with values=True (--what values)"
-        if {"maps", "value_vectors"} <= self.parameters.keys() and not maps.is_effective:
+        if self._needs_effective and not maps.is_effective:
             return (
                 f"it needs effective attention, which the maps at site {maps.site!r} are not: capture site='effective'"
             )
@@ -139,7 +144,7 @@ class Metric:
         return ""
 
     def accepts(self, maps: AttentionMaps) -> bool:
-        """Whether this metric is defined on these maps."""
+        """True if this metric is defined on these maps."""
         return not self.refusal(maps)
 
     @property
@@ -151,7 +156,8 @@ class Metric:
         parts = [inspect.getdoc(self.function) or "No description."]
         if self.settings:
             parts.append(f"Here with {_listed(self.settings)}.")
-        return "\n\n".join([*parts, "\n".join(self._facts())])
+        given = [f"    {name}: {what}" for name, what in GIVEN.items() if name in self.parameters]
+        return "\n\n".join([*parts, "\n".join(["Measured on:", *given]), "\n".join(self._facts())])
 
     def _facts(self) -> list[str]:
         low, high = ("unbounded" if bound is None else f"{bound:.4g}" for bound in self.value_range)
@@ -166,12 +172,30 @@ class Metric:
             "queries and keys that are the tokens of the image": self.needs_square or "grid" in self.parameters,
             "the outputs of the blocks": "tokens" in self.parameters,
             "the value vectors": "value_vectors" in self.parameters,
+            "effective attention": self._needs_effective,
         }
         if needed := [what for what, is_needed in needs.items() if is_needed]:
             facts.append(f"Needs {'; '.join(needed)}.")
         if self.all_settings:
             facts.append(f"Settings: {_listed(self.all_settings)}.")
         return facts
+
+
+def shares_of_magnitude(maps: Tensor) -> Tensor:
+    """Each entry as the share of its row's absolute values: |A[i, j]| / sum_j |A[i, j]|.
+
+    Maps that a variant mixed, normalised or gated after the softmax have signs and rows of any sum. Their absolute
+    values say how strongly a query draws on a key, for or against, and nothing is thrown away; the choice is ours.
+    Rows that sum to 1 without negative entries stay as they are.
+
+    Args:
+        maps: [..., query, key].
+
+    Returns:
+        Like `maps`, rows that sum to 1; NaN in a row of zeros, which has no shares.
+    """
+    size = maps.abs()
+    return size / torch.where((total := size.sum(-1, keepdim=True)) > 0, total, torch.nan)
 
 
 def _listed(settings: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ Format = Literal["html", "json", "csv", "md"]
 
 @dataclass(frozen=True, slots=True)
 class ReportSpec:
-    """What to report on, what to measure and to write, and what makes the report fail a build."""
+    """One report: the maps, what to measure and to write, and what makes it fail a build."""
 
     maps: Annotated[Positional[tuple[Path, ...]], arg(metavar="MAPS|RUN")]
     """maps files, or runs that have one."""

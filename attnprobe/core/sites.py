@@ -1,4 +1,4 @@
-"""Where in an attention layer a matrix is read; without torch, for those who only name it."""
+"""Sites: the places in an attention layer where a matrix is read. Without torch, for those who only name one."""
 
 from typing import Literal
 

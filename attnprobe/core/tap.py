@@ -2,10 +2,6 @@
 
 from torch import Tensor, nn
 
-from attnprobe.core.sites import Site
-
-__all__ = ["Site", "Tap"]
-
 
 class Tap(nn.Module):
     """An identity that marks a site: a forward hook on it sees the matrix of that site.

@@ -51,15 +51,12 @@ def choices(walkers: int) -> Tensor:
 
 
 def visit(maps: Tensor, shares: Tensor, walkers: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Points on the attractors of some systems.
+    """Points on the attractors of some systems: x, y and the map that made the point, [image, point] each.
 
     Args:
         maps: [image, map, 6], float32; (a, b, c, d, e, f) moves (x, y) to (a x + b y + e, c x + d y + f).
         shares: [image, map], the probability of each map; sums to 1.
         walkers: per image; each makes `STEPS` points.
-
-    Returns:
-        x, y: [image, point]; map: [image, point], the map that made the point.
     """
     n_images, n_maps = shares.shape
     noise = choices(walkers).to(maps.device)

@@ -15,7 +15,7 @@ RESIDENT_BYTES = 2 << 30
 
 
 def may_reside(shape: Sequence[int], spec: InputSpec, resident_bytes: int) -> bool:
-    """Whether images [image, channel, row, col] may be kept as bytes and resized on the device.
+    """True if images [image, channel, row, col] may be kept as bytes and resized on the device.
 
     They have to fit, and to be square and no larger than a square input: then nothing is lost where training crops
     after resizing, and evaluation sees timm's pixels.

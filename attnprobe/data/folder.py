@@ -41,7 +41,7 @@ def subfolders(folder: Path) -> list[str]:
 
 
 def is_image(file: str) -> bool:
-    """Whether a file has the ending of an image that is read."""
+    """True if a file has the ending of an image that is read."""
     return file.lower().endswith(EXTENSIONS)
 
 
@@ -66,7 +66,7 @@ def files_under(folder: Path, seen: frozenset[tuple[int, int]] = frozenset()) ->
 
 
 def endings_of(files: Sequence[str]) -> str:
-    """How many files have which ending, and the name of the first: "2 .heic, 1 .svg (first 'a.heic')"."""
+    """Number of files of each ending, and the name of the first: "2 .heic, 1 .svg (first 'a.heic')"."""
     count = Counter(os.path.splitext(file)[1].lower() or "without ending" for file in files)
     listed = ", ".join(f"{number} {ending}" for ending, number in count.most_common(6))
     return f"{listed} (first {readable_id(os.path.basename(files[0]))!r})"

@@ -16,7 +16,7 @@ from attnprobe.data.device_resident import RESIDENT_BYTES, DeviceResident, may_r
 from attnprobe.data.folder import list_folder
 from attnprobe.data.listing import Listing, list_lines
 from attnprobe.data.order import balanced_subset
-from attnprobe.data.pillow import decode_all, one_size, pre_scan, remarks, some_unreadable
+from attnprobe.data.pillow import check, decode_all, of_each, one_size, remark, some_unreadable
 from attnprobe.data.tiny_imagenet import is_tiny_imagenet, list_tiny_imagenet
 
 
@@ -75,14 +75,13 @@ def load_files(
     """
     source, listing = list_files(name, split)
     listing = listing.pick(balanced_subset(listing.ids, listing.labels, limit))
-    largest = min(
-        spec.size[0], math.isqrt(reading.resident_bytes // (3 * len(listing.files)))
-    )  # to look no further than this
+    fitting = math.isqrt(reading.resident_bytes // (3 * len(listing.files)))
+    largest = min(spec.size[0], fitting)  # to look no further than this
     size = one_size(listing.files, at_most=(largest, largest))
     if size and may_reside((len(listing.files), 3, *size), spec, reading.resident_bytes):
         pixels, reasons = decode_all(listing.files, size, reading.workers)
     else:
-        pixels, reasons = None, pre_scan(listing.files, reading.workers)
+        pixels, reasons = None, of_each(check, listing.files, reading.workers)
     bad = [(id_, why) for id_, why in zip(listing.ids, reasons, strict=True) if why]
     good = [k for k, why in enumerate(reasons) if not why]
     if bad:
@@ -92,7 +91,7 @@ def load_files(
         warnings.warn(f"{sentence}; they are skipped.", stacklevel=3)
         pixels = None if pixels is None else pixels[good]
     listing = listing.pick(good)
-    for sentence, number in Counter(filter(None, remarks(listing.files, reading.workers))).items():
+    for sentence, number in Counter(filter(None, of_each(remark, listing.files, reading.workers))).items():
         warnings.warn(f"{source}: {number} of {len(good)} images {sentence}.", stacklevel=3)
     described = {
         "ids": listing.ids,

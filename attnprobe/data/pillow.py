@@ -4,10 +4,10 @@ import importlib
 import os
 import stat
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -71,7 +71,7 @@ def why_unreadable(error: Exception) -> str:
 
 
 def remark(file: str) -> str:
-    """What of a file the model will not see, by its header: transparency or further frames; "" for neither."""
+    """A clause on what of a file the model will not see, by its header: transparency or more frames; "" for neither."""
     try:
         with open_image(file) as image:
             if image.format in ("GIF", "TIFF", "WEBP", "PNG", "AVIF") and getattr(image, "is_animated", False):
@@ -112,16 +112,10 @@ def check(file: str) -> str:
     return ""
 
 
-def pre_scan(files: Iterable[str], threads: int = 1) -> list[str]:
-    """`check` of every file, in order. Pillow decodes outside the interpreter lock, so threads help."""
+def of_each(look: Callable[[Any], str], files: Iterable[Any], threads: int = 1) -> list[str]:
+    """`check`, `remark` ... of every file, in order. Pillow decodes outside the interpreter lock, so threads help."""
     with pillow_quiet(), ThreadPoolExecutor(max(1, threads)) as pool:
-        return list(pool.map(check, files))
-
-
-def remarks(files: Iterable[str], threads: int = 1) -> list[str]:
-    """`remark` of every file, in order."""
-    with pillow_quiet(), ThreadPoolExecutor(max(1, threads)) as pool:
-        return list(pool.map(remark, files))
+        return list(pool.map(look, files))
 
 
 def one_size(files: Iterable[str], at_most: tuple[int, int]) -> tuple[int, int] | None:
@@ -152,8 +146,7 @@ def decode_all(files: Sequence[str], size: tuple[int, int], threads: int = 1) ->
             return why_unreadable(error)
         return ""
 
-    with pillow_quiet(), ThreadPoolExecutor(max(1, threads)) as pool:
-        reasons = list(pool.map(decode, range(len(files))))
+    reasons = of_each(decode, range(len(files)), threads)
     return torch.from_numpy(pixels), reasons
 
 

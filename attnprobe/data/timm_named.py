@@ -39,18 +39,8 @@ PACKAGES = {
 }
 """Prefix -> the modules it needs beyond torchvision, and their names for pip."""
 
-TORCH_SETS = (
-    "cifar10",
-    "cifar100",
-    "svhn",
-    "mnist",
-    "fashion_mnist",
-    "kmnist",
-    "qmnist",
-    "imagenet",
-    "places365",
-    "inaturalist",
-)
+TORCH_SETS = ("cifar10", "cifar100", "svhn", "mnist", "fashion_mnist", "kmnist", "qmnist", "imagenet", "places365",
+              "inaturalist")  # fmt: skip
 
 FILES = {
     "cifar10": "the folder cifar-10-batches-py",

@@ -19,7 +19,7 @@ SPLITS = {"train": "train", "val": "val", "validation": "val", "test": "test"}
 
 
 def is_tiny_imagenet(root: Path) -> bool:
-    """Whether a folder has this layout."""
+    """True if a folder has this layout."""
     return (root / "wnids.txt").is_file() and (root / "val" / "images").is_dir()
 
 

@@ -25,7 +25,7 @@ from attnprobe.core.errors import WorkError
 
 OPERATIONS = ("make_folder", "create", "reserve", "write", "fsync", "link", "rename", "unlink", "fsync_folder")
 TEMPORARY = ".tmp-"
-"""How the name of every unfinished file starts."""
+"""Beginning of the name of every unfinished file."""
 
 matched = 0
 """Operations so far that the fault in force names; the fault strikes when it reaches n."""
@@ -193,10 +193,8 @@ def read_regular(path: Path, most: int, *, follow: bool = True) -> bytes:
     Raises:
         OSError: missing, not a regular file, a link where none is followed, or larger.
     """
-    flags = [
-        getattr(os, name, 0) for name in ("O_CLOEXEC", "O_NONBLOCK", "O_BINARY", *(() if follow else ("O_NOFOLLOW",)))
-    ]
-    descriptor = os.open(path, os.O_RDONLY | sum(flags))
+    flags = ("O_CLOEXEC", "O_NONBLOCK", "O_BINARY", *(() if follow else ("O_NOFOLLOW",)))
+    descriptor = os.open(path, os.O_RDONLY | sum(getattr(os, name, 0) for name in flags))
     with os.fdopen(descriptor, "rb") as file:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
@@ -252,14 +250,16 @@ def commit_folder(temporary: Path, final: Path) -> None:
 
 
 @contextmanager
-def as_work_error(work: str, after: str = "run the same command again") -> Iterator[None]:
-    """Say in one line what the disk refused: `work` is what was going on, `after` what to do then."""
+def as_work_error(work: str) -> Iterator[None]:
+    """Say in one line what the disk refused: `work` is what was going on."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise WorkError(f"no space left on the disk while {work}. Free some, then {after}.") from error
-        reason = error.strerror or str(error)
+            raise WorkError(
+                f"no space left on the disk while {work}. Free some, then run the same command again."
+            ) from error
         raise WorkError(
-            f"{work} failed: {reason} ({error.filename or 'disk'}). Check the disk, then {after}."
+            f"{work} failed: {error.strerror or error} ({error.filename or 'disk'}). Check the disk, then run the same "
+            "command again."
         ) from error

@@ -22,7 +22,7 @@ NO_FILE = {errno.ELOOP, errno.EMLINK, errno.ENXIO, errno.EISDIR}
 """Why a link, a socket or a folder cannot be opened."""
 
 HOLDER = b"pid "
-"""How the file begins; one that begins otherwise is somebody's own."""
+"""Beginning of the file; one that begins otherwise is somebody's own."""
 
 
 class FileLock:
@@ -81,7 +81,7 @@ class FileLock:
             raise InUse(f"{self.path.parent} is in use by {holder}. Wait for it to end, or choose another output.")
 
     def _flock(self, how: int) -> bool:
-        """Whether the lock was free; a file system without locks has all of them free."""
+        """True if the lock was free; a file system without locks has all of them free."""
         assert fcntl is not None
         try:
             fcntl.flock(self._descriptor, how)

@@ -21,7 +21,7 @@ from attnprobe.io.lock import FileLock
 
 @dataclass(frozen=True, slots=True)
 class Rank:
-    """Which of how many processes this one is.
+    """Number of this process among those of its job.
 
     Attributes:
         local: its number on this machine, of `local_world`; the GPU it takes.
@@ -36,7 +36,7 @@ class Rank:
 
     @classmethod
     def of_this_process(cls) -> "Rank":
-        """As torchrun's environment says; alone without it."""
+        """The rank that torchrun's environment gives; alone without it."""
         world = int(os.environ.get("WORLD_SIZE", "1"))
         rank = int(os.environ.get("RANK", "0"))
         local = int(os.environ.get("LOCAL_RANK", rank))
@@ -90,7 +90,7 @@ class Claims:
         self._held: dict[str, FileLock] = {}
 
     def take(self, name: str) -> bool:
-        """Whether this process now holds the piece, because nobody else does."""
+        """True if this process now holds the piece, because nobody else does."""
         with suppress(InUse, FileNotFoundError):  # the folder goes when all is done
             self._held[name] = FileLock(self.folder / f"{name}.lock")
             return True

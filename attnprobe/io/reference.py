@@ -71,14 +71,13 @@ def allowed(values: Any, source: str, home: Path | None, user: UserImages = NOT_
         InputError: no such values, or a set that only the user may choose.
     """
     reference = ImageReference.from_file(values, source)
-    folder = reference.data_dir if user.data_dir is None else str(user.data_dir)
+    folder = None if user.data_dir is None else str(user.data_dir)
     if user.data is not None:
-        folder = None if user.data_dir is None else folder
         return replace(reference, data=user.data, data_dir=folder)
+    if folder is None:
+        return _harmless(reference, home)
     reference = replace(reference, data_dir=folder)
-    if reference.data == "folder" and user.data_dir is not None:
-        return reference
-    return _harmless(reference, home)
+    return reference if reference.data == "folder" else _harmless(reference, home)
 
 
 def _harmless(reference: ImageReference, home: Path | None) -> ImageReference:

@@ -17,7 +17,7 @@ MANIFEST = "MANIFEST.json"
 """In every checkpoint folder: {file name: {"bytes": n, "sha256": hex}}."""
 
 MOST_BYTES = 1 << 20
-"""Of a manifest, or of the notes of a run."""
+"""Largest size of a manifest, or of the notes of a run."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Attention maps -> numbers with intervals: one file per metric, `measure` for a stream of maps.
+"""Attention maps -> numbers with intervals: one file per metric or family of them, `measure` for a stream of maps.
 
 Question: what is a metric? Choice: a pure function of the maps of some images that returns one value per image;
 `measure` alone knows about streams, sites, intervals and baselines. Images are what is resampled, because the tokens,
@@ -21,48 +21,45 @@ computed twice comes to 0.5 of the 2.2; to keep it takes three more copies of th
 
 from attnprobe.core.metric import Metric
 from attnprobe.core.registry import Registry
-from attnprobe.metrics.attention_distance import attention_distance
-from attnprobe.metrics.cka import map_cka, token_cka
+from attnprobe.metrics.attention_distance import attention_distance, own_column_mass, own_row_mass
+from attnprobe.metrics.cka import head_dependence, map_cka, token_cka
 from attnprobe.metrics.content_overlap import content_overlap
-from attnprobe.metrics.effective_rank import effective_rank
 from attnprobe.metrics.engine.measure import measure
-from attnprobe.metrics.flow import attention_flow
 from attnprobe.metrics.gram_distance import gram_distance
-from attnprobe.metrics.head_confidence import head_confidence
-from attnprobe.metrics.head_dependence import head_dependence
 from attnprobe.metrics.head_divergence import head_divergence
 from attnprobe.metrics.head_importance import head_ablation, head_importance
 from attnprobe.metrics.head_similarity import head_similarity
 from attnprobe.metrics.head_types import NEEDS, atlases, head_types
 from attnprobe.metrics.heads_across_layers import head_divergence_across_layers, head_similarity_across_layers
-from attnprobe.metrics.high_norm_tokens import high_norm_tokens, largest_token_norm
-from attnprobe.metrics.image_similarity import image_similarity
-from attnprobe.metrics.largest_activation import largest_activation
+from attnprobe.metrics.high_norm_tokens import high_norm_tokens, largest_activation, largest_token_norm
 from attnprobe.metrics.layer_similarity import layer_similarity, layer_similarity_centred
 from attnprobe.metrics.map_overlap import map_overlap, map_overlap_matched
-from attnprobe.metrics.own_line import own_column_mass, own_row_mass
 from attnprobe.metrics.position_share import position_share
-from attnprobe.metrics.prefix_mass import prefix_mass
-from attnprobe.metrics.query_information import query_information
-from attnprobe.metrics.rank_family import (
+from attnprobe.metrics.rank import (
     approximate_rank,
+    effective_rank,
     lazy_rate,
     nuclear_ratio,
     numerical_rank,
     spectral_gap,
     stable_rank,
+    token_rank,
 )
-from attnprobe.metrics.rank_residual import rank_residual
-from attnprobe.metrics.rollout import attention_rollout
-from attnprobe.metrics.row_entropy import row_entropy, row_entropy_relative
+from attnprobe.metrics.rank_residual import rank_residual, token_residual
+from attnprobe.metrics.rollout import attention_flow, attention_rollout
+from attnprobe.metrics.row_entropy import query_information, row_entropy, row_entropy_relative
 from attnprobe.metrics.similar_blocks import similar_blocks
-from attnprobe.metrics.sinks import sink_mass, sink_rate
-from attnprobe.metrics.sparsity import row_gini, row_hoyer, row_participation, row_small_share, row_top_mass
+from attnprobe.metrics.sinks import prefix_mass, sink_mass, sink_rate
+from attnprobe.metrics.sparsity import (
+    head_confidence,
+    row_gini,
+    row_hoyer,
+    row_participation,
+    row_small_share,
+    row_top_mass,
+)
 from attnprobe.metrics.token_frequency import high_frequency, high_frequency_share
-from attnprobe.metrics.token_layer_similarity import token_layer_similarity
-from attnprobe.metrics.token_rank import token_rank
-from attnprobe.metrics.token_residual import token_residual
-from attnprobe.metrics.token_similarity import token_similarity
+from attnprobe.metrics.token_similarity import image_similarity, token_layer_similarity, token_similarity
 from attnprobe.metrics.value_aware import (
     head_output_norm,
     head_output_similarity,

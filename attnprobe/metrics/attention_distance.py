@@ -1,4 +1,4 @@
-"""Attention distance of every head, in pixels."""
+"""Attention over the patch grid: its distance in pixels, and its share within a patch's own row or column."""
 
 import torch
 from torch import Tensor
@@ -21,23 +21,20 @@ def attention_distance(maps: Tensor, grid: TokenGrid) -> Tensor:
     Caveats: uniform attention is far already, 116 pixels for 14 x 14 patches of 16 pixels, so compare with that
     baseline. The mean does not tell a middle distance from near and far, and what a head leaves to patches counts in
     full, however little it is.
-
-    Args:
-        maps: [image, layer, head, query, key], rows that sum to 1.
-        grid: where the tokens sit.
-
-    Returns:
-        [image, layer, head], pixels.
     """
     pixels = _distances(grid).to(maps)
     patches = slice(grid.n_prefix, None)
     layers = []
     for layer in maps.unbind(1):
         weights = layer[..., patches, patches]
-        mass, moment = weights.sum(-1), (weights * pixels).sum(-1)
-        looks = mass != 0
-        layers.append((moment / torch.where(looks, mass, 1.0)).sum(-1) / looks.sum(-1))
+        layers.append(_mean_share((weights * pixels).sum(-1), weights.sum(-1)))
     return torch.stack(layers, 1)
+
+
+def _mean_share(part: Tensor, mass: Tensor) -> Tensor:
+    """[..., query] -> [...]: mean of part / mass over the queries whose mass is not 0; NaN where there is none."""
+    attends = mass != 0
+    return (part / torch.where(attends, mass, 1.0)).sum(-1) / attends.sum(-1)
 
 
 def _distances(grid: TokenGrid) -> Tensor:
@@ -46,3 +43,40 @@ def _distances(grid: TokenGrid) -> Tensor:
     cols = torch.arange(grid.cols, dtype=torch.float64) * grid.patch[1]
     centres = torch.cartesian_prod(rows, cols).view(-1, 2)
     return torch.linalg.vector_norm(centres[:, None] - centres, dim=-1)
+
+
+@metric(axes=("layer", "head"), value_range=(0.0, 1.0), needs_stochastic=True)
+def own_row_mass(maps: Tensor, grid: TokenGrid) -> Tensor:
+    """Share of a patch's attention to patches that stays in its own row of the image, mean over patches.
+
+        W[l, h] = mean over patches i of  sum_{j in row of i} A[i, j] / sum_j A[i, j],      j over patches
+
+    1/rows for uniform attention. Ours, for `head_types`. A query that puts nothing on patches is left out (NaN if all
+    do).
+    Caveat: each patch is part of its own row, so a head of patches that attend to themselves scores 1, in
+    `own_column_mass`, too. What a head leaves to patches counts in full, however little it is.
+    """
+    return _share(maps, grid, "...rcrk->...rc")
+
+
+@metric(axes=("layer", "head"), value_range=(0.0, 1.0), needs_stochastic=True)
+def own_column_mass(maps: Tensor, grid: TokenGrid) -> Tensor:
+    """Share of a patch's attention to patches that stays in its own column of the image, mean over patches.
+
+        W[l, h] = mean over patches i of  sum_{j in column of i} A[i, j] / sum_j A[i, j],      j over patches
+
+    1/columns for uniform attention; otherwise as `own_row_mass`. Ours.
+    Caveat: each patch is part of its own column, so a head of patches that attend to themselves scores 1, in
+    `own_row_mass`, too.
+    """
+    return _share(maps, grid, "...rcsc->...rc")
+
+
+def _share(maps: Tensor, grid: TokenGrid, line: str) -> Tensor:
+    patches, sides = slice(grid.n_prefix, None), (grid.rows, grid.cols)
+    layers = []
+    for layer in maps.unbind(1):
+        weights = layer[..., patches, patches]
+        inside = torch.einsum(line, weights.unflatten(-1, sides).unflatten(-3, sides)).flatten(-2)
+        layers.append(_mean_share(inside, weights.sum(-1)))
+    return torch.stack(layers, 1)

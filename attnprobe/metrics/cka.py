@@ -1,4 +1,4 @@
-"""Centred kernel alignment (CKA) between layers, of attention maps and of block outputs."""
+"""Centred kernel alignment (CKA) between layers, of attention maps and of block outputs, and between heads."""
 
 from typing import Any
 
@@ -38,7 +38,6 @@ def map_cka(maps: Tensor, *, estimator: str = "unbiased") -> Tensor:
     r, not that they attend to the same places.
 
     Args:
-        maps: [image, layer, head, query, key].
         estimator: "unbiased", or "biased", which for one image is Kornblith's and near 1 where features outnumber
             tokens, as they do here.
 
@@ -63,10 +62,32 @@ def token_cka(tokens: Tensor, *, estimator: str = "unbiased") -> Tensor:
     baseline. A single token with a huge norm (see `high_norm_tokens`) can decide the number.
 
     Args:
-        tokens: [image, layer, token, width], the output of each block.
         estimator: "unbiased" or "biased".
 
     Returns:
         [image, layer, layer], the HSIC that is averaged.
     """
     return hsic(*gram(tokens), estimator)
+
+
+@metric(axes=("layer", "head", "head"), value_range=(-1.0, 1.0), needs_square=True, from_mean=normalised)
+def head_dependence(maps: Tensor, *, estimator: str = "unbiased") -> Tensor:
+    """Normalised HSIC between the rows of two heads, for every pair of heads of a layer.
+
+        N[l, h, g] = mean HSIC(K_h, K_g) / sqrt(mean HSIC(K_h, K_h) mean HSIC(K_g, K_g)),      means over images
+
+    with K_h the inner products of the rows of head h, centred; samples are the queries. The dependence that heads which
+    explain away each other should not have (arXiv:2105.14850); this use of it is ours. About 0 for independent heads
+    (above 0 with estimator="biased"). A head whose queries all attend alike depends on nothing: 0, with itself too.
+
+    Caveat: neither the keys that heads attend to nor how far they are from uniform attention counts: heads with
+    disjoint keys can be fully dependent, which `head_similarity` and `head_divergence` call different, and so can a
+    sharp and a flat one.
+
+    Args:
+        estimator: "unbiased" or "biased", see `map_cka`.
+
+    Returns:
+        [image, layer, head, head], the HSIC that is averaged.
+    """
+    return torch.stack([hsic(*gram(layer), estimator) for layer in maps.unbind(1)], 1)

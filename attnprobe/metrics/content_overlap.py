@@ -54,7 +54,6 @@ def content_overlap(maps: Tensor, *, seed: int = 0) -> Tensor:
     most, and less the smaller C is (0.001 where 1 % of the attention varies between images).
 
     Args:
-        maps: [image, layer, head, query, key], rows that sum to 1.
         seed: of the thresholds and the signs.
 
     Returns:

@@ -30,19 +30,16 @@ def head_divergence(maps: Tensor, *, cut: float = 0.05) -> Tensor:
 
     The summary clusters the heads of each layer by the mean distance over images (average linkage). The number of
     clusters at the distance `cut` is the number of effective heads, ours; `redundant` counts the other heads.
+    Symmetric, 0 on the diagonal.
 
     Caveats: near-uniform heads are close whatever they prefer and count as redundant, in an untrained network, too:
     unrelated rows of log-normal entries of small log-std s are about s^2/4 nats apart, 0.0025 at s = 0.1. The mean
     hides a few queries, such as the class token's, on which heads share nothing: one of 197 adds 0.0035.
 
     Args:
-        maps: [image, layer, head, query, key], rows that sum to 1.
         cut: clusters at this distance or further apart stay apart; used by the summary only. The total variation of two
             rows is at most sqrt(2 D), so heads closer than 0.05 nats share at least 68 % of their attention mass in
             the mean over queries. 0.05 is 7 % of ln 2; the choice is ours.
-
-    Returns:
-        [image, layer, head, head], nats; symmetric, 0 on the diagonal.
     """
     images, layers, heads, n_queries, _ = maps.shape
     own = maps.new_zeros(images, layers, heads, dtype=torch.float64)  # sums of p ln p: D is their small difference

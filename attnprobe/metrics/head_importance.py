@@ -1,12 +1,12 @@
 """Importance of heads for the model's loss, by gradients and by ablation."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from attnprobe.core.errors import ShapeError
-from attnprobe.core.measurement import Measurement
+from attnprobe.core.measurement import FromMean, Measurement
 from attnprobe.stats.bootstrap import interval_of_function, interval_of_mean
 
 
@@ -39,22 +39,8 @@ def head_importance(
     Returns:
         A measurement over (layer, head), from 0 to 1.
     """
-    values = np.abs(_of_heads(gradients, image_ids))
-    ci = np.full((2, *values.shape[1:]), np.nan)
-    if len(values) > 1 and bootstrap:
-        ci = np.clip(interval_of_function(of_unit_length, values, bootstrap, seed), 0, 1)
-    return Measurement(
-        metric="head_importance",
-        mean=of_unit_length(values.mean(0), len(values)),
-        std=np.full(values.shape[1:], np.nan),
-        ci=ci,
-        value_range=(0.0, 1.0),
-        unit="",
-        per_image=values,
-        from_mean=of_unit_length,
-        explanation=inspect.getdoc(head_importance) or "",
-        **_about(values, image_ids, bootstrap, seed),
-    )
+    values = np.abs(np.asarray(gradients, dtype=np.float64))
+    return _of_heads(head_importance, values, image_ids, bootstrap, seed, from_mean=of_unit_length)
 
 
 def head_ablation(gained: np.ndarray, image_ids: Sequence[str], *, bootstrap: int = 1000, seed: int = 0) -> Measurement:
@@ -72,40 +58,47 @@ def head_ablation(gained: np.ndarray, image_ids: Sequence[str], *, bootstrap: in
     Returns:
         A measurement over (layer, head), nats.
     """
-    values = _of_heads(gained, image_ids)
-    several = len(values) > 1
-    empty = np.full((2, *values.shape[1:]), np.nan)
-    return Measurement(
-        metric="head_ablation",
-        mean=values.mean(0),
-        std=values.std(0, ddof=1) if several else empty[0],
-        ci=interval_of_mean(values, bootstrap, seed) if several and bootstrap else empty,
-        value_range=(None, None),
-        unit="nats",
-        per_image=values,
-        explanation=inspect.getdoc(head_ablation) or "",
-        **_about(values, image_ids, bootstrap, seed),
-    )
+    return _of_heads(head_ablation, np.asarray(gained, dtype=np.float64), image_ids, bootstrap, seed)
 
 
-def _of_heads(values: np.ndarray, image_ids: Sequence[str]) -> np.ndarray:
-    """Raises ShapeError unless they are [image, layer, head] of these images."""
+def _of_heads(
+    about: Callable[..., Measurement],
+    values: np.ndarray,
+    image_ids: Sequence[str],
+    bootstrap: int,
+    seed: int,
+    from_mean: FromMean | None = None,
+) -> Measurement:
+    """The measurement of [image, layer, head], named and explained as a function of this file."""
     if values.ndim != 3 or len(values) != len(image_ids):
         raise ShapeError(
             f"values of heads must be [image, layer, head] of {len(image_ids)} images, got {values.shape}."
         )
-    return np.asarray(values, dtype=np.float64)
-
-
-def _about(values: np.ndarray, image_ids: Sequence[str], bootstrap: int, seed: int) -> dict:
-    how = "bootstrap" if len(values) > 1 and bootstrap else "none"
-    return {
-        "site": "effective",
-        "stage": "trunk",
-        "is_effective": True,
-        "axes": ("layer", "head"),
-        "n_images": len(values),
-        "n_excluded": 0,
-        "settings": {"interval": how, "bootstrap": bootstrap, "bootstrap_seed": seed},
-        "image_ids": tuple(image_ids),
-    }
+    n, mean = len(values), values.mean(0)
+    std, ci = np.full_like(mean, np.nan), np.full((2, *mean.shape), np.nan)
+    resampled = n > 1 and bootstrap > 0
+    if from_mean is not None:
+        mean = from_mean(mean, n)
+        ci = np.clip(interval_of_function(from_mean, values, bootstrap, seed), 0, 1) if resampled else ci
+    else:
+        std = values.std(0, ddof=1) if n > 1 else std
+        ci = interval_of_mean(values, bootstrap, seed) if resampled else ci
+    return Measurement(
+        metric=about.__name__,
+        site="effective",
+        stage="trunk",
+        is_effective=True,
+        axes=("layer", "head"),
+        value_range=(None, None) if from_mean is None else (0.0, 1.0),
+        unit="nats" if from_mean is None else "",
+        mean=mean,
+        std=std,
+        ci=ci,
+        n_images=n,
+        n_excluded=0,
+        settings={"interval": "bootstrap" if resampled else "none", "bootstrap": bootstrap, "bootstrap_seed": seed},
+        per_image=values,
+        image_ids=tuple(image_ids),
+        from_mean=from_mean,
+        explanation=inspect.getdoc(about) or "",
+    )

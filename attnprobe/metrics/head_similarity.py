@@ -1,11 +1,11 @@
 """Cosine similarity between the heads of a layer."""
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from attnprobe.core.measurement import Measurement
 from attnprobe.core.metric import metric
 from attnprobe.metrics.engine.heads import cluster_summary, from_cosine
 from attnprobe.metrics.engine.linear_algebra import row_products
@@ -16,13 +16,10 @@ def signed_unless_stochastic(stochastic: bool, **_: Any) -> tuple[float, float]:
     return (0.0, 1.0) if stochastic else (-1.0, 1.0)
 
 
-def _summary(m: Measurement) -> dict[str, Any]:
-    return cluster_summary(m, from_cosine)
-
-
 @metric(
-    axes=("layer", "head", "head"), value_range=(-1.0, 1.0), narrow_range=signed_unless_stochastic, summarise=_summary
-)
+    axes=("layer", "head", "head"), value_range=(-1.0, 1.0), narrow_range=signed_unless_stochastic,
+    summarise=partial(cluster_summary, distance=from_cosine),
+)  # fmt: skip
 def head_similarity(maps: Tensor, *, cut: float = 0.1) -> Tensor:
     """Cosine similarity of whole attention maps, for every pair of heads of a layer.
 
@@ -38,12 +35,8 @@ def head_similarity(maps: Tensor, *, cut: float = 0.1) -> Tensor:
     to many, whose rows are shorter.
 
     Args:
-        maps: [image, layer, head, query, key].
         cut: clusters at this distance or further apart stay apart; used by the summary only. 0.1, a mean cosine of 0.9
             within a cluster, is ours.
-
-    Returns:
-        [image, layer, head, head].
     """
     products = row_products(maps.flatten(3))
     squared_length = products.diagonal(dim1=-2, dim2=-1)

@@ -70,7 +70,7 @@ def head_types(measurements: Mapping[str, Measurement], thresholds: TypeThreshol
     again = _types(known, thresholds, wanted[0].n_images) if len(known) == len(wanted) else codes[None]
     share = np.stack([(again == code).mean(0) for code in range(len(TYPES))], -1)
     names = [[TYPES[code] for code in layer] for layer in codes]
-    first = wanted[0]
+    first, seed = wanted[0], wanted[0].settings["bootstrap_seed"]
     return Measurement(
         metric="head_types",
         site=first.site,
@@ -84,7 +84,7 @@ def head_types(measurements: Mapping[str, Measurement], thresholds: TypeThreshol
         ci=np.full((2, *share.shape), np.nan),
         n_images=first.n_images,
         n_excluded=max(m.n_excluded for m in wanted),
-        settings={**asdict(thresholds), "interval": "none", "bootstrap": len(again), "bootstrap_seed": _seed(first)},
+        settings={**asdict(thresholds), "interval": "none", "bootstrap": len(again), "bootstrap_seed": seed},
         coords={"type": list(TYPES)},
         summary={
             "types": names,
@@ -111,10 +111,6 @@ def atlases(measurements: Mapping[str, Measurement]) -> dict[str, Measurement]:
         if set(NEEDS) <= {m.metric for m in of.values() if m.site == "weights"}:
             found[str(Key("head_types", stage))] = head_types(of)
     return found
-
-
-def _seed(m: Measurement) -> int:
-    return m.settings["bootstrap_seed"]
 
 
 def _relative(m: Measurement, means: np.ndarray) -> np.ndarray:

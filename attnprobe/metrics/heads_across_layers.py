@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,25 +17,25 @@ from attnprobe.metrics.head_similarity import head_similarity, signed_unless_sto
 AXES = ("layer", "head", "layer", "head")
 
 
-def _summary_of(distance: Callable[[np.ndarray], np.ndarray]) -> Callable[[Measurement], dict[str, Any]]:
-    def summary(m: Measurement) -> dict[str, Any]:
-        """Groups of heads of the whole network as [block, head], which count from 1."""
-        if not np.isfinite(m.mean).all():
-            return {}
-        layers, heads = m.mean.shape[:2]
-        n, cut = layers * heads, m.settings["cut"]
-        mean, ends = distance(m.mean).reshape(n, n), distance(m.ci).reshape(2, n, n)
-        labels = clusters(mean, cut)
-        groups = [[] for _ in range(max(labels) + 1)]
-        for head, label in enumerate(labels):
-            groups[label].append([head // heads + 1, head % heads + 1])
-        found = {"effective_heads": len(groups), "effective_heads_ci": fewest_and_most(len(groups), mean, ends, cut)}
-        return found | {"redundant": n - len(groups), "of": n, "clusters": groups, "cut": cut, "n_images": m.n_images}
-
-    return summary
+def _summary(m: Measurement, distance: Callable[[np.ndarray], np.ndarray] = lambda mean: mean) -> dict[str, Any]:
+    """Groups of heads of the whole network as [block, head], which count from 1."""
+    if not np.isfinite(m.mean).all():
+        return {}
+    layers, heads = m.mean.shape[:2]
+    n, cut = layers * heads, m.settings["cut"]
+    mean, ends = distance(m.mean).reshape(n, n), distance(m.ci).reshape(2, n, n)
+    labels = clusters(mean, cut)
+    groups = [[] for _ in range(max(labels) + 1)]
+    for head, label in enumerate(labels):
+        groups[label].append([head // heads + 1, head % heads + 1])
+    found = {"effective_heads": len(groups), "effective_heads_ci": fewest_and_most(len(groups), mean, ends, cut)}
+    return found | {"redundant": n - len(groups), "of": n, "clusters": groups, "cut": cut, "n_images": m.n_images}
 
 
-@metric(axes=AXES, value_range=(-1.0, 1.0), narrow_range=signed_unless_stochastic, summarise=_summary_of(from_cosine))
+@metric(
+    axes=AXES, value_range=(-1.0, 1.0), narrow_range=signed_unless_stochastic,
+    summarise=partial(_summary, distance=from_cosine),
+)  # fmt: skip
 def head_similarity_across_layers(maps: Tensor, *, cut: float = 0.1) -> Tensor:
     """Cosine similarity of whole attention maps, for every pair of heads of the network.
 
@@ -47,19 +48,12 @@ def head_similarity_across_layers(maps: Tensor, *, cut: float = 0.1) -> Tensor:
     the same keys, and near-uniform ones of any two blocks a large one: groups also tell how flat maps are.
 
     Args:
-        maps: [image, layer, head, query, key].
         cut: clusters at this distance or further apart stay apart; used by the summary only.
-
-    Returns:
-        [image, layer, head, layer, head].
     """
     return _across(head_similarity.function, maps)
 
 
-@metric(
-    axes=AXES, value_range=(0.0, math.log(2)), unit="nats", needs_stochastic=True, by_row=True,
-    summarise=_summary_of(lambda mean: mean),
-)  # fmt: skip
+@metric(axes=AXES, value_range=(0.0, math.log(2)), unit="nats", needs_stochastic=True, by_row=True, summarise=_summary)
 def head_divergence_across_layers(maps: Tensor, *, cut: float = 0.05) -> Tensor:
     """Jensen-Shannon divergence between the rows of two heads, mean over queries, for all heads of the network.
 
@@ -71,11 +65,7 @@ def head_divergence_across_layers(maps: Tensor, *, cut: float = 0.05) -> Tensor:
     Caveats: those of `head_divergence`: near-uniform heads of any two blocks fall into one group, whatever they prefer.
 
     Args:
-        maps: [image, layer, head, query, key], rows that sum to 1.
         cut: clusters at this distance or further apart stay apart; used by the summary only.
-
-    Returns:
-        [image, layer, head, layer, head], nats.
     """
     return _across(head_divergence.function, maps)
 

@@ -1,8 +1,8 @@
-"""Patches whose output has an unusually large norm."""
+"""Massive activations: entries, and patches whose norm, are far above the median of a block's output."""
 
 from torch import Tensor
 
-from attnprobe.core.errors import InputError
+from attnprobe.core.errors import InputError, check_choice
 from attnprobe.core.maps import TokenGrid
 from attnprobe.core.metric import metric
 
@@ -19,12 +19,7 @@ def high_norm_tokens(tokens: Tensor, grid: TokenGrid, *, factor: float = 3.0) ->
     none need count.
 
     Args:
-        tokens: [image, layer, token, width], the output of each block.
-        grid: which tokens are patches.
         factor: above 1.
-
-    Returns:
-        [image, layer].
 
     Raises:
         InputError: a factor of 1 or less.
@@ -41,16 +36,40 @@ def largest_token_norm(tokens: Tensor, grid: TokenGrid) -> Tensor:
 
         R[l] = max_i |x_i| / median_j |x_j|,      i, j over patches
 
-    The size of the outliers that `high_norm_tokens` counts. Source as for `high_norm_tokens`.
+    The size of the outliers that `high_norm_tokens` counts. Source as for `high_norm_tokens`. Not finite if most
+    patches are zero.
     Caveat: it rests on one patch, and a maximum grows with their number without any outlier: log-normal norms of
     log-std 0.3 give 2.1 for 64 patches and 2.5 for 576.
-
-    Args:
-        tokens: [image, layer, token, width], the output of each block.
-        grid: which tokens are patches.
-
-    Returns:
-        [image, layer]; not finite if most patches are zero.
     """
     norms = tokens[..., grid.n_prefix :, :].norm(dim=-1)
     return norms.amax(-1) / norms.quantile(0.5, -1)
+
+
+ENTRIES = 8192
+"""The median is that of about so many entries, evenly taken: it needs no more, and all would cost a sort."""
+
+OF = ("entry", "channel", "token")
+
+
+@metric(axes=("layer",), value_range=(1.0, None))
+def largest_activation(tokens: Tensor, *, of: str = "entry") -> Tensor:
+    """Largest activation of a block's output in units of the median one.
+
+        R[l] = max_{i, d} |x_id| / median_{i, d} |x_id|
+
+    of="channel": max_d |x_.d| / median_d |x_.d|; of="token": max_i |x_i.| / median_i |x_i.|.
+    Massive activations: Sun et al. 2024, arXiv:2402.17762, who call an entry massive that is above 100 and about 1,000
+    times the median or more. Prefix tokens count, for it is often they who carry them. High of a channel and low of a
+    token: the same channel of all tokens; both high: of some tokens. The patches alone: `largest_token_norm`. Not
+    finite where most entries are zero.
+    Caveat: a maximum grows with the number of entries: normal ones give 7 for 197 tokens of width 768.
+
+    Args:
+        of: "entry", "channel" or "token".
+    """
+    check_choice("of", of, OF)
+    if of != "entry":
+        norms = tokens.norm(dim=-2 if of == "channel" else -1)
+        return norms.amax(-1) / norms.quantile(0.5, -1)
+    size = tokens.abs().flatten(2)
+    return size.amax(-1) / size[..., :: max(1, size.shape[-1] // ENTRIES)].quantile(0.5, -1)

@@ -37,7 +37,6 @@ def layer_similarity(
     compares equal h. Signed maps (after heads are mixed and normalised) are not comparable with softmax maps.
 
     Args:
-        maps: [image, layer, head, query, key].
         axis: "key": the vector of token t is the column A[:, t], how much t gives to each query (arXiv:2103.11886);
             "query": it is the row A[t, :], how much t attends to each key.
         center: "none"; "mean": each vector minus the mean of its entries, so that a cosine is a correlation; "uniform":
@@ -46,9 +45,6 @@ def layer_similarity(
         head_match: which heads of two layers are compared. "index": equal numbers, as in the paper. "hungarian": the
             pairing with the largest mean cosine, in each image; never below "index", and above 0 for unrelated heads
             even where vectors are centred, so compare it with its own untrained baseline.
-
-    Returns:
-        [image, layer, layer].
     """
     check_choice("head_match", head_match, HEAD_MATCH)
     if head_match == "hungarian":

@@ -43,11 +43,7 @@ def compared_with(overlap: np.ndarray, compare: str) -> list[int]:
 
 
 @metric(
-    axes=("layer", "layer"),
-    value_range=(0.0, 1.0),
-    needs_all_layers=True,
-    needs_all_heads=True,
-    summarise=_summary,
+    axes=("layer", "layer"), value_range=(0.0, 1.0), needs_all_layers=True, needs_all_heads=True, summarise=_summary
 )
 def map_overlap(maps: Tensor, *, compare: str = "previous", every: int = 5) -> Tensor:
     """Share of attention that two blocks have in common: 1 - the total variation distance of rows.
@@ -58,20 +54,16 @@ def map_overlap(maps: Tensor, *, compare: str = "previous", every: int = 5) -> T
     From 0, no key in common, to 1, equal rows. Ours, as a count of what repeats: it weighs keys by their mass, so a
     floor of tiny weights has no say, and it sees rows with a single key, which leave most columns empty. Beside it,
     `similar_blocks` is the count of arXiv:2103.11886, by the cosine of columns. The second form also serves maps that
-    are changed after the softmax, whose rows have any sum and sign.
+    are changed after the softmax, whose rows have any sum and sign. Symmetric, 1 on the diagonal.
 
     Caveat: near-uniform rows overlap whatever they attend to: 0.89 for unrelated softmax rows of logits with standard
     deviation 0.2. See `row_entropy` for those and `content_overlap` for maps that are the same in all images.
 
     Args:
-        maps: [image, layer, head, query, key].
         compare: with which block the summary compares each: the "previous" one; "earlier": that of all before it that
             it overlaps most with, which finds A, B, A, B; the "first", whose overlap falls where maps drift.
         every: blocks that are not neighbours are compared at every fifth query, for there are many pairs; neighbours
             at all queries.
-
-    Returns:
-        [image, layer, layer]; symmetric, 1 on the diagonal.
     """
     check_choice("compare", compare, COMPARE)
     _check_every(every)
@@ -99,13 +91,7 @@ def _check_every(every: int) -> None:
         raise InputError(f"every={every} must be 1, for all queries, or more.")
 
 
-@metric(
-    axes=("layer",),
-    value_range=(0.0, 1.0),
-    needs_stochastic=True,
-    needs_all_layers=True,
-    needs_all_heads=True,
-)
+@metric(axes=("layer",), value_range=(0.0, 1.0), needs_stochastic=True, needs_all_layers=True, needs_all_heads=True)
 def map_overlap_matched(maps: Tensor, *, every: int = 5) -> Tensor:
     """`map_overlap` with the previous block, each head with the head of that block that is most like it.
 
@@ -113,15 +99,11 @@ def map_overlap_matched(maps: Tensor, *, every: int = 5) -> Tensor:
 
     pi is the permutation of heads with the largest sum over h, i, j of sqrt(A[l, h] A[l - 1, pi(h)]), the affinity of
     Bhattacharyya, which costs one matrix product; anew for each image and block. Ours; without it, blocks that are
-    equal but for the order of their heads have nothing in common.
+    equal but for the order of their heads have nothing in common. 0 for the first block, which has none before it.
     Caveat: of many heads some fit by chance, so unrelated maps score a little more than by `map_overlap`.
 
     Args:
-        maps: [image, layer, head, query, key], rows that sum to 1.
         every: every fifth query counts.
-
-    Returns:
-        [image, layer]; 0 for the first block, which has none before it.
     """
     _check_every(every)
     image = torch.arange(len(maps), device=maps.device)[:, None]

@@ -36,7 +36,6 @@ def position_share(maps: Tensor, *, seed: int = 0) -> Tensor:
     (1 - P) (0.09 P + 0.1 / n), at most 0.025 with 64 images, 0.03 with 16 and 0.05 with two.
 
     Args:
-        maps: [image, layer, head, query, key].
         seed: of the signs.
 
     Returns:

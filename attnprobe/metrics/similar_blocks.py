@@ -104,7 +104,6 @@ def similar_blocks(
     `layer_similarity`). Compare with the baselines and with center="mean".
 
     Args:
-        maps: [image, layer, head, query, key].
         tau: the threshold of the summary. "nbr-mean": per image and block l, the mean of s over heads, tokens and the
             blocks within k of l, l included, that are compared with something.
         rho: the share of vectors above tau that makes a block similar; used by the summary only.
@@ -120,9 +119,6 @@ def similar_blocks(
         exclude_prefix: leave out the vectors of so many first tokens; the others keep all their entries.
         head_match: "index": equal numbers of heads are compared; "hungarian": the pairing with the largest mean cosine,
             anew for each image and pair of blocks.
-
-    Returns:
-        [image, threshold, layer].
 
     Raises:
         InputError: an unknown option, or a threshold that is no cosine.

@@ -1,4 +1,6 @@
-"""Attention sinks: attention that a single token receives."""
+"""Attention sinks: attention that a single token, or the class token and registers, receive."""
+
+from typing import Any
 
 from torch import Tensor
 
@@ -17,12 +19,6 @@ def sink_mass(maps: Tensor) -> Tensor:
     `prefix_mass`). Attention sinks: arXiv:2410.10781. 1/K for uniform attention over K keys.
     Caveat: only one token counts, so a sink that several registers or patches share reads low; and a weight does not
     say what arrives (`value_weighted_prefix_mass`).
-
-    Args:
-        maps: [image, layer, head, query, key], rows that sum to 1.
-
-    Returns:
-        [image, layer, head].
     """
     return maps.mean(-2).amax(-1)
 
@@ -38,13 +34,8 @@ def sink_rate(maps: Tensor, grid: TokenGrid, *, threshold: float = 0.3, token: s
     in full. Sinks on patches do not count unless token="any".
 
     Args:
-        maps: [image, layer, head, query, key], rows that sum to 1.
-        grid: there must be a class token or a register.
         threshold: in (0, 1).
         token: "first": a_0; "prefix": the sum over class token and registers; "any": max_j a_j.
-
-    Returns:
-        [image, layer].
 
     Raises:
         InputError: a threshold out of range, or an unknown token.
@@ -57,3 +48,25 @@ def sink_rate(maps: Tensor, grid: TokenGrid, *, threshold: float = 0.3, token: s
     if of_sink is None:
         of_sink = received[..., : grid.n_prefix].sum(-1)
     return ((of_sink > threshold).to(maps) + 0 * of_sink).mean(-1)  # 0 * NaN: a comparison would hide it
+
+
+def prefix_names(grid: TokenGrid, **_: Any) -> dict[str, list[Any]]:
+    """Labels of the axis "prefix"."""
+    return {"prefix": list(grid.prefix)}
+
+
+@metric(
+    axes=("layer", "head", "prefix"), value_range=(0.0, 1.0), needs_stochastic=True, needs_prefix=True,
+    coords=prefix_names,
+)  # fmt: skip
+def prefix_mass(maps: Tensor, grid: TokenGrid) -> Tensor:
+    """Mean attention that each prefix token receives, over all queries.
+
+        P[l, h, t] = mean over i of A[l, h, i, t],      t a class token or register
+
+    All queries count, the prefix tokens themselves included. Uniform attention gives 1/K. Attention sinks, heads that
+    leave most of their mass on one such token: arXiv:2410.10781; registers: arXiv:2309.16588.
+    Caveat: a weight does not say what arrives, for a token that draws much attention can have a small value; see
+    `value_weighted_prefix_mass`.
+    """
+    return maps[..., : grid.n_prefix].mean(-2)

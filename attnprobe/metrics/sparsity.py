@@ -1,7 +1,4 @@
-"""Sparsity of attention rows: five measures, each the mean over the queries of a head.
-
-`row_entropy` is a sixth.
-"""
+"""Sparsity of attention rows: six measures, each the mean over the queries of a head; `row_entropy` is a seventh."""
 
 import math
 
@@ -24,12 +21,6 @@ def row_gini(maps: Tensor) -> Tensor:
     measures of sparsity.
     Caveat: a row that is uniform over m keys scores 1 - m/K, so that 10 keys are 0.95 at 197 tokens and 0.98 at 577:
     compare maps of equal size.
-
-    Args:
-        maps: [image, layer, head, query, key], rows that sum to 1.
-
-    Returns:
-        [image, layer, head].
     """
     n = maps.shape[-1]
     weights = torch.arange(1 - n, n, 2, dtype=maps.dtype, device=maps.device) / n
@@ -45,12 +36,6 @@ def row_hoyer(maps: Tensor) -> Tensor:
     Hoyer 2004. 0 for uniform attention, 1 for a row that attends to one key. NaN where there is only one key.
     Caveat: the largest weight decides: a row with half of its attention on one of 197 keys and the rest spread evenly
     over the others scores 0.92.
-
-    Args:
-        maps: [image, layer, head, query, key], rows that sum to 1.
-
-    Returns:
-        [image, layer, head].
     """
     root = math.sqrt(maps.shape[-1])
     if root == 1:
@@ -69,12 +54,6 @@ def row_participation(maps: Tensor) -> Tensor:
     and never above that of the Shannon entropy (`row_entropy`).
     Caveats: the largest weight decides: half on one key and the rest spread evenly over 196 are 4 tokens, 28 by the
     Shannon entropy. Flat queries decide the mean: half of them at one key and half uniform over 197 give 99.
-
-    Args:
-        maps: [image, layer, head, query, key], rows that sum to 1.
-
-    Returns:
-        [image, layer, head], tokens.
     """
     layers = [(layer.sum(-1).square() / layer.square().sum(-1)).mean(-1) for layer in maps.unbind(1)]
     return torch.stack(layers, 1)
@@ -91,11 +70,7 @@ def row_top_mass(maps: Tensor, *, k: int = 5) -> Tensor:
     with few tokens it is high for uniform attention, too.
 
     Args:
-        maps: [image, layer, head, query, key], rows that sum to 1.
         k: how many keys; all of them where there are fewer.
-
-    Returns:
-        [image, layer, head].
 
     Raises:
         InputError: k below 1.
@@ -116,11 +91,7 @@ def row_small_share(maps: Tensor, *, threshold: float = 1e-3) -> Tensor:
     uniform attention is all small), and small entries can together hold much of the attention.
 
     Args:
-        maps: [image, layer, head, query, key], rows that sum to 1.
         threshold: 0.001 is ours.
-
-    Returns:
-        [image, layer, head].
     """
     entries = maps.shape[-2] * maps.shape[-1]
     counts = [_how_many(layer < threshold).to(maps) + 0 * layer.sum((-2, -1)) for layer in maps.unbind(1)]
@@ -133,3 +104,15 @@ def _how_many(true: Tensor) -> Tensor:
         return true.sum((-2, -1))
     matrices = true.flatten(0, -3).numpy()
     return torch.tensor([np.count_nonzero(matrix) for matrix in matrices]).view(true.shape[:-2])
+
+
+@metric(axes=("layer", "head"), value_range=(0.0, 1.0), needs_stochastic=True, by_row=True)
+def head_confidence(maps: Tensor) -> Tensor:
+    """Largest attention weight of a row, mean over the queries of a head.
+
+        C[l, h] = mean over i of max_j A[l, h, i, j]
+
+    The confidence of Voita et al. 2019, arXiv:1905.09418; every query counts. 1/K for uniform attention over K keys.
+    Caveat: a head that only feeds a sink is fully confident; see `sink_mass`.
+    """
+    return maps.amax(-1).mean(-1)

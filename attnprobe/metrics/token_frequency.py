@@ -16,17 +16,13 @@ def high_frequency(tokens: Tensor, grid: TokenGrid) -> Tensor:
 
         D[l] = mean over channels of  ln |F(f_row, f_col)| - ln |F(0, 0)|,      f = (n - 1) // 2 along n patches
 
-    with F the two-dimensional Fourier transform of a channel over the patch grid. Park & Kim 2022, arXiv:2202.06709:
-    falling with depth where attention acts as a low-pass filter. As in their code f is the last value of the half
-    diagonal of the shifted transform, which for an even n is one below the Nyquist frequency; amplitudes below 1e-6
-    count as 1e-6.
+    with F the two-dimensional Fourier transform of a channel over the patch grid; prefix tokens are left out. Park &
+    Kim 2022, arXiv:2202.06709: falling with depth where attention acts as a low-pass filter. As in their code f is the
+    last value of the half diagonal of the shifted transform, which for an even n is one below the Nyquist frequency;
+    amplitudes below 1e-6 count as 1e-6.
 
     Caveat: a block that changes the part which all patches share changes D without a change of detail, and only one
     frequency counts: stripes along rows or columns, however fine, do not show.
-
-    Args:
-        tokens: [image, layer, token, width], the output of each block.
-        grid: where the patches are; prefix tokens are left out.
 
     Returns:
         [image, layer], natural logarithms.
@@ -48,18 +44,14 @@ def high_frequency_share(tokens: Tensor, grid: TokenGrid, *, cutoff: float = 0.5
 
     A frequency is high if it exceeds the cutoff, in units of the Nyquist frequency of half a cycle per patch, along
     rows or columns. F as in `high_frequency`; the constant part counts in the denominator. cutoff=0 keeps everything
-    but the constant part: the square of `token_residual`, of patches. This form is ours.
+    but the constant part: the square of `token_residual`, of patches. This form is ours. NaN where all patches are
+    zero.
 
     Caveat: noise is detail to it: unrelated patches with mean 0 score 0.75 for 14 x 14 patches. An offset that all
     patches share, such as a bias, can lower it though they differ as before.
 
     Args:
-        tokens: [image, layer, token, width], the output of each block.
-        grid: where the patches are; prefix tokens are left out.
         cutoff: in [0, 1).
-
-    Returns:
-        [image, layer]; NaN where all patches are zero.
 
     Raises:
         InputError: a cutoff out of range.

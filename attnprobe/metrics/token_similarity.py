@@ -1,8 +1,12 @@
-"""Cosine similarity between the tokens of a layer."""
+"""Cosine similarity of block outputs: between the tokens of a layer, between layers, and between images."""
 
+import numpy as np
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from attnprobe.core.errors import InputError, check_choice
+from attnprobe.core.maps import TokenGrid
 from attnprobe.core.metric import metric
 
 
@@ -13,18 +17,72 @@ def token_similarity(tokens: Tensor) -> Tensor:
         S[l] = mean over i != j of cos(x_i, x_j) = (|sum_i u_i|^2 - sum_i |u_i|^2) / (T (T - 1)),   u_i = x_i / |x_i|
 
     The right-hand side costs O(T D) instead of O(T^2 D). Over-smoothing: 1 means that all tokens point the same way.
-    The quantity behind arXiv:2104.12753 and arXiv:2203.06345. All tokens count, the class token included.
+    The quantity behind arXiv:2104.12753 and arXiv:2203.06345. All tokens count, the class token included. NaN if there
+    is only one token.
     Caveat: an offset that all tokens share, such as a bias, can raise it though they differ as before; read it beside
     the untrained baseline.
-
-    Args:
-        tokens: [image, layer, token, width], the output of each block.
-
-    Returns:
-        [image, layer]; NaN if there is only one token.
     """
     n_tokens = tokens.shape[-2]
     units = F.normalize(tokens, dim=-1)
     together = units.sum(-2).square().sum(-1)
     alone = units.square().sum((-2, -1))
     return (together - alone) / (n_tokens * (n_tokens - 1))
+
+
+@metric(axes=("layer", "layer"), value_range=(-1.0, 1.0))
+def token_layer_similarity(tokens: Tensor) -> Tensor:
+    """Cosine similarity of the outputs of two blocks, for every pair of layers.
+
+        F[p, r] = mean over all tokens t of cos(x_t[p], x_t[r])
+
+    The feature version of `layer_similarity`: Zhou et al. 2021, arXiv:2103.11886, relate the two. A zero token has
+    cosine 0.
+    Caveat: blocks add to what came before, so neighbours are alike by construction, and only the untrained baseline
+    tells how much that is.
+    """
+    by_token = F.normalize(tokens, dim=-1).transpose(1, 2)
+    return (by_token @ by_token.mT).mean(1)
+
+
+TOKENS = ("either", "class", "mean")
+
+
+def _between_images(mean: np.ndarray, n_images: int) -> np.ndarray:
+    """Mean unit vectors [..., layer, token, width] -> [..., layer]: mean cosine of two images, of the larger token."""
+    if n_images < 2:
+        return np.full(mean.shape[:-2], np.nan)
+    return (n_images * np.square(mean).sum(-1).max(-1) - 1) / (n_images - 1)
+
+
+@metric(axes=("layer",), value_range=(-1.0, 1.0), from_mean=_between_images)
+def image_similarity(tokens: Tensor, grid: TokenGrid, *, token: str = "either", clip: float = 10.0) -> Tensor:
+    """Mean cosine similarity between the vectors of two different images, of the class token or of the mean patch.
+
+        S[l] = mean over images n != n' of cos(x_n, x_n') = (n |mean over images of u|^2 - 1) / (n - 1),  u = x / |x|
+
+    with x the output of block l, of the first prefix token or the mean over patches, whichever S is larger. 1: the
+    network says the same of every image (representation collapse: arXiv:2110.09348, of self-supervised networks).
+    Entries longer than `clip` times the median entry of their vector count as that long, for massive activations,
+    which are the same for all images (arXiv:2402.17762), would be all that a cosine sees. The clipping is ours.
+    Caveat: a class token starts as the same vector in every image, so the first blocks are near 1; it is the last that
+    tells. An offset that all images share raises it though they differ as before.
+
+    Args:
+        token: "either", "class" (the first prefix token; the mean patch where there is none) or "mean".
+        clip: above 1.
+
+    Returns:
+        [image, layer, token, width], unit vectors: what is averaged.
+
+    Raises:
+        InputError: clip is 1 or less.
+    """
+    check_choice("token", token, TOKENS)
+    if not clip > 1:
+        raise InputError(f"clip={clip} must be above 1, a multiple of the median entry.")
+    n = grid.n_prefix
+    first, mean = tokens[..., : min(n, 1), :], tokens[..., n:, :].mean(-2, keepdim=True)
+    wanted = {"mean": [mean], "class": [first if n else mean]}.get(token, [first, mean])
+    vectors = torch.cat(wanted, -2)
+    bound = clip * vectors.abs().quantile(0.5, -1, keepdim=True)
+    return F.normalize(torch.where(bound > 0, vectors.clamp(-bound, bound), vectors), dim=-1)

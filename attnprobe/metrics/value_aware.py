@@ -3,8 +3,6 @@
 Needs V, [image, layer, head, key, P]: the value vectors that a head's map multiplies.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -12,6 +10,8 @@ from torch.nn import functional as F
 from attnprobe.core.maps import TokenGrid
 from attnprobe.core.metric import metric
 from attnprobe.metrics.head_similarity import head_similarity
+from attnprobe.metrics.sinks import prefix_names
+from attnprobe.metrics.token_similarity import token_similarity
 
 
 @metric(axes=("layer", "head"), value_range=(-1.0, 1.0), needs_square=True)
@@ -24,13 +24,6 @@ def own_value_similarity(maps: Tensor, value_vectors: Tensor) -> Tensor:
     part. A zero vector has cosine 0.
     Caveat: where the values of all tokens are alike (`value_similarity`) it is near 1 for every softmax map, uniform
     attention included.
-
-    Args:
-        maps: [image, layer, head, query, key], effective attention.
-        value_vectors: [image, layer, head, key, P].
-
-    Returns:
-        [image, layer, head].
     """
     received = maps @ value_vectors
     return (F.normalize(received, dim=-1) * F.normalize(value_vectors, dim=-1)).sum(-1).mean(-1)
@@ -42,20 +35,12 @@ def value_similarity(value_vectors: Tensor) -> Tensor:
 
         S[l, h] = mean over i != j of cos(v_i, v_j)
 
-    Where it is near 1, all that a softmax map can hand out points the same way. Computed like `token_similarity`.
+    Where it is near 1, all that a softmax map can hand out points the same way. Computed like `token_similarity`. NaN
+    if there is only one token.
     Caveat: a cosine does not see lengths, in which values may still differ, and an offset that all values share, such
     as a bias, can raise it.
-
-    Args:
-        value_vectors: [image, layer, head, key, P].
-
-    Returns:
-        [image, layer, head]; NaN if there is only one token.
     """
-    n = value_vectors.shape[-2]
-    units = F.normalize(value_vectors, dim=-1)
-    together, alone = units.sum(-2).square().sum(-1), units.square().sum((-2, -1))
-    return (together - alone) / (n * (n - 1))
+    return token_similarity.function(value_vectors)
 
 
 @metric(axes=("layer", "head"), value_range=(0.0, None), needs_all_heads=True)
@@ -65,16 +50,10 @@ def head_output_norm(maps: Tensor, value_vectors: Tensor) -> Tensor:
         N[l, h] = r_h / mean over g of r_g,      r_h = mean over i of |sum_j A[l, h, i, j] v_j|
 
     Near 0: a dead head, whatever its map shows. Before the output projection, which may still amplify it: our reading
-    of norm-based analysis, Kobayashi et al. 2020, arXiv:2004.10102, who include the projection.
+    of norm-based analysis, Kobayashi et al. 2020, arXiv:2004.10102, who include the projection. NaN where the whole
+    layer outputs nothing.
     Caveat: it is relative to the layer: where all heads output equally little each has 1, and one very large head
     makes the others look dead.
-
-    Args:
-        maps: [image, layer, head, query, key], effective attention.
-        value_vectors: [image, layer, head, key, P].
-
-    Returns:
-        [image, layer, head]; NaN where the whole layer outputs nothing.
     """
     size = (maps @ value_vectors).norm(dim=-1).mean(-1)
     return size / size.mean(-1, keepdim=True)
@@ -90,22 +69,11 @@ def head_output_similarity(maps: Tensor, value_vectors: Tensor) -> Tensor:
     nothing has similarity 0.
     Caveat: heads have bases of their own, so unrelated ones score about 0 however alike their maps are: 0 does not say
     that heads do different things.
-
-    Args:
-        maps: [image, layer, head, query, key], effective attention.
-        value_vectors: [image, layer, head, key, P].
-
-    Returns:
-        [image, layer, head, head].
     """
     return head_similarity.function(maps @ value_vectors)
 
 
-def _names(grid: TokenGrid, **_: Any) -> dict[str, list[Any]]:
-    return {"prefix": list(grid.prefix)}
-
-
-@metric(axes=("layer", "head", "prefix"), value_range=(0.0, 1.0), needs_prefix=True, coords=_names)
+@metric(axes=("layer", "head", "prefix"), value_range=(0.0, 1.0), needs_prefix=True, coords=prefix_names)
 def value_weighted_prefix_mass(maps: Tensor, value_vectors: Tensor, grid: TokenGrid) -> Tensor:
     """Share of the values that queries receive from each prefix token, weighted by norm.
 
@@ -113,17 +81,9 @@ def value_weighted_prefix_mass(maps: Tensor, value_vectors: Tensor, grid: TokenG
 
     Norm-based attention: Kobayashi et al. 2020, arXiv:2004.10102, who find that tokens which draw much attention can
     have small values. Far below `prefix_mass`: a sink, which takes attention and gives nothing. Any map will do, for
-    magnitudes are what is shared.
+    magnitudes are what is shared. NaN where a query receives nothing.
     Caveat: parts that cancel in the sum still count, each by its length; and the output projection, which Kobayashi et
     al. include, is left out.
-
-    Args:
-        maps: [image, layer, head, query, key], effective attention.
-        value_vectors: [image, layer, head, key, P].
-        grid: which tokens are prefix tokens; there must be one.
-
-    Returns:
-        [image, layer, head, prefix]; NaN where a query receives nothing.
     """
     sizes, shares = torch.linalg.vector_norm(value_vectors, dim=-1), []
     for layer, size in zip(maps.unbind(1), sizes.unbind(1), strict=True):  # one layer at a time stays in cache

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from timm.models.vision_transformer import VisionTransformer
 
-from attnprobe.core.tap import Site
+from attnprobe.core.sites import Site
 from attnprobe.models.attention import TappedAttention, replace_attention
 
 

@@ -46,25 +46,11 @@ class Plot:
 
 PLOTS: Registry[Plot] = Registry(
     "plot",
-    *map(
-        Plot,
-        (
-            layer_matrix,
-            depth_curve,
-            threshold_curve,
-            similar_fraction,
-            layer_head,
-            head_scatter,
-            head_grid,
-            head_embedding,
-            head_atlas,
-            layer_key,
-            attention_grid,
-            filmstrip,
-            onset,
-        ),
-    ),
-)
+    *map(Plot, (
+        layer_matrix, depth_curve, threshold_curve, similar_fraction, layer_head, head_scatter, head_grid,
+        head_embedding, head_atlas, layer_key, attention_grid, filmstrip, onset,
+    )),
+)  # fmt: skip
 
 
 def plot(m: Measurement, ax: Axes | None = None) -> Axes:

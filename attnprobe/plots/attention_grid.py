@@ -4,7 +4,8 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from attnprobe.core.examined import AttendedImage
-from attnprobe.plots.style import Limits, colour_bar, colours, new_axes
+from attnprobe.core.images import LUMA
+from attnprobe.plots.style import Limits, colours, finish, new_axes
 from attnprobe.plots.tiles import Tiles
 
 OPACITY = 0.65
@@ -37,15 +38,13 @@ def attention_grid(
     scale = colours(limits or attention_limits([picture]))
     tiles.prepare(ax, ["image", *(str(block + 1) for block in range(len(attention)))])
     ax.imshow(picture.pixels, extent=tiles.extent(0), aspect="equal")
-    grey = picture.pixels.astype(float) @ np.array([0.299, 0.587, 0.114])
+    grey = picture.pixels.astype(float) @ np.array(LUMA)
     for block, values in enumerate(attention):
         extent = tiles.extent(block + 1)
         ax.imshow(grey, extent=extent, aspect="equal", cmap="gray", vmin=0, vmax=255)
         ax.imshow(values, extent=extent, aspect="equal", **scale._asdict(), alpha=OPACITY)
-    ax.set_title(_title(picture) if title is None else title, fontsize="medium", parse_math=False)
-    if colorbar:
-        colour_bar(ax, scale, "attention, mean over heads", attention, shrink=0.8)
-    return ax
+    name = _title(picture) if title is None else title
+    return finish(ax, scale, attention, "attention, mean over heads", name, colorbar, shrink=0.8)
 
 
 def attention_of(picture: AttendedImage) -> np.ndarray:

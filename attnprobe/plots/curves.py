@@ -95,7 +95,8 @@ def similar_fraction(
         shares = [_share(base)[0] for base in untrained if base is not None]
         ax.plot(depth, shares, label="untrained", color=colour, linestyle=":", marker=".", linewidth=1.2)
     tau, rho = measurements[0].settings["tau"], measurements[0].settings["rho"]
-    ax.set_xticks(sorted({*(int(d) for d in depth), *_ticks_of_earlier(ax)}))
+    drawn_depths = np.concatenate([np.atleast_1d(line.get_xdata()) for line in ax.get_lines()])
+    ax.set_xticks(np.unique(drawn_depths.astype(int)))
     ax.set(xlabel="blocks", ylabel=f"similar blocks (cosine > {tau}\nin over {rho:.0%} of vectors)", ylim=(-0.03, 1.03))
     ax.yaxis.set_major_formatter(PercentFormatter(1))
     legend(ax)
@@ -107,11 +108,6 @@ def _share(m: Measurement) -> tuple[float, float, float]:
     possible = m.mean.shape[-1] - (without_partner(m) is not None)
     low, high = m.summary.get("count_ci", (m.summary["count"],) * 2)
     return m.summary["count"] / possible, low / possible, high / possible
-
-
-def _ticks_of_earlier(ax: Axes) -> set[int]:
-    """Depths that are drawn already."""
-    return {int(x) for drawn in ax.get_lines() for x in np.atleast_1d(drawn.get_xdata())}
 
 
 def precision_curve(p: Precision, ax: Axes | None = None, *, label: str = "", **line) -> Axes:
@@ -160,7 +156,7 @@ def removal_curve(evidence: Evidence, ax: Axes | None = None, *, curve: str = "b
     """
     if curve not in evidence.curves:
         known = ", ".join(evidence.curves) or "nothing"
-        raise InputError(f"no {curve} were taken away one after the other, but {known}.")
+        raise InputError(f"no {curve} were removed cumulatively, but {known}.")
     ax = new_axes(5.2, 3.4) if ax is None else ax
     steps = evidence.curves[curve]
     rows = [evidence.row(evidence.whole), *(evidence.row(tried) for tried in steps)]
@@ -175,8 +171,7 @@ def removal_curve(evidence: Evidence, ax: Axes | None = None, *, curve: str = "b
         gone = [f"{c.block}" if not c.head else f"{c.block}:{c.head}" for c in (t.changes[-1] for t in steps)]
         ax.set_xticks(at, labels=["none", *(f"– {name}" for name in gone)])
     else:
-        number_from_one(ax.xaxis, len(steps))
-        ax.set_xticks([place + 1 for place in ax.get_xticks()], labels=[str(int(p + 1)) for p in ax.get_xticks()])
+        number_from_one(ax.xaxis, len(steps), start=1)
     ax.yaxis.set_major_formatter(PercentFormatter(1.0))
     legend(ax)
     return ax

@@ -20,7 +20,7 @@ from attnprobe.plots.style import (
     require_axes,
 )
 from attnprobe.stats.blocks import chosen_threshold, similar_share
-from attnprobe.stats.interval import mean_of
+from attnprobe.stats.interval import mean_of, within
 from attnprobe.stats.over_runs import Runs, estimate, scatter_of_mean
 
 Series = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -99,8 +99,7 @@ def by_depth_of_runs(runs: Sequence[Measurement]) -> Series:
     else:
         scatter = np.zeros((len(runs), 1, *means[0].shape))
     found = estimate(Runs(np.stack(means), scatter, max(2, len(runs[0].image_ids))))
-    lowest, highest = runs[0].value_range
-    low, high = np.clip(found.ci, lowest, highest) if (lowest, highest) != (None, None) else found.ci
+    low, high = within(found.ci, runs[0].value_range)
     return found.mean, low, high
 
 

@@ -34,8 +34,8 @@ def head_embedding(m: Measurement, ax: Axes | None = None, *, title: str | None 
     ax.set(xticks=[], yticks=[], aspect="equal")
     ax.margins(0.08)
     name = f"{heading(m)}\nkeeps {kept:.0%} of squared distances"
-    bar = {"label": "block", "shrink": 0.8, "ticks": MaxNLocator(6, integer=True)}
-    return finish(ax, m, scale, name if title is None else title, colorbar, block.astype(float), **bar)
+    bar = {"shrink": 0.8, "ticks": MaxNLocator(6, integer=True)}
+    return finish(ax, scale, block.astype(float), "block", name if title is None else title, colorbar, **bar)
 
 
 def scaled(values: np.ndarray, *, similarity: bool) -> tuple[np.ndarray, float]:

@@ -9,8 +9,11 @@ from attnprobe.plots.style import (
     Scale,
     colours,
     finish,
+    heading,
+    limits_from_zero,
     new_axes,
     number_from_one,
+    quantity,
     require_axes,
     shared_limits,
 )
@@ -43,7 +46,7 @@ def layer_matrix(
     for axis in (ax.xaxis, ax.yaxis):
         number_from_one(axis, len(m.mean), kept=m.coords.get("layer"), start=0.5)
     ax.set(xlabel="block", ylabel="block")
-    return finish(ax, m, scale, title, colorbar, shrink=0.8)
+    return _finish(ax, m, scale, title, colorbar, shrink=0.8)
 
 
 def layer_head(
@@ -67,7 +70,7 @@ def layer_head(
     number_from_one(ax.xaxis, blocks, kept=m.coords.get("layer"), start=0.5)
     number_from_one(ax.yaxis, heads, most=6, kept=m.coords.get("head"), start=0.5)
     ax.set(xlabel="block", ylabel="head")
-    return finish(ax, m, scale, title, colorbar, values)
+    return _finish(ax, m, scale, title, colorbar)
 
 
 def layer_key(
@@ -85,14 +88,12 @@ def layer_key(
     """
     require_axes(m, "layer_key", ("layer", "key"))
     ax = new_axes(5.2, 1.6 + 0.12 * max(len(m.mean), 8)) if ax is None else ax
-    finite = m.mean[np.isfinite(m.mean)]
-    highest = float(finite.max()) if finite.size and finite.max() > 0 else 1.0
     every = max(1, m.mean.shape[1] // 6)
-    scale = _draw_cells(ax, m.mean, limits or (0.0, highest), xticklabels=every)
+    scale = _draw_cells(ax, m.mean, limits or limits_from_zero(m.mean), xticklabels=every)
     number_from_one(ax.yaxis, len(m.mean), kept=m.coords.get("layer"), start=0.5)
     ax.tick_params("x", labelrotation=0)
     ax.set(xlabel="token, counted from 0", ylabel="block")
-    return finish(ax, m, scale, title, colorbar)
+    return _finish(ax, m, scale, title, colorbar)
 
 
 def head_grid(
@@ -114,7 +115,12 @@ def head_grid(
     tiles.prepare(ax, [str(block + 1) for block in range(tiles.n)])
     for block, matrix in enumerate(m.mean):
         ax.imshow(matrix, extent=tiles.extent(block), aspect="equal", **scale._asdict())
-    return finish(ax, m, scale, title, colorbar, shrink=0.8)
+    return _finish(ax, m, scale, title, colorbar, shrink=0.8)
+
+
+def _finish(ax: Axes, m: Measurement, scale: Scale, title: str | None, colorbar: bool, **options) -> Axes:
+    values = m.mean.sum(-1) if m.axes[-1] == "prefix" else m.mean  # as it is drawn
+    return finish(ax, scale, values, quantity(m), heading(m) if title is None else title, colorbar, **options)
 
 
 def _draw_cells(ax: Axes, values: np.ndarray, limits: Limits, *, from_bottom: bool = False, **options) -> Scale:

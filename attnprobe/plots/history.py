@@ -1,14 +1,12 @@
 """A run while it trains: similarity of layers epoch by epoch, and values over epoch and block."""
 
-import math
-
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from attnprobe.core.errors import InputError
 from attnprobe.core.history import History
-from attnprobe.plots.style import Limits, colour_bar, colours, new_axes, number_from_one
+from attnprobe.plots.style import Limits, colours, finish, limits_from_zero, new_axes, number_from_one
 from attnprobe.plots.tiles import Tiles
 
 IN_A_ROW = 5
@@ -50,10 +48,8 @@ def filmstrip(
     for place, row in enumerate(rows):
         ax.imshow(matrices[row], extent=tiles.extent(place), origin="lower", aspect="equal", **scale._asdict())
     name = f"{metric.replace('_', ' ')}, mean of {len(history.image_ids)} images\nfirst block at the bottom left"
-    ax.set_title(name if title is None else title, fontsize="medium", parse_math=False)
-    if colorbar:
-        colour_bar(ax, scale, metric.replace("_", " "), matrices[rows], shrink=0.8)
-    return ax
+    name = name if title is None else title
+    return finish(ax, scale, matrices[rows], metric.replace("_", " "), name, colorbar, shrink=0.8)
 
 
 def frames(epochs: np.ndarray, most: int) -> list[int]:
@@ -104,7 +100,8 @@ def onset(
         raise InputError(f"the probe did not measure {metric!r}; it has {', '.join(history.blocks)}.")
     n_blocks = values.shape[1]
     ax = new_axes(5.2, 1.6 + 0.1 * max(n_blocks, 12)) if ax is None else ax
-    scale = colours(limits or _limits(history, metric))
+    seen = np.concatenate([values.ravel(), history.uniform.get(metric, np.zeros(0)).ravel()])
+    scale = colours(limits or limits_from_zero(seen))
     ax.pcolormesh(edges(history.epochs), np.arange(n_blocks + 1) - 0.5, values.T, **scale._asdict())
     rho = history.settings.get(metric, {}).get("rho")
     if rho is not None:
@@ -115,22 +112,11 @@ def onset(
     ax.set(xlabel="epoch", ylabel="block")
     name = f"{metric.replace('_', ' ')}, mean of {len(history.image_ids)} images"
     name += "\ndots: counts as similar" if rho is not None else ""
-    ax.set_title(name if title is None else title, fontsize="medium", parse_math=False)
-    if colorbar:
-        colour_bar(ax, scale, LABELS.get(metric, metric.replace("_", " ")), values)
-    return ax
+    label = LABELS.get(metric, metric.replace("_", " "))
+    return finish(ax, scale, values, label, name if title is None else title, colorbar)
 
 
 def edges(epochs: np.ndarray) -> np.ndarray:
     """[epoch + 1]: where columns begin and end, in epochs."""
     middles = (epochs[1:] + epochs[:-1]) / 2
     return np.concatenate([[epochs[0] - 0.5], middles, [epochs[-1] + 0.5]])
-
-
-def _limits(history: History, metric: str) -> Limits:
-    values = history.blocks[metric]
-    uniform = history.uniform.get(metric, np.zeros(0))
-    seen = np.concatenate([values.ravel(), uniform.ravel()])
-    seen = seen[np.isfinite(seen)]
-    low, high = (min(0.0, float(seen.min())), float(seen.max())) if seen.size else (0.0, 1.0)
-    return low, high if high > low and math.isfinite(high) else low + 1

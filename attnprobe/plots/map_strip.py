@@ -2,10 +2,20 @@
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
 
 from attnprobe.core.errors import InputError, ShapeError
 from attnprobe.core.maps import AttentionMaps
-from attnprobe.plots.style import SITES, Limits, colour_bar, colours, new_axes, number_from_one, without_frame
+from attnprobe.plots.style import (
+    SITES,
+    Limits,
+    colours,
+    finish,
+    limits_from_zero,
+    new_axes,
+    number_from_one,
+    without_frame,
+)
 
 GAP = 0.06
 """Between tiles, in tiles."""
@@ -54,25 +64,18 @@ def map_strip(
     if ax is None:
         tile = min(1.0, 10 / heads, 12 / layers)
         ax = new_axes(2.1 + tile * heads * step_x, 0.9 + tile * layers * step_y)
-    finite = values[np.isfinite(values)]
-    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
-    scale = colours(limits or (min(low, 0.0), high if high > min(low, 0.0) else 1.0))
-    for layer in range(layers):
-        for head in range(heads):
-            left, top = head * step_x, layer * step_y
-            extent = (left, left + 1, top + rows / cols, top)
-            ax.imshow(values[layer, head], extent=extent, aspect="equal", **scale._asdict())
-            if outline:
-                x, y = left + outline[1] / cols, top + outline[0] / cols
-                corners = np.array([[x, y], [x + 1 / cols, y], [x + 1 / cols, y + 1 / cols], [x, y + 1 / cols], [x, y]])
-                ax.plot(*corners.T, color="white", linewidth=1.2)
+    scale = colours(limits or limits_from_zero(values))
+    for layer, head in np.ndindex(layers, heads):
+        left, top = head * step_x, layer * step_y
+        extent = (left, left + 1, top + rows / cols, top)
+        ax.imshow(values[layer, head], extent=extent, aspect="equal", **scale._asdict())
+        if outline:
+            corner = left + outline[1] / cols, top + outline[0] / cols
+            ax.add_patch(Rectangle(corner, 1 / cols, 1 / cols, fill=False, edgecolor="white", linewidth=1.2))
     ax.set(xlim=(-GAP, heads * step_x), ylim=(layers * step_y, -GAP), xlabel="head", ylabel="block")
     numbers = maps.part.numbers
     for axis, n, step, half in ((ax.xaxis, heads, step_x, 0.5), (ax.yaxis, layers, step_y, rows / cols / 2)):
         number_from_one(axis, n, kept=numbers.get("head" if axis is ax.xaxis else "layer"), start=half, step=step)
     without_frame(ax)
     name = f"{SITES[maps.site]}, {maps.image_ids[image]}"
-    ax.set_title(name if title is None else title, fontsize="medium", parse_math=False)
-    if colorbar:
-        colour_bar(ax, scale, "attention", finite, shrink=0.8)
-    return ax
+    return finish(ax, scale, values, "attention", name if title is None else title, colorbar, shrink=0.8)

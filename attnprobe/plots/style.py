@@ -98,6 +98,13 @@ def shared_limits(measurements: Sequence[Measurement]) -> Limits:
     return float(low), float(high if high > low else low + 1)
 
 
+def limits_from_zero(values: np.ndarray) -> Limits:
+    """From 0, or from the lowest value if that is below, to the highest; not finite ones do not count."""
+    seen = values[np.isfinite(values)]
+    low, high = (min(0.0, float(seen.min())), float(seen.max())) if seen.size else (0.0, 1.0)
+    return low, high if high > low else low + 1
+
+
 class Scale(NamedTuple):
     """Value -> colour, as `Axes.imshow(..., **scale._asdict())` takes it."""
 
@@ -124,20 +131,11 @@ def colour_bar(ax: Axes | Sequence[Axes], scale: Scale, label: str, values: np.n
     figure.colorbar(ScalarMappable(**scale._asdict()), ax=ax, label=label, extend=extend, **options)
 
 
-def finish(
-    ax: Axes,
-    m: Measurement,
-    scale: Scale,
-    title: str | None,
-    colorbar: bool,
-    values: np.ndarray | None = None,
-    **options,
-) -> Axes:
-    """Add the title, `heading` if None, and the colour bar; `values` are the mean unless given."""
-    ax.set_title(heading(m) if title is None else title, fontsize="medium", parse_math=False)
+def finish(ax: Axes, scale: Scale, values: np.ndarray, label: str, title: str, colorbar: bool, **options) -> Axes:
+    """Add the title and the colour bar of `values`; `options` of `Figure.colorbar`."""
+    ax.set_title(title, fontsize="medium", parse_math=False)
     if colorbar:
-        label = options.pop("label", quantity(m))
-        colour_bar(ax, scale, label, m.mean if values is None else values, **options)
+        colour_bar(ax, scale, label, values, **options)
     return ax
 
 

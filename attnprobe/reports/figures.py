@@ -24,10 +24,10 @@ from attnprobe.plots.style import SITES, colour_bar, colours, quantity
 from attnprobe.plots.tiles import Tiles
 from attnprobe.reports.drawing import GREY, Drawing, as_photograph, as_svg, canvas
 from attnprobe.reports.head_figures import AXES, LEGEND, atlases, head_grids, heat_maps
-from attnprobe.reports.history import history_drawings
+from attnprobe.reports.history import history_drawings, history_sentences
 from attnprobe.reports.numbers import neighbour_mean, number, settings_text
 from attnprobe.reports.removal import removal_drawings, removal_sentences
-from attnprobe.reports.series import Series, series_of, settings_of, short_names
+from attnprobe.reports.series import Series, named, series_of, settings_of
 
 WIDTH = 4.8
 """Width of every figure in inches: two fit side by side on a desk, one on a phone with legible letters."""
@@ -51,8 +51,8 @@ class Section:
 
 def sections(runs: Sequence[Examined]) -> list[Section]:
     """Sections of a report; those without a measurement are left out."""
-    names = short_names(runs)
-    with_evidence = [(name, e.evidence) for name, e in zip(names, runs, strict=True) if e.evidence is not None]
+    probed = [(name, e.history) for name, e in named(runs) if e.history is not None]
+    with_evidence = [(name, e.evidence) for name, e in named(runs) if e.evidence is not None]
     made = [
         Section(
             "Which blocks repeat one another?",
@@ -106,8 +106,8 @@ def sections(runs: Sequence[Examined]) -> list[Section]:
             "Measured on a few fixed images after some of the epochs. Each square compares all pairs of blocks after "
             "one epoch. Networks start near uniform, and then every block repeats the previous one; trouble is what "
             "begins later, or stays.",
-            tuple(_histories(runs)),
-            tuple(_alarm_sentences(runs)),
+            tuple(drawing for name, h in probed for drawing in history_drawings(name, h, WIDTH)),
+            tuple(sentence for e in runs if e.history is not None for sentence in history_sentences(e.name, e.history)),
         ),
     ]
     return [section for section in made if section.drawings or section.sentences]
@@ -161,26 +161,21 @@ def _curve(every: Sequence[Series], draw: Callable[..., Axes], height: float, ti
 
 def _precisions(runs: Sequence[Examined]) -> Iterator[Drawing]:
     """A figure per number whose precision is known, on effective attention."""
-    names = short_names(runs)
     for key in dict.fromkeys(key for e in runs for key in e.precision):
-        every = [
-            (n, name, e.precision[key])
-            for n, (name, e) in enumerate(zip(names, runs, strict=True))
-            if key in e.precision
-        ]
+        every = [(n, name, e.precision[key]) for n, (name, e) in enumerate(named(runs)) if key in e.precision]
         number_of = every[0][2].of
         with canvas(WIDTH, 3.0 + 0.1 * len(every)) as figure:
             ax = figure.add_subplot()
             for n, name, p in every:
                 precision_curve(p, ax, label=name, color=f"C{n}")
-            found = "; ".join(f"{name}: {number(p.value)}, {interval_text(p)}" for _, name, p in every)
+            found = "; ".join(f"{name}: {number(p.value)}, {_interval_text(p)}" for _, name, p in every)
             title = f"How many images are enough: {number_of}"
             counts = " and ".join(dict.fromkeys(str(p.n_images) for _, _, p in every))
             settings = f"Drawn with replacement from the {counts} images there are."
             yield as_svg(figure, f"{title}. {found}.", title, settings)
 
 
-def interval_text(p: Precision) -> str:
+def _interval_text(p: Precision) -> str:
     """The interval on the fewest images, on those at hand, and on the most."""
     places = dict.fromkeys((0, p.sizes.index(p.n_images), len(p.sizes) - 1))
     return ", ".join(f"{number(float(p.low[i]))} to {number(float(p.high[i]))} on {p.sizes[i]} images" for i in places)
@@ -219,26 +214,13 @@ def _draw_lines(ax: Axes, every: Sequence[Series], draw: Callable[..., Axes]) ->
 
 def _pictures(runs: Sequence[Examined]) -> Iterator[Drawing]:
     """Attention over a few images, the runs of an image side by side."""
-    chosen = [(name, picture) for name, e in zip(short_names(runs), runs, strict=True) for picture in e.pictures]
-    ids = list(dict.fromkeys(picture.image_id for _, picture in chosen))[:MOST_PICTURES]
-    for image_id in ids:
-        same = [(name, picture) for name, picture in chosen if picture.image_id == image_id]
+    chosen: dict[str, list[tuple[str, AttendedImage]]] = {}
+    for name, e in named(runs):
+        for picture in e.pictures:
+            chosen.setdefault(picture.image_id, []).append((name, picture))
+    for same in list(chosen.values())[:MOST_PICTURES]:
         limits = attention_limits([picture for _, picture in same])
-        for name, picture in same:
-            yield _picture(name, picture, limits)
-
-
-def _histories(runs: Sequence[Examined]) -> Iterator[Drawing]:
-    for name, e in zip(short_names(runs), runs, strict=True):
-        if e.history is not None:
-            yield from history_drawings(name, e.history, WIDTH)
-
-
-def _alarm_sentences(runs: Sequence[Examined]) -> Iterator[str]:
-    for e in runs:
-        if e.history is not None:
-            yield from (f"{e.name}, epoch {alarm.epoch}: {alarm.text}." for alarm in e.history.alarms)
-            yield f"{e.name}: {e.history.overhead()}."
+        yield from (_picture(name, picture, limits) for name, picture in same)
 
 
 def _picture(name: str, picture: AttendedImage, limits: tuple[float, float]) -> Drawing:

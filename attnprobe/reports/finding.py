@@ -61,7 +61,7 @@ class Finding:
 
     @property
     def single(self) -> bool:
-        """Whether it is found in single blocks only (`EXTENT`), none of which counts alone."""
+        """True if it is found in single blocks only (`EXTENT`), none of which counts alone."""
         counts = self.kind == "repetition" or (not kind_named(self.kind).of_maps and self.of in self.blocks)
         return self.found == "yes" and self.share < EXTENT and not counts
 
@@ -77,16 +77,12 @@ class Finding:
         return f"{begin} ({', '.join([counted, f'{self.quantity} {number(self.number)}', *more])})"
 
     @property
-    def _beyond(self) -> bool:
-        """Whether the number is beyond the bar, also where every block is explained by another kind."""
-        return self.number is not None and (self.number < self.bar if self.below else self.number > self.bar)
-
-    @property
     def line(self) -> str:
         """The whole finding in one line."""
         if self.found == "cannot say":
             return f"{self.words}: cannot say, {self.detail}"
-        if self.found == "no" and not self.blocks and NOT_COUNTED in self.detail and self._beyond:
+        beyond = self.number is not None and (self.number < self.bar if self.below else self.number > self.bar)
+        if self.found == "no" and NOT_COUNTED in self.detail and beyond:  # every block is explained by another kind
             return f"{self.words}: no other than is explained; {self.detail}"
         counted = with_interval(len(self.blocks), self.surely, self.at_most)
         bounds = interval(self.low, self.high)

@@ -13,18 +13,6 @@ from attnprobe.reports.levels import Levels, block_numbers, diagonal, levels
 from attnprobe.reports.repetition import repetition
 
 
-def _share_of_tokens(m: Measurement) -> Levels:
-    return levels(m).then(lambda x: np.exp(x - m.baselines["uniform"].mean.mean()))
-
-
-def _tokens_attended(m: Measurement) -> Levels:
-    return levels(m).then(np.exp)
-
-
-def _same_in_other_images(m: Measurement) -> Levels:
-    return diagonal(m).then(lambda x: 1 - x)
-
-
 def _needless_heads(m: Measurement) -> Levels:
     """(heads - effective heads) / (heads - 1); none where there is one head."""
     heads = m.mean.shape[1]
@@ -42,18 +30,12 @@ def _needless_heads(m: Measurement) -> Levels:
 
 
 NUMBERS: dict[str, Callable[[Measurement], Levels]] = {
-    "representation_collapse": levels,
-    "oversmoothing": levels,
-    "dimensional_collapse": levels,
-    "near_uniform": _share_of_tokens,
-    "entropy_collapse": _tokens_attended,
-    "sink_collapse": levels,
-    "rank_collapse": levels,
-    "image_independent": _same_in_other_images,
+    "near_uniform": lambda m: levels(m).then(lambda x: np.exp(x - m.baselines["uniform"].mean.mean())),
+    "entropy_collapse": lambda m: levels(m).then(np.exp),
+    "image_independent": lambda m: diagonal(m).then(lambda x: 1 - x),
     "head_redundancy": _needless_heads,
-    "massive_activations": levels,
 }
-"""Numbers of each kind, by its name; repetition needs several measurements."""
+"""Numbers of each kind that is not judged by the levels of its metric as they are; repetition needs several metrics."""
 
 EXCUSED = {
     "near_uniform": (),
@@ -64,7 +46,7 @@ EXCUSED = {
     "head_redundancy": ("near_uniform", "sink_collapse"),
 }
 """Kinds that are judged in this order, and those that explain them: near-uniform maps have equal rows in every image,
-and queries that all look at one token have no entropy. Named once."""
+and queries that all attend to one token have no entropy. Named once."""
 
 
 def findings(e: Examined) -> tuple[Finding, ...]:
@@ -88,20 +70,12 @@ def _finding(e: Examined, kind: Kind, found: Mapping[str, Finding]) -> Finding:
         return cannot_say(kind, bar_of(e, kind), why)
     if kind.name == "near_uniform" and "uniform" not in m.baselines:
         return cannot_say(kind, bar_of(e, kind), "the uniform baseline was not measured")
-    numbers = NUMBERS[kind.name](m)
+    numbers = NUMBERS.get(kind.name, levels)(m)
     prefix = e.measurements.prefer("prefix_mass", "weights", "effective")
     if kind.name == "sink_collapse" and prefix is not None:
-        numbers = numbers.or_larger(_prefix(prefix))
+        n_tokens = prefix.mean.shape[-1]
+        numbers = numbers.or_larger(levels(prefix).then(lambda x: n_tokens * x))  # on all prefix tokens together
     changed = kind.of_maps and m.site == "weights" and not m.is_effective
     detail = "of the softmax, which this variant changes before V" if changed else ""
     excused = {found[name].words: frozenset(found[name].blocks) for name in EXCUSED.get(kind.name, ())}
     return judged(kind, bar_of(e, kind), numbers, excused, detail)
-
-
-def _prefix(m: Measurement) -> Levels:
-    """Attention on all prefix tokens together, mean over heads."""
-    n = m.mean.shape[-1]
-    fresh = m.baselines.get("untrained")
-    known = np.full(len(m.mean), np.nan) if fresh is None else n * fresh.mean.mean((1, 2))
-    found = levels(m)
-    return Levels(n * found.mean, n * found.low, n * found.high, known, found.numbers, m.n_images)

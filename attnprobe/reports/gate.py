@@ -22,7 +22,7 @@ import numpy as np
 from attnprobe.core.errors import GateFailed, InputError, did_you_mean
 from attnprobe.core.examined import Examined
 from attnprobe.core.measurement import Key, Measurement
-from attnprobe.core.tap import Site
+from attnprobe.core.sites import Site
 from attnprobe.reports.finding import Finding
 from attnprobe.reports.findings import findings
 from attnprobe.reports.kinds import NAMES, kind_named

@@ -13,7 +13,7 @@ from attnprobe.plots.style import colour_bar, colours, quantity
 from attnprobe.plots.tiles import Tiles
 from attnprobe.reports.drawing import GREY, Drawing, as_photograph, as_svg, canvas
 from attnprobe.reports.numbers import number, settings_text
-from attnprobe.reports.series import Series, series_of, settings_of, short_names
+from attnprobe.reports.series import Series, named, series_of, settings_of
 
 AXES = (("layer", "head"), ("layer", "head", "prefix"))
 USUAL = ("row_entropy", "attention_distance", "effective_rank", "rank_residual", "prefix_mass")
@@ -34,7 +34,7 @@ def head_grids(runs: Sequence[Examined], width: float) -> Iterator[Drawing]:
 
 def atlases(runs: Sequence[Examined], width: float) -> Iterator[Drawing]:
     """Types and mean maps of all heads, a figure per run as wide as the page."""
-    for name, e in zip(short_names(runs), runs, strict=True):
+    for name, e in named(runs):
         m = e.measurements.get("head_types", stage="trunk")
         if m is None:
             continue
@@ -42,9 +42,8 @@ def atlases(runs: Sequence[Examined], width: float) -> Iterator[Drawing]:
         if pictures is not None and pictures.shape[:2] != m.mean.shape[:2]:
             pictures = None
         title = f"{name}: type of every head"
-        below = (
-            f"Tiles: softmax map, mean of {n_images} images, each on its own scale. " if pictures is not None else ""
-        )
+        tiles = f"Tiles: softmax map, mean of {n_images} images, each on its own scale. "
+        below = "" if pictures is None else tiles
         across, down = atlas_size(m)
         with canvas(width, 0.5 + (width - 0.5) * down / across, ink=GREY) as figure:
             head_atlas(m, figure.add_subplot(), thumbnails=pictures, title="")
@@ -73,8 +72,7 @@ def heat_maps(runs: Sequence[Examined], width: float) -> Iterator[Drawing]:
     """Heat maps over block and head, a figure per metric with the runs below one another on one scale."""
     others = [m.metric for e in runs for m in e.measurements.values() if m.axes in AXES]
     for metric in dict.fromkeys((*USUAL, *others)):
-        every = series_of(runs, metric)
-        if every:
+        if every := series_of(runs, metric):
             yield _heat_map(every, width)
 
 

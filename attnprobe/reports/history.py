@@ -26,6 +26,12 @@ def history_drawings(name: str, history: History, width: float) -> Iterator[Draw
             yield _onset(name, history, metric, question, width)
 
 
+def history_sentences(name: str, history: History) -> Iterator[str]:
+    """Alarms of one run, and the time that its probe took."""
+    yield from (f"{name}, epoch {alarm.epoch}: {alarm.text}." for alarm in history.alarms)
+    yield f"{name}: {history.overhead()}."
+
+
 def _filmstrip(name: str, history: History, width: float) -> Drawing:
     matrices = history.matrices["layer_similarity"]
     columns, rows = frame_tiles(len(frames(history.epochs, MOST_FRAMES))).size

@@ -57,10 +57,13 @@ def to_html(runs: Sequence[Examined]) -> str:
     plain_page = template.render(parts, explorer=None, unexplored=[])
     explorer = explorer_of(runs, PAGE_BYTES - len(plain_page.encode("utf-8", "replace")) - OF_EXPLORER)
     if explorer is None:
-        return template.render(parts, explorer=None, unexplored=why_none(runs))
+        viewed = _viewed(runs)
+        no_room = ["No image's maps fit into this page; attnprobe view maps.h5 shows them all."]
+        unexplored = no_room if any(explorable(run.maps) for run in viewed) else left_out(viewed)
+        return template.render(parts, explorer=None, unexplored=unexplored)
     made = {
         "section": Markup(page.section(explorer.index, explorer.maps)),  # escaped there
-        "style": Markup(page.style()),
+        "style": Markup(page.template("explorer.css")),
         "policy": Markup(page.script_hash()),
     }
     return template.render(parts, explorer=made, unexplored=[])
@@ -96,43 +99,36 @@ def proof_of(certificate: Mapping[str, Any]) -> str:
         return "no certificate: it was not proved that the maps are what the model computed."
     rows = max((e for layer in layers if (e := layer["row_sum_error"]) is not None), default=0.0)
     values = [layer["value_error"] for layer in layers if layer["value_error"] is not None]
-    equal = "equals" if certificate.get("output_equal") else "is within rounding of"
-    compared = certificate.get("output_equal", False) is not None
-    proofs = [
-        f"softmax rows of all {len(layers)} layers sum to 1 within {rows:.1e}",
-        f"in {len(values)} of them map times V is what the layer passes on within {max(values):.1e}" if values else "",
-        f"the model's output with hooks {equal} the output without"
-        if compared
-        else "the model's output was not compared, as it has no numbers",
-        f"with an explicit instead of a fused softmax it moves by {certificate.get('fused_difference', 0):.1e}"
-        if compared
-        else "",
-    ]
-    return f"Checked on {certificate.get('n_images', '?')} images: {'; '.join(p for p in proofs if p)}."
+    proofs = [f"softmax rows of all {len(layers)} layers sum to 1 within {rows:.1e}"]
+    if values:
+        proofs.append(f"in {len(values)} of them map times V is what the layer passes on within {max(values):.1e}")
+    if (equal := certificate.get("output_equal", False)) is None:
+        proofs.append("the model's output was not compared, as it has no numbers")
+    else:
+        moved = certificate.get("fused_difference", 0)
+        proofs.append(
+            f"the model's output with hooks {'equals' if equal else 'is within rounding of'} the output without"
+        )
+        proofs.append(f"with an explicit instead of a fused softmax it moves by {moved:.1e}")
+    return f"Checked on {certificate.get('n_images', '?')} images: {'; '.join(proofs)}."
 
 
 MOST_IMAGES = 6
 
 
+def _viewed(runs: Sequence[Examined]) -> list[Viewed]:
+    return [Viewed(e.name, e.maps, e.class_names) for e in runs if e.maps is not None]
+
+
 def explorer_of(runs: Sequence[Examined], budget: int) -> Embedded | None:
     """Maps of the report's images, in at most `budget` bytes; images that several runs share come first."""
-    viewed = [Viewed(e.name, e.maps, e.class_names) for e in runs if e.maps is not None]
+    viewed = _viewed(runs)
     pictures = {picture.image_id: picture.pixels for e in runs for picture in e.pictures}
-    ids = list(pictures) or [image_id for run in viewed[:1] for image_id in _spread(run.maps.image_ids)]
+    ids = list(pictures)
+    if not ids and viewed:  # a few of the first run's, evenly spread
+        every = viewed[0].maps.image_ids
+        ids = [every[int(i)] for i in np.linspace(0, len(every) - 1, min(MOST_IMAGES, len(every)))]
     ids.sort(key=lambda image_id: -sum(image_id in run.places for run in viewed))
     files = {i: as_file(pixels) for i, pixels in pictures.items()}
     uris = {i: str(as_uri(kind, data)) for i, (data, kind) in files.items()}
     return embed(viewed, ids[:MOST_IMAGES], uris, budget)
-
-
-def why_none(runs: Sequence[Examined]) -> list[str]:
-    """Sentences on why a page whose runs have maps has no explorer."""
-    viewed = [Viewed(e.name, e.maps, e.class_names) for e in runs if e.maps is not None]
-    if not any(explorable(run.maps) for run in viewed):
-        return left_out(viewed)
-    return ["No image's maps fit into this page; attnprobe view maps.h5 shows them all."]
-
-
-def _spread(ids: Sequence[str]) -> list[str]:
-    """A few, evenly spread."""
-    return [ids[int(i)] for i in np.linspace(0, len(ids) - 1, min(MOST_IMAGES, len(ids)))]

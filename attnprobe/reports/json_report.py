@@ -88,10 +88,6 @@ def evidence_document(evidence: Evidence) -> dict[str, Any]:
     }
 
 
-def _cost(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: row[name] for name in ("accuracy", "gained", "gained_low", "gained_high", "loss_gained")}
-
-
 def plain(value: Any) -> Any:
     """A value in JSON's own types; numbers that are not finite become None, unknown objects their text."""
     if isinstance(value, np.ndarray):

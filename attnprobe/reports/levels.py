@@ -35,14 +35,10 @@ class Levels:
     def or_larger(self, other: "Levels") -> "Levels":
         """The larger of two levels, block by block."""
         use = other.mean > self.mean
-        mean, low, high = (np.where(use, b, a) for a, b in zip(self.bounds, other.bounds, strict=True))
+        pairs = ((self.mean, other.mean), (self.low, other.low), (self.high, other.high))
+        mean, low, high = (np.where(use, theirs, ours) for ours, theirs in pairs)
         fresh = np.fmax(self.untrained, other.untrained)
         return Levels(mean, low, high, fresh, self.numbers, self.n_images)
-
-    @property
-    def bounds(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Mean, low and high."""
-        return self.mean, self.low, self.high
 
 
 def levels(m: Measurement) -> Levels:

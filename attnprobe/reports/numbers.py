@@ -56,7 +56,7 @@ def neighbours(m: Measurement) -> np.ndarray:
 
 
 def is_counted(m: Measurement) -> bool:
-    """Whether `m` has a count of similar blocks: there are blocks to compare, and a value of each."""
+    """True if `m` has a count of similar blocks: there are blocks to compare, and a value of each."""
     return m.summary["of"] > 1 and None not in m.summary["ratio"]
 
 

@@ -36,20 +36,17 @@ def papers_cells(runs: Sequence[Examined]) -> list[list[str]]:
     return [_cells(row) for row in papers_table(runs).to_dict("records")]
 
 
-def papers_caption(runs: Sequence[Examined]) -> str:
-    """Caption: meaning of the numbers of single runs."""
-    return (
-        f"In brackets 95 % intervals (accuracy: Wilson; counts: by the intervals of the blocks). {papers_meaning(runs)}"
-    )
+OF_RUNS = "In brackets 95 % intervals (accuracy: Wilson; counts: by the intervals of the blocks)."
+OF_METHODS = "Mean ± standard deviation over the runs of a method."
 
 
-def papers_meaning(runs: Sequence[Examined]) -> str:
-    """Sentence on the meaning of "untrained" and "similar", for every run where they differ."""
+def papers_caption(runs: Sequence[Examined], begin: str = OF_RUNS) -> str:
+    """Caption: meaning of the numbers, of "untrained" and of "similar", for every run where that differs."""
     meanings = dict.fromkeys(similar_words(m) for e in runs for m in e.measurements.at_sites("similar_blocks"))
     images = sorted({m.n_images for e in runs for m in e.measurements.at_sites("similar_blocks")})
     meaning = "; ".join(meanings) or "similar blocks were not measured"
     on = f", on {'–'.join(map(str, dict.fromkeys((images[0], images[-1]))))} images" if images else ""
-    return f"Untrained: the same architecture with initial weights. {meaning[0].upper()}{meaning[1:]}{on}."
+    return f"{begin} Untrained: the same architecture with initial weights. {meaning[0].upper()}{meaning[1:]}{on}."
 
 
 def _row(e: Examined) -> dict[str, Any]:
@@ -93,8 +90,7 @@ def _known(value: object) -> bool:
     return value is not None and value == value
 
 
-METHODS_HEADER = ("method", "runs", "#params", "top-1 [%]", "#similar blocks, softmax", "untrained",
-                  "#similar blocks, effective", "untrained")  # fmt: skip
+METHODS_HEADER = ("method", "runs", *HEADER[1:])
 
 PANEL = (4.4, 3.5)
 """Inches of one metric's curve."""
@@ -107,21 +103,16 @@ Methods = Mapping[str, Sequence[Examined]]
 
 def methods_cells(methods: Methods) -> list[list[str]]:
     """Mean and standard deviation over the runs of each method, under `METHODS_HEADER`."""
-    return [_method_cells(name, papers_table(runs)) for name, runs in methods.items()]
-
-
-def methods_caption(runs: Sequence[Examined]) -> str:
-    """Caption: meaning of the numbers of methods."""
-    return f"Mean ± standard deviation over the runs of a method. {papers_meaning(runs)}"
-
-
-def _method_cells(name: str, rows: pd.DataFrame) -> list[str]:
-    parameters = sorted({int(n) for n in _column(rows, "parameters") if np.isfinite(n)})
-    cells = [name, str(len(rows)), "/".join(f"{n:,}" for n in parameters) or NONE]
-    cells.append(_spread(100 * _column(rows, "accuracy")))
-    for site in ("weights", "effective"):
-        cells += [_spread(_column(rows, f"similar_{site}{which}")) for which in ("", "_untrained")]
-    return cells
+    every = []
+    for name, runs in methods.items():
+        rows = papers_table(runs)
+        parameters = sorted({int(n) for n in _column(rows, "parameters") if np.isfinite(n)})
+        cells = [name, str(len(rows)), "/".join(f"{n:,}" for n in parameters) or NONE]
+        cells.append(_spread(100 * _column(rows, "accuracy")))
+        for site in ("weights", "effective"):
+            cells += [_spread(_column(rows, f"similar_{site}{which}")) for which in ("", "_untrained")]
+        every.append(cells)
+    return every
 
 
 def _column(rows: pd.DataFrame, name: str) -> np.ndarray:

@@ -148,10 +148,8 @@ def _drift(m: Measurement, real: list[Repeated], bar: float) -> list[str]:
 
 def _place(e: Examined, block: int) -> str:
     """Kind of maps that are the same in all images: a sink, a local window, or positional."""
-    sink, distance = (
-        e.measurements.prefer("sink_mass", "weights", "effective"),
-        e.measurements.prefer("attention_distance", "weights", "effective"),
-    )
+    sink = e.measurements.prefer("sink_mass", "weights", "effective")
+    distance = e.measurements.prefer("attention_distance", "weights", "effective")
     if sink is not None and levels(sink).mean[block] > SINK:
         return "sink"
     if distance is not None and "uniform" in distance.baselines:

@@ -24,14 +24,16 @@ class Series:
 
 def series_of(runs: Sequence[Examined], metric: str) -> list[Series]:
     """Series of a metric: of every run, at both sites where they differ."""
-    names = short_names(runs)
-    return [Series(name, m) for name, e in zip(names, runs, strict=True) for m in e.measurements.at_sites(metric)]
+    return [Series(name, m) for name, e in named(runs) for m in e.measurements.at_sites(metric)]
 
 
-def short_names(runs: Sequence[Examined]) -> list[str]:
-    """Names that fit a legend; numbered where shortening made them equal."""
+def named(runs: Sequence[Examined]) -> list[tuple[str, Examined]]:
+    """Runs with names that fit a legend; numbered where shortening made them equal."""
     names = [short(e.name) for e in runs]
-    return [name if names.count(name) == 1 else f"{i}: {name}" for i, name in enumerate(names, 1)]
+    return [
+        (name if names.count(name) == 1 else f"{i}: {name}", e)
+        for i, (name, e) in enumerate(zip(names, runs, strict=True), 1)
+    ]
 
 
 def settings_of(series: Sequence[Series]) -> str:

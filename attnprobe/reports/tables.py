@@ -7,7 +7,7 @@ import pandas as pd
 
 from attnprobe.core.examined import Examined
 from attnprobe.core.measurement import Measurement
-from attnprobe.core.tap import Site
+from attnprobe.core.sites import Site
 from attnprobe.reports.numbers import NONE, is_counted, mean_of_cells, neighbours, number, telling_cells, with_interval
 
 REST_OF_TYPES = ("sink_mass", "own_row_mass", "own_column_mass", "position_share")
@@ -39,9 +39,10 @@ def long_table(runs: Sequence[Examined]) -> pd.DataFrame:
 
 
 def _rows(run: str, m: Measurement) -> pd.DataFrame:
-    place = {"run": run, "metric": m.metric, "site": m.site, "effective": m.is_effective, "stage": m.stage}
-    columns: dict[str, object] = {name: np.repeat(value, m.mean.size) for name, value in place.items()}
-    columns["unit"] = np.repeat(m.unit, m.mean.size)
+    columns: dict[str, object] = {
+        "run": run, "metric": m.metric, "site": m.site, "effective": m.is_effective, "stage": m.stage, "unit": m.unit,
+        "n_images": m.n_images, "n_excluded": m.n_excluded,
+    }  # fmt: skip
     positions = np.indices(m.mean.shape).reshape(len(m.axes), -1)
     for i, (axis, position) in enumerate(zip(m.axes, positions, strict=True)):
         name = axis if axis not in m.axes[:i] else f"{axis}_2"
@@ -53,10 +54,9 @@ def _rows(run: str, m: Measurement) -> pd.DataFrame:
     low, high = m.ci
     values = {"mean": m.mean, "std": m.std, "low": low, "high": high}
     columns |= {name: np.asarray(v, dtype=float).ravel() for name, v in values.items()}
-    columns |= {"n_images": np.repeat(m.n_images, m.mean.size), "n_excluded": np.repeat(m.n_excluded, m.mean.size)}
-    for name in ("untrained", "uniform"):
+    for name in BASELINES:
         baseline = m.baselines.get(name)
-        columns[name] = np.full(m.mean.size, np.nan) if baseline is None else np.ravel(baseline.mean).astype(float)
+        columns[name] = np.nan if baseline is None else np.ravel(baseline.mean).astype(float)
     return pd.DataFrame(columns)
 
 

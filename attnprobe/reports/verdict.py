@@ -72,10 +72,8 @@ def verdict(e: Examined) -> Verdict:
     n_judged = len(found) - len(unknown)
     parts = [f.phrase for f in named]
     if not named and n_judged:
-        parts = [
-            f"none of {n_judged} kinds of collapse found"
-            + (f" in {EXTENT:.0%} of the blocks or more" if single else "")
-        ]
+        where = f" in {EXTENT:.0%} of the blocks or more" if single else ""
+        parts = [f"none of {n_judged} kinds of collapse found{where}"]
     if single:
         parts.append(f"in single blocks: {', '.join(f'{f.words} ({blocks_text(f.blocks)} of {f.of})' for f in single)}")
     if unknown:
@@ -149,10 +147,8 @@ def _settings(e: Examined, m: Measurement | None) -> str:
     bars = ", ".join(f"{kind.name} {'below' if kind.below else 'above'} {e.bars.get(kind.name, kind.bar):.3g}"
                      for kind in KINDS)  # fmt: skip
     parts = [f"Bars: {bars}"]
-    of = e.measurements.prefer("map_overlap", "weights", "effective") or e.measurements.prefer(
-        "row_entropy", "weights", "effective"
-    )
-    if of is not None:
+    measured = (e.measurements.prefer(metric, "weights", "effective") for metric in ("map_overlap", "row_entropy"))
+    if of := next(filter(None, measured), None):
         parts.append(f"Maps are {SITES[of.site]}, {of.n_images} images")
     if m is not None and is_counted(m):
         s = m.summary

@@ -88,14 +88,10 @@ def mean_over_heads(m: Measurement) -> Measurement:
     pairs = m.axes.count("head") == 2 and m.axes[-2:] == ("head", "head")
     if (m.axes.count("head") > 1 and not pairs) or m.from_mean is not None:
         raise InputError(f"{m.metric} relates heads, which have no order in common, so there is no cell in common.")
-    if pairs:
-        different = ~np.eye(m.mean.shape[-1], dtype=bool)
-        kept = {name: labels for name, labels in m.coords.items() if name != "head"}
-        return replace(_mapped(m, lambda values: values[..., different].mean(-1)), axes=m.axes[:-2], coords=kept)
-    axis = m.axes.index("head") - len(m.axes)
+    axis, different = m.axes.index("head") - len(m.axes), ~np.eye(m.mean.shape[-1], dtype=bool)
+    change = (lambda values: values[..., different].mean(-1)) if pairs else (lambda values: values.mean(axis))
     coords = {name: labels for name, labels in m.coords.items() if name != "head"}
-    axes = tuple(name for name in m.axes if name != "head")
-    return replace(_mapped(m, lambda values: values.mean(axis)), axes=axes, coords=coords)
+    return replace(_mapped(m, change), axes=tuple(name for name in m.axes if name != "head"), coords=coords)
 
 
 def one_number(m: Measurement, function: Callable[[np.ndarray], np.ndarray]) -> Measurement:

@@ -51,10 +51,14 @@ def interval_of_function(function: FromMean, per_image: np.ndarray, replicates: 
 def _centred_values(function: FromMean, per_image: np.ndarray, replicates: int, seed: int) -> np.ndarray:
     """`values_of_function`, centred at the function of all images."""
     drawn = values_of_function(function, per_image, replicates, seed)
+    return centred(drawn, function(finite_mean(per_image), len(per_image)))
+
+
+def finite_mean(per_image: np.ndarray) -> np.ndarray:
+    """[image, *axes] -> [*axes], float64: the mean over images of the values that are finite; NaN where none is."""
     finite = np.isfinite(per_image)
     with np.errstate(invalid="ignore"):
-        mean = np.where(finite, per_image, 0.0).sum(0, dtype=np.float64) / finite.sum(0)
-    return centred(drawn, function(mean, len(per_image)))
+        return np.where(finite, per_image, 0.0).sum(0, dtype=np.float64) / finite.sum(0)
 
 
 def centred(drawn: np.ndarray, value: np.ndarray) -> np.ndarray:
@@ -121,11 +125,7 @@ def draws(n_images: int, replicates: int, seed: int, size: int | None = None) ->
 
 
 def values_of_function(
-    function: FromMean,
-    per_image: np.ndarray,
-    replicates: int,
-    seed: int,
-    size: int | None = None,
+    function: FromMean, per_image: np.ndarray, replicates: int, seed: int, size: int | None = None
 ) -> np.ndarray:
     """[resample, *any]: the function of the means [resample, *axes], for which it needs all cells at once.
 

@@ -40,11 +40,19 @@ def images_needed(
     """
     if m.per_image is None or m.n_images < 2:
         raise InputError(f"{m.metric}: the values of two or more images are needed, kept image by image.")
-    sizes = tuple(sizes) if sizes is not None else _doubling(m.n_images)
+    if sizes is None:
+        doubling = [8 << k for k in range((m.n_images // 2).bit_length())]  # from 8 to four times the images
+        sizes = sorted({8, *doubling, m.n_images})
+    sizes = tuple(sizes)
     if not sizes or min(sizes) < 1:
         raise InputError(f"sizes={sizes} must be numbers of images, at least 1.")
     counted = number is None and m.metric == "similar_blocks"
-    wanted = number or (_ratios(m) if counted else _mean_over_cells)
+    row = chosen_threshold(m) if counted else 0
+
+    def wanted(means: np.ndarray) -> np.ndarray:
+        if number is not None:
+            return number(means)
+        return means[:, row] if counted else np.nanmean(means.reshape(len(means), -1), axis=1)
 
     def of_means(means: np.ndarray, n_images: int) -> np.ndarray:
         return wanted(means if m.from_mean is None else m.from_mean(means, n_images))
@@ -55,20 +63,3 @@ def images_needed(
     if counted:  # by the bounds of each block, as `similar_blocks` counts
         low, high, value = ((one > m.settings["rho"]).sum(-1) for one in (low, high, value))
     return Precision(sizes, low, high, float(value), m.n_images)
-
-
-def _doubling(n_images: int) -> tuple[int, ...]:
-    sizes = [8]
-    while sizes[-1] * 2 <= 4 * n_images:
-        sizes.append(sizes[-1] * 2)
-    return tuple(sorted({*sizes, n_images}))
-
-
-def _mean_over_cells(means: np.ndarray) -> np.ndarray:
-    return np.nanmean(means.reshape(len(means), -1), axis=1)
-
-
-def _ratios(m: Measurement) -> Callable[[np.ndarray], np.ndarray]:
-    """[resample, threshold, layer] -> [resample, layer], at the threshold of the count."""
-    row = chosen_threshold(m)
-    return lambda means: means[:, row]

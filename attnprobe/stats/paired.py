@@ -14,7 +14,9 @@ import numpy as np
 from attnprobe.core.errors import InputError, ShapeError
 from attnprobe.core.measurement import FromMean, Measurement
 from attnprobe.stats.bootstrap import BLOCK_BYTES, centred, draws, percentile_interval
-from attnprobe.stats.holm import LEVEL, holm
+
+LEVEL = 0.05
+"""Family-wise error rate: chance that any cell is called different although none of its metric is."""
 
 MOST_SUMS = 2 * 10**11
 """Most additions for the exchanges of a metric, some ten seconds; beyond, there are fewer exchanges than its cells
@@ -217,6 +219,20 @@ def corrected(p: np.ndarray, axes: tuple[str, ...]) -> tuple[np.ndarray, int]:
     p_holm = np.where(known, 1.0, np.nan)
     p_holm[tested] = holm(p[tested])
     return mirrored(p_holm, axes), int(tested.sum())
+
+
+def holm(p: np.ndarray) -> np.ndarray:
+    """p-values [any], without NaN, adjusted for the family-wise error rate: the chance of any false alarm is below it.
+
+    Holm 1979, step-down: of m values in rising order the k-th (from 1) is multiplied by m - k + 1, is at least as large
+    as the previous one, and at most 1.
+    """
+    flat = np.asarray(p, dtype=float).ravel()
+    order = np.argsort(flat, kind="stable")
+    factors = len(flat) - np.arange(len(flat))
+    adjusted = np.empty_like(flat)
+    adjusted[order] = np.minimum(np.maximum.accumulate(flat[order] * factors), 1)
+    return adjusted.reshape(np.shape(p))
 
 
 def mirrored(values: np.ndarray, axes: tuple[str, ...]) -> np.ndarray:

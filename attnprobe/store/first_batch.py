@@ -1,4 +1,4 @@
-"""What the maps of a few images decide for the whole file: shapes, chunks, and how many images are a shard."""
+"""Layout of the whole file, from the maps of a few images: shapes, chunks, and how many images are a shard."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -10,14 +10,7 @@ from torch import Tensor
 from attnprobe.core.errors import InputError, ShapeError
 from attnprobe.core.maps import AttentionMaps
 from attnprobe.core.sites import SITES
-from attnprobe.store.layout import (
-    ITEM_BYTES,
-    DatasetLayout,
-    Layout,
-    StageLayout,
-    chunk_shape,
-    shard_images,
-)
+from attnprobe.store.layout import ITEM_BYTES, DatasetLayout, Layout, StageLayout, chunk_shape, shard_images
 from attnprobe.store.shard import encoded, tensors
 
 Chunk = Callable[[tuple[int, ...]], tuple[int, ...]]
@@ -64,25 +57,17 @@ def _stage_layout(name: str, maps: list[AttentionMaps], chunk: Chunk, item_bytes
             continue
         shape = tuple(m.values.shape[1:])
         datasets.append(DatasetLayout(m.site, shape, chunk(shape), m.stochastic, m.is_effective))
-    tokens = first.tokens
-    if tokens is not None:
-        shape = tuple(tokens.shape[1:])
-        if tokens.ndim != 4 or tokens.shape[:2] != first.values.shape[:2]:
-            raise ShapeError(
-                f"tokens must be [image, layer, token, width] with the maps' {tuple(first.values.shape[:2])} first, "
-                f"got {tuple(tokens.shape)}."
-            )
-        datasets.append(DatasetLayout("tokens", shape, chunk(shape), False, False))
-    vectors = first.value_vectors
-    if vectors is not None:
-        shape = tuple(vectors.shape[1:])
-        like = (*first.values.shape[:3], first.values.shape[-1])
-        if vectors.ndim != 5 or vectors.shape[:4] != like:
-            raise ShapeError(
-                f"value_vectors must be [image, layer, head, key, width] with the maps' {like} first, got "
-                f"{tuple(vectors.shape)}."
-            )
-        datasets.append(DatasetLayout("values", shape, chunk(shape), False, False))
+    lead = tuple(first.values.shape)
+    for dataset, what, extra, axes, like in (
+        ("tokens", "tokens", first.tokens, "layer, token, width", lead[:2]),
+        ("values", "value_vectors", first.value_vectors, "layer, head, key, width", (*lead[:3], lead[-1])),
+    ):
+        if extra is None:
+            continue
+        shape = tuple(extra.shape[1:])
+        if len(shape) != axes.count(",") + 1 or tuple(extra.shape[: len(like)]) != like:
+            raise ShapeError(f"{what} must be [image, {axes}] with the maps' {like} first, got {tuple(extra.shape)}.")
+        datasets.append(DatasetLayout(dataset, shape, chunk(shape), False, False))
     grid, kept = first.grid, (first.part.layers, first.part.heads, first.part.queries)
     return StageLayout(
         name, first.kind, first.layers, grid.rows, grid.cols, grid.prefix, grid.patch, tuple(datasets), *kept

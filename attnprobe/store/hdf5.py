@@ -47,6 +47,16 @@ def file_type(dtype: str) -> h5py.h5t.TypeID:
     return {"float16": h5py.h5t.IEEE_F16LE, "float32": h5py.h5t.IEEE_F32LE}[dtype]
 
 
+def read_words(dataset: h5py.Dataset, start: tuple[int, ...], shape: tuple[int, ...]) -> np.ndarray:
+    """Part of a dataset as the bit patterns in the file; HDF5's own conversion of bfloat16 takes 10 times as long."""
+    file_type = dataset.id.get_type()
+    words = np.empty(shape, f"u{file_type.get_size()}")
+    space = dataset.id.get_space()
+    space.select_hyperslab(start, shape)
+    dataset.id.read(h5py.h5s.create_simple(shape), space, words, mtype=file_type)
+    return words
+
+
 def create(
     target: Path | RawIOBase,
     pinned: Pinned,

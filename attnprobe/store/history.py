@@ -44,7 +44,7 @@ def write_history(folder: Path, history: History) -> None:
 
 
 def read_history(folder: Path) -> History | None:
-    """What `write_history` wrote; None if there is nothing.
+    """The history that `write_history` wrote; None if there is none.
 
     Raises:
         MapsFileError: the file is damaged or not ours.
@@ -83,7 +83,7 @@ def _to_hdf5(history: History) -> memoryview:
         for part in ("blocks", "matrices", "uniform"):
             group = file.create_group(part)
             for metric, values in getattr(history, part).items():
-                group[_file_name(metric)] = values
+                group[metric.replace("/", "|")] = values  # a slash, as in "stage/name", would open a group
     data = buffer.getbuffer()
     data[:BLOCK] = _seal(data[BLOCK:])
     return data
@@ -91,7 +91,7 @@ def _to_hdf5(history: History) -> memoryview:
 
 def _from_hdf5(file: Any) -> History:
     parts = {
-        part: {_metric(name): _numbers(values) for name, values in file[part].items()}
+        part: {name.replace("|", "/"): _numbers(values) for name, values in file[part].items()}
         for part in ("blocks", "matrices", "uniform")
     }
     return History(
@@ -110,15 +110,6 @@ def _numbers(dataset: Any) -> np.ndarray:
     if values.dtype.kind not in "iuf":
         raise TypeError(f"{dataset.name} holds {values.dtype}, not numbers")
     return values
-
-
-def _file_name(metric: str) -> str:
-    """ "stage/name" as one name of HDF5, where a slash would open a group."""
-    return metric.replace("/", "|")
-
-
-def _metric(name: str) -> str:
-    return name.replace("|", "/")
 
 
 def _to_csv(history: History) -> str:

@@ -45,7 +45,7 @@ class Job:
 
     @property
     def over(self) -> bool:
-        """Whether no shard is to be made any more."""
+        """True if no shard is to be made any more."""
         return self.result is not None or self._merged
 
     def pin(self, maps: Sequence[AttentionMaps], batch_images: int | None) -> None:
@@ -54,7 +54,8 @@ class Job:
             self._leave_to_others()
             return
         layout = decide(maps, self._dtype, batch_images)
-        pinned = Pinned.of(self.plan, layout, datetime.now(UTC).isoformat(), batch_images)
+        batch = {} if batch_images is None else {"batch_images": batch_images}
+        pinned = Pinned(self.plan.facts() | batch, layout, datetime.now(UTC).isoformat())
         self._require_room(pinned)
         with fs.as_work_error(f"writing {self.folder / 'plan.json'}"):
             fs.make_folder(self.folder / "shards")
@@ -143,7 +144,7 @@ class Job:
                 self._leave_to_others()
 
     def _is_there(self) -> bool:
-        """Whether other processes of this job have made the file: it is of this very plan."""
+        """True if other processes of this job have made the file: it is of this very plan."""
         if self._rank.job:
             with suppress(MapsFileError, OSError), StoredMaps.open(self.path) as stored:
                 return stored.is_of(self.plan)
@@ -195,7 +196,7 @@ class Job:
         self.pinned = pinned
 
     def _is_merged(self, pinned: Pinned) -> bool:
-        """Whether NAME.h5 was made from these very shards: the process died between the two steps."""
+        """True if NAME.h5 was made from these very shards: the process died between the two steps."""
         try:
             return read_seal(self.path).plan == pinned.plan_id and verify(self.path).part is None
         except MapsFileError:
@@ -211,13 +212,13 @@ class Job:
             )
 
     def _is_done(self, number: int) -> bool:
-        """Whether a shard is there. Of a job, where plan.json has gone, all were: they have become the file."""
+        """True if a shard is there. Of a job, where plan.json has gone, all were: they have become the file."""
         if number in self.done or not self._rank.job:
             return number in self.done
         return parts.shard_path(self.folder, number).exists() or not (self.folder / "plan.json").exists()
 
     def _is_to_merge(self) -> bool:
-        """Whether this process makes the file: nothing is missing, and no other has claimed to."""
+        """True if this process makes the file: nothing is missing, and no other has claimed to."""
         missing = sum(map(len, self.missing()))
         if self._merged or not self._rank.job:
             if missing:

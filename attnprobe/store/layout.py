@@ -1,8 +1,9 @@
-"""What is in a maps file, and how each dataset is cut into chunks."""
+"""Datasets of a maps file, and the chunks that each is cut into."""
 
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 SCHEMA_VERSION = 1
@@ -53,17 +54,8 @@ class DatasetLayout:
         return math.prod(math.ceil(n / c) for n, c in zip(self.full_shape(n_images), self.chunk, strict=True))
 
     def corners(self) -> Iterator[tuple[int, ...]]:
-        """Where the chunks of one row of images begin, on the axes after the image."""
-
-        def walk(axis: int) -> Iterator[tuple[int, ...]]:
-            if axis == len(self.shape):
-                yield ()
-                return
-            for start in range(0, self.shape[axis], self.chunk[axis + 1]):
-                for rest in walk(axis + 1):
-                    yield (start, *rest)
-
-        return walk(0)
+        """Beginnings of the chunks of one row of images, on the axes after the image."""
+        return product(*(range(0, n, step) for n, step in zip(self.shape, self.chunk[1:], strict=True)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +90,7 @@ class StageLayout:
         return (DatasetLayout("weights", shape, (1, *shape), True, True), *stored)
 
     def dataset(self, name: str) -> DatasetLayout | None:
-        """What is stored under a name."""
+        """The dataset of that name, if it is stored."""
         return next((d for d in self.datasets if d.name == name), None)
 
     def at(self, site: str) -> DatasetLayout | None:
@@ -108,7 +100,7 @@ class StageLayout:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What the first batch decides: the shapes, the file's type, the images of one shard.
+    """Decisions of the first batch: the shapes, the file's type, the images of one shard.
 
     Attributes:
         dtype: of every dataset in the file: bfloat16, float16 or float32.
@@ -120,13 +112,6 @@ class Layout:
     shard_images: int
     image_bytes: int
     stages: tuple[StageLayout, ...]
-
-    def shard(self, k: int, n_images: int) -> range:
-        """Positions of the images of shard k."""
-        return range(k * self.shard_images, min(n_images, (k + 1) * self.shard_images))
-
-    def n_shards(self, n_images: int) -> int:
-        return math.ceil(n_images / self.shard_images)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Layout":

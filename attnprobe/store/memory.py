@@ -24,7 +24,7 @@ class Memory(io.RawIOBase):
         return memoryview(self._bytes)[: self._size]
 
     def write(self, data: Any, /) -> int:
-        """As of any file: what lies between the end and a position beyond it becomes zeros."""
+        """Number of bytes written: all. As in any file, a gap before a position beyond the end becomes zeros."""
         if self._at > self._size:
             self.truncate(self._at)
         stop = self._at + len(data)

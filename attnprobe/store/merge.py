@@ -87,15 +87,17 @@ def _copy(folder: Path, target: Path) -> list[tuple[int, int]]:
     outcomes: dict[str, list[np.ndarray]] = {name: [] for name in hdf5.OUTCOMES}
     copied: list[tuple[str, tuple[int, ...], int]] = []
     merged: Any = hdf5.create(target, pinned, ids, certificate=read_certificate(folder))
-    for shard in _shards(folder, pinned):
-        for name, column in outcomes.items():
-            there = shard[f"images/{name}"][:] if name in shard["images"] else None
-            unknown = np.full(shard.attrs["n_images"], hdf5.UNKNOWN[name], hdf5.OUTCOMES[name])
-            column.append(unknown if there is None else there)
-        for path, here, there in _chunks(pinned, shard):
-            data = shard[path].id.read_direct_chunk(here)[1]
-            merged[path].id.write_direct_chunk(there, data)
-            copied.append((path, there, zlib.crc32(data)))
+    for number in range(pinned.n_shards):
+        shard: Any
+        with open_shard(folder, number, pinned.plan_id) as shard:
+            for name, column in outcomes.items():
+                there = shard[f"images/{name}"][:] if name in shard["images"] else None
+                unknown = np.full(shard.attrs["n_images"], hdf5.UNKNOWN[name], hdf5.OUTCOMES[name])
+                column.append(unknown if there is None else there)
+            for path, here, there in _chunks(pinned, shard):
+                data = shard[path].id.read_direct_chunk(here)[1]
+                merged[path].id.write_direct_chunk(there, data)
+                copied.append((path, there, zlib.crc32(data)))
     for name, column in outcomes.items():
         merged[f"images/{name}"][:] = np.concatenate(column)
     merged.close()
@@ -106,18 +108,12 @@ def _copy(folder: Path, target: Path) -> list[tuple[int, int]]:
 
 
 def _found(raw: BinaryIO, chunk: Any, checksum: int) -> tuple[int, int]:
-    """Where in the file a chunk starts and stops, after it was read back."""
+    """Start and stop of a chunk in the file, after it was read back."""
     for begin in (0, BLOCK):  # HDF5 before 1.14 counts from the end of the user block
         raw.seek(begin + chunk.byte_offset)
         if zlib.crc32(raw.read(chunk.size)) == checksum:
             return begin + chunk.byte_offset, begin + chunk.byte_offset + chunk.size
     raise OSError(f"the chunk at {chunk.chunk_offset} was not written as it was read")
-
-
-def _shards(folder: Path, pinned: Pinned) -> Iterator[Any]:
-    for number in range(pinned.n_shards):
-        with open_shard(folder, number, pinned.plan_id) as shard:
-            yield shard
 
 
 def _chunks(pinned: Pinned, shard: Any) -> Iterator[tuple[str, tuple[int, ...], tuple[int, ...]]]:

@@ -17,7 +17,7 @@ from attnprobe.core.maps import AttentionMaps, Outcome
 
 
 def copies_by_itself(device: torch.device) -> bool:
-    """Whether a device has memory of its own, and streams."""
+    """True if a device has memory of its own, and streams."""
     return device.type != "cpu" and hasattr(torch.get_device_module(device), "Stream")
 
 

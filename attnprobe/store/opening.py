@@ -9,6 +9,7 @@ holds anything but groups and datasets that keep their own data.
 import io
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,20 +41,23 @@ def open_hdf5(path: Path, content: io.BytesIO | None = None, *, allowed: int | N
         file = h5py.File(path if content is None else content, "r")
     except OSError as error:
         raise MapsFileError(f"{path} cannot be read: {error}. Restore it or capture again.") from None
-    try:
+    with checking(path, file):
         declared = sum(_declared(path, dataset) for dataset in _datasets(path, file))
         if declared > max(ALWAYS_ALLOWED if allowed is None else allowed, LARGEST_RATIO * size):
             raise refusal(path, f"it declares {declared} bytes and has {size}")
-    except Exception as error:
-        file.close()
-        if isinstance(error, MapsFileError):
-            raise
-        # libhdf5 on damaged structure raises seven kinds
-        raise refusal(path, f"it cannot be read ({type(error).__name__}: {error})") from error
-    except BaseException:
-        file.close()
-        raise
     return file
+
+
+@contextmanager
+def checking(path: Path, file: h5py.File) -> Iterator[None]:
+    """Close the file if it turns out to be damaged, of which libhdf5 tells by seven kinds of errors, and refuse it."""
+    try:
+        yield
+    except BaseException as error:
+        file.close()
+        if isinstance(error, MapsFileError) or not isinstance(error, Exception):
+            raise
+        raise refusal(path, f"it cannot be read ({type(error).__name__}: {error})") from error
 
 
 def refusal(path: Path, what: str) -> MapsFileError:

@@ -20,7 +20,7 @@ from attnprobe.core.errors import MapsFileError
 from attnprobe.io import fs
 from attnprobe.io.lock import FileLock
 from attnprobe.store import structure
-from attnprobe.store.opening import open_hdf5
+from attnprobe.store.opening import checking, open_hdf5
 from attnprobe.store.plan import Pinned, canonical
 from attnprobe.store.seal import Seal, read_checked, read_seal, verify
 
@@ -31,7 +31,7 @@ def parts_of(path: Path) -> Path:
 
 
 def shard_path(folder: Path, number: int) -> Path:
-    """Where shard `number` is."""
+    """Path of shard `number`."""
     return folder / "shards" / f"s{number:06d}.h5"
 
 
@@ -45,11 +45,8 @@ def open_shard(folder: Path, number: int, plan_id: str) -> h5py.File:
     seal, data = read_checked(path)
     _require_own(path, seal, number, plan_id)
     file = open_hdf5(path, data)
-    try:
+    with checking(path, file):
         structure.check(file, path, seal)
-    except BaseException:
-        file.close()
-        raise
     return file
 
 
@@ -145,7 +142,7 @@ def write_certificate(folder: Path, certificate: Mapping[str, Any]) -> None:
 
 
 def read_certificate(folder: Path) -> dict[str, Any]:
-    """What capture proved; empty while it is not over.
+    """The certificate of the capture; empty while it is not over.
 
     Raises:
         MapsFileError: damaged.

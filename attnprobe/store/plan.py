@@ -1,13 +1,15 @@
-"""What exactly is being captured: plan.json, by which a second run can tell whether it may resume the first."""
+"""plan.json: the capture in all that changes its maps, by which a second run can tell whether it may resume it."""
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from attnprobe.core.errors import InputError, MapsFileError
+from attnprobe.core.text import short
 from attnprobe.io import fs
 from attnprobe.store.layout import SCHEMA_VERSION, Layout
 
@@ -24,7 +26,7 @@ def digest(data: Any) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class CapturePlan:
-    """What a capture is about to do; two captures with equal plans give the same maps.
+    """A capture that is about to begin; two captures with equal plans give the same maps.
 
     Attributes:
         image_ids: all images in the order they are stored; no id twice.
@@ -80,11 +82,6 @@ class Pinned:
     layout: Layout
     created: str
 
-    @classmethod
-    def of(cls, plan: CapturePlan, layout: Layout, created: str, batch_images: int | None = None) -> "Pinned":
-        pinned = {} if batch_images is None else {"batch_images": batch_images}
-        return cls(plan.facts() | pinned, layout, created)
-
     @property
     def batch_images(self) -> int | None:
         return self.facts.get("batch_images")
@@ -116,14 +113,15 @@ class Pinned:
 
     @property
     def n_shards(self) -> int:
-        return self.layout.n_shards(self.n_images)
+        return math.ceil(self.n_images / self.layout.shard_images)
 
     def shard(self, k: int) -> range:
         """Positions of the images of shard k."""
-        return self.layout.shard(k, self.n_images)
+        size = self.layout.shard_images
+        return range(k * size, min(self.n_images, (k + 1) * size))
 
     def description(self, n_images: int) -> dict[str, Any]:
-        """What a reader of `n_images` of them tells about the capture, as plain Python."""
+        """Facts about the capture for whoever reads `n_images` of its images, as plain Python."""
         facts = {name: value for name, value in self.facts.items() if name not in ("image_ids_sha256", "labels_sha256")}
         return {
             **facts,
@@ -221,10 +219,5 @@ def _first_difference(then: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[
             inner = _first_difference(before, after)
             assert inner is not None, "unequal dictionaries differ in some key"
             return f"{name}.{inner[0]}", *inner[1:]
-        return name.removesuffix("_sha256"), _short(before), _short(after)
+        return name.removesuffix("_sha256"), short(canonical(before), 60), short(canonical(after), 60)
     return None
-
-
-def _short(value: Any, longest: int = 60) -> str:
-    text = canonical(value)
-    return text if len(text) <= longest else text[: longest - 3] + "..."

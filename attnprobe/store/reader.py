@@ -11,8 +11,8 @@ from torch import Tensor
 
 from attnprobe.core.errors import InputError, did_you_mean
 from attnprobe.core.maps import AttentionMaps, Outcome, Part, TokenGrid
-from attnprobe.core.tap import Site
-from attnprobe.store import bits, structure
+from attnprobe.core.sites import Site
+from attnprobe.store import hdf5, structure
 from attnprobe.store.layout import BESIDE, DatasetLayout, StageLayout
 from attnprobe.store.stored import StoredMaps
 
@@ -155,8 +155,10 @@ class MapReader(StoredMaps):
         values = torch.empty(len(positions), *dataset.shape)
         dtype = getattr(torch, self._pinned.layout.dtype)
         for here, file, there in self._slices(positions):
+            start, shape = (there.start, *(0,) * len(dataset.shape)), dataset.full_shape(there.stop - there.start)
             with self._readable():
-                values[here] = bits.read(file[f"stages/{stage.name}/{dataset.name}"], there, dtype)
+                words = hdf5.read_words(file[f"stages/{stage.name}/{dataset.name}"], start, shape)
+                values[here] = torch.from_numpy(words).view(dtype)
         return values
 
     def _outcome(self, positions: Sequence[int]) -> tuple[Outcome, Tensor | None]:

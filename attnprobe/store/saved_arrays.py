@@ -23,7 +23,7 @@ from attnprobe.io import fs
 ENDINGS = (".npy", ".npz", ".pt", ".pth", ".safetensors", ".pkl", ".pickle")
 
 MOST_BYTES = 16 << 30
-"""Of a file; it is read into memory as a whole."""
+"""Largest size of a file, which is read into memory as a whole."""
 
 REBUILDERS: dict[tuple[str, str], Callable[..., Any]] = {
     **{(f"numpy.{core}.multiarray", "_reconstruct"): np.zeros(0).__reduce__()[0] for core in ("core", "_core")},

@@ -36,7 +36,7 @@ _STEP = 8 << 20
 
 @dataclass(frozen=True, slots=True)
 class Seal:
-    """What the first 512 bytes say. `part`: number of the shard, None in a merged file; `v`: the schema."""
+    """Content of the first 512 bytes. `part`: number of the shard, None in a merged file; `v`: the schema."""
 
     part: int | None
     plan: str
@@ -78,7 +78,7 @@ def joined(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def read_seal(path: Path) -> Seal:
-    """What the file says it is: its length is checked here, its content is not.
+    """The seal of a file: its length is checked here, its content is not.
 
     Raises:
         MapsFileError: not ours, truncated, damaged in its first bytes, or of a newer schema.

@@ -7,9 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attnprobe.core.maps import AttentionMaps, Outcome
+from attnprobe.core.maps import AttentionMaps
 from attnprobe.store import hdf5
-from attnprobe.store.bits import words
 from attnprobe.store.filters import checked, shuffled_deflated
 from attnprobe.store.layout import DatasetLayout, StageLayout
 from attnprobe.store.memory import Memory
@@ -17,7 +16,10 @@ from attnprobe.store.plan import Pinned
 from attnprobe.store.seal import BLOCK, seal_shard
 
 Corner = tuple[int, ...]
-"""Where a chunk begins, on the axes after the image."""
+"""Beginning of a chunk, on the axes after the image."""
+
+WORDS = {2: torch.uint16, 4: torch.uint32}
+"""Types of bit patterns, in which values pass through NumPy, which has no bfloat16."""
 
 
 def encoded(
@@ -28,7 +30,8 @@ def encoded(
         values = values.to(dtype).cpu()
     for corner in corners:
         inner = tuple(slice(start, start + n) for start, n in zip(corner, layout.chunk[1:], strict=True))
-        chunk = words(values[(slice(None), *inner)].to(dtype))  # chunk by chunk: it stays in the cache
+        part = values[(slice(None), *inner)].to(dtype)  # chunk by chunk: it stays in the cache
+        chunk = part.detach().contiguous().view(WORDS[dtype.itemsize]).numpy()
         if chunk.shape != layout.chunk:  # at the edge a chunk still has its full size in the file
             chunk = np.pad(chunk, [(0, full - n) for full, n in zip(layout.chunk, chunk.shape, strict=True)])
         yield corner, checked(shuffled_deflated(chunk))
@@ -76,22 +79,19 @@ class Shard:
 
     def add(self, maps: Sequence[AttentionMaps]) -> None:
         """The next images: all their maps, of every stage and site."""
+        here = slice(self._added, self._added + maps[0].n_images)
         pixels = next((m.pixels for m in maps if m.pixels is not None), None)
         if pixels is not None:
-            self._outcomes["pixels"][self._added : self._added + len(pixels)] = pixels.numpy()
+            self._outcomes["pixels"][here] = pixels.numpy()
         outcome = next((m.outcome for m in maps if m.outcome is not None), None)
         if outcome is not None:
-            self._note(outcome)
+            self._outcomes["prediction"][here] = outcome.prediction.cpu().numpy()
+            self._outcomes["probability"][here] = outcome.probability.detach().float().cpu().numpy()
+            if not self._has_labels:
+                self._outcomes["label"][here] = outcome.labels.cpu().numpy()
         for path, layout, values in tensors(maps, self.pinned.layout.stages):
             self._add(path, layout, values)
         self._added += maps[0].n_images
-
-    def _note(self, outcome: Outcome) -> None:
-        here = slice(self._added, self._added + len(outcome.prediction))
-        self._outcomes["prediction"][here] = outcome.prediction.cpu().numpy()
-        self._outcomes["probability"][here] = outcome.probability.detach().float().cpu().numpy()
-        if not self._has_labels:
-            self._outcomes["label"][here] = outcome.labels.cpu().numpy()
 
     def _add(self, path: str, layout: DatasetLayout, values: Tensor) -> None:
         step = layout.chunk[0]
@@ -103,14 +103,11 @@ class Shard:
         last = begin + len(values) == self._n
         whole = len(values) if last else len(values) // step * step
         for start in range(0, whole, step):
-            self._write_row(path, layout, begin + start, values[start : min(start + step, whole)])
+            row = values[start : min(start + step, whole)]
+            for corner, data in encoded(layout, row, self._dtype, layout.corners()):
+                self._file[path].id.write_direct_chunk((begin + start, *corner), data)
         if whole < len(values):
             self._waiting[path] = values[whole:].detach().to("cpu", self._dtype, copy=True)
-
-    def _write_row(self, path: str, layout: DatasetLayout, image: int, values: Tensor) -> None:
-        dataset = self._file[path].id
-        for corner, data in encoded(layout, values, self._dtype, layout.corners()):
-            dataset.write_direct_chunk((image, *corner), data)
 
     def finish(self) -> memoryview:
         """The bytes of the finished file, sealed.

@@ -13,7 +13,7 @@ from attnprobe.core.browse import StageShape
 from attnprobe.core.errors import InputError, MapsFileError, did_you_mean
 from attnprobe.store import hdf5, parts, structure
 from attnprobe.store.layout import StageLayout
-from attnprobe.store.opening import open_hdf5
+from attnprobe.store.opening import checking, open_hdf5
 from attnprobe.store.plan import CapturePlan, Pinned, read_plan
 from attnprobe.store.seal import read_checked, verify
 
@@ -77,13 +77,10 @@ class StoredMaps:
         if seal.part is not None:
             raise MapsFileError(f"{path} is shard {seal.part} of a capture; open the folder {path.parent.parent}.")
         file = open_hdf5(path, data)
-        try:
+        with checking(path, file):
             pinned = structure.check(file, path, seal)
             ids = tuple(structure.read_ids(file))
             certificate = structure.read_certificate(file)
-        except BaseException:
-            file.close()
-            raise
         return cls(path, pinned, ids, [Piece(0, len(ids), None)], certificate, file)
 
     @classmethod
@@ -105,7 +102,7 @@ class StoredMaps:
         return cls(folder, pinned, tuple(kept), pieces, parts.read_certificate(folder), None)
 
     def is_of(self, plan: CapturePlan) -> bool:
-        """Whether this is what the plan asks for."""
+        """True if this is what the plan asks for."""
         return self._pinned.asked == plan.facts()
 
     @property
@@ -224,13 +221,10 @@ class StoredMaps:
 
 
 def _float32(dataset: h5py.Dataset, place: tuple[int, int], dtype: str) -> np.ndarray:
-    """One layer of one image. bfloat16 is the upper half of a float32; HDF5's own conversion takes 10 times as long."""
+    """One layer of one image; bfloat16 is the upper half of a float32."""
     if dtype != "bfloat16":
         return dataset[place].astype(np.float32, copy=False)
-    words = np.empty(dataset.shape[2:], np.uint16)
-    space = dataset.id.get_space()
-    space.select_hyperslab((*place, 0, 0, 0), (1, 1, *words.shape))
-    dataset.id.read(h5py.h5s.create_simple((1, 1, *words.shape)), space, words, mtype=dataset.id.get_type())
+    words = hdf5.read_words(dataset, (*place, 0, 0, 0), (1, 1, *dataset.shape[2:]))[0, 0]
     return (words.astype(np.uint32) << 16).view(np.float32)
 
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import h5py
 
-from attnprobe.core.errors import MapsFileError
 from attnprobe.store.hdf5 import ADDED, OUTCOMES, TEXT, file_type
 from attnprobe.store.layout import DatasetLayout
 from attnprobe.store.opening import refusal
@@ -18,21 +17,14 @@ from attnprobe.store.plan import Pinned, digest, require_known_schema
 from attnprobe.store.seal import Seal
 
 
-def check(file: h5py.File, path: Path, seal: Seal) -> Pinned:
+def check(file: Any, path: Path, seal: Seal) -> Pinned:
     """The plan inside an open file, after the structure was found to be what this plan makes.
+
+    Call it inside `opening.checking`: what damage makes of HDF5's objects can raise anything.
 
     Raises:
         MapsFileError: anything is missing, added, linked from elsewhere or of another shape or type.
     """
-    try:
-        return _check(file, path, seal)
-    except MapsFileError:
-        raise
-    except Exception as error:  # libhdf5 on damaged structure raises seven kinds
-        raise refusal(path, f"it cannot be read ({type(error).__name__}: {error})") from error
-
-
-def _check(file: Any, path: Path, seal: Seal) -> Pinned:
     version = file.attrs.get("schema_version")
     require_known_schema(path, None if version is None else int(version))
     text = file.attrs["plan"]
@@ -75,7 +67,7 @@ def datasets(pinned: Pinned) -> list[tuple[str, DatasetLayout]]:
 
 
 def read_certificate(file: Any) -> dict[str, Any]:
-    """What capture proved, of an open file."""
+    """The certificate in an open file."""
     return json.loads(file.attrs["certificate"])
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal
 
 import torch
@@ -89,7 +88,7 @@ class MapWriter:
 
     @property
     def begun(self) -> bool:
-        """Whether it is known what a shard is."""
+        """True if it is known what a shard is."""
         return self._job.over or self._job.pinned is not None
 
     @property
@@ -171,9 +170,7 @@ class MapWriter:
     def __enter__(self) -> "MapWriter":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         if kind is None:
             self.close()
         else:

@@ -24,6 +24,10 @@ class Detail:
     every_head: bool
     every: int
 
+    def layers(self, shape: StageShape) -> range:
+        """Positions of the layers of a stage that are kept."""
+        return range(0, len(shape.layers), self.every)
+
 
 DETAILS = (Detail(True, 1), *(Detail(False, every) for every in (1, 2, 4, 8, 16)))
 """From the richest to the poorest; the first that fits with enough images is taken."""
@@ -64,18 +68,12 @@ def _fitting(
     """The first images, until the next would be too much."""
     kept: list[str] = []
     maps: dict[str, str] = {}
-    wanted = min(ENOUGH, len(image_ids))
-    if (
-        wanted
-        * sum(_expected_bytes(run, shape, image_ids[0], detail) for run in runs for shape in explorable(run.maps))
-        > budget
-    ):
+    expected = (_expected_bytes(run, shape, image_ids[0], detail) for run in runs for shape in explorable(run.maps))
+    if min(ENOUGH, len(image_ids)) * sum(expected) > budget:
         return kept, maps
     for image_id in image_ids:
         more = {
-            f"{len(kept)}-{r}-{s}-{t}": _packed(
-                run, shape, site, image_id, detail, range(0, len(shape.layers), detail.every)
-            )
+            f"{len(kept)}-{r}-{s}-{t}": _packed(run, shape, site, image_id, detail, detail.layers(shape))
             for r, run in enumerate(runs)
             if image_id in run.places
             for s, shape in enumerate(explorable(run.maps))
@@ -93,7 +91,7 @@ def _expected_bytes(run: Viewed, shape: StageShape, image_id: str, detail: Detai
     """Estimated bytes of an image, from its middle layer; somewhat less, since packing decides what fits."""
     if image_id not in run.places:
         return 0
-    layers = range(0, len(shape.layers), detail.every)
+    layers = detail.layers(shape)
     middle = [layers[len(layers) // 2]]
     return 0.8 * len(layers) * sum(len(_packed(run, shape, site, image_id, detail, middle)) for site in shape.sites)
 
@@ -131,7 +129,7 @@ def _index(
     off, off_signed = (f"{100 * largest_error(kind):.1f} %" for kind in (False, True))
     notes = [
         f"Weights are kept in one byte each, off by at most {off} of the largest patch in their row"
-        + (f" ({off_signed} where a map has negative weights)." if signed else "."),
+        + (f" ({off_signed} where a map has negative weights)." if signed else ".")
     ]
     if len(image_ids) < wanted:
         notes.append(f"To keep the page small, {wanted - len(image_ids)} of {wanted} images were left out.")

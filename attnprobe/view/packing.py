@@ -27,17 +27,12 @@ def pack(values: np.ndarray, n_prefix: int, signed: bool) -> tuple[np.ndarray, n
     parts = kept[..., :n_prefix], kept[..., n_prefix:]
     bits = np.stack([np.abs(part).max(-1, initial=0) for part in parts], -1).view(np.uint32)
     largest = ((bits + 0xFFFF) >> 16).astype(np.uint16)  # the upper half of a float32, rounded up
-    scale = scale_of_keys(largest, n_prefix, values.shape[-1])
+    of_parts = (largest.astype(np.uint32) << 16).view(np.float32)
+    scale = np.repeat(of_parts, [part.shape[-1] for part in parts], axis=-1)
     share = np.divide(np.abs(kept), scale, out=np.zeros_like(kept), where=scale > 0)
     codes = np.rint(LEVELS[signed] * np.sqrt(share)) * np.sign(kept)
     codes = np.where(finite, codes, -128 if signed else 255)
     return largest, codes.astype(np.int8).view(np.uint8) if signed else codes.astype(np.uint8)
-
-
-def scale_of_keys(largest: np.ndarray, n_prefix: int, keys: int) -> np.ndarray:
-    """Bits of bfloat16 [..., 2] -> float32 [..., key]."""
-    scale = (largest.astype(np.uint32) << 16).view(np.float32)
-    return np.repeat(scale, (n_prefix, keys - n_prefix), axis=-1)
 
 
 def largest_error(signed: bool) -> float:

@@ -20,11 +20,6 @@ def template(name: str) -> str:
     return (files("attnprobe.view") / "templates" / name).read_text("utf-8")
 
 
-def style() -> str:
-    """The explorer's rules; colours are those of the page around it."""
-    return template("explorer.css")
-
-
 @cache
 def script() -> str:
     """The whole script, in one function, so that it shares no name with anything else in the page."""
@@ -54,5 +49,5 @@ def whole_page(index: Mapping[str, Any]) -> str:
     """The page that the viewer serves."""
     names = ", ".join(run["name"] for run in index["runs"])
     return Template(template("view.html")).substitute(
-        title=html.escape(names), style=template("theme.css") + style(), section=section(index)
+        title=html.escape(names), style=template("theme.css") + template("explorer.css"), section=section(index)
     )

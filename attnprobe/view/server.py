@@ -59,7 +59,7 @@ class Viewer(ThreadingHTTPServer):
 
     @property
     def busy(self) -> bool:
-        """Whether a request is being answered, or a connection waits for its next one."""
+        """True if a request is being answered, or a connection waits for its next one."""
         return any(thread.is_alive() for thread in self._connections)
 
     def process_request(self, request: Any, client_address: Any) -> None:
@@ -102,9 +102,9 @@ class _Handler(BaseHTTPRequestHandler):
             found = self.server.answers.answer(what, dict(parse_qsl(query, max_num_fields=10)))
         except (AttnprobeError, ValueError) as error:
             return self._reply(400, Answer(str(error).encode("utf-8", "replace"), "text/plain; charset=utf-8"))
-        return self._reply(
-            *((404, Answer(b"There is no such thing.", "text/plain")) if found is None else (200, found))
-        )
+        if found is None:
+            return self._reply(404, Answer(b"There is no such thing.", "text/plain"))
+        return self._reply(200, found)
 
     def _reply(self, status: int, answer: Answer) -> None:
         self.send_response(status)

@@ -19,16 +19,15 @@ from attnprobe.reports.numbers import NONE, number, with_interval
 from attnprobe.reports.papers import (
     HEADER,
     METHODS_HEADER,
+    OF_METHODS,
     depth_figure,
-    methods_caption,
     methods_cells,
     papers_caption,
     papers_cells,
     papers_table,
 )
 from attnprobe.reports.tables import SUMMARY_HEADER, summary_table
-from attnprobe.stats.holm import LEVEL
-from attnprobe.stats.paired import Difference
+from attnprobe.stats.paired import LEVEL, Difference
 from attnprobe.workflows.differences import (
     Compared,
     common_measurements,
@@ -202,7 +201,7 @@ def _table(comparison: Comparison, table: str) -> tuple[tuple[str, ...], list[li
         if not sides[0].is_method:
             return HEADER, papers_cells(runs), papers_caption(runs) + scope, data
         cells = methods_cells({side.name: side.runs for side in sides})
-        return METHODS_HEADER, cells, methods_caption(runs), data
+        return METHODS_HEADER, cells, papers_caption(runs, OF_METHODS), data
     summary = summary_table(runs)
     header = (SUMMARY_HEADER, *summary.columns)
     rows = [list(row) for row in summary.itertuples(name=None)]

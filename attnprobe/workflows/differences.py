@@ -9,7 +9,7 @@ import torch
 from attnprobe.core.errors import InputError
 from attnprobe.core.examined import Examined
 from attnprobe.core.measurement import Measurement
-from attnprobe.core.tap import Site
+from attnprobe.core.sites import Site
 from attnprobe.metrics.engine.heads import matching
 from attnprobe.reports.numbers import telling_cells
 from attnprobe.stats.alignment import (

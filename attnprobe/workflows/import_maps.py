@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from attnprobe.core.errors import InputError
-from attnprobe.core.import_options import ImportOptions
 from attnprobe.core.maps import AttentionMaps, TokenGrid
 from attnprobe.core.sites import Site
+from attnprobe.core.spec import ImportOptions
 from attnprobe.store import CapturePlan, MapWriter
 from attnprobe.store.saved_arrays import read_arrays
 

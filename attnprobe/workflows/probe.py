@@ -35,7 +35,7 @@ from attnprobe.core.history import History
 from attnprobe.core.images import ImageSource
 from attnprobe.core.measurement import Key, Measurement
 from attnprobe.core.metric import Metric
-from attnprobe.core.tap import Site
+from attnprobe.core.sites import Site
 from attnprobe.metrics import METRICS, measure
 from attnprobe.stats.alarms import Thresholds, alarms
 from attnprobe.stats.blocks import per_block

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from attnprobe.core.errors import InputError
-from attnprobe.data.pillow import MAX_PIXELS, check, open_image, pre_scan, some_unreadable
+from attnprobe.data.pillow import MAX_PIXELS, check, of_each, open_image, some_unreadable
 
 FORMATS = ("png", "jpg", "webp", "bmp", "gif", "tiff")
 
@@ -69,7 +69,7 @@ def test_a_bomb_is_refused_before_it_is_decoded(tmp_path):
 
 @pytest.mark.parametrize("side", [10_000, 20_000])
 def test_bombs_that_pillow_knows_are_refused_as_well(tmp_path, side):
-    assert "pixels" in pre_scan([str(bomb(tmp_path / "bomb.png", side))])[0]
+    assert "pixels" in of_each(check, [str(bomb(tmp_path / "bomb.png", side))])[0]
 
 
 def test_reasons_are_told_in_words(tmp_path):
@@ -77,7 +77,7 @@ def test_reasons_are_told_in_words(tmp_path):
     (tmp_path / "text.png").write_text("hello")
     os.mkfifo(tmp_path / "pipe.png")
     names = ("empty.png", "text.png", "pipe.png", "missing.png", ".")
-    assert pre_scan([str(tmp_path / name) for name in names], threads=2) == [
+    assert of_each(check, [str(tmp_path / name) for name in names], threads=2) == [
         "empty file",
         "not an image Pillow can read",
         "not a regular file",

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attnprobe.core.maps import TokenGrid
-from attnprobe.metrics import attention_distance
+from attnprobe.metrics import attention_distance, own_column_mass, own_row_mass
 from tests.metrics import naive
 
 GRID = TokenGrid(2, 3, ("cls", "reg0"), patch=(4, 10))
@@ -64,3 +64,41 @@ def test_between_zero_and_the_diagonal_and_the_same_in_a_mirror(seed, spread):
     distance = attention_distance(maps, grid)
     assert (distance >= 0).all() and (distance <= math.hypot(4, 20)).all()
     torch.testing.assert_close(distance, attention_distance(maps.flip(3, 4), grid))
+
+
+GRID_OF_LINES = TokenGrid(2, 3)
+
+
+def by_loops(matrix, line):
+    shares = []
+    for i, row in enumerate(matrix[1:]):
+        own = sum(w for j, w in enumerate(row[1:]) if line(i) == line(j))
+        if sum(row[1:]) > 0:
+            shares.append(own / sum(row[1:]))
+    return naive.mean(shares)
+
+
+def test_equal_loops_over_patches(soft):
+    maps = soft(2, 2, 3, 7, 7).clone()
+    maps[0, 1, 2, 4, 1:] = 0  # attends to no patch
+    rows, columns = own_row_mass(maps, GRID_OF_LINES), own_column_mass(maps, GRID_OF_LINES)
+    for at in itertools.product(range(2), range(2), range(3)):
+        np.testing.assert_allclose(rows[at], by_loops(maps[at].tolist(), lambda i: i // 3))
+        np.testing.assert_allclose(columns[at], by_loops(maps[at].tolist(), lambda i: i % 3))
+
+
+def test_uniform_attention_and_a_head_that_looks_at_no_patch():
+    uniform = torch.full((1, 1, 1, 7, 7), 1 / 7).double()
+    np.testing.assert_allclose(own_row_mass(uniform, GRID_OF_LINES).item(), 1 / 2)
+    np.testing.assert_allclose(own_column_mass(uniform, GRID_OF_LINES).item(), 1 / 3)
+    blind = torch.zeros(1, 1, 1, 7, 7)
+    blind[..., 0] = 1
+    assert math.isnan(own_row_mass(blind, GRID_OF_LINES).item())
+
+
+def test_a_mirrored_picture_changes_nothing(soft):
+    maps, mirror = soft(1, 2, 2, 7, 7), [0, 3, 2, 1, 6, 5, 4]
+    for metric in (own_row_mass, own_column_mass):
+        torch.testing.assert_close(
+            metric(maps[..., mirror, :][..., mirror], GRID_OF_LINES), metric(maps, GRID_OF_LINES)
+        )

@@ -8,7 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attnprobe.core.errors import InputError
-from attnprobe.metrics import METRICS, row_entropy, row_gini, row_hoyer, row_participation, row_top_mass
+from attnprobe.metrics import (
+    METRICS,
+    head_confidence,
+    row_entropy,
+    row_gini,
+    row_hoyer,
+    row_participation,
+    row_top_mass,
+)
 from tests.metrics import naive
 
 
@@ -82,3 +90,16 @@ def test_edge_cases(soft):
     maps[0, 0, 1, 2, 2] = math.nan
     for metric in map(METRICS.__getitem__, SLOW):
         assert metric(maps).isnan().tolist() == [[[False, True]]], metric.name
+
+
+def test_equals_a_loop_and_the_top_one_mass(soft):
+    maps = soft(2, 3, 2, 4, 5)
+    fast = head_confidence(maps)
+    for i, layer, h in itertools.product(range(2), range(3), range(2)):
+        np.testing.assert_allclose(fast[i, layer, h], naive.mean(max(row) for row in maps[i, layer, h].tolist()))
+    torch.testing.assert_close(fast, row_top_mass(maps, k=1))
+
+
+def test_uniform_attention_is_least_sure_and_one_hot_most():
+    assert head_confidence(torch.full((1, 1, 1, 4, 8), 1 / 8)).item() == 1 / 8
+    assert head_confidence(torch.eye(5)[None, None, None]).item() == 1

@@ -41,10 +41,10 @@ def test_a_query_is_shown_over_the_patches_with_its_own_place_outlined():
     tile = ax.images[-1]
     np.testing.assert_array_equal(tile.get_array(), maps.values[0, 1, 2, 7, 1:].view(2, 4))
     left, _right, bottom, top = tile.get_extent()
-    x, y = ax.get_lines()[-1].get_data()
-    assert x.min() == pytest.approx(left + 0.5) and x.max() == pytest.approx(left + 0.75)
-    assert y.min() == pytest.approx(top + 0.25) and y.max() == pytest.approx(bottom)
-    assert not map_strip(maps, query=0).get_lines()  # the class token sits nowhere
+    box = ax.patches[-1].get_bbox()
+    assert box.x0 == pytest.approx(left + 0.5) and box.x1 == pytest.approx(left + 0.75)
+    assert box.y0 == pytest.approx(top + 0.25) and box.y1 == pytest.approx(bottom)
+    assert not map_strip(maps, query=0).patches  # the class token sits nowhere
 
 
 def test_colours_are_shared_by_all_tiles_and_start_at_zero():

@@ -22,7 +22,6 @@ def test_the_interval_of_a_mean_narrows_with_the_root_of_the_number_of_images():
     student = stats.t.ppf(0.975, sizes - 1) * np.sqrt(sizes / (sizes - 1))
     np.testing.assert_allclose(half, student * values.std() / np.sqrt(sizes), rtol=0.06)
     np.testing.assert_allclose(found.value, values.mean())
-    assert found.enough(1.01 * half[3]) == 64 and found.enough(1e9) == 8 and found.enough(0) is None
 
 
 def test_of_as_many_images_as_there_are_it_is_the_interval_of_the_measurement(make_maps):
@@ -37,7 +36,6 @@ def test_of_similar_blocks_it_is_the_count_and_any_other_number_can_be_asked_for
     m = measure([maps], [similar_blocks.with_settings(rho=0.5)])["similar_blocks"]
     found = images_needed(m, sizes=[8, 400])
     assert found.value == 1 and found.low.tolist() == [0, 1] and found.high.tolist() == [1, 1]
-    assert found.enough(0) == 400
     row = m.coords["threshold"].index(0.9)
     of_block = images_needed(m, lambda means: means[:, row, 1], sizes=[400])
     np.testing.assert_allclose(of_block.value, m.summary["ratio"][1])

@@ -8,8 +8,8 @@ from scipy import stats
 
 from attnprobe.core.errors import InputError
 from attnprobe.stats import methods
-from attnprobe.stats.holm import holm
 from attnprobe.stats.methods import difference_of_methods
+from attnprobe.stats.paired import holm
 from tests.reports.formulas import measurement
 
 

@@ -4,6 +4,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
 from attnprobe.core.errors import InputError, ShapeError
 from attnprobe.core.maps import AttentionMaps, TokenGrid
@@ -17,7 +19,7 @@ from attnprobe.metrics import (
     row_entropy,
 )
 from attnprobe.stats import paired
-from attnprobe.stats.paired import paired_difference
+from attnprobe.stats.paired import holm, paired_difference
 
 
 @metric(axes=("layer", "head"))
@@ -177,3 +179,25 @@ def test_what_cannot_be_compared_is_refused_in_words(make_maps):
     other_patches = replace(maps, grid=replace(maps.grid, patch=(8, 8)))
     with pytest.raises(InputError, match="uniform attention has another attention_distance"):
         paired_difference(*(measure([x], [attention_distance])["attention_distance"] for x in (maps, other_patches)))
+
+
+def rejected_by_steps(p, level):
+    """Holm's procedure in words: the smallest first, until one is not below level / (number left)."""
+    left, found = sorted(range(len(p)), key=lambda i: p[i]), set()
+    while left and p[left[0]] <= level / len(left):
+        found.add(left.pop(0))
+    return found
+
+
+@settings(max_examples=60, deadline=None)
+@given(p=st.lists(st.floats(0, 1), min_size=1, max_size=12), level=st.sampled_from([0.01, 0.05, 0.2]))
+def test_holm_rejects_what_the_step_down_procedure_rejects(p, level):
+    adjusted = holm(np.array(p))
+    assume(not np.isclose(adjusted, level).any())
+    assert set(np.flatnonzero(adjusted <= level).tolist()) == rejected_by_steps(p, level)
+    assert (adjusted >= np.array(p) - 1e-15).all() and (adjusted <= 1).all()
+
+
+def test_holm_of_known_values_has_their_shape():
+    np.testing.assert_allclose(holm(np.array([[0.01, 0.04], [0.03, 0.005]])), [[0.03, 0.06], [0.06, 0.02]])
+    assert holm(np.empty(0)).shape == (0,) and holm(np.array([0.7])).tolist() == [0.7]

@@ -4,7 +4,7 @@ import numpy as np
 
 from attnprobe.core.browse import StageShape
 from attnprobe.view.described import Viewed
-from attnprobe.view.packing import LEVELS, scale_of_keys
+from attnprobe.view.packing import LEVELS
 
 
 class Arrays:
@@ -53,4 +53,6 @@ def unpack(largest: np.ndarray, codes: np.ndarray, n_prefix: int, signed: bool) 
     steps = codes.view(np.int8).astype(np.float32) if signed else codes.astype(np.float32)
     missing = steps == (-128 if signed else 255)
     steps = np.where(missing, np.nan, steps / LEVELS[signed])
-    return np.sign(steps) * steps * steps * scale_of_keys(largest, n_prefix, codes.shape[-1])
+    of_parts = (largest.astype(np.uint32) << 16).view(np.float32)
+    of_keys = [of_parts[..., :1]] * n_prefix + [of_parts[..., 1:]] * (codes.shape[-1] - n_prefix)
+    return np.sign(steps) * steps * steps * np.concatenate(of_keys, -1)

@@ -11,7 +11,7 @@ from matplotlib import colormaps
 from attnprobe.view import page as page_module
 from attnprobe.view.embedded import embed
 from attnprobe.view.packing import pack
-from attnprobe.view.page import section, style, template
+from attnprobe.view.page import section, template
 from tests.browser import drawn
 from tests.view.arrays import Arrays, unpack, viewed
 
@@ -23,7 +23,7 @@ LONG = HOSTILE + "x" * (300 - len(HOSTILE))
 def html(runs, ids=None, budget=10**7, pictures=None):
     ids = ids or list(runs[0].maps.image_ids)
     embedded = embed(runs, ids, pictures if pictures is not None else dict.fromkeys(ids, PIXEL), budget)
-    css, body = template("theme.css") + style(), section(embedded.index, embedded.maps)
+    css, body = template("theme.css") + template("explorer.css"), section(embedded.index, embedded.maps)
     policy = f"default-src 'none'; img-src data:; script-src {page_module.script_hash()}; style-src 'unsafe-inline'"
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>A page</title>'

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from attnprobe.core.errors import InputError
-from attnprobe.core.import_options import ImportOptions
+from attnprobe.core.spec import ImportOptions
 from attnprobe.store import open_maps
 from attnprobe.workflows.import_maps import import_maps
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from attnprobe.core.errors import InputError, ShapeError
 from attnprobe.core.maps import AttentionMaps, uniform_maps
 from attnprobe.core.metric import Metric
-from attnprobe.core.tap import Site
+from attnprobe.core.sites import Site
 from attnprobe.metrics.engine.collected import Collected, maps_not_finite
 
 PIECE_BYTES = 16 * 2**20
@@ -77,7 +78,7 @@ def collect(chunks: Iterable[AttentionMaps], metrics: Sequence[Metric]) -> list[
             for piece in _pieces(chunk):
                 whole = [place.collected[metric.name].add(values_of(metric, piece)) for metric in suited]
                 if suited and not (finite := np.logical_and.reduce(whole)).all():
-                    place.not_finite.extend(maps_not_finite(piece, ~finite, NAMED - len(place.not_finite)))
+                    place.not_finite.extend(islice(maps_not_finite(piece, ~finite), NAMED - len(place.not_finite)))
             del piece
         del chunk  # its memory is free for the next one, which is computed when the loop asks for it
     if not places:

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import reduce
-from itertools import islice
 
 import numpy as np
 
@@ -90,31 +89,20 @@ class Collected:
         """Sums over all images; from kept values they do not depend on the sizes in which these came."""
         if self._folded is not None:
             return self._folded
-        return reduce(Moments.merge, map(Moments.of, _blocks(np.concatenate(self._kept))))
+        values = np.concatenate(self._kept)
+        length = max(1, BLOCK_BYTES // max(1, values[0].size * 8))
+        blocks = (values[start : start + length] for start in range(0, len(values), length))
+        return reduce(Moments.merge, map(Moments.of, blocks))
 
 
-def _blocks(values: np.ndarray) -> Iterator[np.ndarray]:
-    length = max(1, BLOCK_BYTES // max(1, values[0].size * 8))
-    for start in range(0, len(values), length):
-        yield values[start : start + length]
+def maps_not_finite(maps: AttentionMaps, images: np.ndarray) -> Iterator[str]:
+    """Names of maps with NaN or infinities, as "image val/7, block 3 (blocks.2.attn), head 5"; numbers count from 1.
 
-
-def maps_not_finite(maps: AttentionMaps, images: np.ndarray, at_most: int) -> list[str]:
-    """Names of maps with NaN or infinities, searched among some images only.
+    None if all are finite: then the metric has no value there, as the distance of a head that attends to no patch.
 
     Args:
-        maps: some images.
-        images: [image], bool: those for which a metric was not finite.
-        at_most: how many to name.
-
-    Returns:
-        Such as "image val/7, block 3 (blocks.2.attn), head 5"; numbers count from 1. Empty if all are finite: then the
-        metric has no value there, as the distance of a head that attends to no patch.
+        images: [image], bool: those for which a metric was not finite; no others are searched.
     """
-    return list(islice(_named(maps, images), max(0, at_most)))
-
-
-def _named(maps: AttentionMaps, images: np.ndarray) -> Iterator[str]:
     for i in np.flatnonzero(images):
         finite = maps.values[i].isfinite().all(-1).all(-1)
         for layer, head in (~finite).nonzero().tolist():

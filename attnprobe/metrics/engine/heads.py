@@ -16,13 +16,10 @@ HEAD_MATCH = ("index", "hungarian")
 
 
 def matching(gains: Tensor) -> Tensor:
-    """The partner of each head, so that the sum of gains over pairs is largest (Hungarian method).
+    """[..., head], the index of each head's partner, so that the sum of gains over pairs is largest (Hungarian method).
 
-    Args:
-        gains: [..., head, head of the other layer], such as summed cosines.
-
-    Returns:
-        [..., head], the index of its partner; a permutation. Heads keep their order where a gain is not finite.
+    A permutation; heads keep their order where a gain is not finite. `gains` are [..., head, head of the other layer],
+    such as summed cosines.
     """
     flat = gains.detach().double().cpu().flatten(0, -3)
     own = torch.arange(gains.shape[-1])

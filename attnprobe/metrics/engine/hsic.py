@@ -15,14 +15,8 @@ ESTIMATORS = ("unbiased", "biased")
 
 
 def gram(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Inner products of samples whose mean is taken off; zero where features are constant up to rounding.
-
-    Args:
-        features: [..., sample, feature].
-
-    Returns:
-        As `half_products`: [..., sample, sample] below the diagonal, and the diagonal [..., sample].
-    """
+    """[..., sample, feature] -> inner products of centred samples, as `half_products`: [..., sample, sample] below the
+    diagonal, and the diagonal [..., sample]; zero where features are constant up to rounding."""
     size = torch.linalg.vector_norm(features.flatten(-2), dim=-1)
     below, diagonal = half_products(features - features.mean(-2, keepdim=True))
     constant = diagonal.sum(-1).sqrt() <= size * ROUNDING * torch.finfo(features.dtype).eps

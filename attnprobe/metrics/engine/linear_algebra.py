@@ -50,13 +50,9 @@ def _half(x: Tensor) -> Tensor:
 
 
 def singular_values(matrix: Tensor) -> Tensor:
-    """Singular values in falling order, float64: square roots of a Gram matrix's eigenvalues keep half of the digits.
+    """[..., query, key] -> [..., min(query, key)], float64, in falling order; NaN where a matrix is not finite.
 
-    Args:
-        matrix: [..., query, key].
-
-    Returns:
-        [..., min(query, key)], float64; NaN where the matrix is not finite, on which LAPACK would fail.
+    LAPACK would fail on that. By the SVD: square roots of a Gram matrix's eigenvalues keep half of the digits.
     """
     finite = matrix.isfinite().all(-1).all(-1)
     values = torch.linalg.svdvals(torch.where(finite[..., None, None], matrix, 0.0).double())
@@ -80,11 +76,7 @@ def unit_vectors(maps: Tensor, axis: str = "key", center: str = "none", exclude_
 
     Args:
         maps: [..., query, key].
-        axis: "key": the vector of token t is the column A[:, t], how much t gives to each query (arXiv:2103.11886).
-            "query": it is the row A[t, :], how much t attends to each key.
-        center: "none"; "mean": subtract from each vector the mean of its entries, so that its cosine is a correlation;
-            "uniform": subtract 1/K, the entry of uniform attention over K keys.
-        exclude_prefix: leave out the vectors of the first tokens. The other vectors keep all their entries.
+        axis, center, exclude_prefix: settings of `layer_similarity`, explained there.
 
     Returns:
         Like `maps` without the excluded tokens. A vector that is zero, or zero up to rounding once centred, stays zero,

@@ -63,12 +63,12 @@ def measure(
 
 
 def summarise(
-    places: "list[Place]",
+    places: list[Place],
     wanted: Sequence[Metric],
     required: frozenset[str],
     bootstrap: int,
     seed: int,
-    baselines: "Mapping[str, list[Place]]",
+    baselines: Mapping[str, list[Place]],
     group: str | None = None,
 ) -> Measurements:
     """Measurements of what was collected, with baselines; arguments and errors as in `measure`."""

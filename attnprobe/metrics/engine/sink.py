@@ -1,4 +1,4 @@
-"""Where images are measured without keeping a map: a folder of slices, made by one process or by all of a job."""
+"""Measuring without keeping a map: a folder of slices, made by one process or by all of a job."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -51,7 +51,7 @@ class MeasureSink:
 
     @property
     def begun(self) -> bool:
-        """Whether it is known what a slice is."""
+        """True if it is known what a slice is."""
         return self.batch_images is not None
 
     @property

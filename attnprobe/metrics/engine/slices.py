@@ -25,7 +25,7 @@ from attnprobe.metrics.engine.measure import summarise
 
 
 def measure_slice(chunks: Iterable[AttentionMaps], metrics: Sequence[Metric | str] | None = None) -> bytes:
-    """What every metric says of each of these images, as the bytes of an .npz file; arguments as in `measure`."""
+    """Values of every metric for each of these images, as the bytes of an .npz file; arguments as in `measure`."""
     places = collect(chunks, choose(metrics)[0])
     arrays: dict[str, np.ndarray] = {}
     for i, place in enumerate(places):
@@ -68,7 +68,7 @@ def measure_slices(
     baselines: Mapping[str, Iterable[bytes]] | None = None,
     group: str | None = None,
 ) -> Measurements:
-    """As `measure`, from what `measure_slice` gave, in order; `metrics` must be the same."""
+    """The result of `measure`, from the bytes that `measure_slice` gave, in order; `metrics` must be the same."""
     wanted, required = choose(metrics)
     others = {name: _places(parts) for name, parts in (baselines or {}).items()}
     return summarise(_places(slices), wanted, required, bootstrap, seed, others, group)
@@ -76,29 +76,32 @@ def measure_slices(
 
 def layers_and_grid(data: bytes) -> tuple[tuple[str, ...], TokenGrid]:
     """Names of the layers and the tokens of the first stage of a slice."""
-    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-        like = _place(json.loads(arrays["about"].tobytes())[0]).uniform
+    like = _place(_read(data)[0][0]).uniform
     return like.layers, like.grid
 
 
 def images_of(data: bytes) -> list[str]:
     """Ids of the images a slice is about, in order."""
-    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-        return json.loads(arrays["about"].tobytes())[0]["image_ids"]
+    return _read(data)[0][0]["image_ids"]
+
+
+def _read(data: bytes) -> tuple[list[dict[str, Any]], Any]:
+    """Facts (`_about`) of each place of a slice, and its arrays, read when they are asked for."""
+    arrays = np.load(io.BytesIO(data), allow_pickle=False)
+    return json.loads(arrays["about"].tobytes()), arrays
 
 
 def _places(slices: Iterable[bytes]) -> list[Place]:
     places: dict[tuple[str, str], Place] = {}
-    for data in slices:
-        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            for i, about in enumerate(json.loads(arrays["about"].tobytes())):
-                place = places.setdefault((about["stage"], about["site"]), _place(about))
-                place.image_ids.extend(about["image_ids"])
-                place.pixels.extend(about.get("pixels", [0] * len(about["image_ids"])))  # 0.1.0 did not note them
-                place.not_finite.extend(about["not_finite"][: NAMED - len(place.not_finite)])
-                for name in arrays.files:
-                    if name.startswith(f"{i}/"):
-                        place.collected.setdefault(name.partition("/")[2], Collected()).add(arrays[name])
+    for abouts, arrays in map(_read, slices):
+        for i, about in enumerate(abouts):
+            place = places.setdefault((about["stage"], about["site"]), _place(about))
+            place.image_ids.extend(about["image_ids"])
+            place.pixels.extend(about.get("pixels", [0] * len(about["image_ids"])))  # 0.1.0 did not note them
+            place.not_finite.extend(about["not_finite"][: NAMED - len(place.not_finite)])
+            for name in arrays.files:
+                if name.startswith(f"{i}/"):
+                    place.collected.setdefault(name.partition("/")[2], Collected()).add(arrays[name])
     return list(places.values())
 
 

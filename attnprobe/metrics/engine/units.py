@@ -79,7 +79,7 @@ class Units:
 
     @property
     def plain(self) -> bool:
-        """Whether every image is a unit."""
+        """True if every image is a unit."""
         return len(self.ids) == len(self.of_image)
 
     def collected(self, values: Collected) -> Collected:
@@ -136,8 +136,7 @@ def alike_in_words(measurements: Sequence[Measurement]) -> str:
     Over metrics, the median intra-class correlation of each image's mean value (Shrout and Fleiss 1979, ICC(1)), beyond
     what is common to a folder, which often is a class: classes are no groups, since other images would be of the same.
     """
-    means = [m for m in measurements if m.per_image is not None and m.from_mean is None]
-    single = [m for m in means if not m.settings.get("group")]
+    single = [m for m in measurements if m.per_image is not None and m.from_mean is None and "group" not in m.settings]
     ids = single[0].image_ids if single else ()
     if not any(re.search(STEM, name) for name in ids):
         return ""
@@ -146,7 +145,8 @@ def alike_in_words(measurements: Sequence[Measurement]) -> str:
     n, k = len(ids), int(group.max()) + 1
     if not max(FEWEST_GROUPS, int(folder.max()) + 2) <= k <= n / 1.5:  # nothing is shared, or no more than by a folder
         return ""
-    values = np.stack([_one_value(m) for m in single if m.image_ids == ids], 1)
+    alike = [m.per_image for m in single if m.image_ids == ids and m.per_image is not None]
+    values = np.stack([each.reshape(n, -1).mean(1, dtype=np.float64) for each in alike], 1)
     share = _intraclass(np.stack([column - _means(column, folder)[folder] for column in values.T], 1), group)
     if share < ALIKE:
         return ""
@@ -155,12 +155,6 @@ def alike_in_words(measurements: Sequence[Measurement]) -> str:
         f"correlation {share:.2f}; {n} images, {k} such groups): if they are copies of one image, intervals are too "
         f"narrow, and --group '{STEM}' counts each group once."
     )
-
-
-def _one_value(m: Measurement) -> np.ndarray:
-    """[image]: the mean over all cells."""
-    assert m.per_image is not None
-    return m.per_image.reshape(len(m.per_image), -1).mean(1, dtype=np.float64)
 
 
 def _means(values: np.ndarray, group: np.ndarray) -> np.ndarray:
