@@ -69,11 +69,11 @@ def measurement_document(m: Measurement) -> dict[str, Any]:
 
 def evidence_document(evidence: Evidence) -> dict[str, Any]:
     """Evidence as a dictionary: what was removed, what that cost, and the advice."""
-    advised = evidence.advised
-    cost = None
+    advised, cost = evidence.advised, None
     if advised is not None:
+        row, names = evidence.row(advised), ("accuracy", "gained", "gained_low", "gained_high", "loss_gained")
         parts = {"blocks": advised.blocks, "attention": advised.attention, "heads": advised.heads}
-        cost = {**parts, **_cost(evidence.row(advised))}
+        cost = {**parts, **{name: row[name] for name in names}}
     return {
         "ref": evidence.ref,
         "candidates": evidence.candidates,
