@@ -25,6 +25,7 @@ class Call:
         products, softmaxes: how many products with V it computed, and the numbers of the softmaxes in them.
         found: its products that are not reported yet; `waiting`: those of heads in it, until all are there.
         last_use: name of the function that last took something made of a softmax, and was no product.
+        unread: name of the last softmax, or product of two activations, that was no product with V.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Call:
     found: list[Any] = field(default_factory=list)
     waiting: list[Any] = field(default_factory=list)
     last_use: str = ""
+    unread: str = ""
 
 
 class CallStack:
@@ -102,9 +104,12 @@ def modules_by_name(model: nn.Module) -> dict[str, nn.Module]:
     return {name.replace("._orig_mod", ""): module for name, module in model.named_modules()}
 
 
-def is_attention(module: nn.Module) -> bool:
-    """Whether a module calls itself attention and has queries: a run of it without a product with V hides its map."""
-    if not ATTENTION.search(type(module).__name__):
+def is_attention(module: nn.Module, name: str = "") -> bool:
+    """Whether a module calls itself attention, by its class or its name, and has queries.
+
+    A run of it without a product with V hides its map.
+    """
+    if not (ATTENTION.search(type(module).__name__) or ATTENTION.search(name)):
         return False
     names = [name for name, _ in (*module.named_children(), *module.named_parameters(recurse=False))]
     return any(QUERY.match(name) for name in names)

@@ -84,7 +84,7 @@ def _observed(model: nn.Module, pixels: Tensor) -> _Pass:
         if call.name in blocks and isinstance(out, Tensor) and out.ndim == 3:
             seen.outputs[call.name] = out
 
-    with Tracing(model, keep, on_leave=keep_output, values=True):
+    with Tracing(model, keep, on_leave=keep_output, values=True, allow_missing=True):
         model(pixels)
     return seen
 

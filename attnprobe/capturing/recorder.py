@@ -38,6 +38,7 @@ class Wanted:
     unwindow: bool = False
     selection: Selection = field(default_factory=Selection)
     budget: int | None = None
+    allow_missing: bool = False
 
 
 class Recorder:
@@ -207,6 +208,11 @@ class Recorder:
         """Whether this layer fired."""
         return layer in self._fired
 
+    @property
+    def fired(self) -> list[str]:
+        """Names of the layers that ran, kept or not, in order."""
+        return list(self._fired)
+
     def keeps(self, layer: str) -> bool:
         """Whether it is kept."""
         return self._fired.get(layer) is not None
@@ -256,7 +262,7 @@ class Recorder:
                 f"{len(silent)} of {len(self._layers)} attention layers never fired: {', '.join(silent[:3])}. "
                 "Run the model inside `with record(...)`, once before each take()."
             )
-        hidden = {} if self._tracing is None else self._tracing.silent
+        hidden = {} if self._tracing is None or self._wanted.allow_missing else self._tracing.silent
         known = tuple(f"{layer.name}." for layer in self._layers)
         hidden = {name: what for name, what in hidden.items() if not f"{name}.".startswith(known or "\0")}
         if hidden:

@@ -33,6 +33,7 @@ from attnprobe.capturing.call_stack import Call, CallStack, is_attention
 from attnprobe.capturing.joining import joined_in_module, joined_modules
 from attnprobe.capturing.multi_head import fields_of_multi_head
 from attnprobe.capturing.product import Product
+from attnprobe.capturing.siblings import Ran
 from attnprobe.capturing.softmax_trails import WRITES, Trail, Trails, same_storage, tensors, unseen
 from attnprobe.core.errors import CaptureError
 
@@ -51,6 +52,7 @@ class Tracing(TorchFunctionMode):
         values: report V, too.
         check: keep V and the result of each product, for `Product.error_of`.
         scores, factors: report the logits of the softmax, and queries and keys, too.
+        allow_missing: pass over linear attention, which has no map.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class Tracing(TorchFunctionMode):
         check: bool = False,
         scores: bool = False,
         factors: bool = False,
+        allow_missing: bool = False,
     ) -> None:
         super().__init__()
         self.calls = CallStack(model)
@@ -71,12 +74,14 @@ class Tracing(TorchFunctionMode):
         self.n_images = 0
         self._on_product, self._on_enter, self._on_leave = on_product, on_enter, on_leave
         self._values, self._check, self._scores, self._factors = values, check, scores, factors
+        self._allow_missing = allow_missing
         self._trails = Trails()
         self._made: WeakIdKeyDictionary = WeakIdKeyDictionary()  # of the products of the call that is running
         self._depends = False
         self._result: Tensor | None = None
         self._occurrences: dict[str, int] = {}
         self.silent: dict[str, tuple[nn.Module, str]] = {}
+        self.ran = Ran()
 
     def __enter__(self) -> Self:
         self._trails = Trails(self._fixed)  # their memory may be another since the last pass
@@ -93,6 +98,7 @@ class Tracing(TorchFunctionMode):
         self.n_images = 0
         self._occurrences.clear()
         self.silent.clear()
+        self.ran = Ran()
 
     def _enter(self, call: Call) -> None:
         if not self.n_images and call.given is not None:
@@ -107,6 +113,9 @@ class Tracing(TorchFunctionMode):
             self.calls.running[-1].products += call.products
         if not call.products and is_attention(call.module):
             self.silent[call.name] = (call.module, call.last_use)
+        self.ran.note(call.name, call.module, out)
+        if call.unread and not call.products:
+            self.ran.unread[call.name] = call.last_use or call.unread
         self._hand_on(call)  # before the end of the block is reported, whose output belongs to these layers
         self._on_leave(call, out)
 
@@ -130,13 +139,17 @@ class Tracing(TorchFunctionMode):
             axis = kwargs.get("dim", args[1] if len(args) > 1 else None)
             if self.calls.running:
                 self.calls.running[-1].last_use = name
+                self.calls.running[-1].unread = name if result.ndim > 2 else self.calls.running[-1].unread
             self._trails.begin(result, axis, (args[0] if args else kwargs["input"]) if self._scores else None)
         elif found and not self._is_product(name, args, kwargs, result):
             self._trails.follow(found, (args, kwargs), result)
             if self.calls.running and self.calls.running[-1].last_use and isinstance(result, Tensor):
                 self.calls.running[-1].last_use = name
         elif not found:
-            self._trails.note_logits(name, args, result, name in MATRIX_PRODUCTS or name == "einsum")
+            is_product = (name in MATRIX_PRODUCTS or name == "einsum") and self._trails.of_activations(args)
+            if is_product and self.calls.running:
+                self.calls.running[-1].unread = name
+            self._trails.note_logits(name, args, result, is_product)
             if name in GATES and self._trails.are_logits(args):
                 self._trails.begin(result, -1, args[0] if self._scores else None, by_hand=True)
         return result
@@ -169,7 +182,8 @@ class Tracing(TorchFunctionMode):
                 else:
                     factors = of_matmul(operands[0], operands[1], result, map_is_left=i == 0)
                 if factors is not None and (factors.map.shape[-1] == trail.n_keys or trail.is_cut(factors.map)):
-                    self._refuse_linear(factors)
+                    if self._is_linear(factors):
+                        return False
                     self._depends = any(operand in self._made for operand in operands)
                     self._emit_product(factors, trail)
                     self._made[result] = True
@@ -194,16 +208,25 @@ class Tracing(TorchFunctionMode):
         self._trails.follow([(operands[at], trail)] if (trail := self._trails.get(operands[at])) else [], (), scaled)
         return (f"{terms[at]},{terms[other]}->{output}",), [scaled, operands[other]]
 
-    def _refuse_linear(self, of: Factors) -> None:
-        """Raise CaptureError if V is itself a map times V with as many rows as channels: linear attention."""
-        before = self._result
+    def _is_linear(self, of: Factors) -> bool:
+        """Whether V is itself a map times V with as many rows as channels: linear attention.
+
+        Raises:
+            CaptureError: it is, and none may be missing.
+        """
+        before, running = self._result, self.calls.running
         if before is None or not same_storage(before, of.value) or before.numel() != of.value.numel():
-            return
-        if before.shape[-1] == before.shape[-2] and self.calls.running and self.calls.running[-1].softmaxes:
-            raise CaptureError(
-                f"{self.calls.running[-1].name} multiplies queries with (keys times values): this is linear attention, "
-                "and there is no map of tokens by tokens to capture."
-            )
+            return False
+        if before.shape[-1] != before.shape[-2] or not (running and running[-1].softmaxes):
+            return False
+        if self._allow_missing:
+            running[-1].found.clear()
+            running[-1].products = 0
+            return True
+        raise CaptureError(
+            f"{running[-1].name} multiplies queries with (keys times values): this is linear attention, and there is "
+            "no map of tokens by tokens to capture."
+        )
 
     def _emit_product(self, factors: Factors, trail: Trail) -> None:
         layer = self.calls.running[-1] if self.calls.running else None

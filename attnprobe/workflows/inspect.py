@@ -97,7 +97,8 @@ def inspect_model(spec: CaptureSpec) -> Inspection:
     wanted, device = input_spec(model), pick_device(spec.device)
     pixels = torch.randn(TRIAL, 3, *wanted.size, generator=torch.Generator().manual_seed(0))
     qk, selection = spec.store == "qk", Selection.parse(spec.layers, spec.heads, spec.queries)
-    kept = {"tokens": "tokens" in spec.kept, "values": "values" in spec.kept, "selection": selection}
+    kept: dict[str, Any] = {"selection": selection, "allow_missing": spec.allow_missing}
+    kept |= {name: name in spec.kept for name in ("tokens", "values")}
     capturing = Capture(Recording(model.to(device), spec.sites, factors=qk, **kept), pixels, TRIAL)
     proof = capturing.certificate
     next(capturing.batches())  # warms up
