@@ -1,6 +1,7 @@
 """The modules of a model that are running, followed by hooks."""
 
 import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,6 +26,7 @@ class Call:
         products, softmaxes: how many products with V it computed, and the numbers of the softmaxes in them.
         found: its products that are not reported yet; `waiting`: those of heads in it, until all are there.
         last_use: name of the function that last took something made of a softmax, and was no product.
+        times: how often it has run in this pass, this run included.
         unread: name of the last softmax, or product of two activations, that was no product with V.
     """
 
@@ -37,6 +39,7 @@ class Call:
     waiting: list[Any] = field(default_factory=list)
     last_use: str = ""
     unread: str = ""
+    times: int = 1
 
 
 class CallStack:
@@ -48,6 +51,7 @@ class CallStack:
 
     def __init__(self, model: nn.Module) -> None:
         self.running: list[Call] = []
+        self._times: Counter[str] = Counter()
         self._hooks: list[RemovableHandle] = []
         self._followed = [
             (name, module)
@@ -75,8 +79,10 @@ class CallStack:
         if not self.running:  # of texts and images, the images are what is counted
             inputs.sort(key=lambda x: x.ndim < 4)
             _refuse_unequal(inputs)
+            self._times.clear()
         given = next(iter(inputs), None)
-        call = Call(name, module, given)
+        self._times[name] += 1
+        call = Call(name, module, given, times=self._times[name])
         self._on_enter(call)
         self.running.append(call)
 

@@ -5,7 +5,7 @@ the second pass belongs to the first image, and nothing of the second may move; 
 changes says where they are (see `places`). Two passes of two images, beside the one that they are compared with.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -58,7 +58,7 @@ def locate(model: nn.Module, pixels: Tensor) -> Located:
     placement = TokenPlacement.of(model)
     for layer, product in base.products.items():
         kind = kind_of(product)
-        key = (kind, *product.effective.shape[1:])
+        key = (kind, *product.effective.shape[1:], product.tower)
         if key not in of_stage:
             passes = [base.values.get(layer), moved.values.get(layer), rest.values.get(layer), last.values.get(layer)]
             guess = token_grid(model, size) if layer in known else _guess(placement, product, kind, size)
@@ -93,7 +93,8 @@ def _light(product: Product) -> Product:
     """The product without its map's memory: an expanded tensor of the same shape."""
     shape = product.effective.shape
     empty = product.effective.new_empty(()).expand(shape)
-    return Product(product.calls, product.occurrence, product.route, None, empty, product.value_shape, None, None)
+    none = dict.fromkeys(("weights", "value", "error_of", "scores", "factors"))
+    return replace(product, effective=empty, **none)
 
 
 def _guess(placement: TokenPlacement, product: Product, kind: str, size: tuple[int, int]) -> TokenGrid | None:

@@ -132,6 +132,9 @@ def places(found: Responses, size: tuple[int, int], guess: TokenGrid | None, pre
     best = min(grids, key=lambda grid: errors[grid].square().mean().item())
     if errors[best].max() <= FIT and errors[best].square().mean().sqrt() <= FIT_MEAN:
         return Places("proved", "", _grid(best, size, guess, n_prefix, prefix))
+    if (other := next((grid for grid in grids if _in_another_order(row, col, grid)), None)) is not None:
+        rows, cols = other
+        return Places("unknown", f"its tokens fill a grid of {rows} x {cols} patches in another order than row by row")
     if guess is None or guess.n_tokens != len(moved) or not guess.rows:
         return Places("unknown", "its tokens form no complete grid of patches, row by row")
     if guess.n_prefix == n_prefix:
@@ -141,6 +144,15 @@ def places(found: Responses, size: tuple[int, int], guess: TokenGrid | None, pre
         if (off > FAR).any():
             return Places("unknown", f"its tokens are not where a grid of {rows} x {cols} patches would have them")
     return Places("assumed", "its tokens already depend on much of the image, so their places do not show", guess)
+
+
+def _in_another_order(row: Tensor, col: Tensor, grid: tuple[int, int]) -> bool:
+    """Whether each token is nearest to a patch of its own, and within half a patch of it; both sides have several."""
+    rows, cols = grid
+    at_row, at_col = row * rows - 0.5, col * cols - 0.5
+    patch = at_row.round() * cols + at_col.round()
+    inside = (at_row.round() >= 0) & (at_row.round() < rows) & (at_col.round() >= 0) & (at_col.round() < cols)
+    return min(grid) > 1 and bool(inside.all()) and len(patch.unique()) == len(patch)
 
 
 def _distances(row: Tensor, col: Tensor, grid: tuple[int, int], unit: bool = True) -> Tensor:

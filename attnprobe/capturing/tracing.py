@@ -8,6 +8,7 @@ k. Nothing the model computes is changed: its results are those of an untraced r
 """
 
 import inspect
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal, Self
@@ -35,6 +36,7 @@ from attnprobe.capturing.multi_head import fields_of_multi_head
 from attnprobe.capturing.product import Product
 from attnprobe.capturing.siblings import Ran
 from attnprobe.capturing.softmax_trails import WRITES, Trail, Trails, same_storage, tensors, unseen
+from attnprobe.capturing.towers import tower_of
 from attnprobe.core.errors import CaptureError
 
 MATRIX_PRODUCTS = {"matmul", "__matmul__", "__rmatmul__", "bmm", "linalg_matmul", "baddbmm"}
@@ -80,6 +82,7 @@ class Tracing(TorchFunctionMode):
         self._depends = False
         self._result: Tensor | None = None
         self._occurrences: dict[str, int] = {}
+        self._stems: Counter[int] = Counter()
         self.silent: dict[str, tuple[nn.Module, str]] = {}
         self.ran = Ran()
 
@@ -97,6 +100,7 @@ class Tracing(TorchFunctionMode):
         """Forget the last forward pass."""
         self.n_images = 0
         self._occurrences.clear()
+        self._stems.clear()
         self.silent.clear()
         self.ran = Ran()
 
@@ -131,6 +135,8 @@ class Tracing(TorchFunctionMode):
         if (found or (self._scores and self._trails)) and WRITES.match(name) and isinstance(args[0], Tensor):
             self._trails.before_write(args[0])
         result = func(*args, **kwargs)
+        if name.startswith("conv") and self.calls.running:
+            self._note_stem(*args[:2])
         if self._made and any(tensor in self._made for tensor in tensors((args, kwargs))):
             self._made.update((made, True) for made in tensors(result))
         # A product ends a trail, so it is looked for before following: otherwise the output of this layer could pass
@@ -153,6 +159,14 @@ class Tracing(TorchFunctionMode):
             if name in GATES and self._trails.are_logits(args):
                 self._trails.begin(result, -1, args[0] if self._scores else None, by_hand=True)
         return result
+
+    def _note_stem(self, given: Any = None, weight: Any = None, *_: Any) -> None:
+        """Count how often a convolution was given the images."""
+        images = self.calls.running[0].given
+        if not (isinstance(given, Tensor) and isinstance(weight, Tensor)) or images is None or images.ndim < 4:
+            return
+        if given.ndim == images.ndim and given.shape[1] == images.shape[1] == weight.shape[1]:
+            self._stems[id(weight)] += 1
 
     def _is_product(self, name: str, args: Any, kwargs: Any, result: Any) -> bool:
         """Whether this call was a product of a map and V, which is then reported."""
@@ -332,7 +346,9 @@ class Tracing(TorchFunctionMode):
         occurrence = self._occurrences.get(layer.name, 0)
         self._occurrences[layer.name] = occurrence + 1
         layer.products += 1
-        layer.found.append(Product(tuple(self.calls.running), occurrence, route, **found, depends=self._depends))
+        calls = tuple(self.calls.running)
+        tower = tower_of(layer.name, calls, max(self._stems.values(), default=0))
+        layer.found.append(Product(calls, occurrence, route, **found, depends=self._depends, tower=tower))
 
     def _hand_on(self, call: Call) -> None:
         """Report what a module that ends has computed; a head of a list waits for its neighbours."""
