@@ -29,12 +29,14 @@ def kind_of(product: Product) -> str:
         return "channel"
     if n_windows > 1:
         return "grid" if "grid" in layer.name.lower() else "window"
-    if "cross" in type(layer.module).__name__.lower():
+    if "cross" in type(layer.module).__name__.lower() or "cross" in layer.name.rpartition(".")[2].lower():
         return "cross"
     if n_queries == 1 < n_keys:
         return "pool" if "pool" in classes or "pool" in layer.name.lower() else "class"
     if "pool" in type(layer.module).__name__.lower() and product.effective.shape[1] == 1:
         return "pool"
+    if product.is_cross:
+        return "cross"
     return "self" if n_queries == n_keys else "pyramid"
 
 

@@ -28,6 +28,7 @@ class Product:
         factors: queries, scaled, and keys, [image, window, head, token, width], where the map is the softmax of their
             product and nothing else; None unless asked for, or where it is not.
         depends: what it multiplies was made of an earlier product of the same call.
+        is_cross: its keys are known to be made of other tokens than its queries.
         tower: the trunk that the layer belongs to.
         value_id: memory and shape of V as the model multiplied it, equal for products with the same V.
     """
@@ -44,6 +45,7 @@ class Product:
     factors: tuple[Tensor, Tensor] | None = None
     value_id: tuple[object, ...] | None = None
     depends: bool = False
+    is_cross: bool = False
     tower: Tower = field(default_factory=Tower)
 
     @property

@@ -308,7 +308,9 @@ class Tracing(TorchFunctionMode):
             found: dict[str, Any] = {"weights": maps, "effective": maps, "value": None, "error_of": None}
             if self._check or self._values or self._scores or self._factors:
                 found |= fields_of_multi_head(call, result[0], self._check, self._scores, self._factors)
-            self._report("mha", **found, value_shape=shape)
+            query, key = call["query"], call["key"]
+            crosses = not same_storage(query, key) and (query.shape != key.shape or not torch.equal(query, key))
+            self._report("mha", **found, value_shape=shape, is_cross=crosses)
         return result
 
     def _layer(self) -> Call:

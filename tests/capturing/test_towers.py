@@ -121,3 +121,46 @@ def test_towers_are_named_by_what_tells_them_apart():
     assert tower_names([(shape, Tower("", "blocks")), (shape, Tower("", "late"))]) == ["blocks", "late"]
     assert tower_names([(shape, Tower("a.enc", "x")), (other, Tower("b", "x"))]) == ["a_enc", "b"]
     assert tower_names([(shape, Tower("", "x")), (shape, Tower("", "x", 2))]) == ["view1", "view2"]
+
+
+class Detector(nn.Module):
+    """An encoder over 16 patches and a decoder of 16 learned queries, of PyTorch's own layers."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed = nn.Conv2d(3, 48, 8, 8)
+        options = {"dim_feedforward": 48, "dropout": 0.0, "batch_first": True}
+        self.encoder = nn.TransformerEncoder(
+            nn.TransformerEncoderLayer(48, 3, **options), 2, enable_nested_tensor=False
+        )
+        self.decoder = nn.TransformerDecoder(nn.TransformerDecoderLayer(48, 3, **options), 2)
+        self.queries = nn.Parameter(torch.randn(1, 16, 48))
+
+    def forward(self, x):
+        memory = self.encoder(self.embed(x).flatten(2).mT)
+        return self.decoder(self.queries.expand(len(x), -1, -1), memory).mean(1)
+
+
+def test_a_decoder_with_as_many_queries_as_patches_is_three_stages():
+    model = Detector().eval()
+    stages = by_stage(model)
+    kinds = {name: (maps.kind, len(maps.layers), maps.grid.rows) for name, maps in stages.items()}
+    assert kinds == {"encoder": ("self", 2, 4), "decoder_self": ("self", 2, 0), "decoder_cross": ("cross", 2, 4)}
+    seen = []
+    layers = [layer.multihead_attn for layer in model.decoder.layers]
+    hooks = [
+        m.register_forward_pre_hook(lambda _m, args, kw: seen.append((args, kw)), with_kwargs=True) for m in layers
+    ]
+    with torch.no_grad():
+        model(PIXELS)
+        for hook in hooks:
+            hook.remove()
+        wanted = []
+        for module, ((query, key, *_), _) in zip(layers, seen, strict=True):
+            q, k, _ = torch.nn.functional._in_projection_packed(
+                query, key, key, module.in_proj_weight, module.in_proj_bias
+            )
+            q, k = (x.unflatten(-1, (3, 16)).transpose(1, 2) for x in (q, k))
+            wanted.append(soft(q * 16**-0.5, k))
+    torch.testing.assert_close(stages["decoder_cross"].values, torch.stack(wanted, 1), rtol=0, atol=1e-6)
