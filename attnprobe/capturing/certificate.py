@@ -159,7 +159,7 @@ def certify(
         # First as the user runs it, since what follows differs from it step by step, and each step is compared: the
         # explicit softmax without hooks, then the same with hooks.
         as_run = tensors_of(_run(inner, pixels))
-        with unfused(layers), untraced() if watched else nullcontext():
+        with unfused(inner, layers), untraced() if watched else nullcontext():
             hooked = unhooked = tensors_of(inner(pixels))
         fused_difference = difference(as_run, unhooked)
         dtype = _precision(inner, as_run)
@@ -186,7 +186,7 @@ def certify(
     missing = missing_siblings(tracing.ran, fired)
     if not allow_missing:
         refuse_missing(missing, tracing.ran)
-    with computing(pixels.device):
+    with computing(pixels.device), unfused(inner, ()):
         located = locate(inner, pixels)
     same = equal(hooked, unhooked) if unhooked else None
     image_bytes = n_bytes // len(pixels)
@@ -217,7 +217,7 @@ def _is_rounding(model: nn.Module, pixels: Tensor, watch: bool | None) -> bool:
         model, pixels = copy.deepcopy(model).double().cpu(), pixels.double().cpu()
         fused = tensors_of(model(pixels))
         layers, watched = layers_to_hook(model, watch)
-        with unfused(layers), untraced() if watched else nullcontext():
+        with unfused(model, layers), untraced() if watched else nullcontext():
             explicit = tensors_of(model(pixels))
     except (RuntimeError, TypeError):  # a model that insists on its own precision
         return False

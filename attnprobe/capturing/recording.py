@@ -123,7 +123,7 @@ class Recording:
         last, and so is left first: it would see the work of the others as calls of the model.
         """
         recorder = self.recorder
-        stack.enter_context(unfused(self._layers))
+        stack.enter_context(unfused(self.model, self._layers))
         stack.enter_context(torch.compiler.set_stance("force_eager"))  # compiled code was traced without hooks
         if self._layers:
             patches: nn.Module = self.model.get_submodule("patch_embed")
