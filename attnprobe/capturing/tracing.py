@@ -22,6 +22,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from attnprobe.capturing.axes import (
     Factors,
     error_of_product,
+    flex_scores_of,
     heads_of,
     of_einsum,
     of_matmul,
@@ -128,6 +129,8 @@ class Tracing(TorchFunctionMode):
         name = getattr(func, "__name__", "").partition(".")[0]  # an exported program calls `softmax.int`
         if name == "scaled_dot_product_attention":
             return self._fused(func, args, kwargs)
+        if name == "flex_attention":
+            return self._flex(func, args, kwargs)
         if name == "multi_head_attention_forward":
             return self._multi_head(func, args, kwargs)
         found = self._trails.among((args, kwargs)) if self._trails else []
@@ -276,23 +279,39 @@ class Tracing(TorchFunctionMode):
         q, k, v = given["query"], given["key"], given["value"]
         with unseen():
             mask, causal, scale = given.get("attn_mask"), given.get("is_causal", False), given.get("scale")
-            scores = scores_of(q, k, mask, is_causal=causal, scale=scale)
-            weights = softmax_of(scores)
-            if v.ndim > 2 and v.shape[-3] != q.shape[-3]:
-                v = v.repeat_interleave(q.shape[-3] // v.shape[-3], -3)
-            heads = heads_of(self._layer().module)
-            maps = self._unfolded(weights, heads)
-            found: dict[str, Any] = {"weights": maps, "effective": maps}
-            if self._scores:
-                found["scores"] = self._unfolded(scores, heads)
+            found: dict[str, Any] = {}
             if self._factors and mask is None and not causal and q.shape[:-2] == k.shape[:-2]:
-                scaled, keys = scaled_factors(q, k, scale)
-                found["factors"] = self._unfolded(scaled, heads), self._unfolded(keys, heads)
-            del scores
-            self._depends = any(operand in self._made for operand in (q, k, given["value"]))
-            self._made[result] = True
-            self._emit(Factors(weights, v, result), heads, **found)
+                heads = heads_of(self._layer().module)
+                found["factors"] = tuple(self._unfolded(x, heads) for x in scaled_factors(q, k, scale))
+            self._emit_softmax(scores_of(q, k, mask, is_causal=causal, scale=scale), (q, k, v), result, **found)
         return result
+
+    def _flex(self, func: Any, args: Any, kwargs: Any) -> Any:
+        result = func(*args, **kwargs)
+        names = ("q", "k", "value", "score_mod", "block_mask", "scale", "options", "score_buffers", "mask_buffers")
+        given = dict(zip(names, args, strict=False)) | kwargs
+        with unseen():
+            buffers = (given.get("score_buffers", ()), given.get("mask_buffers", ()))
+            q, k, v = given["q"], given["k"], given["value"]
+            functions = (given["score_mod"], given["block_mask"][-1])
+            self._emit_softmax(flex_scores_of(q, k, *functions, given["scale"], buffers), (q, k, v), result[0])
+        return result
+
+    def _emit_softmax(
+        self, scores: Tensor, operands: tuple[Tensor, Tensor, Tensor], result: Tensor, **found: Any
+    ) -> None:
+        """Report a fused product from its scores and its queries, keys and values."""
+        value = operands[2]
+        if value.ndim > 2 and value.shape[-3] != operands[0].shape[-3]:
+            value = value.repeat_interleave(operands[0].shape[-3] // value.shape[-3], -3)
+        weights, heads = softmax_of(scores), heads_of(self._layer().module)
+        maps = self._unfolded(weights, heads)
+        if self._scores:
+            found["scores"] = self._unfolded(scores, heads)
+        del scores  # as large as the maps: not held while those are copied
+        self._depends = any(operand in self._made for operand in operands)
+        self._made[result] = True
+        self._emit(Factors(weights, value, result), heads, weights=maps, effective=maps, **found)
 
     def _multi_head(self, func: Any, args: Any, kwargs: Any) -> Any:
         result = func(*args, **kwargs)
