@@ -2,12 +2,12 @@
 
     python examples/benchmarks/coverage.py [--only swin] [--group timm]
 
-One small model with random weights of every family of timm, torchvision and Hugging Face that has softmax attention.
-Of each: the layers captured of the softmaxes that ran (counted below PyTorch's functions, where no name and no module
-is known), the largest |A V - what the layer computed|, the largest distance of a map from the nearest factor of a
-product of matrices in a run of its own, whether the output with hooks equals the output without bit for bit, and of how many
-stages perturbation proves where the tokens are. The model must be left as it was. A family that is not covered whole,
-or whose tokens' places are not proved, says why. The last row is a model exported to ONNX.
+One small model with random weights of every family of timm, torchvision and Hugging Face that has softmax attention,
+and one exported to ONNX. Of each: the layers captured of the softmaxes that ran (counted below PyTorch's functions,
+where no name and no module is known), the largest |A V - what the layer computed|, the largest distance of a map from
+the nearest factor of a product of matrices in a run of its own, whether the output with hooks equals the output without
+bit for bit, and of how many stages perturbation proves where the tokens are. The model must be left as it was. A family
+that is not covered whole, or whose tokens' places are not proved, says why.
 
     python examples/benchmarks/coverage.py --times       # what the perturbation proofs cost, over timm's families
 """
