@@ -79,8 +79,9 @@ class TokenPlacement:
     def of(cls, model: nn.Module) -> "TokenPlacement":
         """Read off the convolutions over pixels and the names of parameters."""
         convs = (m for m in model.modules() if isinstance(m, nn.Conv2d) and m.in_channels <= 4)
+        named = [*model.named_parameters(), *model.named_buffers()]
         counts = {
-            kind: next((_count(p, kind) for name, p in model.named_parameters() if pattern.search(name)), 0)
+            kind: next((_count(p, kind) for name, p in named if pattern.search(name)), 0)
             for kind, pattern in PREFIX_PARAMETERS.items()
         }
         registers = tuple(f"reg{i}" for i in range(counts["reg"]))

@@ -120,7 +120,7 @@ class Recorder:
             if layer == known.name or layer.startswith(f"{known.name}."):  # hooks have its maps
                 self._keep_values(self._fired.get(known.name), product)
                 return
-        kind = kind_of(product)
+        kind = self.located.kinds.get(layer) or kind_of(product)
         n_windows, _, n_queries, n_keys = product.effective.shape[1:]
         n_tokens = product.value_shape[1] if kind == "channel" and n_queries == n_keys else n_windows * n_keys
         guess = None if kind == "self" and product.pads(n_tokens) else self._placement.grid(n_tokens, self._size)

@@ -3,8 +3,8 @@
 Question: which modules should have a map? Choice: a repeated structure is a list of numbered modules. Where one member
 has a map, a sibling without one is missing it if it looks alike (its class and the shapes of its parameters), if what
 stands in the place of the attention module calls itself attention and has queries, or if it computes like attention (a
-softmax, or a product of two activations) and hands on tensors of the same shape. A block of convolutions, pooling or a
-mixing MLP does none of these, so that hybrids are whole.
+softmax, a product of two activations, or a script, which hides what it computes) and hands on tensors of the same
+shape. A block of convolutions, pooling or a mixing MLP does none of these, so that hybrids are whole.
 """
 
 import re
@@ -107,6 +107,7 @@ def _should_have_map(ran: Ran, place: str, counterpart: str) -> bool:
     if is_attention(module, place.rpartition(".")[2]):
         return True
     computes = any(f"{name}.".startswith(f"{place}.") for name in ran.unread)
+    computes = computes or any(isinstance(inner, torch.jit.ScriptModule) for inner in module.modules())
     return computes and ran.shapes.get(place) == ran.shapes.get(counterpart)
 
 
