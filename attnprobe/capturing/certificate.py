@@ -109,12 +109,12 @@ class Certificate:
             **({"softmax made again is off by at most": f"{max(rebuilt):.0e}"} if rebuilt else {}),
             "output of the model as without hooks": OUTPUT[self.output_equal],
             "each map is of its image": "proved" if self.located.images_proved else "assumed",
-            "places of tokens": self._places(),
+            "places of tokens": self.places_in_words(),
             **({"blocks without a map": ", ".join(self.missing)} if self.missing else {}),
             "images checked": self.n_images,
         }
 
-    def _places(self) -> str:
+    def places_in_words(self) -> str:
         """`proved 12 layers; assumed 2 (reason)`."""
         known = Counter((place.status, place.reason) for place in self.located.places.values())
         parts = [f"{status} {n}" + (f" ({why})" if why else "") for (status, why), n in known.items()]
@@ -172,7 +172,7 @@ def certify(
             while not proofs or recorder.first:  # as many layers at a time as fit
                 products: dict[str, Product] = {}
                 noting = partial(_note, recorder, products)
-                options = {"scores": scores, "factors": factors, "allow_missing": allow_missing}
+                options: dict[str, Any] = {"scores": scores, "factors": factors, "allow_missing": allow_missing}
                 with Tracing(inner, noting, check=True, **options) as tracing:
                     hooked = tensors_of(inner(pixels))
                 error = difference(hooked, unhooked)

@@ -10,6 +10,9 @@ are shared.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
 
 from attnprobe.capturing.call_stack import Call
 
@@ -50,6 +53,14 @@ def takes_images(call: Call, root: Call) -> bool:
     if mine is None or images is None or images.ndim < 4:
         return False
     return mine.ndim == images.ndim and mine.shape[1] == images.shape[1]
+
+
+def is_stem(args: Sequence[Any], root: Call) -> bool:
+    """Whether these arguments of a convolution begin with tensors like the images of the model, and a weight."""
+    images = root.given
+    if len(args) < 2 or not all(isinstance(x, Tensor) for x in args[:2]) or images is None or images.ndim < 4:
+        return False
+    return args[0].ndim == images.ndim and args[0].shape[1] == images.shape[1] == args[1].shape[1]
 
 
 def tower_names(stages: Sequence[tuple[object, Tower]]) -> list[str]:

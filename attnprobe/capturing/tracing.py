@@ -37,7 +37,7 @@ from attnprobe.capturing.multi_head import fields_of_multi_head
 from attnprobe.capturing.product import Product
 from attnprobe.capturing.siblings import Ran
 from attnprobe.capturing.softmax_trails import WRITES, Trail, Trails, same_storage, tensors, unseen
-from attnprobe.capturing.towers import tower_of
+from attnprobe.capturing.towers import is_stem, tower_of
 from attnprobe.core.errors import CaptureError
 
 MATRIX_PRODUCTS = {"matmul", "__matmul__", "__rmatmul__", "bmm", "linalg_matmul", "baddbmm"}
@@ -138,8 +138,8 @@ class Tracing(TorchFunctionMode):
         if (found or (self._scores and self._trails)) and WRITES.match(name) and isinstance(args[0], Tensor):
             self._trails.before_write(args[0])
         result = func(*args, **kwargs)
-        if name.startswith("conv") and self.calls.running:
-            self._note_stem(*args[:2])
+        if name.startswith("conv") and self.calls.running and is_stem(args, self.calls.running[0]):
+            self._stems[id(args[1])] += 1
         if self._made and any(tensor in self._made for tensor in tensors((args, kwargs))):
             self._made.update((made, True) for made in tensors(result))
         # A product ends a trail, so it is looked for before following: otherwise the output of this layer could pass
@@ -162,14 +162,6 @@ class Tracing(TorchFunctionMode):
             if name in GATES and self._trails.are_logits(args):
                 self._trails.begin(result, -1, args[0] if self._scores else None, by_hand=True)
         return result
-
-    def _note_stem(self, given: Any = None, weight: Any = None, *_: Any) -> None:
-        """Count how often a convolution was given the images."""
-        images = self.calls.running[0].given
-        if not (isinstance(given, Tensor) and isinstance(weight, Tensor)) or images is None or images.ndim < 4:
-            return
-        if given.ndim == images.ndim and given.shape[1] == images.shape[1] == weight.shape[1]:
-            self._stems[id(weight)] += 1
 
     def _is_product(self, name: str, args: Any, kwargs: Any, result: Any) -> bool:
         """Whether this call was a product of a map and V, which is then reported."""
