@@ -4,6 +4,7 @@ Everything is brought to [image, window, head, query, key]; a layer without wind
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -145,6 +146,31 @@ def scores_of(
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
     return scores
+
+
+def flex_scores_of(
+    q: Tensor,
+    k: Tensor,
+    score_mod: Callable[..., Tensor],
+    mask_mod: Callable[..., Tensor],
+    scale: float,
+    buffers: tuple[tuple[Tensor, ...], tuple[Tensor, ...]] = ((), ()),
+) -> Tensor:
+    """As `scores_of`, for PyTorch's flex attention: its functions of a score and (image, head, query, key) are applied.
+
+    Args:
+        score_mod: from a score and its position to another score; `mask_mod`: from a position to whether it counts.
+        buffers: further arguments of the two.
+    """
+    scores = scores_of(q, k, scale=scale)
+    places = [torch.arange(n, device=q.device) for n in scores.shape]
+    at = [tuple(0 if i == axis else None for i in range(4)) for axis in (3, 2, 1, 0)]
+    modified, allowed = score_mod, mask_mod
+    for axes in at:
+        modified = torch.vmap(modified, (0, *axes, *(None for _ in buffers[0])))
+        allowed = torch.vmap(allowed, (*axes, *(None for _ in buffers[1])))
+    scores = modified(scores, *places, *buffers[0])
+    return scores.masked_fill(~allowed(*places, *buffers[1]), -torch.inf)
 
 
 def scaled_factors(q: Tensor, k: Tensor, scale: float | None = None) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,7 @@
 """The modules of a model that are running, followed by hooks."""
 
 import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,6 +26,8 @@ class Call:
         products, softmaxes: how many products with V it computed, and the numbers of the softmaxes in them.
         found: its products that are not reported yet; `waiting`: those of heads in it, until all are there.
         last_use: name of the function that last took something made of a softmax, and was no product.
+        times: how often it has run in this pass, this run included.
+        unread: name of the last softmax, or product of two activations, that was no product with V.
     """
 
     name: str
@@ -35,6 +38,8 @@ class Call:
     found: list[Any] = field(default_factory=list)
     waiting: list[Any] = field(default_factory=list)
     last_use: str = ""
+    unread: str = ""
+    times: int = 1
 
 
 class CallStack:
@@ -46,6 +51,7 @@ class CallStack:
 
     def __init__(self, model: nn.Module) -> None:
         self.running: list[Call] = []
+        self._times: Counter[str] = Counter()
         self._hooks: list[RemovableHandle] = []
         self._followed = [
             (name, module)
@@ -73,8 +79,10 @@ class CallStack:
         if not self.running:  # of texts and images, the images are what is counted
             inputs.sort(key=lambda x: x.ndim < 4)
             _refuse_unequal(inputs)
+            self._times.clear()
         given = next(iter(inputs), None)
-        call = Call(name, module, given)
+        self._times[name] += 1
+        call = Call(name, module, given, times=self._times[name])
         self._on_enter(call)
         self.running.append(call)
 
@@ -102,9 +110,12 @@ def modules_by_name(model: nn.Module) -> dict[str, nn.Module]:
     return {name.replace("._orig_mod", ""): module for name, module in model.named_modules()}
 
 
-def is_attention(module: nn.Module) -> bool:
-    """Whether a module calls itself attention and has queries: a run of it without a product with V hides its map."""
-    if not ATTENTION.search(type(module).__name__):
+def is_attention(module: nn.Module, name: str = "") -> bool:
+    """Whether a module calls itself attention, by its class or its name, and has queries.
+
+    A run of it without a product with V hides its map.
+    """
+    if not (ATTENTION.search(type(module).__name__) or ATTENTION.search(name)):
         return False
     names = [name for name, _ in (*module.named_children(), *module.named_parameters(recurse=False))]
     return any(QUERY.match(name) for name in names)

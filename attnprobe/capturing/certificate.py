@@ -25,6 +25,7 @@ from attnprobe.capturing.places import Located
 from attnprobe.capturing.product import Product
 from attnprobe.capturing.recorder import Recorder, factors_of
 from attnprobe.capturing.recording import Recording, computing, layers_to_hook
+from attnprobe.capturing.siblings import missing_siblings, refuse_missing
 from attnprobe.capturing.softmax_trails import untraced
 from attnprobe.capturing.tracing import Tracing
 from attnprobe.core.errors import CaptureError, InputError
@@ -78,6 +79,7 @@ class Certificate:
         fused_difference: largest |output with the explicit softmax - output as the user runs it|, relative.
         n_images: how many images it was checked on.
         image_bytes: of the maps of one image, as the model computes them.
+        missing: modules without a map whose siblings have one; captured without them on request.
         located: which rows are which image's, and where tokens are, by perturbation.
     """
 
@@ -87,6 +89,7 @@ class Certificate:
     n_images: int
     image_bytes: int = 0
     located: Located = field(default_factory=Located)
+    missing: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -106,11 +109,12 @@ class Certificate:
             **({"softmax made again is off by at most": f"{max(rebuilt):.0e}"} if rebuilt else {}),
             "output of the model as without hooks": OUTPUT[self.output_equal],
             "each map is of its image": "proved" if self.located.images_proved else "assumed",
-            "places of tokens": self._places(),
+            "places of tokens": self.places_in_words(),
+            **({"blocks without a map": ", ".join(self.missing)} if self.missing else {}),
             "images checked": self.n_images,
         }
 
-    def _places(self) -> str:
+    def places_in_words(self) -> str:
         """`proved 12 layers; assumed 2 (reason)`."""
         known = Counter((place.status, place.reason) for place in self.located.places.values())
         parts = [f"{status} {n}" + (f" ({why})" if why else "") for (status, why), n in known.items()]
@@ -124,7 +128,13 @@ class Certificate:
 
 
 def certify(
-    model: nn.Module, pixels: Tensor, *, watch: bool | None = None, scores: bool = False, factors: bool = False
+    model: nn.Module,
+    pixels: Tensor,
+    *,
+    watch: bool | None = None,
+    scores: bool = False,
+    factors: bool = False,
+    allow_missing: bool = False,
 ) -> Certificate:
     """Run the checks on `pixels` ([image, 3, row, col], two images are enough).
 
@@ -134,6 +144,7 @@ def certify(
     Args:
         watch: as in `Recording`.
         scores, factors: these are to be captured, too, and the softmax must follow from them.
+        allow_missing: name blocks without a map whose siblings have one, and go on.
 
     Raises:
         CaptureError: what would be captured is not what the model computes; names the layer.
@@ -148,7 +159,7 @@ def certify(
         # First as the user runs it, since what follows differs from it step by step, and each step is compared: the
         # explicit softmax without hooks, then the same with hooks.
         as_run = tensors_of(_run(inner, pixels))
-        with unfused(layers), untraced() if watched else nullcontext():
+        with unfused(inner, layers), untraced() if watched else nullcontext():
             hooked = unhooked = tensors_of(inner(pixels))
         fused_difference = difference(as_run, unhooked)
         dtype = _precision(inner, as_run)
@@ -156,23 +167,30 @@ def certify(
             dtype = _lowest_inside(inner, pixels, dtype)
         if not (fused_difference <= TOLERANCE[dtype] or _is_rounding(inner, pixels, watch)):
             raise _off("an explicit softmax", fused_difference, dtype)
-        with Recording(inner, MAPS, watch=watch, budget=AT_ONCE) as recorder:
+        recording = Recording(inner, MAPS, watch=watch, budget=AT_ONCE, allow_missing=allow_missing)
+        with recording as recorder:
             while not proofs or recorder.first:  # as many layers at a time as fit
                 products: dict[str, Product] = {}
                 noting = partial(_note, recorder, products)
-                with Tracing(inner, noting, check=True, scores=scores, factors=factors):
+                options: dict[str, Any] = {"scores": scores, "factors": factors, "allow_missing": allow_missing}
+                with Tracing(inner, noting, check=True, **options) as tracing:
                     hooked = tensors_of(inner(pixels))
                 error = difference(hooked, unhooked)
                 if not error <= TOLERANCE[dtype]:
                     raise _off("hooks", error, dtype)
+                fired = recorder.fired
                 taken = recorder.take()
                 n_bytes += sum(maps.values.nbytes for maps in taken)
                 proofs += _proofs(taken, products, routes, factors)
                 taken = []
-    with computing(pixels.device):
+    missing = missing_siblings(tracing.ran, fired)
+    if not allow_missing:
+        refuse_missing(missing, tracing.ran)
+    with computing(pixels.device), unfused(inner, ()):
         located = locate(inner, pixels)
     same = equal(hooked, unhooked) if unhooked else None
-    return Certificate(tuple(proofs), same, fused_difference, len(pixels), n_bytes // len(pixels), located)
+    image_bytes = n_bytes // len(pixels)
+    return Certificate(tuple(proofs), same, fused_difference, len(pixels), image_bytes, located, tuple(missing))
 
 
 def _note(recorder: Recorder, products: dict[str, Product], product: Product) -> None:
@@ -199,7 +217,7 @@ def _is_rounding(model: nn.Module, pixels: Tensor, watch: bool | None) -> bool:
         model, pixels = copy.deepcopy(model).double().cpu(), pixels.double().cpu()
         fused = tensors_of(model(pixels))
         layers, watched = layers_to_hook(model, watch)
-        with unfused(layers), untraced() if watched else nullcontext():
+        with unfused(model, layers), untraced() if watched else nullcontext():
             explicit = tensors_of(model(pixels))
     except (RuntimeError, TypeError):  # a model that insists on its own precision
         return False

@@ -1,7 +1,7 @@
 """The attention layers whose matrices hooks can read, and how each is read."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -120,7 +120,12 @@ def known_layers(model: Duck) -> list[AttentionLayer]:
 
 
 def _shows_softmax(module: Duck) -> bool:
-    return hasattr(module, "fused_attn") and isinstance(getattr(module, "attn_drop", None), nn.Module)
+    shows = hasattr(module, "fused_attn") and isinstance(getattr(module, "attn_drop", None), nn.Module)
+    return shows and not _is_differential(module)
+
+
+def _is_differential(module: Duck) -> bool:
+    return hasattr(module, "fused_attn") and hasattr(module, "lambda_init")
 
 
 def has_other_attention(model: nn.Module, layers: list[AttentionLayer]) -> bool:
@@ -141,9 +146,14 @@ def block_names(layer: str) -> list[str]:
 
 
 @contextmanager
-def unfused(layers: list[AttentionLayer]) -> Iterator[None]:
-    """Run these layers with an explicit softmax; their switches are put back, also after an exception."""
-    switched = [layer.module for layer in layers if getattr(layer.module, "fused_attn", False)]
+def unfused(model: Duck, layers: Sequence[AttentionLayer]) -> Iterator[None]:
+    """Run these layers, and all of differential attention, with an explicit softmax.
+
+    Differential attention, (A1 - lambda A2) V (Ye et al. 2024, arXiv:2410.05258), has its map in the explicit code
+    alone: fused, it subtracts A2 V. Switches are put back, also after an exception.
+    """
+    modules: list[Duck] = [layer.module for layer in layers] + [m for m in model.modules() if _is_differential(m)]
+    switched = [module for module in modules if getattr(module, "fused_attn", False)]
     for module in switched:
         module.fused_attn = False
     try:

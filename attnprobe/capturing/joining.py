@@ -1,7 +1,8 @@
 """One layer from several products: heads that are modules of a list, heads or query chunks of a loop.
 
 Products that do not depend on one another and belong to one attention module are parts of one map. Two cases are told
-by what they share: chunks of the queries multiply the very same V; heads are given the same input, each with one map.
+by what they share: chunks of the queries multiply the very same V; heads are given the same input, each with one map,
+or multiply the same V with a map of all queries each.
 """
 
 from collections.abc import Sequence
@@ -25,10 +26,16 @@ def joined_in_module(products: Sequence[Product]) -> list[Product]:
     same_value = first.value_id is not None and all(p.value_id == first.value_id for p in products)
     same_shape = all(p.effective.shape[:QUERY] == first.effective.shape[:QUERY] for p in products)
     if len(products) > 1 and same_value and same_shape:
-        return [_joined(products, QUERY)]
+        return [_joined(products, HEAD if _of_all_queries(first) else QUERY)]
     if len(products) == heads_of(first.calls[-1].module) and _single_heads(products):
         return [_joined(products, HEAD)]
     return list(products)
+
+
+def _of_all_queries(product: Product) -> bool:
+    """Whether a product has a query for each token of its module's input, so that another one is no further chunk."""
+    given, (n_queries, n_keys) = product.calls[-1].given, product.effective.shape[-2:]
+    return n_queries == (given.shape[1] if given is not None and given.ndim == 3 else n_keys)
 
 
 def joined_modules(products: Sequence[Product]) -> list[Product]:

@@ -4,6 +4,7 @@ Read off shapes first, and names only where shapes cannot tell (pool, cross, gri
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -28,12 +29,14 @@ def kind_of(product: Product) -> str:
         return "channel"
     if n_windows > 1:
         return "grid" if "grid" in layer.name.lower() else "window"
-    if "cross" in type(layer.module).__name__.lower():
+    if "cross" in type(layer.module).__name__.lower() or "cross" in layer.name.rpartition(".")[2].lower():
         return "cross"
     if n_queries == 1 < n_keys:
         return "pool" if "pool" in classes or "pool" in layer.name.lower() else "class"
     if "pool" in type(layer.module).__name__.lower() and product.effective.shape[1] == 1:
         return "pool"
+    if product.is_cross:
+        return "cross"
     return "self" if n_queries == n_keys else "pyramid"
 
 
@@ -76,8 +79,9 @@ class TokenPlacement:
     def of(cls, model: nn.Module) -> "TokenPlacement":
         """Read off the convolutions over pixels and the names of parameters."""
         convs = (m for m in model.modules() if isinstance(m, nn.Conv2d) and m.in_channels <= 4)
+        named = [*model.named_parameters(), *model.named_buffers()]
         counts = {
-            kind: next((_count(p, kind) for name, p in model.named_parameters() if pattern.search(name)), 0)
+            kind: next((_count(p, kind) for name, p in named if pattern.search(name)), 0)
             for kind, pattern in PREFIX_PARAMETERS.items()
         }
         registers = tuple(f"reg{i}" for i in range(counts["reg"]))
@@ -126,21 +130,27 @@ def unplaced(n_tokens: int, kind: str) -> TokenGrid:
     return TokenGrid(0, 0, tuple(f"token{i}" for i in range(n_tokens)) if kind == "self" else (), (1, 1))
 
 
-def stage_names(stages: list[tuple[str, int]]) -> list[str]:
+def stage_names(stages: Sequence[tuple[str, int]], towers: Sequence[str] = ()) -> list[str]:
     """Names of stages of the given (kind, tokens of the image), in order of appearance.
 
     Class and pooling stages are called after their kind. Of the others those with equally many tokens share a
     name, "trunk" if all have, else "stage1", "stage2" ..., with the kind behind it where several kinds share one.
+
+    Args:
+        towers: name of the tower of each stage, before its own name, or in place of "trunk"; "" for none.
     """
-    trunk = [(kind, n) for kind, n in stages if kind not in ("class", "pool")]
-    sizes = list(dict.fromkeys(n for _, n in trunk))
-    bases = []
-    for kind, n in stages:
-        base = kind
+    towers = towers or [""] * len(stages)
+    trunk = [(tower, kind, n) for tower, (kind, n) in zip(towers, stages, strict=True) if kind not in ("class", "pool")]
+    names: list[str] = []
+    for tower, (kind, n) in zip(towers, stages, strict=True):
+        name = kind
         if kind not in ("class", "pool"):
-            base = "trunk" if len(sizes) == 1 else f"stage{sizes.index(n) + 1}"
-            if len({other for other, m in trunk if m == n}) > 1:
-                base += f"_{kind}"
-        bases.append(base)
-    earlier = [bases[:i].count(base) for i, base in enumerate(bases)]
-    return [f"{base}_{count + 1}" if count else base for base, count in zip(bases, earlier, strict=True)]
+            sizes = list(dict.fromkeys(m for its, _, m in trunk if its == tower))
+            name = "trunk" if len(sizes) == 1 else f"stage{sizes.index(n) + 1}"
+            if len({other for its, other, m in trunk if (its, m) == (tower, n)}) > 1:
+                name += f"_{kind}"
+        if tower:
+            name = tower + name.removeprefix("trunk") if name.startswith("trunk") else f"{tower}_{name}"
+        names.append(name)
+    earlier = [names[:i].count(name) for i, name in enumerate(names)]
+    return [f"{name}_{count + 1}" if count else name for name, count in zip(names, earlier, strict=True)]

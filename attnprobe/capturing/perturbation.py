@@ -5,7 +5,8 @@ the second pass belongs to the first image, and nothing of the second may move; 
 changes says where they are (see `places`). Two passes of two images, beside the one that they are compared with.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from attnprobe.capturing.call_stack import Call
 from attnprobe.capturing.hooks import block_names, known_layers, token_grid
 from attnprobe.capturing.kinds import TokenPlacement, kind_of
-from attnprobe.capturing.places import Located, Places, Responses, changes, places, responses
+from attnprobe.capturing.places import Located, Places, Responses, changes, contradicts, places, responses
 from attnprobe.capturing.product import Product
 from attnprobe.capturing.tracing import Tracing
 from attnprobe.core.errors import CaptureError
@@ -52,19 +53,29 @@ def locate(model: nn.Module, pixels: Tensor) -> Located:
     if comparable:
         _refuse_mixing(base, moved)
     size = (pixels.shape[-2], pixels.shape[-1])
-    found: dict[str, Places] = {}
     of_stage: dict[tuple[object, ...], Places] = {}
+    keys: dict[str, tuple[object, ...]] = {}
+    channels: set[tuple[object, ...]] = set()
     known = {layer.name: layer for layer in known_layers(model)}
     placement = TokenPlacement.of(model)
+    kinds: dict[str, str] = {}
     for layer, product in base.products.items():
+        passes = [seen.values.get(layer) for seen in (base, moved, rest, last)]
         kind = kind_of(product)
-        key = (kind, *product.effective.shape[1:])
+        key = (kind, *product.effective.shape[1:], product.tower)
         if key not in of_stage:
-            passes = [base.values.get(layer), moved.values.get(layer), rest.values.get(layer), last.values.get(layer)]
             guess = token_grid(model, size) if layer in known else _guess(placement, product, kind, size)
             of_stage[key] = _places(kind, passes, size, guess, placement.prefix, bool(len(others)))
-        found[layer] = of_stage[key]
-    return Located(found, _image_axes(base, moved) if comparable else {}, comparable)
+            if kind == "self" and of_stage[key].status != "proved" and _are_channels(passes, size, bool(len(others))):
+                of_stage[key] = _places("channel", passes, size, guess, placement.prefix, bool(len(others)))
+                channels.add(key)
+        elif kind == "self" and (grid := of_stage[key].grid) and _moved_on(passes, grid, bool(len(others))):
+            of_stage[key] = Places("unknown", f"tokens of {layer} are not where those of its first layer are")
+        keys[layer] = key
+        if key in channels:
+            kinds[layer] = "channel"
+    found = {layer: of_stage[key] for layer, key in keys.items()}
+    return Located(found, _image_axes(base, moved) if comparable else {}, comparable, kinds)
 
 
 def _observed(model: nn.Module, pixels: Tensor) -> _Pass:
@@ -84,7 +95,7 @@ def _observed(model: nn.Module, pixels: Tensor) -> _Pass:
         if call.name in blocks and isinstance(out, Tensor) and out.ndim == 3:
             seen.outputs[call.name] = out
 
-    with Tracing(model, keep, on_leave=keep_output, values=True):
+    with Tracing(model, keep, on_leave=keep_output, values=True, allow_missing=True):
         model(pixels)
     return seen
 
@@ -93,7 +104,8 @@ def _light(product: Product) -> Product:
     """The product without its map's memory: an expanded tensor of the same shape."""
     shape = product.effective.shape
     empty = product.effective.new_empty(()).expand(shape)
-    return Product(product.calls, product.occurrence, product.route, None, empty, product.value_shape, None, None)
+    none = dict.fromkeys(("weights", "value", "error_of", "scores", "factors"))
+    return replace(product, effective=empty, **none)
 
 
 def _guess(placement: TokenPlacement, product: Product, kind: str, size: tuple[int, int]) -> TokenGrid | None:
@@ -113,12 +125,30 @@ def _places(
     if kind == "channel" or len(values) < 4 or any(value.shape != values[0].shape for value in values[:2]):
         why = "its keys are channels" if kind == "channel" else "its values are hidden"
         return Places("assumed", why, guess) if guess else Places("unknown", why)
-    base, down, up = (_features(value[0]) for value in values[:3])
-    right = _features(values[3][1 if two else 0])
-    found = responses(base, down, up, right)
+    found = _responses(values, two)
     if kind in ("window", "grid"):
         return _of_windows(found, guess)
     return places(found, size, guess, prefix)
+
+
+def _responses(passes: Sequence[Tensor], two: bool) -> Responses:
+    """Responses of the keys of the first image in the four passes; the last has it second if there are two."""
+    base, down, up = (_features(value[0]) for value in passes[:3])
+    return responses(base, down, up, _features(passes[3][1 if two else 0]))
+
+
+def _are_channels(passes: list[Tensor | None], size: tuple[int, int], two: bool) -> bool:
+    """Whether the columns of a square V are tokens in their places, so that its keys are channels."""
+    values = [value.mT for value in passes if value is not None]
+    if len(values) < 4 or values[0].shape[-1] != values[0].shape[-2]:
+        return False
+    return places(_responses(values, two), size, None).status == "proved"
+
+
+def _moved_on(passes: list[Tensor | None], grid: TokenGrid, two: bool) -> bool:
+    """Whether the tokens of a later layer are elsewhere than in the stage's first: sorted, exchanged or merged."""
+    values = [value for value in passes if value is not None]
+    return len(values) == 4 and bool(grid.rows) and contradicts(_responses(values, two), grid)
 
 
 def _features(value: Tensor) -> Tensor:
@@ -151,8 +181,8 @@ def _refuse_mixing(base: _Pass, moved: _Pass) -> None:
         if other > OTHERS * own and other > 0:
             raise CaptureError(
                 f"{layer}: what would be filed under the second image changes when only the first one does, so its "
-                "rows are not one image's. Does the model put views of images into one batch (test-time augmentation), "
-                "or join images? Capture the model inside, on each view."
+                "rows are not one image's. Does the model put heads or windows before images, views of images into one "
+                "batch (test-time augmentation), or join images? Capture the model inside, on each view."
             )
 
 

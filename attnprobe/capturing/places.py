@@ -34,6 +34,10 @@ UNMOVED = 1e-10
 FAR = 2.0
 """Distance from an assumed place, in the token's own extent, that refutes it."""
 
+SPREAD, ALIKE = 0.5, 0.5
+"""Where the centres of tokens spread over more than this share of what a grid does, they are local enough to refute it;
+and they do so if their correlation with the rows or the columns of the grid is below this."""
+
 
 @dataclass(frozen=True, slots=True)
 class Places:
@@ -59,11 +63,13 @@ class Located:
         places: of the key tokens of each layer, by its name.
         image_axes: axis of the image in the output [?, ?, width] of each block, by its name; None where neither is.
         images_proved: whether there was a second image to compare with.
+        kinds: of layers whose shapes say another kind than their responses: channels that are as many as tokens.
     """
 
     places: Mapping[str, Places] = field(default_factory=dict)
     image_axes: Mapping[str, int | None] = field(default_factory=dict)
     images_proved: bool = False
+    kinds: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -132,15 +138,42 @@ def places(found: Responses, size: tuple[int, int], guess: TokenGrid | None, pre
     best = min(grids, key=lambda grid: errors[grid].square().mean().item())
     if errors[best].max() <= FIT and errors[best].square().mean().sqrt() <= FIT_MEAN:
         return Places("proved", "", _grid(best, size, guess, n_prefix, prefix))
+    if (other := next((grid for grid in grids if _in_another_order(row, col, grid)), None)) is not None:
+        rows, cols = other
+        return Places("unknown", f"its tokens fill a grid of {rows} x {cols} patches in another order than row by row")
     if guess is None or guess.n_tokens != len(moved) or not guess.rows:
         return Places("unknown", "its tokens form no complete grid of patches, row by row")
     if guess.n_prefix == n_prefix:
         extent = torch.maximum(found.height[moved], found.width[moved])
         rows, cols = guess.rows, guess.cols
         off = _distances(row, col, (rows, cols), unit=False) / extent
-        if (off > FAR).any():
+        if (off > FAR).any() or contradicts(found, guess):
             return Places("unknown", f"its tokens are not where a grid of {rows} x {cols} patches would have them")
     return Places("assumed", "its tokens already depend on much of the image, so their places do not show", guess)
+
+
+def contradicts(found: Responses, grid: TokenGrid) -> bool:
+    """Whether tokens are elsewhere than the patches of a grid; tokens that depend on much of the image do not say."""
+    n, patches = grid.rows * grid.cols, slice(grid.n_prefix, None)  # in later layers a class token moves, too
+    row, col = found.row[patches], found.col[patches]
+    if min(grid.rows, grid.cols) < 2 or len(row) != n or not found.moved[patches].all():
+        return False
+    patch = torch.arange(n, device=row.device)
+    for measured, expected, side in ((row, patch // grid.cols, grid.rows), (col, patch % grid.cols, grid.cols)):
+        expected = (expected.double() + 0.5) / side
+        is_local = measured.std() > SPREAD * expected.std()
+        if is_local and torch.corrcoef(torch.stack([measured, expected]))[0, 1] < ALIKE:
+            return True
+    return False
+
+
+def _in_another_order(row: Tensor, col: Tensor, grid: tuple[int, int]) -> bool:
+    """Whether each token is nearest to a patch of its own, and within half a patch of it; both sides have several."""
+    rows, cols = grid
+    at_row, at_col = row * rows - 0.5, col * cols - 0.5
+    patch = at_row.round() * cols + at_col.round()
+    inside = (at_row.round() >= 0) & (at_row.round() < rows) & (at_col.round() >= 0) & (at_col.round() < cols)
+    return min(grid) > 1 and bool(inside.all()) and len(patch.unique()) == len(patch)
 
 
 def _distances(row: Tensor, col: Tensor, grid: tuple[int, int], unit: bool = True) -> Tensor:

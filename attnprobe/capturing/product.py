@@ -1,12 +1,13 @@
 """A product of an attention map with V, as tracing reports it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from torch import Tensor
 
 from attnprobe.capturing.call_stack import Call
+from attnprobe.capturing.towers import Tower
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,8 @@ class Product:
         factors: queries, scaled, and keys, [image, window, head, token, width], where the map is the softmax of their
             product and nothing else; None unless asked for, or where it is not.
         depends: what it multiplies was made of an earlier product of the same call.
+        is_cross: its keys are known to be made of other tokens than its queries.
+        tower: the trunk that the layer belongs to.
         value_id: memory and shape of V as the model multiplied it, equal for products with the same V.
     """
 
@@ -42,6 +45,8 @@ class Product:
     factors: tuple[Tensor, Tensor] | None = None
     value_id: tuple[object, ...] | None = None
     depends: bool = False
+    is_cross: bool = False
+    tower: Tower = field(default_factory=Tower)
 
     @property
     def layer(self) -> str:

@@ -20,6 +20,7 @@ from attnprobe.capturing.places import Located
 from attnprobe.capturing.product import Product
 from attnprobe.capturing.selection import Selection
 from attnprobe.capturing.stages import BufferPool, Stage, StageKey
+from attnprobe.capturing.towers import Tower, tower_names, tower_of
 from attnprobe.capturing.tracing import Tracing
 from attnprobe.capturing.windows import in_image
 from attnprobe.core.errors import CaptureError, InputError
@@ -38,6 +39,7 @@ class Wanted:
     unwindow: bool = False
     selection: Selection = field(default_factory=Selection)
     budget: int | None = None
+    allow_missing: bool = False
 
 
 class Recorder:
@@ -85,7 +87,7 @@ class Recorder:
             if matrix.ndim != 4:
                 raise CaptureError(f"expected maps [image, head, query, key], got {tuple(matrix.shape)}.")
             grid = partial(self._grid_of, layer, "self", matrix.shape[3], self._known_grid)
-            stage = self._stage("self", matrix, matrix.shape[2], len(self._layers), grid)
+            stage = self._stage("self", matrix, matrix.shape[2], len(self._layers), grid, tower_of(layer))
             kept = self._has_room(stage, matrix)
             self._fired[layer] = (stage, stage.add_weights(layer, matrix)) if kept else None
         elif (place := self._fired[layer]) is not None:
@@ -118,7 +120,7 @@ class Recorder:
             if layer == known.name or layer.startswith(f"{known.name}."):  # hooks have its maps
                 self._keep_values(self._fired.get(known.name), product)
                 return
-        kind = kind_of(product)
+        kind = self.located.kinds.get(layer) or kind_of(product)
         n_windows, _, n_queries, n_keys = product.effective.shape[1:]
         n_tokens = product.value_shape[1] if kind == "channel" and n_queries == n_keys else n_windows * n_keys
         guess = None if kind == "self" and product.pads(n_tokens) else self._placement.grid(n_tokens, self._size)
@@ -127,7 +129,7 @@ class Recorder:
             kind, product = "self", in_image(product, grid if grid.rows else None)
         weights, folded = product.weights, _folded(product.effective)
         size = n_tokens if kind == "channel" else folded.shape[2]
-        stage = self._stage(kind, folded, size, 4, lambda: grid)
+        stage = self._stage(kind, folded, size, 4, lambda: grid, product.tower)
         if not self._has_room(stage, folded):
             self._fired[layer] = None
             return
@@ -177,9 +179,11 @@ class Recorder:
         axis = self.located.image_axes.get(block, lengths[0] if lengths else None)
         return out if axis == 0 else out.transpose(0, 1) if axis == 1 else None
 
-    def _stage(self, kind: str, matrix: Tensor, size: int, room: int, grid: Callable[[], TokenGrid]) -> Stage:
+    def _stage(
+        self, kind: str, matrix: Tensor, size: int, room: int, grid: Callable[[], TokenGrid], tower: Tower
+    ) -> Stage:
         heads, rows, columns = matrix.shape[1:]
-        key = (kind, size, heads, rows, columns)
+        key = (kind, size, heads, rows, columns, tower)
         if key not in self._stages:
             room, chosen, where = self._room.get(key, room), self._wanted.selection, grid()
             room = room if chosen.layers is None else min(room, len(chosen.layers))
@@ -207,6 +211,11 @@ class Recorder:
         """Whether this layer fired."""
         return layer in self._fired
 
+    @property
+    def fired(self) -> list[str]:
+        """Names of the layers that ran, kept or not, in order."""
+        return list(self._fired)
+
     def keeps(self, layer: str) -> bool:
         """Whether it is kept."""
         return self._fired.get(layer) is not None
@@ -226,7 +235,7 @@ class Recorder:
                 that can be seen, or no layer has the values asked for: never an empty result.
         """
         self._refuse_silence()
-        names = stage_names([key[:2] for key in self._stages])
+        names = stage_names([key[:2] for key in self._stages], self._towers())
         taken = []
         for name, (key, stage) in zip(names, self._stages.items(), strict=True):
             if not stage.layers:
@@ -237,6 +246,14 @@ class Recorder:
         if self._wanted.values and all(maps.value_vectors is None for maps in taken):
             raise CaptureError("no values can be kept: the maps are of windows, or their V differ in shape by layer.")
         return taken
+
+    def _towers(self) -> list[str]:
+        """The names of the towers of the stages; those of class and pooling layers are told apart by themselves."""
+        names: dict[StageKey, str] = {}
+        for apart in (False, True):
+            keys = [key for key in self._stages if (key[0] in ("class", "pool")) == apart]
+            names |= zip(keys, tower_names([(key[:-1], key[-1]) for key in keys]), strict=True)
+        return [names[key] for key in self._stages]
 
     def _grid_of(self, layer: str, kind: str, n_tokens: int, guess: Callable[[], TokenGrid | None]) -> TokenGrid:
         """The keys of a layer as perturbation found them; by the model's geometry where nothing was perturbed."""
@@ -256,7 +273,7 @@ class Recorder:
                 f"{len(silent)} of {len(self._layers)} attention layers never fired: {', '.join(silent[:3])}. "
                 "Run the model inside `with record(...)`, once before each take()."
             )
-        hidden = {} if self._tracing is None else self._tracing.silent
+        hidden = {} if self._tracing is None or self._wanted.allow_missing else self._tracing.silent
         known = tuple(f"{layer.name}." for layer in self._layers)
         hidden = {name: what for name, what in hidden.items() if not f"{name}.".startswith(known or "\0")}
         if hidden:

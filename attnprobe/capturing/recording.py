@@ -41,6 +41,7 @@ class Recording:
         selection: layers, heads and queries to keep.
         budget: bytes of maps to keep of one forward pass, and at least one layer; then `Recorder.rest` is the number of
             the first layer left out, and the next pass begins there. No limit if None.
+        allow_missing: go on where blocks show no map although their siblings do; the certificate names them.
         inputs: further keyword arguments of the model in `run`; a function is called with the pixels.
 
     Attributes:
@@ -62,6 +63,7 @@ class Recording:
     pool: BufferPool = field(default_factory=BufferPool)
     selection: Selection = field(default_factory=Selection)
     budget: int | None = None
+    allow_missing: bool = False
     inputs: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -79,6 +81,7 @@ class Recording:
             unwindow=self.unwindow,
             selection=self.selection,
             budget=self.budget,
+            allow_missing=self.allow_missing,
         )
         self.recorder = Recorder(self.model, self._layers, wanted, self.pool)
         self._modules = list(self.model.modules())  # found once: a pass of a small model is as short as this takes
@@ -94,6 +97,7 @@ class Recording:
             values=self.values,
             scores="scores" in self.sites,
             factors=self.factors,
+            allow_missing=self.allow_missing,
         )
         self.recorder.follow(tracing)
         return tracing
@@ -119,7 +123,7 @@ class Recording:
         last, and so is left first: it would see the work of the others as calls of the model.
         """
         recorder = self.recorder
-        stack.enter_context(unfused(self._layers))
+        stack.enter_context(unfused(self.model, self._layers))
         stack.enter_context(torch.compiler.set_stance("force_eager"))  # compiled code was traced without hooks
         if self._layers:
             patches: nn.Module = self.model.get_submodule("patch_embed")

@@ -81,15 +81,20 @@ class Trails:
         return self._trails.get(tensor)
 
     def note_logits(self, name: str, args: Any, result: Any, is_product: bool) -> None:
-        """Remember products of two activations, and what is made of them entry by entry, as possible logits."""
+        """Remember products of two activations, and what is made of them entry by entry, as possible logits.
+
+        Args:
+            is_product: it is such a product.
+        """
         if not isinstance(result, Tensor) or result.ndim < 3:
             return
-        if is_product:
-            given = list(tensors(args))
-            if len(given) > 1 and not any(map(self.is_fixed, given)):
-                self._logits[result] = True
-        elif self._logits and KEEPS_LOGITS.match(name) and self.are_logits(args):
+        if is_product or (self._logits and KEEPS_LOGITS.match(name) and self.are_logits(args)):
             self._logits[result] = True
+
+    def of_activations(self, args: Any) -> bool:
+        """Whether there are several tensors, and none is a parameter or buffer."""
+        given = list(tensors(args))
+        return len(given) > 1 and not any(map(self.is_fixed, given))
 
     def are_logits(self, args: Any) -> bool:
         """Whether one of the arguments may be logits."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from attnprobe.capturing.selection import positions
+from attnprobe.capturing.towers import Tower
 from attnprobe.core.errors import CaptureError
 from attnprobe.core.maps import AttentionMaps, Outcome, Part, TokenGrid
 from attnprobe.core.sites import Site
@@ -48,8 +49,8 @@ class BufferPool:
         self._free.append(block)
 
 
-StageKey = tuple[str, int, int, int, int]
-"""Kind, tokens of the image, heads, queries and keys: what layers of a stage have in common."""
+StageKey = tuple[str, int, int, int, int, Tower]
+"""Kind, tokens of the image, heads, queries, keys and tower: what layers of a stage have in common."""
 
 
 @dataclass(slots=True)

@@ -57,7 +57,8 @@ def capture(
             runs out. Results do not depend on it beyond rounding.
         inputs: further keyword arguments of the model's forward pass; a function is called with the pixels of each
             batch.
-        options: as of `Recording`; `selection` chooses layers, heads and queries, `watch` traces every call.
+        options: as of `Recording`; `selection` chooses layers, heads and queries, `watch` traces every call, and
+            `allow_missing` goes on where blocks show no map although their siblings do.
 
     Returns:
         An iterable of `AttentionMaps`, one per batch, stage and site. The first step proves, layer by layer, that the
@@ -120,6 +121,7 @@ class Capture:
                         watch=recording.watch,
                         scores="scores" in recording.sites,
                         factors=recording.factors,
+                        allow_missing=recording.allow_missing,
                     )
                 recording.recorder.located = proof.located
                 return proof

@@ -8,6 +8,7 @@ k. Nothing the model computes is changed: its results are those of an untraced r
 """
 
 import inspect
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal, Self
@@ -21,6 +22,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from attnprobe.capturing.axes import (
     Factors,
     error_of_product,
+    flex_scores_of,
     heads_of,
     of_einsum,
     of_matmul,
@@ -33,7 +35,9 @@ from attnprobe.capturing.call_stack import Call, CallStack, is_attention
 from attnprobe.capturing.joining import joined_in_module, joined_modules
 from attnprobe.capturing.multi_head import fields_of_multi_head
 from attnprobe.capturing.product import Product
+from attnprobe.capturing.siblings import Ran
 from attnprobe.capturing.softmax_trails import WRITES, Trail, Trails, same_storage, tensors, unseen
+from attnprobe.capturing.towers import is_stem, tower_of
 from attnprobe.core.errors import CaptureError
 
 MATRIX_PRODUCTS = {"matmul", "__matmul__", "__rmatmul__", "bmm", "linalg_matmul", "baddbmm"}
@@ -51,6 +55,7 @@ class Tracing(TorchFunctionMode):
         values: report V, too.
         check: keep V and the result of each product, for `Product.error_of`.
         scores, factors: report the logits of the softmax, and queries and keys, too.
+        allow_missing: pass over linear attention, which has no map.
     """
 
     def __init__(
@@ -64,6 +69,7 @@ class Tracing(TorchFunctionMode):
         check: bool = False,
         scores: bool = False,
         factors: bool = False,
+        allow_missing: bool = False,
     ) -> None:
         super().__init__()
         self.calls = CallStack(model)
@@ -71,12 +77,15 @@ class Tracing(TorchFunctionMode):
         self.n_images = 0
         self._on_product, self._on_enter, self._on_leave = on_product, on_enter, on_leave
         self._values, self._check, self._scores, self._factors = values, check, scores, factors
+        self._allow_missing = allow_missing
         self._trails = Trails()
         self._made: WeakIdKeyDictionary = WeakIdKeyDictionary()  # of the products of the call that is running
         self._depends = False
         self._result: Tensor | None = None
         self._occurrences: dict[str, int] = {}
+        self._stems: Counter[int] = Counter()
         self.silent: dict[str, tuple[nn.Module, str]] = {}
+        self.ran = Ran()
 
     def __enter__(self) -> Self:
         self._trails = Trails(self._fixed)  # their memory may be another since the last pass
@@ -92,7 +101,9 @@ class Tracing(TorchFunctionMode):
         """Forget the last forward pass."""
         self.n_images = 0
         self._occurrences.clear()
+        self._stems.clear()
         self.silent.clear()
+        self.ran = Ran()
 
     def _enter(self, call: Call) -> None:
         if not self.n_images and call.given is not None:
@@ -107,6 +118,9 @@ class Tracing(TorchFunctionMode):
             self.calls.running[-1].products += call.products
         if not call.products and is_attention(call.module):
             self.silent[call.name] = (call.module, call.last_use)
+        self.ran.note(call.name, call.module, out)
+        if call.unread and not call.products:
+            self.ran.unread[call.name] = call.last_use or call.unread
         self._hand_on(call)  # before the end of the block is reported, whose output belongs to these layers
         self._on_leave(call, out)
 
@@ -115,6 +129,8 @@ class Tracing(TorchFunctionMode):
         name = getattr(func, "__name__", "").partition(".")[0]  # an exported program calls `softmax.int`
         if name == "scaled_dot_product_attention":
             return self._fused(func, args, kwargs)
+        if name == "flex_attention":
+            return self._flex(func, args, kwargs)
         if name == "multi_head_attention_forward":
             return self._multi_head(func, args, kwargs)
         found = self._trails.among((args, kwargs)) if self._trails else []
@@ -122,6 +138,8 @@ class Tracing(TorchFunctionMode):
         if (found or (self._scores and self._trails)) and WRITES.match(name) and isinstance(args[0], Tensor):
             self._trails.before_write(args[0])
         result = func(*args, **kwargs)
+        if name.startswith("conv") and self.calls.running and is_stem(args, self.calls.running[0]):
+            self._stems[id(args[1])] += 1
         if self._made and any(tensor in self._made for tensor in tensors((args, kwargs))):
             self._made.update((made, True) for made in tensors(result))
         # A product ends a trail, so it is looked for before following: otherwise the output of this layer could pass
@@ -130,13 +148,17 @@ class Tracing(TorchFunctionMode):
             axis = kwargs.get("dim", args[1] if len(args) > 1 else None)
             if self.calls.running:
                 self.calls.running[-1].last_use = name
+                self.calls.running[-1].unread = name if result.ndim > 2 else self.calls.running[-1].unread
             self._trails.begin(result, axis, (args[0] if args else kwargs["input"]) if self._scores else None)
         elif found and not self._is_product(name, args, kwargs, result):
             self._trails.follow(found, (args, kwargs), result)
             if self.calls.running and self.calls.running[-1].last_use and isinstance(result, Tensor):
                 self.calls.running[-1].last_use = name
         elif not found:
-            self._trails.note_logits(name, args, result, name in MATRIX_PRODUCTS or name == "einsum")
+            is_product = (name in MATRIX_PRODUCTS or name == "einsum") and self._trails.of_activations(args)
+            if is_product and self.calls.running:
+                self.calls.running[-1].unread = name
+            self._trails.note_logits(name, args, result, is_product)
             if name in GATES and self._trails.are_logits(args):
                 self._trails.begin(result, -1, args[0] if self._scores else None, by_hand=True)
         return result
@@ -169,7 +191,8 @@ class Tracing(TorchFunctionMode):
                 else:
                     factors = of_matmul(operands[0], operands[1], result, map_is_left=i == 0)
                 if factors is not None and (factors.map.shape[-1] == trail.n_keys or trail.is_cut(factors.map)):
-                    self._refuse_linear(factors)
+                    if self._is_linear(factors):
+                        return False
                     self._depends = any(operand in self._made for operand in operands)
                     self._emit_product(factors, trail)
                     self._made[result] = True
@@ -194,16 +217,25 @@ class Tracing(TorchFunctionMode):
         self._trails.follow([(operands[at], trail)] if (trail := self._trails.get(operands[at])) else [], (), scaled)
         return (f"{terms[at]},{terms[other]}->{output}",), [scaled, operands[other]]
 
-    def _refuse_linear(self, of: Factors) -> None:
-        """Raise CaptureError if V is itself a map times V with as many rows as channels: linear attention."""
-        before = self._result
+    def _is_linear(self, of: Factors) -> bool:
+        """Whether V is itself a map times V with as many rows as channels: linear attention.
+
+        Raises:
+            CaptureError: it is, and none may be missing.
+        """
+        before, running = self._result, self.calls.running
         if before is None or not same_storage(before, of.value) or before.numel() != of.value.numel():
-            return
-        if before.shape[-1] == before.shape[-2] and self.calls.running and self.calls.running[-1].softmaxes:
-            raise CaptureError(
-                f"{self.calls.running[-1].name} multiplies queries with (keys times values): this is linear attention, "
-                "and there is no map of tokens by tokens to capture."
-            )
+            return False
+        if before.shape[-1] != before.shape[-2] or not (running and running[-1].softmaxes):
+            return False
+        if self._allow_missing:
+            running[-1].found.clear()
+            running[-1].products = 0
+            return True
+        raise CaptureError(
+            f"{running[-1].name} multiplies queries with (keys times values): this is linear attention, and there is "
+            "no map of tokens by tokens to capture."
+        )
 
     def _emit_product(self, factors: Factors, trail: Trail) -> None:
         layer = self.calls.running[-1] if self.calls.running else None
@@ -239,23 +271,39 @@ class Tracing(TorchFunctionMode):
         q, k, v = given["query"], given["key"], given["value"]
         with unseen():
             mask, causal, scale = given.get("attn_mask"), given.get("is_causal", False), given.get("scale")
-            scores = scores_of(q, k, mask, is_causal=causal, scale=scale)
-            weights = softmax_of(scores)
-            if v.ndim > 2 and v.shape[-3] != q.shape[-3]:
-                v = v.repeat_interleave(q.shape[-3] // v.shape[-3], -3)
-            heads = heads_of(self._layer().module)
-            maps = self._unfolded(weights, heads)
-            found: dict[str, Any] = {"weights": maps, "effective": maps}
-            if self._scores:
-                found["scores"] = self._unfolded(scores, heads)
+            found: dict[str, Any] = {}
             if self._factors and mask is None and not causal and q.shape[:-2] == k.shape[:-2]:
-                scaled, keys = scaled_factors(q, k, scale)
-                found["factors"] = self._unfolded(scaled, heads), self._unfolded(keys, heads)
-            del scores
-            self._depends = any(operand in self._made for operand in (q, k, given["value"]))
-            self._made[result] = True
-            self._emit(Factors(weights, v, result), heads, **found)
+                heads = heads_of(self._layer().module)
+                found["factors"] = tuple(self._unfolded(x, heads) for x in scaled_factors(q, k, scale))
+            self._emit_softmax(scores_of(q, k, mask, is_causal=causal, scale=scale), (q, k, v), result, **found)
         return result
+
+    def _flex(self, func: Any, args: Any, kwargs: Any) -> Any:
+        result = func(*args, **kwargs)
+        names = ("q", "k", "value", "score_mod", "block_mask", "scale", "options", "score_buffers", "mask_buffers")
+        given = dict(zip(names, args, strict=False)) | kwargs
+        with unseen():
+            buffers = (given.get("score_buffers", ()), given.get("mask_buffers", ()))
+            q, k, v = given["q"], given["k"], given["value"]
+            functions = (given["score_mod"], given["block_mask"][-1])
+            self._emit_softmax(flex_scores_of(q, k, *functions, given["scale"], buffers), (q, k, v), result[0])
+        return result
+
+    def _emit_softmax(
+        self, scores: Tensor, operands: tuple[Tensor, Tensor, Tensor], result: Tensor, **found: Any
+    ) -> None:
+        """Report a fused product from its scores and its queries, keys and values."""
+        value = operands[2]
+        if value.ndim > 2 and value.shape[-3] != operands[0].shape[-3]:
+            value = value.repeat_interleave(operands[0].shape[-3] // value.shape[-3], -3)
+        weights, heads = softmax_of(scores), heads_of(self._layer().module)
+        maps = self._unfolded(weights, heads)
+        if self._scores:
+            found["scores"] = self._unfolded(scores, heads)
+        del scores  # as large as the maps: not held while those are copied
+        self._depends = any(operand in self._made for operand in operands)
+        self._made[result] = True
+        self._emit(Factors(weights, value, result), heads, weights=maps, effective=maps, **found)
 
     def _multi_head(self, func: Any, args: Any, kwargs: Any) -> Any:
         result = func(*args, **kwargs)
@@ -271,7 +319,9 @@ class Tracing(TorchFunctionMode):
             found: dict[str, Any] = {"weights": maps, "effective": maps, "value": None, "error_of": None}
             if self._check or self._values or self._scores or self._factors:
                 found |= fields_of_multi_head(call, result[0], self._check, self._scores, self._factors)
-            self._report("mha", **found, value_shape=shape)
+            query, key = call["query"], call["key"]
+            crosses = not same_storage(query, key) and (query.shape != key.shape or not torch.equal(query, key))
+            self._report("mha", **found, value_shape=shape, is_cross=crosses)
         return result
 
     def _layer(self) -> Call:
@@ -309,7 +359,9 @@ class Tracing(TorchFunctionMode):
         occurrence = self._occurrences.get(layer.name, 0)
         self._occurrences[layer.name] = occurrence + 1
         layer.products += 1
-        layer.found.append(Product(tuple(self.calls.running), occurrence, route, **found, depends=self._depends))
+        calls = tuple(self.calls.running)
+        tower = tower_of(layer.name, calls, max(self._stems.values(), default=0))
+        layer.found.append(Product(calls, occurrence, route, **found, depends=self._depends, tower=tower))
 
     def _hand_on(self, call: Call) -> None:
         """Report what a module that ends has computed; a head of a list waits for its neighbours."""

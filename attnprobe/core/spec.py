@@ -75,6 +75,8 @@ class CaptureSpec:
     """replace an existing file."""
     keep_shards: bool = False
     """leave the parts beside the file."""
+    allow_missing: bool = False
+    """go on where blocks show no attention map although their siblings do."""
     allow_nonfinite: bool = False
     """accept NaN and infinite weights."""
 

@@ -251,7 +251,8 @@ def tasks(spec: CaptureSpec, rank: Rank) -> tuple[Task, Task | None]:
     )
 
     def task(module: nn.Module, of: ImageSource, its: CapturePlan) -> Task:
-        kept: dict[str, Any] = {"factors": factors, **{name: name in spec.kept for name in ("tokens", "values")}}
+        kept: dict[str, Any] = {"factors": factors, "allow_missing": spec.allow_missing}
+        kept |= {name: name in spec.kept for name in ("tokens", "values")}
         recording = Recording(module.to(device), spec.sites, selection=selection, **kept)
         return Task(Run.of(Path(spec.model)).path.stem or its.model, Capture(recording, of, spec.batch_size), its)
 

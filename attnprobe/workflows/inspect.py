@@ -69,6 +69,8 @@ class Inspection:
     Attributes:
         stored_bytes: estimated bytes of one image in the file, compressed.
         qk_bytes: the same of queries and keys in place of the maps; None where maps cannot be made of them.
+        places: how it is known where the tokens of each layer are.
+        missing: blocks without a map whose siblings have one.
         seconds: per image, of the forward pass and the capture on this machine.
     """
 
@@ -79,6 +81,8 @@ class Inspection:
     output_equal: bool | None
     stored_bytes: int
     qk_bytes: int | None
+    places: str
+    missing: tuple[str, ...]
     seconds: float
     device: str
 
@@ -97,7 +101,8 @@ def inspect_model(spec: CaptureSpec) -> Inspection:
     wanted, device = input_spec(model), pick_device(spec.device)
     pixels = torch.randn(TRIAL, 3, *wanted.size, generator=torch.Generator().manual_seed(0))
     qk, selection = spec.store == "qk", Selection.parse(spec.layers, spec.heads, spec.queries)
-    kept = {"tokens": "tokens" in spec.kept, "values": "values" in spec.kept, "selection": selection}
+    kept: dict[str, Any] = {"selection": selection, "allow_missing": spec.allow_missing}
+    kept |= {name: name in spec.kept for name in ("tokens", "values")}
     capturing = Capture(Recording(model.to(device), spec.sites, factors=qk, **kept), pixels, TRIAL)
     proof = capturing.certificate
     next(capturing.batches())  # warms up
@@ -114,6 +119,8 @@ def inspect_model(spec: CaptureSpec) -> Inspection:
         output_equal=proof.output_equal,
         stored_bytes=stored,
         qk_bytes=stored if qk else _qk_bytes(model, pixels[:1].to(device), spec.sites, kept),
+        places=proof.places_in_words(),
+        missing=proof.missing,
         seconds=seconds,
         device=device.type,
     )
@@ -182,6 +189,8 @@ def print_inspection(inspection: Inspection, console: Console) -> None:
     n = inspection.spec.images or IMAGES
     for line in (
         f"proved on {TRIAL} images: A V is what each layer passes on, and the output {equal} the plain one",
+        f"places of tokens, by changing one image a little: {inspection.places}",
+        *((f"without a map: {', '.join(inspection.missing)}",) if inspection.missing else ()),
         f"one image: {size(total)} of maps and tokens, about {size(inspection.stored_bytes)} in the file",
         f"{n} images: about {size(n * inspection.stored_bytes)} on the disk (twice while shards become one file), "
         f"{duration(n * inspection.seconds)} on {inspection.device} besides reading the images",

@@ -2,22 +2,28 @@
 
     python examples/benchmarks/coverage.py [--only swin] [--group timm]
 
-One small model with random weights of every family of timm, torchvision and Hugging Face that has softmax attention.
-Of each: the layers captured of the softmaxes that ran (counted below PyTorch's functions, where no name and no module
-is known), the largest |A V - what the layer computed|, the largest distance of a map from the nearest factor of a
-product of matrices in a run of its own, and whether the output with hooks equals the output without bit for bit. The
-model must be left as it was. A family that is not covered whole says why.
+One small model with random weights of every family of timm, torchvision and Hugging Face that has softmax attention,
+and one exported to ONNX. Of each: the layers captured of the softmaxes that ran (counted below PyTorch's functions,
+where no name and no module is known), the largest |A V - what the layer computed|, the largest distance of a map from
+the nearest factor of a product of matrices in a run of its own, whether the output with hooks equals the output without
+bit for bit, and of how many stages perturbation proves where the tokens are. The model must be left as it was. A family
+that is not covered whole, or whose tokens' places are not proved, says why.
+
+    python examples/benchmarks/coverage.py --times       # what the perturbation proofs cost, over timm's families
 """
 
 import argparse
 import sys
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
+from unittest.mock import patch
 
 import timm
 import torch
@@ -26,8 +32,11 @@ from timm.models.mvitv2 import MultiScaleVit, MultiScaleVitCfg
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from attnprobe.capturing import certify, record
+from attnprobe.capturing import Certificate, certify, record
+from attnprobe.capturing.perturbation import locate
+from attnprobe.capturing.places import Located, Places
 from attnprobe.core.errors import CaptureError
+from attnprobe.models.onnx_model import OnnxModel
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from tests.capturing.oracle import factors_of, missing, no_trace
@@ -233,6 +242,20 @@ HUGGING_FACE = (
 )
 
 
+def of_onnx() -> nn.Module:
+    """timm's vit_tiny of two blocks, exported and read back."""
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=3, img_size=32, depth=2).eval()
+    with TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        path = Path(folder) / "vit.onnx"
+        torch.onnx.export(model, (torch.randn(2, 3, 32, 32),), path, dynamo=False, input_names=["pixels"],
+                          dynamic_axes={"pixels": {0: "n"}})  # fmt: skip
+        return OnnxModel(path)
+
+
+ONNX = (Family("ONNX", "vision_transformer", "vit_tiny_patch16_224", of_onnx, 32),)
+
+
 class Softmaxes(TorchDispatchMode):
     """Counts softmaxes of matrices, below PyTorch's functions; fused attention counts as one."""
 
@@ -260,6 +283,8 @@ class Row:
     value_error: float = float("nan")
     oracle: float = float("nan")
     output_equal: bool = False
+    places: str = ""
+    place_reasons: tuple[str, ...] = ()
     trouble: str = ""
 
     @property
@@ -294,8 +319,37 @@ def covered(family: Family) -> Row:
         ", ".join(f"{n} {route}" for route, n in Counter(layer.route for layer in proof.layers).items()),
         max((layer.value_error or 0.0) for layer in proof.layers),
         max(distance(layer, factors) for layer in maps),
-        proof.output_equal,
+        bool(proof.output_equal),
+        *places_of(proof, [stage.layers for stage in taken]),
     )
+
+
+def places_of(proof: Certificate, stages: list[tuple[str, ...]]) -> tuple[str, tuple[str, ...]]:
+    """`proved 2, assumed 1` of the stages, and the reasons of those that are not proved."""
+    found = [proof.located.places.get(layers[0], Places("unknown", "not seen")) for layers in stages]
+    counts = Counter(place.status for place in found)
+    order = [status for status in ("proved", "assumed", "unknown") if counts[status]]
+    reasons = dict.fromkeys(f"{place.status}: {place.reason}" for place in found if place.status != "proved")
+    return ", ".join(f"{status} {counts[status]}" for status in order), tuple(reasons)
+
+
+def cost_of_proofs(family: Family) -> float | None:
+    """Processor time of `certify` with the proofs by perturbation over that without them; None if it is refused."""
+    torch.manual_seed(0)
+    model, pixels = family.build().eval(), torch.randn(2, 3, family.size, family.size)
+
+    def seconds(locating: Callable[..., Located]) -> float:
+        with patch("attnprobe.capturing.certificate.locate", locating):
+            begun = time.process_time()
+            certify(model, pixels)
+            return time.process_time() - begun
+
+    try:
+        certify(model, pixels)  # warms up
+        pairs = [(seconds(locate), seconds(lambda model, pixels: Located())) for _ in range(3)]
+    except CaptureError:
+        return None
+    return min(a for a, _ in pairs) / min(b for _, b in pairs)
 
 
 def distance(layer: Tensor, factors: list[Tensor]) -> float:
@@ -308,22 +362,27 @@ def distance(layer: Tensor, factors: list[Tensor]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="", help="families whose name contains this")
-    parser.add_argument("--group", default="", help="timm, torchvision or Hugging Face")
+    parser.add_argument("--group", default="", help="timm, torchvision, Hugging Face or ONNX")
+    parser.add_argument("--times", action="store_true", help="what the proofs by perturbation cost, and no table")
     options = parser.parse_args()
     chosen = [
         family
-        for family in (*TIMM, *TORCHVISION, *HUGGING_FACE)
+        for family in (*TIMM, *TORCHVISION, *HUGGING_FACE, *ONNX)
         if options.only in family.name and options.group in family.group
     ]
+    if options.times:
+        print_costs(chosen)
+        return
     print(
         f"torch {torch.__version__}, timm {timm.__version__}, torchvision {torchvision.__version__}; "
         f"{len(chosen)} families\n"
     )
     print(
-        "| library | family | model | layers of softmaxes | kinds | route | A V off by | maps off by | output equal |"
+        "| library | family | model | layers of softmaxes | kinds | route | A V off by | maps off by | output equal | "
+        "places |"
     )
-    print("|---|---|---|---|---|---|---|---|---|")
-    rows, notes = [], []
+    print("|" + "---|" * 10)
+    rows, notes, reasons = [], [], {}
     for family in chosen:
         begun = time.perf_counter()
         row = covered(family)
@@ -340,8 +399,14 @@ def main() -> None:
             row.kinds,
             row.routes,
         )
-        errors = (f"{row.value_error:.0e}", f"{row.oracle:.0e}", "yes" if row.output_equal else "no")
-        print("|", " | ".join(cells + (("-",) * 3 if row.trouble else errors)), "|", flush=True)
+        letters = "".join(reasons.setdefault(why, chr(ord("a") + len(reasons))) for why in row.place_reasons)
+        errors = (
+            f"{row.value_error:.0e}",
+            f"{row.oracle:.0e}",
+            "yes" if row.output_equal else "no",
+            row.places + (f" [{letters}]" if letters else ""),
+        )
+        print("|", " | ".join(cells + (("-",) * 4 if row.trouble else errors)), "|", flush=True)
         print(f"{family.name} {time.perf_counter() - begun:.1f} s", file=sys.stderr)
     captured = [row for row in rows if not row.trouble]
     layers, softmaxes = sum(row.layers for row in captured), sum(row.softmaxes for row in captured)
@@ -352,6 +417,16 @@ def main() -> None:
     )
     for number, note in enumerate(notes, 1):
         print(f"[{number}] {note}")
+    for why, letter in reasons.items():
+        print(f"[{letter}] {why}.")
+
+
+def print_costs(chosen: list[Family]) -> None:
+    """The ratio of every family, and the largest."""
+    ratios = {family.model: ratio for family in chosen if (ratio := cost_of_proofs(family)) is not None}
+    for model, ratio in sorted(ratios.items(), key=lambda pair: -pair[1]):
+        print(f"{model} {ratio:.2f}")
+    print(f"{len(ratios)} models: certify takes at most {max(ratios.values()):.2f} times what it takes without")
 
 
 if __name__ == "__main__":

@@ -86,7 +86,7 @@ def main() -> None:
     maps = maps_of(model, pixels, spread=3)
 
     def forward() -> None:
-        with torch.inference_mode(), unfused(find_layers(model)):
+        with torch.inference_mode(), unfused(model, find_layers(model)):
             model(pixels)
 
     names = options.metric or [name for name in METRICS if name not in SLOW and name != "effective_rank"]

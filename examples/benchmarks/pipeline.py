@@ -52,7 +52,7 @@ def in_turn(rounds: int, reference: Callable[[], object], work: Callable[[], obj
 
 def plain_forward(model: torch.nn.Module, pixels: torch.Tensor) -> None:
     """The same forward pass with the explicit softmax, nobody listening."""
-    with torch.inference_mode(), unfused(find_layers(model)):
+    with torch.inference_mode(), unfused(model, find_layers(model)):
         for start in range(0, len(pixels), BATCH):
             model(pixels[start : start + BATCH])
 

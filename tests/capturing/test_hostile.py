@@ -1,0 +1,213 @@
+"""Models in which a map is easily filed under the wrong image, place, layer or kind."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import attnprobe as ap
+from attnprobe.core.errors import CaptureError
+from tests.capturing.test_layouts import PIXELS, Attention, ViT, maps_by_hand, soft, vit
+
+
+def plain(s, q, k, v):
+    return soft(q, k) @ v
+
+
+def certificate(model, pixels=PIXELS):
+    return ap.capture(model, pixels).certificate
+
+
+class Stepwise(ViT):
+    """Tokens are changed by `between` after the first block."""
+
+    def __init__(self, between):
+        super().__init__(lambda _: Attention(plain))
+        self.between = between
+
+    def forward(self, x):
+        x = self.embed(x).flatten(2).mT
+        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], 1) + self.pos
+        for i, block in enumerate(self.blocks):
+            x = x + block(x)
+            x = torch.cat([x[:, :1], self.between(x[:, 1:])], 1) if i == 0 else x
+        return self.head(x[:, 0])
+
+
+def chosen(x, order):
+    return x.gather(1, order[..., None].expand(-1, -1, x.shape[-1]))
+
+
+STEPS = {
+    "tokens are sorted": lambda x: chosen(x, x.norm(dim=-1).argsort(1)),
+    "tokens are reversed": lambda x: x.flip(1),
+    "rows and columns are exchanged": lambda x: x.unflatten(1, (4, 4)).transpose(1, 2).flatten(1, 2),
+    "tokens are dropped": lambda x: chosen(x, x.norm(dim=-1).topk(9, 1).indices),
+    "neighbours are merged": lambda x: (x[:, ::2] + x[:, 1::2]) / 2,
+}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_no_place_is_claimed_for_tokens_that_moved_inside_the_model(name):
+    model = Stepwise(STEPS[name]).eval()
+    assert all(maps.grid.rows == 0 for maps in ap.capture(model, PIXELS) if "blocks.1" in maps.layers)
+
+
+def test_tokens_that_stay_are_proved_in_every_layer():
+    places = certificate(Stepwise(lambda x: 1.1 * x).eval()).located.places
+    assert {place.status for place in places.values()} == {"proved"}
+
+
+@pytest.mark.parametrize("name", ["mT", "rows upside down"])
+def test_no_place_is_claimed_where_the_model_turns_the_image(name):
+    class Turned(ViT):
+        def forward(self, x):
+            return super().forward(x.mT if name == "mT" else x.flip(-2))
+
+    model = Turned(lambda _: Attention(plain)).eval()
+    assert [maps.grid.rows for maps in ap.capture(model, PIXELS)] == [0]
+
+
+class ChannelAttention(Attention):
+    def forward(self, x):
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 4, 1)
+        return self.proj((soft(F.normalize(q, dim=-1), F.normalize(k, dim=-1)) @ v).permute(0, 3, 1, 2).flatten(2))
+
+
+def test_channels_that_are_as_many_as_tokens_are_channels():
+    model = ViT(lambda _: ChannelAttention(plain, width=51), width=51).eval()  # 17 tokens, heads of 17 channels
+    (maps,) = ap.capture(model, PIXELS, "weights")
+    assert maps.kind == "channel" and maps.values.shape == (4, 3, 3, 17, 17)
+    square = ViT(lambda _: Attention(plain, width=51), width=51).eval()
+    assert [maps.kind for maps in ap.capture(square, PIXELS)] == ["self"]
+
+
+class Folded(nn.Module):
+    """Heads in the first axis, before the images or behind them."""
+
+    def __init__(self, heads_first):
+        super().__init__()
+        self.qkv, self.num_heads, self.heads_first = nn.Linear(48, 144), 3, heads_first
+
+    def split(self, x):
+        q, k, v = (y.unflatten(-1, (3, 16)).transpose(1, 2) for y in self.qkv(x).chunk(3, -1))
+        return 0.25 * q, k, v
+
+    def forward(self, x):
+        q, k, v = (y.transpose(0, 1) if self.heads_first else y for y in self.split(x))
+        y = torch.bmm(soft(q.flatten(0, 1), k.flatten(0, 1)), v.flatten(0, 1)).unflatten(0, q.shape[:2])
+        return (y.transpose(0, 1) if self.heads_first else y).transpose(1, 2).flatten(2)
+
+
+def test_heads_behind_images_are_read_and_heads_before_images_refused():
+    model = ViT(lambda _: Folded(False)).eval()
+    (maps,) = ap.capture(model, PIXELS, "weights")
+    torch.testing.assert_close(maps.values, maps_by_hand(model), rtol=0, atol=1e-6)
+    with pytest.raises(CaptureError, match="heads or windows before images"):
+        list(ap.capture(ViT(lambda _: Folded(True)).eval(), PIXELS))
+
+
+@pytest.mark.parametrize("swap", [lambda x: x.roll(1, 0), lambda x: x.flip(0)])
+def test_images_that_change_places_inside_are_refused(swap):
+    class Swapped(ViT):
+        def forward(self, x):
+            return super().forward(swap(x))
+
+    with pytest.raises(CaptureError, match="rows are not one image's"):
+        list(ap.capture(Swapped(lambda _: Attention(plain)).eval(), PIXELS))
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_a_loop_over_parts_of_the_batch_is_refused(at_once):
+    class Loop(ViT):
+        def forward(self, x):
+            return torch.cat([super(Loop, self).forward(part) for part in x.split(at_once)])
+
+    with pytest.raises(CaptureError):
+        list(ap.capture(Loop(lambda _: Attention(plain)).eval(), PIXELS))
+
+
+def test_a_forward_pass_that_differs_each_time_is_refused():
+    class Dropping(Attention):
+        def forward(self, x):
+            q, k, v = self.split(x)
+            return self.proj((F.dropout(soft(q, k), 0.3, training=True) @ v).transpose(1, 2).flatten(2))
+
+    with pytest.raises(CaptureError, match="deterministic"):
+        list(ap.capture(ViT(lambda _: Dropping(plain)).eval(), PIXELS))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace")
+def test_a_scripted_block_among_others_is_named():
+    class Attend(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.qkv = nn.Linear(48, 144)
+
+        def forward(self, x):
+            q, k, v = self.qkv(x).chunk(3, -1)
+            return (q @ k.transpose(-2, -1)).softmax(-1) @ v
+
+    model = vit(plain)
+    model.blocks[1] = torch.jit.trace(Attend().eval(), torch.randn(2, 17, 48))
+    with pytest.raises(CaptureError, match=r"blocks\.1"):
+        list(ap.capture(model, PIXELS))
+
+
+def test_a_model_in_train_mode_is_captured_in_eval_mode_and_left_in_train_mode():
+    class Normed(ViT):
+        def __init__(self):
+            super().__init__(lambda _: Attention(plain))
+            self.bn = nn.BatchNorm2d(3)
+
+        def forward(self, x):
+            return super().forward(self.bn(x))
+
+    model = Normed().train()
+    (maps,) = ap.capture(model, PIXELS, "weights")
+    assert model.training and model.bn.training and int(model.bn.num_batches_tracked) == 0
+    torch.testing.assert_close(maps.values, maps_by_hand(model.eval()), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("pixels", [PIXELS[:1], PIXELS[:1].repeat(3, 1, 1, 1), torch.zeros(2, 3, 32, 32)])
+def test_one_image_equal_images_and_black_images_give_their_maps_and_places(pixels):
+    model = vit(plain)
+    capturing = ap.capture(model, pixels, "weights")
+    (maps,) = capturing
+    assert capturing.certificate.located.images_proved == (len(pixels) > 1) and maps.grid.rows == 4
+    with torch.no_grad():
+        x = model.embed(pixels).flatten(2).mT
+        x = torch.cat([model.cls_token.expand(len(x), -1, -1), x], 1) + model.pos
+        q, k, _ = model.blocks[0].split(model.norms[0](x))
+    torch.testing.assert_close(maps.values[:, 0], soft(q, k), rtol=0, atol=1e-6)
+
+
+def test_an_early_exit_has_the_layers_that_ran():
+    class Exit(ViT):
+        def forward(self, x):
+            x = self.embed(x).flatten(2).mT
+            for block in self.blocks[:2]:
+                x = x + block(x)
+            return self.head(x.mean(1))
+
+    (maps,) = ap.capture(Exit(lambda _: Attention(plain)).eval(), PIXELS)
+    assert maps.layers == ("blocks.0", "blocks.1")
+
+
+def test_the_image_axis_may_change_from_block_to_block():
+    class Block(nn.Module):
+        def __init__(self, first):
+            super().__init__()
+            self.first, self.attend = first, nn.MultiheadAttention(48, 3, batch_first=not first)
+
+        def forward(self, x):
+            x = x.transpose(0, 1) if self.first else x
+            y = self.attend(x, x, x, need_weights=False)[0]
+            return y.transpose(0, 1) if self.first else y
+
+    pixels = torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    mixed, twin = (ViT(lambda i, first=first: Block(first and i == 1)).eval() for first in (True, False))
+    twin.load_state_dict(mixed.state_dict())
+    (ours,), (theirs,) = (ap.capture(model, pixels, "weights", tokens=True) for model in (mixed, twin))
+    torch.testing.assert_close(ours.values, theirs.values, rtol=0, atol=1e-6)
+    torch.testing.assert_close(ours.tokens, theirs.tokens, rtol=0, atol=1e-5)
