@@ -62,7 +62,8 @@ class Finding:
     @property
     def single(self) -> bool:
         """True if it is found in single blocks only (`EXTENT`), none of which counts alone."""
-        counts = self.kind == "repetition" or (not kind_named(self.kind).of_maps and self.of in self.blocks)
+        copies = self.kind == "repetition" and self.number is not None and self.number > (1 + self.bar) / 2
+        counts = copies or (not kind_named(self.kind).of_maps and self.of in self.blocks)
         return self.found == "yes" and self.share < EXTENT and not counts
 
     @property

@@ -106,3 +106,14 @@ def test_a_kind_in_single_blocks_is_named_last_and_is_no_collapse_of_the_network
     assert f"(block 1 of {LAYERS})" in found.headline
     maps[:, : LAYERS // 4] = 1 / made.TOKENS
     assert judged(maps).headline.startswith("near-uniform attention from block 1 (2 of 8 blocks")
+
+
+@pytest.mark.parametrize(("mixed", "is_headline"), [(0.0, True), (0.05, True), (0.12, False)])
+def test_a_single_block_that_repeats_is_a_headline_where_it_all_but_copies(mixed, is_headline):
+    maps = softmax(logits())
+    maps[:, 4] = (1 - mixed) * maps[:, 3] + mixed * maps[:, 5]
+    overlap = float(np.minimum(maps[:, 4], maps[:, 3]).sum(-1).mean())
+    found = judged(maps)
+    assert named(found) == {REPEATS} and 0.85 < overlap and (overlap > 0.925) is is_headline
+    assert found.headline.startswith("repetition in block 5" if is_headline else "none of 7 kinds") is True
+    assert ("in single blocks: repetition (block 5 of 7)" in found.headline) is not is_headline
