@@ -41,9 +41,9 @@ LINEAR = {
 }  # fmt: skip
 """Linear layer of the graph -> its name in timm; q, k and v become one."""
 
-SKIMAGE = ("astronaut", "brick", "camera", "chelsea", "coffee", "coins", "grass", "gravel", "motorcycle_left", "moon",
-           "rocket", "hubble_deep_field")  # fmt: skip
-"""Photographs that scikit-image's wheel carries."""
+SKIMAGE = ("astronaut", "brick", "camera", "cell", "chelsea", "clock_motion", "coffee", "coins", "grass", "gravel",
+           "hubble_deep_field", "ihc", "moon", "motorcycle_left", "retina", "rocket")  # fmt: skip
+"""Photographs that scikit-image's wheel carries; some were taken through a telescope or a microscope."""
 
 
 def graph_file() -> Path:

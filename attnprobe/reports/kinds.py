@@ -112,8 +112,8 @@ KINDS = (
 EXTENT = 0.25
 """A kind in a smaller share of the blocks is named last, as one of single blocks: the first block of a sound network
 is often near uniform, and one block beyond a bar comes and goes with the seed. A single block counts where it all but
-copies another (nearer to an overlap of 1 than to the bar), since it could go, and where its output is the last, which is
-what the classifier sees. Ours."""
+copies another (nearer to an overlap of 1 than to the bar), since it could go, and where its output is the last, which
+is what the classifier sees. Ours."""
 
 CONTENT = 0.5
 """A block that repeats copies content if more than this share of what could be its own image's is: with O the overlap

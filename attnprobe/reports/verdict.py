@@ -48,6 +48,14 @@ class Verdict:
     advice: str = ""
     findings: tuple[Finding, ...] = ()
 
+    def __str__(self) -> str:
+        """The headline, then a line for each kind of collapse, and what a reader must weigh."""
+        kinds, beware = (
+            (f"- {finding.line}" for finding in self.findings),
+            (f"! {warning}" for warning in self.warnings),
+        )
+        return "\n".join((self.headline, *kinds, *beware))
+
     def _repr_html_(self) -> str:
         weighed = {f"beware {k}": warning for k, warning in enumerate(self.warnings, 1)}
         kinds = {finding.words: finding.line.partition(": ")[2] for finding in self.findings}
