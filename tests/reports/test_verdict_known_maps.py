@@ -114,6 +114,6 @@ def test_a_single_block_that_repeats_is_a_headline_where_it_all_but_copies(mixed
     maps[:, 4] = (1 - mixed) * maps[:, 3] + mixed * maps[:, 5]
     overlap = float(np.minimum(maps[:, 4], maps[:, 3]).sum(-1).mean())
     found = judged(maps)
-    assert named(found) == {REPEATS} and 0.85 < overlap and (overlap > 0.925) is is_headline
+    assert named(found) == {REPEATS} and overlap > 0.85 and (overlap > 0.925) is is_headline
     assert found.headline.startswith("repetition in block 5" if is_headline else "none of 7 kinds") is True
     assert ("in single blocks: repetition (block 5 of 7)" in found.headline) is not is_headline
