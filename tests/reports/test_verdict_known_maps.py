@@ -116,4 +116,4 @@ def test_a_single_block_that_repeats_is_a_headline_where_it_all_but_copies(mixed
     found = judged(maps)
     assert named(found) == {REPEATS} and overlap > 0.85 and (overlap > 0.925) is is_headline
     assert found.headline.startswith("repetition in block 5" if is_headline else "none of 7 kinds") is True
-    assert ("in single blocks: repetition (block 5 of 7)" in found.headline) is not is_headline
+    assert ("in single blocks: repetition (block 5 of 8)" in found.headline) is not is_headline
