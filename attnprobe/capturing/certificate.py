@@ -27,6 +27,7 @@ from attnprobe.capturing.recorder import Recorder, factors_of
 from attnprobe.capturing.recording import Recording, computing, layers_to_hook
 from attnprobe.capturing.softmax_trails import untraced
 from attnprobe.capturing.tracing import Tracing
+from attnprobe.core.devices import exact_products
 from attnprobe.core.errors import CaptureError, InputError
 from attnprobe.core.maps import AttentionMaps
 from attnprobe.core.memory import is_out_of_memory
@@ -144,7 +145,7 @@ def certify(
     routes = {layer.name: layer.route for layer in layers}
     proofs: list[LayerProof] = []
     n_bytes = 0
-    with computing(pixels.device):
+    with computing(pixels.device), exact_products():
         # First as the user runs it, since what follows differs from it step by step, and each step is compared: the
         # explicit softmax without hooks, then the same with hooks.
         as_run = tensors_of(_run(inner, pixels))
@@ -169,7 +170,7 @@ def certify(
                 n_bytes += sum(maps.values.nbytes for maps in taken)
                 proofs += _proofs(taken, products, routes, factors)
                 taken = []
-    with computing(pixels.device):
+    with computing(pixels.device), exact_products():
         located = locate(inner, pixels)
     same = equal(hooked, unhooked) if unhooked else None
     return Certificate(tuple(proofs), same, fused_difference, len(pixels), n_bytes // len(pixels), located)

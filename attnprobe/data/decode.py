@@ -14,6 +14,7 @@ from timm.data import create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from attnprobe.core.devices import on_device
 from attnprobe.core.errors import InputError, WorkError
 from attnprobe.core.images import ImageBatch, InputSpec, Order
 from attnprobe.data.order import ListedImages, position_batches
@@ -134,7 +135,7 @@ class DecodedImages(ListedImages):
                 pixels, *more = (tensor.to(device, non_blocking=True) for tensor in tensors)
                 shown = self.spec.normalise(pixels.float() / 255)
                 ids = tuple(self.ids[position] for position in positions)
-                yield ImageBatch(shown, torch.tensor(labels, device=device), ids, tuple(more))
+                yield ImageBatch(shown, *on_device(device, torch.tensor(labels)), ids, tuple(more))
 
     def drop(self, position: int, why: str) -> None:
         """Record an image that turned out to be unreadable, or refuse it."""

@@ -3,18 +3,22 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from datetime import timedelta
 
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from attnprobe.core.errors import InputError
 from attnprobe.io.run import Run
-from attnprobe.training.processes import Processes
+from attnprobe.training.processes import Processes, processes
 from tests.training.sync_bn import SharedBatchNorm
 from tests.training.test_loop import config, losses, run_training
 
@@ -89,7 +93,39 @@ def test_a_killed_process_ends_the_run_and_the_same_command_goes_on(tmp_path):
 
 def test_batch_norm_over_processes_is_refused_on_a_cpu_which_pytorch_has_none_for():
     with pytest.raises(InputError, match="sync_bn=true needs GPUs"):
-        Processes(torch.device("cpu"), 0, 2).parallel(nn.BatchNorm2d(3), sync_bn=True)
+        Processes(torch.device("cpu"), 0, 2, object()).parallel(nn.BatchNorm2d(3), sync_bn=True)
+
+
+@pytest.fixture
+def one_of_torchrun(monkeypatch):
+    """The environment of a process that torchrun started alone."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    for name, value in {"TORCHELASTIC_RUN_ID": "x", "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0",
+                        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+
+
+def test_collectives_have_their_usual_limit_and_waiting_for_the_first_process_a_day(one_of_torchrun):
+    """The first process may probe or save for longer than a collective may take."""
+
+    def limit(group):
+        return group._get_backend(torch.device("cpu")).options._timeout
+
+    with processes(torch.device("cpu")) as group:
+        assert limit(group.patient) == timedelta(days=1) > limit(dist.group.WORLD)
+        group.wait()
+        assert group.total(torch.ones(2)).tolist() == [1, 1] and group.any(True)
+        assert isinstance(group.parallel(nn.Linear(2, 2), sync_bn=False), DistributedDataParallel)
+    assert not dist.is_initialized()
+
+
+def test_more_processes_than_gpus_are_refused_before_they_wait_for_one_another(one_of_torchrun, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(InputError, match="there are 0"), processes(torch.device("cuda")):
+        pass
+    assert not dist.is_initialized()
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 5])
