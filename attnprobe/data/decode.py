@@ -94,14 +94,17 @@ class DecodedImages(ListedImages):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.decoder, self.first = Decoder(self.read, eval_transform(self.spec)), 0
+        self.keeps_empty = False
 
     def augmented(self, transform: Transform, key: tuple[int, ...], first: int = 0) -> "DecodedImages":
         """The same images through a training transform, called as `transform(image, position, (*key, place))`.
 
         `place` is an image's place in the order it is asked for, counted from `first`, so that one that comes twice
-        looks different, and an order can be resumed in its middle.
+        looks different, and an order can be resumed in its middle. A batch without a readable image comes as one of no
+        image: steps of training keep their numbers, and of several processes none waits for one that left a step out.
         """
         other = copy.copy(self)
+        other.keeps_empty = True
         other.first = first
         other.decoder = Decoder(self.decoder.read, transform, key)
         return other
@@ -131,11 +134,13 @@ class DecodedImages(ListedImages):
         for positions, labels, tensors, bad in guard_workers(loader):
             for position, why in bad:
                 self.drop(position, why)
-            if positions:
+            if positions or self.keeps_empty:
+                tensors = tensors or (torch.empty(0, 3, *self.spec.size, dtype=torch.uint8),)
                 pixels, *more = (tensor.to(device, non_blocking=True) for tensor in tensors)
                 shown = self.spec.normalise(pixels.float() / 255)
                 ids = tuple(self.ids[position] for position in positions)
-                yield ImageBatch(shown, *on_device(device, torch.tensor(labels)), ids, tuple(more))
+                (classes,) = on_device(device, torch.tensor(labels, dtype=torch.long))
+                yield ImageBatch(shown, classes, ids, tuple(more))
 
     def drop(self, position: int, why: str) -> None:
         """Record an image that turned out to be unreadable, or refuse it."""

@@ -303,7 +303,7 @@ class TrainConfig(AugmentConfig):
         if self.token_label_data and self.mixes:
             raise InputError("token_label_data needs mixup=0 and cutmix=0: label maps do not know what was mixed in.")
         if not 0 <= self.warmup_epochs < self.epochs:
-            raise InputError(f"warmup_epochs={self.warmup_epochs} must lie in [0, epochs={self.epochs}).")
+            raise InputError(f"warmup_epochs={self.warmup_epochs:g} must lie in [0, epochs={self.epochs}).")
         for name in ("cos_reg_component", "aug_repeats", "cooldown_epochs", "mixup_off_epoch"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name}={getattr(self, name)} must not be negative; 0 for none.")

@@ -97,6 +97,9 @@ class Inputs:
             self.waited = batches.seconds
             _seed(config.seed, epoch, step, rank)
             pixels, targets = batch.pixels, batch.labels
+            if not batch.ids:  # none of its images could be read; the step is made all the same
+                yield step, pixels, targets
+                continue
             if self.augment:
                 pixels = self.augment(pixels)
             if mixing:  # before erasing, as in timm: erased boxes are not blended with the other image

@@ -179,7 +179,7 @@ def _train(task: Task, group: Processes, stop: StopRequest, pieces: int) -> Trai
                             loss = classification_loss(trained(shown), wanted, config)
                             if listener:
                                 similarity = cosine_penalty(listener.take(), config.cos_reg_dim)
-                                loss = loss + config.cos_reg_weight * similarity
+                                loss = loss + config.cos_reg_weight * similarity if len(shown) else loss
                         # The gradient of the mean over all n images of the step, averaged over the update's steps:
                         # `loss` is a mean over len(shown), and DDP divides by `world`.
                         learner.scaler.scale(loss * (len(shown) * group.world / n / parts)).backward()

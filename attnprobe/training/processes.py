@@ -112,7 +112,9 @@ def processes(device: torch.device) -> Iterator[Processes]:
         torch.cuda.set_device(device)
     try:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-        yield Processes(device, rank, world, dist.new_group(backend="gloo", timeout=PATIENCE))
+        patient = dist.new_group(backend="gloo", timeout=PATIENCE)
+        assert isinstance(patient, dist.ProcessGroup), "every process is in the group"
+        yield Processes(device, rank, world, patient)
     except (dist.DistError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         if not isinstance(error, dist.DistError) and not any(word in reason for word in ("gloo", "NCCL", "onnection")):

@@ -9,9 +9,11 @@ import sys
 import time
 from datetime import timedelta
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -21,6 +23,7 @@ from attnprobe.io.run import Run
 from attnprobe.training.processes import Processes, processes
 from tests.training.sync_bn import SharedBatchNorm
 from tests.training.test_loop import config, losses, run_training
+from tests.two_processes import under_torchrun
 
 SCRIPT = """
 import json, sys
@@ -89,6 +92,42 @@ def test_a_killed_process_ends_the_run_and_the_same_command_goes_on(tmp_path):
     assert process.returncode == 0, err
     undisturbed = load_file(Run(tmp_path / "undisturbed" / "two").latest_checkpoint() / "model.safetensors")
     assert all(torch.equal(resumed[name], undisturbed[name]) for name in undisturbed)
+
+
+UNREADABLE = """
+import sys
+from pathlib import Path
+from attnprobe.core.images import InputSpec
+from attnprobe.data import load_images
+from attnprobe.io.run import Run
+from attnprobe.models import build_model
+from attnprobe.training import train
+from tests.training.test_loop import OPTIONS, config
+folder, model = sys.argv[1:]
+images, val = (
+    load_images(f"{folder}/images", split, spec=InputSpec((16, 16)), bad_images="skip", resident_bytes=0)
+    for split in ("train", "val")
+)
+plain = images.decoder.read
+images.decoder.read = lambda position: plain(None if position == 2 else position)  # no longer what it was when listed
+options = config(model=model, epochs=3, warmup_epochs=0, batch_size=1, color_jitter=0.4, grad_accum_steps=4)
+train(build_model(model, seed=0, **OPTIONS), images, val, options, Run(Path(folder) / "run"), config_json={})
+"""
+
+
+@pytest.mark.parametrize("model", ["vit_16_digits", "deepvit_16_digits"])
+def test_a_process_whose_whole_batch_is_unreadable_keeps_step_with_the_others(tmp_path, model):
+    """One image per process and step, and one of them damaged: its process has an empty batch, in every epoch."""
+    rng = np.random.default_rng(0)
+    for k in range(12):
+        path = tmp_path / "images" / ("train" if k < 8 else "val") / "ab"[k % 2] / f"{k}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (32, 40, 3), dtype=np.uint8)).save(path)
+    (tmp_path / "train.py").write_text(UNREADABLE)
+    done = under_torchrun(str(tmp_path / "train.py"), str(tmp_path), model, timeout=120)
+    assert done.returncode == 0, done.stderr
+    rows = [row.split(",") for row in Run(tmp_path / "run").log.read_text().splitlines()[1:]]
+    assert len(rows) == 3 and all(0 < float(row[2]) < 5 for row in rows) and "is skipped" in done.stderr
 
 
 def test_batch_norm_over_processes_is_refused_on_a_cpu_which_pytorch_has_none_for():
