@@ -4,7 +4,7 @@ import copy
 import itertools
 import signal
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -85,9 +85,13 @@ class DecodedImages(ListedImages):
 
     At most 2 batches per worker wait in memory, whatever the number of images. An image that cannot be decoded
     is dropped from its batch and added to `bad` (bad_images="skip"), or ends the iteration with an `InputError`.
+
+    Attributes:
+        labels: one per image, -1 where unknown; none if they are known only when an image is opened.
     """
 
     read: Reader
+    labels: Sequence[int] = ()
     bad_images: BadImages = "refuse"
     workers: int = 0
 

@@ -111,6 +111,22 @@ class Inputs:
         self.waited = batches.seconds
 
 
+IMBALANCE = 3
+"""Ratio of the numbers of images of two classes above which a line says so."""
+
+
+def imbalance(images: Any) -> str:
+    """A remark on classes of very different numbers of images; "" if there are none, or their labels are unknown."""
+    labels = torch.as_tensor(getattr(images, "labels", ()), dtype=torch.long)
+    counts = torch.bincount(labels[labels >= 0].cpu(), minlength=len(images.class_names))
+    if len(counts) < 2 or not len(labels) or counts.max() <= IMBALANCE * counts.min():
+        return ""
+    return (
+        f"classes of {images.name} have {counts.min()} to {counts.max()} images: top-1 favours the large ones; look at "
+        "the accuracy of each class"
+    )
+
+
 def _label_maps(config: TrainConfig, images: ImageSource) -> LabelMaps | None:
     if config.token_label_data is None:
         return None
