@@ -11,6 +11,15 @@ import torch
 from attnprobe.core.maps import AttentionMaps, TokenGrid
 
 
+@pytest.fixture(scope="session")
+def gpu():
+    """The device of tests marked gpu: "cuda", or the one that ATTNPROBE_TEST_DEVICE names, such as "cpu"."""
+    name = os.environ.get("ATTNPROBE_TEST_DEVICE", "cuda")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        pytest.skip("needs CUDA")
+    return torch.device(name)
+
+
 @pytest.fixture
 def make_maps():
     """Build softmax maps of any size from a seed, float64 unless asked otherwise."""

@@ -1,6 +1,7 @@
 """Examples run as they are written, on small real input."""
 
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -55,6 +56,27 @@ def test_the_gate_stops_a_model_whose_blocks_repeat_and_says_why(tmp_path, maps)
     status, told = run(tmp_path, EXAMPLES / "ci_gate.sh", maps)
     assert status == 3 and "similar_blocks>3" in told, told
     assert (tmp_path / "report" / "report.html").exists()
+
+
+def test_every_part_of_the_gpu_benchmark_runs(tmp_path):
+    status, told = run(tmp_path, sys.executable, EXAMPLES / "benchmarks" / "gpu.py", "--device", "cpu", "--tiny")
+    assert status == 0, told
+    parts = json.loads((tmp_path / "gpu.json").read_text())["parts"]
+    assert list(parts) == ["tests", "training", "compiled", "loader", "capture", "profile"]
+    counts = {what: value for what, value, _unit in parts["tests"]["rows"]}
+    assert counts["tests passed"] > 40 and counts["tests failed"] == counts["tests skipped"] == 0
+    assert {what.split(",")[0] for what, *_ in parts["training"]["rows"]} >= {"vit_16", "deepvit_32", "refiner_s"}
+    assert (tmp_path / "gpu.md").read_text() in told
+
+
+def test_a_part_that_fails_or_hangs_is_reported_with_what_it_had_found(monkeypatch):
+    gpu = runpy.run_path(str(EXAMPLES / "benchmarks" / "gpu.py"))
+    monkeypatch.setitem(gpu["LIMITS"], "loader", 0.05)
+    hung, failed = gpu["run"]("loader", "cpu", True), gpu["run"]("profile", "nowhere", True)
+    assert (hung["status"], hung["rows"]) == ("stopped after 0.05 s", [])
+    assert failed["status"] == "exit status 1" and "nowhere" in "".join(failed["messages"])
+    table = gpu["markdown"]({"device": "none"}, {"loader": hung, "profile": failed})
+    assert "| loader | **stopped after 0.05 s** |" in table and "| profile | **exit status 1** |" in table
 
 
 def test_two_processes_share_a_capture(tmp_path):

@@ -37,7 +37,7 @@ def task(monkeypatch):
     capturing = capture(model, pixels, ("weights", "effective"), tokens=True, values=True, batch_size=4)
     assert capturing.certificate.output_equal
     plan = CapturePlan(image_ids=tuple(str(i) for i in range(IMAGES)), model="deepvit", config={}, settings={})
-    return capture_module.Task("deepvit", capturing, plan)
+    return capture_module.Task("deepvit", model, torch.device("cpu"), plan, lambda _model: capturing)
 
 
 def contents(path, allow_partial=False):

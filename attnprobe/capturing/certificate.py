@@ -28,6 +28,7 @@ from attnprobe.capturing.recording import Recording, computing, layers_to_hook
 from attnprobe.capturing.siblings import missing_siblings, refuse_missing
 from attnprobe.capturing.softmax_trails import untraced
 from attnprobe.capturing.tracing import Tracing
+from attnprobe.core.devices import exact_products
 from attnprobe.core.errors import CaptureError, InputError
 from attnprobe.core.maps import AttentionMaps
 from attnprobe.core.memory import is_out_of_memory
@@ -155,7 +156,7 @@ def certify(
     routes = {layer.name: layer.route for layer in layers}
     proofs: list[LayerProof] = []
     n_bytes = 0
-    with computing(pixels.device):
+    with computing(pixels.device), exact_products():
         # First as the user runs it, since what follows differs from it step by step, and each step is compared: the
         # explicit softmax without hooks, then the same with hooks.
         as_run = tensors_of(_run(inner, pixels))
@@ -186,7 +187,7 @@ def certify(
     missing = missing_siblings(tracing.ran, fired)
     if not allow_missing:
         refuse_missing(missing, tracing.ran)
-    with computing(pixels.device), unfused(inner, ()):
+    with computing(pixels.device), exact_products(), unfused(inner, ()):
         located = locate(inner, pixels)
     same = equal(hooked, unhooked) if unhooked else None
     image_bytes = n_bytes // len(pixels)

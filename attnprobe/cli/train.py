@@ -41,11 +41,17 @@ def train(
 ) -> None:
     """Train a model; the same command resumes a stopped run.
 
+    On a GPU it trains in bfloat16 (float16 where the device has none; --set amp=false for float32), and is not compiled
+    unless --set torchcompile=true says so, which pays off from some minutes of training on. After some steps, a line
+    says how long all of it will take, and how much of the GPU's memory; with several GPUs, torchrun starts a process
+    on each. More epochs than before may be set for a stopped or finished run if its schedule is step or multistep.
+
     For example:
 
     $ attnprobe train digits_vit_16 -o runs/vit
     $ attnprobe train digits_deepvit_16 -o runs/deep --set epochs=10 --set lr=1e-3
     $ attnprobe train digits_vit_16 --seeds 0-4 -o runs/vit
+    $ attnprobe train deepvit_16 -o runs/fast --data-dir ~/imagenet --set torchcompile=true --auto-batch
     $ attnprobe train args.yaml -o runs/mine --data-dir ~/images
     $ torchrun --nproc-per-node 4 -m attnprobe train deepvit_32 --data-dir ~/imagenet -o runs/deepvit_32
 

@@ -4,7 +4,7 @@ import copy
 import itertools
 import signal
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ from timm.data import create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from attnprobe.core.devices import on_device
 from attnprobe.core.errors import InputError, WorkError
 from attnprobe.core.images import ImageBatch, InputSpec, Order
 from attnprobe.data.order import ListedImages, position_batches
@@ -84,23 +85,30 @@ class DecodedImages(ListedImages):
 
     At most 2 batches per worker wait in memory, whatever the number of images. An image that cannot be decoded
     is dropped from its batch and added to `bad` (bad_images="skip"), or ends the iteration with an `InputError`.
+
+    Attributes:
+        labels: one per image, -1 where unknown; none if they are known only when an image is opened.
     """
 
     read: Reader
+    labels: Sequence[int] = ()
     bad_images: BadImages = "refuse"
     workers: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.decoder, self.first = Decoder(self.read, eval_transform(self.spec)), 0
+        self.keeps_empty = False
 
     def augmented(self, transform: Transform, key: tuple[int, ...], first: int = 0) -> "DecodedImages":
         """The same images through a training transform, called as `transform(image, position, (*key, place))`.
 
         `place` is an image's place in the order it is asked for, counted from `first`, so that one that comes twice
-        looks different, and an order can be resumed in its middle.
+        looks different, and an order can be resumed in its middle. A batch without a readable image comes as one of no
+        image: steps of training keep their numbers, and of several processes none waits for one that left a step out.
         """
         other = copy.copy(self)
+        other.keeps_empty = True
         other.first = first
         other.decoder = Decoder(self.decoder.read, transform, key)
         return other
@@ -130,11 +138,13 @@ class DecodedImages(ListedImages):
         for positions, labels, tensors, bad in guard_workers(loader):
             for position, why in bad:
                 self.drop(position, why)
-            if positions:
+            if positions or self.keeps_empty:
+                tensors = tensors or (torch.empty(0, 3, *self.spec.size, dtype=torch.uint8),)
                 pixels, *more = (tensor.to(device, non_blocking=True) for tensor in tensors)
                 shown = self.spec.normalise(pixels.float() / 255)
                 ids = tuple(self.ids[position] for position in positions)
-                yield ImageBatch(shown, torch.tensor(labels, device=device), ids, tuple(more))
+                (classes,) = on_device(device, torch.tensor(labels, dtype=torch.long))
+                yield ImageBatch(shown, classes, ids, tuple(more))
 
     def drop(self, position: int, why: str) -> None:
         """Record an image that turned out to be unreadable, or refuse it."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from attnprobe.core.devices import on_device
 from attnprobe.core.images import ImageBatch, InputSpec, Order
 from attnprobe.data.order import ListedImages, position_batches
 from attnprobe.data.resize import as_evaluated
@@ -53,7 +54,7 @@ class DeviceResident(ListedImages):
             self.kept[device] = pixels.to(device), labels.to(device)
         pixels, labels = self.kept[device]
         for positions in position_batches(len(self), batch_size, order):
-            picked = torch.tensor(positions, device=device)
+            (picked,) = on_device(device, torch.tensor(positions))
             shown = self.spec.normalise(self.show(pixels[picked], self.spec).expand(-1, 3, -1, -1))
             yield ImageBatch(shown, labels[picked], tuple(self.ids[position] for position in positions))
 

@@ -102,6 +102,5 @@ def load_files(
     if pixels is not None:
         spec = shown_whole(spec, split)
         return DeviceResident(source, spec, pixels=pixels, labels=torch.tensor(listing.labels), **described)
-    return DecodedImages(
-        source, spec, read=listing.read, bad_images=reading.bad_images, workers=reading.workers, **described
-    )
+    options = {"bad_images": reading.bad_images, "workers": reading.workers}
+    return DecodedImages(source, spec, read=listing.read, labels=listing.labels, **options, **described)

@@ -207,4 +207,5 @@ def timm_named(
         spec = shown_whole(spec, split)
         return DeviceResident(source, spec, pixels=pixels, labels=torch.tensor(labels)[rows], **described)
     read, options = NamedReader(dataset, rows), {"bad_images": reading.bad_images, "workers": reading.workers}
-    return DecodedImages(source, spec, read=read, **options, **described)
+    known = [labels[row] for row in rows] if labels else ()
+    return DecodedImages(source, spec, read=read, labels=known, **options, **described)

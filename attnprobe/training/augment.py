@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from attnprobe.core.devices import on_device
 from attnprobe.core.images import InputSpec
 from attnprobe.training.config import AugmentConfig
 from attnprobe.training.transforms import colour_steps, seeded
@@ -173,16 +174,6 @@ def inside(box: Tensor, rows: int, cols: int) -> Tensor:
     row = torch.arange(rows, device=box.device).view(1, 1, -1, 1)
     col = torch.arange(cols, device=box.device).view(1, 1, 1, -1)
     return (row >= top) & (row < bottom) & (col >= left) & (col < right)
-
-
-def on_device(device: torch.device, *drawn: Tensor) -> tuple[Tensor, ...]:
-    """Small CPU tensors on `device`, without waiting for work queued on a GPU.
-
-    A copy from pageable memory waits until everything queued on the stream is done; one from pinned memory does not.
-    """
-    if device.type == "cuda":
-        return tuple(tensor.pin_memory().to(device, non_blocking=True) for tensor in drawn)
-    return tuple(tensor.to(device) for tensor in drawn)
 
 
 def _uniform(low: float, high: float, *shape: int) -> Tensor:

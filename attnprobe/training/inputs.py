@@ -97,6 +97,9 @@ class Inputs:
             self.waited = batches.seconds
             _seed(config.seed, epoch, step, rank)
             pixels, targets = batch.pixels, batch.labels
+            if not batch.ids:  # none of its images could be read; the step is made all the same
+                yield step, pixels, targets
+                continue
             if self.augment:
                 pixels = self.augment(pixels)
             if mixing:  # before erasing, as in timm: erased boxes are not blended with the other image
@@ -106,6 +109,22 @@ class Inputs:
                 targets = token_targets(maps, places, len(source.class_names), self.model.patch_embed.grid_size)
             yield step, erase(pixels, config.reprob, config.remode, config.recount), targets
         self.waited = batches.seconds
+
+
+IMBALANCE = 3
+"""Ratio of the numbers of images of two classes above which a line says so."""
+
+
+def imbalance(images: Any) -> str:
+    """A remark on classes of very different numbers of images; "" if there are none, or their labels are unknown."""
+    labels = torch.as_tensor(getattr(images, "labels", ()), dtype=torch.long)
+    counts = torch.bincount(labels[labels >= 0].cpu(), minlength=len(images.class_names))
+    if len(counts) < 2 or not len(labels) or counts.max() <= IMBALANCE * counts.min():
+        return ""
+    return (
+        f"classes of {images.name} have {counts.min()} to {counts.max()} images: top-1 favours the large ones; look at "
+        "the accuracy of each class"
+    )
 
 
 def _label_maps(config: TrainConfig, images: ImageSource) -> LabelMaps | None:

@@ -34,10 +34,11 @@ from attnprobe.training.config import TrainConfig
 from attnprobe.training.cosine_regulariser import cosine_penalty, listening
 from attnprobe.training.devices import amp_dtype, peak_memory, pick_device
 from attnprobe.training.evaluate import evaluate
-from attnprobe.training.inputs import Inputs, Plan
+from attnprobe.training.inputs import Inputs, Plan, imbalance
 from attnprobe.training.log import LOG_FIELDS, read_log, write_log, write_warning
 from attnprobe.training.objective import classification_loss
 from attnprobe.training.optimisation import base_rate, build_optimizer, build_schedule, freeze
+from attnprobe.training.pace import Pace, on_stderr
 from attnprobe.training.processes import Processes, StopRequest, processes, stop_requests
 
 Watch = Callable[[int, nn.Module, float], str]
@@ -143,6 +144,8 @@ def _train(task: Task, group: Processes, stop: StopRequest, pieces: int) -> Trai
     config, images, run, device = task.config, task.images, task.run, group.device
     if len(images) == 0 or not images.class_names:
         raise InputError(f"{images.name} has {len(images)} images and {len(images.class_names)} classes; cannot train.")
+    if group.is_first and (remark := imbalance(images)):
+        warnings.warn(f"{remark}.", stacklevel=3)
     plan = Plan(len(images), config.batch_size, config.grad_accum_steps, group.world)
     learner = _learner(task, group, plan)
     scheduler, epochs = build_schedule(learner.optimizer, config, updates=plan.updates)
@@ -157,6 +160,7 @@ def _train(task: Task, group: Processes, stop: StopRequest, pieces: int) -> Trai
     text = ""
     regularised = listening(task.model, config.cos_reg_component + 1) if config.cos_reg_component else nullcontext()
     total, done = epochs * plan.steps, progress.epoch * plan.steps + progress.step
+    pace = Pace(device, total - done, plan.per_step, on_stderr if group.is_first else None)
     board = boards(config, run, progress.epoch) if group.is_first else nullcontext(lambda row: None)
     with regularised as listener, board as show_row, progress_bar(config.model, total, done=done) as advance:
         trained = torch.compile(parallel) if config.torchcompile else parallel
@@ -167,6 +171,7 @@ def _train(task: Task, group: Processes, stop: StopRequest, pieces: int) -> Trai
             task.model.train()
             _set_rate(scheduler, epoch, plan, progress.step)
             total_loss = torch.tensor(progress.loss, device=device)
+            pace.restart()
             for step, pixels, targets in inputs.epoch(epoch, progress.step):
                 n, update, parts, last_part = plan.at(step)
                 update += epoch * plan.updates
@@ -179,14 +184,15 @@ def _train(task: Task, group: Processes, stop: StopRequest, pieces: int) -> Trai
                             loss = classification_loss(trained(shown), wanted, config)
                             if listener:
                                 similarity = cosine_penalty(listener.take(), config.cos_reg_dim)
-                                loss = loss + config.cos_reg_weight * similarity
+                                loss = loss + config.cos_reg_weight * similarity if len(shown) else loss
                         # The gradient of the mean over all n images of the step, averaged over the update's steps:
                         # `loss` is a mean over len(shown), and DDP divides by `world`.
                         learner.scaler.scale(loss * (len(shown) * group.world / n / parts)).backward()
                         total_loss += loss.detach() * len(shown)
                 if last_part:
                     _update_weights(learner, config, update)
-                advance(1, f"epoch {epoch + 1}/{epochs}  best {max(progress.best, 0):.1%}  {text}".rstrip())
+                best = f"best {max(progress.best, 0):.1%}"
+                advance(1, f"epoch {epoch + 1}/{epochs}  {best}  {pace.step()}  {text}".rstrip())
 
                 # Checkpoints fall between updates, never between the parts of one, whose gradients are not saved.
                 # Asking the other processes costs an all-reduce, so with several it is done every tenth update.

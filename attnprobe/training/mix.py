@@ -8,8 +8,9 @@ takes any batch, draws from PyTorch's global CPU generator, and does every mode 
 import torch
 from torch import Tensor
 
+from attnprobe.core.devices import on_device
 from attnprobe.core.errors import InputError
-from attnprobe.training.augment import inside, on_device
+from attnprobe.training.augment import inside
 from attnprobe.training.config import AugmentConfig
 
 

@@ -1,5 +1,6 @@
 """The training loss: cross-entropy of classes, and of patches where the model has a dense head."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -11,7 +12,7 @@ from attnprobe.training.mix import soft_targets
 def classification_loss(
     outputs: Tensor | tuple, targets: Tensor | tuple[Tensor, Tensor], config: TrainConfig
 ) -> Tensor:
-    """Loss of one batch, a number.
+    """Loss of one batch, a number; 0, with gradients of 0, for a batch of no image.
 
     Args:
         outputs: class logits [image, class]; or, from a model with a dense head, (class logits, patch logits
@@ -30,6 +31,9 @@ def classification_loss(
     patch_targets = None
     if isinstance(targets, tuple):
         targets, patch_targets = targets
+    if len(targets) == 0:  # a mean over no image would be NaN
+        parts = outputs[:2] if isinstance(outputs, tuple) else (outputs,)
+        return torch.stack([part.float().sum() for part in parts]).sum()
     if isinstance(outputs, Tensor):
         if patch_targets is not None:
             raise InputError(f"{config.model} has no dense head; token_label_data needs one, as in refiner_s.")

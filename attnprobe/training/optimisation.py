@@ -91,7 +91,7 @@ def build_schedule(optimizer: torch.optim.Optimizer, config: TrainConfig, *, upd
             cycle_mul=config.lr_cycle_mul,
             cycle_decay=config.lr_cycle_decay,
             cycle_limit=config.lr_cycle_limit,
-            warmup_epochs=config.warmup_epochs,  # type: ignore[arg-type]  # timm takes parts of an epoch, too
+            warmup_epochs=config.warmup_epochs,  # pyright: ignore[reportArgumentType]  timm takes fractions, too
             warmup_lr=config.warmup_lr,
             min_lr=config.min_lr,
             step_on_epochs=not config.sched_on_updates,

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from types import FrameType
 from typing import Any
 
@@ -19,16 +20,25 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from attnprobe.core.devices import own_gpu
 from attnprobe.core.errors import InputError, Stopped, WorkError
+
+PATIENCE = timedelta(days=1)
+"""Longest wait for the first process while it probes or saves; NCCL's own limit, 10 minutes, is for collectives."""
 
 
 @dataclass(frozen=True, slots=True)
 class Processes:
-    """This process's number and device, and the number of processes."""
+    """This process's number and device, and the number of processes.
+
+    Attributes:
+        patient: the group, over gloo, in which `wait` waits; None if torchrun did not start this process.
+    """
 
     device: torch.device
     rank: int = 0
     world: int = 1
+    patient: dist.ProcessGroup | None = None
 
     @property
     def is_first(self) -> bool:
@@ -40,12 +50,12 @@ class Processes:
         return batch[start:stop]
 
     def parallel(self, model: nn.Module, *, sync_bn: bool) -> nn.Module:
-        """`model` with its gradients averaged over processes; the same module if there is one process.
+        """`model` with its gradients averaged over processes; the same module without torchrun.
 
         Raises:
             InputError: `sync_bn` on a CPU, where PyTorch has no batch norm over processes.
         """
-        if self.world == 1:
+        if not self.patient:
             return model
         if sync_bn:
             if self.device.type == "cpu":
@@ -56,11 +66,11 @@ class Processes:
 
     def without_averaging(self, model: Any) -> AbstractContextManager:
         """A context in which backward leaves gradients unaveraged, while more of them are to be added up."""
-        return model.no_sync() if self.world > 1 else nullcontext()
+        return model.no_sync() if self.patient else nullcontext()
 
     def total(self, value: Tensor) -> Tensor:
         """The sum of a tensor over all processes."""
-        if self.world > 1:
+        if self.patient:
             value = value.clone()
             dist.all_reduce(value)
         return value
@@ -74,41 +84,44 @@ class Processes:
 
     def any(self, flag: bool) -> bool:
         """Whether the flag of any process is set."""
-        return bool(self.total(torch.tensor(float(flag), device=self.device)).item()) if self.world > 1 else flag
+        return bool(self.total(torch.tensor(float(flag), device=self.device)).item()) if self.patient else flag
 
     def same_buffers(self, model: nn.Module) -> None:
         """Give every process the first one's batch-norm statistics."""
-        if self.world > 1:
+        if self.patient:
             for buffer in model.buffers():
                 dist.broadcast(buffer, 0)
 
     def wait(self) -> None:
         """Wait until all processes have come here."""
-        if self.world > 1:
-            dist.barrier()
+        if self.patient:
+            dist.barrier(self.patient)
 
 
 @contextmanager
 def processes(device: torch.device) -> Iterator[Processes]:
-    """Join torchrun's processes, if it started this one, and leave them at the end.
+    """Join torchrun's processes, be it one, if it started this one, and leave them at the end.
 
     Args:
         device: the device of this machine; with several GPUs each process takes its own.
 
     Raises:
+        InputError: there are more processes than GPUs.
         WorkError: the others cannot be reached, or one of them died.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world == 1:
+    if world == 1 and not dist.is_torchelastic_launched():
         yield Processes(device)
         return
     rank, local = int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK", "0"))
+    device = own_gpu(device, local)
     if device.type == "cuda":
-        device = torch.device("cuda", local)
         torch.cuda.set_device(device)
     try:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-        yield Processes(device, rank, world)
+        patient = dist.new_group(backend="gloo", timeout=PATIENCE)
+        assert isinstance(patient, dist.ProcessGroup), "every process is in the group"
+        yield Processes(device, rank, world, patient)
     except (dist.DistError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         if not isinstance(error, dist.DistError) and not any(word in reason for word in ("gloo", "NCCL", "onnection")):

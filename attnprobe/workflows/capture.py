@@ -1,8 +1,9 @@
 """A model and images -> a maps file, or measurements without one; by one process, or by several under torchrun."""
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from importlib.metadata import version
 from itertools import tee, zip_longest
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import nn
 
 from attnprobe.capturing import Capture, Recording
 from attnprobe.capturing.selection import Selection
+from attnprobe.core.devices import own_gpu
 from attnprobe.core.errors import InputError
 from attnprobe.core.examined import Examined
 from attnprobe.core.images import ImageSource
@@ -45,8 +47,20 @@ class Task:
     """One model and its images, ready to be captured; `name` stands for it in a report."""
 
     name: str
-    capturing: Capture
+    module: nn.Module
+    device: torch.device
     plan: CapturePlan
+    capture: Callable[[nn.Module], Capture]
+
+    @cached_property
+    def capturing(self) -> Capture:
+        """The capture; the model is on the device from now on, until `release`."""
+        return self.capture(self.module.to(self.device))
+
+    def release(self) -> None:
+        """Leave the device to the next model."""
+        self.__dict__.pop("capturing", None)
+        self.module.to("cpu")
 
 
 def capture_file(spec: CaptureSpec, *, out: Path | None = None) -> Path:
@@ -75,6 +89,7 @@ def capture_file(spec: CaptureSpec, *, out: Path | None = None) -> Path:
 
     if base is not None:  # first, so that a command that was stopped here can be run again
         store(base, untrained_maps(out), overwrite=rank.alone or spec.overwrite)
+        base.release()
     return store(main, out, spec.overwrite)
 
 
@@ -109,7 +124,10 @@ def measure_live(
             sink = MeasureSink(folder, rank, task.plan.facts(), task.plan.image_ids, metrics)
             return fill(sink, task, f"measure {task.plan.model}")
 
-        untrained = [] if base is None else measure(base, out / "untrained")
+        untrained = []
+        if base is not None:
+            untrained = measure(base, out / "untrained")
+            base.release()
         slices = measure(main, out / "slices")
         if not slices or (base is not None and not untrained):
             return [], []
@@ -222,8 +240,7 @@ def tasks(spec: CaptureSpec, rank: Rank) -> tuple[Task, Task | None]:
     for note in facts.notes:
         warnings.warn(note, stacklevel=3)
     device = pick_device(spec.device)
-    if device.type == "cuda" and not rank.alone:
-        device = torch.device("cuda", rank.local)
+    device = device if rank.alone else own_gpu(device, rank.local)
     pixels, recipe = input_spec(model), recipe_of(Path(spec.model))
     data, data_dir = run_images(Path(spec.model), recipe, UserImages(spec.data, spec.data_dir))
     opening = {"spec": pixels, "data_dir": data_dir, "bad_images": spec.bad_images, "workers": spec.workers}
@@ -253,8 +270,11 @@ def tasks(spec: CaptureSpec, rank: Rank) -> tuple[Task, Task | None]:
     def task(module: nn.Module, of: ImageSource, its: CapturePlan) -> Task:
         kept: dict[str, Any] = {"factors": factors, "allow_missing": spec.allow_missing}
         kept |= {name: name in spec.kept for name in ("tokens", "values")}
-        recording = Recording(module.to(device), spec.sites, selection=selection, **kept)
-        return Task(Run.of(Path(spec.model)).path.stem or its.model, Capture(recording, of, spec.batch_size), its)
+
+        def capture(there: nn.Module) -> Capture:
+            return Capture(Recording(there, spec.sites, selection=selection, **kept), of, spec.batch_size)
+
+        return Task(Run.of(Path(spec.model)).path.stem or its.model, module, device, its, capture)
 
     main = task(model, source, plan)
     if not (spec.untrained and facts.sha256) or facts.model.startswith("onnx:"):  # a graph has trained weights alone

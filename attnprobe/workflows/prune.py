@@ -212,9 +212,9 @@ def _seconds(model: nn.Module, pixels: torch.Tensor, device: torch.device) -> fl
     """Seconds of a forward pass: CPU time of this process on a CPU, so that other processes do not matter."""
     clock = time.process_time if device.type == "cpu" else time.perf_counter
     if device.type != "cpu":
-        torch.accelerator.synchronize()
+        torch.accelerator.synchronize(device)
     start = clock()
     model(pixels)
     if device.type != "cpu":
-        torch.accelerator.synchronize()
+        torch.accelerator.synchronize(device)
     return max(clock() - start, 1e-9)

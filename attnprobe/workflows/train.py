@@ -186,6 +186,10 @@ def _memory(config: TrainConfig) -> Iterator[None]:
         ) from error
 
 
+PAST_IS_FINAL = ("step", "multistep")
+"""Schedules whose rates up to an epoch do not depend on the number of epochs; others fall to `min_lr` at the end."""
+
+
 def _same_run(out: Path, config: TrainConfig) -> Run:
     """The run in a directory, which may be none yet.
 
@@ -196,7 +200,13 @@ def _same_run(out: Path, config: TrainConfig) -> Run:
     before = read_yaml(run.config) if run.config.exists() else {}
     now = yaml.safe_load(to_yaml(config))
     others = [name for name, value in now.items() if before.get(name, value) != value and name not in MAY_CHANGE]
-    if others:
+    more = now["epochs"] - before.get("epochs", now["epochs"])
+    if others == ["epochs"] and more > 0 and config.sched in PAST_IS_FINAL:
+        warnings.warn(
+            f"{out}: epochs {before['epochs']} -> {now['epochs']}; the {config.sched} schedule's rates so far do not "
+            "depend on their number, so this becomes the run of all of them.", stacklevel=3,
+        )  # fmt: skip
+    elif others:
         changes = ", ".join(f"{name} {before[name]} -> {now[name]}" for name in others[:3])
         more = f" and {len(others) - 3} more" if len(others) > 3 else ""
         raise InputError(

@@ -50,11 +50,11 @@ def in_turn(rounds: int, reference: Callable[[], object], work: Callable[[], obj
     return statistics.median(a for a, _ in pairs), statistics.median(b for _, b in pairs)
 
 
-def plain_forward(model: torch.nn.Module, pixels: torch.Tensor) -> None:
+def plain_forward(model: torch.nn.Module, pixels: torch.Tensor, batch: int = BATCH) -> None:
     """The same forward pass with the explicit softmax, nobody listening."""
     with torch.inference_mode(), unfused(model, find_layers(model)):
-        for start in range(0, len(pixels), BATCH):
-            model(pixels[start : start + BATCH])
+        for start in range(0, len(pixels), batch):
+            model(pixels[start : start + batch])
 
 
 def double_loop(values: torch.Tensor) -> torch.Tensor:

@@ -1,14 +1,14 @@
 """Cost of training against a loop of timm's parts, and the share of data in an epoch.
 
     python examples/benchmarks/training.py [--rounds 3] [--threads 1]
-    python examples/benchmarks/training.py --device cuda --model deepvit_16 --batch 128 [--amp] [--compile]
+    python examples/benchmarks/training.py --device cuda
 
 1. 90 steps, a validation and a checkpoint of `attnprobe.training.train` against the same epoch written with timm's
    optimiser, schedule, loss, moving average and checkpoint saver: same model, images, batches and device.
 2. Handing out augmented 32 px images (crop and flip in batches on the device, RandAugment by timm one after the other),
    as a share of a training step of the tiny ViT of the structured-initialisation recipe for CIFAR and of the narrow one
    for digits, and against timm's loader with PIL in worker processes.
-3. On a GPU: images/s, TFLOP/s and peak memory of the model and of the plain ViT at 224 px, on procedural images.
+gpu.py measures large models on a GPU.
 
 Ratios of two things run in turn in one process; process CPU time on a CPU, elapsed time on a GPU; medians.
 """
@@ -30,7 +30,6 @@ from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.utils import CheckpointSaver, ModelEmaV3, dispatch_clip_grad
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from attnprobe.core.images import InputSpec
 from attnprobe.data import load_images
@@ -41,9 +40,14 @@ from attnprobe.models.describe import config_json
 from attnprobe.training import TrainConfig, evaluate, train
 from attnprobe.training.augment import Augmentation
 from attnprobe.training.config import AugmentConfig
+from attnprobe.training.objective import classification_loss
 
 POLICY = "rand-m5"
 """Without deviation: timm's posterize fails at 0 bits with Pillow 13."""
+
+SMALL = InputSpec(size=(32, 32))
+
+PLAIN = TrainConfig(model="vit_16", dataset="fractals", smoothing=0.0)
 
 OPTIONS = {"num_classes": 10, "depth": 8}
 
@@ -78,18 +82,20 @@ def timms(sets: list, config: TrainConfig, device: torch.device) -> None:
         saver.save_checkpoint(0, metric=scores.top1)
 
 
-def epoch_against_timm(device: torch.device, rounds: int) -> None:
-    spec = InputSpec(size=(32, 32))
-    train_images, val_images = (load_images("digits", split, spec=spec) for split in ("train", "val"))
+def digits_sets(copies: int) -> list:
+    """Training images, each `copies` times, and validation images of 32 px."""
+    train_images, val_images = (load_images("digits", split, spec=SMALL) for split in ("train", "val"))
     assert isinstance(train_images, DeviceResident)
-    pixels, labels = train_images.kept[torch.device("cpu")]
-    sets = [
-        DeviceResident(
-            "digits four times", spec, pixels=pixels.repeat(4, 1, 1, 1), labels=labels.repeat(4),
-            ids=train_images.ids * 4, class_names=train_images.class_names, fingerprint="", show=train_images.show,
-        ),
-        val_images,
-    ]  # fmt: skip
+    pixels, labels = train_images.pixels.repeat(copies, 1, 1, 1), train_images.labels.repeat(copies)
+    many = DeviceResident(
+        f"digits {copies} times", SMALL, pixels=pixels, labels=labels, ids=train_images.ids * copies,
+        class_names=train_images.class_names, fingerprint="", show=train_images.show,
+    )  # fmt: skip
+    return [many, val_images]
+
+
+def epoch_against_timm(device: torch.device, rounds: int) -> None:
+    sets = digits_sets(4)
     config = TrainConfig(
         model="vit_16_digits", dataset="digits", epochs=1, warmup_epochs=0, clip_grad=1.0, lr=1e-3, device=str(device)
     )
@@ -105,22 +111,34 @@ def epoch_against_timm(device: torch.device, rounds: int) -> None:
 
 
 def data_share(device: torch.device, rounds: int, workers: int) -> None:
-    spec = InputSpec(size=(32, 32))
-    images = load_images("fractals:10", "train", spec=spec, limit=1024)
-    kept = torch.cat([batch.pixels for batch in images.batches(256, device=device)])
-    augmentation = Augmentation(AugmentConfig(scale=(0.5, 1.0), ratio=(0.75, 4 / 3), hflip=0.5, aa=POLICY), spec)
-    augmentation(kept[:64])
-    data = statistics.median(seconds(lambda: augmentation(kept[:64]), device) for _ in range(rounds))
+    images, augmentation = small_images(device, 1024)
+    augmentation(images[:64])
+    data = statistics.median(seconds(lambda: augmentation(images[:64]), device) for _ in range(rounds))
     for name in ("structured_tiny_patch2_32", "vit_16_digits"):
-        work = step_of(build_model(name, seed=0, num_classes=10).to(device), kept[:64], amp=False, compile=False)
+        work = step_of(build_model(name, seed=0, num_classes=10).to(device), images[:64])
         work()
         step = statistics.median(seconds(work, device) for _ in range(rounds))
         print(
             f"augmenting 64 images of 32 px: {data / (data + step):.2%} of a training step of {name} "
             "(goal < 2 % on a CPU)"
         )
+    print(
+        f"1,024 such images: timm's loader with {workers} workers / ours = "
+        f"{loader_against_timms(device, rounds, workers, 1024):.1f} in elapsed time (goal 5 on a GPU)"
+    )
 
-    shown = (spec.restore(kept) * 255).byte().permute(0, 2, 3, 1).cpu().numpy()
+
+def small_images(device: torch.device, n: int) -> tuple[torch.Tensor, Augmentation]:
+    """Procedural images of 32 px on the device, and an augmentation for them."""
+    images = load_images("fractals:10", "train", spec=SMALL, limit=n)
+    augmentation = Augmentation(AugmentConfig(scale=(0.5, 1.0), ratio=(0.75, 4 / 3), hflip=0.5, aa=POLICY), SMALL)
+    return torch.cat([batch.pixels for batch in images.batches(256, device=device)]), augmentation
+
+
+def loader_against_timms(device: torch.device, rounds: int, workers: int, n: int) -> float:
+    """Elapsed time of timm's loader, which decodes nothing here, over that of augmentation on the device."""
+    images, augmentation = small_images(device, n)
+    shown = (SMALL.restore(images) * 255).byte().permute(0, 2, 3, 1).cpu().numpy()
     loader = create_loader(
         Pictures([Image.fromarray(picture) for picture in shown]), (3, 32, 32), 256, is_training=True, scale=(0.5, 1.0),
         auto_augment=POLICY, num_workers=workers, use_prefetcher=False, persistent_workers=workers > 0,
@@ -129,19 +147,22 @@ def data_share(device: torch.device, rounds: int, workers: int) -> None:
     def elapsed(run: Callable[[], object]) -> float:
         start = time.perf_counter()
         run()
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)
         return time.perf_counter() - start
 
-    def batched() -> None:
-        for start in range(0, len(kept), 256):
-            augmentation(kept[start : start + 256])
+    def theirs() -> None:
+        for pixels, _labels in loader:
+            pixels.to(device)
 
-    list(loader), batched()
-    pairs = [(elapsed(lambda: list(loader)), elapsed(batched)) for _ in range(rounds)]
-    theirs, own = (statistics.median(column) for column in zip(*pairs, strict=True))
-    print(
-        f"the same 1,024 images: timm's loader with {workers} workers / ours = {theirs / own:.1f} in elapsed time "
-        "(goal 5 on a GPU)"
-    )
+    def ours() -> None:
+        for start in range(0, len(images), 256):
+            augmentation(images[start : start + 256])
+
+    theirs(), ours()
+    pairs = [(elapsed(theirs), elapsed(ours)) for _ in range(rounds)]
+    slow, fast = (statistics.median(column) for column in zip(*pairs, strict=True))
+    return slow / fast
 
 
 class Pictures(torch.utils.data.Dataset):
@@ -157,7 +178,8 @@ class Pictures(torch.utils.data.Dataset):
         return self.transform(self.pictures[index]), 0
 
 
-def step_of(model: nn.Module, pixels: torch.Tensor, *, amp: bool, compile: bool) -> Callable[[], None]:
+def step_of(model: nn.Module, pixels: torch.Tensor, *, amp: bool = False, compile: bool = False) -> Callable[[], None]:
+    """A function that makes one training step on these images."""
     trained = torch.compile(model) if compile else model
     labels = torch.arange(len(pixels), device=pixels.device) % 10
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
@@ -166,30 +188,12 @@ def step_of(model: nn.Module, pixels: torch.Tensor, *, amp: bool, compile: bool)
     def step() -> None:
         model.train()
         with autocast:
-            loss = nn.functional.cross_entropy(trained(pixels).float(), labels)
+            loss = classification_loss(trained(pixels), labels, PLAIN)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
 
     return step
-
-
-def large_model(name: str, batch: int, device: torch.device, rounds: int, amp: bool, compile: bool) -> None:
-    for each in (name, "vit_16"):
-        model = build_model(each, seed=0, num_classes=10).to(device)
-        spec = InputSpec(size=model.patch_embed.img_size)
-        pixels = next(load_images("fractals:10", spec=spec, limit=batch).batches(batch, device=device)).pixels
-        with FlopCounterMode(display=False) as counter:
-            step_of(model, pixels, amp=amp, compile=False)()
-        step = step_of(model, pixels, amp=amp, compile=compile)
-        for _ in range(3):
-            step()
-        torch.cuda.reset_peak_memory_stats()
-        took = statistics.median(seconds(step, device) for _ in range(max(rounds, 10)))
-        print(
-            f"{each}: {batch / took:.0f} images/s, {counter.get_total_flops() / took / 1e12:.1f} TFLOP/s, "
-            f"peak {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB"
-        )
 
 
 def main() -> None:
@@ -198,10 +202,6 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--workers", type=int, default=2, help="processes of timm's loader")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--model", default="deepvit_16")
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--amp", action="store_true")
-    parser.add_argument("--compile", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
@@ -209,8 +209,6 @@ def main() -> None:
     print(f"{where}, torch {torch.__version__}, medians of {options.rounds} rounds")
     epoch_against_timm(device, options.rounds)
     data_share(device, options.rounds, options.workers)
-    if device.type == "cuda":
-        large_model(options.model, options.batch, device, options.rounds, options.amp, options.compile)
 
 
 if __name__ == "__main__":

@@ -70,8 +70,8 @@ def test_pixels_do_not_depend_on_the_batch(size, collect):
 
 
 @pytest.mark.gpu
-def test_cuda_shows_what_the_cpu_shows(collect):
+def test_a_gpu_shows_what_the_cpu_shows(collect, gpu):
     source, _ = resident(InputSpec((16, 16), crop_pct=0.9))
-    here, there = collect(source), collect(source, device="cuda")
+    here, there = collect(source), collect(source, device=gpu)
     for name, (pixels, _label) in here.items():
         torch.testing.assert_close(there[name][0].cpu(), pixels, atol=1e-6, rtol=0)  # bytes are equal

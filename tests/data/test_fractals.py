@@ -134,8 +134,8 @@ def test_numbers_out_of_range_are_refused_in_one_line(name, options):
 
 
 @pytest.mark.gpu
-def test_cuda_draws_what_the_cpu_draws(collect):
+def test_a_gpu_draws_what_the_cpu_draws(collect, gpu):
     source = fractals("fractals:7", spec=InputSpec((64, 64)), limit=70)
-    here, there = collect(source, 9), collect(source, 70, device="cuda")
+    here, there = collect(source, 9), collect(source, 70, device=gpu)
     for name, (pixels, _label) in here.items():
         torch.testing.assert_close(there[name][0].cpu(), pixels, atol=0.05, rtol=0)

@@ -97,6 +97,16 @@ def test_bfloat16_autocast_is_close_to_float32(name):
     assert all(torch.isfinite(p.grad).all() for p in model.parameters())
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_of_half_precision_are_close_to_float32(name, dtype):
+    model, (pixels, labels) = build(name).eval(), handwriting()
+    with torch.no_grad():
+        exact = F.cross_entropy(model(pixels), labels)
+        logits = model.to(dtype)(pixels.to(dtype))
+    assert logits.dtype == dtype
+    assert abs(F.cross_entropy(logits.float(), labels).item() - exact.item()) < 0.02 * exact.item()
+
+
 def test_state_survives_the_round_trip(name):
     model, other = build(name).eval(), build_model(f"{name}_16_digits", num_classes=10, seed=1, depth=DEPTH).eval()
     pixels = handwriting()[0][:2]

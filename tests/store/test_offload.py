@@ -9,14 +9,12 @@ from attnprobe.core.maps import Outcome
 from attnprobe.store import MapWriter, offload, open_maps, writer
 from tests.store.capturing import plan_for
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+DEVICES = ["cpu", pytest.param("gpu", marks=pytest.mark.gpu)]
 
 
 @pytest.fixture(params=DEVICES)
 def device(request):
-    if request.param == "cuda" and not torch.cuda.is_available():
-        pytest.skip("needs CUDA")
-    return request.param
+    return request.getfixturevalue("gpu") if request.param == "gpu" else torch.device("cpu")
 
 
 @pytest.fixture

@@ -75,14 +75,12 @@ def test_two_sites_tokens_and_stages_come_back_as_they_were(tmp_path, make_maps,
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-def test_maps_on_the_gpu_are_stored_as_those_on_the_cpu(tmp_path, ten_maps, small_shards):
-    cuda = AttentionMaps(
-        ten_maps.values.cuda(), ten_maps.image_ids, ten_maps.grid, tokens=torch.rand(10, 3, 7, 4).cuda()
-    )
-    came = stored(capture(tmp_path / "maps.h5", [cuda]))["trunk", "weights"]
+def test_maps_on_the_gpu_are_stored_as_those_on_the_cpu(tmp_path, ten_maps, small_shards, gpu):
+    tokens = torch.rand(10, 3, 7, 4)
+    there = AttentionMaps(ten_maps.values.to(gpu), ten_maps.image_ids, ten_maps.grid, tokens=tokens.to(gpu))
+    came = stored(capture(tmp_path / "maps.h5", [there]))["trunk", "weights"]
     assert torch.equal(came.values, ten_maps.values.bfloat16().float())
-    assert torch.equal(came.tokens, cuda.tokens.bfloat16().float().cpu())
+    assert torch.equal(came.tokens, tokens.bfloat16().float())
 
 
 @pytest.mark.parametrize(

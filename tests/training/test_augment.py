@@ -197,11 +197,11 @@ def test_options_out_of_range_are_refused_by_name(options):
 
 
 @pytest.mark.gpu
-def test_a_gpu_makes_the_same_pictures():
+def test_a_gpu_makes_the_same_pictures(gpu):
     options = AugmentConfig(scale=(0.3, 1.0), ratio=(3 / 4, 4 / 3), hflip=0.5, aa="rand-m9-mstd0.5-inc1")
     augmentation = Augmentation(options, SPEC)
     runs = []
-    for device in ("cpu", "cuda"):
+    for device in ("cpu", gpu):
         torch.manual_seed(1)
         runs.append(augmentation(PIXELS.to(device)).cpu())
     assert (runs[0] - runs[1]).abs().mean() < 0.01

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from attnprobe.core.errors import InputError
-from attnprobe.models import build_model
+from attnprobe.models import VARIANTS, build_model
 from attnprobe.training.config import TrainConfig
 from attnprobe.training.mix import soft_targets
 from attnprobe.training.objective import classification_loss
@@ -53,3 +53,14 @@ def test_refiner_with_dense_head_and_mix_token_learns_from_it():
 def test_other_outputs_are_refused():
     with pytest.raises(InputError, match="returns 2 outputs"):
         classification_loss((torch.zeros(1, 2), torch.zeros(1, 2)), torch.zeros(1, dtype=torch.long), CONFIG)
+
+
+@pytest.mark.parametrize("name", [f"{variant}_16_digits" for variant in VARIANTS] + ["refiner_s"])
+def test_a_batch_of_no_image_has_loss_0_and_gradients_of_0(name):
+    size = {"img_size": 32} if name == "refiner_s" else {}
+    model = build_model(name, num_classes=5, depth=2, seed=0, **size).train()
+    before = {key: tensor.clone() for key, tensor in model.named_buffers() if "running" in key}
+    loss = classification_loss(model(torch.zeros(0, 3, 32, 32)), torch.zeros(0, dtype=torch.long), CONFIG)
+    loss.backward()
+    assert loss.item() == 0 and all(p.grad is not None and not p.grad.any() for p in model.parameters())
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.named_buffers() if key in before)

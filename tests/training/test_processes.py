@@ -3,20 +3,27 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from datetime import timedelta
 
+import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from attnprobe.core.errors import InputError
 from attnprobe.io.run import Run
-from attnprobe.training.processes import Processes
+from attnprobe.training.processes import Processes, processes
 from tests.training.sync_bn import SharedBatchNorm
 from tests.training.test_loop import config, losses, run_training
+from tests.two_processes import under_torchrun
 
 SCRIPT = """
 import json, sys
@@ -87,9 +94,77 @@ def test_a_killed_process_ends_the_run_and_the_same_command_goes_on(tmp_path):
     assert all(torch.equal(resumed[name], undisturbed[name]) for name in undisturbed)
 
 
+UNREADABLE = """
+import sys
+from pathlib import Path
+from attnprobe.core.images import InputSpec
+from attnprobe.data import load_images
+from attnprobe.io.run import Run
+from attnprobe.models import build_model
+from attnprobe.training import train
+from tests.training.test_loop import OPTIONS, config
+folder, model = sys.argv[1:]
+images, val = (
+    load_images(f"{folder}/images", split, spec=InputSpec((16, 16)), bad_images="skip", resident_bytes=0)
+    for split in ("train", "val")
+)
+plain = images.decoder.read
+images.decoder.read = lambda position: plain(None if position == 2 else position)  # no longer what it was when listed
+options = config(model=model, epochs=3, warmup_epochs=0, batch_size=1, color_jitter=0.4, grad_accum_steps=4)
+train(build_model(model, seed=0, **OPTIONS), images, val, options, Run(Path(folder) / "run"), config_json={})
+"""
+
+
+@pytest.mark.parametrize("model", ["vit_16_digits", "deepvit_16_digits"])
+def test_a_process_whose_whole_batch_is_unreadable_keeps_step_with_the_others(tmp_path, model):
+    """One image per process and step, and one of them damaged: its process has an empty batch, in every epoch."""
+    rng = np.random.default_rng(0)
+    for k in range(12):
+        path = tmp_path / "images" / ("train" if k < 8 else "val") / "ab"[k % 2] / f"{k}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (32, 40, 3), dtype=np.uint8)).save(path)
+    (tmp_path / "train.py").write_text(UNREADABLE)
+    done = under_torchrun(str(tmp_path / "train.py"), str(tmp_path), model, timeout=120)
+    assert done.returncode == 0, done.stderr
+    rows = [row.split(",") for row in Run(tmp_path / "run").log.read_text().splitlines()[1:]]
+    assert len(rows) == 3 and all(0 < float(row[2]) < 5 for row in rows) and "is skipped" in done.stderr
+
+
 def test_batch_norm_over_processes_is_refused_on_a_cpu_which_pytorch_has_none_for():
     with pytest.raises(InputError, match="sync_bn=true needs GPUs"):
-        Processes(torch.device("cpu"), 0, 2).parallel(nn.BatchNorm2d(3), sync_bn=True)
+        Processes(torch.device("cpu"), 0, 2, object()).parallel(nn.BatchNorm2d(3), sync_bn=True)
+
+
+@pytest.fixture
+def one_of_torchrun(monkeypatch):
+    """The environment of a process that torchrun started alone."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    for name, value in {"TORCHELASTIC_RUN_ID": "x", "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0",
+                        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+
+
+def test_collectives_have_their_usual_limit_and_waiting_for_the_first_process_a_day(one_of_torchrun):
+    """The first process may probe or save for longer than a collective may take."""
+
+    def limit(group):
+        return group._get_backend(torch.device("cpu")).options._timeout
+
+    with processes(torch.device("cpu")) as group:
+        assert limit(group.patient) == timedelta(days=1) > limit(dist.group.WORLD)
+        group.wait()
+        assert group.total(torch.ones(2)).tolist() == [1, 1] and group.any(True)
+        assert isinstance(group.parallel(nn.Linear(2, 2), sync_bn=False), DistributedDataParallel)
+    assert not dist.is_initialized()
+
+
+def test_more_processes_than_gpus_are_refused_before_they_wait_for_one_another(one_of_torchrun, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(InputError, match="there are 0"), processes(torch.device("cuda")):
+        pass
+    assert not dist.is_initialized()
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 5])

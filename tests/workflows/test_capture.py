@@ -19,7 +19,7 @@ from attnprobe.metrics.engine import sink
 from attnprobe.models import build_model
 from attnprobe.models.describe import config_json
 from attnprobe.store import MapWriter, job, layout
-from attnprobe.workflows.capture import capture_file, measure_live, tasks
+from attnprobe.workflows.capture import Task, capture_file, measure_live, tasks
 from attnprobe.workflows.measure import examine
 from attnprobe.workflows.report import report
 from tests.two_processes import under_torchrun
@@ -105,6 +105,25 @@ def test_a_stopped_live_measurement_goes_on_and_another_does_not_mix_in(checkpoi
     assert all(p.stat().st_mtime_ns == when for p, when in kept.items())
     with pytest.raises(InputError, match="another model, images, options or metrics"):
         live_of(checkpoint, out=out, **{**arguments, "images": 90})
+
+
+def test_the_untrained_twin_has_left_the_device_before_the_model_comes_there(checkpoint, tmp_path, monkeypatch):
+    happened, init, release = [], Capture.__post_init__, Task.release
+
+    def made(self):
+        happened.append("on the device")
+        init(self)
+
+    def released(self):
+        happened.append("off the device")
+        release(self)
+
+    monkeypatch.setattr(Capture, "__post_init__", made)
+    monkeypatch.setattr(Task, "release", released)
+    spec = CaptureSpec(checkpoint, data="digits", images=4, untrained=2)
+    capture_file(spec, out=tmp_path / "maps.h5")
+    measure_live(spec, out=tmp_path / "live", formats=())
+    assert happened == ["on the device", "off the device", "on the device"] * 2
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import threading
 import time
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -15,13 +16,16 @@ from PIL import Image
 from attnprobe.cli import app as cli
 from attnprobe.core.errors import InputError, InUse
 from attnprobe.core.images import InputSpec
+from attnprobe.data import load_images
 from attnprobe.data.decode import DecodedImages
 from attnprobe.data.device_resident import DeviceResident
 from attnprobe.io.config import read_yaml
 from attnprobe.io.ranks import held
 from attnprobe.io.run import Run, damaged_files
 from attnprobe.models import load_model
+from attnprobe.training.inputs import imbalance
 from attnprobe.workflows.train import images_of, run_of_seed, seeds_of, train, train_seeds
+from tests.data.test_timm_named import cifar  # noqa: F401  a fixture
 from tests.training.test_loop import config, run_training
 
 SHORT = ("--set", "model_kwargs={depth: 2}", "--set", "threads=1", "--set", "keep_checkpoints=99")
@@ -174,3 +178,62 @@ def test_other_options_are_shown_as_they_were_and_as_they_are(tmp_path):
     train("digits_vit_16", tmp_path / "run", settings=short)
     with pytest.raises(InputError, match=r"epochs 1 -> 2, lr 0.002 -> 0.5\. .*initial_checkpoint="):
         train("digits_vit_16", tmp_path / "run", settings={**short, "epochs": 2, "lr": 0.5})
+
+
+SIZES = {"cat": 90, "dog": 20, "emu": 6, "fox": 30}
+
+
+def folder_of(root, sizes):
+    """Images of as many classes; decoded one by one, since they are not square."""
+    rng = np.random.default_rng(0)
+    for split, share in (("train", 1), ("val", 3)):
+        for name, size in sizes.items():
+            (root / split / name).mkdir(parents=True)
+            for k in range(size // share):
+                pixels = rng.integers(0, 256, (16, 20, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(root / split / name / f"{k}.png")
+    return root
+
+
+@pytest.mark.parametrize("more", [{}, {"color_jitter": 0.4}])
+def test_classes_of_very_different_sizes_are_named_at_the_start(tmp_path, more):
+    data = folder_of(tmp_path / "images", SIZES)
+    said = r"classes of images/train have 6 to 90 images: top-1 favours the large ones"
+    with pytest.warns(UserWarning, match=said):
+        result = train("digits_vit_16", tmp_path / "run", settings={**TINY, "dataset": str(data), **more})
+    assert len(result.log) == 1 and 0 <= result.top1 <= 1
+
+
+def test_classes_within_a_factor_of_three_are_not_remarked_upon(tmp_path):
+    spec = InputSpec((16, 16))
+    alike = load_images(str(folder_of(tmp_path / "alike", {"a": 3, "b": 9})), "train", spec=spec)
+    unlike = load_images(str(folder_of(tmp_path / "unlike", {"a": 3, "b": 10})), "train", spec=spec)
+    assert imbalance(alike) == "" and "3 to 10 images" in imbalance(unlike)
+    assert imbalance(load_images("fractals", "train", spec=spec, limit=8)) == ""
+
+
+def test_cifar_in_its_own_format_trains_an_epoch(cifar, tmp_path):  # noqa: F811
+    settings = {**TINY, "dataset": "torch/cifar10", "data_dir": str(cifar), "batch_size": 20}
+    result = train("digits_vit_16", tmp_path / "run", settings=settings)
+    assert len(result.log) == 1 and result.log[0]["train_loss"] > 0
+
+
+@pytest.mark.parametrize("sched", [{"sched": "multistep", "decay_milestones": [1, 2]}, {"sched": "step"}])
+def test_more_epochs_continue_a_schedule_whose_past_does_not_depend_on_their_number(tmp_path, sched):
+    once = {**TINY, **sched, "warmup_epochs": 0, "decay_epochs": 1}
+    whole = train("digits_vit_16", tmp_path / "whole", settings={**once, "epochs": 3})
+    train("digits_vit_16", tmp_path / "longer", settings={**once, "epochs": 1})
+    with pytest.warns(UserWarning, match=r"epochs 1 -> 3; the (multi)?step schedule's rates so far do not depend"):
+        longer = train("digits_vit_16", tmp_path / "longer", settings={**once, "epochs": 3})
+    assert [row["train_loss"] for row in longer.log] == [row["train_loss"] for row in whole.log]
+    one, two = (load_model(run.run.path).state_dict() for run in (whole, longer))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    with pytest.raises(InputError, match="epochs 3 -> 2"):
+        train("digits_vit_16", tmp_path / "longer", settings={**once, "epochs": 2})
+
+
+def test_the_help_says_what_a_gpu_changes(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    assert all(word in told for word in ("bfloat16", "--set torchcompile=true", "--auto-batch", "torchrun"))

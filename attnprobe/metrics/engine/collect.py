@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from attnprobe.core.devices import exact_products
 from attnprobe.core.errors import InputError, ShapeError
 from attnprobe.core.maps import AttentionMaps, uniform_maps
 from attnprobe.core.metric import Metric
@@ -120,8 +121,8 @@ def _working(tensor: Tensor) -> Tensor:
 
 
 def values_of(metric: Metric, piece: AttentionMaps) -> np.ndarray:
-    """[image, *axes] on the host, in memory of its own; in the precision of the maps, also where autocast is on."""
-    with torch.autocast(piece.values.device.type, enabled=False):
+    """[image, *axes] on the host, in memory of its own; in the maps' precision, also under autocast or TF32."""
+    with torch.autocast(piece.values.device.type, enabled=False), exact_products():
         values = metric.per_image(piece)
     shaped = values.ndim == 1 + len(metric.axes) or metric.from_mean is not None
     if not shaped or len(values) != piece.n_images:

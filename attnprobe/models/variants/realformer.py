@@ -27,7 +27,8 @@ class ScoreCascade(TappedAttention):
         scores = (q * self.scale) @ k.mT
         # Added up in float32 under autocast: bfloat16 keeps 8 bits of a sum that grows from block to block.
         z = self.fuse(scores.to(torch.promote_types(scores.dtype, torch.float32)), carried)
-        return self.join(self.use(z.softmax(dim=-1), v), x), z
+        weights = z.softmax(dim=-1).to(x.dtype)  # of a model in bfloat16; x is float32 under autocast
+        return self.join(self.use(weights, v), x), z
 
 
 class RealFormer(AttentionViT, CascadeViT):

@@ -67,7 +67,7 @@ class RichScores(ScoreCascade):
         """S^l and Z^(l-1) -> Z^l, each [image, head, query, key]."""
         z = super().fuse(scores, previous)
         if self.interact is not None:
-            z = z + self.interact(z)
+            z = z + self.interact(z.to(self.qkv.weight.dtype))  # scores are float32 at least; the model may be less
         return z + self.noise_std * torch.randn_like(z) if self.noise_std and self.training else z
 
 

@@ -311,13 +311,6 @@ def test_autocast_around_it_changes_nothing():
             np.testing.assert_array_equal(within[name].baselines[baseline].mean, m.baselines[baseline].mean)
 
 
-@pytest.mark.gpu
-def test_a_gpu_gives_the_same_numbers():
-    maps = some_maps()
-    on_gpu = replace(maps, values=maps.values.cuda(), tokens=maps.tokens.cuda())
-    assert_same(measure([on_gpu]), measure([maps]))
-
-
 def test_maps_that_are_called_stochastic_and_are_not_are_refused(make_maps):
     maps = make_maps(images=3)
     away = replace(maps, values=maps.values - 1 / maps.values.shape[-1])

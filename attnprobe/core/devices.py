@@ -1,0 +1,51 @@
+"""GPUs: which one is a process's own, copies to it, and exact arithmetic on it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from attnprobe.core.errors import InputError
+
+
+def own_gpu(device: torch.device, local_rank: int) -> torch.device:
+    """The GPU of one of several processes on this machine; other devices are everyone's.
+
+    Raises:
+        InputError: there are more processes than GPUs.
+    """
+    if device.type != "cuda":
+        return device
+    if local_rank >= (n := torch.cuda.device_count()):
+        raise InputError(
+            f"process {local_rank + 1} of this machine needs a GPU of its own, but there are {n}; start "
+            f"--nproc-per-node {n}, or run on --device cpu (train: --set device=cpu)."
+        )
+    return torch.device("cuda", local_rank)
+
+
+def on_device(device: torch.device, *drawn: Tensor) -> tuple[Tensor, ...]:
+    """Small CPU tensors on `device`, without waiting for work queued on a GPU.
+
+    A copy from pageable memory waits until everything queued on the stream is done; one from pinned memory does not.
+    """
+    if device.type == "cuda":
+        return tuple(tensor.pin_memory().to(device, non_blocking=True) for tensor in drawn)
+    return tuple(tensor.to(device) for tensor in drawn)
+
+
+@contextmanager
+def exact_products() -> Iterator[None]:
+    """Matrix products and convolutions in full float32, instead of TensorFloat-32 or bfloat16, for the duration.
+
+    TF32 keeps 10 bits of a factor: an error of 1e-3, ten times what a certificate allows float32.
+    """
+    precision, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+        torch.backends.cudnn.allow_tf32 = convolutions
