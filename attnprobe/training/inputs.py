@@ -122,8 +122,8 @@ def imbalance(images: Any) -> str:
     if len(counts) < 2 or not len(labels) or counts.max() <= IMBALANCE * counts.min():
         return ""
     return (
-        f"classes of {images.name} have {counts.min()} to {counts.max()} images: top-1 favours the large ones; look at "
-        "the accuracy of each class"
+        f"classes of {images.name} have {counts.min()} to {counts.max()} images: top-1 favours the large ones; "
+        "attnprobe evaluate --per-class shows each"
     )
 
 
