@@ -83,8 +83,8 @@ class StageLayout:
     kept_queries: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        if not self.maps or not re.fullmatch(r"[^/.\0][^/\0]*", self.name):
-            raise ValueError(f"stage {self.name!r:.40} must have maps and a name without a slash")
+        if not self.maps or not re.fullmatch(r"[^/.\0][^/\0]*", self.name) or not re.fullmatch(r"[\w -]+", self.kind):
+            raise ValueError(f"stage {self.name!r:.40} must have maps, a kind, and a name without a slash")
         n_layers, n_heads, n_queries = self.maps[0].shape[:3]
         kept = ((self.kept_layers, n_layers), (self.kept_heads, n_heads), (self.kept_queries, n_queries))
         for positions, n in kept:

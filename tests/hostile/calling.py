@@ -5,6 +5,7 @@ import os
 import resource
 import signal
 import socket
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,9 +64,7 @@ def _child(arguments: list[str], folder: Path, out: Path, err: Path, reached: Pa
             os.dup2(opened, descriptor)
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + GROWTH, used + GROWTH))
-        import sys
-
-        sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
+        sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
         with (
             mock.patch.object(socket.socket, "connect", refuse),
             mock.patch.object(socket.socket, "connect_ex", refuse),

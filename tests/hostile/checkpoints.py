@@ -158,7 +158,7 @@ PICKLES: dict[str, Callable[[Path], Any]] = {
     "flat_registers": _with(reg_token=torch.zeros(3)),
     "zero_dim_norm": _with(blocks__0__norm1__weight=torch.tensor(1.0)),
     "nan": _with(head__weight=torch.full((10, 24), float("nan"))),
-    "many_names": lambda path: torch.save({f"blocks.{i}.norm1.weight": torch.zeros(1) for i in range(20_000)}, path),
+    "many_names": lambda path: torch.save({f"blocks.{i}.norm1.weight": torch.zeros(1) for i in range(5_000)}, path),
     "cursor_name": _with(**{"\x1b[2Jhead\x07\n": torch.zeros(1)}),
     "list": lambda path: torch.save([weights()], path),
     "text": lambda path: torch.save("weights", path),
@@ -223,7 +223,7 @@ SAFETENSORS: dict[str, Callable[[Path], Any]] = {
     "float8": _saved(head__weight=torch.zeros(10, 24).to(torch.float8_e4m3fn)),
     "bool": _saved(head__weight=torch.zeros(10, 24, dtype=torch.bool)),
     "zero_dim": _saved(pos_embed=torch.tensor(1.0)),
-    "many": lambda path: save_file({f"blocks.{i}.a": torch.zeros(1) for i in range(20_000)}, path),
+    "many": lambda path: save_file({f"blocks.{i}.a": torch.zeros(1) for i in range(5_000)}, path),
     "bytes": lambda path: path.write_bytes(bytes(range(256)) * 40),
     **NO_FILES,
     "empty": BAD_FILES["empty"],
@@ -244,13 +244,13 @@ def _file(name: str, kind: str, *, manifest: bool = False) -> Callable[[Path], A
     def make(folder: Path) -> None:
         write_folder(folder)
         if manifest:
-            _seal(folder)
+            seal(folder)
         put(folder / name, kind)
 
     return make
 
 
-def _seal(folder: Path) -> None:
+def seal(folder: Path) -> None:
     files = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
     (folder / MANIFEST).write_bytes(manifest_of(files))
 
@@ -281,10 +281,12 @@ FOLDERS: dict[str, Callable[[Path], Any]] = {
         "a" * 100_000,
     ))},
     **{f"option_{name}": _options(**{name: value}) for name, value in {
-        "pretrained": True, "pretrained_cfg": {"url": ADDRESS, "file": "/etc/passwd"}, "cache_dir": "/tmp", "of": "hf:x",
+        "pretrained": True, "pretrained_cfg": {"url": ADDRESS, "file": "/etc/passwd"}, "cache_dir": "/tmp",
+        "of": "hf:x",
         "pretrained_cfg_overlay": {"hf_hub_id": "timm/vit"}, "checkpoint_path": ADDRESS, "scriptable": True,
         "depth": 1_000_000, "embed_dim": "24", "num_heads": [3], "img_size": 10**6, "patch_size": 0.5,
-        "act_layer": "os.system", "norm_layer": "exec", "mlp_ratio": float("nan"), "reg_tokens": -1, "class_token": "no",
+        "act_layer": "os.system", "norm_layer": "exec", "mlp_ratio": float("nan"), "reg_tokens": -1,
+        "class_token": "no",
         "global_pool": "none", "weight_init": "what", "block_fn": "x", "\ud800": 1,
     }.items()},
     "model_args_list": _config(model_args=[1, 2]),
@@ -321,7 +323,8 @@ FOLDERS: dict[str, Callable[[Path], Any]] = {
 
 HARMLESS = {
     *(f"folder/{name}" for name in ("cfg_url", "cfg_size_two", "cfg_mean_one", "cfg_crop", "cfg_classifier")),
-    *(f"pth/{name}" for name in ("input_size", "huge_image")),  # its weights show another size, which is used
+    *(f"pth/{name}" for name in ("input_size", "huge_image", "huge_image_option", "many_registers", "many_classes")),
+    "pth/cursor_name",
 }
 """Checkpoints that a command may accept."""
 

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 (tables of values)
 """Maps files and folders of shards that are sealed as ours are, with a plan, a certificate or names of another kind."""
 
 import io
