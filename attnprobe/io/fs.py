@@ -19,8 +19,9 @@ import stat
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from attnprobe.core.errors import WorkError
 
@@ -184,7 +185,7 @@ def publish(temporary: Path, final: Path, *, overwrite: bool = False) -> None:
     fsync_folder(final.parent)
 
 
-def open_regular(path: Path, most: int | None = None, *, follow: bool = True) -> BinaryIO:
+def open_regular(path: Path, most: int | None = None, *, follow: bool = True) -> BufferedReader:
     """A regular file, open for reading; a pipe or a device is neither waited for nor read.
 
     Args:

@@ -73,7 +73,7 @@ ARRAYS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "pt_no_keys": ("a.pt", lambda path: torch.save(torch.zeros(1, 2, 0, 0), path)),
     **{f"npy_{kind}": ("a.npy", lambda path, kind=kind: put(path, kind)) for kind in BAD_FILES},
     **{f"pth_{name}": ("a.pth", checkpoints.PICKLES[name]) for name in ("deflated", "overlapping", "many_members",
-                                                                       "nested", "runs", "quantised", "shared")},
+                                                                       "nested", "runs", "shared")},
 }  # fmt: skip
 
 
@@ -153,7 +153,7 @@ def cases() -> Iterator[Case]:
         (maps.PARTS, "maps.parts", True), (maps.SHOWN_PARTS, "maps.parts", False),
     ):  # fmt: skip
         for name, make in kinds.items():
-            for command in READ_MAPS:
+            for command in READ_MAPS if refused else READ_MAPS[:5]:  # a file that opens would be served for ever
                 yield Case(f"{place}/{name}", make, place, command, refused)
     for name, make in maps.PARTS.items():
         yield Case(f"begun/{name}", make, "out.parts", ("capture", "model", *READ_MODELS[1][2:]), False)
