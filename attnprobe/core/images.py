@@ -1,6 +1,7 @@
 """Images on their way into a model: how it wants them, a batch of them, and where batches come from."""
 
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
@@ -8,7 +9,7 @@ from typing import Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from attnprobe.core.errors import ShapeError
+from attnprobe.core.errors import InputError, ShapeError
 
 Order = Sequence[int] | Iterator[Sequence[int]]
 """Positions of images; or an iterator over runs of them, of which no batch spans two. It is asked for the next run when
@@ -39,6 +40,16 @@ class InputSpec:
     crop_pct: float = 1.0
     crop_mode: Literal["center", "squash"] = "center"
     channels: Literal["rgb", "bgr"] = "rgb"
+
+    def __post_init__(self) -> None:
+        numbers, n = (*self.mean, *self.std, self.crop_pct), len(self.mean)
+        if n < 1 or len(self.std) != n or not all(map(math.isfinite, numbers)) or min(*self.std, self.crop_pct) <= 0:
+            raise InputError(
+                f"pixels need a mean and a positive std per channel and a positive crop_pct, got {self.mean!r:.60}, "
+                f"{self.std!r:.60}, {self.crop_pct}."
+            )
+        if min(self.size) < 1:
+            raise InputError(f"images need rows and columns, got {self.size}.")
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """[image, 3, row, col], red, green and blue in [0, 1] -> the model's input."""

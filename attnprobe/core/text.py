@@ -31,6 +31,13 @@ def markdown(text: object) -> str:
     return "".join(f"\\{c}" if c in "\\`*[]|$~" else c for c in escaped)
 
 
+def cell(value: object) -> object:
+    """A value of a CSV file; text that a spreadsheet would take for a formula gets an apostrophe in front."""
+    if not isinstance(value, str):
+        return value
+    return f"'{visible(value)}" if value.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else visible(value)
+
+
 def blocks_text(blocks: Sequence[int]) -> str:
     """[3, 4, 5, 9] -> `blocks 3–5 and 9`; at least one block, ascending."""
     runs: list[list[int]] = []

@@ -94,6 +94,8 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
         if value is None and type(None) in arguments:
             return None
         return _convert(value, next(a for a in arguments if a is not type(None)), where)
+    if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
+        return from_mapping(typing.cast(type, hint), value, source=where)
     if origin is tuple:
         if not isinstance(value, list | tuple) or (Ellipsis not in arguments and len(value) != len(arguments)):
             raise InputError(f"{where}: expected a list of {len(arguments)} values, got {value!r}.")

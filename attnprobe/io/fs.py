@@ -10,6 +10,7 @@ fsynced. A failed fsync is never retried: the kernel may have dropped the pages 
 """
 
 import errno
+import json
 import os
 import secrets
 import signal
@@ -18,6 +19,7 @@ import stat
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -183,11 +185,11 @@ def publish(temporary: Path, final: Path, *, overwrite: bool = False) -> None:
     fsync_folder(final.parent)
 
 
-def read_regular(path: Path, most: int, *, follow: bool = True) -> bytes:
-    """The content of a regular file; a pipe or a device is neither waited for nor read.
+def open_regular(path: Path, most: int | None = None, *, follow: bool = True) -> BufferedReader:
+    """A regular file, open for reading; a pipe or a device is neither waited for nor read.
 
     Args:
-        most: bytes that it may have.
+        most: bytes that it may have; as many as this machine's memory if None.
         follow: whether the last part of the path may be a symbolic link.
 
     Raises:
@@ -195,13 +197,42 @@ def read_regular(path: Path, most: int, *, follow: bool = True) -> bytes:
     """
     flags = ("O_CLOEXEC", "O_NONBLOCK", "O_BINARY", *(() if follow else ("O_NOFOLLOW",)))
     descriptor = os.open(path, os.O_RDONLY | sum(getattr(os, name, 0) for name in flags))
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
+    status, most = os.fstat(descriptor), _memory() if most is None else most
+    try:
         if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "not a regular file", str(path))
         if status.st_size > most:
             raise OSError(errno.EFBIG, f"of {status.st_size} bytes, at most {most} are read", str(path))
-        return file.read(most)
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def _memory() -> int:
+    """Bytes of this machine's memory, which a file that is read whole must fit into."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # not offered by this system
+        return 1 << 40
+
+
+def read_regular(path: Path, most: int | None = None, *, follow: bool = True) -> bytes:
+    """The content of a regular file; arguments and errors as for `open_regular`."""
+    with open_regular(path, most, follow=follow) as file:
+        return file.read()
+
+
+def parse_json(text: bytes | str) -> Any:
+    """A JSON document.
+
+    Raises:
+        ValueError: not JSON, not UTF-8, or nested deeper than Python's stack.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def write_file(path: Path, data: Any, *, overwrite: bool = False) -> None:

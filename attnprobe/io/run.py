@@ -120,7 +120,7 @@ class Run:
         if not os.path.lexists(self.notes):
             return ()
         try:
-            entries = json.loads(fs.read_regular(self.notes, MOST_BYTES, follow=False))
+            entries = fs.parse_json(fs.read_regular(self.notes, MOST_BYTES, follow=False))
             return tuple(visible(f"{entry['time']} {entry['text']}") for entry in entries)
         except (OSError, ValueError, TypeError, KeyError):
             return (f"{self.notes.name} is damaged: what went wrong while this run trained is not known",)
@@ -158,14 +158,18 @@ def manifest_of(files: dict[str, bytes]) -> bytes:
 def damaged_files(folder: Path) -> list[str]:
     """Names of files that are missing or differ from the folder's manifest."""
     try:
-        entries = json.loads(fs.read_regular(folder / MANIFEST, MOST_BYTES))
-        return [name for name, entry in entries.items() if not _intact(folder / name, entry)]
+        entries = fs.parse_json(fs.read_regular(folder / MANIFEST, MOST_BYTES))
+        return [name for name, entry in entries.items() if not _intact(folder, name, entry)]
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return [MANIFEST]
 
 
-def _intact(path: Path, entry: dict[str, object]) -> bool:
-    if not path.is_file() or path.stat().st_size != entry["bytes"]:
+def _intact(folder: Path, name: str, entry: dict[str, object]) -> bool:
+    """Whether a file of the folder itself, and none outside it, has the size and hash of its entry."""
+    path = folder / name
+    if Path(name).name != name or not path.is_file():
         return False
-    with path.open("rb") as file:
+    with fs.open_regular(path) as file:
+        if os.fstat(file.fileno()).st_size != entry["bytes"]:
+            return False
         return hashlib.file_digest(file, "sha256").hexdigest() == entry["sha256"]

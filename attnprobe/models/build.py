@@ -51,7 +51,7 @@ def build_model(name: str, *, num_classes: int | None = None, seed: int | None =
                 model = build_elsewhere(name, **options) if foreign else timm.create_model(name, **options)
         except InputError:
             raise
-        except (TypeError, AssertionError, ValueError, RuntimeError, OSError) as error:
+        except (TypeError, AssertionError, ValueError, RuntimeError, OSError, LookupError, ArithmeticError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise InputError(f"{name!r} cannot be built with {options or 'its defaults'}: {reason}") from error
     _check_patches_fit(name, model)
@@ -79,12 +79,15 @@ def require_stored(checkpoint: Checkpoint, name: str, options: Mapping[str, Any]
     Raises:
         CheckpointError: the file declares a model that it does not hold.
     """
+    stored = sum(value.numel() for value in checkpoint.state.values())
+    depths = options.get("depth") or options.get("depths") or 0
+    if (depth := sum(depths) if isinstance(depths, list | tuple) else depths) > len(checkpoint.state):
+        raise CheckpointError(f"{checkpoint.path.name} holds {len(checkpoint.state)} tensors for {depth} blocks.")
     try:
         with torch.device("meta"):
             declared = sum(value.numel() for value in build_model(name, **options).state_dict().values())
     except (InputError, NotImplementedError):  # some models compute while they are built, which nothing on meta can
         return
-    stored = sum(value.numel() for value in checkpoint.state.values())
     if declared > 4 * stored + SMALL:
         raise CheckpointError(
             f"{checkpoint.path.name} holds {stored:,} numbers for a {name!r} of {declared:,}; its options do not fit "

@@ -11,7 +11,6 @@ attribute `family` (a `Family` of `attnprobe.models.parts`) says how blocks and 
 """
 
 import importlib
-import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -117,11 +116,13 @@ def _check_config(folder: Path) -> None:
         InputError: such a name, or an unreadable file.
     """
     try:
-        waiting = [json.loads(fs.read_regular(folder / "config.json", 1 << 20))]
+        waiting = [fs.parse_json(fs.read_regular(folder / "config.json", 1 << 20))]
     except (OSError, ValueError) as error:
         raise InputError(f"{folder} has no config.json that can be read: {error}.") from None
     while waiting:
         part = waiting.pop()
+        if not isinstance(part, dict):
+            raise InputError(f"{folder}: config.json must hold names and values, got {type(part).__name__}.")
         waiting += [value for value in part.values() if isinstance(value, dict)]
         for name in ("attn_implementation", "_attn_implementation", "_attn_implementation_internal"):
             if part.get(name) not in (None, "eager", "sdpa"):

@@ -27,9 +27,11 @@ def _real(low: float, high: float) -> Check:
 
 def _each(check: Check, most: int = 1024) -> Check:
     """One such value, or a list of them."""
-    return lambda value: (
-        check(value) or (isinstance(value, list | tuple) and len(value) <= most and all(map(check, value)))
-    )
+    return _or(check, _list(check, 1, most))
+
+
+def _list(check: Check, least: int, most: int) -> Check:
+    return lambda value: isinstance(value, list | tuple) and least <= len(value) <= most and all(map(check, value))
 
 
 def _flag(value: Any) -> bool:
@@ -40,11 +42,15 @@ def _word(value: Any) -> bool:
     return isinstance(value, str) and re.fullmatch(r"[\w.-]{0,64}", value) is not None
 
 
+def _among(*words: str) -> Check:
+    return lambda value: isinstance(value, str) and value in words
+
+
 def _or(*checks: Check) -> Check:
     return lambda value: any(check(value) for check in checks)
 
 
-_SHARE, _SIDE, _COUNT = _real(0, 1), _each(_whole(1, 8192), 3), _each(_whole(0, 65536))
+_SHARE, _SIDE, _COUNT = _real(0, 1), _each(_whole(1, 8192), 2), _each(_whole(0, 65536))
 
 OPTIONS: Mapping[str, Check] = {
     **dict.fromkeys(("img_size", "patch_size", "window_size", "ref_feat_shape"), _SIDE),
@@ -74,11 +80,14 @@ OPTIONS: Mapping[str, Check] = {
 """Option -> check of a value's type and bounds; None is always allowed."""
 
 _SEEING: Mapping[str, Check] = {
-    "input_size": _each(_whole(1, 8192), 3),
-    **dict.fromkeys(("mean", "std"), _each(_real(-1e6, 1e6), 1024)),
-    "crop_pct": _real(1e-3, 1e3),
+    "input_size": _list(_whole(1, 8192), 3, 3),
+    "mean": _list(_real(-1e6, 1e6), 1, 1024),
+    "std": _list(_real(1e-6, 1e6), 1, 1024),
+    "crop_pct": _real(1e-3, 8),
     "num_classes": _whole(0, 1_000_000),
-    **dict.fromkeys(("interpolation", "crop_mode", "first_conv", "classifier"), _each(_word)),
+    "interpolation": _among("bilinear", "bicubic", "nearest", "lanczos", "box", "hamming", "random"),
+    "crop_mode": _among("center", "squash", "border"),
+    **dict.fromkeys(("first_conv", "classifier"), _each(_word)),
     "fixed_input_size": _flag,
 }
 """Entries of a `pretrained_cfg` about the input; addresses of weights are left out."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from attnprobe.core.errors import CheckpointError
 from attnprobe.models.build import build_model
 from attnprobe.models.read import Checkpoint
-from attnprobe.models.unwrap import unwrap
+from attnprobe.models.unwrap import require_ranks, unwrap
 from attnprobe.models.weights import classifiers, has_table, stored_grid
 
 
@@ -34,6 +34,7 @@ def fit_options(
     options = dict(options)
     model = _shape_of(name, options)
     state, _ = unwrap(checkpoint.stored or checkpoint.state, model.state_dict())
+    require_ranks(state, model.state_dict(), checkpoint.path.name)
     shown, notes = _head(state, model)
     if isinstance(model, VisionTransformer):
         tokens, more = _tokens(state, model)

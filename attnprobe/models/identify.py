@@ -41,6 +41,13 @@ def identify(state: Mapping[str, Tensor]) -> Identified | None:
     A model known by its sizes (DeepViT-S, Refiner-M ...) is taken with all its options. Otherwise the options are read
     off the shapes, where they show. The number of heads of a plain ViT does not: it is known by size, or not at all.
     """
+    try:
+        return _identified(state)
+    except (LookupError, ValueError, ArithmeticError):  # a name or an axis that every such model has is not there
+        return None
+
+
+def _identified(state: Mapping[str, Tensor]) -> Identified | None:
     shapes = {name: tuple(value.shape) for name, value in state.items()}
     suffixes = {re.sub(r"^blocks\.\d+\.", "", name) for name in shapes if name.startswith("blocks.")}
     variant = next((variant for suffix, variant in SIGNATURES if suffix in suffixes), None)

@@ -2,14 +2,14 @@
 
 import argparse
 import hashlib
-import json
+import os
 import pickle
 import re
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -26,6 +26,13 @@ from attnprobe.models.unwrap import flatten, unwrap
 
 MAX_EXPANSION = 20
 """Maximum deflate ratio of a tensor: usually near 1; 20 leaves room for zeros and stops a deflate bomb."""
+
+MOST_ENTRIES = 100_000
+"""Maximum number of members of a .pth, which has one per tensor."""
+
+NUMBERS = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.bool, torch.uint8}
+NUMBERS |= {torch.int8, torch.int16, torch.int32, torch.int64}
+"""Types of parameters and buffers; complex, quantised and float8 tensors are of no model here."""
 
 MOST_BYTES = 1 << 20
 """Maximum size of a config.json."""
@@ -78,11 +85,7 @@ def read_checkpoint(path: Path | str) -> Checkpoint:
         )
     if path.is_dir():
         return _read_folder(path)
-    if path.suffix == ".safetensors":
-        stored, loaded = _read_safetensors(path), {}
-    else:
-        loaded = _read_pickle(path)
-        stored = _find_state(path, loaded)
+    stored, loaded, sha256 = _read_weights(path)
     state = unwrap(stored)[0]
     args = _arguments(loaded)
     said = _said(args, loaded)
@@ -90,7 +93,7 @@ def read_checkpoint(path: Path | str) -> Checkpoint:
         options, cfg = trained_with(args)
     except InputError as error:
         raise CheckpointError(f"{path.name}: {error}") from None
-    return Checkpoint(path, _sha256(path), _known(said), state, options, cfg, said, stored)
+    return Checkpoint(path, sha256, _known(said), state, options, cfg, said, stored)
 
 
 def _arguments(loaded: Mapping[str, Any]) -> dict[str, Any]:
@@ -129,7 +132,7 @@ def _read_folder(folder: Path) -> Checkpoint:
     if not config_path.exists() or weights is None:
         raise CheckpointError(f"{folder} has no config.json and model.safetensors; is it a run or a model folder?")
     try:
-        config = json.loads(fs.read_regular(config_path, MOST_BYTES))
+        config = fs.parse_json(fs.read_regular(config_path, MOST_BYTES))
         said, options = config["architecture"], dict(config.get("model_args") or {})
         if isinstance(config.get("num_classes"), int):
             options["num_classes"] = config["num_classes"]
@@ -145,25 +148,37 @@ def _read_folder(folder: Path) -> Checkpoint:
         raise CheckpointError(
             f"{config_path} is not a model configuration: {error!r}; save the model again."
         ) from error
-    stored = (
-        _read_safetensors(weights) if weights.suffix == ".safetensors" else _find_state(weights, _read_pickle(weights))
-    )
+    stored, _, sha256 = _read_weights(weights)
     state = unwrap(stored)[0]
-    return Checkpoint(weights, _sha256(weights), known, state, options, cfg, said, stored)
+    return Checkpoint(weights, sha256, known, state, options, cfg, said, stored)
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
+def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], str]:
+    """Tensors by stored name, everything else that a pickle holds, and the file's SHA-256."""
     try:
-        return safetensors_load(path.read_bytes())
-    except (SafetensorError, ValueError, OSError) as error:
+        with fs.open_regular(path) as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            file.seek(0)
+            if path.suffix == ".safetensors":
+                return _checked(path, _read_safetensors(path, file)), {}, sha256
+            loaded = _read_pickle(path, file)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}; copy it again.") from error
+    return _find_state(path, loaded), loaded, sha256
+
+
+def _read_safetensors(path: Path, file: BinaryIO) -> dict[str, Tensor]:
+    try:
+        return safetensors_load(file.read())
+    except (SafetensorError, ValueError, KeyError) as error:
         raise CheckpointError(
             f"{path.name} is truncated or not a safetensors file ({error}); copy it again."
         ) from error
 
 
-def _read_pickle(path: Path) -> dict[str, Any]:
+def _read_pickle(path: Path, file: BinaryIO) -> dict[str, Any]:
     """A PyTorch file as plain data: tensors, numbers, arrays, strings, paths, containers, argparse.Namespace."""
-    _check_zip(path)
+    _check_zip(path, file)
     numbers = {"scalar": np.float64(0).__reduce__()[0], "_reconstruct": np.zeros(0).__reduce__()[0]}
     plain: list[Any] = [argparse.Namespace, np.dtype, np.ndarray]
     plain += [  # the module is called otherwise in numpy 1 and 2, and in their files
@@ -177,7 +192,7 @@ def _read_pickle(path: Path) -> dict[str, Any]:
     plain += [type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "u1", "?")]
     try:
         with torch.serialization.safe_globals(plain):
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
+            loaded = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         needs = str(error).split("GLOBAL ")[-1].split(" ")[0] if "GLOBAL " in str(error) else "arbitrary objects"
         advice = (
@@ -196,17 +211,29 @@ def _read_pickle(path: Path) -> dict[str, Any]:
     return loaded if isinstance(loaded, dict) else {"state_dict": loaded}
 
 
-def _check_zip(path: Path) -> None:
-    """Refuse a deflate bomb before torch expands it."""
-    if not zipfile.is_zipfile(path):
+def _check_zip(path: Path, file: BinaryIO) -> None:
+    """Refuse what would expand to far more than the file, before torch expands it: deflate bombs, shared members."""
+    if not zipfile.is_zipfile(file):
+        file.seek(0)
         return
-    with zipfile.ZipFile(path) as archive:
-        for entry in archive.infolist():
-            if entry.file_size > MAX_EXPANSION * max(entry.compress_size, 4096):
-                raise CheckpointError(
-                    f"{path.name}: {entry.filename} would expand {entry.compress_size} bytes to {entry.file_size}; "
-                    "refused as a decompression bomb. Ask its author for a .safetensors file."
-                )
+    try:
+        entries = zipfile.ZipFile(file).infolist()
+    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+        raise CheckpointError(f"{path.name} is no intact zip file ({error}); copy it again.") from error
+    finally:
+        file.seek(0)
+    stored = sum(entry.compress_size for entry in entries)
+    if stored > os.fstat(file.fileno()).st_size or len(entries) > MOST_ENTRIES:
+        raise CheckpointError(
+            f"{path.name}: its {len(entries)} members of {stored} bytes overlap or are too many; refused. Ask its "
+            "author for a .safetensors file."
+        )
+    for entry in entries:
+        if entry.file_size > MAX_EXPANSION * max(entry.compress_size, 4096):
+            raise CheckpointError(
+                f"{path.name}: {entry.filename} would expand {entry.compress_size} bytes to {entry.file_size}; "
+                "refused as a decompression bomb. Ask its author for a .safetensors file."
+            )
 
 
 def _find_state(path: Path, loaded: dict[str, Any]) -> dict[str, Tensor]:
@@ -217,15 +244,25 @@ def _find_state(path: Path, loaded: dict[str, Any]) -> dict[str, Tensor]:
         raise CheckpointError(
             f"{path.name} holds no weights, only {', '.join(map(str, list(loaded)[:5])) or 'nothing'}."
         )
+    return _checked(path, state)
+
+
+def _checked(path: Path, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors, all of numbers that the file holds.
+
+    Raises:
+        CheckpointError: a tensor of another type or layout, or larger than its storage.
+    """
     for name, value in state.items():
-        if value.layout != torch.strided or value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        if value.dtype not in NUMBERS or value.layout != torch.strided or value.device.type != "cpu":
+            kind = value.dtype if value.layout == torch.strided else value.layout
+            raise CheckpointError(
+                f"{path.name}: {name!r} holds {kind} on {value.device}; expected plain floats or integers. Convert it, "
+                "as with tensor.float()."
+            )
+        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
             raise CheckpointError(
                 f"{path.name}: {name!r} declares {tuple(value.shape)} but stores {value.untyped_storage().nbytes()} "
                 "bytes; refused. Ask its author for a .safetensors file."
             )
     return state
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

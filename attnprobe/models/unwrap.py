@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
+from attnprobe.core.errors import CheckpointError
+
 WRAPPERS = (
     *("module", "_orig_mod", "model", "net", "network", "backbone", "encoder", "vit", "trunk", "visual"),
     *("model_ema", "ema_model", "ema", "teacher", "momentum_teacher", "target_encoder"),
@@ -69,6 +71,19 @@ def unwrap(state: Mapping[str, Tensor], wanted: Iterable[str] = (ANCHOR,)) -> tu
         copies = ", ".join(repr(chain.rstrip(".")) for chain in rest)
         return inside, [f"holds several models; {chosen.rstrip('.')!r} is used, not {copies}"]
     return {name: value for name, value in state.items() if not name.startswith(chosen)} | inside, []
+
+
+def require_ranks(state: Mapping[str, Tensor], own: Mapping[str, Tensor], named: str) -> None:
+    """Raise CheckpointError for a tensor of other axes than the model's, before any of their lengths is used.
+
+    Args:
+        own: the model's parameters.
+        named: the file's name in the message.
+    """
+    ranks = {"cls_token": 3, "reg_token": 3, **{name: value.ndim for name, value in own.items()}}
+    for name, value in state.items():
+        if value.ndim != ranks.get(name, value.ndim):
+            raise CheckpointError(f"{named}: {name!r} is {tuple(value.shape)}; expected {ranks[name]} axes.")
 
 
 def unused(extra: Iterable[str], wanted: Iterable[str]) -> dict[str, int]:

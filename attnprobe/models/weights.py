@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from attnprobe.core.errors import CheckpointError, ShapeError
 from attnprobe.models.identify import identify
 from attnprobe.models.read import Checkpoint
-from attnprobe.models.unwrap import unused, unwrap
+from attnprobe.models.unwrap import require_ranks, unused, unwrap
 from attnprobe.models.variants.deepvit import DeepViT
 from attnprobe.models.variants.refiner import Refiner
 
@@ -35,6 +35,7 @@ def load_weights(
     _check_finite(checkpoint, allow_nonfinite)
     own = model.state_dict()
     state, notes = unwrap(checkpoint.stored or checkpoint.state, own)
+    require_ranks(state, own, checkpoint.path.name)
     notes += _fit_positions(state, checkpoint, model)
     heads = [key for key in own if key.startswith(tuple(f"{head}." for head in classifiers(model)))]
     if new_head and any(key not in state or state[key].shape != own[key].shape for key in heads):
@@ -75,8 +76,8 @@ def stored_grid(table: Tensor, checkpoint: Checkpoint, model: Any) -> tuple[tupl
             return (grid[0], grid[1]), True
     if math.prod(embed.grid_size) == n_patches:
         return tuple(embed.grid_size), False
-    side = math.isqrt(n_patches)
-    return ((side, side) if side * side == n_patches else None), False
+    side = math.isqrt(max(n_patches, 0))
+    return ((side, side) if n_patches > 0 and side * side == n_patches else None), False
 
 
 def has_table(state: Mapping[str, Tensor], model: Any) -> bool:
@@ -151,6 +152,8 @@ def _check_fits(checkpoint: Checkpoint, got: Mapping[str, Tensor], name: str, mo
     wanted = model.state_dict()
     wrong = [f"{k} is {tuple(got[k].shape)}, model wants {tuple(v.shape)}" for k, v in wanted.items()
              if k in got and got[k].shape != v.shape]  # fmt: skip
+    wrong += [f"{k} is {got[k].dtype}, model wants {v.dtype}" for k, v in wanted.items()
+              if k in got and got[k].is_floating_point() != v.is_floating_point()]  # fmt: skip
     missing, extra = sorted(set(wanted) - set(got)), sorted(set(got) - set(wanted))
     if wrong or missing or extra:
         parts = [("of other shapes", wrong), ("missing", missing), ("unknown to it", extra)]

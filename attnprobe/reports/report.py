@@ -9,12 +9,12 @@ from attnprobe.io import fs
 from attnprobe.reports.html import to_html
 from attnprobe.reports.json_report import to_json
 from attnprobe.reports.markup import to_markdown
-from attnprobe.reports.tables import long_table
+from attnprobe.reports.tables import long_table, to_csv
 
 FORMATS: dict[str, tuple[str, Callable[[Sequence[Examined]], str]]] = {
     "html": ("report.html", to_html),
     "json": ("measurements.json", to_json),
-    "csv": ("measurements.csv", lambda runs: long_table(runs).to_csv(index=False, lineterminator="\n")),
+    "csv": ("measurements.csv", lambda runs: to_csv(long_table(runs))),
     "md": ("report.md", to_markdown),
 }
 

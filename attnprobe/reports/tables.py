@@ -8,6 +8,7 @@ import pandas as pd
 from attnprobe.core.examined import Examined
 from attnprobe.core.measurement import Measurement
 from attnprobe.core.sites import Site
+from attnprobe.core.text import cell
 from attnprobe.reports.numbers import NONE, is_counted, mean_of_cells, neighbours, number, telling_cells, with_interval
 
 REST_OF_TYPES = ("sink_mass", "own_row_mass", "own_column_mass", "position_share")
@@ -23,6 +24,12 @@ COUNTED = ("layer", "head")
 
 SUMMARY_HEADER = "mean over images (95 % CI)"
 """Above the labels of `summary_table`."""
+
+
+def to_csv(table: pd.DataFrame) -> str:
+    """A table as CSV without its index, every text safe in a spreadsheet and on a terminal."""
+    texts = {name: column.map(cell) for name, column in table.select_dtypes(exclude="number").items()}
+    return table.assign(**texts).to_csv(index=False, lineterminator="\n")  # type: ignore[arg-type]
 
 
 def long_table(runs: Sequence[Examined]) -> pd.DataFrame:

@@ -19,6 +19,7 @@ import numpy as np
 
 from attnprobe.core.errors import MapsFileError
 from attnprobe.core.history import Alarm, History
+from attnprobe.core.text import cell
 from attnprobe.io import fs
 from attnprobe.store.opening import open_hdf5
 from attnprobe.store.seal import BLOCK
@@ -61,7 +62,7 @@ def read_history(folder: Path) -> History | None:
     try:
         with open_hdf5(path, io.BytesIO(data), allowed=MOST_BYTES) as file:
             return _from_hdf5(file)
-    except (KeyError, ValueError, TypeError, OSError, RuntimeError, AttributeError) as error:
+    except (KeyError, ValueError, TypeError, OSError, RuntimeError, AttributeError, IndexError) as error:
         if isinstance(error, MapsFileError):
             raise
         raise MapsFileError(f"{path} is no history of attnprobe ({error}). Remove it to start anew.") from error
@@ -97,11 +98,11 @@ def _from_hdf5(file: Any) -> History:
     return History(
         epochs=_numbers(file["epoch"]),
         **parts,
-        settings=json.loads(file.attrs["settings"]),
-        image_ids=tuple(json.loads(file.attrs["image_ids"])),
+        settings=fs.parse_json(file.attrs["settings"]),
+        image_ids=tuple(fs.parse_json(file.attrs["image_ids"])),
         training_seconds=_numbers(file["training_seconds"]),
         probe_seconds=_numbers(file["probe_seconds"]),
-        alarms=tuple(Alarm(**alarm) for alarm in json.loads(file.attrs["alarms"])),
+        alarms=tuple(Alarm(**alarm) for alarm in fs.parse_json(file.attrs["alarms"])),
     )
 
 
@@ -119,7 +120,7 @@ def _to_csv(history: History) -> str:
     writer.writerow(COLUMNS)
     for row, epoch in enumerate(history.epochs.tolist()):
         for metric, values in history.blocks.items():
-            writer.writerows((epoch, metric, block, value) for block, value in enumerate(values[row].tolist(), 1))
+            writer.writerows((epoch, cell(metric), block, value) for block, value in enumerate(values[row].tolist(), 1))
         for name in ("training_seconds", "probe_seconds"):
             writer.writerow((epoch, name, "", float(getattr(history, name)[row])))
     return text.getvalue()

@@ -1,10 +1,12 @@
 """Datasets of a maps file, and the chunks that each is cut into."""
 
 import math
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
+
+from attnprobe.core.sites import SITES
 
 SCHEMA_VERSION = 1
 ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
@@ -43,6 +45,12 @@ class DatasetLayout:
     stochastic: bool
     is_effective: bool
 
+    def __post_init__(self) -> None:
+        lengths, parts = self.shape, self.chunk[1:]
+        fits = len(lengths) + 1 == len(self.axes) == len(self.chunk) and self.name in (*SITES, *BESIDE)
+        if not fits or min(*lengths, *self.chunk) < 1 or any(c > n for c, n in zip(parts, lengths, strict=True)):
+            raise ValueError(f"no dataset {self.name!r:.40} has shape {lengths!r:.80} and chunk {self.chunk!r:.80}")
+
     @property
     def axes(self) -> tuple[str, ...]:
         return BESIDE.get(self.name, MAP_AXES)
@@ -73,6 +81,17 @@ class StageLayout:
     kept_layers: tuple[int, ...] | None = None
     kept_heads: tuple[int, ...] | None = None
     kept_queries: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.maps or not re.fullmatch(r"[^/.\0][^/\0]*", self.name) or not re.fullmatch(r"[\w -]+", self.kind):
+            raise ValueError(f"stage {self.name!r:.40} must have maps, a kind, and a name without a slash")
+        n_layers, n_heads, n_queries = self.maps[0].shape[:3]
+        kept = ((self.kept_layers, n_layers), (self.kept_heads, n_heads), (self.kept_queries, n_queries))
+        for positions, n in kept:
+            if positions is not None and (len(positions) != n or list(positions) != sorted(map(abs, set(positions)))):
+                raise ValueError(f"stage {self.name!r:.40} must name {n} ascending positions, got {positions!r:.80}")
+        if len(self.layers) not in (0, n_layers) or min(self.rows, self.cols, *self.patch) < 0:
+            raise ValueError(f"stage {self.name!r:.40} must have {n_layers} layers, and a grid of patches")
 
     @property
     def dimensions(self) -> dict[str, int]:
@@ -113,18 +132,10 @@ class Layout:
     image_bytes: int
     stages: tuple[StageLayout, ...]
 
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> "Layout":
-        """The inverse of `dataclasses.asdict` and JSON, which turns tuples into lists."""
-
-        def tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
-            return {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
-
-        stages = tuple(
-            StageLayout(**tuples({**stage, "datasets": [DatasetLayout(**tuples(d)) for d in stage["datasets"]]}))
-            for stage in data["stages"]
-        )
-        return cls(**{**data, "stages": stages})
+    def __post_init__(self) -> None:
+        names = [stage.name for stage in self.stages]
+        if self.dtype not in ITEM_BYTES or self.shard_images < 1 or len(set(names)) < len(names):
+            raise ValueError(f"dtype {self.dtype!r:.40}, {self.shard_images} images a shard, stages {names!r:.80}")
 
 
 def chunk_shape(shape: tuple[int, ...], item_bytes: int, batch_images: int | None = None) -> tuple[int, ...]:

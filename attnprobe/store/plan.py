@@ -11,7 +11,11 @@ from typing import Any
 from attnprobe.core.errors import InputError, MapsFileError
 from attnprobe.core.text import short
 from attnprobe.io import fs
+from attnprobe.io.config import from_mapping
 from attnprobe.store.layout import SCHEMA_VERSION, Layout
+
+MOST_BYTES = 1 << 30
+"""Maximum size of plan.json, which names every image; a million take 100 MB."""
 
 
 def canonical(data: Any) -> str:
@@ -68,6 +72,38 @@ class CapturePlan:
         return {**facts, "n_images": len(ids), "image_ids_sha256": digest(ids), "labels_sha256": digest(labels)}
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Facts:
+    """Types of the facts in a plan."""
+
+    n_images: int
+    model: str = ""
+    variant: str = ""
+    checkpoint_sha256: str = ""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, Any] = field(default_factory=dict)
+    data: str = ""
+    seed: int | None = None
+    device: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    batch_images: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.n_images < 1 or (self.batch_images is not None and self.batch_images < 1):
+            raise ValueError(f"{self.n_images} images in batches of {self.batch_images}")
+
+
+@dataclass(frozen=True)
+class _Config:
+    """Types of those facts about a model that reports and figures use."""
+
+    class_names: tuple[str, ...] | None = None
+    images: Mapping[str, Any] | None = None
+    spec: Mapping[str, Any] | None = None
+    model_args: Mapping[str, Any] | None = None
+    parameters: int | None = None
+
+
 @dataclass(frozen=True)
 class Pinned:
     """A plan with all that was decided when it started; every shard names it by `plan_id`.
@@ -101,7 +137,16 @@ class Pinned:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Pinned":
-        return cls(data["facts"], Layout.from_json(data["layout"]), data["created"])
+        """The plan in a file, every value of the type that its readers expect.
+
+        Raises:
+            InputError: a value of another type, or out of bounds; the message names it.
+        """
+        pinned = from_mapping(cls, {name: data[name] for name in ("facts", "layout", "created")}, source="plan")
+        from_mapping(_Facts, {f.name: pinned.facts[f.name] for f in fields(_Facts) if f.name in pinned.facts})
+        config = pinned.facts.get("config", {})
+        from_mapping(_Config, {f.name: config[f.name] for f in fields(_Config) if f.name in config})
+        return pinned
 
     @property
     def plan_id(self) -> str:
@@ -138,6 +183,14 @@ def _without_none(fields: list[tuple[str, Any]]) -> dict[str, Any]:
     return {name: value for name, value in fields if value is not None}
 
 
+@dataclass(frozen=True)
+class _Images:
+    """Types of the lists in plan.json."""
+
+    image_ids: tuple[str, ...]
+    labels: tuple[int, ...]
+
+
 def write_plan(folder: Path, plan: CapturePlan, pinned: Pinned) -> None:
     """Write plan.json, once: FileExistsError if it is there."""
     data = {**pinned.to_json(), "image_ids": list(plan.image_ids), "labels": list(plan.labels)}
@@ -152,7 +205,7 @@ def read_plan(folder: Path) -> tuple[Pinned, tuple[str, ...], tuple[int, ...]]:
     """
     path = folder / "plan.json"
     try:
-        text = path.read_bytes().decode()
+        text = fs.read_regular(path, MOST_BYTES).decode()
     except FileNotFoundError:
         raise MapsFileError(
             f"{folder} has no plan.json: it is no folder of maps, or its capture never began."
@@ -161,16 +214,21 @@ def read_plan(folder: Path) -> tuple[Pinned, tuple[str, ...], tuple[int, ...]]:
         raise MapsFileError(f"{path} cannot be read: {error}. Capture again with --overwrite.") from None
     damaged = MapsFileError(f"{path} is damaged: it does not match its own hash. Capture again with --overwrite.")
     try:
-        data = json.loads(text)
+        data = fs.parse_json(text)
         plan_id, ids, labels = data.pop("plan_id"), data.pop("image_ids"), data.pop("labels")
         require_known_schema(path, data["schema_version"])
         whole = canonical({**data, "plan_id": plan_id, "image_ids": ids, "labels": labels}) == text
         pinned = Pinned.from_json(data)
         lists = digest(ids), digest(labels)
         facts = pinned.facts["image_ids_sha256"], pinned.facts["labels_sha256"]
+        from_mapping(_Images, {"image_ids": ids, "labels": labels})
+        if len(ids) != pinned.n_images:  # before anything counts to a number that the file only says
+            raise InputError(f"it names {len(ids)} of its {pinned.n_images} images")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, MapsFileError):
             raise
+        if isinstance(error, InputError):
+            raise MapsFileError(f"{path} is damaged: {error}. Capture again with --overwrite.") from None
         raise damaged from None
     if not whole or digest(data) != plan_id or lists != facts:
         raise damaged

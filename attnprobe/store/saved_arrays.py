@@ -7,6 +7,7 @@ arrays and tensors are called, each listed in `REBUILDERS`.
 import io
 import pickle
 import re
+import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -24,6 +25,11 @@ ENDINGS = (".npy", ".npz", ".pt", ".pth", ".safetensors", ".pkl", ".pickle")
 
 MOST_BYTES = 16 << 30
 """Largest size of a file, which is read into memory as a whole."""
+
+FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
+
+MOST_EXPANSION = 20
+"""Maximum size of what an archive holds, as a multiple of its own; attention that deflate packs tighter is constant."""
 
 REBUILDERS: dict[tuple[str, str], Callable[..., Any]] = {
     **{(f"numpy.{core}.multiarray", "_reconstruct"): np.zeros(0).__reduce__()[0] for core in ("core", "_core")},
@@ -51,18 +57,23 @@ def read_arrays(path: Path) -> dict[str, Tensor]:
     try:
         data = fs.read_regular(path, MOST_BYTES)
         tree = _read(path.suffix.lower(), data)
+        arrays = {name: _plain(name, value) for name, value in _flat("", tree) if value.is_floating_point()}
     except InputError:
         raise
     except Exception as error:  # damaged files raise any of a dozen types
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{path} cannot be read: {first:.200}") from error
-    arrays = {name: tensor for name, tensor in _flat("", tree) if tensor.is_floating_point() and tensor.ndim >= 3}
+    arrays = {name: tensor for name, tensor in arrays.items() if tensor.ndim >= 3 and tensor.numel()}
     if not arrays:
         raise InputError(f"{path} holds no array of numbers with three axes or more.")
     return arrays
 
 
 def _read(ending: str, data: bytes) -> Any:
+    if zipfile.is_zipfile(file := io.BytesIO(data)):
+        entries = zipfile.ZipFile(file).infolist()
+        if sum(entry.file_size for entry in entries) > MOST_EXPANSION * max(len(data), 1 << 20):
+            raise InputError("it would expand far beyond its size; refused as a decompression bomb")
     if ending == ".npy":
         return np.load(io.BytesIO(data), allow_pickle=False)
     if ending == ".npz":
@@ -74,6 +85,18 @@ def _read(ending: str, data: bytes) -> Any:
     if ending in (".pt", ".pth"):
         return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     return _ArrayUnpickler(io.BytesIO(data)).load()
+
+
+def _plain(name: str, tensor: Tensor) -> Tensor:
+    """A tensor whose numbers are all in the file.
+
+    Raises:
+        InputError: sparse, float8, or larger than its storage.
+    """
+    plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and tensor.dtype in FLOATS
+    if not plain or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        raise InputError(f"{name} {tuple(tensor.shape)} is no plain array of floats; save it as one.")
+    return tensor
 
 
 def _by_number(name: str) -> list[tuple[int, str]]:
@@ -95,8 +118,14 @@ class _ArrayUnpickler(pickle.Unpickler):
         return found
 
 
-def _flat(name: str, tree: Any) -> Iterator[tuple[str, Tensor]]:
-    """Name and tensor of every array in nested containers."""
+def _flat(name: str, tree: Any, depth: int = 8) -> Iterator[tuple[str, Tensor]]:
+    """Name and tensor of every array in nested containers.
+
+    Raises:
+        InputError: they are nested deeper than `depth`, as lists that hold one another would be.
+    """
+    if depth == 0:
+        raise InputError("its containers are nested too deeply; save the arrays alone")
     if isinstance(tree, Tensor):
         yield name or "maps", tree
     elif isinstance(tree, np.ndarray):
@@ -104,7 +133,7 @@ def _flat(name: str, tree: Any) -> Iterator[tuple[str, Tensor]]:
             yield name or "maps", torch.from_numpy(np.ascontiguousarray(tree))
     elif isinstance(tree, Mapping):
         for key, value in tree.items():
-            yield from _flat(f"{name}.{key}" if name else str(key), value)
+            yield from _flat(f"{name}.{key}" if name else str(key), value, depth - 1)
     elif isinstance(tree, tuple | list):
         for i, value in enumerate(tree):
-            yield from _flat(f"{name}.{i}" if name else str(i), value)
+            yield from _flat(f"{name}.{i}" if name else str(i), value, depth - 1)

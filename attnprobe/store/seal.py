@@ -14,7 +14,7 @@ proves damage, not origin: see `structure`.
 
 import hashlib
 import io
-import json
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from attnprobe.core.errors import MapsFileError
+from attnprobe.io import fs
+from attnprobe.io.config import from_mapping
 from attnprobe.store.layout import SCHEMA_VERSION
 from attnprobe.store.plan import canonical, require_known_schema
 
@@ -30,6 +32,9 @@ MAGIC = b"ATPROBE\x01"
 HASH_AT_ONCE = 256 << 20
 """Files up to this size are hashed whole whenever they are opened."""
 MOST_RANGES = 4
+
+ANY_SIZE = 1 << 62
+"""Maps files are read a piece at a time, and may be larger than memory."""
 
 _STEP = 8 << 20
 
@@ -83,8 +88,8 @@ def read_seal(path: Path) -> Seal:
     Raises:
         MapsFileError: not ours, truncated, damaged in its first bytes, or of a newer schema.
     """
-    with _readable(path), path.open("rb") as file:
-        return _parse(path, file.read(BLOCK), path.stat().st_size)
+    with _readable(path), fs.open_regular(path, ANY_SIZE) as file:
+        return _parse(path, file.read(BLOCK), os.fstat(file.fileno()).st_size)
 
 
 def read_checked(path: Path) -> tuple[Seal, io.BytesIO | None]:
@@ -97,7 +102,7 @@ def read_checked(path: Path) -> tuple[Seal, io.BytesIO | None]:
     if seal.size > HASH_AT_ONCE:
         return verify(path, whole=seal.part is not None), None
     with _readable(path):
-        content = io.BytesIO(path.read_bytes())
+        content = io.BytesIO(fs.read_regular(path, HASH_AT_ONCE))
     seal = _parse(path, content.read(BLOCK), content.getbuffer().nbytes)
     _compare(path, seal, content, whole=True)
     return seal, content
@@ -110,7 +115,7 @@ def verify(path: Path, *, whole: bool = True) -> Seal:
         MapsFileError: as `read_checked`.
     """
     seal = read_seal(path)
-    with _readable(path), path.open("rb") as file:
+    with _readable(path), fs.open_regular(path, ANY_SIZE) as file:
         _compare(path, seal, file, whole=whole)
     return seal
 
@@ -153,16 +158,19 @@ def _parse(path: Path, block: bytes, size: int) -> Seal:
         raise MapsFileError(f"{path} is no maps file of attnprobe: expected {MAGIC!r} first, got {block[:8]!r}.")
     damaged = MapsFileError(f"{path} is damaged or truncated in its first {BLOCK} bytes. Restore it or capture again.")
     try:
-        data = json.loads(block[8:].rstrip(b"\0"))
+        data = fs.parse_json(block[8:].rstrip(b"\0"))
         version = data["v"]
     except (ValueError, TypeError, KeyError):
         raise damaged from None
     require_known_schema(path, version)
     try:
-        seal = Seal(**{**data, "data": tuple((start, stop) for start, stop in data["data"])})
-    except (TypeError, ValueError, KeyError):
+        seal = from_mapping(Seal, data)
+        edges = [edge for start_stop in seal.data for edge in start_stop]
+        if edges != sorted(edges) or not all(BLOCK <= edge <= seal.size for edge in edges) or (seal.part or 0) < 0:
+            raise damaged
+    except (TypeError, ValueError, KeyError, OverflowError):
         raise damaged from None
-    if seal.block() != block:  # only one spelling is ours
+    if (MAGIC + canonical(asdict(seal)).encode()).ljust(BLOCK, b"\0") != block:  # only one spelling is ours
         raise damaged
     if seal.size != size:
         raise MapsFileError(f"{path} is truncated or grew: expected {seal.size} bytes, got {size}. Restore it.")

@@ -1,6 +1,7 @@
 """The maps in a file or a folder of shards, one layer at a time, without torch: see `core.browse`."""
 
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,16 +46,18 @@ class StoredMaps:
         pinned: Pinned,
         image_ids: tuple[str, ...],
         pieces: Sequence[Piece],
-        certificate: dict[str, Any],
+        certificate: Any,
         merged: h5py.File | None,
     ) -> None:
+        if not pinned.layout.stages:
+            raise MapsFileError(f"{path} has no stage, so it holds no maps. Capture again.")
         self.path, self.image_ids = path, image_ids
         self._pinned, self._pieces = pinned, pieces
         self._open_file, self._open_number = merged, None
         self._layouts = {stage.name: stage for stage in pinned.layout.stages}
         self.stages = tuple(self._layouts)
         self.complete = len(image_ids) == pinned.n_images
-        self.attrs = {**pinned.description(len(image_ids)), "certificate": certificate}
+        self.attrs = {**pinned.description(len(image_ids)), "certificate": _certificate(path, certificate)}
 
     @classmethod
     def open(cls, path: Path | str, *, allow_partial: bool = False) -> Self:
@@ -218,6 +221,25 @@ class StoredMaps:
             if isinstance(error, InputError):
                 raise
             raise MapsFileError(f"{self.path} is damaged: {error}. Restore it or capture again.") from error
+
+
+def _certificate(path: Path, certificate: Any) -> Mapping[str, Any]:
+    """A certificate as reports show it; none, with a warning, of one that is damaged: the maps are read without it."""
+    try:
+        if not isinstance(certificate, Mapping):
+            raise TypeError(f"got {type(certificate).__name__}")
+        layers = certificate.get("layers") or ()
+        errors = [layer[name] for layer in layers for name in ("row_sum_error", "value_error")]
+        errors.append(certificate.get("fused_difference"))
+        if not all(error is None or isinstance(error, int | float) for error in errors):
+            raise TypeError("an error is no number")
+        equal, n_images = certificate.get("output_equal"), certificate.get("n_images", 0)
+        if not (equal is None or isinstance(equal, bool)) or not isinstance(n_images, int):
+            raise TypeError("output_equal or n_images is of another type")
+    except (TypeError, LookupError) as error:
+        warnings.warn(f"{path}: its certificate is damaged ({error}), so it counts as none.", stacklevel=2)
+        return {}
+    return certificate
 
 
 def _float32(dataset: h5py.Dataset, place: tuple[int, int], dtype: str) -> np.ndarray:

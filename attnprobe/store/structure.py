@@ -4,12 +4,12 @@ What points outside the file was refused when it was opened (`opening.py`).
 """
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
 import h5py
 
+from attnprobe.io import fs
 from attnprobe.store.hdf5 import ADDED, OUTCOMES, TEXT, file_type
 from attnprobe.store.layout import DatasetLayout
 from attnprobe.store.opening import refusal
@@ -30,7 +30,7 @@ def check(file: Any, path: Path, seal: Seal) -> Pinned:
     text = file.attrs["plan"]
     if hashlib.sha256(text.encode()).hexdigest() != seal.plan:
         raise refusal(path, "its plan is not the one its seal names")
-    pinned = Pinned.from_json(json.loads(text))
+    pinned = Pinned.from_json(fs.parse_json(text))
     n_images = pinned.n_images if seal.part is None else len(pinned.shard(seal.part))
     if n_images != file.attrs["n_images"] or (seal.part is not None and seal.part >= pinned.n_shards):
         raise refusal(path, f"it has {file.attrs['n_images']} images where its plan has {n_images}")
@@ -66,9 +66,9 @@ def datasets(pinned: Pinned) -> list[tuple[str, DatasetLayout]]:
     return [(f"stages/{s.name}/{d.name}", d) for s in pinned.layout.stages for d in s.datasets]
 
 
-def read_certificate(file: Any) -> dict[str, Any]:
+def read_certificate(file: Any) -> Any:
     """The certificate in an open file."""
-    return json.loads(file.attrs["certificate"])
+    return fs.parse_json(file.attrs["certificate"])
 
 
 def read_ids(file: Any) -> list[str]:

@@ -14,20 +14,25 @@ import re
 import secrets
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from attnprobe.core.errors import CheckpointError
 from attnprobe.io import fs
+from attnprobe.io.config import from_mapping
 from attnprobe.io.run import MANIFEST, Run, damage, damaged_files, manifest_of
 
 PARTIAL = "partial-"
+
+MOST_BYTES = 64 << 20
+"""Maximum size of a state.json, which has a few numbers per parameter."""
 
 
 @dataclass(slots=True)
@@ -44,6 +49,10 @@ class Progress:
     best_epoch: int = 0
     step: int = 0
     loss: float = 0.0
+
+    def __post_init__(self) -> None:
+        if min(self.epoch, self.best_epoch, self.step) < 0:
+            raise ValueError(f"no training is at epoch {self.epoch}, step {self.step}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,19 +138,24 @@ def load_checkpoint(folder: Path, learner: Learner) -> Progress:
     Raises:
         CheckpointError: it is of another model.
     """
-    state = json.loads((folder / "state.json").read_text())
-    tensors = load_file(folder / "train_state.safetensors")
+    try:
+        state = fs.parse_json(fs.read_regular(folder / "state.json", MOST_BYTES))
+        at = from_mapping(Progress, {f.name: state[f.name] for f in fields(Progress) if f.name in state})
+        tensors = load(fs.read_regular(folder / "train_state.safetensors"))
+        deployed = load(fs.read_regular(folder / "model.safetensors"))
+    except (OSError, ValueError, TypeError, SafetensorError) as error:
+        raise CheckpointError(f"{folder} cannot be resumed from: {error}. Train into a new folder (-o).") from error
     weights = {name.removeprefix("model/"): v for name, v in tensors.items() if name.startswith("model/")}
     try:
         learner.model.load_state_dict(weights, strict=True)
         if learner.deployed is not learner.model:
-            learner.deployed.load_state_dict(load_file(folder / "model.safetensors"), strict=True)
-    except RuntimeError as error:
+            learner.deployed.load_state_dict(deployed, strict=True)
+        _restore_optimizer(learner.optimizer, tensors, state["optimizer"])
+        if state.get("scaler"):
+            learner.scaler.load_state_dict(state["scaler"])
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
         raise CheckpointError(f"{folder} is of another model; train into a new folder (-o).") from error
-    _restore_optimizer(learner.optimizer, tensors, state["optimizer"])
-    if state.get("scaler"):
-        learner.scaler.load_state_dict(state["scaler"])
-    return Progress(**{name: state[name] for name in ("epoch", "best", "best_epoch", "step", "loss") if name in state})
+    return at
 
 
 def _files(progress: Progress, learner: Learner, config_json: Mapping[str, Any]) -> dict[str, bytes]:

@@ -13,8 +13,9 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
+from attnprobe.core.errors import InputError
 from attnprobe.io import fs
-from attnprobe.io.run import Run
+from attnprobe.io.run import MOST_BYTES, Run
 
 LOG_FIELDS: tuple[str, ...] = (
     "epoch",
@@ -47,12 +48,21 @@ class Waiting:
 
 
 def read_log(run: Run) -> list[dict[str, float]]:
-    """The rows of summary.csv; none if there is no log yet."""
-    if not run.log.exists():
+    """The rows of summary.csv; none if there is no log yet.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    try:
+        text = fs.read_regular(run.log, MOST_BYTES).decode()
+        rows = [
+            {name: float(value or "nan") for name, value in row.items()} for row in csv.DictReader(io.StringIO(text))
+        ]
+        return [{**row, "epoch": int(row["epoch"])} for row in rows]
+    except FileNotFoundError:
         return []
-    with run.log.open(newline="") as file:
-        rows = [{name: float(value or "nan") for name, value in row.items()} for row in csv.DictReader(file)]
-    return [{**row, "epoch": int(row["epoch"])} for row in rows]
+    except (OSError, ValueError, TypeError, LookupError, OverflowError, csv.Error) as error:
+        raise InputError(f"{run.log} is no log of training: {error}. Restore or remove it.") from error
 
 
 def write_log(run: Run, rows: list[dict[str, float]]) -> None:
@@ -68,8 +78,8 @@ def write_log(run: Run, rows: list[dict[str, float]]) -> None:
 def write_warning(run: Run, text: str) -> None:
     """Add a warning to warnings.json, from which none is ever removed."""
     entries = []
-    with suppress(OSError, ValueError):  # no file yet, or a damaged one, which `Run.warnings` reports
-        entries = list(json.loads(run.notes.read_bytes()))
+    with suppress(OSError, ValueError, TypeError):  # no file yet, or a damaged one, which `Run.warnings` reports
+        entries = list(fs.parse_json(fs.read_regular(run.notes, MOST_BYTES)))
     entries.append({"time": datetime.now(UTC).isoformat(timespec="seconds"), "text": text})
     with fs.as_work_error(f"writing {run.notes.name}"):
         fs.write_file(run.notes, json.dumps(entries, indent=1).encode(), overwrite=True)

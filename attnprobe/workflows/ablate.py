@@ -323,10 +323,12 @@ def write_evidence(evidence: Evidence, out: Path) -> list[Path]:
     Raises:
         WorkError: they cannot be written.
     """
+    from attnprobe.reports.tables import to_csv  # imports pandas, which takes half a second
+
     importance = {name: measurement_document(m) for name, m in evidence.importance.items()}
     document = plain({"format": "attnprobe drops", **evidence_document(evidence), "importance": importance})
     texts = (
-        ("drops.csv", evidence.table().to_csv(index=False, lineterminator="\n")),
+        ("drops.csv", to_csv(evidence.table())),
         ("drops.json", json.dumps(document, indent=1) + "\n"),
     )
     with fs.as_work_error(f"writing what dropping costs into {out}"):

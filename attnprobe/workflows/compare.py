@@ -26,7 +26,7 @@ from attnprobe.reports.papers import (
     papers_cells,
     papers_table,
 )
-from attnprobe.reports.tables import SUMMARY_HEADER, summary_table
+from attnprobe.reports.tables import SUMMARY_HEADER, summary_table, to_csv
 from attnprobe.stats.paired import LEVEL, Difference
 from attnprobe.workflows.differences import (
     Compared,
@@ -176,11 +176,11 @@ def _write(comparison: Comparison, table: str, out: Path) -> list[Path]:
     header, rows, caption, data = _table(comparison, table)
     texts = {
         "comparison.md": _markdown(comparison, header, rows, caption),
-        "comparison.csv": data.to_csv(index=False, lineterminator="\n"),
+        "comparison.csv": to_csv(data),
         "comparison.tex": booktabs(header, rows, caption=caption, label="tab:attnprobe"),
     }
     if len(comparison.sides) > 1:
-        texts["differences.csv"] = differences_table(comparison).to_csv(index=False, lineterminator="\n")
+        texts["differences.csv"] = to_csv(differences_table(comparison))
     files = {name: text.encode("utf-8", "backslashreplace") for name, text in texts.items()}
     if any(side.is_method for side in comparison.sides):
         files["depth.png"] = depth_figure({str(side): side.runs for side in comparison.sides})

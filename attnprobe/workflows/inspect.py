@@ -209,7 +209,7 @@ def print_maps(reader: MapReader, stages: Sequence[StageFacts], console: Console
     whole = "complete" if reader.complete else "unfinished"
     line = f": {len(reader)} images of {visible(attrs['data'])}, {whole}"
     console.print(Text.assemble((visible(str(reader.path)), "bold"), line))
-    console.print(Text(f"{visible(attrs['model'])}, {attrs['dtype']}, {attrs['created'][:19]}"))
+    console.print(Text(f"{visible(attrs['model'])}, {attrs['dtype']}, {visible(attrs['created'])[:19]}"))
     _print_stages(stages, console)
 
 

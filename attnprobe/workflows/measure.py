@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from attnprobe.core.errors import MapsFileError
 from attnprobe.core.examined import AttendedImage, Examined
 from attnprobe.core.maps import AttentionMaps
+from attnprobe.core.text import visible
 from attnprobe.io.progress import Advance, progress
 from attnprobe.io.reference import NOT_SAID, UserImages
 from attnprobe.io.run import Run, maps_of, name_of, run_of
@@ -46,7 +48,11 @@ def examine(
     with progress(f"measure {path.name}", len(reader)) as advance:
         baselines = {"untrained": open_maps(untrained_maps(path))} if untrained_maps(path).exists() else {}
         measurements = measure(_counted(reader, advance), metrics, baselines=baselines, group=group)
-    first, run = reader.maps(site=reader.sites()[0], images=slice(0, 1)), Run(path.parent)
+    first, run, notes = reader.maps(site=reader.sites()[0], images=slice(0, 1)), Run(path.parent), []
+    try:
+        history = read_history(run.probe) if path == run.maps else None
+    except MapsFileError as error:  # only shown: the rest of the report does without it
+        history, notes = None, [f"the history of its training is left out: {visible(error)}"]
     return Examined(
         name=name or name_of(path),
         measurements=measurements,
@@ -57,8 +63,8 @@ def examine(
         pictures=pictures_of(reader, pictures, user),
         maps=reader,
         class_names=tuple(reader.attrs.get("config", {}).get("class_names") or ()),
-        history=read_history(run.probe) if path == run.maps else None,
-        notes=(*(run.warnings() if path == run.maps else ()), *doubts(measurements)),
+        history=history,
+        notes=(*notes, *(run.warnings() if path == run.maps else ()), *doubts(measurements)),
     )
 
 

@@ -1,12 +1,13 @@
 import itertools
 import json
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from attnprobe.io.config import from_mapping
 from attnprobe.store.layout import DatasetLayout, Layout, StageLayout, chunk_shape, shard_images
 
 MAPS = st.tuples(*(st.integers(1, n) for n in (48, 32, 2000, 2000)))
@@ -64,6 +65,6 @@ def test_json_gives_the_same_layout_back():
     weights = DatasetLayout("weights", (3, 2, 7, 7), (4, 3, 2, 7, 7), True, False)
     tokens = DatasetLayout("tokens", (3, 7, 8), (4, 3, 7, 8), False, False)
     stage = StageLayout("trunk", "self", ("a", "b", "c"), 2, 3, ("cls",), (4, 4), (weights, tokens))
-    layout = Layout("float16", 4, 1234, (stage, stage))
-    assert Layout.from_json(json.loads(json.dumps(asdict(layout)))) == layout
+    layout = Layout("float16", 4, 1234, (stage, replace(stage, name="class")))
+    assert from_mapping(Layout, json.loads(json.dumps(asdict(layout)))) == layout
     assert stage.dimensions == {"layer": 3, "head": 2, "query": 7, "key": 7, "token": 7, "width": 8}

@@ -12,6 +12,9 @@ from attnprobe.io import fs
 from attnprobe.io.ranks import Claims, Rank, shared_out
 from attnprobe.metrics.engine.slices import images_of, measure_slice
 
+MOST_BYTES = 64 << 20
+"""Maximum size of plan.json, which has some kilobytes of facts."""
+
 SLICE = 64
 """Images whose measurements are one file: what a stop costs at most, and the smallest share of work."""
 
@@ -91,7 +94,7 @@ class MeasureSink:
             return []
         for k, path in enumerate(self.slices):
             ids = [self._image_ids[i] for i in self._images(k)]
-            if (found := images_of(path.read_bytes())) != ids:
+            if (found := images_of(fs.read_regular(path))) != ids:
                 raise MapsFileError(
                     f"{path} is about {len(found)} images where {len(ids)} were to be measured. Remove it and run the "
                     "same command again."
@@ -107,11 +110,14 @@ class MeasureSink:
 
     def _adopt(self) -> None:
         """Take the batch from the plan that is there."""
-        pinned = json.loads((self.folder / "plan.json").read_bytes())
-        batch_images = pinned.pop("batch_images", None)
+        try:
+            pinned = fs.parse_json(fs.read_regular(self.folder / "plan.json", MOST_BYTES))
+            batch_images = pinned.pop("batch_images", None)
+        except (OSError, ValueError, AttributeError) as error:
+            raise InputError(f"{self.folder / 'plan.json'} is damaged: {error}. Remove the folder.") from error
         if batch_images is None:
             raise InputError(f"{self.folder} was begun by an older attnprobe; remove it, or choose another -o.")
-        if pinned != self._facts:
+        if pinned != self._facts or type(batch_images) is not int or batch_images < 1:
             raise InputError(
                 f"{self.folder} was begun with another model, images, options or metrics; choose another -o."
             )
