@@ -4,6 +4,7 @@ import errno
 import itertools
 import os
 import signal
+import traceback
 from functools import partial
 
 import pytest
@@ -47,6 +48,8 @@ def in_processes(*calls, meanwhile=None):
                 torch.set_num_threads(1)
                 call()
                 status = 0
+            except Exception:
+                traceback.print_exc()
             finally:
                 os._exit(status)
         children.append(child)
