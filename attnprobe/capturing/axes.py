@@ -51,7 +51,7 @@ def unfolded(matrix: Tensor, n_images: int, heads: int | None, given: int | None
 
 
 def _head_axis(lead: list[int], heads: int | None) -> int | None:
-    """Which of [factor of the image axis, *others] counts heads."""
+    """Position, in [factor of the image axis, *others], of the factor that counts heads."""
     others = range(1, len(lead))
     if heads is not None:
         return next((axis for axis in (*others, 0) if lead[axis] == heads), None if heads == 1 else len(lead) - 1)

@@ -111,7 +111,7 @@ def modules_by_name(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def is_attention(module: nn.Module, name: str = "") -> bool:
-    """Whether a module calls itself attention, by its class or its name, and has queries.
+    """True if a module calls itself attention, by its class or its name, and has queries.
 
     A run of it without a product with V hides its map.
     """

@@ -51,7 +51,7 @@ OUTPUT = {True: "bit for bit", False: "within rounding", None: "not compared, it
 
 @dataclass(frozen=True, slots=True)
 class LayerProof:
-    """What was checked on one layer.
+    """Proof of one layer: the numbers that were checked.
 
     Attributes:
         layer, route: which layer, read how.
@@ -71,7 +71,7 @@ class LayerProof:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Certificate:
-    """What was proved about a capture; it goes into the file and the report.
+    """Proofs of a capture; they go into the file and the report.
 
     Attributes:
         layers: one `LayerProof` each.
@@ -210,7 +210,7 @@ def _off(cause: str, error: float, dtype: torch.dtype) -> CaptureError:
 
 
 def _is_rounding(model: nn.Module, pixels: Tensor, watch: bool | None) -> bool:
-    """Whether the fused and the explicit softmax of this model are one function, by computing both in float64.
+    """True if the fused and the explicit softmax of this model are one function, by computing both in float64.
 
     Scores in the hundreds, such as those of nearly one-hot rows, make float32's rounding grow from layer to layer.
     """

@@ -129,7 +129,7 @@ def _is_differential(module: Duck) -> bool:
 
 
 def has_other_attention(model: nn.Module, layers: list[AttentionLayer]) -> bool:
-    """Whether there may be attention besides these layers, so that the model has to be traced."""
+    """True if there may be attention besides these layers, so that the model has to be traced."""
     known = tuple(f"{layer.name}." for layer in layers)
     return not layers or any(
         not f"{name}.".startswith(known)
@@ -164,7 +164,7 @@ def unfused(model: Duck, layers: Sequence[AttentionLayer]) -> Iterator[None]:
 
 
 def token_grid(model: Duck, size: tuple[int, int]) -> TokenGrid:
-    """Where the tokens of an image of `size` pixels sit in a model with known layers."""
+    """Grid of the tokens of an image of `size` pixels in a model with known layers."""
     patch = (int(model.patch_embed.patch_size[0]), int(model.patch_embed.patch_size[1]))
     rows, cols = (-(-side // p) for side, p in zip(size, patch, strict=True))  # rounded up: timm may pad
     n_prefix = int(model.num_prefix_tokens)

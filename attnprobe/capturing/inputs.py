@@ -241,12 +241,12 @@ def _is_picture(item: Any) -> bool:
 
 
 def _is_batch(item: Sequence[Any]) -> bool:
-    """Whether the first of these is a batch of pixels."""
+    """True if the first of these is a batch of pixels."""
     return len(item) > 0 and isinstance(item[0], Tensor | np.ndarray) and item[0].ndim >= 4
 
 
 def _is_labelled(item: Any) -> bool:
-    """Whether these are pixels and as many labels: of several images, or of one."""
+    """True if these are pixels and as many labels: of several images, or of one."""
     if not (isinstance(item, list | tuple) and len(item) == 2):
         return False
     pixels, labels = item

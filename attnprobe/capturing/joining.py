@@ -33,7 +33,7 @@ def joined_in_module(products: Sequence[Product]) -> list[Product]:
 
 
 def _of_all_queries(product: Product) -> bool:
-    """Whether a product has a query for each token of its module's input, so that another one is no further chunk."""
+    """True if a product has a query for each token of its module's input, so that another one is no further chunk."""
     given, (n_queries, n_keys) = product.calls[-1].given, product.effective.shape[-2:]
     return n_queries == (given.shape[1] if given is not None and given.ndim == 3 else n_keys)
 
@@ -47,7 +47,7 @@ def joined_modules(products: Sequence[Product]) -> list[Product]:
 
 
 def _single_heads(products: Sequence[Product]) -> bool:
-    """Whether all are maps of one head and of one shape."""
+    """True if all are maps of one head and of one shape."""
     shape = products[0].effective.shape
     return len(products) > 1 and shape[HEAD] == 1 and all(p.effective.shape == shape for p in products)
 

@@ -41,7 +41,7 @@ def kind_of(product: Product) -> str:
 
 
 def _over_channels(product: Product) -> bool:
-    """Whether the map's keys, or its queries alone, are the channels of a head.
+    """True if the map's keys, or its queries alone, are the channels of a head.
 
     If keys are, V has as many rows as a head has channels, and a column per token.
     """
@@ -65,7 +65,7 @@ def _over_channels(product: Product) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class TokenPlacement:
-    """What a model shows about its tokens, by its modules and the names of its parameters.
+    """Facts about a model's tokens, from its modules and the names of its parameters.
 
     Attributes:
         stems: convolutions that cut pixels into patches.

@@ -1,4 +1,4 @@
-"""Whatever a model returns, as the tensors in it: to compare two runs by, and to read class logits from."""
+"""Outputs of any model as the tensors in them: to compare two runs by, and to read class logits from."""
 
 import dataclasses
 import math
@@ -37,7 +37,7 @@ def difference(ours: list[Tensor], theirs: list[Tensor]) -> float:
 
 
 def equal(ours: list[Tensor], theirs: list[Tensor]) -> bool:
-    """Whether two outputs are the same bit for bit."""
+    """True if two outputs are the same bit for bit."""
     pairs = list(zip(ours, theirs, strict=True))
     return all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in pairs) and not difference(ours, theirs)
 

@@ -1,4 +1,4 @@
-"""Whose map is it, and where are its tokens: proved by changing the images a little and seeing what moves.
+"""Proofs of whose a map is and where its tokens are, by changing the images a little and seeing what moves.
 
 The certificate's two images a and b are run as [a, b], as [a changed, b], and as two more changes of a. What moves in
 the second pass belongs to the first image, and nothing of the second may move; how the tokens of a respond to the
@@ -138,7 +138,7 @@ def _responses(passes: Sequence[Tensor], two: bool) -> Responses:
 
 
 def _are_channels(passes: list[Tensor | None], size: tuple[int, int], two: bool) -> bool:
-    """Whether the columns of a square V are tokens in their places, so that its keys are channels."""
+    """True if the columns of a square V are tokens in their places, so that its keys are channels."""
     values = [value.mT for value in passes if value is not None]
     if len(values) < 4 or values[0].shape[-1] != values[0].shape[-2]:
         return False
@@ -146,7 +146,7 @@ def _are_channels(passes: list[Tensor | None], size: tuple[int, int], two: bool)
 
 
 def _moved_on(passes: list[Tensor | None], grid: TokenGrid, two: bool) -> bool:
-    """Whether the tokens of a later layer are elsewhere than in the stage's first: sorted, exchanged or merged."""
+    """True if the tokens of a later layer are elsewhere than in the stage's first: sorted, exchanged or merged."""
     values = [value for value in passes if value is not None]
     return len(values) == 4 and bool(grid.rows) and contradicts(_responses(values, two), grid)
 
@@ -168,7 +168,7 @@ def _of_windows(found: Responses, guess: TokenGrid | None) -> Places:
 
 
 def _shares_scales(model: nn.Module) -> bool:
-    """Whether layers round activations by a scale of the whole batch, so that each image moves with every other."""
+    """True if layers round activations by a scale of the whole batch, so that each image moves with every other."""
     return any(type(module).__module__.startswith("torch.ao.nn.quantized.dynamic") for module in model.modules())
 
 
@@ -200,7 +200,7 @@ def _image_axes(base: _Pass, moved: _Pass) -> dict[str, int | None]:
 
 
 def _first_alone(change: Tensor, axis: int) -> bool:
-    """Whether an axis of length 2 changes at entry 0 and not at entry 1."""
+    """True if an axis of length 2 changes at entry 0 and not at entry 1."""
     if change.shape[axis] != 2:
         return False
     first, second = (part.max().item() for part in change.unbind(axis))

@@ -1,4 +1,4 @@
-"""Where the tokens of a layer are in the image, measured by small changes of the pixels.
+"""Places of a layer's tokens in the image, measured by small changes of the pixels.
 
 Question: how is a token's place known? Choice: by what moves it. Change an image by a little noise d, once weighted by
 the row coordinate r, once by 1 - r, once by the column coordinate c. To first order, V of token t responds linearly,
@@ -41,7 +41,7 @@ and they do so if their correlation with the rows or the columns of the grid is 
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Where the tokens of a stage are, and how that is known.
+    """Places of the tokens of a stage, and how they are known.
 
     Attributes:
         status: "proved" by perturbation; "assumed" from the geometry of the model, which perturbation neither proves
@@ -57,7 +57,7 @@ class Places:
 
 @dataclass(frozen=True, slots=True)
 class Located:
-    """What perturbation says of a model's layers.
+    """Findings of perturbation about a model's layers.
 
     Attributes:
         places: of the key tokens of each layer, by its name.
@@ -74,7 +74,7 @@ class Located:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Responses:
-    """How tokens respond to the changes, in fractions of the image's sides; all [token].
+    """Response of tokens to the changes, in fractions of the image's sides; all [token].
 
     Attributes:
         moved: whether a token depends on the pixels at all.
@@ -153,7 +153,7 @@ def places(found: Responses, size: tuple[int, int], guess: TokenGrid | None, pre
 
 
 def contradicts(found: Responses, grid: TokenGrid) -> bool:
-    """Whether tokens are elsewhere than the patches of a grid; tokens that depend on much of the image do not say."""
+    """True if tokens are elsewhere than the patches of a grid; tokens that depend on much of the image do not say."""
     n, patches = grid.rows * grid.cols, slice(grid.n_prefix, None)  # in later layers a class token moves, too
     row, col = found.row[patches], found.col[patches]
     if min(grid.rows, grid.cols) < 2 or len(row) != n or not found.moved[patches].all():
@@ -168,7 +168,7 @@ def contradicts(found: Responses, grid: TokenGrid) -> bool:
 
 
 def _in_another_order(row: Tensor, col: Tensor, grid: tuple[int, int]) -> bool:
-    """Whether each token is nearest to a patch of its own, and within half a patch of it; both sides have several."""
+    """True if each token is nearest to a patch of its own, and within half a patch of it; both sides have several."""
     rows, cols = grid
     at_row, at_col = row * rows - 0.5, col * cols - 0.5
     patch = at_row.round() * cols + at_col.round()

@@ -55,7 +55,7 @@ class Product:
         return f"{name}#{self.occurrence + 1}" if self.occurrence else name
 
     def pads(self, n_tokens: int) -> bool:
-        """Whether the layer attends to more tokens than its input [image, token, width] has."""
+        """True if the layer attends to more tokens than its input [image, token, width] has."""
         given = self.calls[-1].given
         return (
             given is not None

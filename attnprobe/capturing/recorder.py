@@ -30,7 +30,7 @@ from attnprobe.core.sites import Site
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Wanted:
-    """What is kept of a forward pass; fields as in `Recording`."""
+    """Parts of a forward pass that are kept; fields as in `Recording`."""
 
     sites: tuple[Site, ...] = ("effective",)
     tokens: bool = False
@@ -194,7 +194,7 @@ class Recorder:
         return self._stages[key]
 
     def _has_room(self, stage: Stage, matrix: Tensor) -> bool:
-        """Whether the layer that fires now is one that was chosen, and fits the budget."""
+        """True if the layer that fires now is one that was chosen, and fits the budget."""
         number = len(self._fired) + 1
         wanted = self._wanted.selection.wants(number) and number >= self.first
         budget = self._wanted.budget
@@ -208,7 +208,7 @@ class Recorder:
         return False
 
     def knows(self, layer: str) -> bool:
-        """Whether this layer fired."""
+        """True if this layer fired."""
         return layer in self._fired
 
     @property
@@ -217,7 +217,7 @@ class Recorder:
         return list(self._fired)
 
     def keeps(self, layer: str) -> bool:
-        """Whether it is kept."""
+        """True if it is kept."""
         return self._fired.get(layer) is not None
 
     def take(self, image_ids: Sequence[str] | None = None, outcome: Outcome | None = None) -> list[AttentionMaps]:

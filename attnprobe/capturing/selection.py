@@ -44,7 +44,7 @@ class Selection:
         return self == Selection()
 
     def wants(self, layer: int) -> bool:
-        """Whether the layer of this number, from 1, is kept."""
+        """True if the layer of this number, from 1, is kept."""
         return self.layers is None or layer in self.layers
 
     def heads_of(self, n_heads: int) -> tuple[int, ...] | None:
@@ -61,7 +61,7 @@ class Selection:
         return chosen
 
     def queries_of(self, n_queries: int, kind: str, grid: TokenGrid | None) -> slice | None:
-        """Which queries are kept of a layer; None for all.
+        """Queries of a layer that are kept; None for all.
 
         Raises:
             InputError: there are none of them.

@@ -1,4 +1,4 @@
-"""Which tensors were made from a softmax: followed from call to call, without keeping any alive."""
+"""Tensors made from a softmax, followed from call to call, without keeping any alive."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -46,7 +46,7 @@ class Trail:
     by_hand: bool = False
 
     def is_cut(self, maps: Tensor) -> bool:
-        """Whether a map has lost the columns of a sink, which is in no V: it is cut at its last axis."""
+        """True if a map has lost the columns of a sink, which is in no V: it is cut at its last axis."""
         return self.axis == -1 and self.weights is not None and 0 < self.n_keys - maps.shape[-1] <= MOST_SINKS
 
 
@@ -92,12 +92,12 @@ class Trails:
             self._logits[result] = True
 
     def of_activations(self, args: Any) -> bool:
-        """Whether there are several tensors, and none is a parameter or buffer."""
+        """True if there are several tensors, and none is a parameter or buffer."""
         given = list(tensors(args))
         return len(given) > 1 and not any(map(self.is_fixed, given))
 
     def are_logits(self, args: Any) -> bool:
-        """Whether one of the arguments may be logits."""
+        """True if one of the arguments may be logits."""
         return bool(self._logits) and any(tensor in self._logits for tensor in tensors(args))
 
     def begin(self, result: Tensor, dim: Any, scores: Tensor | None = None, *, by_hand: bool = False) -> None:
@@ -137,7 +137,7 @@ class Trails:
                 break
 
     def is_fixed(self, tensor: Tensor) -> bool:
-        """Whether a tensor is a parameter or buffer of the model, or a view of one."""
+        """True if a tensor is a parameter or buffer of the model, or a view of one."""
         return tensor.untyped_storage().data_ptr() in self._fixed
 
 

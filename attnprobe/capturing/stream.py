@@ -162,7 +162,7 @@ class Capture:
         return first
 
     def _is_of_other_classes(self, output: object, n_images: int) -> bool:
-        """Whether the output is features (num_classes=0), or of another number of classes than the images have."""
+        """True if the output is features (num_classes=0), or of another number of classes than the images have."""
         logits = class_logits(output, n_images)
         names = getattr(self.images, "class_names", ())
         n_classes = 0 if logits is None else logits.shape[-1]

@@ -48,7 +48,7 @@ def tower_of(layer: str, calls: Sequence[Call] = (), stem_runs: int = 0) -> Towe
 
 
 def takes_images(call: Call, root: Call) -> bool:
-    """Whether a module is given tensors like the images that the model is given."""
+    """True if a module is given tensors like the images that the model is given."""
     mine, images = call.given, root.given
     if mine is None or images is None or images.ndim < 4:
         return False
@@ -56,7 +56,7 @@ def takes_images(call: Call, root: Call) -> bool:
 
 
 def is_stem(args: Sequence[Any], root: Call) -> bool:
-    """Whether these arguments of a convolution begin with tensors like the images of the model, and a weight."""
+    """True if these arguments of a convolution begin with tensors like the images of the model, and a weight."""
     images = root.given
     if len(args) < 2 or not all(isinstance(x, Tensor) for x in args[:2]) or images is None or images.ndim < 4:
         return False

@@ -164,7 +164,7 @@ class Tracing(TorchFunctionMode):
         return result
 
     def _is_product(self, name: str, args: Any, kwargs: Any, result: Any) -> bool:
-        """Whether this call was a product of a map and V, which is then reported."""
+        """True if this call was a product of a map and V, which is then reported."""
         if name not in MATRIX_PRODUCTS and name != "einsum":
             return False
         operands = list(tensors((args, kwargs)))
@@ -218,7 +218,7 @@ class Tracing(TorchFunctionMode):
         return (f"{terms[at]},{terms[other]}->{output}",), [scaled, operands[other]]
 
     def _is_linear(self, of: Factors) -> bool:
-        """Whether V is itself a map times V with as many rows as channels: linear attention.
+        """True if V is itself a map times V with as many rows as channels: linear attention.
 
         Raises:
             CaptureError: it is, and none may be missing.

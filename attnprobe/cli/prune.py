@@ -11,7 +11,7 @@ from attnprobe.cli.options import EVERY_IMAGE, NEWEST, Positional, Repeated, Sho
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """What verify-drops ablates."""
+    """Candidates that verify-drops ablates."""
 
     maps: Path | None = None
     """the maps file to find similar blocks and redundant heads in; the run's own if not given."""
@@ -27,7 +27,7 @@ class Candidates:
 
 @dataclass(frozen=True, slots=True)
 class Removed:
-    """What prune removes."""
+    """Parts that prune removes."""
 
     blocks: Annotated[str, Short(metavar="B,B")] = ""
     """blocks to drop, counted from 1 as in reports; of Swin pairs of neighbours."""

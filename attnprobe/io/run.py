@@ -165,7 +165,7 @@ def damaged_files(folder: Path) -> list[str]:
 
 
 def _intact(folder: Path, name: str, entry: dict[str, object]) -> bool:
-    """Whether a file of the folder itself, and none outside it, has the size and hash of its entry."""
+    """True if a file of the folder itself, and none outside it, has the size and hash of its entry."""
     path = folder / name
     if Path(name).name != name or not path.is_file():
         return False

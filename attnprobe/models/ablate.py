@@ -183,7 +183,7 @@ class Ablatable:
 
 
 def _compute_the_same(one: nn.Module, two: nn.Module, pixels: Tensor) -> bool:
-    """Whether two models agree up to rounding; float64 decides where float32 amplifies it (scores in the hundreds)."""
+    """True if two models agree up to rounding; float64 decides where float32 amplifies it (scores in the hundreds)."""
     if _off_by(one(pixels), two(pixels)) <= SAME:
         return True
     one, two, pixels = deepcopy(one).double().cpu(), deepcopy(two).double().cpu(), pixels.double().cpu()

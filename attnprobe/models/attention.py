@@ -23,7 +23,7 @@ class TappedAttention(Attention):
     """
 
     mixes = False
-    """Whether the variant overrides `mix`: then the map is needed, and no fused kernel can be used."""
+    """True if the variant overrides `mix`: then the map is needed, and no fused kernel can be used."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -31,7 +31,7 @@ class TappedAttention(Attention):
 
     @property
     def explicit(self) -> bool:
-        """Whether the map has to be computed: a tap is hooked, fused kernels are switched off, or heads are mixed."""
+        """True if the map has to be computed: a tap is hooked, fused kernels are switched off, or heads are mixed."""
         return self.mixes or not self.fused_attn or any(tap.listening for tap in self.taps.values())
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

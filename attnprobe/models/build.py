@@ -121,7 +121,7 @@ def input_spec(model: nn.Module) -> InputSpec:
 
 
 def _is_of_transformers(model: Any) -> TypeGuard[Any]:
-    """Whether a model, perhaps built by hand, is of transformers."""
+    """True if a model, perhaps built by hand, is of transformers."""
     return hasattr(getattr(model, "config", None), "name_or_path")
 
 

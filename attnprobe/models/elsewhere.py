@@ -29,7 +29,7 @@ GROUP = "attnprobe.models"
 
 
 def is_elsewhere(name: str) -> bool:
-    """Whether a name is of torchvision, of transformers, of an ONNX file or of another package."""
+    """True if a name is of torchvision, of transformers, of an ONNX file or of another package."""
     return name.startswith(("torchvision:", "hf:", "onnx:")) or name in plugins()
 
 

@@ -24,7 +24,7 @@ from attnprobe.models.parts import Family, Part
 
 @dataclass(frozen=True, slots=True)
 class TimmFamily:
-    """How models of a class of timm's are built.
+    """Build of the models of one of timm's classes.
 
     Attributes:
         fits: whether a model is one, with blocks that add the output of attention to the tokens.

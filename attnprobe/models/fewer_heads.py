@@ -157,7 +157,7 @@ def heads_refusal(attention: Any) -> str:
 
 
 def _is_of_class_token(attention: Any) -> bool:
-    """Whether only the class token has queries."""
+    """True if only the class token has queries."""
     return isinstance(attention, ClassAttn) or getattr(attention, "class_alone", False)
 
 

@@ -94,7 +94,7 @@ _SEEING: Mapping[str, Check] = {
 
 
 def is_architecture(name: object) -> bool:
-    """Whether a file may name this architecture: one of timm, attnprobe or an installed package."""
+    """True if a file may name this architecture: one of timm, attnprobe or an installed package."""
     if not isinstance(name, str) or not re.fullmatch(r"\w+(\.\w+)?", name):
         return False
     return timm.is_model(name) or name in plugins()

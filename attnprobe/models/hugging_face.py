@@ -31,7 +31,7 @@ OF_BACKBONES = ("out_features", "out_indices", "stage_names")
 
 
 class HuggingFace:
-    """How vision transformers of transformers are taken apart; a `Family`."""
+    """Vision transformers of transformers, taken apart; a `Family`."""
 
     def parts(self, model: Any) -> list[Part]:
         """The blocks.
@@ -108,7 +108,7 @@ HUGGING_FACE = HuggingFace()
 
 
 def _files(model: Any) -> dict[str, bytes]:
-    """What save_pretrained writes, and the image processor's file; config.json last."""
+    """Files that save_pretrained writes, and the image processor's; config.json last."""
     import transformers  # takes seconds, and only its models come here
 
     with tempfile.TemporaryDirectory() as folder, without_network():

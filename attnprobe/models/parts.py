@@ -38,7 +38,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Removal:
-    """What a model is to lose, counted from 1 in the whole model.
+    """Parts that a model is to lose, counted from 1 in the whole model.
 
     Attributes:
         blocks: whole blocks.
@@ -98,7 +98,7 @@ class Smaller:
 
 @runtime_checkable
 class Family(Protocol):
-    """How models of one kind are taken apart: the attribute `family` of a model with code of its own."""
+    """Description of models of one kind to take apart: the attribute `family` of a model with code of its own."""
 
     def parts(self, model: Any) -> Sequence[Part]:
         """The blocks, in the order they are computed."""

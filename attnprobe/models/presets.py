@@ -124,7 +124,7 @@ STRUCTURED_ONLY = ("sin_pe", "pseudo_input1", "pseudo_input2", "init_once", "sol
 
 
 def is_structured(name: str, options: Mapping[str, Any]) -> bool:
-    """Whether a plain ViT of timm's is named with an option that only `StructuredViT` has."""
+    """True if a plain ViT of timm's is named with an option that only `StructuredViT` has."""
     initialised = str(options.get("weight_init", "")).startswith(("impulse", "mimetic"))
     named = PLAIN.fullmatch(name) is not None and name not in ALIASES
     return named and (initialised or any(option in options for option in STRUCTURED_ONLY))

@@ -42,7 +42,7 @@ def processed(ref: str, config: Any, asked: tuple[int, int] | None = None) -> In
 
 
 def _settings(ref: str) -> dict[str, Any]:
-    """What a processor does, with its class's defaults; {} without one."""
+    """Settings of a processor, with its class's defaults; {} without one."""
     if not ref:  # a model that was built by hand
         return {}
     transformers: Any = importlib.import_module("transformers")

@@ -1,4 +1,4 @@
-"""Whether two models compute the same on noise."""
+"""Comparison of two models by what they compute on noise."""
 
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
@@ -15,7 +15,7 @@ SAME = 1e-4
 
 @torch.inference_mode()
 def compute_alike(one: nn.Module, other: nn.Module) -> bool:
-    """Whether all tensors that two models return agree on noise, which involves every weight."""
+    """True if all tensors that two models return agree on noise, which involves every weight."""
     spec = input_spec(one)
     images = torch.randn(2, len(spec.mean), *spec.size, generator=torch.Generator().manual_seed(0))
     one, other = (deepcopy(model).cpu().float().eval() for model in (one, other))

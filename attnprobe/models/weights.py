@@ -81,7 +81,7 @@ def stored_grid(table: Tensor, checkpoint: Checkpoint, model: Any) -> tuple[tupl
 
 
 def has_table(state: Mapping[str, Tensor], model: Any) -> bool:
-    """Whether checkpoint and model both have a table of a position per patch, of the same width."""
+    """True if checkpoint and model both have a table of a position per patch, of the same width."""
     table, wanted = state.get("pos_embed"), model.state_dict().get("pos_embed")
     embed = getattr(model, "patch_embed", None)
     if table is None or wanted is None or not getattr(embed, "img_size", None) or not hasattr(model, "no_embed_class"):

@@ -18,7 +18,7 @@ from attnprobe.core.text import blocks_text
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Thresholds:
-    """When to raise an alarm. The settings of `similar_blocks` decide whether a block repeats the previous one."""
+    """Rules of alarms. The settings of `similar_blocks` decide whether a block repeats the previous one."""
 
     fall: float = 0.5
     """Share of its entropy that a block loses within `within` epochs, or since the previous probe if that is longer

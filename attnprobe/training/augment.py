@@ -169,7 +169,7 @@ def erase(pixels: Tensor, probability: float, mode: str = "pixel", count: int = 
 
 
 def inside(box: Tensor, rows: int, cols: int) -> Tensor:
-    """Whether pixels lie in boxes [image, 4] of top, bottom, left, right: [image, 1, row, col], bool."""
+    """True if pixels lie in boxes [image, 4] of top, bottom, left, right: [image, 1, row, col], bool."""
     top, bottom, left, right = box.view(-1, 4, 1, 1, 1).unbind(1)
     row = torch.arange(rows, device=box.device).view(1, 1, -1, 1)
     col = torch.arange(cols, device=box.device).view(1, 1, 1, -1)

@@ -99,13 +99,13 @@ class AugmentConfig:
 
     @property
     def by_pillow(self) -> bool:
-        """Whether a policy or colour jitter is on, which timm's transforms apply to one image at a time."""
+        """True if a policy or colour jitter is on, which timm's transforms apply to one image at a time."""
         jitter = self.color_jitter
         return bool(self.aa) or bool(max(jitter) if isinstance(jitter, tuple) else jitter)
 
     @property
     def mixes(self) -> bool:
-        """Whether mixup or cutmix is on."""
+        """True if mixup or cutmix is on."""
         return bool(self.mixup or self.cutmix or self.cutmix_minmax)
 
 
@@ -156,7 +156,7 @@ class TrainConfig(AugmentConfig):
     only. The recipe stays the same, but batch norm sees the parts, and rounding differs."""
 
     bad_images: Literal["refuse", "skip"] = "refuse"
-    """Whether an unreadable image refuses the whole set or is skipped."""
+    """Treatment of an unreadable image: the whole set is refused, or the image is skipped."""
 
     workers: int = 0
     """Processes that decode, and augment, images; sets that live on the device need none."""

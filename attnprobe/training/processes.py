@@ -83,7 +83,7 @@ class Processes:
         return values
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag of any process is set."""
+        """True if the flag of any process is set."""
         return bool(self.total(torch.tensor(float(flag), device=self.device)).item()) if self.patient else flag
 
     def same_buffers(self, model: nn.Module) -> None:

@@ -184,7 +184,7 @@ def from_timm(
 
 
 def _is_off(name: str, value: Any) -> bool:
-    """Whether an option stands where it changes nothing."""
+    """True if an option stands where it changes nothing."""
     return value in OFF or value in UNLESS[name][0]
 
 

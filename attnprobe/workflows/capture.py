@@ -145,7 +145,7 @@ def measure_live(
 
 
 class Sink(Protocol[Made]):
-    """Where the maps of a capture go, part by part: plan -> claim -> part -> commit -> merge.
+    """Destination of the maps of a capture, part by part: plan -> claim -> part -> commit -> merge.
 
     A part is a fixed run of images. What is pinned when a sink begins does not depend on who begins it, so any number
     of processes may fill one, at once or one after the other, and the result is the same to the bit.
@@ -219,7 +219,7 @@ def _batches_of(
 
 
 def untrained_maps(path: Path) -> Path:
-    """Where the baseline of a maps file is."""
+    """Path of the baseline of a maps file."""
     return path.with_suffix(".untrained.h5")
 
 

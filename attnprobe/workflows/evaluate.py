@@ -185,7 +185,7 @@ def write_json(evaluation: Evaluation, path: Path) -> None:
 
 
 def _as_asked(own: InputSpec, spec: EvaluateSpec) -> InputSpec:
-    """How pixels are prepared: as the model was trained, but for what the user sets."""
+    """Preparation of pixels: as the model was trained, but for what the user sets."""
     asked = {name: getattr(spec, name) for name in ("crop_pct", "interpolation", "mean", "std")}
     asked = {name: value for name, value in asked.items() if value is not None}
     if not 0 < asked.get("crop_pct", 1.0) <= 2:

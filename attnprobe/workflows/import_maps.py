@@ -126,7 +126,7 @@ def _layers(name: str, array: Tensor, axes: str) -> list[tuple[str, Tensor]]:
 
 
 def _grid(options: ImportOptions, n_keys: int) -> TokenGrid:
-    """Where the keys are; without --grid nowhere, and each token has a number for a name."""
+    """Grid of the keys; empty without --grid, and each token has a number for a name."""
     if not options.grid:
         return TokenGrid(0, 0, tuple(f"token{i}" for i in range(n_keys)), (1, 1))
     match = re.fullmatch(r"(\d{1,4})\s*[x,]\s*(\d{1,4})", options.grid.strip())

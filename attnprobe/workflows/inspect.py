@@ -1,4 +1,4 @@
-"""What a capture of a model would hold and cost, from a trial on two images of noise."""
+"""Contents and cost of a capture of a model, from a trial on two images of noise."""
 
 import math
 import time
@@ -64,7 +64,7 @@ class StageFacts:
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """What `attnprobe inspect` shows of a model.
+    """Facts about a model that `attnprobe inspect` shows.
 
     Attributes:
         stored_bytes: estimated bytes of one image in the file, compressed.
@@ -165,7 +165,7 @@ def _stage(name: str, sites: list[AttentionMaps], routes: Mapping[str, str], ite
 
 
 def inspect_maps(path: Path) -> tuple[MapReader, tuple[StageFacts, ...]]:
-    """What is in a maps file, read off its first image.
+    """Contents of a maps file, read off its first image.
 
     Raises:
         MapsFileError: see `open_maps`.

@@ -91,7 +91,7 @@ def _counted(reader: MapReader, advance: Advance) -> Iterator[AttentionMaps]:
 
 
 def _info(reader: MapReader) -> dict[str, Any]:
-    """What the report says about where the numbers come from."""
+    """Origin of the numbers, as the report shows it."""
     attrs, config = reader.attrs, reader.attrs.get("config", {})
     names = ("model", "variant", "data", "seed", "device", "created", "checkpoint_sha256", "versions")
     info = {name: attrs[name] for name in names if name in attrs}

@@ -53,7 +53,7 @@ class Trial:
 
     @property
     def measure(self) -> str:
-        """What counts as correct: top-1, or the vote of so many nearest neighbours."""
+        """Name of what counts as correct: top-1, or the vote of so many nearest neighbours."""
         return "top-1" if self.has_head else f"{n_neighbours(self.labels[self.chooses])}-NN"
 
     @torch.inference_mode()

@@ -1,6 +1,7 @@
 """Nothing missing unsaid: blocks without a map beside blocks that have one are named, and hybrids are whole."""
 
 import pytest
+import timm
 import torch
 from torch import nn
 
@@ -131,7 +132,6 @@ def test_feed_forward_modules_beside_attention_in_a_list_are_not_missing():
     ],
 )
 def test_hybrids_with_stages_of_convolutions_are_whole(name, options):
-    timm = pytest.importorskip("timm")
     model = timm.create_model(name, num_classes=3, **options).eval()
     side = options.get("img_size", model.default_cfg["input_size"][-1])
     with torch.no_grad():

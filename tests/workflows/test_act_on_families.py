@@ -70,7 +70,8 @@ def test_blocks_of_swin_go_in_pairs_and_the_advice_is_what_prune_measures(tmp_pa
 
 
 def test_what_a_library_cannot_describe_is_said_and_not_advised(tmp_path):
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     kind, config = (getattr(transformers, part) for part in HF["vit"])
     perturbed(kind(config(**SIZES, num_labels=10))).save_pretrained(tmp_path / "hf")
     evidence = verify_drops(f"hf:{tmp_path / 'hf'}", heads=[(1, 1)], tolerance=0.99, **WHERE)
@@ -90,7 +91,8 @@ def test_a_backbone_is_judged_by_the_neighbours_of_its_features(kind, tmp_path):
         opened = load_model(path).eval()
         features = opened
     else:
-        transformers = pytest.importorskip("transformers")
+        import transformers
+
         kind, config = (getattr(transformers, part) for part in HF["dinov2"])
         perturbed(kind(config(**SIZES))).save_pretrained(tmp_path / "hf")
         ref = f"hf:{tmp_path / 'hf'}"

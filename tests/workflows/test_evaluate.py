@@ -195,7 +195,8 @@ def test_a_model_without_a_head_or_of_other_classes_is_refused_in_a_line(kind, t
         with pytest.raises(InputError, match=r"7 classes and .* tells 9 apart"):
             ap.evaluate(saved(tmp_path / "nine", "vit", 9), data=str(folder))
     else:
-        transformers = pytest.importorskip("transformers")
+        import transformers
+
         sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 32}
         transformers.ViTModel(transformers.ViTConfig(**sizes)).save_pretrained(tmp_path / "hf")
         ref = f"hf:{tmp_path / 'hf'}"
@@ -207,7 +208,8 @@ def test_a_model_without_a_head_or_of_other_classes_is_refused_in_a_line(kind, t
 
 
 def test_models_of_transformers_are_evaluated_by_their_logits(tmp_path, folder):
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
     config = transformers.ViTConfig(**sizes, num_labels=CLASSES)
     model = transformers.ViTForImageClassification(config).eval()
