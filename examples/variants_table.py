@@ -59,11 +59,11 @@ def settings_of(data: str, variant: str, depth: int, full: bool) -> tuple[str, d
     }
 
 
-def judged(run: Path) -> dict[str, Any]:
+def judged(run: Path, data: str) -> dict[str, Any]:
     """Kinds of collapse found in a captured run, similar blocks, and the harm of using the previous map, by block."""
     e = examine(run, pictures=0)
     found = [finding for finding in verdict(e).findings if finding.found == "yes"]
-    trial = open_trial(run, images=64)
+    trial = open_trial(run, data=data, images=64)
     harm = harm_of_previous_map(trial.model, (pixels for pixels, _ in trial.labelled()))[1:]
     overlap = e.measurements.get("map_overlap", site="effective").mean.diagonal(1)
     repeats, known = overlap > REPEATS, np.isfinite(harm)
@@ -132,8 +132,9 @@ def main() -> None:
                 continue
             if not Run(run).maps.exists():
                 what = ("weights", "effective", "tokens")
-                capture_file(CaptureSpec(run, what=what, images=options.images, batch_size=64, untrained=64))
-            results.write_text(json.dumps({"top1": top1, **judged(run)}, indent=1))
+                subset = {"data": options.data, "images": options.images, "batch_size": 64}
+                capture_file(CaptureSpec(run, what=what, untrained=64, **subset))
+            results.write_text(json.dumps({"top1": top1, **judged(run, options.data)}, indent=1))
         facts[depth, variant][seed] = json.loads(results.read_text())
         print(f"{run.name}: {json.dumps(facts[depth, variant][seed]['kinds'])}", flush=True)
     for line in (
