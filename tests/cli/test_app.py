@@ -114,7 +114,9 @@ def test_help_has_examples_to_copy(run, command):
     assert out.count(f"$ attnprobe {command} ") >= 2
 
 
-@pytest.mark.parametrize("name", ["similar_blocks", "head_types", "head_importance", "head_ablation"])
+@pytest.mark.parametrize(
+    "name", ["similar_blocks", "head_types", "head_importance", "head_ablation", "attention_update"]
+)
 def test_what_is_measured_is_explained(run, name):
     code, out, _ = run("explain", name)
     assert code == 0 and len(out.splitlines()) > 5
