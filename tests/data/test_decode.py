@@ -78,6 +78,7 @@ def test_reading_leaves_the_global_random_state_alone(tmp_path, write_image, sma
     assert torch.equal(before, torch.get_rng_state())
 
 
+@pytest.mark.promise("images-bad")
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_image_that_turns_bad_is_skipped_once_and_shifts_no_other(tmp_path, write_image, small, collect, workers):
     files = [write_image(tmp_path / f"{k}.png", seed=k) for k in range(5)]

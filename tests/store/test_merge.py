@@ -62,6 +62,7 @@ def test_a_damaged_shard_stops_the_merge_and_the_next_run_repairs_it(folder, ten
     assert same_maps(capture(folder.with_suffix(".h5"), [ten_maps]), ten_maps)
 
 
+@pytest.mark.promise("disk-full")
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # Python 3.12 on fork beside threads
 @pytest.mark.parametrize("limit", [100, 600, 3000, 9000])
 def test_a_full_disk_in_hdf5s_hands_costs_only_the_attempt(folder, ten_maps, limit):

@@ -160,6 +160,7 @@ def test_an_unfinished_folder_says_what_is_missing_and_gives_what_it_has_on_requ
         open_maps(folder, allow_partial=True)
 
 
+@pytest.mark.promise("reading-meanwhile")
 def test_a_folder_can_be_read_while_it_is_written(tmp_path, ten_maps, expected, small_shards):
     with MapWriter(tmp_path / "maps.h5", plan_for([ten_maps])) as writer:
         for start in range(0, 10, 2):

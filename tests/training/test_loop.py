@@ -72,6 +72,7 @@ def losses(result):
     return [{k: v for k, v in row.items() if k not in timed} for row in result.log]
 
 
+@pytest.mark.promise("train-killed")
 def test_a_stopped_run_ends_with_the_same_bits_as_an_unbroken_one(tmp_path):
     whole = run_training(tmp_path / "whole", config())
 
@@ -260,6 +261,7 @@ def test_the_cosine_regulariser_is_part_of_the_loss_and_of_nothing_else(tmp_path
         assert after["val_loss"] == pytest.approx(before["val_loss"], abs=0.1)
 
 
+@pytest.mark.promise("not-finite")
 def test_a_loss_that_is_not_finite_stops_with_the_last_good_checkpoint_named(tmp_path):
     with pytest.raises(WorkError, match=r"training loss is (nan|inf) in epoch \d.*Last good checkpoint") as caught:
         run_training(tmp_path, config(lr=1e30, opt="sgd", clip_grad=None, warmup_epochs=0))
@@ -306,6 +308,7 @@ def test_auto_batch_learns_the_same_from_parts_of_a_batch(tmp_path, monkeypatch,
     assert not list(cut.run.checkpoints.glob("partial-*"))
 
 
+@pytest.mark.promise("memory-short")
 def test_memory_for_not_even_one_image_ends_the_run_and_keeps_what_was_there(tmp_path, monkeypatch):
     options = config(epochs=2, warmup_epochs=0, batch_size=4, auto_batch=True)
     with pytest.warns(UserWarning), pytest.raises(torch.OutOfMemoryError):
@@ -393,6 +396,7 @@ run_training(Path(sys.argv[1]), config(epochs=2, warmup_epochs=0), 64)
 """
 
 
+@pytest.mark.promise("train-killed")
 @pytest.mark.parametrize("fault", ["write:9", "fsync:8", "rename:2", "rename:4", "fsync_folder:9"])
 def test_kill_9_while_writing_a_checkpoint_loses_nothing(tmp_path, fault):
     import os
@@ -431,6 +435,7 @@ except KeyboardInterrupt:
 """
 
 
+@pytest.mark.promise("stop-requested")
 @pytest.mark.parametrize(("step", "number", "code"), [(3, "SIGTERM", 75), (12, "SIGINT", 130), (8, "SIGTERM", 75)])
 def test_a_signal_saves_after_the_update_it_comes_in(tmp_path, step, number, code):
     done = subprocess.run([sys.executable, "-c", SIGNALLED, str(tmp_path / "a"), str(step), number], check=False)
@@ -456,8 +461,9 @@ os._exit(0)
 """
 
 
+@pytest.mark.promise("train-killed")
 @pytest.mark.slow
-def test_twenty_kills_at_random_moments_change_nothing(tmp_path):
+def test_twenty_kills_at_random_moments_change_nothing(tmp_path, record_property):
     options = config(epochs=4, recovery_interval=2, batch_size=16)
     whole = run_training(tmp_path / "whole", options, 128)
     moments = random.Random(0)
@@ -473,6 +479,7 @@ def test_twenty_kills_at_random_moments_change_nothing(tmp_path):
         assert losses(resumed) == losses(whole)
         one, two = weights(resumed.run), weights(whole.run)
         assert all(torch.equal(one[k], two[k]) for k in one)
+    record_property("tried", killed)
 
 
 @pytest.mark.parametrize(

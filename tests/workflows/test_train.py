@@ -63,6 +63,7 @@ def test_a_second_start_is_exit_75_and_disturbs_nothing(tmp_path):
     check_sound(run)
 
 
+@pytest.mark.promise("two-starts")
 def test_of_two_starts_at_once_one_trains(tmp_path):
     run = Run(tmp_path / "run")
     both = [training(run.path, "--set", "epochs=2", "--set", "warmup_epochs=0") for _ in range(2)]
