@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import tyro
+
+from attnprobe.core.spec import ImageOptions
 
 Positional = tyro.conf.Positional
 Repeated = tyro.conf.UseAppendAction
@@ -41,24 +43,12 @@ class WhichCheckpoint:
 NEWEST = WhichCheckpoint()
 
 
-@dataclass(frozen=True, slots=True)
-class TrialOptions:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialOptions(ImageOptions):
     """The model's name, and the labelled images it is evaluated on."""
 
-    architecture: Annotated[str | None, Short(name="model")] = None
-    """the model's name, for checkpoint files that neither say it nor show it."""
-    data: str | None = None
-    """labelled images; the run's own if not given."""
-    data_dir: Path | None = None
-    """where the data set lives."""
     split: str = "val"
     """val: one half of these images chooses, the other judges; train: training images choose, those of val judge."""
-    images: int | None = None
-    """a fixed, class-balanced subset of this many, of each split."""
-    batch_size: int = 64
-    """images per forward pass, also where it is timed."""
-    device: str = "auto"
-    """cpu, cuda, mps; auto takes a GPU if there is one."""
 
 
 EVERY_IMAGE = TrialOptions()

@@ -7,7 +7,7 @@ import tyro
 
 from attnprobe.cli.options import Positional, Repeated, Short, show
 from attnprobe.core.figures import FIGURES
-from attnprobe.core.report_spec import ReportSpec
+from attnprobe.core.spec import ReportSpec
 
 if TYPE_CHECKING:
     Figure = str

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 from attnprobe.cli.options import NEWEST, Positional, Repeated, Short, Which, show
-from attnprobe.core.evaluate_spec import EvaluateSpec
+from attnprobe.core.spec import EvaluateSpec
 
 Spec = Annotated[EvaluateSpec, Short(name="", prefix_name=False)]
 """Its options stand among those of the command."""

@@ -34,31 +34,14 @@ class ModelFacts:
     notes: tuple[str, ...] = ()
 
 
-def resolve_model(
-    ref: str | Path,
-    architecture: str | None = None,
-    *,
-    img_size: int | tuple[int, int] | None = None,
-    seed: int = 0,
-    allow_nonfinite: bool = False,
-    initial: bool = False,
-) -> tuple[nn.Module, ModelFacts]:
+def resolve_model(ref: str | Path, architecture: str | None = None, **options: Any) -> tuple[nn.Module, ModelFacts]:
     """The model of a reference and the facts about it.
 
     Args:
-        ref: a run, a checkpoint or a name; see `load_model`.
+        ref: a run, a checkpoint or a name; errors and `options` as of `load_model`, whose warnings are notes here.
         architecture: the model's name, for files that neither say it nor are recognised by their parameters.
-        img_size: another resolution than the model's own, one side or (rows, columns).
-        seed: of initial weights.
-        allow_nonfinite: accept NaN and infinite weights.
-        initial: build a name with initial weights even if there are trained ones.
-
-    Raises:
-        CheckpointError, InputError: see `load_model`.
     """
-    loaded = open_model(
-        ref, model=architecture, img_size=img_size, seed=seed, allow_nonfinite=allow_nonfinite, initial=initial
-    )
+    loaded = open_model(ref, model=architecture, **options)
     model, name = loaded.module, ALIASES.get(loaded.name, loaded.name)
     classes = getattr(model, "num_classes", getattr(model, "num_labels", None))
     facts = ModelFacts(

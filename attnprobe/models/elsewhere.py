@@ -12,7 +12,7 @@ attribute `family` (a `Family` of `attnprobe.models.parts`) says how blocks and 
 
 import importlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -100,13 +100,31 @@ def _hugging_face(
     **options: Any,
 ) -> nn.Module:
     try:
-        transformers = importlib.import_module("transformers")
+        transformers: Any = importlib.import_module("transformers")
     except ImportError:
         raise InputError(f"hf:{ref} needs transformers: pip install 'attnprobe[hf]'.") from None
     if os.path.isdir(ref):
         _check_config(Path(ref))
     with without_network() if os.path.isdir(ref) else nullcontext():
-        return _of_transformers(transformers, ref, pretrained, num_classes, img_size, options)
+        config: Any = transformers.AutoConfig.from_pretrained(ref, trust_remote_code=False, **options)
+        names = getattr(config, "architectures", None) or ["AutoModel"]
+        kind = getattr(transformers, names[0], transformers.AutoModel)
+        if hasattr(config, "vision_config"):  # a model of images and text: its image tower
+            config = config.vision_config
+            kind = getattr(transformers, type(config).__name__.removesuffix("Config") + "Model", transformers.AutoModel)
+        if num_classes is not None:
+            config.num_labels = num_classes
+        if img_size is not None:
+            config.image_size = img_size if isinstance(img_size, int) else list(img_size)
+        with _quiet(transformers.logging):
+            if pretrained:
+                model, info = kind.from_pretrained(ref, config=config, dtype="float32", output_loading_info=True)
+                if lacking := sorted(info["missing_keys"]):
+                    raise InputError(f"hf:{ref} has no weights for {len(lacking)} parameters, such as {lacking[0]!r}.")
+            else:
+                model = getattr(kind, "_from_config", getattr(kind, "from_config", kind))(config)
+        model.input_spec = processed(ref, config, None if img_size is None else _pair(img_size))
+        return model
 
 
 def _check_config(folder: Path) -> None:
@@ -129,34 +147,6 @@ def _check_config(folder: Path) -> None:
                 raise InputError(f"{folder}: {name}={part[name]!r:.60} names code to be loaded; use eager or sdpa.")
         if part.get("model_type") == "timm_wrapper":
             raise InputError(f"{folder} wraps a model of timm; open it as local-dir:{folder}, or by its name in timm.")
-
-
-def _of_transformers(
-    transformers: Any,
-    ref: str,
-    pretrained: bool,
-    num_classes: int | None,
-    img_size: int | tuple[int, int] | None,
-    options: Mapping[str, Any],
-) -> nn.Module:
-    config = transformers.AutoConfig.from_pretrained(ref, trust_remote_code=False, **options)
-    kind = getattr(transformers, (getattr(config, "architectures", None) or ["AutoModel"])[0], transformers.AutoModel)
-    if hasattr(config, "vision_config"):  # a model of images and text: its image tower
-        config = config.vision_config
-        kind = getattr(transformers, type(config).__name__.removesuffix("Config") + "Model", transformers.AutoModel)
-    if num_classes is not None:
-        config.num_labels = num_classes
-    if img_size is not None:
-        config.image_size = img_size if isinstance(img_size, int) else list(img_size)
-    with _quiet(transformers.logging):
-        if pretrained:
-            model, info = kind.from_pretrained(ref, config=config, dtype="float32", output_loading_info=True)
-            if lacking := sorted(info["missing_keys"]):
-                raise InputError(f"hf:{ref} has no weights for {len(lacking)} parameters, such as {lacking[0]!r}.")
-        else:
-            model = getattr(kind, "_from_config", getattr(kind, "from_config", kind))(config)
-    model.input_spec = processed(ref, config, None if img_size is None else _pair(img_size))
-    return model
 
 
 @contextmanager

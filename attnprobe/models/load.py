@@ -70,15 +70,8 @@ def load_model(
         CheckpointError: missing, damaged, unsafe, of another architecture, or not finite.
         InputError: an unknown name, an option that does not fit, or a file of maps.
     """
-    loaded = open_model(
-        checkpoint,
-        model=model,
-        num_classes=num_classes,
-        img_size=img_size,
-        allow_nonfinite=allow_nonfinite,
-        initial=initial,
-        seed=seed,
-    )
+    how = {"model": model, "num_classes": num_classes, "img_size": img_size, "allow_nonfinite": allow_nonfinite}
+    loaded = open_model(checkpoint, initial=initial, seed=seed, **how)
     for note in loaded.notes:
         warnings.warn(note, stacklevel=2)
     return loaded.module
@@ -100,13 +93,7 @@ def open_model(
         raise InputError(f"{ref} holds maps, not a model; name the run, the checkpoint or the model they are of.")
     is_path = text.startswith("local-dir:") or path.exists() or (os.sep in text and ":" not in text)
     if is_path or path.suffix in WEIGHT_FILES:
-        return model_from(
-            read_checkpoint(path),
-            model=model,
-            num_classes=num_classes,
-            img_size=img_size,
-            allow_nonfinite=allow_nonfinite,
-        )
+        return _of_checkpoint(read_checkpoint(path), model, num_classes, img_size, allow_nonfinite)
     options = {"img_size": img_size, "num_classes": num_classes}
     options = {name: value for name, value in options.items() if value is not None}
     trained = not initial and (":" in text or text in plugins() or timm.models.is_model_pretrained(text))
@@ -114,15 +101,9 @@ def open_model(
     return Loaded(built, text, options, _sha256(built) if trained else "")
 
 
-def model_from(
-    checkpoint: Checkpoint,
-    *,
-    model: str | None = None,
-    num_classes: int | None = None,
-    img_size: int | tuple[int, int] | None = None,
-    allow_nonfinite: bool = False,
+def _of_checkpoint(
+    checkpoint: Checkpoint, model: str | None, num_classes: int | None, img_size: Any, allow_nonfinite: bool
 ) -> Loaded:
-    """The model of a checkpoint that has been read; arguments as for `load_model`."""
     name, options, notes = _which_model(checkpoint, model)
     if model is None:
         require_stored(checkpoint, name, options)

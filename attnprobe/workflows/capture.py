@@ -7,7 +7,7 @@ from functools import cached_property
 from importlib.metadata import version
 from itertools import tee, zip_longest
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -38,8 +38,6 @@ from attnprobe.store.plan import CapturePlan
 from attnprobe.store.writer import MapWriter
 from attnprobe.training import pick_device
 from attnprobe.workflows.trial import recipe_of, run_images
-
-Made = TypeVar("Made", covariant=True)
 
 
 @dataclass(frozen=True)
@@ -84,8 +82,10 @@ def capture_file(spec: CaptureSpec, *, out: Path | None = None) -> Path:
     dtype, keep_shards = spec.stored_dtype, spec.keep_shards or rank.local_world < rank.world
 
     def store(task: Task, path: Path, overwrite: bool) -> Path:
-        sink = MapWriter(path, task.plan, rank, dtype=dtype, overwrite=overwrite, keep_shards=keep_shards)
-        return fill(sink, task, f"capture {path.name}")
+        options: dict[str, Any] = {"dtype": dtype, "overwrite": overwrite, "keep_shards": keep_shards}
+        with MapWriter(path, task.plan, rank, **options) as sink:
+            fill(sink, task, f"capture {path.name}")
+            return sink.close(task.capturing.certificate.to_dict())
 
     if base is not None:  # first, so that a command that was stopped here can be run again
         store(base, untrained_maps(out), overwrite=rank.alone or spec.overwrite)
@@ -121,8 +121,9 @@ def measure_live(
     with held(out), fs.as_work_error(f"measuring into {out}"):
 
         def measure(task: Task, folder: Path) -> list[Path]:
-            sink = MeasureSink(folder, rank, task.plan.facts(), task.plan.image_ids, metrics)
-            return fill(sink, task, f"measure {task.plan.model}")
+            with MeasureSink(folder, rank, task.plan.facts(), task.plan.image_ids, metrics) as sink:
+                fill(sink, task, f"measure {task.plan.model}")
+                return sink.close()
 
         untrained = []
         if base is not None:
@@ -144,53 +145,24 @@ def measure_live(
             report.release_all()
 
 
-class Sink(Protocol[Made]):
-    """Destination of the maps of a capture, part by part: plan -> claim -> part -> commit -> merge.
+def fill(sink: MapWriter | MeasureSink, task: Task, title: str) -> None:
+    """Capture into a sink what it lacks and no other process is at, part by part: plan -> claim -> part -> commit.
 
     A part is a fixed run of images. What is pinned when a sink begins does not depend on who begins it, so any number
     of processes may fill one, at once or one after the other, and the result is the same to the bit.
     """
-
-    @property
-    def folder(self) -> Path: ...
-
-    @property
-    def begun(self) -> bool: ...
-
-    @property
-    def batch_images(self) -> int | None: ...
-
-    def begin(self, maps: Sequence[AttentionMaps], batch_images: int) -> None: ...
-
-    def pending(self) -> list[range]: ...
-
-    def parts(self) -> Iterator[range]: ...
-
-    def write(self, part: range, batches: Iterator[list[AttentionMaps]]) -> None: ...
-
-    def close(self, certificate: Mapping[str, Any] | None = None) -> Made: ...
-
-    def __enter__(self) -> Any: ...
-
-    def __exit__(self, kind: Any, error: Any, trace: Any, /) -> None: ...
-
-
-def fill(sink: Sink[Made], task: Task, title: str) -> Made:
-    """Capture into a sink what it lacks and no other process is at; returns what its `close` does."""
     capturing, plan = task.capturing, task.plan
-    with sink:
-        if not sink.begun:
-            sink.begin(capturing.sample(), capturing.fitting)
-        n, missing = len(plan.image_ids), sum(map(len, sink.pending()))
-        if missing and sink.batch_images is None:  # other batches would give other last bits
-            raise InputError(f"{sink.folder} was begun by an older attnprobe; remove it, or choose another -o.")
-        # The loader claims parts ahead of the sink, so that its workers need not stop between two of them.
-        to_load, to_write = tee(sink.parts())
-        batches = capturing.batches(to_load, sink.batch_images)
-        with progress(title, n, done=n - missing) as advance:
-            for part in to_write:
-                sink.write(part, _batches_of(plan, part, batches, advance))
-        return sink.close(capturing.certificate.to_dict())
+    if not sink.begun:
+        sink.begin(capturing.sample(), capturing.fitting)
+    n, missing = len(plan.image_ids), sum(map(len, sink.pending()))
+    if missing and sink.batch_images is None:  # other batches would give other last bits
+        raise InputError(f"{sink.folder} was begun by an older attnprobe; remove it, or choose another -o.")
+    # The loader claims parts ahead of the sink, so that its workers need not stop between two of them.
+    to_load, to_write = tee(sink.parts())
+    batches = capturing.batches(to_load, sink.batch_images)
+    with progress(title, n, done=n - missing) as advance:
+        for part in to_write:
+            sink.write(part, _batches_of(plan, part, batches, advance))
 
 
 def _batches_of(
@@ -229,14 +201,8 @@ def tasks(spec: CaptureSpec, rank: Rank) -> tuple[Task, Task | None]:
     if factors and not {"weights", "effective"} & set(spec.kept):
         raise InputError("queries and keys are stored in place of maps; ask for weights or effective, too.")
     selection = Selection.parse(spec.layers, spec.heads, spec.queries)
-    model, facts = resolve_model(
-        spec.model,
-        spec.architecture,
-        img_size=spec.img_size,
-        seed=spec.seed,
-        allow_nonfinite=spec.allow_nonfinite,
-        initial=spec.initial,
-    )
+    how = {name: getattr(spec, name) for name in ("img_size", "seed", "allow_nonfinite", "initial")}
+    model, facts = resolve_model(spec.model, spec.architecture, **how)
     for note in facts.notes:
         warnings.warn(note, stacklevel=3)
     device = pick_device(spec.device)

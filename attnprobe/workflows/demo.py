@@ -9,8 +9,7 @@ leaves the uniform map in all blocks but one (one seed): it is the small learnin
 from pathlib import Path
 
 from attnprobe.core.examined import Examined
-from attnprobe.core.report_spec import ReportSpec
-from attnprobe.core.spec import CaptureSpec
+from attnprobe.core.spec import CaptureSpec, ReportSpec
 from attnprobe.io.run import Run
 from attnprobe.models import read_checkpoint
 from attnprobe.store import open_maps

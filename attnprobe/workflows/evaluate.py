@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from attnprobe.core.accuracy import accuracy_interval
 from attnprobe.core.errors import InputError
-from attnprobe.core.evaluate_spec import EvaluateSpec
 from attnprobe.core.images import ImageSource, InputSpec
+from attnprobe.core.spec import EvaluateSpec
 from attnprobe.data import load_images
 from attnprobe.data.order import one_half
 from attnprobe.io import fs

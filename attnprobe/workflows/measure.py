@@ -68,16 +68,9 @@ def examine(
     )
 
 
-def examine_all(
-    paths: Sequence[Path | str],
-    *,
-    metrics: Sequence[str] | None = None,
-    pictures: int = 6,
-    user: UserImages = NOT_SAID,
-    group: str | None = None,
-) -> list[Examined]:
-    """`examine` several; where two have one name, all are called by their paths."""
-    examined = [examine(path, metrics=metrics, pictures=pictures, user=user, group=group) for path in paths]
+def examine_all(paths: Sequence[Path | str], **how: Any) -> list[Examined]:
+    """`examine` several, each with the same options; where two have one name, all are called by their paths."""
+    examined = [examine(path, **how) for path in paths]
     if len({e.name for e in examined}) < len(examined):
         examined = [replace(e, name=str(path)) for e, path in zip(examined, paths, strict=True)]
     return examined

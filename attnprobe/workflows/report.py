@@ -7,7 +7,7 @@ from pathlib import Path
 
 from attnprobe.core.errors import InputError
 from attnprobe.core.examined import Examined
-from attnprobe.core.report_spec import ReportSpec
+from attnprobe.core.spec import ReportSpec
 from attnprobe.io import fs
 from attnprobe.io.config import parse_settings
 from attnprobe.io.reference import UserImages

@@ -12,8 +12,7 @@ import torch.nn.functional as F
 from attnprobe.cli import app as cli
 from attnprobe.core.errors import InputError
 from attnprobe.core.evidence import Change, Evidence, Tried
-from attnprobe.core.report_spec import ReportSpec
-from attnprobe.core.spec import CaptureSpec
+from attnprobe.core.spec import CaptureSpec, ReportSpec
 from attnprobe.models.ablate import Ablatable
 from attnprobe.reports.removal import advice, evidence_text
 from attnprobe.workflows import ablate as ablation

@@ -12,8 +12,7 @@ from safetensors.torch import save_file
 import attnprobe as ap
 from attnprobe.capturing import Capture, Recording, stream
 from attnprobe.core.errors import CaptureError, InputError
-from attnprobe.core.report_spec import ReportSpec
-from attnprobe.core.spec import CaptureSpec
+from attnprobe.core.spec import CaptureSpec, ReportSpec
 from attnprobe.io.ranks import ALONE
 from attnprobe.metrics.engine import sink
 from attnprobe.models import build_model

@@ -38,7 +38,7 @@ def test_everything_fits_80_columns_and_the_command_says_all_that_was_chosen(con
         CaptureSpec("vit_16_digits", data="my images", images=7, what=("weights",), dtype="float32", img_size=64)
     )
     assert found.spec.command == (
-        "attnprobe capture vit_16_digits --img-size 64 --data 'my images' --images 7 --what weights --dtype float32"
+        "attnprobe capture vit_16_digits --data 'my images' --images 7 --img-size 64 --what weights --dtype float32"
     )
     inspection.print_inspection(found, console)
     *lines, command = console.export_text().rstrip().splitlines()

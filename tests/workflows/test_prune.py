@@ -7,8 +7,7 @@ import torch
 
 from attnprobe.cli import app as cli
 from attnprobe.core.errors import InputError
-from attnprobe.core.report_spec import ReportSpec
-from attnprobe.core.spec import CaptureSpec
+from attnprobe.core.spec import CaptureSpec, ReportSpec
 from attnprobe.data import load_images
 from attnprobe.data.order import one_half
 from attnprobe.io.run import Run

@@ -11,8 +11,7 @@ from safetensors.torch import save_file
 
 import attnprobe as ap
 from attnprobe.core.errors import CheckpointError, InputError, WorkError
-from attnprobe.core.report_spec import ReportSpec
-from attnprobe.core.spec import CaptureSpec
+from attnprobe.core.spec import CaptureSpec, ReportSpec
 from attnprobe.io.config import read_yaml
 from attnprobe.io.reference import UserImages
 from attnprobe.io.run import Run

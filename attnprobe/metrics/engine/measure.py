@@ -59,16 +59,16 @@ def measure(
         raise InputError(f"bootstrap={bootstrap} must be the number of resamples, 0 or more.")
     places = collect(chunks, wanted)
     others = {name: collect(maps, wanted) for name, maps in (baselines or {}).items()}
-    return summarise(places, wanted, required, bootstrap, seed, others, group)
+    return summarise(places, wanted, required, others, bootstrap, seed, group)
 
 
 def summarise(
     places: list[Place],
     wanted: Sequence[Metric],
     required: frozenset[str],
-    bootstrap: int,
-    seed: int,
     baselines: Mapping[str, list[Place]],
+    bootstrap: int = 1000,
+    seed: int = 0,
     group: str | None = None,
 ) -> Measurements:
     """Measurements of what was collected, with baselines; arguments and errors as in `measure`."""

@@ -84,7 +84,7 @@ class MeasureSink:
         with suppress(FileExistsError):  # another process was first, where the file system has no locks
             fs.write_file(self._path(part.start // self._size), data)
 
-    def close(self, certificate: Mapping[str, Any] | None = None) -> list[Path]:
+    def close(self) -> list[Path]:
         """All slices if they are there, whoever made them; none while others are at some.
 
         Raises:

@@ -63,15 +63,13 @@ def measure_slices(
     slices: Iterable[bytes],
     metrics: Sequence[Metric | str] | None = None,
     *,
-    bootstrap: int = 1000,
-    seed: int = 0,
     baselines: Mapping[str, Iterable[bytes]] | None = None,
     group: str | None = None,
 ) -> Measurements:
     """The result of `measure`, from the bytes that `measure_slice` gave, in order; `metrics` must be the same."""
     wanted, required = choose(metrics)
     others = {name: _places(parts) for name, parts in (baselines or {}).items()}
-    return summarise(_places(slices), wanted, required, bootstrap, seed, others, group)
+    return summarise(_places(slices), wanted, required, others, group=group)
 
 
 def layers_and_grid(data: bytes) -> tuple[tuple[str, ...], TokenGrid]:
