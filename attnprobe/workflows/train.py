@@ -44,11 +44,14 @@ def train(
         Stopped: on SIGTERM.
         InUse: another command is at work in `out`.
     """
-    options = {**read_recipe(recipe, ignore_unknown=ignore_unknown), **(settings or {})}
+    with _remarks_of_the_first():
+        options = {**read_recipe(recipe, ignore_unknown=ignore_unknown), **(settings or {})}
     config = from_mapping(TrainConfig, options, source=str(recipe))
     checked_options(config.model_kwargs)
     with held(Path(out)):
-        return _train(_same_run(Path(out), config), config)
+        with _remarks_of_the_first():
+            run = _same_run(Path(out), config)
+        return _train(run, config)
 
 
 def _train(run: Run, config: TrainConfig) -> TrainResult:
@@ -65,8 +68,9 @@ def _train(run: Run, config: TrainConfig) -> TrainResult:
     model = build_model(config.model, seed=config.seed, **options)
     if config.initial_checkpoint:
         start = read_checkpoint(config.initial_checkpoint)
-        for note in load_weights(model, start, name=config.model, new_head=True):
-            warnings.warn(f"{start.path.name}: {note}.", stacklevel=2)
+        with _remarks_of_the_first():
+            for note in load_weights(model, start, name=config.model, new_head=True):
+                warnings.warn(f"{start.path.name}: {note}.", stacklevel=2)
     facts = config_json(config.model, model, options)
     pick_device(config.device)
     _write_config(run, config)
@@ -141,6 +145,20 @@ def seeds_of(text: str) -> tuple[int, ...]:
             raise InputError(f"--seeds {text!r} are more than {MOST_SEEDS} runs; name fewer.")
         seeds += range(int(first), int(last or first) + 1)
     return tuple(seeds)
+
+
+def _is_first() -> bool:
+    """True unless torchrun started this process as another than the first; before the processes have met."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+@contextmanager
+def _remarks_of_the_first() -> Iterator[None]:
+    """Warnings from the first process alone, where every process of torchrun reads the same files."""
+    with warnings.catch_warnings():
+        if not _is_first():
+            warnings.simplefilter("ignore")
+        yield
 
 
 @contextmanager
@@ -223,7 +241,7 @@ def _write_config(run: Run, config: TrainConfig) -> None:
         if not run.config.exists():
             with suppress(FileExistsError):  # of several processes one is first
                 fs.write_file(run.config, text.encode())
-        elif run.config.read_text() != text and os.environ.get("RANK", "0") == "0":
+        elif run.config.read_text() != text and _is_first():
             fs.write_file(run.config, text.encode(), overwrite=True)
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -230,6 +231,20 @@ def test_more_epochs_continue_a_schedule_whose_past_does_not_depend_on_their_num
     assert all(torch.equal(one[name], two[name]) for name in one)
     with pytest.raises(InputError, match="epochs 3 -> 2"):
         train("digits_vit_16", tmp_path / "longer", settings={**once, "epochs": 2})
+
+
+def test_what_every_process_of_torchrun_reads_is_remarked_upon_by_the_first_alone(tmp_path, monkeypatch):
+    """Warnings are errors here."""
+    monkeypatch.setenv("RANK", "1")
+    recipe = tmp_path / "args.yaml"
+    recipe.write_text("{model: vit_16_digits, dataset: digits, log_interval: 50, pin_mem: true, warmup_epochs: 0}")
+    settings = {**TINY, "model_kwargs": {"depth": 1}, "sched": "step", "batch_size": 360, "lr": 1e-3}
+    train(recipe, tmp_path / "run", settings={**settings, "epochs": 1})
+    monkeypatch.setenv("RANK", "0")
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        train(recipe, tmp_path / "run", settings={**settings, "epochs": 2})
+    assert ["read as arguments" in str(said[0].message), "epochs 1 -> 2" in str(said[1].message)] == [True, True]
 
 
 def test_the_help_says_what_a_gpu_changes(capsys):
