@@ -3,7 +3,7 @@
 import json
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ def train(
 def _train(run: Run, config: TrainConfig) -> TrainResult:
     """Join images, model and probe of a run that this process holds, and train."""
     with torch.device("meta"):  # without memory: it is built only to ask how it wants its pixels
-        spec = input_spec(build_model(config.model, **_model_options(config)))
+        spec = input_spec(_built(config, _model_options(config)))
     sets = {split: images_of(config, split, spec) for split in ("train", "val")}
     n_classes = len(sets["train"].class_names)
     if config.num_classes not in (None, n_classes):
@@ -65,7 +65,7 @@ def _train(run: Run, config: TrainConfig) -> TrainResult:
             f"num_classes={config.num_classes}, but {config.dataset} has {n_classes}; leave num_classes out."
         )
     options = {**_model_options(config), "num_classes": n_classes}
-    model = build_model(config.model, seed=config.seed, **options)
+    model = _built(config, options, seed=config.seed)
     if config.initial_checkpoint:
         start = read_checkpoint(config.initial_checkpoint)
         with _remarks_of_the_first():
@@ -73,9 +73,8 @@ def _train(run: Run, config: TrainConfig) -> TrainResult:
                 warnings.warn(f"{start.path.name}: {note}.", stacklevel=2)
     facts = config_json(config.model, model, options)
     pick_device(config.device)
-    _write_config(run, config)
     probe = _probe(config, sets["val"], run) if config.probe_every else None
-    with _threads(config.threads), _status(run), _memory(config):
+    with _threads(config.threads), _status(run), _memory(config), _config_of(run, config):
         return run_training(model, sets["train"], sets["val"], config, run, config_json=facts, watch=probe)
 
 
@@ -234,8 +233,20 @@ def _same_run(out: Path, config: TrainConfig) -> Run:
     return run
 
 
+@contextmanager
+def _config_of(run: Run, config: TrainConfig) -> Iterator[None]:
+    """Write the run's options, and remove them if training refuses them: what cannot start leaves no run behind."""
+    is_new = not run.config.exists()
+    _write_config(run, config)
+    try:
+        yield
+    except InputError:
+        if is_new and not run.checkpoints.exists():
+            run.config.unlink(missing_ok=True)
+        raise
+
+
 def _write_config(run: Run, config: TrainConfig) -> None:
-    """Write the run's options, once everything it needs was found: what cannot start leaves no run behind."""
     text = to_yaml(config)
     with fs.as_work_error(f"starting the run in {run.path}"):
         if not run.config.exists():
@@ -248,6 +259,17 @@ def _write_config(run: Run, config: TrainConfig) -> None:
 def _model_options(config: TrainConfig) -> dict[str, Any]:
     named = {"img_size": config.img_size, "drop_rate": config.drop, "drop_path_rate": config.drop_path}
     return {**config.model_kwargs, **{name: value for name, value in named.items() if value}}
+
+
+def _built(config: TrainConfig, options: Mapping[str, Any], seed: int | None = None) -> Any:
+    """The model, which wants its pixels as `config` says."""
+    model: Any = build_model(config.model, seed=seed, **options)
+    channels = options.get("in_chans", 3)
+    for name in ("mean", "std", "crop_pct", "interpolation"):
+        if (value := getattr(config, name)) is not None:
+            value = value * channels if isinstance(value, tuple) and len(value) == 1 else value
+            model.pretrained_cfg = {**model.pretrained_cfg, name: value}
+    return model
 
 
 def _probe(config: TrainConfig, images: ImageSource, run: Run) -> Probe:
