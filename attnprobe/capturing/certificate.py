@@ -215,7 +215,7 @@ def _is_rounding(model: nn.Module, pixels: Tensor, watch: bool | None) -> bool:
     Scores in the hundreds, such as those of nearly one-hot rows, make float32's rounding grow from layer to layer.
     """
     try:
-        model, pixels = copy.deepcopy(model).double().cpu(), pixels.double().cpu()
+        model, pixels = copy.deepcopy(model).cpu().double(), pixels.cpu().double()
         fused = tensors_of(model(pixels))
         layers, watched = layers_to_hook(model, watch)
         with unfused(model, layers), untraced() if watched else nullcontext():

@@ -17,6 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from attnprobe.core.devices import in_float64
 from attnprobe.core.maps import TokenGrid
 
 Status = Literal["proved", "assumed", "unknown"]
@@ -101,8 +102,8 @@ def changes(image: Tensor, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
 
 def responses(base: Tensor, down: Tensor, up: Tensor, right: Tensor) -> Responses:
     """Responses of tokens from what they were, [token, feature], for the image and its three `changes`."""
-    base = base.double()
-    by_row, by_rest, by_col = (changed.double() - base for changed in (down, up, right))
+    base = in_float64(base)
+    by_row, by_rest, by_col = (in_float64(changed) - base for changed in (down, up, right))
     whole = by_row + by_rest  # of the noise as it is
     power = whole.square().sum(-1)
     moved = power > UNMOVED * power.max()

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from attnprobe.core.devices import in_float64
 from attnprobe.core.errors import InputError
 from attnprobe.core.evidence import Change
 from attnprobe.models.ablate import Ablatable
@@ -35,7 +36,7 @@ def harm_of_previous_map(model: nn.Module, pixels: Iterable[Tensor]) -> np.ndarr
         ablatable = Ablatable(model, batch[:2]) if ablatable is None else ablatable
         if not ablatable.tapped:
             raise InputError(f"maps of {type(model).__name__} cannot be exchanged; only those of timm's plain ViT can.")
-        whole = ablatable.module(batch).double().log_softmax(-1)
+        whole = in_float64(ablatable.module(batch)).log_softmax(-1)
         harm = [_divergence(ablatable, block, batch, whole) for block in range(1, len(ablatable.heads) + 1)]
         total = np.array(harm) + (total if len(total) else 0)
         n_images += len(batch)
@@ -48,5 +49,5 @@ def _divergence(ablatable: Ablatable, block: int, pixels: Tensor, whole: Tensor)
     if ablatable.refusal(change):
         return float("nan")
     with ablatable.without([change]):
-        other = ablatable.module(pixels).double().log_softmax(-1)
+        other = in_float64(ablatable.module(pixels)).log_softmax(-1)
     return float((whole.exp() * (whole - other)).sum())

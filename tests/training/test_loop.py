@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from attnprobe.core.errors import CheckpointError, InputError, WorkError
 from attnprobe.core.images import InputSpec
+from attnprobe.core.memory import is_out_of_memory
 from attnprobe.data import load_images
 from attnprobe.io.config import from_mapping
 from attnprobe.io.run import Run, damaged_files
@@ -294,6 +295,34 @@ def run_with_memory_for(monkeypatch, path, options, images, after=0):
         return run_training(path, options), calls
     finally:
         monkeypatch.setattr(loop, "classification_loss", original)
+
+
+@pytest.mark.parametrize(
+    "words", ["CUDA error: out of memory", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling X"]
+)
+def test_memory_that_a_library_lacks_counts_too(words):
+    assert is_out_of_memory(RuntimeError(words)) and not is_out_of_memory(
+        RuntimeError("CUDA error: device-side assert")
+    )
+    assert not is_out_of_memory(WorkError("out of memory with one image"))  # its remedy is said
+
+
+def test_auto_batch_cuts_the_batches_of_validation_too_and_says_what_batch_norm_sees(tmp_path, monkeypatch):
+    from attnprobe.training import loop
+
+    original, sizes = loop.evaluate, []
+
+    def checked(*args, batch_size, **options):
+        sizes.append(batch_size)
+        if batch_size > 16:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+        return original(*args, batch_size=batch_size, **options)
+
+    monkeypatch.setattr(loop, "evaluate", checked)
+    options = config(epochs=1, warmup_epochs=0, batch_size=32, auto_batch=True)
+    with pytest.warns(UserWarning, match="parts of a batch of (16|8) images, each of which batch norm takes"):
+        run_training(tmp_path, options)
+    assert sizes == [64, 32, 16]
 
 
 @pytest.mark.parametrize("after", [0, 5])
