@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from attnprobe.capturing.product import Product
-from attnprobe.core.maps import TokenGrid
+from attnprobe.core.grid import TokenGrid
 
 PREFIX_PARAMETERS = {
     "cls": re.compile(r"(^|\.)(cls_token|class_token|class_embedding|cls_embed)(_\d+)?$"),

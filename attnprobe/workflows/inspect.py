@@ -43,6 +43,7 @@ class StageFacts:
     """Layers of one shape and kind.
 
     Attributes:
+        patches: the number of tokens that are patches.
         sites: weights alone where one matrix is both.
         routes: how their maps are read, with the number of layers; empty of a file that does not say.
         image_bytes: maps, tokens and values of one image, not compressed, in the file's type.
@@ -56,6 +57,7 @@ class StageFacts:
     keys: int
     rows: int
     cols: int
+    patches: int
     prefix: tuple[str, ...]
     sites: str
     routes: Mapping[str, int]
@@ -157,6 +159,7 @@ def _stage(name: str, sites: list[AttentionMaps], routes: Mapping[str, str], ite
         keys=keys,
         rows=first.grid.rows,
         cols=first.grid.cols,
+        patches=first.grid.n_patches,
         prefix=first.grid.prefix if first.grid.rows else (),
         sites=", ".join(maps.site for maps in sites),
         routes=Counter(routes[layer] for layer in first.layers if layer in routes),
@@ -220,7 +223,8 @@ def _print_stages(stages: Sequence[StageFacts], console: Console) -> None:
             title, no_wrap=title != "maps", justify="right" if title in ("L x H", "Q x K", "size") else "left"
         )
     for stage in stages:
-        grid = f"{stage.rows}x{stage.cols}" if stage.rows else "-"
+        some = f"{stage.patches} of " if stage.patches < stage.rows * stage.cols else ""
+        grid = f"{some}{stage.rows}x{stage.cols}" if stage.rows else "-"
         table.add_row(
             Text(visible(stage.name)),
             stage.kind,
