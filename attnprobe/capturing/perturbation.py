@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from attnprobe.capturing.call_stack import Call
 from attnprobe.capturing.hooks import block_names, known_layers, token_grid
@@ -48,6 +49,16 @@ def locate(model: nn.Module, pixels: Tensor) -> Located:
     """
     if pixels.ndim < 4 or not pixels.is_floating_point():
         return Located()
+    passes: list[torch.Size] = []
+    counting = model.register_forward_pre_hook(lambda _model, args: passes.append(args[0].shape))
+    try:
+        found = _located(model, pixels)
+    finally:
+        counting.remove()
+    return replace(found, passes=len(passes))
+
+
+def _located(model: nn.Module, pixels: Tensor) -> Located:
     first, others = pixels[:1], pixels[1:2]
     down, up, right = (changed[None] for changed in changes(pixels[0]))
     base = _observed(model, torch.cat([first, others]))
@@ -118,6 +129,8 @@ class _Search:
             return self.first_layer(layer, product, "channel", passes)
         if place.status == "unknown":
             place = self._scattered(layer, found) or place
+        if place.status == "proved" and place.grid is not None and layer not in self.known:
+            place = replace(place, grid=self._named(layer, place.grid, _features(passes[0][0])))
         return kind, place
 
     def moved_on(self, passes: Sequence[Tensor], grid: TokenGrid) -> bool:
@@ -153,14 +166,34 @@ class _Search:
             place = place or found_here
         return place
 
+    def _named(self, layer: str, grid: TokenGrid, base: Tensor) -> TokenGrid:
+        """The grid with each prefix token named after the parameter that moves it, where there are several kinds."""
+        kinds = {name.rstrip("0123456789") for name in grid.prefix}
+        parameters = {kind: name for kind, name in self.placement.parameters.items() if kind in kinds}
+        if len(parameters) < 2 or any(parameter.is_meta for parameter in self.model.parameters()):
+            return grid
+        names = [f"prefix{i}" for i in range(grid.n_prefix)]
+        for kind, parameter in parameters.items():
+            values = _observed(self.model, self.pixels, layer, moving=parameter).values[layer]
+            moved = (_features(values[0]) - base).abs().amax(-1)[grid.prefix_tokens] > 0
+            found = moved.nonzero().flatten().tolist()
+            for number, i in enumerate(found):
+                names[i] = f"{kind}{number}" if kind == "reg" else kind
+        return replace(grid, prefix=tuple(names))
+
     def _values(self, layer: str, images: Tensor) -> Tensor:
         """[image, key, feature], V of one layer; as many images at once as the certificate has."""
         seen = [_observed(self.model, part, layer).values[layer] for part in images.split(len(self.pixels))]
         return torch.stack([_features(value) for value in torch.cat(seen)])
 
 
-def _observed(model: nn.Module, pixels: Tensor, only: str = "") -> _Pass:
-    """One forward pass, with V of every layer, or of one, and the output of the block around it."""
+def _observed(model: nn.Module, pixels: Tensor, only: str = "", moving: str = "") -> _Pass:
+    """One forward pass, with V of every layer and the output of the block around it.
+
+    Args:
+        only: the one layer of which V is kept; all if "".
+        moving: a parameter that is another one in this pass.
+    """
     seen = _Pass({}, {}, {})
     blocks: set[str] = set()
 
@@ -177,7 +210,11 @@ def _observed(model: nn.Module, pixels: Tensor, only: str = "") -> _Pass:
             seen.outputs[call.name] = out
 
     with Tracing(model, keep, on_leave=keep_output, values=True, allow_missing=True):
-        model(pixels)
+        if moving:
+            parameter = dict([*model.named_parameters(), *model.named_buffers()])[moving]
+            functional_call(model, {moving: parameter + 0.1 * torch.ones_like(parameter).cumsum(-1).sin()}, (pixels,))
+        else:
+            model(pixels)
     return seen
 
 

@@ -142,7 +142,7 @@ class Metric:
         if maps.part.heads is not None and pooled:
             return "only some of the heads were kept, and it pools all of a layer: capture all heads"
         if "grid" in self.parameters and not maps.grid.rows:
-            return "the place of its tokens in the image is not known"
+            return "the place of its tokens in the image is not known; the certificate says why"
         if self.needs_all_patches and maps.grid.n_patches < maps.grid.rows * maps.grid.cols:
             return f"it needs every patch of the image, and the model keeps {maps.grid.patches_in_words}"
         return ""

@@ -72,6 +72,7 @@ class Inspection:
         stored_bytes: estimated bytes of one image in the file, compressed.
         qk_bytes: the same of queries and keys in place of the maps; None where maps cannot be made of them.
         places: how it is known where the tokens of each layer are.
+        passes: forward passes of two images that it took to know this.
         missing: blocks without a map whose siblings have one.
         seconds: per image, of the forward pass and the capture on this machine.
     """
@@ -84,6 +85,7 @@ class Inspection:
     stored_bytes: int
     qk_bytes: int | None
     places: str
+    passes: int
     missing: tuple[str, ...]
     seconds: float
     device: str
@@ -122,6 +124,7 @@ def inspect_model(spec: CaptureSpec) -> Inspection:
         stored_bytes=stored,
         qk_bytes=stored if qk else _qk_bytes(model, pixels[:1].to(device), spec.sites, kept),
         places=proof.places_in_words(),
+        passes=proof.located.passes,
         missing=proof.missing,
         seconds=seconds,
         device=device.type,
@@ -192,7 +195,7 @@ def print_inspection(inspection: Inspection, console: Console) -> None:
     n = inspection.spec.images or IMAGES
     for line in (
         f"proved on {TRIAL} images: A V is what each layer passes on, and the output {equal} the plain one",
-        f"places of tokens, by changing one image a little: {inspection.places}",
+        f"places of tokens, by {inspection.passes} passes with one image changed a little: {inspection.places}",
         *((f"without a map: {', '.join(inspection.missing)}",) if inspection.missing else ()),
         f"one image: {size(total)} of maps and tokens, about {size(inspection.stored_bytes)} in the file",
         f"{n} images: about {size(n * inspection.stored_bytes)} on the disk (twice while shards become one file), "

@@ -62,6 +62,8 @@ def test_rectangular_patches_are_placed_without_a_word_of_the_model(unfold):
         (("reg_tokens",), (), ("reg0", "reg1", "reg2", "reg3")),
         (("cls_token",), ("reg_tokens",), ("cls", "reg0", "reg1", "reg2", "reg3")),
         ((), ("cls_token",), ("cls",)),
+        (("reg_tokens", "cls_token"), (), ("reg0", "reg1", "reg2", "reg3", "cls")),
+        (("reg_tokens",), ("cls_token",), ("reg0", "reg1", "reg2", "reg3", "cls")),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("keep", [KEEP, list(range(64))])
