@@ -19,13 +19,13 @@ from attnprobe.capturing.hooks import block_names, known_layers, token_grid
 from attnprobe.capturing.kinds import TokenPlacement, kind_of
 from attnprobe.capturing.places import Located, Places, Responses, changes, contradicts, places, responses
 from attnprobe.capturing.product import Product
-from attnprobe.capturing.scattered import ANEW, coded_images, patch_sizes, read_positions
+from attnprobe.capturing.scattered import ANEW, coded_images, patch_sizes, read_positions, trial_images, why_not_alone
 from attnprobe.capturing.tracing import Tracing
 from attnprobe.core.errors import CaptureError
 from attnprobe.core.grid import TokenGrid
 
-TRIES = 2
-"""Sizes of patches that are tried where tokens form no complete grid."""
+TRIES = 3
+"""Sizes of patches that are tried of a model that does not say its own."""
 
 OTHERS = 0.6
 """Change of the second image's values, relative to that of the first one's, which only the first image's change can
@@ -128,7 +128,7 @@ class _Search:
         if kind == "self" and place.status != "proved" and self._are_channels(passes):
             return self.first_layer(layer, product, "channel", passes)
         if place.status == "unknown":
-            place = self._scattered(layer, found) or place
+            place = self._scattered(layer, found, _features(passes[0][0])) or place
         if place.status == "proved" and place.grid is not None and layer not in self.known:
             place = replace(place, grid=self._named(layer, place.grid, _features(passes[0][0])))
         return kind, place
@@ -154,17 +154,19 @@ class _Search:
             return False
         return places(self._responses([value.mT for value in passes]), self.size, None).status == "proved"
 
-    def _scattered(self, layer: str, found: Responses) -> Places | None:
-        """Places of tokens that are no complete grid, of the likeliest sizes of patches; None without any such size."""
+    def _scattered(self, layer: str, found: Responses, base: Tensor) -> Places | None:
+        """Places of tokens that are no complete grid, of the likeliest size of patches; None without any such size."""
         strides = [(int(stem.stride[0]), int(stem.stride[1])) for stem in self.placement.stems]
-        place = None
-        for patch in patch_sizes(found, self.size, strides)[:TRIES] if self.pixels.ndim == 4 else ():
-            passes = [self._values(layer, images) for images in coded_images(self.pixels[0], patch)]
-            found_here = read_positions(passes, self.size, patch, self.placement.prefix)
-            if found_here.status == "proved":
-                return found_here
-            place = place or found_here
-        return place
+        sizes = patch_sizes(found, self.size, strides) if self.pixels.ndim == 4 else []
+        why = ""
+        for patch in sizes[: 1 if strides else TRIES]:
+            # One pass rules out tokens that see more than a patch, as in hybrids of convolutions and attention.
+            more = why_not_alone(base, self._values(layer, trial_images(self.pixels[0], patch)))
+            if not more:
+                passes = [self._values(layer, images) for images in coded_images(self.pixels[0], patch)]
+                return read_positions(passes, self.size, patch, self.placement.prefix)
+            why = why or more
+        return Places("unknown", why) if why else None
 
     def _named(self, layer: str, grid: TokenGrid, base: Tensor) -> TokenGrid:
         """The grid with each prefix token named after the parameter that moves it, where there are several kinds."""

@@ -21,6 +21,8 @@ from attnprobe.core.grid import TokenGrid
 
 ANEW = "its tokens are selected anew in each forward pass"
 
+OF_IMAGE = "which patches its tokens stand for depends on the image"
+
 LOCAL = 0.5
 """Largest typical extent of a token, as a share of the image, for which its patch is searched."""
 
@@ -60,16 +62,32 @@ def coded_images(image: Tensor, patch: tuple[int, int]) -> list[Tensor]:
     """[2, channel, row, col] for each pass: the image and one of noise, changed in some of their patches."""
     generator = torch.Generator().manual_seed(SEED)
     other, noise = (torch.randn(image.shape, generator=generator).to(image) for _ in range(2))
-    changes = (mask.to(image) * noise * SIZE.get(image.dtype, 0.02) for mask in _masks(image, patch))
-    return [torch.stack([image, other]) + change for change in changes]
+    return [torch.stack([image, other]) + change for change in _changes(image, noise, _digits(image, patch))]
 
 
-def _masks(image: Tensor, patch: tuple[int, int]) -> list[Tensor]:
-    """[row, col] for each pass, True where pixels change: nowhere, everywhere, at each binary digit, nowhere."""
+def trial_images(image: Tensor, patch: tuple[int, int]) -> Tensor:
+    """[2, channel, row, col]: the image with every patch changed, and with every second one, as on a chequerboard."""
+    noise = torch.randn(image.shape, generator=torch.Generator().manual_seed(SEED)).to(image)
+    row, col = _patch_of_pixels(image, patch)
+    return torch.stack([image + change for change in _changes(image, noise, [(row + col) % 2 == 1])[1:3]])
+
+
+def _changes(image: Tensor, noise: Tensor, masks: Sequence[Tensor]) -> list[Tensor]:
+    """Changes of an image nowhere, everywhere, at each mask [row, col], nowhere."""
+    small = noise * SIZE.get(image.dtype, 0.02)
+    return [0 * small, small, *(mask.to(image) * small for mask in masks), 0 * small]
+
+
+def _digits(image: Tensor, patch: tuple[int, int]) -> list[Tensor]:
+    """[row, col] for each binary digit of the patches' numbers, True where a pixel's patch has it."""
+    row, col = _patch_of_pixels(image, patch)
+    number = row * (col.max() + 1) + col
+    return [(number >> i & 1).bool() for i in range(int(number.max()).bit_length())]
+
+
+def _patch_of_pixels(image: Tensor, patch: tuple[int, int]) -> tuple[Tensor, Tensor]:
     row, col = (torch.arange(n, device=image.device) // step for n, step in zip(image.shape[-2:], patch, strict=True))
-    number = row[:, None] * (col[-1] + 1) + col
-    digits = [(number >> i & 1).bool() for i in range(int(number.max()).bit_length())]
-    return [number < 0, number >= 0, *digits, number < 0]
+    return row[:, None].expand(-1, len(col)), col.expand(len(row), -1)
 
 
 def read_positions(
@@ -86,24 +104,47 @@ def read_positions(
         return Places("unknown", "the number of its tokens depends on the image")
     seen = torch.stack([values.double() for values in passes])
     whole, *digits, again = (seen[1:] - seen[0]).unbind()
-    power = whole.square().sum(-1)  # [image, token]
-    least = UNMOVED * power.amax(-1, keepdim=True)
-    if (again.square().sum(-1) > least).any():
+    power = whole.square().sum(-1)
+    if (again.square().sum(-1) > UNMOVED * power.amax(-1, keepdim=True)).any():
         return Places("unknown", ANEW)
-    moved = power > least
-    responds = [2 * (part * whole).sum(-1) > power for part in digits]
-    unexplained = [part - whole * full[..., None] for part, full in zip(digits, responds, strict=True)]
-    rest = reduce(torch.maximum, (part.square().sum(-1) for part in unexplained)) / power.where(moved, torch.inf)
+    moved, responds, reason = _responds(whole, digits)
+    if reason:
+        return Places("unknown", reason)
     number = sum((full.long() << i for i, full in enumerate(responds)), torch.zeros_like(moved, dtype=torch.long))
     number = number.where(moved, -1)
-    alone = rest <= ALONE
-    if (rest > EXCHANGED).any() or (alone.all() and not torch.equal(*number)):
-        return Places("unknown", "which patches its tokens stand for depends on the image")
-    if not alone.all():
-        n = int((~alone).any(0).sum())
-        return Places("unknown", f"{n} of its tokens depend on several patches each: merged, or mixed with others")
+    if not torch.equal(*number):
+        return Places("unknown", OF_IMAGE)
     rows, cols = (-(-side // step) for side, step in zip(size, patch, strict=True))
     return _placed(number[0].tolist(), (rows, cols), patch, prefix)
+
+
+def why_not_alone(base: Tensor, changed: Tensor) -> str:
+    """Reason why tokens do not stand for one patch each, by V of the image and of its `trial_images`; "" if they may.
+
+    Args:
+        base: [token, feature]; `changed`: [2, token, feature].
+    """
+    whole, half = changed.double() - base.double()
+    return _responds(whole[None], [half[None]])[2]
+
+
+def _responds(whole: Tensor, parts: Sequence[Tensor]) -> tuple[Tensor, list[Tensor], str]:
+    """Which tokens respond at all, and which to each part of the changes; and the reason if some do so only in part.
+
+    Args:
+        whole: response [image, token, feature] to the change of every patch; `parts`: of some patches.
+    """
+    power = whole.square().sum(-1)
+    moved = power > UNMOVED * power.amax(-1, keepdim=True)
+    full = [2 * (part * whole).sum(-1) > power for part in parts]
+    rests = (part - whole * responds[..., None] for part, responds in zip(parts, full, strict=True))
+    rest = reduce(torch.maximum, (unexplained.square().sum(-1) for unexplained in rests))
+    rest = rest / power.where(moved, torch.inf)
+    several = int((rest > ALONE).any(0).sum())
+    if (rest > EXCHANGED).any():
+        return moved, full, OF_IMAGE
+    reason = f"{several} of its tokens depend on several patches each: merged, or mixed with others"
+    return moved, full, reason if several else ""
 
 
 def _placed(position: list[int], shape: tuple[int, int], patch: tuple[int, int], prefix: tuple[str, ...]) -> Places:
