@@ -17,7 +17,7 @@ from attnprobe.training import TrainConfig, read_recipe
 from attnprobe.workflows.train import _built, _model_options
 from tests.training.timm_options import OPTIONS
 
-PAGE = (Path(__file__).parents[1] / "docs" / "coming_from_timm.md").read_text()
+PAGE = (Path(__file__).parents[1] / "docs" / "pages" / "coming_from_timm.md").read_text()
 COMMANDS = list(
     dict.fromkeys(re.findall(r"^(?:torchrun .*? -m )?attnprobe .*|(?<=`)[^`\n]*attnprobe [^`\n]*", PAGE, re.M))
 )

@@ -1,6 +1,6 @@
 """Every metric a second time, by another package: SciPy, scikit-learn, networkx, NumPy's own routines.
 
-The first reference of each metric are the loops in its own test. As a table, which is the README's:
+The first reference of each metric are the loops in its own test. As a table, which is that of docs/pages/metrics.md:
 
     python -m tests.metrics.references
 """
