@@ -56,12 +56,12 @@ Which = tyro.conf.OmitArgPrefixes[WhichCheckpoint]
 Trial = tyro.conf.OmitArgPrefixes[TrialOptions]
 
 
-def show(examined: Any, files: list[Path]) -> None:
-    """Print the measurements of each model, and the names of the files written."""
+def show(examined: Any, files: list[Path], *, details: bool = False) -> None:
+    """Print the verdict of each model, and the names of the files written."""
     from rich.console import Console
 
     from attnprobe.reports import print_report
 
-    print_report(examined, Console())
+    print_report(examined, Console(), details=details)
     for path in files:
         print(path)

@@ -15,7 +15,9 @@ else:  # the table of figures is the only list of them
     Figure = Literal[tuple(FIGURES)]
 
 
-def report(spec: tyro.conf.OmitArgPrefixes[ReportSpec]) -> None:
+def report(
+    spec: tyro.conf.OmitArgPrefixes[ReportSpec], verbose: Annotated[bool, Short(aliases=["-v"])] = False
+) -> None:
     """Measure maps files or runs and report on all of them side by side.
 
     For example:
@@ -26,12 +28,15 @@ def report(spec: tyro.conf.OmitArgPrefixes[ReportSpec]) -> None:
     $ attnprobe report maps.h5 --metric all --metric similar_blocks:center=mean
     $ attnprobe report runs/vit --verify-drops
     $ attnprobe report runs/vit --fail-on "repetition>3" --fail-on "accuracy<0.9"
+
+    Args:
+        verbose: print the table of all measurements, too, and each kind of collapse with its definition and source.
     """
     from attnprobe.reports.gate import insist
     from attnprobe.workflows import report as workflow
 
     examined, files = workflow.report(spec)
-    show(examined, files)
+    show(examined, files, details=verbose)
     outcomes = workflow.gate(examined, spec.fail_on)
     for outcome in outcomes:
         print(outcome)

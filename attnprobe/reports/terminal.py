@@ -1,8 +1,10 @@
-"""A report on the terminal: a table that fits 80 columns, then the verdict of each run."""
+"""A report on the terminal, in 80 columns: the verdict of each run, and every kind of collapse in one line.
+
+Kinds are called as `--bar`, `--fail-on` and `attnprobe explain` know them.
+"""
 
 from collections.abc import Sequence
 
-from rich import box
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
@@ -10,36 +12,89 @@ from rich.text import Text
 
 from attnprobe.core.examined import Examined
 from attnprobe.core.text import one_run_each, visible
+from attnprobe.reports.finding import Finding
+from attnprobe.reports.numbers import number, with_interval
 from attnprobe.reports.tables import SUMMARY_HEADER, summary_table
-from attnprobe.reports.verdict import verdict
+from attnprobe.reports.verdict import Verdict, verdict
 
 LABEL_WIDTH, RUN_WIDTH = 32, 18
 
-STYLES = {"found": "bold red", "none found": "bold green"}
+STYLES = {"found": "bold red", "none found": "bold green", "yes": "red", "cannot say": "yellow"}
+"""By the status of a verdict, or by whether a kind is found."""
 
 
-def print_report(runs: Sequence[Examined], console: Console) -> None:
-    """Print the summary of all runs side by side and a verdict for each; more runs than fit become several tables."""
-    at_once = max(1, (console.width - LABEL_WIDTH) // (RUN_WIDTH + 3))
-    for start in range(0, len(runs), at_once):
-        console.print(_table(runs[start : start + at_once]))
+def print_report(runs: Sequence[Examined], console: Console, *, details: bool = False) -> None:
+    """Print a verdict for each run, and its kinds of collapse as a table.
+
+    Args:
+        details: also the summary of all runs side by side, and each kind in a sentence with its definition and source;
+            more runs than fit become several tables.
+    """
+    verdicts = [verdict(e) for e in runs]
+    if details:
+        for part in _side_by_side(console, runs):
+            console.print(_summary(part))
+    else:
+        for part in _side_by_side(console, list(zip(runs, verdicts, strict=True))):
+            console.print(_one(part[0][1]) if len(runs) == 1 else _several(part))
     if len(runs) > 1:
         console.print(one_run_each(len(runs)))
-    for e in runs:
-        found = verdict(e)
-        headline = Text.assemble((visible(e.name), "bold"), ": ", (found.headline, STYLES.get(found.status, "bold")))
-        console.print(headline)
+    for e, found in zip(runs, verdicts, strict=True):
+        name = Text.assemble((visible(e.name), "bold"), ": ", (found.headline, STYLES.get(found.status, "bold")))
+        console.print(name)
+        kinds = (f"- {finding.line}" for finding in found.findings if details)
         beware = (f"! {warning}" for warning in found.warnings)
-        kinds = (f"- {finding.line}" for finding in found.findings)
-        for sentence in filter(None, (*kinds, *beware, found.settings, found.advice and f"> {found.advice}")):
+        settings = found.settings if details else ""
+        for sentence in filter(None, (*kinds, *beware, settings, found.advice and f"> {found.advice}")):
             console.print(Padding(Text(visible(sentence)), (0, 0, 0, 2), expand=False))
 
 
-def _table(runs: Sequence[Examined]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    table.add_column(SUMMARY_HEADER, max_width=LABEL_WIDTH, overflow="fold")
-    for e in runs:
-        table.add_column(Text(visible(e.name)), justify="right", overflow="fold")
+def _side_by_side(console: Console, runs: Sequence) -> list[Sequence]:
+    """As many of the runs at once as fit beside one another."""
+    at_once = max(1, (console.width - LABEL_WIDTH) // (RUN_WIDTH + 3))
+    return [runs[start : start + at_once] for start in range(0, len(runs), at_once)]
+
+
+def _frame(*columns: str | Text) -> Table:
+    """An empty table: a column of labels, then numbers."""
+    table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
+    for place, column in enumerate(columns):
+        table.add_column(column, justify="right" if place else "left", overflow="fold", max_width=LABEL_WIDTH)
+    return table
+
+
+def _one(found: Verdict) -> Table:
+    """Kinds of collapse of one run, with the number that decides each."""
+    table = _frame("kind of collapse", "found", "number (95 % CI)", "block", "untrained", "bar")
+    for f in found.findings:
+        where = "" if f.block is None else str(f.block)
+        beyond = f"{'<' if f.below else '>'} {number(f.bar)}"
+        deciding = "" if f.number is None else with_interval(f.number, f.low, f.high)
+        table.add_row(f.kind, _answer(f), deciding, where, "" if f.untrained is None else number(f.untrained), beyond)
+    return table
+
+
+def _several(runs: Sequence[tuple[Examined, Verdict]]) -> Table:
+    """Kinds of collapse of several runs: in how many blocks, and the number that decides."""
+    table = _frame("kind of collapse", *(Text(visible(e.name)) for e, _ in runs))
+    accuracy = [e.info.get("accuracy") for e, _ in runs]
+    if any(share is not None for share in accuracy):
+        table.add_row("accuracy", *("" if share is None else f"{share:.1%}" for share in accuracy))
+    for kinds in zip(*(found.findings for _, found in runs), strict=True):
+        numbers = ("" if f.number is None else f", {number(f.number)}" for f in kinds)
+        cells = (_answer(f).append(text) for f, text in zip(kinds, numbers, strict=True))
+        table.add_row(kinds[0].kind, *cells)
+    return table
+
+
+def _answer(f: Finding) -> Text:
+    """`24 of 24` blocks where it is found; else that it is not."""
+    return Text(f"{len(f.blocks)} of {f.of}" if f.found == "yes" else f.found, style=STYLES.get(f.found, ""))
+
+
+def _summary(runs: Sequence[Examined]) -> Table:
+    """Quantities of several runs."""
+    table = _frame(SUMMARY_HEADER, *(Text(visible(e.name)) for e in runs))
     for label, *cells in summary_table(runs).itertuples(name=None):
         table.add_row(Text(label), *cells)
     return table

@@ -1,13 +1,16 @@
 """The verdict: kinds of collapse found, from which block on, in words that claim no more than the numbers."""
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from attnprobe.core.evidence import Evidence
 from attnprobe.core.examined import Examined
 from attnprobe.core.measurement import Measurement
 from attnprobe.core.text import blocks_text, table
+from attnprobe.io.run import Run
 from attnprobe.plots.style import SITES
 from attnprobe.reports.caveats import caveats, near_chance
 from attnprobe.reports.finding import NOT_MEASURED, Finding
@@ -122,15 +125,23 @@ def _needed(evidence: Evidence) -> Iterator[str]:
 
 
 def _advice(e: Examined, m: Measurement | None) -> str:
-    """The next step: measure whether they are needed, or remove them."""
+    """The next step: measure whether they are needed, or remove them; none without labels, which say what is right."""
     if e.evidence is not None:
         return advice(e.evidence)
     heads = e.measurements.get("head_divergence", site="weights")
-    if (m is not None and m.summary["count"]) or (heads is not None and heads.summary and heads.summary["redundant"]):
-        return (
-            "are they needed? attnprobe verify-drops RUN (or report --verify-drops) measures the accuracy without them"
-        )
-    return ""
+    redundant = heads is not None and heads.summary and heads.summary["redundant"]
+    if e.info.get("accuracy") is None or not (redundant or (m is not None and m.summary["count"])):
+        return ""
+    return f"are they needed? attnprobe verify-drops {_reference(e)} measures the accuracy without them"
+
+
+def _reference(e: Examined) -> str:
+    """What verify-drops takes for this model: its run, or the maps beside a model that the reader must name."""
+    path = getattr(e.maps, "path", None)
+    if path is None:
+        return "MODEL"
+    run = Path(path).parent
+    return shlex.quote(str(run)) if Run(run).config.exists() else f"MODEL --maps {shlex.quote(str(path))}"
 
 
 def similar_words(m: Measurement) -> str:

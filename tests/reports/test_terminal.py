@@ -3,13 +3,14 @@ import io
 import pytest
 from rich.console import Console
 
-from attnprobe.reports import print_report
+from attnprobe.reports import print_report, verdict
+from attnprobe.reports.kinds import NAMES
 from tests.reports.formulas import examined
 
 
-def printed(runs, **options):
+def printed(runs, *, details=False, **options):
     file = io.StringIO()
-    print_report(runs, Console(file=file, **options))
+    print_report(runs, Console(file=file, **options), details=details)
     return file.getvalue()
 
 
@@ -29,16 +30,31 @@ def test_it_fits_eighty_columns(runs):
         assert any(e.name[:8] in line for line in lines)
 
 
-def test_every_row_of_every_run_is_there():
+def test_one_run_is_the_number_that_decides_each_kind_in_lines_that_do_not_wrap():
+    lines = printed(RUNS[:1], width=80).splitlines()
+    table, told = lines[:12], lines[12:]
+    assert [line.split()[0] for line in table[1:]] == list(NAMES)
+    repetition = next(f for f in verdict(RUNS[0]).findings if f.kind == "repetition")
+    (line,) = (line for line in table if line.startswith("repetition"))
+    assert f"{len(repetition.blocks)} of {repetition.of}" in line and f"> {repetition.bar:.3f}" in line
+    assert f"{repetition.number:.3f} ({repetition.low:.3f}" in line
+    assert told[0].startswith("vit_16: repetition from block 9: ") and len(lines) <= 25
+
+
+def test_several_runs_are_a_column_each_with_accuracy_and_one_verdict_each():
     text = printed(RUNS[:2], width=80)
+    lines = text.splitlines()
+    assert [line.split()[0] for line in lines[1:13]] == ["accuracy", *NAMES] and lines[1].count("95.0%") == 2
+    assert text.index("massive_activations") < text.index("One run each") < text.index("vit_16: repetition")
+    assert "! a note" in text and len(lines) <= 35
+
+
+def test_details_are_the_table_of_measurements_and_each_kind_with_its_definition():
+    text = printed(RUNS[:2], details=True, width=80)
     for words in ("similar blocks", "8 of 16 (8–8)", "0 of 16 (0–0)", "2 of 16 (2–2)", "row entropy [nats]", "95.0%"):
         assert words in text
-
-
-def test_the_verdict_its_settings_and_its_warnings_follow_the_table():
-    text = " ".join(printed(RUNS[:2], width=80).split())
-    assert "vit_16: repetition from block 9: blocks 9–16 copying content" in text
-    assert "! a note" in text and "- sink collapse: no, 0 (0–0) of 16 blocks; attention on one token" in text
+    text = " ".join(text.split())
+    assert "- sink collapse: no, 0 (0–0) of 16 blocks; attention on one token" in text
     assert text.index("row entropy") < text.index("vit_16: repetition") < text.index("tau=0.9")
 
 

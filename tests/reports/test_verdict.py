@@ -1,4 +1,5 @@
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -202,3 +203,15 @@ def test_a_head_metric_that_could_not_be_clustered_is_left_out():
     unclustered = replace(measurements["head_divergence"], summary={}, mean=np.full((4, 3, 3), np.nan))
     e = replace(examined(layers=4), measurements={**measurements, "head_divergence": unclustered})
     assert "redundant" not in verdict(e).headline and "nats" not in verdict(e).settings
+
+
+def test_the_next_step_names_the_run_and_there_is_none_without_labels(tmp_path):
+    (tmp_path / "a run").mkdir()
+    (tmp_path / "a run" / "config.yaml").write_text("model: vit\n")
+    e = examined("a", similar=range(9, 17))
+    of_run = replace(e, maps=SimpleNamespace(path=tmp_path / "a run" / "maps.h5"))
+    of_file = replace(e, maps=SimpleNamespace(path=tmp_path / "maps.h5"))
+    assert f"verify-drops '{tmp_path / 'a run'}' measures" in verdict(of_run).advice
+    assert f"verify-drops MODEL --maps {tmp_path / 'maps.h5'} measures" in verdict(of_file).advice
+    assert "verify-drops MODEL measures" in verdict(e).advice
+    assert verdict(replace(e, info={})).advice == ""
