@@ -6,6 +6,7 @@ changes says where they are (see `places`). Two passes of two images, beside the
 where tokens turn out to form no complete grid do log2(patches) + 3 passes follow: see `scattered`.
 """
 
+import itertools
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -93,6 +94,7 @@ def _located(model: nn.Module, pixels: Tensor) -> Located:
         _image_axes(base, moved) if comparable else {},
         comparable,
         {layer: kind for layer, (kind, _) in found.items() if kind != keys[layer][0]},
+        _parallel(list(base.products.values())),
     )
 
 
@@ -187,6 +189,22 @@ class _Search:
         """[image, key, feature], V of one layer; as many images at once as the certificate has."""
         seen = [_observed(self.model, part, layer).values[layer] for part in images.split(len(self.pixels))]
         return torch.stack([_features(value) for value in torch.cat(seen)])
+
+
+def _parallel(products: Sequence[Product]) -> tuple[str, ...]:
+    """Layers that run beside the one before them: both are in one list of modules, and given the same tokens."""
+    found = []
+    for one, other in itertools.pairwise(products):
+        given = {id(call.given): call.name for call in one.calls[1:] if call.given is not None}
+        beside = ((given.get(id(call.given), call.name), call.name) for call in other.calls[1:])
+        if one.tower == other.tower and any(a != b and _in_one_list(a, b) for a, b in beside):
+            found.append(other.layer)
+    return tuple(found)
+
+
+def _in_one_list(one: str, other: str) -> bool:
+    (list_of_one, _, i), (list_of_other, _, j) = one.rpartition("."), other.rpartition(".")
+    return list_of_one == list_of_other and i.isdigit() and j.isdigit()
 
 
 def _observed(model: nn.Module, pixels: Tensor, only: str = "", moving: str = "") -> _Pass:

@@ -71,6 +71,7 @@ class Located:
         places: of the key tokens of each layer, by its name.
         image_axes: axis of the image in the output [?, ?, width] of each block, by its name; None where neither is.
         images_proved: whether there was a second image to compare with.
+        parallel: layers that are given the same tokens as the layer before them, in one list of modules.
         passes: forward passes of up to two images that it took.
         kinds: of layers whose shapes say another kind than their responses: channels that are as many as tokens.
     """
@@ -79,6 +80,7 @@ class Located:
     image_axes: Mapping[str, int | None] = field(default_factory=dict)
     images_proved: bool = False
     kinds: Mapping[str, str] = field(default_factory=dict)
+    parallel: tuple[str, ...] = ()
     passes: int = 0
 
 
