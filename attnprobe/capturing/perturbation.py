@@ -151,10 +151,11 @@ class _Search:
         return responses(base, down, up, _features(passes[3][len(self.pixels) - 1]))
 
     def _are_channels(self, passes: Sequence[Tensor]) -> bool:
-        """True if the columns of a square V are tokens in their places, so that its keys are channels."""
-        if passes[0].shape[-1] != passes[0].shape[-2]:
-            return False
-        return places(self._responses([value.mT for value in passes]), self.size, None).status == "proved"
+        """True if the columns of a square V, or its heads, are tokens in places of their own, and its keys channels."""
+        axes = [(-3, -2)] if passes[0].shape[-3] > 1 else []
+        axes += [(-2, -1)] if passes[0].shape[-1] == passes[0].shape[-2] else []
+        turned = ([value.transpose(*pair) for value in passes] for pair in axes)
+        return any(places(self._responses(some), self.size, None).status == "proved" for some in turned)
 
     def _scattered(self, layer: str, found: Responses, base: Tensor) -> Places | None:
         """Places of tokens that are no complete grid, of the likeliest size of patches; None without any such size."""
