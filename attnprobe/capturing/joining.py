@@ -41,8 +41,8 @@ def refuse_parts_of_keys(products: Sequence[Product]) -> None:
     of_tokens = given is not None and given.ndim == 3 and n_keys == given.shape[1] and _of_all_queries(first)
     if len(products) > 1 and of_tokens and same_queries and not any(product.depends for product in products):
         raise CaptureError(
-            f"{first.layer} attends to its {n_keys} keys in {len(products)} parts, each scaled apart, so that no map of "
-            "all keys is ever there (an online softmax); capture it with attention of all keys at once."
+            f"{first.layer} attends to its {n_keys} keys in {len(products)} parts, each scaled apart, so no map of "
+            "all of them is ever there (an online softmax); capture it with attention of all keys at once."
         )
 
 
