@@ -3,7 +3,7 @@
 The certificate's two images a and b are run as [a, b], as [a changed, b], and as two more changes of a. What moves in
 the second pass belongs to the first image, and nothing of the second may move; how the tokens of a respond to the
 changes says where they are (see `places`). Two passes of two images, beside the one that they are compared with. Only
-where tokens turn out to form no complete grid do log2(patches) + 3 passes follow: see `scattered`.
+where tokens turn out to form no complete grid do log2(patches) + 4 passes follow: see `scattered`.
 """
 
 import itertools
@@ -69,7 +69,7 @@ def _located(model: nn.Module, pixels: Tensor) -> Located:
     comparable = len(others) > 0 and not _shares_scales(model)
     if comparable and (mixed := _mixed(base, moved)):
         again = _observed(model, torch.cat([first, others]))
-        if any(not torch.equal(value, again.values[layer]) for layer, value in base.values.items()):
+        if any(not torch.equal(value, again.values.get(layer, value[:0])) for layer, value in base.values.items()):
             return Located(dict.fromkeys(base.products, Places("unknown", ANEW)))
         raise CaptureError(
             f"{mixed}: what would be filed under the second image changes when only the first one does, so its rows "
