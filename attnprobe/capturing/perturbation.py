@@ -198,7 +198,10 @@ def _parallel(products: Sequence[Product]) -> tuple[str, ...]:
     for one, other in itertools.pairwise(products):
         given = {id(call.given): call.name for call in one.calls[1:] if call.given is not None}
         beside = ((given.get(id(call.given), call.name), call.name) for call in other.calls[1:])
-        if one.tower == other.tower and any(a != b and _in_one_list(a, b) for a, b in beside):
+        like = (
+            one.tower == other.tower and kind_of(other) == "self"
+        )  # class attention is given the same patches each time
+        if like and any(a != b and _in_one_list(a, b) for a, b in beside):
             found.append(other.layer)
     return tuple(found)
 
