@@ -114,6 +114,9 @@ class Certificate:
             "output of the model as without hooks": OUTPUT[self.output_equal],
             "each map is of its image": "proved" if self.located.images_proved else "assumed",
             "places of tokens": self.places_in_words(),
+            **(
+                {"layers parallel to the one before": ", ".join(self.located.parallel)} if self.located.parallel else {}
+            ),
             **({"blocks without a map": ", ".join(self.missing)} if self.missing else {}),
             "images checked": self.n_images,
         }

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from attnprobe.capturing.axes import heads_of
 from attnprobe.capturing.product import Product
+from attnprobe.core.errors import CaptureError
 
-HEAD, QUERY = 2, 3
+HEAD, QUERY, KEY = 2, 3, 4
 """Axes of [image, window, head, query, key]."""
 
 
@@ -30,6 +31,19 @@ def joined_in_module(products: Sequence[Product]) -> list[Product]:
     if len(products) == heads_of(first.calls[-1].module) and _single_heads(products):
         return [_joined(products, HEAD)]
     return list(products)
+
+
+def refuse_parts_of_keys(products: Sequence[Product]) -> None:
+    """Raise CaptureError if the products of one call of one module are of all its queries, and of parts of its keys."""
+    first = products[0]
+    given, n_keys = first.calls[-1].given, sum(product.effective.shape[KEY] for product in products)
+    same_queries = all(product.effective.shape[:KEY] == first.effective.shape[:KEY] for product in products)
+    of_tokens = given is not None and given.ndim == 3 and n_keys == given.shape[1] and _of_all_queries(first)
+    if len(products) > 1 and of_tokens and same_queries and not any(product.depends for product in products):
+        raise CaptureError(
+            f"{first.layer} attends to its {n_keys} keys in {len(products)} parts, each scaled apart, so no map of "
+            "all of them is ever there (an online softmax); capture it with attention of all keys at once."
+        )
 
 
 def _of_all_queries(product: Product) -> bool:

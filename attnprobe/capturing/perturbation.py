@@ -3,9 +3,10 @@
 The certificate's two images a and b are run as [a, b], as [a changed, b], and as two more changes of a. What moves in
 the second pass belongs to the first image, and nothing of the second may move; how the tokens of a respond to the
 changes says where they are (see `places`). Two passes of two images, beside the one that they are compared with. Only
-where tokens turn out to form no complete grid do log2(patches) + 3 passes follow: see `scattered`.
+where tokens turn out to form no complete grid do log2(patches) + 4 passes follow: see `scattered`.
 """
 
+import itertools
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -68,7 +69,7 @@ def _located(model: nn.Module, pixels: Tensor) -> Located:
     comparable = len(others) > 0 and not _shares_scales(model)
     if comparable and (mixed := _mixed(base, moved)):
         again = _observed(model, torch.cat([first, others]))
-        if any(not torch.equal(value, again.values[layer]) for layer, value in base.values.items()):
+        if any(not torch.equal(value, again.values.get(layer, value[:0])) for layer, value in base.values.items()):
             return Located(dict.fromkeys(base.products, Places("unknown", ANEW)))
         raise CaptureError(
             f"{mixed}: what would be filed under the second image changes when only the first one does, so its rows "
@@ -93,6 +94,7 @@ def _located(model: nn.Module, pixels: Tensor) -> Located:
         _image_axes(base, moved) if comparable else {},
         comparable,
         {layer: kind for layer, (kind, _) in found.items() if kind != keys[layer][0]},
+        _parallel(list(base.products.values())),
     )
 
 
@@ -149,10 +151,11 @@ class _Search:
         return responses(base, down, up, _features(passes[3][len(self.pixels) - 1]))
 
     def _are_channels(self, passes: Sequence[Tensor]) -> bool:
-        """True if the columns of a square V are tokens in their places, so that its keys are channels."""
-        if passes[0].shape[-1] != passes[0].shape[-2]:
-            return False
-        return places(self._responses([value.mT for value in passes]), self.size, None).status == "proved"
+        """True if the columns of a square V, or its heads, are tokens in places of their own, and its keys channels."""
+        axes = [(-3, -2)] if passes[0].shape[-3] > 1 else []
+        axes += [(-2, -1)] if passes[0].shape[-1] == passes[0].shape[-2] else []
+        turned = ([value.transpose(*pair) for value in passes] for pair in axes)
+        return any(places(self._responses(some), self.size, None).status == "proved" for some in turned)
 
     def _scattered(self, layer: str, found: Responses, base: Tensor) -> Places | None:
         """Places of tokens that are no complete grid, of the likeliest size of patches; None without any such size."""
@@ -187,6 +190,25 @@ class _Search:
         """[image, key, feature], V of one layer; as many images at once as the certificate has."""
         seen = [_observed(self.model, part, layer).values[layer] for part in images.split(len(self.pixels))]
         return torch.stack([_features(value) for value in torch.cat(seen)])
+
+
+def _parallel(products: Sequence[Product]) -> tuple[str, ...]:
+    """Layers that run beside the one before them: both are in one list of modules, and given the same tokens."""
+    found = []
+    for one, other in itertools.pairwise(products):
+        given = {id(call.given): call.name for call in one.calls[1:] if call.given is not None}
+        beside = ((given.get(id(call.given), call.name), call.name) for call in other.calls[1:])
+        like = (
+            one.tower == other.tower and kind_of(other) == "self"
+        )  # class attention is given the same patches each time
+        if like and any(a != b and _in_one_list(a, b) for a, b in beside):
+            found.append(other.layer)
+    return tuple(found)
+
+
+def _in_one_list(one: str, other: str) -> bool:
+    (list_of_one, _, i), (list_of_other, _, j) = one.rpartition("."), other.rpartition(".")
+    return list_of_one == list_of_other and i.isdigit() and j.isdigit()
 
 
 def _observed(model: nn.Module, pixels: Tensor, only: str = "", moving: str = "") -> _Pass:

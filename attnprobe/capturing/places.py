@@ -72,6 +72,7 @@ class Located:
         places: of the key tokens of each layer, by its name.
         image_axes: axis of the image in the output [?, ?, width] of each block, by its name; None where neither is.
         images_proved: whether there was a second image to compare with.
+        parallel: layers that are given the same tokens as the layer before them, in one list of modules.
         passes: forward passes of up to two images that it took.
         kinds: of layers whose shapes say another kind than their responses: channels that are as many as tokens.
     """
@@ -80,6 +81,7 @@ class Located:
     image_axes: Mapping[str, int | None] = field(default_factory=dict)
     images_proved: bool = False
     kinds: Mapping[str, str] = field(default_factory=dict)
+    parallel: tuple[str, ...] = ()
     passes: int = 0
 
 
@@ -154,13 +156,15 @@ def places(found: Responses, size: tuple[int, int], guess: TokenGrid | None, pre
         return Places("unknown", f"its tokens fill a grid of {rows} x {cols} patches in another order than row by row")
     if guess is None or guess.n_tokens != len(moved) or not guess.rows:
         return Places("unknown", "its tokens form no complete grid of patches, row by row")
-    if guess.n_prefix == n_prefix:
-        extent = torch.maximum(found.height[moved], found.width[moved])
-        rows, cols = guess.rows, guess.cols
-        off = _distances(row, col, (rows, cols), unit=False) / extent
+    if bool(moved[guess.patches].all()):  # in later layers a class token moves, too
+        grid, row, col = (guess.rows, guess.cols), found.row[guess.patches], found.col[guess.patches]
+        extent = torch.maximum(found.height, found.width)[guess.patches]
+        off = _distances(row, col, grid, unit=False) / extent
         if off.max() > FAR or off.median() > FAR_MEDIAN or contradicts(found, guess):
-            return Places("unknown", f"its tokens are not where a grid of {rows} x {cols} patches would have them")
-        if not _in_order(row, col, (rows, cols)):
+            return Places(
+                "unknown", f"its tokens are not where a grid of {grid[0]} x {grid[1]} patches would have them"
+            )
+        if not _in_order(row, col, grid):
             return Places("unknown", "its tokens depend on all of the image alike, as learnt queries do")
     return Places("assumed", "its tokens already depend on much of the image, so their places do not show", guess)
 
@@ -186,7 +190,8 @@ def _in_order(row: Tensor, col: Tensor, grid: tuple[int, int]) -> bool:
     patch = torch.arange(len(row), device=row.device)
     pairs = ((row, patch // grid[1]), (col, patch % grid[1]))
     several = [pair for pair, side in zip(pairs, grid, strict=True) if side > 1]
-    return all(torch.corrcoef(torch.stack([at, of.double()]))[0, 1] >= IN_ORDER for at, of in several)
+    least = max(IN_ORDER, 1.6 * len(row) ** -0.5)  # of few tokens chance gives more
+    return all(torch.corrcoef(torch.stack([at, of.double()]))[0, 1] >= least for at, of in several)
 
 
 def _in_another_order(row: Tensor, col: Tensor, grid: tuple[int, int]) -> bool:

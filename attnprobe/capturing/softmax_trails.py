@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
@@ -70,7 +70,9 @@ class Trails:
 
     def __init__(self, fixed: Iterable[Tensor] = ()) -> None:
         self._trails: WeakIdKeyDictionary = WeakIdKeyDictionary()
-        self._fixed = {t.untyped_storage().data_ptr() for t in fixed}
+        # Sharded parameters are whole, and then parameters in memory of their own, while their module runs.
+        whole = (t for t in fixed if not hasattr(t, "to_local"))
+        self._fixed = {t.untyped_storage().data_ptr() for t in whole}
         self._n_softmaxes = 0
         self._logits: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
@@ -138,7 +140,7 @@ class Trails:
 
     def is_fixed(self, tensor: Tensor) -> bool:
         """True if a tensor is a parameter or buffer of the model, or a view of one."""
-        return tensor.untyped_storage().data_ptr() in self._fixed
+        return isinstance(tensor, nn.Parameter) or tensor.untyped_storage().data_ptr() in self._fixed
 
 
 def tensors(tree: Any) -> Iterator[Tensor]:

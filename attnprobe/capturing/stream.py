@@ -124,6 +124,13 @@ class Capture:
                         allow_missing=recording.allow_missing,
                     )
                 recording.recorder.located = proof.located
+                if parallel := proof.located.parallel:
+                    warnings.warn(
+                        f"{', '.join(parallel[:3])}{' ...' if len(parallel) > 3 else ''} and the layer before run side "
+                        "by side in one block, each as a layer of its own: what compares a layer with the previous one "
+                        "compares these two as well.",
+                        stacklevel=2,
+                    )
                 return proof
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):

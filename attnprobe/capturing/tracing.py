@@ -32,7 +32,7 @@ from attnprobe.capturing.axes import (
     unfolded,
 )
 from attnprobe.capturing.call_stack import Call, CallStack, is_attention
-from attnprobe.capturing.joining import joined_in_module, joined_modules
+from attnprobe.capturing.joining import joined_in_module, joined_modules, refuse_parts_of_keys
 from attnprobe.capturing.multi_head import fields_of_multi_head
 from attnprobe.capturing.product import Product
 from attnprobe.capturing.siblings import Ran
@@ -336,10 +336,11 @@ class Tracing(TorchFunctionMode):
     def _unfolded(self, matrix: Tensor, heads: int | None) -> Tensor:
         maps = unfolded(matrix, self.n_images, heads, self._given()) if self.n_images else None
         if maps is None:
+            layer = self._layer()
             raise CaptureError(
-                f"{self._layer().name}: its maps are {tuple(matrix.shape)} for {self.n_images} images; which axis is "
-                "the image's cannot be told. Capture needs it first, alone or times windows or heads; of a model of "
-                "images and texts, capture the vision tower alone."
+                f"{layer.name or type(layer.module).__name__}: its maps are {tuple(matrix.shape)} for {self.n_images} "
+                "images; which axis is the image's cannot be told. Capture needs it first, alone or times windows or "
+                "heads; of a model of images and texts, capture the vision tower alone."
             )
         return maps
 
@@ -362,6 +363,7 @@ class Tracing(TorchFunctionMode):
         calls = tuple(self.calls.running)
         tower = tower_of(layer.name, calls, max(self._stems.values(), default=0))
         layer.found.append(Product(calls, occurrence, route, **found, depends=self._depends, tower=tower))
+        refuse_parts_of_keys(layer.found)
 
     def _hand_on(self, call: Call) -> None:
         """Report what a module that ends has computed; a head of a list waits for its neighbours."""

@@ -212,3 +212,84 @@ def test_the_image_axis_may_change_from_block_to_block():
     (ours,), (theirs,) = (ap.capture(model, pixels, "weights", tokens=True) for model in (mixed, twin))
     torch.testing.assert_close(ours.values, theirs.values, rtol=0, atol=1e-6)
     torch.testing.assert_close(ours.tokens, theirs.tokens, rtol=0, atol=1e-5)
+
+
+def online(s, q, k, v):
+    parts = [((q @ keys.mT).exp(), values) for keys, values in zip(k.split(6, 2), v.split(6, 2), strict=True)]
+    return sum(part @ values for part, values in parts) / sum(part.sum(-1, keepdim=True) for part, _ in parts)
+
+
+def test_a_softmax_over_parts_of_the_keys_is_refused():
+    with pytest.raises(CaptureError, match="its 17 keys in 3 parts"):
+        list(ap.capture(vit(online), PIXELS))
+
+
+class Linformer(Attention):
+    """Keys and values are mixtures of all tokens."""
+
+    def __init__(self, n_keys):
+        super().__init__(plain)
+        self.mixing = nn.Linear(17, n_keys)
+
+    def split(self, x):
+        q, k, v = super().split(x)
+        return q, self.mixing(k.mT).mT, self.mixing(v.mT).mT
+
+
+@pytest.mark.parametrize("n_keys", [5, 17])
+def test_mixtures_of_all_tokens_are_in_no_grid_even_if_they_are_as_many(n_keys):
+    (maps,) = ap.capture(ViT(lambda _: Linformer(n_keys)).eval(), PIXELS)
+    assert maps.values.shape == (4, 3, 3, 17, n_keys) and maps.grid.rows == 0
+
+
+def test_learnt_queries_that_are_as_many_as_patches_are_in_no_grid():
+    class Perceiver(ViT):
+        def __init__(self):
+            super().__init__(lambda _: Attention(plain))
+            self.queries, self.cross = (
+                nn.Parameter(torch.randn(1, 16, 48)),
+                nn.MultiheadAttention(48, 3, batch_first=True),
+            )
+
+        def forward(self, x):
+            x, y = self.embed(x).flatten(2).mT, self.queries.expand(len(x), -1, -1)
+            y = y + self.cross(y, x, x, need_weights=False)[0]
+            for block in self.blocks:
+                y = y + block(y)
+            return y.mean(1)
+
+    kinds = {maps.kind: maps.grid.rows for maps in ap.capture(Perceiver().eval(), PIXELS)}
+    assert kinds == {"cross": 4, "self": 0}
+
+
+def test_attention_among_the_heads_of_each_token_is_of_channels():
+    class AmongHeads(Attention):
+        def forward(self, x):
+            q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 1, 3, 4)
+            return self.proj((soft(q, k) @ v).flatten(2))
+
+    (maps,) = ap.capture(ViT(lambda _: AmongHeads(plain)).eval(), PIXELS)
+    assert (maps.kind, maps.values.shape[-2:]) == ("channel", (3, 3))
+
+
+def test_a_model_that_crops_has_its_tokens_in_the_middle_of_the_image():
+    class Cropping(ViT):
+        def forward(self, x):
+            return super().forward(F.interpolate(x[..., 8:24, 8:24], scale_factor=2))
+
+    (maps,) = ap.capture(Cropping(lambda _: Attention(plain)).eval(), PIXELS)
+    inside = torch.arange(64).view(8, 8)[2:6, 2:6].flatten().tolist()
+    assert maps.grid == ap.TokenGrid(8, 8, ("cls",), (4, 4), (-1, *inside))
+
+
+def test_mask_tokens_in_the_places_of_patches_have_none_since_no_pixel_moves_them():
+    class Masked(ViT):
+        def forward(self, x):
+            x = self.embed(x).flatten(2).mT
+            x = torch.where((torch.arange(16) % 3 == 0)[:, None], self.cls_token, x) + self.pos[:, 1:]
+            for block in self.blocks:
+                x = x + block(x)
+            return x.mean(1)
+
+    (maps,) = ap.capture(Masked(lambda _: Attention(plain)).eval(), PIXELS)
+    assert maps.grid.positions == tuple(-1 if i % 3 == 0 else i for i in range(16))

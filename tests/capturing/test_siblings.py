@@ -3,6 +3,7 @@
 import pytest
 import timm
 import torch
+from timm.models.vision_transformer import ParallelThingsBlock, VisionTransformer
 from torch import nn
 
 import attnprobe as ap
@@ -136,3 +137,16 @@ def test_hybrids_with_stages_of_convolutions_are_whole(name, options):
     side = options.get("img_size", model.default_cfg["input_size"][-1])
     with torch.no_grad():
         assert ap.capture(model, torch.randn(2, 3, side, side)).certificate.missing == ()
+
+
+def test_attention_modules_side_by_side_in_a_block_are_layers_of_their_own_and_named():
+    options = {"img_size": 32, "embed_dim": 48, "depth": 3, "num_heads": 3, "num_classes": 5}
+    model = VisionTransformer(**options, block_fn=ParallelThingsBlock).eval()
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with pytest.warns(UserWarning, match="side by side in one block"):
+        capturing = ap.capture(model, images)
+        (maps,) = capturing
+    assert len(maps.layers) == 6
+    assert capturing.certificate.located.parallel == tuple(f"blocks.{i}.attns.1.attn" for i in range(3))
+    sequential = VisionTransformer(**options).eval()
+    assert ap.capture(sequential, images).certificate.located.parallel == ()

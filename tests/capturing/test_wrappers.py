@@ -107,3 +107,21 @@ def test_an_error_of_the_models_own_is_left_as_it_is(error):
     with pytest.raises(type(error)) as raised:
         next(iter(ap.capture(Broken(error), X)))
     assert raised.value is error
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="PyTorch without distributed")
+def test_a_sharded_model_has_the_maps_of_the_whole_one():
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    model = vit()
+    wanted = maps_of(model)
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        for block in model.blocks:
+            fully_shard(block, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+        torch.testing.assert_close(maps_of(model), wanted, rtol=0, atol=1e-6)
+    finally:
+        torch.distributed.destroy_process_group()
