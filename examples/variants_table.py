@@ -23,6 +23,7 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
+from attnprobe.core.devices import in_float64
 from attnprobe.core.errors import InputError, InUse
 from attnprobe.core.evidence import Change
 from attnprobe.core.spec import CaptureSpec
@@ -62,11 +63,11 @@ def settings_of(data: str, variant: str, depth: int, full: bool) -> tuple[str, d
     }
 
 
-def judged(run: Path) -> dict[str, Any]:
+def judged(run: Path, data: str) -> dict[str, Any]:
     """Kinds of collapse found in a captured run, similar blocks, and the harm of using the previous map, by block."""
     e = examine(run, pictures=0)
     found = [finding for finding in verdict(e).findings if finding.found == "yes"]
-    trial = open_trial(run, images=64)
+    trial = open_trial(run, data=data, images=64)
     harm = harm_of_previous_map(trial.model, (pixels for pixels, _ in trial.labelled()))[1:]
     overlap = e.measurements.get("map_overlap", site="effective").mean.diagonal(1)
     repeats, known = overlap > REPEATS, np.isfinite(harm)
@@ -104,7 +105,7 @@ def harm_of_previous_map(model: nn.Module, pixels: Iterable[Tensor]) -> np.ndarr
         ablatable = Ablatable(model, batch[:2]) if ablatable is None else ablatable
         if not ablatable.tapped:
             raise InputError(f"maps of {type(model).__name__} cannot be exchanged; only those of timm's plain ViT can.")
-        whole = ablatable.module(batch).double().log_softmax(-1)
+        whole = in_float64(ablatable.module(batch)).log_softmax(-1)
         harm = [_divergence(ablatable, block, batch, whole) for block in range(1, len(ablatable.heads) + 1)]
         total = np.array(harm) + (total if len(total) else 0)
         n_images += len(batch)
@@ -117,7 +118,7 @@ def _divergence(ablatable: Ablatable, block: int, pixels: Tensor, whole: Tensor)
     if ablatable.refusal(change):
         return float("nan")
     with ablatable.without([change]):
-        other = ablatable.module(pixels).double().log_softmax(-1)
+        other = in_float64(ablatable.module(pixels)).log_softmax(-1)
     return float((whole.exp() * (whole - other)).sum())
 
 
@@ -176,8 +177,9 @@ def main() -> None:
                 continue
             if not Run(run).maps.exists():
                 what = ("weights", "effective", "tokens")
-                capture_file(CaptureSpec(run, what=what, images=options.images, batch_size=64, untrained=64))
-            results.write_text(json.dumps({"top1": top1, **judged(run)}, indent=1))
+                subset = {"data": options.data, "images": options.images, "batch_size": 64}
+                capture_file(CaptureSpec(run, what=what, untrained=64, **subset))
+            results.write_text(json.dumps({"top1": top1, **judged(run, options.data)}, indent=1))
         facts[depth, variant][seed] = json.loads(results.read_text())
         print(f"{run.name}: {json.dumps(facts[depth, variant][seed]['kinds'])}", flush=True)
     for line in (

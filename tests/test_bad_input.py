@@ -74,6 +74,7 @@ def check_no_nan(folder):
 METRICS = ("--metric", "all", "--metric", "effective_rank")
 
 
+@pytest.mark.promise("not-finite")
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_maps_that_are_not_finite_are_named_and_left_out(file, call, tmp_path, bad):
     def spoil(values):
@@ -87,6 +88,7 @@ def test_maps_that_are_not_finite_are_named_and_left_out(file, call, tmp_path, b
     check_no_nan(tmp_path / "page")
 
 
+@pytest.mark.promise("not-finite")
 def test_maps_of_which_none_is_finite_cannot_be_judged(file, call, tmp_path):
     def spoil(values):
         values[:] = np.nan

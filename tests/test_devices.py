@@ -10,12 +10,18 @@ import timm
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import attnprobe as ap
 import attnprobe.models  # registers the models
+from attnprobe.capturing.outputs import tensors_of
+from attnprobe.capturing.places import responses
+from attnprobe.core.devices import in_float64, numbered
 from attnprobe.core.images import InputSpec
 from attnprobe.core.maps import AttentionMaps, TokenGrid
 from attnprobe.metrics import METRICS
+from attnprobe.metrics.engine import collect, linear_algebra
 from attnprobe.models.variants import VARIANTS
 from attnprobe.training import TrainConfig
 from attnprobe.training.augment import Augmentation
@@ -29,6 +35,21 @@ BY_DESIGN = {
 """Metrics that need values on the host, and why; none of them is cheap anywhere."""
 
 SPEC = InputSpec((32, 32))
+
+
+class WithoutFloat64(TorchDispatchMode):
+    """Refuses float64 on a device, as MPS does."""
+
+    def __init__(self, device):
+        super().__init__()
+        self.device = device
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        for leaf in tree_leaves(made):
+            if isinstance(leaf, torch.Tensor) and (leaf.dtype, leaf.device.type) == (torch.float64, self.device):
+                raise TypeError(f"{self.device} has no float64: {function}")
+        return made
 
 
 def on_fake_gpu(model):
@@ -112,6 +133,57 @@ def test_recording_a_forward_pass_waits_for_no_device(name):
         assert maps.values.device.type == "cuda" and maps.values.shape == (2, 2, 6, 17, 17)
 
 
+def test_singular_values_of_a_gpu_are_computed_on_the_cpu(monkeypatch):
+    """CUDA decomposes the matrices of a batch one after the other."""
+    devices, original = [], torch.linalg.svdvals
+    monkeypatch.setattr(torch.linalg, "svdvals", lambda x: devices.append(x.device.type) or original(x))
+    with FakeTensorMode():
+        values = linear_algebra.singular_values(torch.empty(2, 3, 5, 7, device="cuda"))
+    assert devices == ["cpu"] and (values.device.type, values.dtype, values.shape) == ("cuda", torch.float64, (2, 3, 5))
+
+
+def test_a_gpu_with_and_without_its_number_is_one_device():
+    with FakeTensorMode():
+        assert numbered("cuda") == numbered("cuda:0") == torch.device("cuda", 0)
+    assert numbered("cpu") == torch.device("cpu")
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_training_a_variant_needs_no_float64(name):
+    model = timm.create_model(f"{name}_16_digits", num_classes=10, depth=2).train()
+    model.to("meta")
+    with WithoutFloat64("meta"):
+        outputs = model(torch.empty(2, 3, 32, 32, device="meta"))
+        loss = classification_loss(outputs, torch.empty(2, dtype=torch.long, device="meta"), config())
+        loss.backward()
+    assert loss.device.type == "meta"
+
+
+@pytest.mark.parametrize("mixed", [{"mixup": 0.2}, {"cutmix": 1.0}, {"mixup": 0.2, "cutmix_minmax": (0.2, 0.8)}])
+def test_augmentation_and_mixing_need_no_float64_on_the_device(mixed):
+    options = config(scale=(0.7, 1.0), train_interpolation="random", hflip=0.5, reprob=0.5, recount=2, **mixed)
+    pixels, labels = torch.empty(8, 3, 32, 32, device="meta"), torch.empty(8, dtype=torch.long, device="meta")
+    with WithoutFloat64("meta"):
+        Mix(options, 10)(Augmentation(options, SPEC)(pixels), labels)
+
+
+@pytest.mark.parametrize("lacking", [True, False])
+def test_metrics_are_computed_where_there_is_float64(lacking, monkeypatch):
+    """A GPU passes for Apple's, whose tensors PyTorch cannot even fake elsewhere."""
+    monkeypatch.setattr(collect, "with_float64", lambda device: torch.device("cpu") if lacking else device)
+    with FakeTensorMode():
+        maps = AttentionMaps(torch.empty(2, 3, 4, 17, 17, device="cuda"), ("a", "b"), TokenGrid(4, 4))
+        places = [piece.values.device.type for piece in collect._pieces(maps)]
+    assert places == ["cpu" if lacking else "cuda"]
+
+
+def test_tests_of_a_capture_leave_a_device_without_float64():
+    with FakeTensorMode(), WithoutFloat64("mps"):
+        tokens, classes = torch.empty(17, 8, device="mps"), torch.empty(2, dtype=torch.long, device="mps")
+        assert responses(*[tokens] * 4).moved.device.type == "cpu"
+        assert tensors_of({"classes": classes})[0].device.type == in_float64(tokens).device.type == "cpu"
+
+
 def test_the_check_finds_what_it_looks_for():
     with FakeTensorMode():
         gpu, cpu = torch.empty(3, device="cuda"), torch.empty(3)
@@ -121,3 +193,5 @@ def test_the_check_finds_what_it_looks_for():
             gpu + cpu
     with pytest.raises(RuntimeError):
         torch.empty(3, device="meta").sum().item()
+    with pytest.raises(TypeError, match="no float64"), WithoutFloat64("meta"):
+        torch.empty(3, device="meta").double()

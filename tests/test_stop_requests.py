@@ -231,18 +231,22 @@ def check_stops(run, tmp_path, command, times, fresh):
     return codes
 
 
+@pytest.mark.promise("stop-requested")
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # Python 3.12 on fork beside threads
 @pytest.mark.parametrize("command", ["capture", "stats", "report", "verify-drops"])
-def test_a_stop_at_a_random_moment_leaves_right_numbers_and_says_so(trained, tmp_path, command):
+def test_a_stop_at_a_random_moment_leaves_right_numbers_and_says_so(trained, tmp_path, command, record_property):
     assert check_stops(trained, tmp_path, command, times=3, fresh=False)
+    record_property("tried", 3)
 
 
+@pytest.mark.promise("stop-requested")
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 @pytest.mark.parametrize("command", ["capture", "stats", "report", "verify-drops"])
-def test_a_hundred_stops(trained, tmp_path, command):
+def test_a_hundred_stops(trained, tmp_path, command, record_property):
     codes = check_stops(trained, tmp_path, command, 85, fresh=False)
     codes += check_stops(trained, tmp_path / "fresh", command, 15, fresh=True)
     print(f"{command}: {len(codes)} stops, {codes.count(75)} exit 75, {codes.count(0)} done before, "
           f"{len(codes) - codes.count(75) - codes.count(0)} before the program began")  # fmt: skip
     assert codes.count(75) > 40
+    record_property("tried", len(codes))

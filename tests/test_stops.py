@@ -103,8 +103,9 @@ def undisturbed_run(task, path):
     return contents(path), seconds
 
 
+@pytest.mark.promise("capture-killed")
 @pytest.mark.parametrize(("world", "kills"), [(1, 50), (2, 20)])
-def test_kills_at_random_moments_change_nothing(tmp_path, task, monkeypatch, world, kills):
+def test_kills_at_random_moments_change_nothing(tmp_path, task, monkeypatch, world, kills, record_property):
     monkeypatch.setattr(merge, "_run_child", merge._copy)  # so that a kill can fall into the merge, too
     undisturbed, seconds = undisturbed_run(task, tmp_path / "whole" / "maps.h5")
     chance = random.Random(world)
@@ -129,6 +130,7 @@ def test_kills_at_random_moments_change_nothing(tmp_path, task, monkeypatch, wor
             break
     print(f"{kills} kills with {world} processes in runs of {seconds:.2f} s; images there: {sorted(found)}")
     assert len(set(found)) >= 4, "kills fell into the beginning, the middle and the end"
+    record_property("tried", kills)
 
 
 @pytest.fixture
@@ -158,7 +160,8 @@ def small_disk(tmp_path):
     unmount()
 
 
-def test_a_full_disk_of_any_size_is_one_line_and_costs_only_the_attempt(tmp_path, task, small_disk):
+@pytest.mark.promise("disk-full")
+def test_a_full_disk_of_any_size_is_one_line_and_costs_only_the_attempt(tmp_path, task, small_disk, record_property):
     undisturbed, _ = undisturbed_run(task, tmp_path / "whole" / "maps.h5")
     whole = (tmp_path / "whole" / "maps.h5").stat().st_size // 1024
     ways = []
@@ -182,3 +185,4 @@ def test_a_full_disk_of_any_size_is_one_line_and_costs_only_the_attempt(tmp_path
         check_whole(path, undisturbed)
     print(f"disks of {sizes[0]} to {sizes[-1]} kB for a file of {whole} kB: {ways}")
     assert "file" in ways and "0 images" in ways and len(set(ways)) > 3
+    record_property("tried", len(sizes))

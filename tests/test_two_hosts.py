@@ -44,6 +44,7 @@ def hosts():
             subprocess.run(["ip", "netns", "del", name], check=False)
 
 
+@pytest.mark.promise("capture-stopped")
 def test_two_hosts_share_a_capture_and_the_shards_are_those_of_one(hosts, tmp_path):
     options = {"data": "digits", "images": 150, "img_size": 128, "untrained": 0, "seed": 3}
     alone = capture_file(CaptureSpec("vit_16_digits", device="cpu", **options), out=tmp_path / "one.h5")

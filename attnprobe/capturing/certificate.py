@@ -41,6 +41,9 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, tor
 OF_SHAPES = re.compile(r"shape|size|channel|dimension|height|width|match|Guard", re.IGNORECASE)
 """What the message of a model says that refuses images of another size or number of channels."""
 
+OF_CHANNELS = re.compile(r"to have (\d+) channels")
+"""What a convolution over pixels says of the number it has weights for."""
+
 AT_ONCE = 96 << 20
 """Bytes of maps in one pass; longer sequences take several passes, a few layers each."""
 
@@ -215,7 +218,7 @@ def _is_rounding(model: nn.Module, pixels: Tensor, watch: bool | None) -> bool:
     Scores in the hundreds, such as those of nearly one-hot rows, make float32's rounding grow from layer to layer.
     """
     try:
-        model, pixels = copy.deepcopy(model).double().cpu(), pixels.double().cpu()
+        model, pixels = copy.deepcopy(model).cpu().double(), pixels.cpu().double()
         fused = tensors_of(model(pixels))
         layers, watched = layers_to_hook(model, watch)
         with unfused(model, layers), untraced() if watched else nullcontext():
@@ -243,6 +246,8 @@ def _run(model: nn.Module, pixels: Tensor) -> Any:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         if lacks:
             advice = "Give further arguments of its forward pass as inputs={name: value}."
+        elif (channels := OF_CHANNELS.search(str(error))) and int(channels[1]) not in (1, 3):
+            advice = f"Files are read as 3 channels: pass pixels [image, {channels[1]}, row, col], already normalised."
         elif isinstance(model, torch.fx.GraphModule) and "Guard" in reason:
             advice = "It was exported for images of another number or size; export it with dynamic_shapes."
         else:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from attnprobe.capturing.call_stack import is_attention, modules_by_name
 from attnprobe.core.errors import CaptureError
-from attnprobe.core.maps import TokenGrid
+from attnprobe.core.grid import TokenGrid
 from attnprobe.core.tap import Tap
 
 Route = Literal["taps", "unfused"]

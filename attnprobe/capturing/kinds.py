@@ -4,13 +4,13 @@ Read off shapes first, and names only where shapes cannot tell (pool, cross, gri
 """
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
 from attnprobe.capturing.product import Product
-from attnprobe.core.maps import TokenGrid
+from attnprobe.core.grid import TokenGrid
 
 PREFIX_PARAMETERS = {
     "cls": re.compile(r"(^|\.)(cls_token|class_token|class_embedding|cls_embed)(_\d+)?$"),
@@ -69,23 +69,27 @@ class TokenPlacement:
 
     Attributes:
         stems: convolutions that cut pixels into patches.
-        prefix: names of the tokens before the patches, in order.
+        prefix: names of the tokens before the patches, in their usual order.
+        parameters: the parameter that each kind of prefix token is, "cls", "dist" or "reg", by its name.
     """
 
     stems: tuple[nn.Conv2d, ...]
     prefix: tuple[str, ...]
+    parameters: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, model: nn.Module) -> "TokenPlacement":
         """Read off the convolutions over pixels and the names of parameters."""
         convs = (m for m in model.modules() if isinstance(m, nn.Conv2d) and m.in_channels <= 4)
         named = [*model.named_parameters(), *model.named_buffers()]
-        counts = {
-            kind: next((_count(p, kind) for name, p in named if pattern.search(name)), 0)
+        first = {
+            kind: next(((name, p) for name, p in named if pattern.search(name)), None)
             for kind, pattern in PREFIX_PARAMETERS.items()
         }
+        counts = {kind: 0 if found is None else _count(found[1], kind) for kind, found in first.items()}
         registers = tuple(f"reg{i}" for i in range(counts["reg"]))
-        return cls(tuple(convs), ("cls",) * counts["cls"] + ("dist",) * counts["dist"] + registers)
+        parameters = {kind: found[0] for kind, found in first.items() if found is not None}
+        return cls(tuple(convs), ("cls",) * counts["cls"] + ("dist",) * counts["dist"] + registers, parameters)
 
     def grid(self, n_tokens: int, size: tuple[int, int] | None) -> TokenGrid | None:
         """The grid of `n_tokens` tokens of an image of `size` pixels; None if there is none that fits.

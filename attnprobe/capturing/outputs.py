@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from attnprobe.capturing.axes import relative
+from attnprobe.core.devices import in_float64
 from attnprobe.core.errors import CaptureError
 
 
@@ -26,7 +27,7 @@ def tensors_of(output: Any) -> list[Tensor]:
     found = [_real(leaf) for leaf in leaves if isinstance(leaf, Tensor)]
     found = found or [torch.tensor(leaf, dtype=torch.float64) for leaf in leaves]
     floats = [tensor for tensor in found if tensor.is_floating_point()]
-    return floats or [tensor.double() for tensor in found]
+    return floats or [in_float64(tensor) for tensor in found]
 
 
 def difference(ours: list[Tensor], theirs: list[Tensor]) -> float:

@@ -2,24 +2,30 @@
 
 The certificate's two images a and b are run as [a, b], as [a changed, b], and as two more changes of a. What moves in
 the second pass belongs to the first image, and nothing of the second may move; how the tokens of a respond to the
-changes says where they are (see `places`). Two passes of two images, beside the one that they are compared with.
+changes says where they are (see `places`). Two passes of two images, beside the one that they are compared with. Only
+where tokens turn out to form no complete grid do log2(patches) + 3 passes follow: see `scattered`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from attnprobe.capturing.call_stack import Call
 from attnprobe.capturing.hooks import block_names, known_layers, token_grid
 from attnprobe.capturing.kinds import TokenPlacement, kind_of
 from attnprobe.capturing.places import Located, Places, Responses, changes, contradicts, places, responses
 from attnprobe.capturing.product import Product
+from attnprobe.capturing.scattered import ANEW, coded_images, patch_sizes, read_positions, trial_images, why_not_alone
 from attnprobe.capturing.tracing import Tracing
 from attnprobe.core.errors import CaptureError
-from attnprobe.core.maps import TokenGrid
+from attnprobe.core.grid import TokenGrid
+
+TRIES = 3
+"""Sizes of patches that are tried of a model that does not say its own."""
 
 OTHERS = 0.6
 """Change of the second image's values, relative to that of the first one's, which only the first image's change can
@@ -43,6 +49,16 @@ def locate(model: nn.Module, pixels: Tensor) -> Located:
     """
     if pixels.ndim < 4 or not pixels.is_floating_point():
         return Located()
+    passes: list[torch.Size] = []
+    counting = model.register_forward_pre_hook(lambda _model, args: passes.append(args[0].shape))
+    try:
+        found = _located(model, pixels)
+    finally:
+        counting.remove()
+    return replace(found, passes=len(passes))
+
+
+def _located(model: nn.Module, pixels: Tensor) -> Located:
     first, others = pixels[:1], pixels[1:2]
     down, up, right = (changed[None] for changed in changes(pixels[0]))
     base = _observed(model, torch.cat([first, others]))
@@ -50,41 +66,141 @@ def locate(model: nn.Module, pixels: Tensor) -> Located:
     rest = _observed(model, torch.cat([up, right]) if len(others) else up)
     last = rest if len(others) else _observed(model, right)
     comparable = len(others) > 0 and not _shares_scales(model)
-    if comparable:
-        _refuse_mixing(base, moved)
-    size = (pixels.shape[-2], pixels.shape[-1])
-    of_stage: dict[tuple[object, ...], Places] = {}
+    if comparable and (mixed := _mixed(base, moved)):
+        again = _observed(model, torch.cat([first, others]))
+        if any(not torch.equal(value, again.values[layer]) for layer, value in base.values.items()):
+            return Located(dict.fromkeys(base.products, Places("unknown", ANEW)))
+        raise CaptureError(
+            f"{mixed}: what would be filed under the second image changes when only the first one does, so its rows "
+            "are not one image's. Does the model put heads or windows before images, views of images into one batch "
+            "(test-time augmentation), or join images? Capture the model inside, on each view."
+        )
+    search = _Search(model, pixels[:2], TokenPlacement.of(model), {layer.name for layer in known_layers(model)})
+    of_stage: dict[tuple[object, ...], tuple[str, Places]] = {}
     keys: dict[str, tuple[object, ...]] = {}
-    channels: set[tuple[object, ...]] = set()
-    known = {layer.name: layer for layer in known_layers(model)}
-    placement = TokenPlacement.of(model)
-    kinds: dict[str, str] = {}
     for layer, product in base.products.items():
-        passes = [seen.values.get(layer) for seen in (base, moved, rest, last)]
+        passes = [value for seen in (base, moved, rest, last) if (value := seen.values.get(layer)) is not None]
         kind = kind_of(product)
-        key = (kind, *product.effective.shape[1:], product.tower)
+        key = keys[layer] = (kind, *product.effective.shape[1:], product.tower)
         if key not in of_stage:
-            guess = token_grid(model, size) if layer in known else _guess(placement, product, kind, size)
-            of_stage[key] = _places(kind, passes, size, guess, placement.prefix, bool(len(others)))
-            if kind == "self" and of_stage[key].status != "proved" and _are_channels(passes, size, bool(len(others))):
-                of_stage[key] = _places("channel", passes, size, guess, placement.prefix, bool(len(others)))
-                channels.add(key)
-        elif kind == "self" and (grid := of_stage[key].grid) and _moved_on(passes, grid, bool(len(others))):
-            of_stage[key] = Places("unknown", f"tokens of {layer} are not where those of its first layer are")
-        keys[layer] = key
-        if key in channels:
-            kinds[layer] = "channel"
+            of_stage[key] = search.first_layer(layer, product, kind, passes)
+        elif kind == "self" and (grid := of_stage[key][1].grid) and search.moved_on(passes, grid):
+            why = f"tokens of {layer} are not where those of its first layer are"
+            of_stage[key] = (of_stage[key][0], Places("unknown", why))
     found = {layer: of_stage[key] for layer, key in keys.items()}
-    return Located(found, _image_axes(base, moved) if comparable else {}, comparable, kinds)
+    return Located(
+        {layer: place for layer, (_, place) in found.items()},
+        _image_axes(base, moved) if comparable else {},
+        comparable,
+        {layer: kind for layer, (kind, _) in found.items() if kind != keys[layer][0]},
+    )
 
 
-def _observed(model: nn.Module, pixels: Tensor) -> _Pass:
-    """One forward pass, with V of every layer and the output of the block around it."""
+@dataclass(frozen=True, slots=True)
+class _Search:
+    """The search for the places of tokens in a model.
+
+    Attributes:
+        pixels: the one or two images of the certificate, of which the first is changed.
+        placement: what the model's modules say.
+        known: names of layers of models that state how they cut images.
+    """
+
+    model: nn.Module
+    pixels: Tensor
+    placement: TokenPlacement
+    known: Collection[str]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return (self.pixels.shape[-2], self.pixels.shape[-1])
+
+    def first_layer(self, layer: str, product: Product, kind: str, passes: Sequence[Tensor]) -> tuple[str, Places]:
+        """The kind and the places of the first layer of a stage from its V in the four passes."""
+        guess = self._guess(layer, product, kind)
+        if kind == "channel" or len(passes) < 4 or passes[0].shape != passes[1].shape:
+            why = "its keys are channels" if kind == "channel" else "its values are hidden"
+            return kind, Places("assumed", why, guess) if guess else Places("unknown", why)
+        found = self._responses(passes)
+        if kind in ("window", "grid"):
+            return kind, _of_windows(found, guess)
+        place = places(found, self.size, guess, self.placement.prefix)
+        if kind == "self" and place.status != "proved" and self._are_channels(passes):
+            return self.first_layer(layer, product, "channel", passes)
+        if place.status == "unknown":
+            place = self._scattered(layer, found, _features(passes[0][0])) or place
+        if place.status == "proved" and place.grid is not None and layer not in self.known:
+            place = replace(place, grid=self._named(layer, place.grid, _features(passes[0][0])))
+        return kind, place
+
+    def moved_on(self, passes: Sequence[Tensor], grid: TokenGrid) -> bool:
+        """True if the tokens of a later layer are elsewhere than in the stage's first: sorted, exchanged or merged."""
+        return len(passes) == 4 and bool(grid.rows) and contradicts(self._responses(passes), grid)
+
+    def _guess(self, layer: str, product: Product, kind: str) -> TokenGrid | None:
+        if layer in self.known:
+            return token_grid(self.model, self.size)
+        n_tokens = product.effective.shape[1] * product.effective.shape[4]
+        return None if kind == "self" and product.pads(n_tokens) else self.placement.grid(n_tokens, self.size)
+
+    def _responses(self, passes: Sequence[Tensor]) -> Responses:
+        """Responses of the keys of the first image in the four passes; the last has it second if there are two."""
+        base, down, up = (_features(value[0]) for value in passes[:3])
+        return responses(base, down, up, _features(passes[3][len(self.pixels) - 1]))
+
+    def _are_channels(self, passes: Sequence[Tensor]) -> bool:
+        """True if the columns of a square V are tokens in their places, so that its keys are channels."""
+        if passes[0].shape[-1] != passes[0].shape[-2]:
+            return False
+        return places(self._responses([value.mT for value in passes]), self.size, None).status == "proved"
+
+    def _scattered(self, layer: str, found: Responses, base: Tensor) -> Places | None:
+        """Places of tokens that are no complete grid, of the likeliest size of patches; None without any such size."""
+        strides = [(int(stem.stride[0]), int(stem.stride[1])) for stem in self.placement.stems]
+        sizes = patch_sizes(found, self.size, strides) if self.pixels.ndim == 4 else []
+        why = ""
+        for patch in sizes[: 1 if strides else TRIES]:
+            # One pass rules out tokens that see more than a patch, as in hybrids of convolutions and attention.
+            more = why_not_alone(base, self._values(layer, trial_images(self.pixels[0], patch)))
+            if not more:
+                passes = [self._values(layer, images) for images in coded_images(self.pixels[0], patch)]
+                return read_positions(passes, self.size, patch, self.placement.prefix)
+            why = why or more
+        return Places("unknown", why) if why else None
+
+    def _named(self, layer: str, grid: TokenGrid, base: Tensor) -> TokenGrid:
+        """The grid with each prefix token named after the parameter that moves it, where there are several kinds."""
+        kinds = {name.rstrip("0123456789") for name in grid.prefix}
+        parameters = {kind: name for kind, name in self.placement.parameters.items() if kind in kinds}
+        if len(parameters) < 2 or any(parameter.is_meta for parameter in self.model.parameters()):
+            return grid
+        names = [f"prefix{i}" for i in range(grid.n_prefix)]
+        for kind, parameter in parameters.items():
+            values = _observed(self.model, self.pixels, layer, moving=parameter).values[layer]
+            moved = (_features(values[0]) - base).abs().amax(-1)[grid.prefix_tokens] > 0
+            found = moved.nonzero().flatten().tolist()
+            for number, i in enumerate(found):
+                names[i] = f"{kind}{number}" if kind == "reg" else kind
+        return replace(grid, prefix=tuple(names))
+
+    def _values(self, layer: str, images: Tensor) -> Tensor:
+        """[image, key, feature], V of one layer; as many images at once as the certificate has."""
+        seen = [_observed(self.model, part, layer).values[layer] for part in images.split(len(self.pixels))]
+        return torch.stack([_features(value) for value in torch.cat(seen)])
+
+
+def _observed(model: nn.Module, pixels: Tensor, only: str = "", moving: str = "") -> _Pass:
+    """One forward pass, with V of every layer and the output of the block around it.
+
+    Args:
+        only: the one layer of which V is kept; all if "".
+        moving: a parameter that is another one in this pass.
+    """
     seen = _Pass({}, {}, {})
     blocks: set[str] = set()
 
     def keep(product: Product) -> None:
-        if product.value is not None:
+        if product.value is not None and only in ("", product.layer):
             seen.values[product.layer] = product.value
         seen.products[product.layer] = _light(product)
         names = {call.name for call in product.calls}
@@ -96,7 +212,11 @@ def _observed(model: nn.Module, pixels: Tensor) -> _Pass:
             seen.outputs[call.name] = out
 
     with Tracing(model, keep, on_leave=keep_output, values=True, allow_missing=True):
-        model(pixels)
+        if moving:
+            parameter = dict([*model.named_parameters(), *model.named_buffers()])[moving]
+            functional_call(model, {moving: parameter + 0.1 * torch.ones_like(parameter).cumsum(-1).sin()}, (pixels,))
+        else:
+            model(pixels)
     return seen
 
 
@@ -106,49 +226,6 @@ def _light(product: Product) -> Product:
     empty = product.effective.new_empty(()).expand(shape)
     none = dict.fromkeys(("weights", "value", "error_of", "scores", "factors"))
     return replace(product, effective=empty, **none)
-
-
-def _guess(placement: TokenPlacement, product: Product, kind: str, size: tuple[int, int]) -> TokenGrid | None:
-    n_windows, n_keys = product.effective.shape[1], product.effective.shape[4]
-    n_tokens = n_windows * n_keys
-    if kind == "self" and product.pads(n_tokens):
-        return None
-    return placement.grid(n_tokens, size)
-
-
-def _places(
-    kind: str, passes: list[Tensor | None], size: tuple[int, int], guess: TokenGrid | None, prefix: tuple[str, ...],
-    two: bool,
-) -> Places:  # fmt: skip
-    """Places of the keys of a layer from its V [image, window, head, key, width] in the four passes."""
-    values = [value for value in passes if value is not None]
-    if kind == "channel" or len(values) < 4 or any(value.shape != values[0].shape for value in values[:2]):
-        why = "its keys are channels" if kind == "channel" else "its values are hidden"
-        return Places("assumed", why, guess) if guess else Places("unknown", why)
-    found = _responses(values, two)
-    if kind in ("window", "grid"):
-        return _of_windows(found, guess)
-    return places(found, size, guess, prefix)
-
-
-def _responses(passes: Sequence[Tensor], two: bool) -> Responses:
-    """Responses of the keys of the first image in the four passes; the last has it second if there are two."""
-    base, down, up = (_features(value[0]) for value in passes[:3])
-    return responses(base, down, up, _features(passes[3][1 if two else 0]))
-
-
-def _are_channels(passes: list[Tensor | None], size: tuple[int, int], two: bool) -> bool:
-    """True if the columns of a square V are tokens in their places, so that its keys are channels."""
-    values = [value.mT for value in passes if value is not None]
-    if len(values) < 4 or values[0].shape[-1] != values[0].shape[-2]:
-        return False
-    return places(_responses(values, two), size, None).status == "proved"
-
-
-def _moved_on(passes: list[Tensor | None], grid: TokenGrid, two: bool) -> bool:
-    """True if the tokens of a later layer are elsewhere than in the stage's first: sorted, exchanged or merged."""
-    values = [value for value in passes if value is not None]
-    return len(values) == 4 and bool(grid.rows) and contradicts(_responses(values, two), grid)
 
 
 def _features(value: Tensor) -> Tensor:
@@ -172,18 +249,16 @@ def _shares_scales(model: nn.Module) -> bool:
     return any(type(module).__module__.startswith("torch.ao.nn.quantized.dynamic") for module in model.modules())
 
 
-def _refuse_mixing(base: _Pass, moved: _Pass) -> None:
+def _mixed(base: _Pass, moved: _Pass) -> str:
+    """The first layer whose V of the second image changes with the first image; "" if there is none."""
     for layer, before in base.values.items():
         after = moved.values.get(layer)
         if after is None or after.shape != before.shape or len(before) != 2:
             continue
         own, other = ((after[i] - before[i]).abs().max().item() for i in (0, 1))
         if other > OTHERS * own and other > 0:
-            raise CaptureError(
-                f"{layer}: what would be filed under the second image changes when only the first one does, so its "
-                "rows are not one image's. Does the model put heads or windows before images, views of images into one "
-                "batch (test-time augmentation), or join images? Capture the model inside, on each view."
-            )
+            return layer
+    return ""
 
 
 def _image_axes(base: _Pass, moved: _Pass) -> dict[str, int | None]:

@@ -19,7 +19,8 @@ from attnprobe.capturing.towers import Tower, tower_names, tower_of
 from attnprobe.capturing.tracing import Tracing
 from attnprobe.capturing.windows import in_image
 from attnprobe.core.errors import CaptureError, InputError
-from attnprobe.core.maps import AttentionMaps, Outcome, TokenGrid
+from attnprobe.core.grid import TokenGrid
+from attnprobe.core.maps import AttentionMaps, Outcome
 from attnprobe.core.sites import Site
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from attnprobe.core.errors import InputError
-from attnprobe.core.maps import TokenGrid
+from attnprobe.core.grid import TokenGrid
 from attnprobe.core.text import numbers
 
 SLICE = re.compile(r"^(-?\d*):(-?\d*)(?::(\d+))?$")
@@ -69,11 +69,11 @@ class Selection:
         if self.queries == "all" or (self.queries == "cls" and kind in ("class", "pool") and n_queries == 1):
             return None
         if self.queries == "cls":
-            if grid is None or kind != "self" or "cls" not in grid.prefix:
+            at = None if grid is None or kind != "self" else grid.token("cls")
+            if at is None:
                 raise InputError(
                     f"queries='cls' was chosen, and {kind!r} maps have no class token among their queries."
                 )
-            at = grid.prefix.index("cls")
             return slice(at, at + 1)
         found = SLICE.match(self.queries)
         assert found is not None, "checked when it was made"

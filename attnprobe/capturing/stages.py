@@ -12,7 +12,8 @@ from torch import Tensor
 from attnprobe.capturing.selection import positions
 from attnprobe.capturing.towers import Tower
 from attnprobe.core.errors import CaptureError
-from attnprobe.core.maps import AttentionMaps, Outcome, Part, TokenGrid
+from attnprobe.core.grid import TokenGrid
+from attnprobe.core.maps import AttentionMaps, Outcome, Part
 from attnprobe.core.sites import Site
 
 

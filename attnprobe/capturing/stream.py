@@ -159,6 +159,13 @@ class Capture:
         first = next(self._image_batches(2, range(min(2, self._count(2)))), None)
         if first is None:
             raise CaptureError("no image to capture; the source is empty.")
+        if not hasattr(self.images, "spec") and _are_bytes(first.pixels):
+            warnings.warn(
+                f"pixels are whole numbers up to {first.pixels.max():.0f}, as if they were not normalised: unless the "
+                "model does that itself, divide by 255, subtract the mean and divide by the standard deviation that it "
+                "was trained with.",
+                stacklevel=2,
+            )
         return first
 
     def _is_of_other_classes(self, output: object, n_images: int) -> bool:
@@ -225,6 +232,12 @@ def _device_of(model: nn.Module) -> torch.device:
     if device is None:
         raise CaptureError(f"{type(model).__name__} lacks weights (device meta); load or initialise them.")
     return torch.device(device)
+
+
+def _are_bytes(pixels: Tensor) -> bool:
+    """True if pixels of a float type are the bytes of images."""
+    low, high = pixels.aminmax()
+    return bool(low >= 0) and 32 < high.item() <= 255 and bool((pixels == pixels.round()).all())
 
 
 def _cut(batch: ImageBatch, start: int, stop: int) -> ImageBatch:

@@ -13,7 +13,7 @@ from torch import Tensor
 from attnprobe.capturing.call_stack import Call
 from attnprobe.capturing.product import Product
 from attnprobe.core.errors import CaptureError
-from attnprobe.core.maps import TokenGrid
+from attnprobe.core.grid import TokenGrid
 
 WINDOW_SIZES = ("window_size", "partition_size", "grid_size", "ws")
 """Usual names of rows and columns of a window, looked up in the layer first and then in the modules around it."""

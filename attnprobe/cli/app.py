@@ -4,7 +4,11 @@ Data goes to stdout, progress and messages to stderr. Exit codes: 0 fine, 1 the 
 2 usage or bad input, 3 a condition of --fail-on holds, 75 stopped and resumable, 130 Ctrl-C.
 """
 
+import contextlib
+import functools
+import io
 import os
+import re
 import signal
 import sys
 import textwrap
@@ -12,6 +16,7 @@ import warnings
 from collections.abc import Callable
 from importlib.metadata import version
 from inspect import getdoc
+from itertools import groupby
 from typing import Any
 
 import tyro
@@ -72,13 +77,7 @@ def main(arguments: list[str] | None = None) -> None:
         name = arguments[0]
         if name not in COMMANDS:
             raise InputError(f"no command {name!r}.{did_you_mean(name, COMMANDS)}")
-        tyro.cli(
-            COMMANDS[name],
-            prog=f"attnprobe {name}",
-            description=_description(COMMANDS[name]),
-            args=arguments[1:],
-            config=(tyro.conf.FlagCreatePairsOff,),
-        )
+        _parsed(name, arguments[1:])()
     except (AttnprobeError, Stopped) as error:
         _end(error, error.exit_code)
     except KeyboardInterrupt:
@@ -92,6 +91,44 @@ def main(arguments: list[str] | None = None) -> None:
         if os.environ.get("ATTNPROBE_DEBUG"):
             raise
         _end(f"bug: {type(error).__name__}: {error} (ATTNPROBE_DEBUG=1 shows where; please report it)", 1)
+
+
+def _parsed(name: str, arguments: list[str]) -> Callable[[], Any]:
+    """The command with its arguments, to be called.
+
+    Raises:
+        InputError: they are not what the command takes.
+    """
+    command, box = COMMANDS[name], io.StringIO()
+
+    @functools.wraps(command)
+    def later(*args: Any, **kwargs: Any) -> Callable[[], Any]:
+        return functools.partial(command, *args, **kwargs)
+
+    try:
+        with contextlib.redirect_stderr(box):
+            return tyro.cli(
+                later,
+                prog=f"attnprobe {name}",
+                description=_description(command),
+                args=arguments,
+                config=(tyro.conf.FlagCreatePairsOff,),
+            )
+    except SystemExit as end:
+        if not end.code:
+            raise
+        raise InputError(f"{_usage(box.getvalue())}; attnprobe {name} --help lists what it takes.") from None
+
+
+def _usage(box: str) -> str:
+    """What tyro says in a box, in one line: its first part without the help on options, and the options it suggests."""
+    inside = [line.strip("│╭╮╰╯").rstrip() for line in box.splitlines()]
+    parts = [list(part) for rule, part in groupby(inside, lambda line: "─────" in line or "-----" in line) if not rule]
+    said, *more = parts if "╭" in box else parts[1:]  # without frames the title is a part of its own
+    first = [line for line in said if not line.startswith(" " * 8)]
+    alike = [part[1].split()[0] for part in more if re.match(r" *(Perhaps you meant|Arguments similar)", part[0])]
+    text = " ".join(" ".join(first).split()).rstrip(".")
+    return text + (f" (did you mean {', '.join(dict.fromkeys(alike))}?)" if alike else "")
 
 
 def _overview() -> str:

@@ -6,6 +6,8 @@ from typing import Protocol
 
 import numpy as np
 
+from attnprobe.core.grid import TokenGrid
+
 
 @dataclass(frozen=True, slots=True)
 class StageShape:
@@ -14,6 +16,7 @@ class StageShape:
     Attributes:
         layers, heads: numbers of those present, counted from 1.
         queries: positions of the query tokens, counted from 0; `keys`: the number of key tokens.
+        positions: of the key tokens, where these are not the prefix and then all patches.
         sites: of its maps, weights first, each with whether its rows sum to 1.
     """
 
@@ -27,6 +30,12 @@ class StageShape:
     cols: int
     prefix: tuple[str, ...]
     sites: tuple[tuple[str, bool], ...]
+    positions: tuple[int, ...] | None = None
+
+    @property
+    def grid(self) -> TokenGrid:
+        """Where the key tokens are."""
+        return TokenGrid(self.rows, self.cols, self.prefix, positions=self.positions)
 
 
 class Browsable(Protocol):

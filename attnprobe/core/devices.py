@@ -1,4 +1,4 @@
-"""GPUs: which one is a process's own, copies to it, and exact arithmetic on it."""
+"""GPUs: which one is a process's own, copies to it, and exact arithmetic on it or beside it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,6 +33,21 @@ def on_device(device: torch.device, *drawn: Tensor) -> tuple[Tensor, ...]:
     if device.type == "cuda":
         return tuple(tensor.pin_memory().to(device, non_blocking=True) for tensor in drawn)
     return tuple(tensor.to(device) for tensor in drawn)
+
+
+def numbered(device: torch.device | str) -> torch.device:
+    """A device with its number: "cuda" and "cuda:0" are one, where that is the current GPU."""
+    return torch.empty(0, device=device).device
+
+
+def with_float64(device: torch.device) -> torch.device:
+    """The device itself; the CPU in place of one without float64, which is Apple's MPS."""
+    return torch.device("cpu") if device.type == "mps" else device
+
+
+def in_float64(tensor: Tensor) -> Tensor:
+    """A tensor in float64; on the CPU if its own device has no such type."""
+    return tensor.to(with_float64(tensor.device)).double()
 
 
 @contextmanager

@@ -92,7 +92,7 @@ class Evidence:
         options: of the command line, that name the images and the model this was measured on.
         advised: what may go by its accuracy and can be removed from the architecture; None for nothing.
         refusal: why something that may go by its accuracy cannot be removed; "" if it can.
-        importance: further measures of every head, by name.
+        importance: further measures of every head or block, by name.
         measure: what counts as correct: "top-1", or "20-NN" where a model without a head is judged by the neighbours of
             its features.
     """

@@ -8,8 +8,8 @@ import numpy as np
 
 from attnprobe.core.browse import Browsable
 from attnprobe.core.evidence import Evidence
+from attnprobe.core.grid import TokenGrid
 from attnprobe.core.history import History
-from attnprobe.core.maps import TokenGrid
 from attnprobe.core.measurement import Measurements
 
 

@@ -1,4 +1,4 @@
-"""Attention maps of a stage of a model, and the grid that says where its tokens are in the image."""
+"""Attention maps of a stage of a model."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -7,32 +7,9 @@ import torch
 from torch import Tensor
 
 from attnprobe.core.errors import ShapeError
+from attnprobe.core.grid import TokenGrid
 from attnprobe.core.sites import Site
 from attnprobe.core.text import line, table
-
-
-@dataclass(frozen=True, slots=True)
-class TokenGrid:
-    """Places of the tokens: first the prefix tokens, then the patches row by row.
-
-    Attributes:
-        rows, cols: patches along the height and the width of the image.
-        prefix: names of the tokens before the patches, such as ("cls",) or ("cls", "reg0").
-        patch: height and width of one patch in pixels of the model's input.
-    """
-
-    rows: int
-    cols: int
-    prefix: tuple[str, ...] = ("cls",)
-    patch: tuple[int, int] = (16, 16)
-
-    @property
-    def n_prefix(self) -> int:
-        return len(self.prefix)
-
-    @property
-    def n_tokens(self) -> int:
-        return self.n_prefix + self.rows * self.cols
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +132,7 @@ class AttentionMaps:
         axes = ("images", "layers", "heads", "queries", "keys")
         shape = ", ".join(f"{n} {axis}" for n, axis in zip(self.values.shape, axes, strict=True))
         grid = self.grid
-        patches = f"{grid.rows} x {grid.cols} patches" if grid.rows else f"{grid.n_tokens} tokens"
+        patches = grid.patches_in_words if grid.rows else f"{grid.n_tokens} tokens"
         extras = ("tokens", "value_vectors", "factors", "outcome")
         return {
             "site": self.site + (", effective" if self.is_effective and self.site != "effective" else ""),

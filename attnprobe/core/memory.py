@@ -4,11 +4,19 @@ import gc
 
 import torch
 
+from attnprobe.core.errors import AttnprobeError
+
+WORDS = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
+"""Of errors without a type of their own: CUDA's outside the caching allocator and MPS, a CPU, one under Windows, and
+cuBLAS, cuDNN and others that want a workspace."""
+
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """True if PyTorch could not get memory: an error type of its own on a GPU, a RuntimeError's text on a CPU."""
+    """True if PyTorch could not get memory: an error type of its own from a GPU's allocator, else by the words."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+        isinstance(error, RuntimeError)
+        and not isinstance(error, AttnprobeError)  # which said what to do
+        and any(words in str(error) for words in WORDS)
     )
 
 

@@ -39,6 +39,7 @@ class Metric:
             renormalize=True: then it measures `shares_of_magnitude` of them.
         needs_prefix: refuses maps without a class token or registers.
         needs_square: refuses maps whose queries and keys are not both all tokens of the image.
+        needs_all_patches: refuses maps of a model that drops some of the patches of its grid.
         by_row: a mean over queries of a function of each query's row, so it is defined for some of the queries, too.
         needs_all_layers: its number for a layer depends on other layers, so it is refused for some of them.
         needs_all_heads: its number depends on all heads of a layer, so it is refused for some of them; also where the
@@ -59,6 +60,7 @@ class Metric:
     needs_prefix: bool = False
     needs_square: bool = False
     by_row: bool = False
+    needs_all_patches: bool = False
     needs_all_layers: bool = False
     needs_all_heads: bool = False
     sites: tuple[Site, ...] = ("weights", "effective")
@@ -140,7 +142,9 @@ class Metric:
         if maps.part.heads is not None and pooled:
             return "only some of the heads were kept, and it pools all of a layer: capture all heads"
         if "grid" in self.parameters and not maps.grid.rows:
-            return "the place of its tokens in the image is not known"
+            return "the place of its tokens in the image is not known; the certificate says why"
+        if self.needs_all_patches and maps.grid.n_patches < maps.grid.rows * maps.grid.cols:
+            return f"it needs every patch of the image, and the model keeps {maps.grid.patches_in_words}"
         return ""
 
     def accepts(self, maps: AttentionMaps) -> bool:
@@ -170,6 +174,7 @@ class Metric:
             "rows that sum to 1 (or renormalize=True: shares of absolute values)": self.needs_stochastic,
             "a class token or registers": self.needs_prefix,
             "queries and keys that are the tokens of the image": self.needs_square or "grid" in self.parameters,
+            "every patch of the image": self.needs_all_patches,
             "the outputs of the blocks": "tokens" in self.parameters,
             "the value vectors": "value_vectors" in self.parameters,
             "effective attention": self._needs_effective,

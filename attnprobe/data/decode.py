@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import re
 import signal
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +13,7 @@ import torch
 from PIL import Image
 from timm.data import create_transform
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from attnprobe.core.devices import on_device
 from attnprobe.core.errors import InputError, WorkError
@@ -20,6 +21,9 @@ from attnprobe.core.images import ImageBatch, InputSpec, Order
 from attnprobe.data.order import ListedImages, position_batches
 from attnprobe.data.pillow import pillow_quiet, why_unreadable
 from attnprobe.data.rgb import as_rgb
+
+PATIENCE = 600.0
+"""Seconds after which a batch that does not come is an error: a worker may lose one without a word to anybody."""
 
 BadImages = Literal["refuse", "skip"]
 
@@ -71,11 +75,16 @@ class Decoder(Dataset):
 def gather(samples: list) -> tuple[list[int], list[int], tuple[Tensor, ...], list[tuple[int, str]]]:
     """One batch in the worker: positions, labels and tensors of the good images, and the bad ones with reasons.
 
-    Whole batches cross to this process, not one tensor per image, each of which would hold a file descriptor open.
+    Whole batches cross to the main process, not one tensor per image, each of which would hold a file descriptor open.
+    They move into shared memory here: where it is full, or no file can be opened, this process dies or reports it. In
+    the thread that sends them the error would only be printed, and the main process would wait forever.
     """
     good = [sample for sample in samples if sample[2] is not None]
     bad = [(position, why) for position, _label, made, why in samples if made is None]
     tensors = tuple(map(torch.stack, zip(*(sample[2] for sample in good), strict=True)))
+    if get_worker_info() is not None:
+        for tensor in tensors:
+            tensor.share_memory_()
     return [sample[0] for sample in good], [sample[1] for sample in good], tensors, bad
 
 
@@ -126,10 +135,12 @@ class DecodedImages(ListedImages):
         """
         device = torch.device(device)
         n_images = None if isinstance(order, Iterator) else len(self if order is None else order)
+        workers = self.workers if n_images is None else min(self.workers, -(-n_images // batch_size))
         loader = DataLoader(
             self.decoder,
             batch_sampler=requests(position_batches(len(self), batch_size, order), self.first),
-            num_workers=self.workers if n_images is None else min(self.workers, -(-n_images // batch_size)),
+            num_workers=workers,
+            timeout=PATIENCE if workers else 0,
             collate_fn=gather,
             pin_memory=device.type == "cuda",
             worker_init_fn=_as_started_anew,
@@ -172,10 +183,11 @@ def guard_workers(loader: DataLoader) -> Iterator[tuple]:
     """The batches of a loader; a dead worker is a `WorkError` rather than a traceback of its internals."""
     try:
         yield from loader
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+    except (RuntimeError, ConnectionError, EOFError) as error:
+        if isinstance(error, RuntimeError) and not re.search("DataLoader|with the workers", str(error)):
             raise
-        reason = str(error).splitlines()[0]
+        reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
         raise WorkError(
-            f"a process that decodes images died ({reason}). Use fewer workers: memory may be short."
+            f"a process that decodes images failed ({reason}). Use fewer workers, or smaller batches: memory, shared "
+            "memory (/dev/shm) or open files may be short."
         ) from error

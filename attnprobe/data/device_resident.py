@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from attnprobe.core.devices import on_device
+from attnprobe.core.devices import numbered, on_device
 from attnprobe.core.images import ImageBatch, InputSpec, Order
 from attnprobe.data.order import ListedImages, position_batches
 from attnprobe.data.resize import as_evaluated
@@ -48,7 +48,7 @@ class DeviceResident(ListedImages):
         self, batch_size: int, *, device: torch.device | str = "cpu", order: Order | None = None
     ) -> Iterator[ImageBatch]:
         """Yield the images at positions `order` (all, if None); the first call on a device copies them there."""
-        device = torch.device(device)
+        device = numbered(device)
         if device not in self.kept:
             pixels, labels = self.kept[torch.device("cpu")]
             self.kept[device] = pixels.to(device), labels.to(device)

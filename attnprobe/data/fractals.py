@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from attnprobe.core.devices import on_device
 from attnprobe.core.errors import InputError
 from attnprobe.core.images import ImageBatch, InputSpec, Order
 from attnprobe.data.chaos_game import density, render, uniform
@@ -106,10 +107,11 @@ class Fractals(ListedImages):
             maps = self.maps[label] + JITTER * (2 * jitter.reshape(-1, N_MAPS, 6) - 1)
             view = np.eye(2).flatten() + VIEW * (2 * view - 1)
             palette = 0.3 + 0.7 * colour.reshape(-1, N_MAPS, 3)
-            system = (torch.from_numpy(part).float().to(device) for part in (maps, self.shares[label], view, palette))
+            drawn = (torch.from_numpy(part).float() for part in (maps, self.shares[label], view, palette))
+            *system, labels = on_device(torch.device(device), *drawn, torch.from_numpy(label))
             pictures = render(*system, size=self.spec.size)
             ids = tuple(self.ids[position] for position in positions)
-            yield ImageBatch(self.spec.normalise(pictures), torch.from_numpy(label).to(device), ids)
+            yield ImageBatch(self.spec.normalise(pictures), labels, ids)
 
 
 def fractals(

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from attnprobe.core.devices import on_device
 from attnprobe.core.errors import InputError
 from attnprobe.core.images import ImageBatch, InputSpec, Order
 from attnprobe.data.decode import BadImages, eval_transform
@@ -55,11 +56,10 @@ class StreamedImages(ListedImages):
                 samples = [(position, sample) for position in positions if (sample := self.at(position)) is not None]
                 made = [self.decoded(position, image) for position, (image, _) in samples]
             if samples:
-                shown = torch.stack(made)
-                labels = [-1 if label is None else int(label) for _, (_, label) in samples]
-                shown = self.spec.normalise(shown.to(device).float() / 255)
+                given = torch.tensor([-1 if label is None else int(label) for _, (_, label) in samples])
+                pixels, labels = on_device(torch.device(device), torch.stack(made), given)
                 ids = tuple(self.ids[position] for position, _ in samples)
-                yield ImageBatch(shown, torch.tensor(labels, device=device), ids)
+                yield ImageBatch(self.spec.normalise(pixels.float() / 255), labels, ids)
 
     def ascending(self, run: Sequence[int]) -> Sequence[int]:
         """The run itself, if it can be read from front to back."""

@@ -27,7 +27,7 @@ from attnprobe.metrics.content_overlap import content_overlap
 from attnprobe.metrics.engine.measure import measure
 from attnprobe.metrics.gram_distance import gram_distance
 from attnprobe.metrics.head_divergence import head_divergence
-from attnprobe.metrics.head_importance import head_ablation, head_importance
+from attnprobe.metrics.head_importance import attention_update, head_ablation, head_importance
 from attnprobe.metrics.head_similarity import head_similarity
 from attnprobe.metrics.head_types import NEEDS, atlases, head_types
 from attnprobe.metrics.heads_across_layers import head_divergence_across_layers, head_similarity_across_layers
@@ -158,7 +158,9 @@ DEFAULT = (
 ATLAS = (*NEEDS, "head_output_norm")
 """Metrics that `head_types` rests on; the last where value vectors were captured."""
 
-DERIVED = {made.__name__: made for made in (head_types, head_importance, head_ablation, gram_distance)}
+DERIVED = {
+    made.__name__: made for made in (head_types, head_importance, head_ablation, attention_update, gram_distance)
+}
 """Measurements that are not metrics of maps: of others, of a running model, or of two networks."""
 
 SLOW = (

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from attnprobe.core.maps import TokenGrid
+from attnprobe.core.grid import TokenGrid
 from attnprobe.core.metric import metric
 
 
@@ -22,27 +22,30 @@ def attention_distance(maps: Tensor, grid: TokenGrid) -> Tensor:
     baseline. The mean does not tell a middle distance from near and far, and what a head leaves to patches counts in
     full, however little it is.
     """
-    pixels = _distances(grid).to(maps)
-    patches = slice(grid.n_prefix, None)
-    layers = []
+    row, col = _coordinates(grid).double()
+    centres = torch.stack([row * grid.patch[0], col * grid.patch[1]], -1)
+    return _weighted(maps, grid, torch.linalg.vector_norm(centres[:, None] - centres, dim=-1))
+
+
+def _coordinates(grid: TokenGrid) -> Tensor:
+    """[2, patch]: row and column of each token that is a patch."""
+    position = torch.tensor(grid.patch_positions)
+    return torch.stack([position // grid.cols, position % grid.cols])
+
+
+def _weighted(maps: Tensor, grid: TokenGrid, pairs: Tensor) -> Tensor:
+    """[image, layer, head]: mean over query patches of the mean of `pairs`, [patch, patch], weighted by attention.
+
+    Queries that put nothing on patches are left out; NaN where all do.
+    """
+    pairs, layers = pairs.to(maps), []
     for layer in maps.unbind(1):
-        weights = layer[..., patches, patches]
-        layers.append(_mean_share((weights * pixels).sum(-1), weights.sum(-1)))
+        weights = layer[..., grid.patches, :][..., grid.patches]
+        mass = weights.sum(-1)
+        attends = mass != 0
+        of_queries = (weights * pairs).sum(-1) / torch.where(attends, mass, 1.0)
+        layers.append(of_queries.sum(-1) / attends.sum(-1))
     return torch.stack(layers, 1)
-
-
-def _mean_share(part: Tensor, mass: Tensor) -> Tensor:
-    """[..., query] -> [...]: mean of part / mass over the queries whose mass is not 0; NaN where there is none."""
-    attends = mass != 0
-    return (part / torch.where(attends, mass, 1.0)).sum(-1) / attends.sum(-1)
-
-
-def _distances(grid: TokenGrid) -> Tensor:
-    """[patch, patch], pixels between the centres of patches, float64."""
-    rows = torch.arange(grid.rows, dtype=torch.float64) * grid.patch[0]
-    cols = torch.arange(grid.cols, dtype=torch.float64) * grid.patch[1]
-    centres = torch.cartesian_prod(rows, cols).view(-1, 2)
-    return torch.linalg.vector_norm(centres[:, None] - centres, dim=-1)
 
 
 @metric(axes=("layer", "head"), value_range=(0.0, 1.0), needs_stochastic=True)
@@ -56,7 +59,8 @@ def own_row_mass(maps: Tensor, grid: TokenGrid) -> Tensor:
     Caveat: each patch is part of its own row, so a head of patches that attend to themselves scores 1, in
     `own_column_mass`, too. What a head leaves to patches counts in full, however little it is.
     """
-    return _share(maps, grid, "...rcrk->...rc")
+    row = _coordinates(grid)[0]
+    return _weighted(maps, grid, row[:, None] == row)
 
 
 @metric(axes=("layer", "head"), value_range=(0.0, 1.0), needs_stochastic=True)
@@ -69,14 +73,5 @@ def own_column_mass(maps: Tensor, grid: TokenGrid) -> Tensor:
     Caveat: each patch is part of its own column, so a head of patches that attend to themselves scores 1, in
     `own_row_mass`, too.
     """
-    return _share(maps, grid, "...rcsc->...rc")
-
-
-def _share(maps: Tensor, grid: TokenGrid, line: str) -> Tensor:
-    patches, sides = slice(grid.n_prefix, None), (grid.rows, grid.cols)
-    layers = []
-    for layer in maps.unbind(1):
-        weights = layer[..., patches, patches]
-        inside = torch.einsum(line, weights.unflatten(-1, sides).unflatten(-3, sides)).flatten(-2)
-        layers.append(_mean_share(inside, weights.sum(-1)))
-    return torch.stack(layers, 1)
+    col = _coordinates(grid)[1]
+    return _weighted(maps, grid, col[:, None] == col)

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import zip_longest
 
 import numpy as np
@@ -10,7 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from attnprobe.core.errors import InputError
-from attnprobe.core.maps import AttentionMaps, TokenGrid
+from attnprobe.core.grid import TokenGrid
+from attnprobe.core.maps import AttentionMaps
 from attnprobe.core.measurement import Measurement
 from attnprobe.stats.bootstrap import interval_of_mean
 
@@ -87,13 +89,13 @@ def _patches(chunks: Iterable[AttentionMaps]) -> Iterator[tuple[str, int, TokenG
             continue
         if maps.tokens is None:
             raise InputError("the Gram distance needs tokens: capture(..., tokens=True), or --what tokens.")
-        grid = TokenGrid(maps.grid.rows, maps.grid.cols, ())
+        grid = replace(maps.grid, prefix=(), patch=(1, 1), positions=tuple(maps.grid.patch_positions))
         for image, tokens in zip(maps.image_ids, maps.tokens, strict=True):
-            yield image, len(tokens), grid, tokens[:, maps.grid.n_prefix :]
+            yield image, len(tokens), grid, tokens[:, maps.grid.patches]
 
 
 def _facts(side: tuple[str, int, TokenGrid, Tensor]) -> str:
-    return f"{side[1]} layers of {side[2].rows} x {side[2].cols} patches"
+    return f"{side[1]} layers of {side[2].patches_in_words}"
 
 
 def _cosines(patches: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from attnprobe.core.errors import InputError, check_choice
-from attnprobe.core.maps import TokenGrid
+from attnprobe.core.grid import TokenGrid
 from attnprobe.core.metric import metric
 
 
@@ -26,7 +26,7 @@ def high_norm_tokens(tokens: Tensor, grid: TokenGrid, *, factor: float = 3.0) ->
     """
     if not factor > 1:
         raise InputError(f"factor={factor} must be above 1, a multiple of the median norm.")
-    norms = tokens[..., grid.n_prefix :, :].norm(dim=-1)
+    norms = tokens[..., grid.patches, :].norm(dim=-1)
     return ((norms > factor * norms.quantile(0.5, -1, keepdim=True)).to(norms) + 0 * norms).mean(-1)
 
 
@@ -41,7 +41,7 @@ def largest_token_norm(tokens: Tensor, grid: TokenGrid) -> Tensor:
     Caveat: it rests on one patch, and a maximum grows with their number without any outlier: log-normal norms of
     log-std 0.3 give 2.1 for 64 patches and 2.5 for 576.
     """
-    norms = tokens[..., grid.n_prefix :, :].norm(dim=-1)
+    norms = tokens[..., grid.patches, :].norm(dim=-1)
     return norms.amax(-1) / norms.quantile(0.5, -1)
 
 

@@ -9,7 +9,7 @@ from scipy.sparse.csgraph import maximum_flow
 from torch import Tensor
 
 from attnprobe.core.errors import InputError
-from attnprobe.core.maps import TokenGrid
+from attnprobe.core.grid import TokenGrid
 from attnprobe.core.metric import metric
 
 
@@ -28,8 +28,8 @@ def attention_rollout(maps: Tensor, grid: TokenGrid, *, residual: float = 0.5) -
     Args:
         residual: what the skip connection carries, in [0, 1).
     """
-    rolled = rollout(maps, residual)
-    return rolled[..., grid.prefix.index("cls"), :] if "cls" in grid.prefix else rolled.mean(-2)
+    rolled, source = rollout(maps, residual), grid.token("cls")
+    return rolled.mean(-2) if source is None else rolled[..., source, :]
 
 
 def rollout(maps: Tensor, residual: float = 0.5) -> Tensor:
@@ -85,9 +85,9 @@ def attention_flow(maps: Tensor, grid: TokenGrid, *, residual: float = 0.5) -> T
     Args:
         residual: what the skip connection carries, in [0, 1).
     """
-    if "cls" not in grid.prefix:
+    source = grid.token("cls")
+    if source is None:
         raise InputError("attention_flow starts at the class token, and there is none; attention_rollout needs none.")
-    source = grid.prefix.index("cls")
     capacities = np.rint(with_residual(maps, residual).double().cpu().numpy() * UNIT)
     flows = [
         _flows(image, source) if np.isfinite(image).all() else np.full(image.shape[:2], np.nan) for image in capacities

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attnprobe.core.maps import TokenGrid
+from attnprobe.core.grid import TokenGrid
 from attnprobe.core.metric import metric
 
 PART = 2048
@@ -91,7 +91,7 @@ def query_information(maps: Tensor, grid: TokenGrid) -> Tensor:
     """
     layers = []
     for layer in maps.unbind(1):
-        weights = layer[..., grid.n_prefix :, grid.n_prefix :]
+        weights = layer[..., grid.patches, :][..., grid.patches]
         mass = weights.sum(-1, keepdim=True)
         looks = mass != 0
         n = looks.sum((-2, -1)).double()
@@ -100,7 +100,7 @@ def query_information(maps: Tensor, grid: TokenGrid) -> Tensor:
         conditional = -sum_x_ln_x(rows.flatten(-2)) / n
         marginal = -sum_x_ln_x(floor_at_smallest(rows.sum(-2) / n.unsqueeze(-1).to(maps)))
         size = (marginal.clamp_min(0) * n.log()).sqrt()
-        tiny = size <= 1e-6 * math.log(max(2, grid.rows * grid.cols))
+        tiny = size <= 1e-6 * math.log(max(2, grid.n_patches))
         ratio = (marginal - conditional) / torch.where(tiny, 1.0, size)
         layers.append(torch.where(tiny, 0.0 * ratio, ratio.clamp(0, 1)).to(maps))  # out of range by rounding only
     return torch.stack(layers, 1)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from attnprobe.core.errors import InputError, check_choice
-from attnprobe.core.maps import TokenGrid
+from attnprobe.core.grid import TokenGrid
 from attnprobe.core.measurement import Measurement
 from attnprobe.core.metric import metric
 from attnprobe.metrics.engine.heads import HEAD_MATCH, matching

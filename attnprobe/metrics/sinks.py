@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from attnprobe.core.errors import InputError, check_choice
-from attnprobe.core.maps import TokenGrid
+from attnprobe.core.grid import TokenGrid
 from attnprobe.core.metric import metric
 
 
@@ -46,7 +46,7 @@ def sink_rate(maps: Tensor, grid: TokenGrid, *, threshold: float = 0.3, token: s
     received = maps.mean(-2)
     of_sink = {"first": received[..., 0], "any": received.amax(-1)}.get(token)
     if of_sink is None:
-        of_sink = received[..., : grid.n_prefix].sum(-1)
+        of_sink = received[..., grid.prefix_tokens].sum(-1)
     return ((of_sink > threshold).to(maps) + 0 * of_sink).mean(-1)  # 0 * NaN: a comparison would hide it
 
 
@@ -69,4 +69,4 @@ def prefix_mass(maps: Tensor, grid: TokenGrid) -> Tensor:
     Caveat: a weight does not say what arrives, for a token that draws much attention can have a small value; see
     `value_weighted_prefix_mass`.
     """
-    return maps[..., : grid.n_prefix].mean(-2)
+    return maps[..., grid.prefix_tokens].mean(-2)

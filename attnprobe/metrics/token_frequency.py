@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from attnprobe.core.errors import InputError
-from attnprobe.core.maps import TokenGrid
+from attnprobe.core.grid import TokenGrid
 from attnprobe.core.metric import metric
 
 
-@metric(axes=("layer",))
+@metric(axes=("layer",), needs_all_patches=True)
 def high_frequency(tokens: Tensor, grid: TokenGrid) -> Tensor:
     """Log amplitude of the highest frequency of a block's output, relative to the constant part.
 
@@ -30,13 +30,13 @@ def high_frequency(tokens: Tensor, grid: TokenGrid) -> Tensor:
     sides = [torch.arange(n, dtype=torch.float64) * ((n - 1) // 2) / n for n in (grid.rows, grid.cols)]
     angle = 2 * math.pi * (sides[0][:, None] + sides[1]).flatten()
     wave = torch.stack([angle.cos(), angle.sin()]).to(tokens)
-    patches = tokens[..., grid.n_prefix :, :]
+    patches = tokens[..., grid.patches, :]
     highest = torch.linalg.vector_norm(wave @ patches, dim=-2)
     constant = patches.sum(-2).abs()
     return (highest.clamp_min(1e-6).log() - constant.clamp_min(1e-6).log()).mean(-1)
 
 
-@metric(axes=("layer",), value_range=(0.0, 1.0))
+@metric(axes=("layer",), value_range=(0.0, 1.0), needs_all_patches=True)
 def high_frequency_share(tokens: Tensor, grid: TokenGrid, *, cutoff: float = 0.5) -> Tensor:
     """Share of the energy of a block's output at high spatial frequencies.
 
@@ -58,7 +58,7 @@ def high_frequency_share(tokens: Tensor, grid: TokenGrid, *, cutoff: float = 0.5
     """
     if not 0 <= cutoff < 1:
         raise InputError(f"cutoff={cutoff} must lie in [0, 1), in units of the Nyquist frequency.")
-    patches = tokens[..., grid.n_prefix :, :]
+    patches = tokens[..., grid.patches, :]
     low = torch.kron(*(_low_waves(n, cutoff) for n in (grid.rows, grid.cols))).to(tokens)
     total = patches.square().sum((-2, -1))
     return (total - (low.mT @ patches).square().sum((-2, -1))).clamp_min(0) / total  # below 0 by rounding only

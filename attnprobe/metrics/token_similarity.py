@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from attnprobe.core.errors import InputError, check_choice
-from attnprobe.core.maps import TokenGrid
+from attnprobe.core.grid import TokenGrid
 from attnprobe.core.metric import metric
 
 
@@ -80,9 +80,8 @@ def image_similarity(tokens: Tensor, grid: TokenGrid, *, token: str = "either", 
     check_choice("token", token, TOKENS)
     if not clip > 1:
         raise InputError(f"clip={clip} must be above 1, a multiple of the median entry.")
-    n = grid.n_prefix
-    first, mean = tokens[..., : min(n, 1), :], tokens[..., n:, :].mean(-2, keepdim=True)
-    wanted = {"mean": [mean], "class": [first if n else mean]}.get(token, [first, mean])
+    first, mean = tokens[..., grid.prefix_tokens, :][..., :1, :], tokens[..., grid.patches, :].mean(-2, keepdim=True)
+    wanted = {"mean": [mean], "class": [first if grid.prefix else mean]}.get(token, [first, mean])
     vectors = torch.cat(wanted, -2)
     bound = clip * vectors.abs().quantile(0.5, -1, keepdim=True)
     return F.normalize(torch.where(bound > 0, vectors.clamp(-bound, bound), vectors), dim=-1)

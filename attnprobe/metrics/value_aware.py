@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from attnprobe.core.maps import TokenGrid
+from attnprobe.core.grid import TokenGrid
 from attnprobe.core.metric import metric
 from attnprobe.metrics.head_similarity import head_similarity
 from attnprobe.metrics.sinks import prefix_names
@@ -88,7 +88,7 @@ def value_weighted_prefix_mass(maps: Tensor, value_vectors: Tensor, grid: TokenG
     sizes, shares = torch.linalg.vector_norm(value_vectors, dim=-1), []
     for layer, size in zip(maps.unbind(1), sizes.unbind(1), strict=True):  # one layer at a time stays in cache
         weights = layer.abs()
-        from_prefix = weights[..., : grid.n_prefix] * size[..., None, : grid.n_prefix]
+        from_prefix = weights[..., grid.prefix_tokens] * size[..., None, grid.prefix_tokens]
         received = torch.einsum("...qk,...k->...q", weights, size).unsqueeze(-1)
         shares.append((from_prefix / received).mean(-2))
     return torch.stack(shares, 1)

@@ -186,7 +186,7 @@ def _compute_the_same(one: nn.Module, two: nn.Module, pixels: Tensor) -> bool:
     """True if two models agree up to rounding; float64 decides where float32 amplifies it (scores in the hundreds)."""
     if _off_by(one(pixels), two(pixels)) <= SAME:
         return True
-    one, two, pixels = deepcopy(one).double().cpu(), deepcopy(two).double().cpu(), pixels.double().cpu()
+    one, two, pixels = deepcopy(one).cpu().double(), deepcopy(two).cpu().double(), pixels.cpu().double()
     return _off_by(one(pixels), two(pixels)) <= SAME_IN_FLOAT64
 
 

@@ -54,9 +54,9 @@ def map_strip(
             raise ShapeError(f"query={query} needs keys that are patches; these maps are of kind {maps.kind!r}.")
         if not 0 <= query < values.shape[2]:
             raise InputError(f"query={query} of {values.shape[2]} tokens.")
-        values = values[:, :, query, grid.n_prefix :].reshape(*values.shape[:2], grid.rows, grid.cols)
-        if query >= grid.n_prefix and maps.values.shape[3] == grid.n_tokens:
-            outline = divmod(query - grid.n_prefix, grid.cols)
+        values = grid.over_image(values[:, :, query])
+        if maps.values.shape[3] == grid.n_tokens and (patch := grid.slots[query] - grid.n_prefix) >= 0:
+            outline = divmod(patch, grid.cols)
     layers, heads, rows, cols = values.shape
     step_x, step_y = 1 + GAP, rows / cols + GAP
     if ax is None:

@@ -88,7 +88,7 @@ def _text(value: Any) -> str:
 def _tokens(e: Examined) -> str:
     grid = e.grid
     prefix = f" + {', '.join(grid.prefix)}" if grid.prefix else ""
-    return f"{grid.rows} x {grid.cols} patches of {grid.patch[0]} x {grid.patch[1]} px{prefix}"
+    return f"{grid.patches_in_words} of {grid.patch[0]} x {grid.patch[1]} px{prefix}"
 
 
 def proof_of(certificate: Mapping[str, Any]) -> str:

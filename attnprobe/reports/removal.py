@@ -4,15 +4,18 @@ import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from attnprobe.core.evidence import Change, Evidence, Tried
 from attnprobe.core.text import blocks_text
 from attnprobe.plots import removal_curve
 from attnprobe.reports.drawing import Drawing, as_svg, canvas
+from attnprobe.reports.numbers import number
 
 
 def evidence_text(evidence: Evidence) -> str:
     """Everything that was measured, a line per ablation, and the advice; for a terminal."""
-    lines = [evidence.candidates, accuracy_text(evidence)]
+    lines = [evidence.candidates, accuracy_text(evidence), *_update_lines(evidence)]
     lines += [_line(_words(tried.changes), evidence, tried) for tried in evidence.single]
     for name, curve in evidence.curves.items():
         lines.append(f"{name} removed cumulatively, the cheapest first:")
@@ -22,6 +25,16 @@ def evidence_text(evidence: Evidence) -> str:
             lines.append(_line(f"  {n}: {_words(added)}", evidence, tried))
             before = n
     return "\n".join([*lines, f"advice: {advice(evidence)}"])
+
+
+def _update_lines(evidence: Evidence) -> list[str]:
+    """By how much the attention of each block turns the tokens, the smallest first; for comparison with the tries."""
+    m = evidence.importance.get("attention_update")
+    if m is None or not np.isfinite(m.mean).any():
+        return []
+    order = [int(i) for i in np.argsort(m.mean) if np.isfinite(m.mean[i])]
+    listed = ", ".join(f"block {i + 1} {number(float(m.mean[i]))}" for i in order)
+    return [f"1 - cos(x, x + attention(x)), the smallest first: {listed}"]
 
 
 def accuracy_text(evidence: Evidence) -> str:

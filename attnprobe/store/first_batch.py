@@ -70,7 +70,16 @@ def _stage_layout(name: str, maps: list[AttentionMaps], chunk: Chunk, item_bytes
         datasets.append(DatasetLayout(dataset, shape, chunk(shape), False, False))
     grid, kept = first.grid, (first.part.layers, first.part.heads, first.part.queries)
     return StageLayout(
-        name, first.kind, first.layers, grid.rows, grid.cols, grid.prefix, grid.patch, tuple(datasets), *kept
+        name,
+        first.kind,
+        first.layers,
+        grid.rows,
+        grid.cols,
+        grid.prefix,
+        grid.patch,
+        tuple(datasets),
+        *kept,
+        grid.positions,
     )
 
 

@@ -5,7 +5,8 @@
                           (JSON) and its hash, n_images, first_image, complete, and plan: all of it as the seal names it
 /images/                  id, label, prediction, probability, pixels (a hash of what the model saw; 0: unknown) [image]
 /stages/<name>/           attributes: kind, layers, heads, rows, cols, prefix, patch; where not all were kept, which:
-                          kept_layers, kept_heads, kept_queries, positions from 0
+                          kept_layers, kept_heads, kept_queries, counted from 0; where tokens are not the prefix and
+                          then all patches row by row, positions [key]: row * cols + col, or -1 for a prefix token
 /stages/<name>/weights    [image, layer, head, query, key], attributes stochastic, is_effective; also
                effective, scores: the same at other sites, only where they differ; tokens:
                [image, layer, token, width]; values: [image, layer, head, key, head_width], what the
@@ -97,7 +98,7 @@ def create(
         group.attrs.update(kind=stage.kind, rows=stage.rows, cols=stage.cols, patch=stage.patch)
         if "head" in stage.dimensions:
             group.attrs["heads"] = stage.dimensions["head"]
-        for name in ("kept_layers", "kept_heads", "kept_queries"):  # positions from 0, where not all were kept
+        for name in ("kept_layers", "kept_heads", "kept_queries", "positions"):  # where not all were kept, or in order
             if (kept := getattr(stage, name)) is not None:
                 group.attrs[name] = np.array(kept, "i4")
         for name, texts in (("layers", stage.layers), ("prefix", stage.prefix)):

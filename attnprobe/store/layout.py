@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 
+from attnprobe.core.grid import TokenGrid
 from attnprobe.core.sites import SITES
 
 SCHEMA_VERSION = 1
@@ -26,6 +27,11 @@ SEVERAL_MAPS = 256 << 10
 SHARD_BYTES = 64 << 20
 MOST_SHARD_IMAGES = 1024
 MOST_CHUNK_IMAGES = 256
+MOST_PARTS = 1 << 16
+"""Layers of a model, heads of a layer, queries of another image: no number beyond it is one."""
+
+MOST_PATCHES = 64
+"""Patches of the grid for each token of a stage with explicit positions: a page lays out every row over all patches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,17 +87,30 @@ class StageLayout:
     kept_layers: tuple[int, ...] | None = None
     kept_heads: tuple[int, ...] | None = None
     kept_queries: tuple[int, ...] | None = None
+    positions: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if not self.maps or not re.fullmatch(r"[^/.\0][^/\0]*", self.name) or not re.fullmatch(r"[\w -]+", self.kind):
             raise ValueError(f"stage {self.name!r:.40} must have maps, a kind, and a name without a slash")
-        n_layers, n_heads, n_queries = self.maps[0].shape[:3]
-        kept = ((self.kept_layers, n_layers), (self.kept_heads, n_heads), (self.kept_queries, n_queries))
-        for positions, n in kept:
-            if positions is not None and (len(positions) != n or list(positions) != sorted(map(abs, set(positions)))):
-                raise ValueError(f"stage {self.name!r:.40} must name {n} ascending positions, got {positions!r:.80}")
+        n_layers, n_heads, n_queries, n_keys = self.maps[0].shape
+        most = n_keys if self.kind == "self" else MOST_PARTS
+        for kept, n, end in ((self.kept_layers, n_layers, MOST_PARTS), (self.kept_heads, n_heads, MOST_PARTS),
+                             (self.kept_queries, n_queries, most)):  # fmt: skip
+            if kept is not None and (
+                list(kept) != sorted({*kept}) or len(kept) != n or not 0 <= kept[0] <= kept[-1] < end
+            ):
+                raise ValueError(f"stage {self.name!r:.40} must name {n} ascending positions, got {kept!r:.80}")
         if len(self.layers) not in (0, n_layers) or min(self.rows, self.cols, *self.patch) < 0:
             raise ValueError(f"stage {self.name!r:.40} must have {n_layers} layers, and a grid of patches")
+        if self.positions is not None:
+            n_patches = self.rows * self.cols
+            if self.grid.n_tokens != n_keys or n_patches > MOST_PATCHES * n_keys:
+                raise ValueError(f"stage {self.name!r:.40} must have {n_keys} positions, one for each key")
+
+    @property
+    def grid(self) -> TokenGrid:
+        """Where its keys are."""
+        return TokenGrid(self.rows, self.cols, self.prefix, self.patch, self.positions)
 
     @property
     def dimensions(self) -> dict[str, int]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from attnprobe.core.errors import InputError, did_you_mean
-from attnprobe.core.maps import AttentionMaps, Outcome, Part, TokenGrid
+from attnprobe.core.maps import AttentionMaps, Outcome, Part
 from attnprobe.core.sites import Site
 from attnprobe.store import hdf5, structure
 from attnprobe.store.layout import BESIDE, DatasetLayout, StageLayout
@@ -132,7 +132,7 @@ class MapReader(StoredMaps):
         return AttentionMaps(
             self._values(stage, dataset, positions) if made_of is None else _softmax_of_product(*made_of),
             tuple(self.image_ids[i] for i in positions),
-            TokenGrid(stage.rows, stage.cols, stage.prefix, stage.patch),
+            stage.grid,
             site=dataset.name,  # type: ignore[arg-type]
             is_effective=dataset.is_effective,
             stochastic=dataset.stochastic,

@@ -127,7 +127,17 @@ class StoredMaps:
             layers, heads = (tuple(i + 1 for i in some) for some in (layers, heads))
             sites = tuple((d.name, d.stochastic) for d in stage.maps)
             shape = StageShape(
-                stage.name, stage.kind, layers, heads, queries, keys, stage.rows, stage.cols, stage.prefix, sites
+                stage.name,
+                stage.kind,
+                layers,
+                heads,
+                queries,
+                keys,
+                stage.rows,
+                stage.cols,
+                stage.prefix,
+                sites,
+                stage.positions,
             )
             found.append(shape)
         return tuple(found)

@@ -123,6 +123,16 @@ class TrainConfig(AugmentConfig):
     img_size: int | None = None
     """Side of the square image the model sees; its own if None."""
 
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    """Of the pixels in [0, 1], per channel or one for all; the model's own if None. Saved with the model, as are:"""
+
+    crop_pct: float | None = None
+    """Share of a validation image that its central crop keeps; the model's own if None."""
+
+    interpolation: Literal["bilinear", "bicubic"] | None = None
+    """How validation images are resized; as the model says if None."""
+
     drop: float = 0.0
     """Dropout before the head."""
 

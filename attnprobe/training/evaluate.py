@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from attnprobe.core.devices import with_float64
 from attnprobe.core.errors import InputError
 from attnprobe.core.images import ImageSource
 from attnprobe.training.processes import Processes
@@ -60,7 +61,7 @@ def evaluate(
     model.eval()
     processes = processes or Processes(device)
     processes.same_buffers(model)
-    exact = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
+    exact = torch.float64 if with_float64(device) == device else torch.float32
     counts = torch.zeros(max(len(images.class_names), 1), 3, device=device, dtype=torch.int64)
     loss, k = torch.zeros((), device=device, dtype=exact), K
     for batch in images.batches(batch_size, device=device, order=processes.share(range(len(images)))):

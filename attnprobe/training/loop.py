@@ -136,7 +136,9 @@ def train(
             model.zero_grad(set_to_none=True)
             free_memory()
             part = math.ceil(config.batch_size / pieces)
-            warnings.warn(f"out of memory: continuing with {part} images of a batch at a time.", stacklevel=2)
+            normalised = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+            apart = ", each of which batch norm takes for a batch" if normalised else ""
+            warnings.warn(f"out of memory: continuing with parts of a batch of {part} images{apart}.", stacklevel=2)
 
 
 def _train(task: Task, group: Processes, stop: StopRequest, pieces: int) -> TrainResult:
@@ -208,7 +210,8 @@ def _train(task: Task, group: Processes, stop: StopRequest, pieces: int) -> Trai
 
             train_loss = group.total(total_loss).item() / len(images)
             _require_finite(train_loss, epoch, run, learner.optimizer)
-            row = _validated(task, group, learner, progress, train_loss, started, inputs.waited)
+            batch_size = math.ceil(2 * config.batch_size / pieces)  # without gradients there is room for twice as many
+            row = _validated(task, group, learner, progress, batch_size, train_loss, started, inputs.waited)
             log.append(row)
             if group.is_first:
                 # The checkpoint comes last: once it is there, the epoch is not done again, so its row must be, too.
@@ -273,7 +276,14 @@ def _update_weights(learner: Learner, config: TrainConfig, update: int) -> None:
 
 
 def _validated(
-    task: Task, group: Processes, learner: Learner, progress: Progress, loss: float, started: float, waited: float
+    task: Task,
+    group: Processes,
+    learner: Learner,
+    progress: Progress,
+    batch_size: int,
+    loss: float,
+    started: float,
+    waited: float,
 ) -> dict[str, float]:
     """Validate the deployed model and move `progress` to the next epoch; the epoch's row of the log.
 
@@ -282,7 +292,6 @@ def _validated(
         started: when the epoch began; `waited`: its seconds of waiting for images.
     """
     config, training = task.config, time.monotonic() - started
-    batch_size = 2 * config.batch_size  # without gradients there is room for twice as many
     scores = evaluate(
         learner.deployed,
         task.val_images,

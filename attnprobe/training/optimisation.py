@@ -77,10 +77,11 @@ def build_schedule(optimizer: torch.optim.Optimizer, config: TrainConfig, *, upd
     Raises:
         InputError: timm does not know the schedule.
     """
+    sched = "none" if config.sched == "plateau" else config.sched  # whose rates depend on validation
     try:
         scheduler, epochs = create_scheduler_v2(
             optimizer,
-            sched=config.sched,
+            sched=sched,
             num_epochs=config.epochs,
             cooldown_epochs=config.cooldown_epochs,
             decay_epochs=config.decay_epochs,
@@ -99,7 +100,7 @@ def build_schedule(optimizer: torch.optim.Optimizer, config: TrainConfig, *, upd
         )
     except (AssertionError, ValueError, KeyError) as error:
         raise InputError(f"sched={config.sched!r} cannot be built: {error}") from error
-    if scheduler is None or config.sched == "plateau":
+    if scheduler is None:
         raise InputError(
             f"no schedule {config.sched!r} here; use cosine, step, tanh, poly or multistep. For a constant rate: "
             "sched=cosine with min_lr equal to lr."

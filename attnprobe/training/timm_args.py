@@ -25,7 +25,7 @@ DEFAULTS: dict[str, Any] = {
 
 RENAMED = {
     "data": "data_dir", "native_amp": "amp", "checkpoint_hist": "keep_checkpoints", "cutmix_min_max": "cutmix_minmax",
-    "relabel_dense_weight": "dense_weight", "dataset_download": "download",
+    "relabel_dense_weight": "dense_weight", "dataset_download": "download", "relabel_data": "token_label_data",
 }  # fmt: skip
 
 OF_THE_MODEL = {
@@ -36,23 +36,23 @@ OF_THE_MODEL = {
 """Options that are arguments of the model here."""
 
 WITHOUT_EFFECT = {
-    "device_modules", "dist_bn", "distributed", "eval_checkpoint", "experiment", "fast_norm", "fuser", "local_rank",
-    "log_interval", "model_ema_force_cpu", "no_ddp_bb", "no_prefetcher", "num_gpu", "output", "pin_mem", "prefetcher",
-    "rank", "relabel", "relabel_size", "save_images", "synchronize_step", "token_label", "use_multi_epochs_loader",
-    "validation_batch_size", "validation_batch_size_multiplier", "wandb_resume_id", "wandb_tags", "worker_seeding",
-    "world_size",
+    "backup", "device_modules", "dist_bn", "distributed", "eval_checkpoint", "experiment", "fast_norm", "fuser",
+    "local_rank", "log_interval", "model_ema_force_cpu", "no_ddp_bb", "no_prefetcher", "num_gpu", "output", "pin_mem",
+    "prefetcher", "rank", "relabel", "relabel_size", "save_images", "synchronize_step", "token_label", "use_lmdb",
+    "use_multi_epochs_loader", "validation_batch_size", "validation_batch_size_multiplier", "wandb_resume_id",
+    "wandb_tags", "worker_seeding", "world_size",
 }  # fmt: skip
 """Options that cannot change what is trained: output, logging, memory, speed."""
 
 WEIGHTS = "name weights that you have with initial_checkpoint"
 FOLDERS = "name the folders or splits train and val"
-PIXELS = "the model's own is used; choose a model with others"
 LOSS = "only cross-entropy, label smoothing, mixup and cutmix are here"
 SPLITS = "augmentation splits are not here"
 NORMS = "set it in model_kwargs if the model takes it"
 
 UNLESS: dict[str, tuple[tuple[Any, ...], str]] = {
     "amp_impl": (("native",), "PyTorch's own mixed precision is used"),
+    "annealing_weight": ((), "dense_weight stays what it is"),
     "aot_autograd": ((), "use torchcompile"),
     "apex_amp": ((), "PyTorch's own mixed precision is used"),
     "aug_splits": ((), SPLITS),
@@ -64,42 +64,43 @@ UNLESS: dict[str, tuple[tuple[Any, ...], str]] = {
     "bn_momentum": ((), NORMS),
     "bn_tf": ((), NORMS),
     "class_map": ((), "classes are the folders, in alphabetical order"),
-    "crop_pct": ((), PIXELS),
+    "dense_avg_pool": ((), "use dense_weight"),
     "drop_block": ((), "use drop_path"),
     "drop_connect": ((), "use drop_path"),
     "epoch_repeats": ((), "raise epochs"),
     "eval_metric": (("top1",), "the best checkpoint is that of the highest top-1"),
+    "finetune": ((), WEIGHTS),
     "gaussian_blur_prob": ((), "leave it out"),
     "grayscale_prob": ((), "leave it out"),
     "head_init_bias": ((), NORMS),
     "head_init_scale": ((), NORMS),
     "input_img_mode": (("RGB",), "images are read as RGB; set in_chans for others"),
     "input_key": ((), "rename the column to image"),
-    "interpolation": ((), PIXELS),
     "jsd": ((), SPLITS),
     "jsd_loss": ((), SPLITS),
     "kd_model_name": ((), "distillation is not here"),
     "layer_decay_min_scale": ((), "use layer_decay alone"),
     "layer_decay_no_opt_scale": ((), "use layer_decay alone"),
     "lr_noise": ((), "leave it out"),
-    "mean": ((), PIXELS),
     "model_dtype": (("float32",), "use amp and amp_dtype"),
     "naflex_loader": ((), "images are resized to one size"),
     "no_aug": ((), "set scale and ratio to [1, 1], hflip to 0 and color_jitter to 0"),
     "opt_kwargs": ((), "use opt_eps, opt_betas and momentum"),
+    "post_weight_init": ((), "use weight_init: impulse3 (which wants sin_pe: true) or mimetic0.7_0.7"),
     "pretrained": ((), WEIGHTS),
     "pretrained_path": ((), WEIGHTS),
     "resplit": ((), SPLITS),
     "resume": ((), "the same command with the same -o resumes its own run"),
+    "sam_rho": ((), "sharpness-aware minimisation is not here"),
     "split_bn": ((), SPLITS),
     "start_epoch": ((), "the same command with the same -o resumes its own run"),
-    "std": ((), PIXELS),
     "target_key": ((), "rename the column to label"),
     "torchcompile_mode": ((), "torchcompile alone takes the default mode"),
     "torchscript": ((), "use torchcompile"),
     "train_crop_mode": (("rrc",), "training crops are random resized ones"),
     "train_split": (("train",), FOLDERS),
     "tta": ((), "leave it out"),
+    "use_repeated_aug": ((), "use aug_repeats"),
     "val_split": (("validation", "val", "test"), FOLDERS),
 }
 """Option that would change the result -> values besides "off" at which it does not, and what to do instead."""
@@ -110,7 +111,7 @@ BESIDE = {
     "lr_noise_pct": "lr_noise", "lr_noise_std": "lr_noise", "naflex_loss_scale": "naflex_loader",
     "naflex_max_seq_len": "naflex_loader", "naflex_patch_size_probs": "naflex_loader",
     "naflex_patch_sizes": "naflex_loader", "naflex_train_seq_lens": "naflex_loader", "no_resume_opt": "resume",
-    "patience_epochs": "sched: plateau",
+    "patience_epochs": "sched: plateau", "sam_ratio": "sam_rho",
 }  # fmt: skip
 """Option that acts only where another one, which is refused, is on."""
 
@@ -128,11 +129,18 @@ SHARED = {
     "opt_betas", "opt_eps", "ratio", "recount", "recovery_interval", "remode", "reprob", "scale", "sched",
     "sched_on_updates", "seed", "smoothing", "sync_bn", "torchcompile", "train_interpolation", "vflip",
     "wandb_project", "warmup_epochs", "warmup_lr", "warmup_prefix", "weight_decay", "workers",
-    "cos_reg_component", "cos_reg_weight", "cls_weight", "dense_weight", "token_label_data",
+    "cos_reg_component", "cos_reg_weight", "cls_weight", "dense_weight", "token_label_data", "mean", "std", "crop_pct",
+    "interpolation",
 }  # fmt: skip
 """Options of ours that timm's train.py has, too, or the copies of it that belong to the papers."""
 
 OFF = (None, False, 0, "", [], {})
+
+OF_PAPERS = {
+    "vit_base_patch16_224_in21k": "is timm's plain ViT; its paper's rich heads are model richvit_b16, and the recipe "
+    "richvit_imagenet",
+}
+"""Models of timm that a paper's command names for its own."""
 
 
 def from_timm(
@@ -156,13 +164,14 @@ def from_timm(
             f"{source}: no option named {', '.join(map(repr, unknown))}.{did_you_mean(unknown[0], known)} "
             "--ignore-unknown trains without."
         )
-    refused = [name for name in sorted(UNLESS) if name in values and not _is_off(name, values[name])]
+    model_kwargs = dict(values.get("model_kwargs") or {})
+    given = {**{name: model_kwargs[name] for name in UNLESS if name in model_kwargs}, **values}
+    refused = [name for name in sorted(UNLESS) if name in given and not _is_off(name, given[name])]
     if refused:
-        listed = "; ".join(f"{name}={values[name]!r}: {UNLESS[name][1]}" for name in refused)
+        listed = "; ".join(f"{name}={given[name]!r}: {UNLESS[name][1]}" for name in refused)
         raise InputError(f"{source}: what would change the result and does not exist here: {listed}.")
     is_timms = len(TIMMS & set(values)) >= ENOUGH and not set(values) & (known - SHARED)
     options = dict(DEFAULTS) if is_timms else {}
-    model_kwargs = dict(values.get("model_kwargs") or {})
     for name, value in values.items():
         ours = RENAMED.get(name, name)
         if name == "input_size":
@@ -172,6 +181,12 @@ def from_timm(
                 model_kwargs[OF_THE_MODEL[name]] = value
         elif name == "torchcompile":  # timm has the backend's name
             options[name] = bool(value)
+        elif name == "interpolation":
+            options[name] = value or None
+        elif ours == "amp":
+            options[ours] = bool(values.get("amp") or values.get("native_amp"))
+        elif name == "aug_repeats" and isinstance(value, float) and value.is_integer():  # timm's parser makes it 3.0
+            options[name] = int(value)
         elif ours in known and (value is not None or not is_timms):
             options[ours] = value
     if is_timms and options.get("lr") is not None:
@@ -203,6 +218,8 @@ def _note(values: Mapping[str, Any], is_timms: bool, unknown: list[str], source:
     parts = []
     if is_timms:
         parts.append(f"{source} is read as arguments of timm's train.py, whose defaults hold for what it leaves out")
+    if is_timms and values.get("model") in OF_PAPERS:
+        parts.append(f"{values['model']} {OF_PAPERS[values['model']]}")
     if idle := [name for name in sorted(WITHOUT_EFFECT) if values.get(name) not in OFF]:
         parts.append(f"{'' if is_timms else source + ': '}without effect here: {', '.join(idle)}")
     if unknown:

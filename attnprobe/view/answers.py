@@ -129,7 +129,7 @@ class Answers:
         with self._taking_turns(self._reading):
             place = (run, stage, site, image, layer)
             if place not in self._layers:
-                read = self._runs[run].maps.layer(shape.name, shape.sites[site][0], image, layer)
+                read = self._runs[run].layer(shape, shape.sites[site][0], image_id, layer)
                 while self._layers and sum(kept.nbytes for kept in self._layers.values()) + read.nbytes > KEPT_BYTES:
                     self._layers.popitem(last=False)
                 self._layers[place] = read

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from attnprobe.core.browse import Browsable, StageShape
 from attnprobe.core.sites import SITES
 from attnprobe.core.text import visible
@@ -41,10 +43,27 @@ class Viewed:
             "probability": round(probability, 4) if known else None,
         }
 
+    def layer(self, shape: StageShape, site: str, image_id: str, layer: int) -> np.ndarray:
+        """[head, query, key] of one layer of one image as the page counts tokens: see `queries_of`."""
+        values = self.maps.layer(shape.name, site, self.places[image_id], layer)
+        order = np.argsort(_slots(shape))
+        return shape.grid.laid_out(values[:, order])
+
     def _class(self, number: int) -> str:
         if 0 <= number < len(self.class_names):
             return visible(self.class_names[number])
         return f"class {number}" if number >= 0 else ""
+
+
+def queries_of(shape: StageShape) -> list[int]:
+    """The queries as the page counts tokens: first those that are no patches, then all patches row by row."""
+    return sorted(_slots(shape))
+
+
+def _slots(shape: StageShape) -> list[int]:
+    if shape.kind != "self":  # its queries are none of the keys
+        return list(shape.queries)
+    return [shape.grid.slots[query] for query in shape.queries]
 
 
 def explorable(maps: Browsable) -> list[StageShape]:
@@ -58,7 +77,7 @@ def why_not(shape: StageShape) -> str:
         return f"its maps are of kind {shape.kind!r}, not between the tokens of the image"
     if not shape.rows * shape.cols:
         return "where its tokens sit in the image is not known"
-    if shape.keys != len(shape.prefix) + shape.rows * shape.cols:
+    if shape.keys != shape.grid.n_tokens:
         return "its keys are not the tokens of the image"
     return ""
 
@@ -88,10 +107,11 @@ def _stage(shape: StageShape, every: int) -> dict[str, Any]:
         "blocks": [number for i, number in enumerate(shape.layers) if i % every == 0],
         "of": max(shape.layers),
         "heads": list(shape.heads),
-        "queries": list(shape.queries),
+        "queries": queries_of(shape),
         "rows": shape.rows,
         "cols": shape.cols,
         "prefix": [_token(name) for name in shape.prefix],
+        "absent": [n for n, value in enumerate(shape.grid.laid_out(np.zeros(shape.keys))) if np.isnan(value)],
         "sites": sites,
     }
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from attnprobe.core.browse import StageShape
 from attnprobe.core.text import visible
-from attnprobe.view.described import Viewed, described, explorable, left_out
+from attnprobe.view.described import Viewed, described, explorable, left_out, queries_of
 from attnprobe.view.packing import largest_error, pack
 
 ENOUGH = 2
@@ -104,10 +104,10 @@ def _packed(
     Each of both holds first the maps of every head [layer, head, query(, key)], then those of the mean of heads
     [layer, query(, key)]; the heads of all queries and no mean, or the heads of the prefix tokens and all means.
     """
-    queries = np.array(shape.queries)
+    queries = np.array(queries_of(shape))
     of_heads = np.ones(len(queries), bool) if detail.every_head else queries < len(shape.prefix)
     name, sums = site
-    values = [run.maps.layer(shape.name, name, run.places[image_id], layer) for layer in layers]
+    values = [run.layer(shape, name, image_id, layer) for layer in layers]
     parts = [np.stack([heads[:, of_heads] for heads in values])]
     if not detail.every_head:
         parts.append(np.stack([heads.mean(0) for heads in values]))

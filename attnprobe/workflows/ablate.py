@@ -18,8 +18,9 @@ from attnprobe.core.measurement import Measurement, Measurements
 from attnprobe.io import fs
 from attnprobe.io.progress import progress
 from attnprobe.io.run import Run
-from attnprobe.metrics import head_ablation, head_importance, measure
+from attnprobe.metrics import attention_update, head_ablation, head_importance, measure
 from attnprobe.models.ablate import Ablatable
+from attnprobe.models.attention_update import attention_updates
 from attnprobe.models.parts import Removal
 from attnprobe.models.prune import smaller_model
 from attnprobe.reports.json_report import evidence_document, measurement_document, plain
@@ -177,7 +178,7 @@ def _evidence(
     for change in chain.from_iterable(singles):
         ablatable.check(change)
     dropped = sum(changes[0].kind == candidates.what for changes in singles)
-    steps = 3 + len(singles) + _tries(dropped) + _tries(len(heads))
+    steps = 4 + len(singles) + _tries(dropped) + _tries(len(heads))
     with progress(f"verify {trial.facts.model}", steps) as advance:
         whole = Tried((), *trial.answers(ablatable.module))
         advance(1)
@@ -205,7 +206,9 @@ def _evidence(
         evidence = replace(evidence, curves={name: curve for name, curve in curves.items() if curve})
         evidence = _with_advice(evidence, trial, ablatable)
         advance(1)
-        found = {}
+        updates = [attention_updates(ablatable, pixels).cpu() for pixels, _ in trial.labelled()]
+        found = {"attention_update": attention_update(torch.cat(updates).numpy(), trial.ids)}
+        advance(1)
         if trial.has_head:  # neighbours have no gradient
             found["head_importance"] = head_importance(_gate_gradients(trial, ablatable), trial.ids)
         advance(1)

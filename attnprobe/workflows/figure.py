@@ -1,5 +1,6 @@
 """From maps files or runs to one figure for a paper: the file's ending says the format, the width fits a page."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -105,10 +106,13 @@ def _what(path: Path, figure: str, metric: str, user: UserImages) -> Measurement
             raise InputError(f"{path} has no history; train with --set probe_every=1, and name the run's folder.")
         return history
     if figure == "attention_grid":
-        pictures = pictures_of(open_maps(maps), 1, user)
+        with warnings.catch_warnings(record=True) as said:
+            pictures = pictures_of(open_maps(maps), 1, user)
         if not pictures:
+            why = "".join(f" ({warning.message})" for warning in said[:1])
             raise InputError(
-                f"{path}: the images are not at hand, so there is nothing to draw attention on; name them with --data."
+                f"{path}: the images are not at hand{why}, so there is nothing to draw attention on; name them with "
+                "--data."
             )
         return pictures[0]
     found = examine(maps, metrics=[metric], pictures=0).measurements

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from attnprobe.core.errors import InputError
-from attnprobe.core.maps import AttentionMaps, TokenGrid
+from attnprobe.core.grid import TokenGrid
+from attnprobe.core.maps import AttentionMaps
 from attnprobe.core.sites import Site
 from attnprobe.core.spec import ImportOptions
 from attnprobe.store import CapturePlan, MapWriter

@@ -43,6 +43,7 @@ class StageFacts:
     """Layers of one shape and kind.
 
     Attributes:
+        patches: the number of tokens that are patches.
         sites: weights alone where one matrix is both.
         routes: how their maps are read, with the number of layers; empty of a file that does not say.
         image_bytes: maps, tokens and values of one image, not compressed, in the file's type.
@@ -56,6 +57,7 @@ class StageFacts:
     keys: int
     rows: int
     cols: int
+    patches: int
     prefix: tuple[str, ...]
     sites: str
     routes: Mapping[str, int]
@@ -70,6 +72,7 @@ class Inspection:
         stored_bytes: estimated bytes of one image in the file, compressed.
         qk_bytes: the same of queries and keys in place of the maps; None where maps cannot be made of them.
         places: how it is known where the tokens of each layer are.
+        passes: forward passes of two images that it took to know this.
         missing: blocks without a map whose siblings have one.
         seconds: per image, of the forward pass and the capture on this machine.
     """
@@ -82,6 +85,7 @@ class Inspection:
     stored_bytes: int
     qk_bytes: int | None
     places: str
+    passes: int
     missing: tuple[str, ...]
     seconds: float
     device: str
@@ -120,6 +124,7 @@ def inspect_model(spec: CaptureSpec) -> Inspection:
         stored_bytes=stored,
         qk_bytes=stored if qk else _qk_bytes(model, pixels[:1].to(device), spec.sites, kept),
         places=proof.places_in_words(),
+        passes=proof.located.passes,
         missing=proof.missing,
         seconds=seconds,
         device=device.type,
@@ -157,6 +162,7 @@ def _stage(name: str, sites: list[AttentionMaps], routes: Mapping[str, str], ite
         keys=keys,
         rows=first.grid.rows,
         cols=first.grid.cols,
+        patches=first.grid.n_patches,
         prefix=first.grid.prefix if first.grid.rows else (),
         sites=", ".join(maps.site for maps in sites),
         routes=Counter(routes[layer] for layer in first.layers if layer in routes),
@@ -189,7 +195,7 @@ def print_inspection(inspection: Inspection, console: Console) -> None:
     n = inspection.spec.images or IMAGES
     for line in (
         f"proved on {TRIAL} images: A V is what each layer passes on, and the output {equal} the plain one",
-        f"places of tokens, by changing one image a little: {inspection.places}",
+        f"places of tokens, by {inspection.passes} passes with one image changed a little: {inspection.places}",
         *((f"without a map: {', '.join(inspection.missing)}",) if inspection.missing else ()),
         f"one image: {size(total)} of maps and tokens, about {size(inspection.stored_bytes)} in the file",
         f"{n} images: about {size(n * inspection.stored_bytes)} on the disk (twice while shards become one file), "
@@ -220,7 +226,8 @@ def _print_stages(stages: Sequence[StageFacts], console: Console) -> None:
             title, no_wrap=title != "maps", justify="right" if title in ("L x H", "Q x K", "size") else "left"
         )
     for stage in stages:
-        grid = f"{stage.rows}x{stage.cols}" if stage.rows else "-"
+        some = f"{stage.patches} of " if stage.patches < stage.rows * stage.cols else ""
+        grid = f"{some}{stage.rows}x{stage.cols}" if stage.rows else "-"
         table.add_row(
             Text(visible(stage.name)),
             stage.kind,

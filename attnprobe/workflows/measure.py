@@ -114,12 +114,14 @@ def pictures_of(reader: MapReader, count: int, user: UserImages = NOT_SAID) -> t
     pixels = data.pixels([reader.image_ids[i] for i in chosen])
     maps = reader.maps(site=reader.sites()[0], images=chosen)
     grid = maps.grid
-    if maps.part.queries is not None and maps.part.queries[0] != 0:
+    source = (grid.token(grid.prefix[0]) if grid.prefix else None) or 0
+    kept = range(maps.values.shape[3]) if maps.part.queries is None else maps.part.queries
+    if source not in kept:
         return ()  # whom the first of its rows belongs to is not shown
     if maps.kind not in ("self", "pyramid") or maps.values.shape[-1] != grid.n_tokens or not grid.rows:
         return ()  # what its keys are has no place in the picture
-    rows = maps.values[:, :, :, 0] if grid.n_prefix else maps.values.mean(3)  # [image, layer, head, key]
-    attention = rows[..., grid.n_prefix :].unflatten(-1, (grid.rows, grid.cols)).float().numpy()
+    rows = maps.values[:, :, :, kept.index(source)] if grid.prefix else maps.values.mean(3)  # [image, layer, head, key]
+    attention = grid.over_image(rows.float().numpy())
     names = config.get("class_names") or ()
     told = maps.outcome
 

@@ -3,7 +3,7 @@
 import json
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -44,17 +44,20 @@ def train(
         Stopped: on SIGTERM.
         InUse: another command is at work in `out`.
     """
-    options = {**read_recipe(recipe, ignore_unknown=ignore_unknown), **(settings or {})}
+    with _remarks_of_the_first():
+        options = {**read_recipe(recipe, ignore_unknown=ignore_unknown), **(settings or {})}
     config = from_mapping(TrainConfig, options, source=str(recipe))
     checked_options(config.model_kwargs)
     with held(Path(out)):
-        return _train(_same_run(Path(out), config), config)
+        with _remarks_of_the_first():
+            run = _same_run(Path(out), config)
+        return _train(run, config)
 
 
 def _train(run: Run, config: TrainConfig) -> TrainResult:
     """Join images, model and probe of a run that this process holds, and train."""
     with torch.device("meta"):  # without memory: it is built only to ask how it wants its pixels
-        spec = input_spec(build_model(config.model, **_model_options(config)))
+        spec = input_spec(_built(config, _model_options(config)))
     sets = {split: images_of(config, split, spec) for split in ("train", "val")}
     n_classes = len(sets["train"].class_names)
     if config.num_classes not in (None, n_classes):
@@ -62,16 +65,16 @@ def _train(run: Run, config: TrainConfig) -> TrainResult:
             f"num_classes={config.num_classes}, but {config.dataset} has {n_classes}; leave num_classes out."
         )
     options = {**_model_options(config), "num_classes": n_classes}
-    model = build_model(config.model, seed=config.seed, **options)
+    model = _built(config, options, seed=config.seed)
     if config.initial_checkpoint:
         start = read_checkpoint(config.initial_checkpoint)
-        for note in load_weights(model, start, name=config.model, new_head=True):
-            warnings.warn(f"{start.path.name}: {note}.", stacklevel=2)
+        with _remarks_of_the_first():
+            for note in load_weights(model, start, name=config.model, new_head=True):
+                warnings.warn(f"{start.path.name}: {note}.", stacklevel=2)
     facts = config_json(config.model, model, options)
     pick_device(config.device)
-    _write_config(run, config)
     probe = _probe(config, sets["val"], run) if config.probe_every else None
-    with _threads(config.threads), _status(run), _memory(config):
+    with _threads(config.threads), _status(run), _memory(config), _config_of(run, config):
         return run_training(model, sets["train"], sets["val"], config, run, config_json=facts, watch=probe)
 
 
@@ -120,6 +123,20 @@ def train_seeds(
 def run_of_seed(out: Path, seed: int) -> Path:
     """The directory of a seed's run: `runs/vit`, 3 -> `runs/vit_s3`, which the pattern `vit_s*` matches."""
     return out.with_name(f"{out.name}_s{seed}")
+
+
+def _is_first() -> bool:
+    """True unless torchrun started this process as another than the first; before the processes have met."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+@contextmanager
+def _remarks_of_the_first() -> Iterator[None]:
+    """Warnings from the first process alone, where every process of torchrun reads the same files."""
+    with warnings.catch_warnings():
+        if not _is_first():
+            warnings.simplefilter("ignore")
+        yield
 
 
 @contextmanager
@@ -195,20 +212,43 @@ def _same_run(out: Path, config: TrainConfig) -> Run:
     return run
 
 
+@contextmanager
+def _config_of(run: Run, config: TrainConfig) -> Iterator[None]:
+    """Write the run's options, and remove them if training refuses them: what cannot start leaves no run behind."""
+    is_new = not run.config.exists()
+    _write_config(run, config)
+    try:
+        yield
+    except InputError:
+        if is_new and not run.checkpoints.exists():
+            run.config.unlink(missing_ok=True)
+        raise
+
+
 def _write_config(run: Run, config: TrainConfig) -> None:
-    """Write the run's options, once everything it needs was found: what cannot start leaves no run behind."""
     text = to_yaml(config)
     with fs.as_work_error(f"starting the run in {run.path}"):
         if not run.config.exists():
             with suppress(FileExistsError):  # of several processes one is first
                 fs.write_file(run.config, text.encode())
-        elif run.config.read_text() != text and os.environ.get("RANK", "0") == "0":
+        elif run.config.read_text() != text and _is_first():
             fs.write_file(run.config, text.encode(), overwrite=True)
 
 
 def _model_options(config: TrainConfig) -> dict[str, Any]:
     named = {"img_size": config.img_size, "drop_rate": config.drop, "drop_path_rate": config.drop_path}
     return {**config.model_kwargs, **{name: value for name, value in named.items() if value}}
+
+
+def _built(config: TrainConfig, options: Mapping[str, Any], seed: int | None = None) -> Any:
+    """The model, which wants its pixels as `config` says."""
+    model: Any = build_model(config.model, seed=seed, **options)
+    channels = options.get("in_chans", 3)
+    for name in ("mean", "std", "crop_pct", "interpolation"):
+        if (value := getattr(config, name)) is not None:
+            value = value * channels if isinstance(value, tuple) and len(value) == 1 else value
+            model.pretrained_cfg = {**model.pretrained_cfg, name: value}
+    return model
 
 
 def _probe(config: TrainConfig, images: ImageSource, run: Run) -> Probe:

@@ -128,20 +128,23 @@ def data_share(device: torch.device, rounds: int, workers: int) -> None:
     )
 
 
-def small_images(device: torch.device, n: int) -> tuple[torch.Tensor, Augmentation]:
+def small_images(device: torch.device, n: int, policy: str | None = POLICY) -> tuple[torch.Tensor, Augmentation]:
     """Procedural images of 32 px on the device, and an augmentation for them."""
     images = load_images("fractals:10", "train", spec=SMALL, limit=n)
-    augmentation = Augmentation(AugmentConfig(scale=(0.5, 1.0), ratio=(0.75, 4 / 3), hflip=0.5, aa=POLICY), SMALL)
+    augmentation = Augmentation(AugmentConfig(scale=(0.5, 1.0), ratio=(0.75, 4 / 3), hflip=0.5, aa=policy), SMALL)
     return torch.cat([batch.pixels for batch in images.batches(256, device=device)]), augmentation
 
 
-def loader_against_timms(device: torch.device, rounds: int, workers: int, n: int) -> float:
-    """Elapsed time of timm's loader, which decodes nothing here, over that of augmentation on the device."""
-    images, augmentation = small_images(device, n)
+def loader_against_timms(device: torch.device, rounds: int, workers: int, n: int, policy: str | None = POLICY) -> float:
+    """Elapsed time of timm's loader, which decodes nothing here, over that of augmentation on the device.
+
+    A policy is timm's in both, and runs on the CPU.
+    """
+    images, augmentation = small_images(device, n, policy)
     shown = (SMALL.restore(images) * 255).byte().permute(0, 2, 3, 1).cpu().numpy()
     loader = create_loader(
         Pictures([Image.fromarray(picture) for picture in shown]), (3, 32, 32), 256, is_training=True, scale=(0.5, 1.0),
-        auto_augment=POLICY, num_workers=workers, use_prefetcher=False, persistent_workers=workers > 0,
+        auto_augment=policy, num_workers=workers, use_prefetcher=False, persistent_workers=workers > 0,
     )  # fmt: skip
 
     def elapsed(run: Callable[[], object]) -> float:

@@ -291,3 +291,18 @@ def test_a_tower_of_lower_precision_is_captured_in_that_precision(wanted, dtype,
     model = Tower(vit if autocast else vit.to(dtype), dtype, autocast).eval()
     found = torch.cat([m.values for m in ap.capture(model, X)])
     torch.testing.assert_close(found.float(), wanted, rtol=0, atol=2e-2)
+
+
+def test_bytes_as_floats_are_named_and_normalised_pixels_are_not(vit):
+    with pytest.warns(UserWarning, match="whole numbers up to 255, as if they were not normalised"):
+        list(ap.capture(vit, (X.clamp(-2, 2) + 2).mul(63.75).round()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for pixels in (X, X.clamp(0, 1), X.round(), torch.zeros_like(X)):
+            list(ap.capture(vit, pixels))
+
+
+def test_files_of_three_channels_are_no_advice_for_a_model_of_twelve():
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1, in_chans=12, num_classes=0).eval()
+    with pytest.raises(InputError, match=r"Files are read as 3 channels: pass pixels \[image, 12, row, col\]"):
+        list(ap.capture(model, X))

@@ -221,17 +221,18 @@ def test_blocks_that_put_the_sequence_first_give_the_tokens_of_their_images(n):
     torch.testing.assert_close(torch.cat(ours), torch.cat(theirs), rtol=0, atol=1e-5)
 
 
-def test_scattered_patches_get_no_place_and_no_distance():
-    class Masked(ViT):
-        keep = torch.randperm(16, generator=torch.Generator().manual_seed(3))[:9]
+def test_merged_patches_get_no_place_and_no_distance():
+    class Merged(ViT):
+        order = torch.randperm(16, generator=torch.Generator().manual_seed(3))
 
         def forward(self, x):
-            x = self.embed(x).flatten(2).transpose(1, 2)[:, self.keep]
+            x = self.embed(x).flatten(2).transpose(1, 2)[:, self.order]
+            x = (x[:, :8] + x[:, 8:]) / 2
             for norm, block in zip(self.norms, self.blocks, strict=True):
                 x = x + block(norm(x))
             return self.head(x[:, 0])
 
-    maps = list(ap.capture(Masked(lambda _: Attention(SOFTMAXES["by hand"])).eval(), PIXELS, "weights"))
+    maps = list(ap.capture(Merged(lambda _: Attention(SOFTMAXES["by hand"])).eval(), PIXELS, "weights"))
     assert maps[0].grid.rows == 0
     with pytest.raises(InputError, match="the place of its tokens in the image is not known"):
         ap.measure(maps, ["attention_distance"])

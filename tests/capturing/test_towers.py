@@ -55,7 +55,7 @@ def test_towers_in_a_list_are_two_trunks():
     assert list(stages) == ["towers_0", "towers_1"]
 
 
-def test_two_calls_of_one_tower_are_two_views_and_the_mirrored_one_claims_no_place():
+def test_two_calls_of_one_tower_are_two_views_and_the_mirrored_one_has_its_tokens_where_the_image_is():
     class Flipped(nn.Module):
         def __init__(self):
             super().__init__()
@@ -69,7 +69,8 @@ def test_two_calls_of_one_tower_are_two_views_and_the_mirrored_one_claims_no_pla
     one, other = capturing
     assert (one.stage, other.stage) == ("view1", "view2")
     torch.testing.assert_close(one.values, maps_by_hand(model.net), rtol=0, atol=1e-6)
-    assert (one.grid.rows, one.grid.cols) == (4, 4) and other.grid.rows == 0
+    assert (one.grid.rows, one.grid.cols) == (4, 4) and one.grid.positions is None
+    assert other.grid.positions == (-1, *torch.arange(16).view(4, 4).flip(-1).flatten().tolist())
     (alone,) = ap.capture(model.net, PIXELS.flip(-1), "weights")
     torch.testing.assert_close(other.values, alone.values, rtol=0, atol=1e-6)
 

@@ -1,6 +1,7 @@
 import multiprocessing
 import os
 import signal
+import time
 import warnings
 
 import pytest
@@ -78,6 +79,7 @@ def test_reading_leaves_the_global_random_state_alone(tmp_path, write_image, sma
     assert torch.equal(before, torch.get_rng_state())
 
 
+@pytest.mark.promise("images-bad")
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_image_that_turns_bad_is_skipped_once_and_shifts_no_other(tmp_path, write_image, small, collect, workers):
     files = [write_image(tmp_path / f"{k}.png", seed=k) for k in range(5)]
@@ -103,6 +105,7 @@ def test_an_image_that_turns_bad_is_named_when_refused(tmp_path, write_image, sm
         collect(source)
 
 
+@pytest.mark.promise("resources-end")
 def test_a_dead_worker_is_one_line_that_says_what_to_do(small, collect):
     source = DecodedImages("some", small, read=Dies(), ids=["a"], class_names=(), fingerprint="f", workers=1)
     with pytest.raises(WorkError, match="fewer workers") as caught:
@@ -128,3 +131,23 @@ def test_one_loader_reads_runs_that_are_made_while_it_reads(tmp_path, write_imag
         processes |= {child.pid for child in multiprocessing.active_children()}
     assert found == [("id0", "id1"), ("id2",), ("id6", "id7"), ("id8",), ("id3", "id4"), ("id5",)]
     assert len(processes) == workers, "the same workers read all of them"
+
+
+@pytest.mark.promise("resources-end")
+@pytest.mark.parametrize("why", ["No space left on device", "Too many open files"])
+def test_shared_memory_that_is_full_is_one_line_and_not_a_wait_without_end(small, monkeypatch, why):
+    def refuse(_tensor):
+        raise RuntimeError(f"unable to allocate shared memory: {why}")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", refuse)  # in the workers, which are forks of this process
+    source = source_of(range(4), small, read=lambda _: (Image.new("RGB", (40, 40)), 0), workers=1)
+    with pytest.raises(WorkError, match=f"{why}.*open files may be short"):
+        list(source.batches(2))
+
+
+@pytest.mark.promise("resources-end")
+def test_a_batch_that_gets_lost_ends_the_wait(small, monkeypatch):
+    monkeypatch.setattr("attnprobe.data.decode.PATIENCE", 1.0)
+    source = source_of(range(2), small, read=lambda _: time.sleep(60), workers=1)
+    with pytest.raises(WorkError, match=r"timed out after 1(\.0)? seconds"):
+        list(source.batches(2))

@@ -24,6 +24,7 @@ def folder_with_one_bad(root, write_image, ending, kind):
     return str(root)
 
 
+@pytest.mark.promise("images-bad")
 @pytest.mark.parametrize("ending", ["png", "jpg", "webp", "bmp", "gif", "tif"])
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_bad_images_are_refused_by_name_or_skipped_and_no_id_shifts(
@@ -47,6 +48,7 @@ def test_bad_images_are_refused_by_name_or_skipped_and_no_id_shifts(
         assert torch.equal(found[f"{folder}/3.{ending}"][0], alone[0]) and found[f"{folder}/3.{ending}"][1] == label
 
 
+@pytest.mark.promise("images-bad")
 def test_a_bad_image_moves_no_other_in_or_out_of_a_subset(tmp_path, write_image, small):
     for k in range(12):
         write_image(tmp_path / f"{'ab'[k % 2]}/{k}.png", seed=k)

@@ -9,6 +9,7 @@ from timm.data import create_transform
 
 from attnprobe.core.errors import InputError
 from attnprobe.core.images import ImageSource, InputSpec
+from attnprobe.data import streamed
 from attnprobe.data.streamed import StreamedImages
 
 
@@ -39,6 +40,14 @@ def test_a_stream_has_timms_pixels_in_its_own_order(small, collect):
         assert list(found) == [f"s/{k:07d}" for k in range(7)]
         for k, (pixels, label) in enumerate(found.values()):
             assert torch.equal(pixels, transform(stream.picture(k).convert("RGB"))) and label == k % 3
+
+
+def test_pixels_and_labels_reach_a_gpu_from_pinned_memory(small, monkeypatch):
+    """A copy from other memory waits for all that is queued there."""
+    moved = []
+    monkeypatch.setattr(streamed, "on_device", lambda device, *drawn: moved.append((device, len(drawn))) or drawn)
+    list(StreamedImages("s", small, Stream(3)).batches(2, device="cuda"))
+    assert moved == [(torch.device("cuda"), 2)] * 2
 
 
 def test_going_on_reads_nothing_twice_and_going_back_starts_again(small, collect):

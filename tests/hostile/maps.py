@@ -124,8 +124,9 @@ REFUSED: dict[str, Callable[[Path], Any]] = {
         "name": (7, None, "../x", "a/b", ""), "kind": (7, [], "\x1b[2J"), "layers": (["a"], [1, 2, 3], "abc", None),
         "rows": (-1, "2", 2.5, 10**9, None), "cols": (True, [], 10**12), "prefix": ([1], "cls", ["cls"] * 9, None),
         "patch": ([0, 0], [4], "4", [-4, 4], [10**9, 1], 4), "datasets": ([], None, [{}], "x"),
-        "kept_layers": ([0], ["a", "b", "c"], [9, 9, 9], [-1, 0, 1], 3), "kept_heads": ([0, 0], [5, -7]),
+        "kept_layers": ([0], ["a", "b", "c"], [9, 9, 9], [-1, 0, 1], 3), "kept_heads": ([0, 0], [5, -7], [5, 10**12]),
         "kept_queries": ([0], "01234", [0.5] * 5, [4, 3, 2, 1, 10**6]),
+        "positions": ([-1, 0, 1], [-1, 0, 1, 2, 2], [0, 1, 2, 3, 4], [-1, 0, 1, 2, 10**9], [-2, 0, 1, 2, 3], "01234", [0.5] * 5),
     }.items() for i, v in enumerate(values)},
     **{f"dataset_{name}_{i}": file(_set(*DATASET, name, to=v)) for name, values in {
         "name": (7, "tokens", "scores2", "../../x"), "shape": ([3, 2, 5], [], [3, 2, 5, "5"], [3, 2, 5, -5], 9,

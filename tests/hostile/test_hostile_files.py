@@ -43,11 +43,13 @@ def problems(case: Case, folder: Path) -> list[str]:
     return [*broken, outcome.err[-600:]] if broken else []
 
 
+@pytest.mark.promise("files-hostile")
 @pytest.mark.parametrize("case", QUICK, ids=str)
 def test_a_hostile_file_is_refused_in_one_line(case, tmp_path):
     assert not problems(case, tmp_path)
 
 
+@pytest.mark.promise("files-hostile")
 @pytest.mark.slow
 @pytest.mark.parametrize("case", ALL, ids=str)
 def test_every_hostile_file_is_refused_by_every_command_in_one_line(case, tmp_path):

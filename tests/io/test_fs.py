@@ -29,6 +29,7 @@ def log(monkeypatch):
     return done
 
 
+@pytest.mark.promise("power-lost")
 def test_a_file_gets_its_name_only_after_its_bytes_and_is_acknowledged_only_after_its_name(tmp_path, log):
     fs.write_file(tmp_path / "a", b"content")
     assert log == ["create", "reserve", "write", "fsync", "link", "unlink", "fsync_folder"]
@@ -46,10 +47,11 @@ def test_an_existing_file_is_not_replaced_unasked(tmp_path):
     assert os.listdir(tmp_path) == ["a"]
 
 
+@pytest.mark.promise("io-faults")
 @pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize("kind", ["ENOSPC", "EIO"])
 def test_whichever_operation_fails_the_file_is_whole_or_absent_and_nothing_else_is_left(
-    tmp_path, fault, kind, overwrite
+    tmp_path, fault, kind, overwrite, record_property
 ):
     failures = 0
     for n in range(1, 20):
@@ -66,8 +68,10 @@ def test_whichever_operation_fails_the_file_is_whole_or_absent_and_nothing_else_
         else:
             break
     assert failures == (6 if overwrite else 7)
+    record_property("tried", failures)
 
 
+@pytest.mark.promise("io-faults")
 @pytest.mark.parametrize("what", ["write:1:short", "write:2:EINTR", "fsync:1:EINTR", "link:1:EINTR", "write:1:EINTR"])
 def test_short_writes_and_interrupted_calls_are_carried_on(tmp_path, fault, what):
     fault(what)
@@ -75,6 +79,7 @@ def test_short_writes_and_interrupted_calls_are_carried_on(tmp_path, fault, what
     assert (tmp_path / "a").read_bytes() == bytes(range(256))
 
 
+@pytest.mark.promise("io-faults")
 def test_a_failed_fsync_is_not_tried_again(tmp_path, monkeypatch):
     calls = []
 
@@ -101,6 +106,7 @@ def test_without_hard_links_a_file_still_gets_its_name_and_still_replaces_nothin
     assert (tmp_path / "a").read_bytes() == b"first"
 
 
+@pytest.mark.promise("power-lost")
 def test_a_folder_is_named_only_after_every_file_in_it_is_durable(tmp_path, log):
     (tmp_path / "new" / "inner").mkdir(parents=True)
     for name in ("a", "b", "inner/c"):

@@ -21,6 +21,7 @@ def holder(path):
     return process
 
 
+@pytest.mark.promise("two-starts")
 def test_a_second_process_is_told_who_holds_the_lock(tmp_path):
     with holder(tmp_path / "run.lock") as process:
         with pytest.raises(InUse, match=f"in use by pid {process.pid} on ") as caught:
@@ -29,6 +30,7 @@ def test_a_second_process_is_told_who_holds_the_lock(tmp_path):
         process.stdin.close()
 
 
+@pytest.mark.promise("two-starts")
 def test_the_lock_of_a_killed_process_is_free(tmp_path):
     with holder(tmp_path / "run.lock") as process:
         process.kill()

@@ -1,6 +1,7 @@
 """Which checkpoints of a run can be trusted."""
 
 import json
+import random
 import shutil
 from pathlib import Path
 
@@ -107,3 +108,34 @@ def test_warnings_that_are_none_are_told_and_not_shown(run, tmp_path, content):
     elsewhere.write_text('[{"time": "", "text": "secret"}]')
     run.notes.symlink_to(elsewhere)
     assert "secret" not in run.warnings()[0]
+
+
+@pytest.mark.promise("checkpoint-changed")
+def test_every_changed_byte_and_every_length_of_a_checkpoint_is_found(tmp_path, record_property):
+    folder = tmp_path / "epoch-0001"
+    folder.mkdir()
+    chance = random.Random(0)
+    files = {"model.safetensors": chance.randbytes(5000), "state.json": json.dumps([*range(200)]).encode()}
+    files[MANIFEST] = manifest_of(files)
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    assert not damaged_files(folder)
+    tried = 0
+    for name, data in files.items():
+        damaged = [data[:at] + bytes([data[at] ^ chance.randrange(1, 256)]) + data[at + 1 :]
+                   for at in chance.choices(range(len(data)), k=3000)]  # fmt: skip
+        damaged += [data[:at] for at in chance.choices(range(len(data)), k=200)] + [data + b"\0"]
+        for changed in damaged:
+            (folder / name).write_bytes(changed)
+            tried += 1
+            assert damaged_files(folder) or same_manifest(changed, data), (name, changed)
+        (folder / name).write_bytes(data)
+    record_property("tried", tried)
+
+
+def same_manifest(changed, data):
+    """True if a manifest says the same in other bytes, as with a space for a line break."""
+    try:
+        return json.loads(changed) == json.loads(data)
+    except ValueError:
+        return False

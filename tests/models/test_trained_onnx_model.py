@@ -58,10 +58,22 @@ def test_the_places_of_its_tokens_are_proved(of_graph):
 
 
 def test_the_folder_of_the_example_opens_in_timm_and_computes_what_the_graph_does(example, tmp_path):
-    assert example.write_timm_folder(FILE, tmp_path) < 1e-4
+    weights = example.timm_weights(FILE)
+    assert example.difference_from_graph(FILE, weights) < 1e-4
+    example.write_timm_folder(weights, tmp_path)
     opened = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
     assert sum(p.numel() for p in opened.parameters()) == 21_628_800
     loaded = ap.load_model(f"local-dir:{tmp_path}")
     with torch.inference_mode():
         torch.testing.assert_close(loaded(PIXELS), opened(PIXELS), rtol=0, atol=1e-6)
     assert ap.input_spec(loaded).mean == IMAGENET_MEAN
+
+
+def test_the_folder_for_smaller_images_has_positions_resampled_as_timm_does(example, tmp_path):
+    example.write_timm_folder(example.timm_weights(FILE), tmp_path / "large")
+    example.write_timm_folder(example.timm_weights(FILE), tmp_path / "small", 112)
+    small = timm.create_model(f"local-dir:{tmp_path / 'small'}", pretrained=True).eval()
+    resized = timm.create_model(f"local-dir:{tmp_path / 'large'}", pretrained=True, img_size=112).eval()
+    pixels = PIXELS[:, :, :112, :112]
+    with torch.inference_mode():
+        torch.testing.assert_close(small(pixels), resized(pixels), rtol=0, atol=1e-6)

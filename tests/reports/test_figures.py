@@ -213,6 +213,7 @@ def test_values_that_are_not_finite_are_drawn_without_complaint():
     assert drawings([replace(e, measurements=empty)])
 
 
+@pytest.mark.promise("names-hostile")
 @pytest.mark.parametrize("name", ["$\\frac{1$", "_hidden", "数字 عدد", "a\nb\x07", "x" * 300, "<script>"])
 def test_hostile_names_do_not_stop_the_pen(name):
     shown = picture(4, 2, image_id=name, label=name, prediction=name)

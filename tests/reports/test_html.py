@@ -89,6 +89,7 @@ def no_figures(monkeypatch):
     monkeypatch.setattr(html, "sections", stand_in)
 
 
+@pytest.mark.promise("names-hostile")
 @pytest.mark.parametrize("payload", PAYLOADS, ids=range(len(PAYLOADS)))
 def test_hostile_text_in_every_field_adds_no_element_and_no_attribute(payload, no_figures):
     hostile, harmless = (parsed(to_html([dressed(text)])) for text in (payload, "plain words"))
@@ -259,6 +260,7 @@ def test_what_a_number_means_is_folded_away_until_it_is_asked_for(few_figures, r
     assert page.locator("#settings").is_visible()
 
 
+@pytest.mark.promise("names-hostile")
 @pytest.mark.parametrize("width", [360, 1280])
 def test_long_hostile_names_are_text_and_stay_inside_the_page(few_figures, runs, open_page, width):
     name = "<script>alert(1)</script>'\"&\u202e" + 270 * "x"

@@ -2,6 +2,7 @@
 
 import re
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -12,6 +13,7 @@ from tests.reports.formulas import examined
 SPECIAL = '\\{}$&#%_^~<>|"'
 
 
+@pytest.mark.promise("names-hostile")
 @given(text=st.text(alphabet=st.sampled_from(SPECIAL + "a0 ‹\u202e\n")))
 @settings(max_examples=80, deadline=None)
 def test_escaping_can_be_undone_and_leaves_no_active_character(text):

@@ -47,7 +47,8 @@ def finish(path, maps):
     assert not list(path.parent.rglob(".tmp-*")) and not list(path.parent.rglob("*.h5"))[1:]
 
 
-def test_killed_before_any_operation_at_all(tmp_path, ten_maps, fault):
+@pytest.mark.promise("capture-killed")
+def test_killed_before_any_operation_at_all(tmp_path, ten_maps, fault, record_property):
     where = Counter()
     for n in itertools.count(1):
         path = tmp_path / str(n) / "maps.h5"
@@ -63,9 +64,11 @@ def test_killed_before_any_operation_at_all(tmp_path, ten_maps, fault):
         finish(path, ten_maps)
     assert n > 45 and set(where) == {0, 1, 2, 3, "merged"}
     assert min(where.values()) >= 7, "kills fell into every operation of every shard's commit"
+    record_property("tried", sum(where.values()))
 
 
-def test_a_resumed_capture_does_not_touch_what_is_committed(tmp_path, ten_maps, fault):
+@pytest.mark.promise("capture-killed")
+def test_a_resumed_capture_does_not_touch_what_is_committed(tmp_path, ten_maps, fault, record_property):
     for n in (10, 17, 24, 28):
         path = tmp_path / str(n) / "maps.h5"
         fault(f"any:{n}:kill")
@@ -76,10 +79,14 @@ def test_a_resumed_capture_does_not_touch_what_is_committed(tmp_path, ten_maps, 
         assert not list(path.parent.rglob(".tmp-*")), "what a killed process left half-written goes"
         after = committed(path.with_suffix(".parts"))
         assert len(after) == 3 and before.items() <= after.items()
+    record_property("tried", 4)
 
 
+@pytest.mark.promise("io-faults")
 @pytest.mark.parametrize("kind", ["ENOSPC", "EIO"])
-def test_any_operation_failing_is_one_line_and_running_again_completes(tmp_path, ten_maps, fault, kind):
+def test_any_operation_failing_is_one_line_and_running_again_completes(
+    tmp_path, ten_maps, fault, kind, record_property
+):
     failures = 0
     for n in itertools.count(1):
         path = tmp_path / str(n) / "maps.h5"
@@ -98,10 +105,12 @@ def test_any_operation_failing_is_one_line_and_running_again_completes(tmp_path,
         if not path.exists() or path.with_suffix(".parts").exists():
             finish(path, ten_maps)
     assert failures > 40
+    record_property("tried", failures)
 
 
+@pytest.mark.promise("io-faults")
 @pytest.mark.parametrize("kind", ["short", "EINTR"])
-def test_short_writes_and_interrupted_calls_go_unnoticed(tmp_path, ten_maps, fault, kind):
+def test_short_writes_and_interrupted_calls_go_unnoticed(tmp_path, ten_maps, fault, kind, record_property):
     for n in itertools.count(1):
         path = tmp_path / str(n) / "maps.h5"
         fault(f"{'write' if kind == 'short' else 'any'}:{n}:{kind}")
@@ -113,9 +122,13 @@ def test_short_writes_and_interrupted_calls_go_unnoticed(tmp_path, ten_maps, fau
         if not struck:
             break
     assert n > 5
+    record_property("tried", n - 1)
 
 
-def test_overwriting_keeps_the_old_file_until_the_new_one_has_its_name(tmp_path, ten_maps, make_maps, fault):
+@pytest.mark.promise("capture-killed")
+def test_overwriting_keeps_the_old_file_until_the_new_one_has_its_name(
+    tmp_path, ten_maps, make_maps, fault, record_property
+):
     old = make_maps(images=2, seed=9)
     for n in itertools.count(1):
         path = tmp_path / str(n) / "maps.h5"
@@ -134,8 +147,10 @@ def test_overwriting_keeps_the_old_file_until_the_new_one_has_its_name(tmp_path,
             assert torch.equal(reader.maps().values, ten_maps.values.bfloat16().float())
         assert os.listdir(path.parent) == ["maps.h5"]
     assert n > 40
+    record_property("tried", n - 1)
 
 
+@pytest.mark.promise("capture-killed")
 def test_a_shard_that_rots_between_two_runs_is_captured_again(tmp_path, ten_maps, fault):
     path = tmp_path / "maps.h5"
     fault("any:24:kill")
@@ -174,8 +189,9 @@ def long_maps():
     return AttentionMaps(values, tuple(f"image{i}" for i in range(200)), TokenGrid(8, 8), outcome=outcome)
 
 
+@pytest.mark.promise("capture-killed")
 @pytest.mark.slow
-def test_twenty_kills_at_random_moments(tmp_path, monkeypatch):
+def test_twenty_kills_at_random_moments(tmp_path, monkeypatch, record_property):
     """Real processes, killed wherever they are; each resume keeps all that was committed before."""
     path = tmp_path / "maps.h5"
     chance = random.Random(0)
@@ -195,3 +211,4 @@ def test_twenty_kills_at_random_moments(tmp_path, monkeypatch):
     print("shards after each kill:", progress)
     finish(path, long_maps())
     assert progress[0] < 200
+    record_property("tried", len(progress))

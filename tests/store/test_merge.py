@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from attnprobe.core.errors import InputError, WorkError
+from attnprobe.io import fs
 from attnprobe.store import MapWriter, merge, open_maps, parts
 from attnprobe.store.parts import discard, shard_path
+from attnprobe.store.plan import read_plan
 from tests.store.capturing import capture, forked, plan_for
 
 
@@ -34,6 +36,14 @@ def test_chunks_are_copied_as_they_are(folder, ten_maps):
         weights = merged["stages/trunk/weights"]
         together = [weights.id.read_direct_chunk((4 * k, 0, 0, 0, 0)) for k in range(3)]
     assert together == apart
+
+
+@pytest.mark.promise("power-lost")
+def test_a_merged_file_is_on_the_disk_before_it_has_its_name(folder, tmp_path, merging_here, monkeypatch):
+    done = []
+    monkeypatch.setattr(fs, "_strikes", lambda operation: done.append(operation) or "")
+    merge.merge(folder, tmp_path / "whole.h5", read_plan(folder)[0], overwrite=False)
+    assert done[-5:] == ["write", "fsync", "link", "unlink", "fsync_folder"]
 
 
 def test_the_merging_process_needs_no_torch():
@@ -62,6 +72,7 @@ def test_a_damaged_shard_stops_the_merge_and_the_next_run_repairs_it(folder, ten
     assert same_maps(capture(folder.with_suffix(".h5"), [ten_maps]), ten_maps)
 
 
+@pytest.mark.promise("disk-full")
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # Python 3.12 on fork beside threads
 @pytest.mark.parametrize("limit", [100, 600, 3000, 9000])
 def test_a_full_disk_in_hdf5s_hands_costs_only_the_attempt(folder, ten_maps, limit):

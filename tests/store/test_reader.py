@@ -2,7 +2,9 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -160,6 +162,7 @@ def test_an_unfinished_folder_says_what_is_missing_and_gives_what_it_has_on_requ
         open_maps(folder, allow_partial=True)
 
 
+@pytest.mark.promise("reading-meanwhile")
 def test_a_folder_can_be_read_while_it_is_written(tmp_path, ten_maps, expected, small_shards):
     with MapWriter(tmp_path / "maps.h5", plan_for([ten_maps])) as writer:
         for start in range(0, 10, 2):
@@ -278,3 +281,13 @@ def test_browsing_a_file_needs_no_torch(tmp_path, ten_maps):
     )
     said = subprocess.check_output([sys.executable, "-c", code, str(path)], text=True).split()
     assert float(said[0]) == pytest.approx(14, rel=0.01) and said[1] == "False"
+
+
+def test_explicit_positions_of_tokens_come_back_and_are_an_attribute(tmp_path, ten_maps, small_shards):
+    grid = TokenGrid(4, 5, ("cls",), (4, 4), (7, 3, -1, 19, 0, 12, 5))
+    path = capture(tmp_path / "maps.h5", [replace(ten_maps, grid=grid)])
+    with open_maps(path) as reader:
+        assert reader.maps(site="weights").grid == grid
+        assert reader.shapes()[0].grid.slots == grid.slots
+    with h5py.File(path) as file:
+        assert file["stages/trunk"].attrs["positions"].tolist() == list(grid.positions)

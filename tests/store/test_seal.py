@@ -27,7 +27,10 @@ def damaged_copies(content, n, seed=0):
         yield position, bytes(copy)
 
 
-def test_every_changed_byte_of_a_merged_file_is_found_before_hdf5_sees_it(tmp_path, ten_maps, monkeypatch):
+@pytest.mark.promise("maps-changed")
+def test_every_changed_byte_of_a_merged_file_is_found_before_hdf5_sees_it(
+    tmp_path, ten_maps, monkeypatch, record_property
+):
     path = capture(tmp_path / "maps.h5", [ten_maps])
     content = path.read_bytes()
     monkeypatch.setattr(h5py, "File", None)  # calling it would be a TypeError
@@ -36,9 +39,13 @@ def test_every_changed_byte_of_a_merged_file_is_found_before_hdf5_sees_it(tmp_pa
         with pytest.raises(MapsFileError) as caught:
             open_maps(path)
         assert "\n" not in str(caught.value), position
+    record_property("tried", 3000)
 
 
-def test_every_changed_byte_of_a_shard_is_found_before_hdf5_sees_it(tmp_path, ten_maps, small_shards, monkeypatch):
+@pytest.mark.promise("maps-changed")
+def test_every_changed_byte_of_a_shard_is_found_before_hdf5_sees_it(
+    tmp_path, ten_maps, small_shards, monkeypatch, record_property
+):
     folder = capture(tmp_path / "maps.h5", [ten_maps], keep_shards=True)
     plan_id = read_plan(folder)[0].plan_id
     path = shard_path(folder, 1)
@@ -48,12 +55,14 @@ def test_every_changed_byte_of_a_shard_is_found_before_hdf5_sees_it(tmp_path, te
         path.write_bytes(copy)
         with pytest.raises(MapsFileError):
             open_shard(folder, 1, plan_id)
+    record_property("tried", 3000)
 
 
+@pytest.mark.promise("maps-changed")
 @pytest.mark.slow
 @pytest.mark.parametrize("merged", [True, False])
 def test_ten_thousand_changed_bytes_and_every_kind_of_length_are_found(
-    tmp_path, ten_maps, small_shards, monkeypatch, merged
+    tmp_path, ten_maps, small_shards, monkeypatch, merged, record_property
 ):
     """The same at full number, with what was cut off or added at the end, and files cut and filled up again."""
     made = capture(tmp_path / "maps.h5", [ten_maps], keep_shards=not merged)
@@ -71,6 +80,7 @@ def test_ten_thousand_changed_bytes_and_every_kind_of_length_are_found(
         with pytest.raises(MapsFileError) as caught:
             open_maps(path) if merged else open_shard(made, 1, plan_id)
         assert "\n" not in str(caught.value)
+    record_property("tried", len(copies))
 
 
 @given(st.data())

@@ -71,6 +71,7 @@ def check_whole(path, maps):
     assert [p.name for p in path.parent.iterdir()] == [path.name], "nothing else is left"
 
 
+@pytest.mark.promise("capture-stopped")
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_any_number_of_processes_writes_the_same_file(tmp_path, ten_maps, world):
     path = tmp_path / "maps.h5"
@@ -90,6 +91,7 @@ COMMIT = ("create", "reserve", "write", "fsync", "link", "unlink", "fsync_folder
 """Killed before it, or halfway through `write`: nothing, created, half written, written, synced, linked, unlinked."""
 
 
+@pytest.mark.promise("capture-killed")
 @pytest.mark.parametrize("victims", [(0,), (0, 1)], ids=["one", "both"])
 @pytest.mark.parametrize("operation", COMMIT)
 def test_killed_at_any_point_of_a_commit_by_two_processes(tmp_path, make_maps, operation, victims):

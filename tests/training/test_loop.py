@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from attnprobe.core.errors import CheckpointError, InputError, WorkError
 from attnprobe.core.images import InputSpec
+from attnprobe.core.memory import is_out_of_memory
 from attnprobe.data import load_images
 from attnprobe.io.config import from_mapping
 from attnprobe.io.run import Run, damaged_files
@@ -72,6 +73,7 @@ def losses(result):
     return [{k: v for k, v in row.items() if k not in timed} for row in result.log]
 
 
+@pytest.mark.promise("train-killed")
 def test_a_stopped_run_ends_with_the_same_bits_as_an_unbroken_one(tmp_path):
     whole = run_training(tmp_path / "whole", config())
 
@@ -260,6 +262,7 @@ def test_the_cosine_regulariser_is_part_of_the_loss_and_of_nothing_else(tmp_path
         assert after["val_loss"] == pytest.approx(before["val_loss"], abs=0.1)
 
 
+@pytest.mark.promise("not-finite")
 def test_a_loss_that_is_not_finite_stops_with_the_last_good_checkpoint_named(tmp_path):
     with pytest.raises(WorkError, match=r"training loss is (nan|inf) in epoch \d.*Last good checkpoint") as caught:
         run_training(tmp_path, config(lr=1e30, opt="sgd", clip_grad=None, warmup_epochs=0))
@@ -294,6 +297,34 @@ def run_with_memory_for(monkeypatch, path, options, images, after=0):
         monkeypatch.setattr(loop, "classification_loss", original)
 
 
+@pytest.mark.parametrize(
+    "words", ["CUDA error: out of memory", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling X"]
+)
+def test_memory_that_a_library_lacks_counts_too(words):
+    assert is_out_of_memory(RuntimeError(words)) and not is_out_of_memory(
+        RuntimeError("CUDA error: device-side assert")
+    )
+    assert not is_out_of_memory(WorkError("out of memory with one image"))  # its remedy is said
+
+
+def test_auto_batch_cuts_the_batches_of_validation_too_and_says_what_batch_norm_sees(tmp_path, monkeypatch):
+    from attnprobe.training import loop
+
+    original, sizes = loop.evaluate, []
+
+    def checked(*args, batch_size, **options):
+        sizes.append(batch_size)
+        if batch_size > 16:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+        return original(*args, batch_size=batch_size, **options)
+
+    monkeypatch.setattr(loop, "evaluate", checked)
+    options = config(epochs=1, warmup_epochs=0, batch_size=32, auto_batch=True)
+    with pytest.warns(UserWarning, match="parts of a batch of (16|8) images, each of which batch norm takes"):
+        run_training(tmp_path, options)
+    assert sizes == [64, 32, 16]
+
+
 @pytest.mark.parametrize("after", [0, 5])
 def test_auto_batch_learns_the_same_from_parts_of_a_batch(tmp_path, monkeypatch, after):
     options = config(epochs=2, warmup_epochs=0, batch_size=64, model="vit_16_digits", drop_path=0.0, auto_batch=True)
@@ -306,6 +337,7 @@ def test_auto_batch_learns_the_same_from_parts_of_a_batch(tmp_path, monkeypatch,
     assert not list(cut.run.checkpoints.glob("partial-*"))
 
 
+@pytest.mark.promise("memory-short")
 def test_memory_for_not_even_one_image_ends_the_run_and_keeps_what_was_there(tmp_path, monkeypatch):
     options = config(epochs=2, warmup_epochs=0, batch_size=4, auto_batch=True)
     with pytest.warns(UserWarning), pytest.raises(torch.OutOfMemoryError):
@@ -393,6 +425,7 @@ run_training(Path(sys.argv[1]), config(epochs=2, warmup_epochs=0), 64)
 """
 
 
+@pytest.mark.promise("train-killed")
 @pytest.mark.parametrize("fault", ["write:9", "fsync:8", "rename:2", "rename:4", "fsync_folder:9"])
 def test_kill_9_while_writing_a_checkpoint_loses_nothing(tmp_path, fault):
     import os
@@ -431,6 +464,7 @@ except KeyboardInterrupt:
 """
 
 
+@pytest.mark.promise("stop-requested")
 @pytest.mark.parametrize(("step", "number", "code"), [(3, "SIGTERM", 75), (12, "SIGINT", 130), (8, "SIGTERM", 75)])
 def test_a_signal_saves_after_the_update_it_comes_in(tmp_path, step, number, code):
     done = subprocess.run([sys.executable, "-c", SIGNALLED, str(tmp_path / "a"), str(step), number], check=False)
@@ -456,8 +490,9 @@ os._exit(0)
 """
 
 
+@pytest.mark.promise("train-killed")
 @pytest.mark.slow
-def test_twenty_kills_at_random_moments_change_nothing(tmp_path):
+def test_twenty_kills_at_random_moments_change_nothing(tmp_path, record_property):
     options = config(epochs=4, recovery_interval=2, batch_size=16)
     whole = run_training(tmp_path / "whole", options, 128)
     moments = random.Random(0)
@@ -473,6 +508,7 @@ def test_twenty_kills_at_random_moments_change_nothing(tmp_path):
         assert losses(resumed) == losses(whole)
         one, two = weights(resumed.run), weights(whole.run)
         assert all(torch.equal(one[k], two[k]) for k in one)
+    record_property("tried", killed)
 
 
 @pytest.mark.parametrize(

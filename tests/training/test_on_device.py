@@ -70,7 +70,7 @@ def test_a_training_batch_is_halved_when_a_gpu_runs_out_of_memory(tmp_path, gpu,
         return model
 
     monkeypatch.setattr(test_loop, "build_model", of_little_memory)
-    with pytest.warns(UserWarning, match="out of memory: continuing with"):
+    with pytest.warns(UserWarning, match="out of memory: continuing with parts"):
         parts = run_training(tmp_path / "parts", config(**plain, auto_batch=True), 36)
     assert parts.log[-1]["train_loss"] == pytest.approx(whole.log[-1]["train_loss"], rel=1e-3)
 

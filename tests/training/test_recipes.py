@@ -100,9 +100,7 @@ def test_one_name_of_timms_does_not_turn_a_file_of_ours_into_timms():
         assert note.startswith("x: without effect here: log_interval")
 
 
-@pytest.mark.parametrize(
-    "text", ["pretrained: true", "jsd_loss: true", "bce_loss: true", "crop_pct: 0.8", "no_aug: true"]
-)
+@pytest.mark.parametrize("text", ["pretrained: true", "jsd_loss: true", "bce_loss: true", "tta: 2", "no_aug: true"])
 def test_what_cannot_be_had_is_refused_rather_than_left_out(tmp_path, text):
     name = text.partition(":")[0]
     with pytest.raises(InputError, match=f"does not exist here: {name}="):

@@ -46,6 +46,13 @@ OPTIONS = {
 }  # fmt: skip
 
 
+OF_PAPERS = ("annealing_weight", "backup", "cls_weight", "cos_reg_component", "dense_avg_pool", "dense_weight",
+             "finetune", "mix_token", "native_amp", "post_weight_init", "relabel", "relabel_data", "relabel_size",
+             "return_dense", "sam_ratio", "sam_rho", "sin_pe", "use_lmdb", "use_repeated_aug",
+             "validation_batch_size_multiplier")  # fmt: skip
+"""Names in the files and parsers of DeepViT, Refiner and structured initialisation that are not timm's."""
+
+
 def what_becomes_of(name: str) -> str:
     """Every way in which an option is dealt with; one of timm's must have exactly one."""
     ways = {

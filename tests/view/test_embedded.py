@@ -1,5 +1,6 @@
 import base64
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -94,3 +95,25 @@ def test_details_get_poorer():
 
     assert DETAILS[0] == Detail(every_head=True, every=1)
     assert [d.every for d in DETAILS] == sorted(d.every for d in DETAILS)
+
+
+@pytest.mark.parametrize("every_head", [True, False])
+def test_scattered_tokens_are_laid_out_over_all_patches(every_head):
+    run = viewed(images=1, rows=2, cols=2)
+    positions = (7, -1, 0, 5, 2)  # of 2 x 4 patches
+    shape = replace(run.maps.shapes()[0], rows=2, cols=4, positions=positions)
+    run.maps._shapes = (shape,)
+    budget = sum(map(len, embed([run], run.maps.image_ids, {}, PLENTY).maps.values())) - 1
+    embedded = embed([run], run.maps.image_ids, {}, PLENTY if every_head else budget)
+    stage, stored = embedded.index["runs"][0]["stages"][0], run.maps.values["trunk", "weights"][0]
+    assert (stage["queries"], stage["absent"]) == ([0, 1, 3, 6, 8], [2, 4, 5, 7])
+    whole = np.full((4, 2, 9, 9), np.nan)
+    whole[..., [8, 0, 1, 6, 3], :] = shape.grid.laid_out(stored)
+    expected = whole[:, :, stage["queries"]]
+    assert embedded.index["everyHead"] == every_head
+    if every_head:
+        (came,) = unpacked(embedded, "0-0-0-0", [expected.shape])
+    else:
+        _, came = unpacked(embedded, "0-0-0-0", [(4, 2, 1, 9), (4, 5, 9)])
+        expected = expected.mean(1)
+    np.testing.assert_allclose(came, expected, rtol=0, atol=1.01 * largest_error(False) * stored.max())

@@ -245,6 +245,7 @@ def test_where_single_heads_are_left_out_the_mean_is_shown(open_page):
     assert "head 1" in page.inner_text(".where")
 
 
+@pytest.mark.promise("names-hostile")
 def test_hostile_names_are_text(open_page):
     ids = [f"{LONG}{i}" for i in range(3)]
     runs = [viewed(LONG, [HOSTILE, LONG], prefix=(HOSTILE,), ids=ids), viewed(f"{LONG}2", ids=ids, seed=1)]

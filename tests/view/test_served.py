@@ -70,6 +70,7 @@ def test_every_image_is_reached_by_paging_by_keys_and_by_searching(open_page, se
     page.get_by_text("no image matches").wait_for()
 
 
+@pytest.mark.promise("names-hostile")
 def test_hostile_names_and_missing_pictures(open_page, serve):
     runs = [viewed(LONG, ids=[f"{LONG}{i}" for i in range(3)]), viewed("other", seed=1)]
     page = open_page(serve(runs, photo), viewport={"width": 360, "height": 740})

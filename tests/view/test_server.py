@@ -60,23 +60,27 @@ def test_a_row_is_the_stored_one_bit_for_bit(get, runs):
     assert status == 200
 
 
+@pytest.mark.promise("viewer")
 @pytest.mark.parametrize("path", ["/", "/x/", "/wrongword/row", "//", "/%00/", "*"])
 def test_without_the_word_nothing_is_answered(get, path):
     status, _, body = get(path=path)
     assert status == 403 and b"<" not in body
 
 
+@pytest.mark.promise("viewer")
 def test_a_part_of_the_word_is_not_enough(get, viewer):
     assert get(path=f"/{viewer.token[:-1]}/")[0] == 403
     assert get(path=f"/{viewer.token}")[0] == 403
     assert len(viewer.token) >= 32
 
 
+@pytest.mark.promise("viewer")
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "", "127.0.0.1", "127.0.0.1.evil.example"])
 def test_other_host_names_are_refused(get, host):
     assert get(host=host)[0] == 403
 
 
+@pytest.mark.promise("viewer")
 def test_only_this_machine_is_listened_to(viewer):
     assert viewer.server_address[0] == "127.0.0.1" and viewer.url.startswith("http://127.0.0.1:")
 
@@ -102,6 +106,7 @@ def test_images_are_listed_searched_and_told(get):
     assert images(words="nothing", first=0) == {"total": 0, "images": []}
 
 
+@pytest.mark.promise("viewer")
 def test_pictures_come_as_files_or_not_at_all(get):
     status, headers, body = get("pixels", image=0)
     assert (status, headers["Content-Type"], body) == (200, "image/png", PNG)
@@ -160,6 +165,7 @@ def test_nothing_to_draw_and_a_taken_port_are_errors(viewer, runs):
         Viewer(Answers(runs, lambda _: None), viewer.server_port)
 
 
+@pytest.mark.promise("viewer")
 def test_at_the_end_idle_connections_are_shut_and_no_request_is_left(runs):
     server = Viewer(Answers(runs, lambda image_id: None))
     serving = threading.Thread(target=server.serve_forever, args=(0.01,))
@@ -174,6 +180,7 @@ def test_at_the_end_idle_connections_are_shut_and_no_request_is_left(runs):
     idle.close()
 
 
+@pytest.mark.promise("viewer")
 def test_questions_in_a_queue_are_refused_when_it_ends(runs, monkeypatch):
     asked, go_on, read = threading.Event(), threading.Event(), []
 

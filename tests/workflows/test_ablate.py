@@ -119,7 +119,7 @@ def test_files_and_words_say_the_same(run, tmp_path, capsys, monkeypatch):
     folder = tmp_path / "evidence"
     cli.main(["verify-drops", str(run), "--blocks", "2,3", "--heads", "1:2", "-o", str(folder), "--images", "60"])
     printed = capsys.readouterr().out
-    rows = list(csv.DictReader((folder / "drops.csv").open()))
+    rows = list(csv.DictReader((folder / "drops.csv").read_text().splitlines()))
     document = json.loads((folder / "drops.json").read_text())
     assert len(rows) == len(document["tries"]) == 7 + 2 + 1
     assert {row["curve"] for row in rows} == {"", "blocks", "heads"}
@@ -229,7 +229,7 @@ def _as_double(trial, pixels, labels):
 def test_all_heads_give_their_importance_by_ablation(run):
     evidence = verify_drops(run, blocks="all", heads="all", device="cpu", images=40)
     assert len(evidence.curves["blocks"]) == 4 and len(evidence.curves["heads"]) == 12
-    assert evidence.importance.keys() == {"head_importance", "head_ablation"}
+    assert evidence.importance.keys() == {"head_importance", "head_ablation", "attention_update"}
     found = evidence.importance["head_ablation"]
     alone = {tried.heads[0]: tried.loss for tried in evidence.single if tried.heads}
     assert found.mean.shape == (4, 3) and len(alone) == 12

@@ -57,6 +57,7 @@ def test_live_measurements_are_those_of_the_stored_maps(checkpoint, tmp_path):
     assert not [p for p in (tmp_path / "live").rglob("*") if p.suffix == ".h5"]
 
 
+@pytest.mark.promise("capture-stopped")
 @pytest.mark.parametrize("world", [2, 4])
 def test_ranks_measure_what_one_process_measures_bit_for_bit(checkpoint, tmp_path, world, monkeypatch):
     (one,), _ = live_of(checkpoint, out=tmp_path / "one", **COMMON)
@@ -82,6 +83,7 @@ def first_piece_only(rank, n, claims, is_done):
         yield mine
 
 
+@pytest.mark.promise("capture-stopped")
 def test_a_stopped_live_measurement_goes_on_and_another_does_not_mix_in(checkpoint, tmp_path, monkeypatch):
     out = tmp_path / "live"
     original, made = sink.measure_slice, []
@@ -198,6 +200,7 @@ def test_what_a_batch_is_stays_with_a_capture_whatever_is_asked_for_when_it_is_r
         assert torch.equal(one.probability, other.probability)
 
 
+@pytest.mark.promise("memory-short")
 def test_a_batch_that_does_not_fit_into_memory_is_a_power_of_two_and_pinned(checkpoint, photos, tmp_path, monkeypatch):
     per_image = 4 * 2 * 3 * 6 * 17 * 17
     monkeypatch.setattr(stream, "BATCH_BYTES", 7 * per_image)
@@ -206,6 +209,7 @@ def test_a_batch_that_does_not_fit_into_memory_is_a_power_of_two_and_pinned(chec
         assert reader.attrs["batch_images"] == 4
 
 
+@pytest.mark.promise("older-versions")
 def test_what_an_older_version_began_is_begun_anew_and_said_so(checkpoint, photos, tmp_path):
     spec, out = CaptureSpec(checkpoint, data=str(photos), untrained=0), tmp_path / "maps.h5"
     task, _ = tasks(spec, ALONE)

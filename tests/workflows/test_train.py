@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -22,7 +23,7 @@ from attnprobe.data.device_resident import DeviceResident
 from attnprobe.io.config import read_yaml
 from attnprobe.io.ranks import held
 from attnprobe.io.run import Run, damaged_files
-from attnprobe.models import load_model
+from attnprobe.models import input_spec, load_model
 from attnprobe.training.inputs import imbalance
 from attnprobe.workflows.train import images_of, run_of_seed, train, train_seeds
 from tests.data.test_timm_named import cifar  # noqa: F401  a fixture
@@ -63,6 +64,7 @@ def test_a_second_start_is_exit_75_and_disturbs_nothing(tmp_path):
     check_sound(run)
 
 
+@pytest.mark.promise("two-starts")
 def test_of_two_starts_at_once_one_trains(tmp_path):
     run = Run(tmp_path / "run")
     both = [training(run.path, "--set", "epochs=2", "--set", "warmup_epochs=0") for _ in range(2)]
@@ -158,6 +160,10 @@ def test_seeds_twice_or_in_two_places_are_refused(tmp_path):
         ({"device": "cuda:9"}, "no device 'cuda:9' here.*--set device=cpu"),
         ({"num_classes": 3}, "num_classes=3, but digits has 10"),
         ({"initial_checkpoint": "gone.pth"}, "gone.pth"),
+        ({"sched": "plateau"}, "no schedule 'plateau' here; use cosine, step"),
+        ({"sched": "none"}, "no schedule 'none' here; use cosine, step"),
+        ({"opt": "sdg"}, "opt='sdg' cannot be built"),
+        ({"freeze": ["block.*"]}, "no parameter matches 'block"),
     ],
 )
 def test_a_start_that_fails_leaves_no_run_behind(tmp_path, wrong, why):
@@ -223,6 +229,32 @@ def test_more_epochs_continue_a_schedule_whose_past_does_not_depend_on_their_num
     assert all(torch.equal(one[name], two[name]) for name in one)
     with pytest.raises(InputError, match="epochs 3 -> 2"):
         train("digits_vit_16", tmp_path / "longer", settings={**once, "epochs": 2})
+
+
+def test_what_every_process_of_torchrun_reads_is_remarked_upon_by_the_first_alone(tmp_path, monkeypatch):
+    """Warnings are errors here."""
+    monkeypatch.setenv("RANK", "1")
+    recipe = tmp_path / "args.yaml"
+    recipe.write_text("{model: vit_16_digits, dataset: digits, log_interval: 50, pin_mem: true, warmup_epochs: 0}")
+    settings = {**TINY, "model_kwargs": {"depth": 1}, "sched": "step", "batch_size": 360, "lr": 1e-3}
+    train(recipe, tmp_path / "run", settings={**settings, "epochs": 1})
+    monkeypatch.setenv("RANK", "0")
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        train(recipe, tmp_path / "run", settings={**settings, "epochs": 2})
+    assert ["read as arguments" in str(said[0].message), "epochs 1 -> 2" in str(said[1].message)] == [True, True]
+
+
+def test_pixels_are_those_the_options_ask_for_and_are_saved_with_the_model(tmp_path):
+    data = folder_of(tmp_path / "images", {"a": 3, "b": 3})
+    asked = {"mean": [0.4], "std": [0.2, 0.3, 0.4], "crop_pct": 0.5, "interpolation": "bilinear"}
+    result = train("digits_vit_16", tmp_path / "run", settings={**TINY, "dataset": str(data), **asked})
+    spec = input_spec(load_model(result.run.path))
+    assert (spec.mean, spec.std) == ((0.4,) * 3, (0.2, 0.3, 0.4))
+    assert (spec.crop_pct, spec.interpolation) == (0.5, "bilinear")
+    plain = train("digits_vit_16", tmp_path / "plain", settings={**TINY, "dataset": str(data)})
+    assert plain.log[0]["train_loss"] != result.log[0]["train_loss"]
+    assert input_spec(load_model(plain.run.path)).mean == (0.5,) * 3
 
 
 def test_the_help_says_what_a_gpu_changes(capsys):

@@ -77,6 +77,7 @@ def test_nothing_to_view_is_an_error():
         pass
 
 
+@pytest.mark.promise("viewer")
 @pytest.mark.parametrize(("stop", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
 def test_the_command_serves_without_torch_until_it_is_stopped(maps_file, stop, code):
     run = "import sys; from attnprobe.cli import app as cli; import atexit; "
@@ -118,15 +119,19 @@ def check_stops(large_file, seeds, within):
     return [end.seconds for end in ended]
 
 
-def test_a_signal_ends_it_while_it_answers(large_file):
+@pytest.mark.promise("viewer")
+def test_a_signal_ends_it_while_it_answers(large_file, record_property):
     check_stops(large_file, range(5), within=60)
+    record_property("tried", 5)
 
 
+@pytest.mark.promise("viewer")
 @pytest.mark.slow
-def test_a_hundred_signals_end_it_within_two_seconds_each(large_file):
+def test_a_hundred_signals_end_it_within_two_seconds_each(large_file, record_property):
     seconds = check_stops(large_file, range(100), within=60)
     print(f"100 stops with requests in flight: median {np.median(seconds):.2f} s, longest {max(seconds):.2f} s")
     assert max(seconds) < 2
+    record_property("tried", len(seconds))
 
 
 STUCK = """

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attnprobe.core.devices import exact_products
+from attnprobe.core.devices import exact_products, with_float64
 from attnprobe.core.errors import InputError, ShapeError
 from attnprobe.core.maps import AttentionMaps, uniform_maps
 from attnprobe.core.metric import Metric
@@ -106,10 +106,11 @@ def _check_rows(maps: AttentionMaps) -> None:
 
 
 def _pieces(maps: AttentionMaps) -> Iterator[AttentionMaps]:
-    """The maps in working precision, a few images at a time on a CPU."""
+    """The maps in working precision, where there is float64; a few images at a time on a CPU."""
     wide = maps.values.dtype == torch.float64
     bytes_per_image = maps.values[0].numel() * (8 if wide else 4)
-    step = max(1, PIECE_BYTES // bytes_per_image) if maps.values.is_cpu else maps.n_images
+    on_cpu = with_float64(maps.values.device).type == "cpu"
+    step = max(1, PIECE_BYTES // bytes_per_image) if on_cpu else maps.n_images
     for start in range(0, maps.n_images, step):
         piece = maps.images(start, min(start + step, maps.n_images))
         tokens, vectors = (None if x is None else _working(x) for x in (piece.tokens, piece.value_vectors))
@@ -117,6 +118,7 @@ def _pieces(maps: AttentionMaps) -> Iterator[AttentionMaps]:
 
 
 def _working(tensor: Tensor) -> Tensor:
+    tensor = tensor.to(with_float64(tensor.device))
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 

@@ -52,11 +52,12 @@ def _half(x: Tensor) -> Tensor:
 def singular_values(matrix: Tensor) -> Tensor:
     """[..., query, key] -> [..., min(query, key)], float64, in falling order; NaN where a matrix is not finite.
 
-    LAPACK would fail on that. By the SVD: square roots of a Gram matrix's eigenvalues keep half of the digits.
+    LAPACK would fail on that. By the SVD: square roots of a Gram matrix's eigenvalues keep half of the digits. On the
+    CPU, because CUDA's libraries decompose a batch of matrices of more than 32 rows one after the other.
     """
     finite = matrix.isfinite().all(-1).all(-1)
-    values = torch.linalg.svdvals(torch.where(finite[..., None, None], matrix, 0.0).double())
-    return torch.where(finite[..., None], values, torch.nan)
+    values = torch.linalg.svdvals(torch.where(finite[..., None, None], matrix, 0.0).cpu().double())
+    return torch.where(finite[..., None], values.to(matrix.device), torch.nan)
 
 
 def ascending(rows: Tensor) -> Tensor:

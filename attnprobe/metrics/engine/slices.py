@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from attnprobe.core.errors import InputError
-from attnprobe.core.maps import AttentionMaps, Part, TokenGrid, uniform_maps
+from attnprobe.core.grid import TokenGrid
+from attnprobe.core.maps import AttentionMaps, Part, uniform_maps
 from attnprobe.core.measurement import Measurements
 from attnprobe.core.metric import Metric
 from attnprobe.metrics.engine.choose import choose

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from attnprobe.core.errors import InputError, ShapeError
-from attnprobe.core.maps import AttentionMaps, TokenGrid
+from attnprobe.core.grid import TokenGrid
+from attnprobe.core.maps import AttentionMaps
 from attnprobe.models.initialisers.targets import impulse_targets
 
 

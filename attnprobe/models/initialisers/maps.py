@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attnprobe.core.errors import ShapeError
-from attnprobe.core.maps import AttentionMaps, TokenGrid
+from attnprobe.core.grid import TokenGrid
+from attnprobe.core.maps import AttentionMaps
 from attnprobe.models.initialisers.layers import attention_layers
 from attnprobe.models.initialisers.positions import grid_of, patch_positions
 from attnprobe.models.initialisers.targets import shifts

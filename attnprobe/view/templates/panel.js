@@ -64,7 +64,7 @@ function hover(panel, token) {
   const values = panel.row && valuesOf(panel, panel.row);
   panel.hover.textContent =
     values && token !== null
-      ? `${tokenText(panel.stage, token)}: ${numberText(values[token])}`
+      ? `${tokenText(panel.stage, token)}: ${weightText(panel.stage, token, values[token])}`
       : "Point at a patch to read its weight.";
 }
 
@@ -172,7 +172,8 @@ function numbersTable(panel) {
   for (let col = 1; col <= stage.cols; col++) columns.appendChild(make("th", "", `column ${col}`)).scope = "col";
   for (let row = 0; row < stage.rows; row++) {
     const start = stage.prefix.length + row * stage.cols;
-    line(`row ${row + 1}`, Array.from(values.subarray(start, start + stage.cols), numberText));
+    const cells = values.subarray(start, start + stage.cols);
+    line(`row ${row + 1}`, Array.from(cells, (value, col) => weightText(stage, start + col, value)));
   }
   return table;
 }

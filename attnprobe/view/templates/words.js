@@ -6,6 +6,9 @@ function numberText(value) {
   return Math.abs(value) < 0.001 ? value.toExponential(1) : String(Number(value.toPrecision(2)));
 }
 
+/** The weight of a key; a patch that the model drops has none. */
+const weightText = (stage, key, value) => (stage.absent.includes(key) ? "no token" : numberText(value));
+
 const share = (value, signed) => (signed ? numberText(value) : `${numberText(100 * value)} %`);
 
 function tokenText(stage, token) {
