@@ -9,12 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from attnprobe.capturing.call_stack import Call
-from attnprobe.capturing.hooks import (
-    AttentionLayer,
-    block_names,
-    hidden_kernel,
-    token_grid,
-)
+from attnprobe.capturing.hooks import AttentionLayer, block_names, hidden_kernel, token_grid
 from attnprobe.capturing.kinds import TokenPlacement, kind_of, stage_names, unplaced
 from attnprobe.capturing.places import Located
 from attnprobe.capturing.product import Product
@@ -29,11 +24,10 @@ from attnprobe.core.maps import AttentionMaps, Outcome
 from attnprobe.core.sites import Site
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(kw_only=True, eq=False)
 class Wanted:
-    """Parts of a forward pass that are kept; fields as in `Recording`."""
+    """Parts of a forward pass that are kept besides its maps; fields as in `Recording`, which is one."""
 
-    sites: tuple[Site, ...] = ("effective",)
     tokens: bool = False
     values: bool = False
     factors: bool = False
@@ -46,17 +40,21 @@ class Wanted:
 class Recorder:
     """Collects the maps of one forward pass at a time; made by a `Recording`."""
 
-    def __init__(self, model: nn.Module, layers: Sequence[AttentionLayer], wanted: Wanted, pool: BufferPool) -> None:
-        self._model, self._layers, self._wanted, self._pool = model, layers, wanted, pool
+    def __init__(
+        self, model: nn.Module, layers: Sequence[AttentionLayer], sites: tuple[Site, ...], wanted: Wanted,
+        pool: BufferPool,
+    ) -> None:  # fmt: skip
+        self._model, self._layers, self._sites, self._wanted, self._pool = model, layers, sites, wanted, pool
         self._placement = TokenPlacement.of(model)
         self._room: dict[StageKey, int] = {}
         self._tracing: Tracing | None = None
         self._first_module = ""
         self.located = Located()  # nothing is known until a certificate says it
         self.rest = 0
-        self._reset()
+        self.forget()
 
-    def _reset(self) -> None:
+    def forget(self) -> None:
+        """Drop what a forward pass left."""
         self._size: tuple[int, int] | None = None
         self.first, self.rest = self.rest, 0
         self._stages: dict[StageKey, Stage] = {}
@@ -65,10 +63,6 @@ class Recorder:
         self._waiting: dict[str, list[tuple[Stage, int]]] = {}
         if self._tracing is not None:
             self._tracing.new_pass()
-
-    def forget(self) -> None:
-        """Drop what an unfinished forward pass left."""
-        self._reset()
 
     def follow(self, tracing: Tracing) -> None:
         """Be reported calls and products by this tracing."""
@@ -139,7 +133,7 @@ class Recorder:
         else:
             index = stage.add_weights(layer, folded if weights is product.effective else _folded(weights))
             stage.add_effective(folded)
-        if "scores" in self._wanted.sites:
+        if "scores" in self._sites:
             if weights is None or product.scores is None:
                 raise CaptureError(
                     f"{layer} has no scores: what its maps are made of is not one softmax, or is hidden."
@@ -191,7 +185,7 @@ class Recorder:
             if self._wanted.budget is not None:
                 room = min(room, max(1, self._wanted.budget // matrix.nbytes))
             part = (chosen.heads_of(heads), chosen.queries_of(rows, kind, where))
-            self._stages[key] = Stage(kind, self._wanted.sites, self._pool, room, where, rows, *part)
+            self._stages[key] = Stage(kind, self._sites, self._pool, room, where, rows, *part)
         return self._stages[key]
 
     def _has_room(self, stage: Stage, matrix: Tensor) -> bool:
@@ -243,7 +237,7 @@ class Recorder:
                 continue
             self._room[key] = len(stage.layers)
             taken += stage.maps(name, image_ids, outcome)
-        self._reset()
+        self.forget()
         if self._wanted.values and all(maps.value_vectors is None for maps in taken):
             raise CaptureError("no values can be kept: the maps are of windows, or their V differ in shape by layer.")
         return taken

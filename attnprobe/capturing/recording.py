@@ -11,14 +11,13 @@ from torch import Tensor, nn
 
 from attnprobe.capturing.hooks import AttentionLayer, has_other_attention, known_layers, unfused, unwrap
 from attnprobe.capturing.recorder import Recorder, Wanted
-from attnprobe.capturing.selection import Selection
 from attnprobe.capturing.stages import BufferPool
 from attnprobe.capturing.tracing import Tracing
 from attnprobe.core.sites import SITES, Site
 
 
 @dataclass(eq=False)
-class Recording:
+class Recording(Wanted):
     """The recording of a model's attention; the model is touched only while one of its passes runs.
 
     `run` makes one forward pass recordable and leaves the process and the model as they were. For a pass of your own,
@@ -55,15 +54,8 @@ class Recording:
     model: nn.Module
     sites: Sequence[Site] | Site = "effective"
     _: KW_ONLY
-    tokens: bool = False
-    values: bool = False
-    factors: bool = False
     watch: bool | None = None
-    unwindow: bool = False
     pool: BufferPool = field(default_factory=BufferPool)
-    selection: Selection = field(default_factory=Selection)
-    budget: int | None = None
-    allow_missing: bool = False
     inputs: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -73,17 +65,7 @@ class Recording:
         self.model = unwrap(self.model)
         watch = True if self.factors or "scores" in self.sites else self.watch
         self._layers, watched = layers_to_hook(self.model, watch)
-        wanted = Wanted(
-            sites=self.sites,
-            tokens=self.tokens,
-            values=self.values,
-            factors=self.factors,
-            unwindow=self.unwindow,
-            selection=self.selection,
-            budget=self.budget,
-            allow_missing=self.allow_missing,
-        )
-        self.recorder = Recorder(self.model, self._layers, wanted, self.pool)
+        self.recorder = Recorder(self.model, self._layers, self.sites, self, self.pool)
         self._modules = list(self.model.modules())  # found once: a pass of a small model is as short as this takes
         self._tracing = self._traced() if watched or self.values else None
 

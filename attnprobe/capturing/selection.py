@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from attnprobe.core.errors import InputError
 from attnprobe.core.grid import TokenGrid
+from attnprobe.core.text import numbers
 
-PART = re.compile(r"^(\d+)(?:-(\d+))?$")
 SLICE = re.compile(r"^(-?\d*):(-?\d*)(?::(\d+))?$")
 
 
@@ -81,22 +81,6 @@ class Selection:
         if not range(n_queries)[chosen]:
             raise InputError(f"queries={self.queries!r} keeps none of the {n_queries} queries of a layer.")
         return chosen
-
-
-def numbers(option: str, text: str) -> list[int]:
-    """`1-4,12` -> [1, 2, 3, 4, 12], in order and without repeats.
-
-    Raises:
-        InputError: not of this form, or a number below 1.
-    """
-    found: set[int] = set()
-    for part in text.split(","):
-        match = PART.match(part.strip())
-        first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
-        if not 1 <= first <= last:
-            raise InputError(f"{option}={text!r} must be numbers from 1 and ranges of them, such as 1-4,12.")
-        found.update(range(first, last + 1))
-    return sorted(found)
 
 
 def positions(chosen: slice | Sequence[int] | None, n: int) -> tuple[int, ...] | None:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from attnprobe.cli.options import NEWEST, Positional, Repeated, Short, Which, show
 from attnprobe.core.spec import EvaluateSpec
+from attnprobe.core.text import numbers
 
 Spec = Annotated[EvaluateSpec, Short(name="", prefix_name=False)]
 """Its options stand among those of the command."""
@@ -69,9 +70,10 @@ def train(
     settings = parse_settings(set) | ({"data_dir": str(data_dir)} if data_dir else {})
     settings |= {"auto_batch": True} if auto_batch else {}
     if seeds:
-        from attnprobe.workflows.train import seeds_of, train_seeds
+        from attnprobe.workflows.train import train_seeds
 
-        results = train_seeds(recipe, out, seeds_of(seeds), settings=settings, ignore_unknown=ignore_unknown)
+        chosen = numbers("--seeds", seeds, least=0)
+        results = train_seeds(recipe, out, chosen, settings=settings, ignore_unknown=ignore_unknown)
     else:
         from attnprobe.workflows import train as workflow
 

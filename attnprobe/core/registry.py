@@ -18,12 +18,12 @@ class UnknownName(InputError, KeyError):
 class Registry(Mapping[str, T], Generic[T]):
     """A read-only mapping from name to entry, listed explicitly where it is used.
 
-    `Registry("metric", layer_similarity, row_entropy)` takes the names from the entries.
+    `Registry("metric", layer_similarity, row_entropy)` takes the names from the entries, of functions too.
     """
 
     def __init__(self, kind: str, *things: T) -> None:
         self.kind = kind
-        self._things: dict[str, T] = {thing.name: thing for thing in things}  # type: ignore[attr-defined]
+        self._things: dict[str, T] = {getattr(thing, "name", None) or thing.__name__: thing for thing in things}  # type: ignore[attr-defined]
 
     def __getitem__(self, name: str) -> T:
         try:

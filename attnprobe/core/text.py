@@ -4,9 +4,12 @@ Control characters can move a terminal's cursor, and bidirectional controls show
 writes both as ‹U+202E›, so that a reader sees what is there; escaping for HTML or Markdown comes after it.
 """
 
+import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from html import escape
+
+from attnprobe.core.errors import InputError
 
 HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 """Unicode categories: control, format (with all bidi controls), surrogate, private, unassigned, line separators."""
@@ -49,6 +52,28 @@ def blocks_text(blocks: Sequence[int]) -> str:
     words = [str(run[0]) if len(run) == 1 else f"{run[0]}–{run[-1]}" for run in runs]
     listed = " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else words[0]
     return f"block{'s' if len(blocks) > 1 else ''} {listed}"
+
+
+RANGE = re.compile(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?")
+
+LONGEST_RANGE = 1000
+"""Bound on one range of numbers, which is more likely a typing error beyond it."""
+
+
+def numbers(option: str, text: str, least: int = 1) -> list[int]:
+    """`1-4,12` -> [1, 2, 3, 4, 12], in order and without repeats.
+
+    Raises:
+        InputError: not of this form, a number below `least`, or a range of more than `LONGEST_RANGE`.
+    """
+    found: set[int] = set()
+    for part in text.split(","):
+        match = RANGE.fullmatch(part)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, -1)
+        if not least <= first <= last < first + LONGEST_RANGE:
+            raise InputError(f"{option}={text!r} must be numbers from {least} and ranges, such as {least}-4,12.")
+        found.update(range(first, last + 1))
+    return sorted(found)
 
 
 def one_run_each(n: int) -> str:

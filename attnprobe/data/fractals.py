@@ -17,7 +17,7 @@ from attnprobe.core.devices import on_device
 from attnprobe.core.errors import InputError
 from attnprobe.core.images import ImageBatch, InputSpec, Order
 from attnprobe.data.chaos_game import density, render, uniform
-from attnprobe.data.order import position_batches
+from attnprobe.data.order import ListedImages, position_batches
 
 N_MAPS = 4
 """Maximum number of maps of a class; missing ones have probability 0."""
@@ -75,25 +75,23 @@ def accepted_systems(seed: int, n_classes: int) -> tuple[np.ndarray, np.ndarray]
     return draw_systems(seed, np.arange(n_classes), attempts)
 
 
-class Fractals:
+class Fractals(ListedImages):
     """An `ImageSource` of fractals: image k is number k // classes of class k % classes; only maps are kept in memory.
 
     Every prefix is balanced over classes. On the CPU an image has the same bits in whatever batch it is drawn.
     """
 
     def __init__(self, split: str, spec: InputSpec, n_classes: int, per_class: int, seed: int, limit: int | None):
-        self.name = f"fractals:{n_classes}/{split}"
-        self.spec = spec
-        self.class_names = tuple(f"fractal{c}" for c in range(n_classes))
-        self.bad: list[str] = []
+        n_images = min(n_classes * per_class, limit or n_classes * per_class)
+        super().__init__(
+            f"fractals:{n_classes}/{split}",
+            spec,
+            ids=tuple(f"fractals/{seed}/{split}/{k % n_classes}/{k // n_classes}" for k in range(n_images)),
+            class_names=tuple(f"fractal{c}" for c in range(n_classes)),
+            fingerprint=f"fractals:1 seed={seed} classes={n_classes} split={split} images={n_images}",
+        )
         self.split, self.seed = split, seed
-        self.n_images = min(n_classes * per_class, limit or n_classes * per_class)
-        self.ids = tuple(f"fractals/{seed}/{split}/{k % n_classes}/{k // n_classes}" for k in range(self.n_images))
-        self.fingerprint = f"fractals:1 seed={seed} classes={n_classes} split={split} images={self.n_images}"
         self.maps, self.shares = accepted_systems(seed, n_classes)
-
-    def __len__(self) -> int:
-        return self.n_images
 
     def batches(
         self, batch_size: int, *, device: torch.device | str = "cpu", order: Order | None = None
@@ -101,7 +99,7 @@ class Fractals:
         """Draw the images at positions `order` (all, if None) on `device`."""
         first = FIRST_VAL_INDEX if self.split == "val" else 0
         n_classes = len(self.class_names)
-        for positions in position_batches(self.n_images, batch_size, order):
+        for positions in position_batches(len(self), batch_size, order):
             index, label = np.divmod(np.array(positions), n_classes)
             n_numbers = N_MAPS * 6 + 4 + N_MAPS * 3
             draw = uniform(IMAGE_DRAWS, self.seed, label[:, None], first + index[:, None], np.arange(n_numbers))

@@ -11,12 +11,12 @@ from attnprobe.core.devices import on_device
 from attnprobe.core.errors import InputError
 from attnprobe.core.images import ImageBatch, InputSpec, Order
 from attnprobe.data.decode import BadImages, eval_transform
-from attnprobe.data.order import position_batches, runs_of
+from attnprobe.data.order import ListedImages, position_batches, runs_of
 from attnprobe.data.pillow import why_unreadable, without_ghostscript
 from attnprobe.data.rgb import as_rgb
 
 
-class StreamedImages:
+class StreamedImages(ListedImages):
     """An `ImageSource` over a stream of known length, read in this process; an id is the place in the stream.
 
     Readers of streams drop images they cannot decode. If fewer came than were announced, the missing ones at
@@ -36,15 +36,11 @@ class StreamedImages:
         announced = len(stream)  # type: ignore[arg-type]
         if not announced:
             raise InputError(f"{name} does not say how many images it has; expected a number in its info file.")
-        self.name, self.spec, self.class_names = name, spec, tuple(class_names)
-        self.ids = tuple(f"{name}/{place:07d}" for place in range(min(announced, limit or announced)))
-        self.bad: list[str] = []
-        self.fingerprint = f"{name} of {announced} images={len(self.ids)}"
+        ids = tuple(f"{name}/{place:07d}" for place in range(min(announced, limit or announced)))
+        about = f"{name} of {announced} images={len(ids)}"
+        super().__init__(name, spec, ids=ids, class_names=tuple(class_names), fingerprint=about)
         self.bad_images, self.transform = bad_images, eval_transform(spec)
         self.stream, self.reading, self.place = stream, iter(()), len(self.ids)
-
-    def __len__(self) -> int:
-        return len(self.ids)
 
     def batches(
         self, batch_size: int, *, device: torch.device | str = "cpu", order: Order | None = None

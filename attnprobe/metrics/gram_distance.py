@@ -1,6 +1,5 @@
 """Gram distance: how far the patch features of one network are from those of another, or of an earlier checkpoint."""
 
-import inspect
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import zip_longest
@@ -14,7 +13,7 @@ from attnprobe.core.errors import InputError
 from attnprobe.core.grid import TokenGrid
 from attnprobe.core.maps import AttentionMaps
 from attnprobe.core.measurement import Measurement
-from attnprobe.stats.bootstrap import interval_of_mean
+from attnprobe.metrics.head_importance import per_image
 
 
 def gram_distance(
@@ -40,29 +39,17 @@ def gram_distance(
     Raises:
         InputError: no tokens, or other images, layers or patches.
     """
-    pairs = list(_distances(first, second))
-    values = np.stack([distance for _, distance in pairs])
-    several = len(values) > 1
-    empty = np.full((2, *values.shape[1:]), np.nan)
-    return Measurement(
-        metric="gram_distance",
+    image_ids, values = zip(*_distances(first, second), strict=True)
+    return per_image(
+        gram_distance,
+        np.stack(values),
+        image_ids,
+        bootstrap,
+        seed,
         site="weights",
-        stage="trunk",
-        is_effective=True,
         axes=("layer",),
-        mean=values.mean(0),
-        std=values.std(0, ddof=1) if several else empty[0],
-        ci=interval_of_mean(values, bootstrap, seed) if several and bootstrap else empty,
         value_range=(0.0, 4.0),
-        unit="",
-        n_images=len(values),
-        n_excluded=0,
-        settings={"interval": "bootstrap" if several and bootstrap else "none", "bootstrap": bootstrap,
-                  "bootstrap_seed": seed},
-        per_image=values,
-        image_ids=tuple(image for image, _ in pairs),
-        explanation=inspect.getdoc(gram_distance) or "",
-    )  # fmt: skip
+    )
 
 
 def _distances(first: Iterable[AttentionMaps], second: Iterable[AttentionMaps]) -> Iterator[tuple[str, np.ndarray]]:

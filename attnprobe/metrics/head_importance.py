@@ -7,6 +7,7 @@ import numpy as np
 
 from attnprobe.core.errors import ShapeError
 from attnprobe.core.measurement import FromMean, Measurement
+from attnprobe.core.sites import Site
 from attnprobe.stats.bootstrap import interval_of_function, interval_of_mean
 
 
@@ -40,7 +41,7 @@ def head_importance(
         A measurement over (layer, head), from 0 to 1.
     """
     values = np.abs(np.asarray(gradients, dtype=np.float64))
-    return _per_image(head_importance, values, image_ids, bootstrap, seed, value_range=(0, 1), from_mean=of_unit_length)
+    return per_image(head_importance, values, image_ids, bootstrap, seed, value_range=(0, 1), from_mean=of_unit_length)
 
 
 def head_ablation(gained: np.ndarray, image_ids: Sequence[str], *, bootstrap: int = 1000, seed: int = 0) -> Measurement:
@@ -58,7 +59,7 @@ def head_ablation(gained: np.ndarray, image_ids: Sequence[str], *, bootstrap: in
     Returns:
         A measurement over (layer, head), nats.
     """
-    return _per_image(head_ablation, np.asarray(gained, dtype=np.float64), image_ids, bootstrap, seed)
+    return per_image(head_ablation, np.asarray(gained, dtype=np.float64), image_ids, bootstrap, seed)
 
 
 def attention_update(
@@ -81,21 +82,22 @@ def attention_update(
         A measurement over (layer,), from 0 to 2.
     """
     values = np.asarray(updates, dtype=np.float64)
-    return _per_image(attention_update, values, image_ids, bootstrap, seed, axes=("layer",), value_range=(0.0, 2.0))
+    return per_image(attention_update, values, image_ids, bootstrap, seed, axes=("layer",), value_range=(0.0, 2.0))
 
 
-def _per_image(
+def per_image(
     about: Callable[..., Measurement],
     values: np.ndarray,
     image_ids: Sequence[str],
     bootstrap: int,
     seed: int,
     *,
+    site: Site = "effective",
     axes: tuple[str, ...] = ("layer", "head"),
     value_range: tuple[float, float] | None = None,
     from_mean: FromMean | None = None,
 ) -> Measurement:
-    """The measurement of [image, *axes], named and explained as a function of this file."""
+    """The measurement of [image, *axes], named and explained as the function `about`."""
     if values.ndim != 1 + len(axes) or len(values) != len(image_ids):
         raise ShapeError(f"values must be [image, {', '.join(axes)}] of {len(image_ids)} images, got {values.shape}.")
     n, mean = len(values), values.mean(0)
@@ -109,7 +111,7 @@ def _per_image(
         ci = interval_of_mean(values, bootstrap, seed) if resampled else ci
     return Measurement(
         metric=about.__name__,
-        site="effective",
+        site=site,
         stage="trunk",
         is_effective=True,
         axes=axes,

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
-from attnprobe.core.errors import CheckpointError, ShapeError
+from attnprobe.core.errors import CheckpointError
 from attnprobe.models.identify import identify
 from attnprobe.models.read import Checkpoint
 from attnprobe.models.unwrap import require_ranks, unused, unwrap
@@ -111,28 +111,14 @@ def _fit_positions(state: dict[str, Tensor], checkpoint: Checkpoint, model: Any)
     return [f"the position table was resized from {old[0]} x {old[1]} to {grid[0]} x {grid[1]} patches"]
 
 
-def resize_positions(
-    table: Tensor, grid: tuple[int, int], *, n_prefix: int, old_grid: tuple[int, int] | None = None
-) -> Tensor:
+def resize_positions(table: Tensor, grid: tuple[int, int], *, n_prefix: int, old_grid: tuple[int, int]) -> Tensor:
     """A learned position table for another grid: bilinear with aligned corners, as in DeepViT's and Refiner's code.
 
     Args:
         table: [1, prefix and patch, width]; entries of prefix tokens (class token, registers) are kept.
-        grid: rows and columns of the result.
+        grid, old_grid: rows and columns of the result, and of `table`.
         n_prefix: number of leading entries that are not patches.
-        old_grid: rows and columns of `table`; square if None.
-
-    Raises:
-        ShapeError: the table has no square number of patches and `old_grid` is not given, or disagrees with it.
     """
-    n_patches = table.shape[1] - n_prefix
-    side = math.isqrt(n_patches)
-    old_grid = old_grid or (side, side)
-    if math.prod(old_grid) != n_patches:
-        raise ShapeError(
-            f"a position table of {n_patches} patches does not fill a grid of {old_grid[0]} x {old_grid[1]}; "
-            "give the grid it was trained with."
-        )
     prefix, patches = table[:, :n_prefix], table[:, n_prefix:]
     image = patches.unflatten(1, old_grid).permute(0, 3, 1, 2)
     resized = F.interpolate(image.float(), size=grid, mode="bilinear", align_corners=True).to(table.dtype)

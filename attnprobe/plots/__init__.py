@@ -9,7 +9,6 @@ own extremes, which make noise look like structure. So blocks start at 1, and co
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from matplotlib.axes import Axes
 
@@ -27,30 +26,12 @@ from attnprobe.plots.history import filmstrip, onset
 from attnprobe.plots.map_strip import map_strip
 from attnprobe.plots.style import shared_limits
 
-
-@dataclass(frozen=True, slots=True)
-class Plot:
-    """A function that draws a measurement, several, an image or a history, and what `core.figures` says of it."""
-
-    function: Callable[..., Axes]
-
-    @property
-    def name(self) -> str:
-        return self.function.__name__
-
-    @property
-    def axes(self) -> tuple[tuple[str, ...], ...]:
-        """Axes of a measurement for which it is the first choice."""
-        return FIGURES[self.name].axes
-
-
-PLOTS: Registry[Plot] = Registry(
+PLOTS: Registry[Callable[..., Axes]] = Registry(
     "plot",
-    *map(Plot, (
-        layer_matrix, depth_curve, threshold_curve, similar_fraction, layer_head, head_scatter, head_grid,
-        head_embedding, head_atlas, layer_key, attention_grid, filmstrip, onset,
-    )),
+    layer_matrix, depth_curve, threshold_curve, similar_fraction, layer_head, head_scatter, head_grid,
+    head_embedding, head_atlas, layer_key, attention_grid, filmstrip, onset,
 )  # fmt: skip
+"""Functions that draw a measurement, several, an image or a history; `core.figures` says which of them draws what."""
 
 
 def plot(m: Measurement, ax: Axes | None = None) -> Axes:
@@ -59,11 +40,11 @@ def plot(m: Measurement, ax: Axes | None = None) -> Axes:
     Raises:
         ShapeError: no plot draws such axes.
     """
-    for candidate in PLOTS.values():
-        if m.axes in candidate.axes:
-            return candidate.function(m, ax)
-    known = "; ".join(", ".join(axes) for candidate in PLOTS.values() for axes in candidate.axes)
+    for kind in FIGURES.values():
+        if m.axes in kind.axes:
+            return PLOTS[kind.name](m, ax)
+    known = "; ".join(", ".join(axes) for kind in FIGURES.values() for axes in kind.axes)
     raise ShapeError(f"no plot draws axes ({', '.join(m.axes)}) of {m.metric!r}; there are plots for {known}.")
 
 
-__all__ = ["PLOTS", "Plot", "map_strip", "plot", "precision_curve", "removal_curve", "shared_limits", *PLOTS]
+__all__ = ["PLOTS", "map_strip", "plot", "precision_curve", "removal_curve", "shared_limits", *PLOTS]

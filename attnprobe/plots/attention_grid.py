@@ -13,12 +13,7 @@ OPACITY = 0.65
 
 
 def attention_grid(
-    picture: AttendedImage,
-    ax: Axes | None = None,
-    *,
-    limits: Limits | None = None,
-    title: str | None = None,
-    colorbar: bool = True,
+    picture: AttendedImage, ax: Axes | None = None, *, limits: Limits | None = None, title: str | None = None
 ) -> Axes:
     """Draw the mean over heads of the attention each patch gets, one tile per block, the plain image first.
 
@@ -29,7 +24,6 @@ def attention_grid(
         ax: where; a new figure if None.
         limits: lowest and highest attention of the colours; from 0 to the largest of this image if None.
         title: replaces the image's id, its label and the prediction.
-        colorbar: False if several Axes share one.
     """
     attention = attention_of(picture)
     rows, cols = picture.pixels.shape[:2]
@@ -44,7 +38,7 @@ def attention_grid(
         ax.imshow(grey, extent=extent, aspect="equal", cmap="gray", vmin=0, vmax=255)
         ax.imshow(values, extent=extent, aspect="equal", **scale._asdict(), alpha=OPACITY)
     name = _title(picture) if title is None else title
-    return finish(ax, scale, attention, "attention, mean over heads", name, colorbar, shrink=0.8)
+    return finish(ax, scale, attention, "attention, mean over heads", name, shrink=0.8)
 
 
 def attention_of(picture: AttendedImage) -> np.ndarray:

@@ -8,7 +8,7 @@ from attnprobe.core.measurement import Measurement
 from attnprobe.plots.style import colours, finish, heading, new_axes, require_axes
 
 
-def head_embedding(m: Measurement, ax: Axes | None = None, *, title: str | None = None, colorbar: bool = True) -> Axes:
+def head_embedding(m: Measurement, ax: Axes | None = None, *, title: str | None = None) -> Axes:
     """Draw distances between all heads as a plane: classical multidimensional scaling (Torgerson 1952).
 
     Clark et al. 2019, arXiv:1906.04341, show heads so, by the Jensen-Shannon divergence between them. Its square root
@@ -19,7 +19,6 @@ def head_embedding(m: Measurement, ax: Axes | None = None, *, title: str | None 
         m: over (layer, head, layer, head), as of `head_divergence_across_layers`.
         ax: where; a new figure if None.
         title: replaces the metric's name.
-        colorbar: False if several Axes share one.
 
     Raises:
         ShapeError: other axes.
@@ -35,7 +34,7 @@ def head_embedding(m: Measurement, ax: Axes | None = None, *, title: str | None 
     ax.margins(0.08)
     name = f"{heading(m)}\nkeeps {kept:.0%} of squared distances"
     bar = {"shrink": 0.8, "ticks": MaxNLocator(6, integer=True)}
-    return finish(ax, scale, block.astype(float), "block", name if title is None else title, colorbar, **bar)
+    return finish(ax, scale, block.astype(float), "block", name if title is None else title, **bar)
 
 
 def scaled(values: np.ndarray, *, similarity: bool) -> tuple[np.ndarray, float]:

@@ -74,12 +74,7 @@ def layer_head(
 
 
 def layer_key(
-    m: Measurement,
-    ax: Axes | None = None,
-    *,
-    limits: Limits | None = None,
-    title: str | None = None,
-    colorbar: bool = True,
+    m: Measurement, ax: Axes | None = None, *, limits: Limits | None = None, title: str | None = None
 ) -> Axes:
     """Draw a measurement over (layer, key): blocks from top to bottom, tokens from left to right, counted from 0.
 
@@ -93,16 +88,11 @@ def layer_key(
     number_from_one(ax.yaxis, len(m.mean), kept=m.coords.get("layer"), start=0.5)
     ax.tick_params("x", labelrotation=0)
     ax.set(xlabel="token, counted from 0", ylabel="block")
-    return _finish(ax, m, scale, title, colorbar)
+    return _finish(ax, m, scale, title)
 
 
 def head_grid(
-    m: Measurement,
-    ax: Axes | None = None,
-    *,
-    limits: Limits | None = None,
-    title: str | None = None,
-    colorbar: bool = True,
+    m: Measurement, ax: Axes | None = None, *, limits: Limits | None = None, title: str | None = None
 ) -> Axes:
     """Draw a measurement over (layer, head, head): a tile per block, head 1 at its top left.
 
@@ -115,10 +105,10 @@ def head_grid(
     tiles.prepare(ax, [str(block + 1) for block in range(tiles.n)])
     for block, matrix in enumerate(m.mean):
         ax.imshow(matrix, extent=tiles.extent(block), aspect="equal", **scale._asdict())
-    return _finish(ax, m, scale, title, colorbar, shrink=0.8)
+    return _finish(ax, m, scale, title, shrink=0.8)
 
 
-def _finish(ax: Axes, m: Measurement, scale: Scale, title: str | None, colorbar: bool, **options) -> Axes:
+def _finish(ax: Axes, m: Measurement, scale: Scale, title: str | None, colorbar: bool = True, **options) -> Axes:
     values = m.mean.sum(-1) if m.axes[-1] == "prefix" else m.mean  # as it is drawn
     return finish(ax, scale, values, quantity(m), heading(m) if title is None else title, colorbar, **options)
 

@@ -77,7 +77,6 @@ def onset(
     metric: str = "similar_blocks",
     limits: Limits | None = None,
     title: str | None = None,
-    colorbar: bool = True,
 ) -> Axes:
     """Draw a metric over (epoch, block). A column reaches halfway to the epochs probed before and after.
 
@@ -90,7 +89,6 @@ def onset(
         limits: lowest and highest value of the colours; from 0 (the lowest, if below) to the value of uniform
             attention or, where there is none or it is lower, the highest, if None.
         title: replaces the metric's name and the number of images.
-        colorbar: False if several Axes share one.
 
     Raises:
         InputError: the probe did not measure this.
@@ -113,7 +111,7 @@ def onset(
     name = f"{metric.replace('_', ' ')}, mean of {len(history.image_ids)} images"
     name += "\ndots: counts as similar" if rho is not None else ""
     label = LABELS.get(metric, metric.replace("_", " "))
-    return finish(ax, scale, values, label, name if title is None else title, colorbar)
+    return finish(ax, scale, values, label, name if title is None else title)
 
 
 def edges(epochs: np.ndarray) -> np.ndarray:

@@ -29,7 +29,6 @@ def map_strip(
     query: int | None = None,
     limits: Limits | None = None,
     title: str | None = None,
-    colorbar: bool = True,
 ) -> Axes:
     """Draw every head's map of one image, or what one query of it attends to.
 
@@ -41,7 +40,6 @@ def map_strip(
             queries from top to bottom.
         limits: lowest and highest value of the colours; from 0 (the lowest, if below) to the highest if None.
         title: replaces the site and the image's id.
-        colorbar: False if several Axes share one.
 
     Raises:
         InputError: no such image or query.
@@ -78,4 +76,4 @@ def map_strip(
         number_from_one(axis, n, kept=numbers.get("head" if axis is ax.xaxis else "layer"), start=half, step=step)
     without_frame(ax)
     name = f"{SITES[maps.site]}, {maps.image_ids[image]}"
-    return finish(ax, scale, values, "attention", name if title is None else title, colorbar, shrink=0.8)
+    return finish(ax, scale, values, "attention", name if title is None else title, shrink=0.8)

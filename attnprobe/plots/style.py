@@ -131,7 +131,9 @@ def colour_bar(ax: Axes | Sequence[Axes], scale: Scale, label: str, values: np.n
     figure.colorbar(ScalarMappable(**scale._asdict()), ax=ax, label=label, extend=extend, **options)
 
 
-def finish(ax: Axes, scale: Scale, values: np.ndarray, label: str, title: str, colorbar: bool, **options) -> Axes:
+def finish(
+    ax: Axes, scale: Scale, values: np.ndarray, label: str, title: str, colorbar: bool = True, **options
+) -> Axes:
     """Add the title and the colour bar of `values`; `options` of `Figure.colorbar`."""
     ax.set_title(title, fontsize="medium", parse_math=False)
     if colorbar:

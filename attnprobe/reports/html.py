@@ -19,7 +19,6 @@ from attnprobe.reports.verdict import verdict
 from attnprobe.view import page
 from attnprobe.view.described import Viewed, explorable, left_out
 from attnprobe.view.embedded import Embedded, embed
-from attnprobe.view.photo import as_file
 
 PAGE_BYTES = 5_000_000
 """Size of the whole page: a mail takes it, and a phone opens it at once. The explorer gets what the rest leaves."""
@@ -129,6 +128,6 @@ def explorer_of(runs: Sequence[Examined], budget: int) -> Embedded | None:
         every = viewed[0].maps.image_ids
         ids = [every[int(i)] for i in np.linspace(0, len(every) - 1, min(MOST_IMAGES, len(every)))]
     ids.sort(key=lambda image_id: -sum(image_id in run.places for run in viewed))
-    files = {i: as_file(pixels) for i, pixels in pictures.items()}
+    files = {i: page.as_file(pixels) for i, pixels in pictures.items()}
     uris = {i: str(as_uri(kind, data)) for i, (data, kind) in files.items()}
     return embed(viewed, ids[:MOST_IMAGES], uris, budget)

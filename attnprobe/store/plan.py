@@ -29,7 +29,22 @@ def digest(data: Any) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CapturePlan:
+class Facts:
+    """What a capture is of; see `CapturePlan`."""
+
+    model: str
+    variant: str = ""
+    checkpoint_sha256: str = ""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    data: str = ""
+    seed: int | None = None
+    device: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CapturePlan(Facts):
     """A capture that is about to begin; two captures with equal plans give the same maps.
 
     Attributes:
@@ -45,16 +60,7 @@ class CapturePlan:
     """
 
     image_ids: tuple[str, ...]
-    model: str
     labels: tuple[int, ...] = ()
-    variant: str = ""
-    checkpoint_sha256: str = ""
-    config: Mapping[str, Any] = field(default_factory=dict)
-    versions: Mapping[str, str] = field(default_factory=dict)
-    data: str = ""
-    seed: int | None = None
-    device: str = ""
-    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         n, distinct = len(self.image_ids), len(set(self.image_ids))
@@ -73,19 +79,10 @@ class CapturePlan:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Facts:
+class _Pinned(Facts):
     """Types of the facts in a plan."""
 
     n_images: int
-    model: str = ""
-    variant: str = ""
-    checkpoint_sha256: str = ""
-    config: Mapping[str, Any] = field(default_factory=dict)
-    versions: Mapping[str, Any] = field(default_factory=dict)
-    data: str = ""
-    seed: int | None = None
-    device: str = ""
-    settings: Mapping[str, Any] = field(default_factory=dict)
     batch_images: int | None = None
 
     def __post_init__(self) -> None:
@@ -143,7 +140,7 @@ class Pinned:
             InputError: a value of another type, or out of bounds; the message names it.
         """
         pinned = from_mapping(cls, {name: data[name] for name in ("facts", "layout", "created")}, source="plan")
-        from_mapping(_Facts, {f.name: pinned.facts[f.name] for f in fields(_Facts) if f.name in pinned.facts})
+        from_mapping(_Pinned, {f.name: pinned.facts[f.name] for f in fields(_Pinned) if f.name in pinned.facts})
         config = pinned.facts.get("config", {})
         from_mapping(_Config, {f.name: config[f.name] for f in fields(_Config) if f.name in config})
         return pinned

@@ -1,14 +1,18 @@
-"""The explorer as part of a page: its markup, its data, its script, and the policy that lets it run."""
+"""The explorer as part of a page: its markup, its data, its script, the policy that lets it run, and its images."""
 
 import base64
 import hashlib
 import html
+import io
 import json
 from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
 from string import Template
 from typing import Any
+
+import numpy as np
+from PIL import Image
 
 SCRIPTS = ("source", "colours", "words", "places", "atlas", "panel", "images", "explorer")
 """In this order; the last one starts the others."""
@@ -51,3 +55,15 @@ def whole_page(index: Mapping[str, Any]) -> str:
     return Template(template("view.html")).substitute(
         title=html.escape(names), style=template("theme.css") + template("explorer.css"), section=section(index)
     )
+
+
+SMALL = 64
+"""Longest side in pixels up to which an image is stored without loss."""
+
+
+def as_file(pixels: np.ndarray) -> tuple[bytes, str]:
+    """[row, col, 3], uint8 -> a PNG or WebP file and its media type."""
+    file = io.BytesIO()
+    kind = "png" if max(pixels.shape[:2]) <= SMALL else "webp"
+    Image.fromarray(pixels).save(file, kind, quality=85)
+    return file.getvalue(), f"image/{kind}"

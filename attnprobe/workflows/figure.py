@@ -72,16 +72,14 @@ def draw(
         shown: list[Any] = [[_what(path, figure, wanted, user) for path in its] for its in groups.values()]
         names = list(groups)
     else:
-        shown, names = (
-            [_what(Path(path), figure, wanted, user) for path in paths],
-            [name_of(maps_of(Path(path))) for path in paths],
-        )
+        shown = [_what(Path(path), figure, wanted, user) for path in paths]
+        names = [name_of(maps_of(Path(path))) for path in paths]
     style: dict[Any, Any] = {**PRINT, "axes.prop_cycle": cycler(color=COLOURS)}
     with mpl.rc_context(style):
         panels = 1 if kind.shared else len(shown)
         sheet = Figure(figsize=(inches, inches * kind.height / panels), layout="constrained")
         axes = sheet.subplots(1, panels, squeeze=False)[0]
-        function: Any = PLOTS[figure].function
+        function: Any = PLOTS[figure]
         if figure == "similar_fraction":
             similar_fraction(shown, axes[0])
         elif kind.shared:

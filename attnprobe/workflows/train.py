@@ -125,27 +125,6 @@ def run_of_seed(out: Path, seed: int) -> Path:
     return out.with_name(f"{out.name}_s{seed}")
 
 
-MOST_SEEDS = 1000
-"""Bound on one range of seeds, which is more likely a typing error beyond it."""
-
-
-def seeds_of(text: str) -> tuple[int, ...]:
-    """The numbers of a list of ranges: `"0-2,7"` -> (0, 1, 2, 7).
-
-    Raises:
-        InputError: another form.
-    """
-    seeds: list[int] = []
-    for part in text.split(","):
-        first, dash, last = (word.strip() for word in part.partition("-"))
-        if not first.isdecimal() or (dash and not last.isdecimal()) or (dash and int(last) < int(first)):
-            raise InputError(f"--seeds {text!r} must be numbers or ranges of them, as in 0-4 or 0,3,7.")
-        if int(last or first) - int(first) >= MOST_SEEDS:
-            raise InputError(f"--seeds {text!r} are more than {MOST_SEEDS} runs; name fewer.")
-        seeds += range(int(first), int(last or first) + 1)
-    return tuple(seeds)
-
-
 def _is_first() -> bool:
     """True unless torchrun started this process as another than the first; before the processes have met."""
     return os.environ.get("RANK", "0") == "0"

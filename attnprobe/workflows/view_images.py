@@ -18,7 +18,7 @@ import numpy as np
 
 from attnprobe.core.errors import AttnprobeError, InputError
 from attnprobe.io.reference import NOT_SAID, UserImages, allowed
-from attnprobe.view.photo import as_file
+from attnprobe.view.page import as_file
 
 if TYPE_CHECKING:
     from attnprobe.core.images import ImageSource

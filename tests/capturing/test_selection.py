@@ -6,9 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attnprobe.capturing import capture, certificate, certify
-from attnprobe.capturing.selection import Selection, numbers
+from attnprobe.capturing.selection import Selection
 from attnprobe.core.errors import InputError
 from attnprobe.core.maps import Part
+from attnprobe.core.text import numbers
 from tests.capturing.test_any_model import FAMILIES
 
 

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attnprobe.capturing.certificate import Certificate, LayerProof
+from attnprobe.core.errors import InputError
 from attnprobe.core.maps import AttentionMaps, TokenGrid
-from attnprobe.core.text import blocks_text, markdown, one_run_each, short, table, visible
+from attnprobe.core.text import blocks_text, markdown, numbers, one_run_each, short, table, visible
 from attnprobe.io.run import Run
 from attnprobe.reports.verdict import verdict
 from attnprobe.training import TrainResult
@@ -105,3 +106,11 @@ def test_what_is_shown_is_what_it_says():
 
 def test_long_values_are_cut():
     assert len(table("t", {"a": "x" * 10_000})) < 500
+
+
+def test_seeds_are_numbers_and_ranges_from_zero():
+    assert numbers("--seeds", "0-2,7", 0) == [0, 1, 2, 7] and numbers("--seeds", "3", 0) == [3]
+    assert numbers("--seeds", "0, 4 - 5", 0) == [0, 4, 5]
+    for text in ("", "a", "-1", "3-1", "1-", "1:3", "0-999999999"):
+        with pytest.raises(InputError, match="--seeds.* must be numbers from 0 and ranges"):
+            numbers("--seeds", text, 0)

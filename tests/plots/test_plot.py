@@ -3,8 +3,9 @@ from dataclasses import replace
 import pytest
 
 from attnprobe.core.errors import ShapeError
+from attnprobe.core.figures import FIGURES
 from attnprobe.metrics import DEFAULT
-from attnprobe.plots import PLOTS, plot
+from attnprobe.plots import plot
 from tests.reports.formulas import examined
 
 
@@ -15,7 +16,7 @@ def test_every_default_metric_has_a_figure(metric, clipped):
 
 
 def test_kinds_of_axes_belong_to_one_plot_each():
-    every = [axes for candidate in PLOTS.values() for axes in candidate.axes]
+    every = [axes for kind in FIGURES.values() for axes in kind.axes]
     assert len(every) == len(set(every))
 
 

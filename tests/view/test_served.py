@@ -7,7 +7,7 @@ import pytest
 
 from attnprobe.core.errors import MapsFileError
 from attnprobe.view.answers import Answers
-from attnprobe.view.photo import as_file
+from attnprobe.view.page import as_file
 from attnprobe.view.server import Viewer
 from tests.browser import drawn
 from tests.view.arrays import viewed

@@ -25,7 +25,7 @@ from attnprobe.io.ranks import held
 from attnprobe.io.run import Run, damaged_files
 from attnprobe.models import input_spec, load_model
 from attnprobe.training.inputs import imbalance
-from attnprobe.workflows.train import images_of, run_of_seed, seeds_of, train, train_seeds
+from attnprobe.workflows.train import images_of, run_of_seed, train, train_seeds
 from tests.data.test_timm_named import cifar  # noqa: F401  a fixture
 from tests.training.test_loop import config, run_training
 
@@ -125,13 +125,6 @@ def test_a_policy_has_training_images_decoded_by_workers_and_the_others_live_on_
     settings = {**TINY, "dataset": plain.dataset, "aa": "v0", "batch_size": 4}
     result = train("digits_vit_16", tmp_path / "run", settings=settings)
     assert len(result.log) == 1
-
-
-def test_seeds_are_numbers_and_ranges():
-    assert seeds_of("0-2,7") == (0, 1, 2, 7) and seeds_of("3") == (3,) and seeds_of("0, 4") == (0, 4)
-    for text in ("", "a", "-1", "3-1", "1-", "1:3"):
-        with pytest.raises(InputError, match="--seeds"):
-            seeds_of(text)
 
 
 def test_each_is_an_ordinary_run_and_the_same_command_goes_on(tmp_path, capsys, monkeypatch):

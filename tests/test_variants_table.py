@@ -8,7 +8,7 @@ from attnprobe.core.errors import InputError
 from attnprobe.core.evidence import Change
 from attnprobe.metrics import measure
 from attnprobe.models.ablate import Ablatable
-from attnprobe.models.harm import harm_of_previous_map
+from examples.variants_table import harm_of_previous_map
 from tests.models.test_ablate import images, model_of
 
 
