@@ -4,6 +4,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import maximum_flow
 from torch import Tensor
 
 from attnprobe.core.errors import InputError
@@ -98,9 +100,6 @@ def _flows(capacities: np.ndarray, source: int) -> np.ndarray:
     layers, n, _ = capacities.shape
     layer, query, key = np.indices(capacities.shape).reshape(3, -1)
     ends = tuple(end.astype(np.int32) for end in ((layer + 1) * n + query, layer * n + key))  # older SciPy wants int32
-    from scipy.sparse import csr_array  # late: one metric of many
-    from scipy.sparse.csgraph import maximum_flow
-
     graph = csr_array((capacities.astype(np.int32).ravel(), ends), shape=((layers + 1) * n,) * 2)
     return np.array(
         [[maximum_flow(graph, (layer + 1) * n + source, key).flow_value for key in range(n)] for layer in range(layers)]
