@@ -4,6 +4,11 @@ import os
 import subprocess
 import sys
 
+import pytest
+
+from attnprobe.core.spec import CaptureSpec
+from attnprobe.workflows.capture import capture_file
+
 EVERY_MODULE = """
 import importlib, pkgutil, sys
 sys.modules |= dict.fromkeys(("resource", "fcntl", "pwd", "grp", "termios"))
@@ -13,14 +18,53 @@ for module in pkgutil.walk_packages(attnprobe.__path__, "attnprobe."):
         importlib.import_module(module.name)
 """
 
+COMMAND = """
+import sys
+from attnprobe.cli import app
+try:
+    app.main(sys.argv[1:])
+finally:
+    print("LOADED", *sorted(sys.modules))
+"""
 
-def fresh(code):
+MODELS = {"timm", "torchvision", "transformers", "torch._dynamo"}
+"""Seconds of imports that only models, training and some data sets need."""
+
+
+def fresh(code, *arguments):
     """The output of code in an interpreter of its own."""
-    command = [sys.executable, "-W", "ignore", "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    command = [sys.executable, "-W", "ignore", "-c", code, *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 def test_every_module_loads_where_the_modules_of_unix_are_missing():
     fresh(EVERY_MODULE)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("maps")
+    spec = CaptureSpec("vit_16_digits", data="digits", images=4, initial=True)
+    return [capture_file(spec, out=folder / name) for name in ("one.h5", "two.h5")]
+
+
+@pytest.mark.parametrize(
+    ("command", "without"),
+    [
+        ("--help", {*MODELS, "torch", "numpy", "scipy"}),
+        ("report --help", {*MODELS, "torch", "numpy", "scipy"}),
+        ("list metrics", {*MODELS, "matplotlib", "pandas"}),
+        ("explain similar_blocks", {*MODELS, "scipy.stats"}),
+        ("report MAPS --formats json", {*MODELS, "seaborn"}),
+        ("compare MAPS --metric row_entropy --metric content_overlap", {*MODELS, "scipy.stats", "seaborn"}),
+    ],
+)
+def test_a_command_loads_no_more_than_it_needs(command, without, files, tmp_path):
+    arguments = [files if word == "MAPS" else [word] for word in command.split()]
+    arguments = [word for words in arguments for word in words]
+    out = ["-o", tmp_path / "out"] if "MAPS" in command else []
+    loaded = set(fresh(COMMAND, *arguments, *out).rpartition("LOADED")[2].split())
+    assert "attnprobe.cli.app" in loaded and not loaded & without

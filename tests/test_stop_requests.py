@@ -68,9 +68,8 @@ def opened(tmp_path, monkeypatch):
 
 
 def named(tmp_path, monkeypatch):
-    module = sys.modules["attnprobe.data.timm_named"]
-    monkeypatch.setattr(module, "create_dataset", stop)
-    module.open_named("torch/cifar10", "val", tmp_path, False)
+    monkeypatch.setattr("timm.data.create_dataset", stop)
+    sys.modules["attnprobe.data.timm_named"].open_named("torch/cifar10", "val", tmp_path, False)
 
 
 PLACES = (decode_one, check_one, sizes, decode_all, checkpoint, opened, named)

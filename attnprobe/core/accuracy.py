@@ -3,7 +3,6 @@
 import math
 
 import numpy as np
-from scipy.stats import binomtest
 
 Z = 1.959963984540054
 """95 % of a normal distribution lies within so many standard deviations of its mean."""
@@ -13,8 +12,9 @@ def accuracy_interval(right: int, n: int) -> tuple[float, float]:
     """95 % interval of the share `right` / `n` (Wilson 1927), in [0, 1]; all of [0, 1] where n is 0."""
     if n == 0:
         return 0.0, 1.0
-    low, high = binomtest(right, n).proportion_ci(method="wilson")
-    return float(low), float(high)
+    p, width = right / n, 2 * (n + Z**2)
+    centre, half = (2 * n * p + Z**2) / width, Z / width * math.sqrt(4 * n * p * (1 - p) + Z**2)
+    return 0.0 if right == 0 else centre - half, 1.0 if right == n else centre + half
 
 
 def accuracy_difference(before: np.ndarray, after: np.ndarray) -> tuple[float, float, float]:

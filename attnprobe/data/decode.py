@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import torch
 from PIL import Image
-from timm.data import create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
@@ -41,6 +40,8 @@ def eval_transform(spec: InputSpec) -> Any:
 
     What remains, a division by 255 and `spec.normalise`, is done on the device: a quarter of the bytes to move.
     """
+    from timm.data import create_transform  # late: it takes seconds, and sets on the device do without
+
     return create_transform(
         (3, *spec.size),
         interpolation=spec.interpolation,

@@ -16,9 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from timm.data import create_dataset
 from torch import Tensor
-from torchvision.datasets import SVHN
 
 from attnprobe.core.errors import InputError, WorkError, did_you_mean
 from attnprobe.core.images import InputSpec
@@ -97,8 +95,12 @@ def open_named(name: str, split: str, root: Path | None, download: bool) -> Any:
         try:
             with contextlib.redirect_stdout(sys.stderr):  # some readers print
                 if name == "torch/svhn":
+                    from attnprobe.data.svhn import NamedSVHN
+
                     wanted = asked if asked in ("train", "extra") else "test"
                     return NamedSVHN(str(root), split=wanted, download=download)
+                from timm.data import create_dataset  # late: it takes seconds, and other sets do without
+
                 return create_dataset(name, root=root and str(root), split=asked, download=download)
         except Exception as error:  # each reader has its own
             first_error = first_error or error
@@ -114,17 +116,6 @@ def open_named(name: str, split: str, root: Path | None, download: bool) -> Any:
         "fetch it"
     )
     raise InputError(f"cannot open split {split!r} of {name!r}: {reason} ({hint}).") from first_error
-
-
-class NamedSVHN(SVHN):
-    """Street View House Numbers, which timm does not know, with the attributes that torchvision's other sets have."""
-
-    classes = tuple(map(str, range(10)))
-
-    @property
-    def targets(self) -> Any:
-        """[image], 0 to 9."""
-        return self.labels
 
 
 class NamedReader:

@@ -144,6 +144,11 @@ def maps_of(ref: Path) -> Path:
     return maps if ref.is_dir() and maps.exists() else ref
 
 
+def untrained_maps(path: Path) -> Path:
+    """The file of a maps file's baseline."""
+    return path.with_suffix(".untrained.h5")
+
+
 def name_of(maps: Path) -> str:
     """Name of a maps file in tables and legends: its run's, or its own."""
     return (maps.parent.name if maps.name == "maps.h5" else maps.stem) or maps.stem

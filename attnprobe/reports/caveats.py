@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from scipy.stats import binomtest
+from scipy.special import bdtrc
 
 from attnprobe.core.accuracy import accuracy_interval
 from attnprobe.core.examined import Examined
@@ -84,7 +84,8 @@ def near_chance(e: Examined) -> str:
     if accuracy is None or not n or not classes or classes < 2:
         return ""
     chance = 1 / classes
-    found = binomtest(round(accuracy * n), n, chance, alternative="greater")
-    if found.pvalue <= 0.05 or accuracy_interval(round(accuracy * n), n)[1] >= (1 + chance) / 2:
+    right = round(accuracy * n)
+    by_chance = bdtrc(right - 1, n, chance) if right else 1.0  # of so many right answers or more
+    if by_chance <= 0.05 or accuracy_interval(right, n)[1] >= (1 + chance) / 2:
         return ""
     return f"accuracy {accuracy:.1%} is near chance ({chance:.1%}, {classes} classes): this network has learnt little."

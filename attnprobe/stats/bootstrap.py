@@ -9,6 +9,7 @@ stay consistent with one another.
 
 import math
 from collections.abc import Iterator
+from functools import lru_cache
 
 import numpy as np
 from scipy.special import ndtr, stdtrit
@@ -118,10 +119,24 @@ def draws(n_images: int, replicates: int, seed: int, size: int | None = None) ->
     """Multinomial counts [some resamples, image] of each image in each resample, the same for every call."""
     rng, size = np.random.default_rng(seed), size or n_images
     rows = max(1, BLOCK_BYTES // 8 // max(n_images, size))
+    if replicates <= rows:
+        yield _one_block(n_images, replicates, seed, size)
+        return
     for start in range(0, replicates, rows):
-        n = min(rows, replicates - start)
-        drawn = rng.integers(n_images, size=(n, size)) + n_images * np.arange(n)[:, None]
-        yield np.bincount(drawn.ravel(), minlength=n * n_images).reshape(n, n_images).astype(np.float64)
+        yield _counts(rng, n_images, min(rows, replicates - start), size)
+
+
+@lru_cache(maxsize=2)
+def _one_block(n_images: int, replicates: int, seed: int, size: int) -> np.ndarray:
+    """All counts, drawn once for every metric."""
+    counts = _counts(np.random.default_rng(seed), n_images, replicates, size)
+    counts.flags.writeable = False
+    return counts
+
+
+def _counts(rng: np.random.Generator, n_images: int, n: int, size: int) -> np.ndarray:
+    drawn = rng.integers(n_images, size=(n, size)) + n_images * np.arange(n)[:, None]
+    return np.bincount(drawn.ravel(), minlength=n * n_images).reshape(n, n_images).astype(np.float64)
 
 
 def values_of_function(

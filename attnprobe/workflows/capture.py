@@ -1,7 +1,7 @@
 """A model and images -> a maps file, or measurements without one; by one process, or by several under torchrun."""
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
@@ -19,18 +19,17 @@ from attnprobe.core.errors import InputError
 from attnprobe.core.examined import Examined
 from attnprobe.core.images import ImageSource
 from attnprobe.core.maps import AttentionMaps
-from attnprobe.core.measurement import Measurement
 from attnprobe.core.spec import CaptureSpec
 from attnprobe.data import load_images
 from attnprobe.io import fs
 from attnprobe.io.progress import Advance, progress
 from attnprobe.io.ranks import Claims, Rank, held
 from attnprobe.io.reference import UserImages
-from attnprobe.io.run import Run
+from attnprobe.io.run import Run, untrained_maps
 from attnprobe.metrics.engine.choose import choose
 from attnprobe.metrics.engine.sink import MeasureSink
 from attnprobe.metrics.engine.slices import layers_and_grid, measure_slices
-from attnprobe.metrics.engine.units import alike_in_words, copies_in_words
+from attnprobe.metrics.engine.units import doubts
 from attnprobe.models import build_model, input_spec
 from attnprobe.models.describe import resolve_model
 from attnprobe.reports import write_report
@@ -190,11 +189,6 @@ def _batches_of(
         del batch  # or it would be held while the next one is computed
 
 
-def untrained_maps(path: Path) -> Path:
-    """Path of the baseline of a maps file."""
-    return path.with_suffix(".untrained.h5")
-
-
 def tasks(spec: CaptureSpec, rank: Rank) -> tuple[Task, Task | None]:
     """The capture, and that of its untrained baseline if the model has trained weights."""
     factors = spec.store == "qk"
@@ -277,12 +271,6 @@ def _examined(task: Task, slices: list[Path], metrics: Sequence[str] | None, **m
         certificate=task.capturing.certificate.to_dict(),
         notes=doubts(measurements),
     )
-
-
-def doubts(measurements: Mapping[str, Measurement]) -> tuple[str, ...]:
-    """What a reader must know of images that do not stand for themselves: copies, and what looks like some."""
-    copied = dict.fromkeys(copies_in_words(m) for m in measurements.values())
-    return tuple(filter(None, (*copied, alike_in_words(list(measurements.values())))))
 
 
 def _default_maps(model: Path) -> Path:

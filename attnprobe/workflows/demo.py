@@ -10,10 +10,10 @@ from pathlib import Path
 
 from attnprobe.core.examined import Examined
 from attnprobe.core.spec import CaptureSpec, ReportSpec
-from attnprobe.io.run import Run
+from attnprobe.io.run import Run, untrained_maps
 from attnprobe.models import read_checkpoint
 from attnprobe.store import open_maps
-from attnprobe.workflows.capture import capture_file, untrained_maps
+from attnprobe.workflows.capture import capture_file
 from attnprobe.workflows.report import report
 from attnprobe.workflows.train import train
 

@@ -22,7 +22,7 @@ from attnprobe.stats.alignment import (
 from attnprobe.stats.blocks import chosen_threshold
 from attnprobe.stats.bootstrap import interval_of_mean
 from attnprobe.stats.methods import difference_of_methods
-from attnprobe.stats.paired import Difference, paired_difference
+from attnprobe.stats.paired import Difference, paired_difference, paired_with_mean
 from attnprobe.store.reader import MapReader
 
 ANY_NUMBER_OF_TOKENS = frozenset(
@@ -153,8 +153,12 @@ def compared(
                 return difference_of_methods(runs[:n], runs[n:])
             return paired_difference(runs[0], runs[1], resamples=resamples)
 
+        coords = dict(runs[0].coords)
+        if not methods and runs is whole and runs[0].from_mean is not None and telling_cells(runs[0]).any():
+            cells, overall = paired_with_mean(runs[0], runs[1], telling_cells(runs[0]), resamples=resamples)
+            return replace(row, cells=cells, coords=coords, overall=overall)
         overall = _overall(whole, row.depth, minus, resamples)
-        return replace(row, cells=minus(runs), coords=dict(runs[0].coords), overall=overall)
+        return replace(row, cells=minus(runs), coords=coords, overall=overall)
     except InputError as error:
         return replace(row, why=str(error))
 

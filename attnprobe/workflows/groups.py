@@ -11,15 +11,11 @@ from attnprobe.core.errors import InputError
 from attnprobe.core.examined import Examined
 from attnprobe.io.run import maps_of
 from attnprobe.store.reader import MapReader
-from attnprobe.training import MAY_CHANGE
 
 Named = Mapping[str, Sequence[Path | str]]
 
 UNTRAINED = ".untrained.h5"
 """Ending of the baselines of maps files, which a pattern such as *.h5 also matches."""
-
-SAME_METHOD = MAY_CHANGE | {"seed"}
-"""Options of a recipe in which runs of one method may differ."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -109,9 +105,11 @@ def _matched(name: str, pattern: str) -> list[Path]:
 
 def _facts(e: Examined) -> dict[str, Any]:
     """Facts that must be equal in all runs of a method."""
+    from attnprobe.training import MAY_CHANGE  # late: runs that are no method need no trainer, which takes seconds
+
     config = e.maps.attrs.get("config", {}) if isinstance(e.maps, MapReader) else {}
     shapes = () if e.maps is None else e.maps.shapes()
-    recipe = {name: value for name, value in (config.get("recipe") or {}).items() if name not in SAME_METHOD}
+    recipe = {name: value for name, value in (config.get("recipe") or {}).items() if name not in MAY_CHANGE | {"seed"}}
     return {
         "depth": len(e.layers),
         "heads": "/".join(str(len(shape.heads)) for shape in shapes),

@@ -14,12 +14,12 @@ from attnprobe.core.maps import AttentionMaps
 from attnprobe.core.text import visible
 from attnprobe.io.progress import Advance, progress
 from attnprobe.io.reference import NOT_SAID, UserImages
-from attnprobe.io.run import Run, maps_of, name_of, run_of
+from attnprobe.io.run import Run, maps_of, name_of, run_of, untrained_maps
 from attnprobe.metrics import measure
 from attnprobe.metrics.engine.choose import choose
+from attnprobe.metrics.engine.units import doubts
 from attnprobe.store import MapReader, open_maps
 from attnprobe.store.history import read_history
-from attnprobe.workflows.capture import doubts, untrained_maps
 from attnprobe.workflows.view_images import DataSet
 
 

@@ -19,8 +19,6 @@ from attnprobe.reports.gate import Condition, Outcome, check
 from attnprobe.reports.kinds import checked_bars
 from attnprobe.reports.numbers import neighbour_means
 from attnprobe.stats.images_needed import images_needed
-from attnprobe.workflows.ablate import METRICS as CANDIDATE_METRICS
-from attnprobe.workflows.ablate import evidence_of
 from attnprobe.workflows.measure import examine_all
 
 CURVE_RESAMPLES = 400
@@ -42,7 +40,10 @@ def report(spec: ReportSpec) -> tuple[list[Examined], list[Path]]:
         raise InputError("nothing to report on; give one maps file or run, or several.")
     runs = [_run_of(Path(path)) for path in spec.maps] if spec.verify_drops else []
     needed = {name for condition in map(Condition.parse, spec.fail_on) for name in condition.needs}
-    needed |= {*CANDIDATE_METRICS} if spec.verify_drops else set()
+    if spec.verify_drops:
+        from attnprobe.workflows.ablate import METRICS as CANDIDATE_METRICS  # late: it needs models
+
+        needed |= {*CANDIDATE_METRICS}
     metrics = spec.metrics or ("default", "atlas")
     metrics = (*metrics, *sorted(needed - {metric.name for metric in choose(metrics)[0]}))
     bars, user = checked_bars(parse_settings(spec.bars)), UserImages(spec.data, spec.data_dir)
@@ -88,6 +89,8 @@ def _run_of(path: Path) -> Path:
 
 def _verified(e: Examined, run: Path, tolerance: float, user: UserImages) -> Examined:
     """The model with the evidence of its ablations, and the importance of heads among its measurements."""
+    from attnprobe.workflows.ablate import evidence_of
+
     sha = e.info.get("checkpoint_sha256", "")
     evidence = evidence_of(run, e.measurements, sha256=sha, tolerance=tolerance, data=user.data, data_dir=user.data_dir)
     return replace(e, evidence=evidence, measurements={**e.measurements, **evidence.importance})

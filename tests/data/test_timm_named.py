@@ -105,7 +105,7 @@ def test_a_failed_download_is_work_that_failed(tmp_path, monkeypatch):
     def no_network(*_args, **_options):
         raise urllib.error.URLError("no route")
 
-    monkeypatch.setattr(module, "create_dataset", no_network)
+    monkeypatch.setattr("timm.data.create_dataset", no_network)
     with pytest.raises(WorkError, match="no route"):
         timm_named("torch/cifar10", spec=CIFAR, data_dir=tmp_path, download=True)
 
@@ -164,7 +164,7 @@ def test_a_bad_row_is_found_and_not_replaced_by_its_neighbour(tmp_path, write_im
     files = [write_image(tmp_path / f"{k}.png", seed=k).read_bytes() for k in range(4)]
     files[1] = files[1][:50]
     monkeypatch.setattr(module, "find_spec", lambda _module: True)
-    monkeypatch.setattr(module, "create_dataset", lambda *_, **__: RowSet(reader=RowReader(files)))
+    monkeypatch.setattr("timm.data.create_dataset", lambda *_, **__: RowSet(reader=RowReader(files)))
     source = timm_named("hfds/some", spec=small, reading=Reading("skip"))
     assert source.class_names == ("cat", "ant")
     with pytest.warns(UserWarning, match="0000001"):
@@ -183,7 +183,7 @@ def test_val_is_asked_for_under_the_names_sets_use(monkeypatch):
         raise ValueError(f"Unknown split {split!r}. Should be one of ['train'].")
 
     monkeypatch.setattr(module, "find_spec", lambda _module: True)
-    monkeypatch.setattr(module, "create_dataset", only_test)
+    monkeypatch.setattr("timm.data.create_dataset", only_test)
     with pytest.raises(InputError, match="cannot open split 'val' of 'hfds/some': Unknown split 'validation'"):
         timm_named("hfds/some", spec=CIFAR)
     assert asked == ["validation", "val", "test"]

@@ -19,7 +19,8 @@ from attnprobe.metrics import (
     row_entropy,
 )
 from attnprobe.stats import paired
-from attnprobe.stats.paired import holm, paired_difference
+from attnprobe.stats.alignment import one_number
+from attnprobe.stats.paired import holm, paired_difference, paired_with_mean
 
 
 @metric(axes=("layer", "head"))
@@ -54,6 +55,63 @@ def test_p_values_are_those_of_all_exchanges_and_means_those_of_differences():
         np.testing.assert_allclose(found.p[cell], by_all_signs((b - a)[(slice(None), *cell)]), atol=0.015)
     assert found.n_tests == 4 and found.n_images == 10
     assert (found.ci[0] <= found.mean).all() and (found.mean <= found.ci[1]).all()
+
+
+def by_every_exchange(step, exchanges):
+    """Each cell's p-value from as many exchanges, none left out; as the test draws them."""
+    chosen = np.random.default_rng([0, 1]).integers(2, size=(exchanges, len(step)))
+    observed = np.abs(step.sum(0)) * (1 - 1e-9)
+    as_large = sum((np.abs(step.sum(0) - 2 * step[signs.astype(bool)].sum(0)) >= observed) for signs in chosen)
+    return (1 + as_large) / (1 + exchanges)
+
+
+@pytest.mark.parametrize("n", [12, 130, 300])
+@pytest.mark.parametrize("size", [0.0, 0.1, 0.4, 3.0])
+def test_exchanges_that_can_change_nothing_are_not_made_and_the_p_values_are_those_of_all(n, size, monkeypatch):
+    """Effects of no, a few and very many standard errors; rounding of sums aside, the counts are equal."""
+    made, original = [], paired._exchanged
+    monkeypatch.setattr(paired, "_exchanged", lambda step, *a: made.append(step.shape[1]) or original(step, *a))
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        a = rng.normal(size=(n, 3, 4))
+        b = a + rng.normal(size * rng.integers(0, 2, (3, 4)), 1.0, size=(n, 3, 4))
+        found = paired_difference(measured(a), measured(b), resamples=400)
+        step = measured(b).per_image.astype(float) - measured(a).per_image.astype(float)
+        expected = by_every_exchange(step, found.settings["exchanges"])
+        np.testing.assert_array_equal(found.p, expected)
+        assert ((found.p_holm < 0.05) == (holm(expected) < 0.05)).all()
+    assert sum(made) < 4 * 12 if n > 100 and size == 3.0 else sum(made) == 4 * 12
+
+
+def test_hoeffdings_bound_is_above_the_chance_of_all_signs():
+    rng = np.random.default_rng(0)
+    for effect in (0.0, 0.5, 2.0):
+        step = rng.normal(effect, 1.0, size=(10, 5))
+        chance = np.exp(paired._log_chance(step))
+        assert all(bound >= by_all_signs(column) for bound, column in zip(chance, step.T, strict=True))
+    assert paired._log_chance(np.zeros((4, 1))) > 0, "equal runs are always as far apart"
+
+
+def test_a_number_made_of_means_and_its_mean_over_cells_are_compared_in_one_pass_as_in_two(make_maps):
+    a, b = (measure([make_maps(images=30, seed=seed)], [map_cka], bootstrap=0)["map_cka"] for seed in (0, 1))
+    telling = np.triu(np.ones(a.mean.shape, bool), 1)
+    cells, overall = paired_with_mean(a, b, telling, resamples=300)
+    alone = paired_difference(a, b, resamples=300)
+    means = (one_number(m, lambda mean: mean[..., telling].mean(-1)) for m in (a, b))
+    whole = paired_difference(*means, resamples=300)
+    for found, expected in ((cells, alone), (overall, whole)):
+        assert (found.axes, found.n_tests, found.settings) == (expected.axes, expected.n_tests, expected.settings)
+        for name in ("mean", "ci", "p", "p_holm"):
+            np.testing.assert_allclose(getattr(found, name), getattr(expected, name), atol=1e-12)
+
+
+def test_what_needs_much_for_each_resample_gets_as_many_as_in_measure(make_maps, monkeypatch):
+    monkeypatch.setattr(paired, "FUNCTION_SUMS", 1)
+    a, b = (measure([make_maps(images=6, seed=seed)], [map_cka], bootstrap=0)["map_cka"] for seed in (0, 1))
+    assert paired_difference(a, b).settings["resamples"] == 1000
+    assert paired_difference(a, b, resamples=50).settings["resamples"] == 50
+    of_means = (measure([make_maps(images=6, seed=seed)], [row_entropy])["row_entropy"] for seed in (0, 1))
+    assert paired_difference(*of_means).settings["resamples"] == 10_000
 
 
 def test_two_equal_runs_do_not_differ_and_the_order_of_images_does_not_matter(make_maps):

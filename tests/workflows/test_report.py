@@ -14,12 +14,12 @@ from attnprobe.core.errors import CheckpointError, InputError, WorkError
 from attnprobe.core.spec import CaptureSpec, ReportSpec
 from attnprobe.io.config import read_yaml
 from attnprobe.io.reference import UserImages
-from attnprobe.io.run import Run
+from attnprobe.io.run import Run, untrained_maps
 from attnprobe.metrics import DEFAULT
 from attnprobe.models import build_model
 from attnprobe.models.describe import config_json
 from attnprobe.workflows import capture as capture_module
-from attnprobe.workflows.capture import capture_file, untrained_maps
+from attnprobe.workflows.capture import capture_file
 from attnprobe.workflows.measure import examine
 from attnprobe.workflows.report import gate, report
 from attnprobe.workflows.train import train

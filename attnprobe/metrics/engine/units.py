@@ -12,11 +12,11 @@ copies (intra-class correlation .55 of augmented digits) from images of one clas
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import stats
+from scipy.special import fdtrc
 
 from attnprobe.core.errors import InputError
 from attnprobe.core.measurement import Measurement
@@ -157,6 +157,12 @@ def alike_in_words(measurements: Sequence[Measurement]) -> str:
     )
 
 
+def doubts(measurements: Mapping[str, Measurement]) -> tuple[str, ...]:
+    """What a reader must know of images that do not stand for themselves: copies, and what looks like some."""
+    copied = dict.fromkeys(copies_in_words(m) for m in measurements.values())
+    return tuple(filter(None, (*copied, alike_in_words(list(measurements.values())))))
+
+
 def _means(values: np.ndarray, group: np.ndarray) -> np.ndarray:
     """[group]: the mean over the images of each."""
     return np.bincount(group, values) / np.bincount(group)
@@ -173,7 +179,7 @@ def _intraclass(values: np.ndarray, group: np.ndarray) -> float:
         means = _means(column, group)
         between = (sizes * (means - column.mean()) ** 2).sum() / (k - 1)
         within = max(((column - means[group]) ** 2).sum() / (n - k), 1e-300)
-        by_chance = stats.f.sf(between / within, k - 1, n - k) > 1e-3
+        by_chance = fdtrc(k - 1, n - k, between / within) > 1e-3
         found.append(0.0 if by_chance else (between - within) / (between + (typical - 1) * within))
     return float(np.median(found)) if found else 0.0
 
