@@ -34,7 +34,50 @@ BY_DESIGN = {
 }
 """Metrics that need values on the host, and why; none of them is cheap anywhere."""
 
+WAITS = {
+    "softmax by hand": "rows are compared with 1, which says whether it was a softmax",
+    "softmax copied before the product": "it is compared with the softmax, which says whether it was changed in between",
+    "nn.MultiheadAttention of two tensors": "queries and keys are compared, which says whether it is cross-attention",
+}
+"""Where recording waits for the device, once for each such layer, and why. Everything else waits for nothing."""
+
 SPEC = InputSpec((32, 32))
+
+
+class Waits(TorchDispatchMode):
+    """Counts the operations that need a value on the host."""
+
+    OPERATIONS = ("_local_scalar_dense", "allclose", "equal", "is_nonzero", "nonzero")
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function.overloadpacket.__name__ in self.OPERATIONS
+        return function(*args, **(kwargs or {}))
+
+
+class OneLayer(nn.Module):
+    """Self-attention in which a map comes about in one of the ways of `WAITS`, or as usual."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.way, self.qkv, self.heads = way, nn.Linear(16, 48), 2
+        self.multi = nn.MultiheadAttention(16, 2, batch_first=True)
+
+    def forward(self, x):
+        if self.way.startswith("nn.Multi"):
+            return self.multi(x, x.clone(), x, need_weights=False)[0]
+        q, k, v = self.qkv(x).unflatten(-1, (3, 2, 8)).permute(2, 0, 3, 1, 4)
+        scores = q @ k.mT / 8**0.5
+        if self.way == "softmax by hand":
+            power = (scores - scores.amax(-1, keepdim=True)).exp()
+            weights = power / power.sum(-1, keepdim=True)
+        else:
+            weights = scores.softmax(-1)
+        weights = weights.clone() if "copied" in self.way else weights
+        return (weights @ v).transpose(1, 2).flatten(2)
 
 
 class WithoutFloat64(TorchDispatchMode):
@@ -131,6 +174,15 @@ def test_recording_a_forward_pass_waits_for_no_device(name):
             model(torch.empty(2, 3, 32, 32, device="cuda"))
         (maps,) = recorder.take()
         assert maps.values.device.type == "cuda" and maps.values.shape == (2, 2, 6, 17, 17)
+
+
+@pytest.mark.parametrize("way", ["as usual", *WAITS])
+def test_a_traced_layer_is_waited_for_where_that_has_a_reason(way):
+    model, x = OneLayer(way).eval(), torch.randn(2, 5, 16)
+    with torch.no_grad(), ap.record(model) as recorder, Waits() as waits:
+        model(x)
+        (maps,) = recorder.take()
+    assert maps.values.shape == (2, 1, 2, 5, 5) and waits.count == (way in WAITS)
 
 
 def test_singular_values_of_a_gpu_are_computed_on_the_cpu(monkeypatch):
