@@ -36,7 +36,7 @@ BY_DESIGN = {
 
 WAITS = {
     "softmax by hand": "rows are compared with 1, which says whether it was a softmax",
-    "softmax copied before the product": "it is compared with the softmax, which says whether it was changed in between",
+    "softmax copied before the product": "it is compared with the softmax, which says whether it was changed",
     "nn.MultiheadAttention of two tensors": "queries and keys are compared, which says whether it is cross-attention",
 }
 """Where recording waits for the device, once for each such layer, and why. Everything else waits for nothing."""
