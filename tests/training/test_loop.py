@@ -530,3 +530,19 @@ def test_wrong_options_are_named(options, message):
 def test_unknown_devices_are_refused():
     with pytest.raises(InputError, match="no device 'tpu9'"):
         pick_device("tpu9")
+
+
+def test_validation_computes_in_the_precision_of_training(tmp_path, monkeypatch):
+    from attnprobe.training import loop
+
+    evaluate, given = loop.evaluate, []
+
+    def noted(*arguments, amp, **options):
+        given.append(amp)
+        return evaluate(*arguments, amp=amp, **options)
+
+    monkeypatch.setattr(loop, "evaluate", noted)
+    run_training(tmp_path / "cpu", config(epochs=1, warmup_epochs=0), 32)
+    monkeypatch.setattr(loop, "amp_dtype", lambda *_: torch.bfloat16)
+    run_training(tmp_path / "bf16", config(epochs=1, warmup_epochs=0), 32)
+    assert given == [None, torch.bfloat16]
