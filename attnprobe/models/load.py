@@ -93,7 +93,8 @@ def open_model(
         raise InputError(f"{ref} holds maps, not a model; name the run, the checkpoint or the model they are of.")
     is_path = text.startswith("local-dir:") or path.exists() or (os.sep in text and ":" not in text)
     if is_path or path.suffix in WEIGHT_FILES:
-        return _of_checkpoint(read_checkpoint(path), model, num_classes, img_size, allow_nonfinite)
+        how = {"num_classes": num_classes, "img_size": img_size, "allow_nonfinite": allow_nonfinite}
+        return model_from(read_checkpoint(path), model=model, **how)
     options = {"img_size": img_size, "num_classes": num_classes}
     options = {name: value for name, value in options.items() if value is not None}
     trained = not initial and (":" in text or text in plugins() or timm.models.is_model_pretrained(text))
@@ -101,9 +102,15 @@ def open_model(
     return Loaded(built, text, options, _sha256(built) if trained else "")
 
 
-def _of_checkpoint(
-    checkpoint: Checkpoint, model: str | None, num_classes: int | None, img_size: Any, allow_nonfinite: bool
+def model_from(
+    checkpoint: Checkpoint,
+    *,
+    model: str | None = None,
+    num_classes: int | None = None,
+    img_size: int | tuple[int, int] | None = None,
+    allow_nonfinite: bool = False,
 ) -> Loaded:
+    """The model of a checkpoint that has been read; arguments and errors as for `load_model`."""
     name, options, notes = _which_model(checkpoint, model)
     if model is None:
         require_stored(checkpoint, name, options)
