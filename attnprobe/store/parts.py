@@ -109,7 +109,8 @@ def remove_temporaries(folder: Path) -> None:
 def discard(folder: Path) -> None:
     """Remove the capture, plan.json last, so that whatever interrupts this can be told from other states.
 
-    Only for the holder of the lock, whose file stays. Quarantine stays too.
+    Only for the holder of the lock, whose file stays. Quarantine stays too. Processes of one job, which share the lock,
+    may do it at once: what another has removed is gone.
     """
     remove_temporaries(folder)
     shards = folder / "shards"
@@ -120,13 +121,14 @@ def discard(folder: Path) -> None:
     with suppress(OSError):
         (folder / "claims").rmdir()
     fs.unlink(folder / "certificate.json")
-    if shards.is_dir():
+    with suppress(FileNotFoundError):
         fs.fsync_folder(shards)
         with suppress(OSError):  # something of the user's is in it
             shards.rmdir()
-    fs.fsync_folder(folder)
-    fs.unlink(folder / "plan.json")
-    fs.fsync_folder(folder)
+    with suppress(FileNotFoundError):  # the whole folder: another process has come to the end
+        fs.fsync_folder(folder)
+        fs.unlink(folder / "plan.json")
+        fs.fsync_folder(folder)
 
 
 def leave(folder: Path, lock: FileLock) -> None:

@@ -1,8 +1,11 @@
+import itertools
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import h5py
 import pytest
@@ -127,3 +130,27 @@ def test_discarding_leaves_what_is_not_ours(folder):
     (folder / "shards" / "notes.txt").write_text("mine")
     discard(folder)
     assert sorted(p.name for p in folder.rglob("*")) == ["notes.txt", "run.lock", "shards"]
+
+
+@pytest.mark.promise("capture-killed")
+def test_parts_that_another_process_of_the_job_removes_at_the_same_time_are_gone_without_an_error(
+    folder, tmp_path, monkeypatch, record_property
+):
+    """Both found the file of a job that was killed when it had its name; the other is faster, wherever this one is."""
+    for n in itertools.count():
+        copy, done = Path(shutil.copytree(folder, tmp_path / f"copy{n}")), []
+
+        def strikes(operation, copy=copy, done=done, n=n):
+            if len(done) == n:
+                shutil.rmtree(copy)
+            done.append(operation)
+            return ""
+
+        with monkeypatch.context() as patched:
+            patched.setattr(fs, "_strikes", strikes)
+            discard(copy)
+        if len(done) <= n:
+            break
+        assert not copy.exists()
+    assert n > 5
+    record_property("tried", n)

@@ -188,7 +188,7 @@ def test_questions_in_a_queue_are_refused_when_it_ends(runs, monkeypatch):
         read.append(place)
         asked.set()
         go_on.wait()
-        return np.zeros((2, 7, 7), np.float32)
+        return np.zeros((2, 13, 13), np.float32)
 
     monkeypatch.setattr(type(runs[0].maps), "layer", slow)
     answers, said = Answers(runs, lambda image_id: None), []

@@ -80,7 +80,10 @@ def test_nothing_to_view_is_an_error():
 @pytest.mark.promise("viewer")
 @pytest.mark.parametrize(("stop", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
 def test_the_command_serves_without_torch_until_it_is_stopped(maps_file, stop, code):
-    run = "import sys; from attnprobe.cli import app as cli; import atexit; "
+    run = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a background job ignores it
+    )
+    run += "from attnprobe.cli import app as cli; import atexit; "
     run += "atexit.register(lambda: print('torch' in sys.modules)); cli.main(['view', sys.argv[1], '--no-browser'])"
     with subprocess.Popen(
         [sys.executable, "-c", run, str(maps_file)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
