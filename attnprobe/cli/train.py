@@ -13,7 +13,7 @@ Spec = Annotated[EvaluateSpec, Short(name="", prefix_name=False)]
 
 
 def demo(out: Annotated[Path, Short(aliases=["-o"])] = Path("attnprobe-demo"), fast: bool = False) -> None:
-    """Train a ViT and a DeepViT on digits, capture both, and report on them side by side. Needs no network.
+    """Train two networks on digits, of which one collapses, and report on both side by side. Needs no network.
 
     Run again, it resumes where it was stopped.
 
