@@ -216,7 +216,8 @@ def test_augmentation_and_mixing_need_no_float64_on_the_device(mixed):
     options = config(scale=(0.7, 1.0), train_interpolation="random", hflip=0.5, reprob=0.5, recount=2, **mixed)
     pixels, labels = torch.empty(8, 3, 32, 32, device="meta"), torch.empty(8, dtype=torch.long, device="meta")
     with WithoutFloat64("meta"):
-        Mix(options, 10)(Augmentation(options, SPEC)(pixels), labels)
+        mixed_pixels, targets = Mix(options, 10)(Augmentation(options, SPEC)(pixels), labels)
+    assert mixed_pixels.shape == (8, 3, 32, 32) and mixed_pixels.device.type == targets.device.type == "meta"
 
 
 @pytest.mark.parametrize("lacking", [True, False])

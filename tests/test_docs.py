@@ -46,7 +46,9 @@ def test_python_that_is_shown_runs(page, text, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     if "maps.h5" in text:
         app.main(["capture", "vit_16_digits", "--data", "digits", "--images", "4", "-o", "runs/vit/maps.h5"])
-    exec(compile(text, str(page), "exec"), {})
+    made = {}
+    exec(compile(text, str(page), "exec"), made)
+    assert len(made.keys() - {"__builtins__"}) >= 2, "a module, and what was made with it"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

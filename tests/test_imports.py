@@ -3,9 +3,11 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+import attnprobe
 from attnprobe.core.spec import CaptureSpec
 from attnprobe.workflows.capture import capture_file
 
@@ -16,6 +18,7 @@ import attnprobe
 for module in pkgutil.walk_packages(attnprobe.__path__, "attnprobe."):
     if not module.name.endswith("__main__"):
         importlib.import_module(module.name)
+print("LOADED", *(name for name in sys.modules if name.startswith("attnprobe.")))
 """
 
 COMMAND = """
@@ -41,7 +44,11 @@ def fresh(code, *arguments):
 
 
 def test_every_module_loads_where_the_modules_of_unix_are_missing():
-    fresh(EVERY_MODULE)
+    loaded = set(fresh(EVERY_MODULE).split("LOADED")[1].split())
+    package = Path(attnprobe.__file__).parent
+    files = {".".join(path.relative_to(package.parent).with_suffix("").parts).removesuffix(".__init__")
+             for path in package.rglob("*.py") if path.name != "__main__.py"}  # fmt: skip
+    assert loaded | {"attnprobe"} == files
 
 
 @pytest.fixture(scope="module")

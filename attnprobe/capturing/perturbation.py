@@ -284,7 +284,7 @@ def _mixed(base: _Pass, moved: _Pass) -> str:
 
 
 def _image_axes(base: _Pass, moved: _Pass) -> dict[str, int | None]:
-    """Which of the first two axes of each block's output is the image's: the one along which only entry 0 moves."""
+    """The image axis among the first two of each block's output: the one along which only entry 0 moves."""
     axes: dict[str, int | None] = {}
     for name, before in base.outputs.items():
         after = moved.outputs.get(name)

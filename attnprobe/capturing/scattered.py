@@ -129,7 +129,7 @@ def why_not_alone(base: Tensor, changed: Tensor) -> str:
 
 
 def _responds(whole: Tensor, parts: Sequence[Tensor]) -> tuple[Tensor, list[Tensor], str]:
-    """Which tokens respond at all, and which to each part of the changes; and the reason if some do so only in part.
+    """Tokens that respond at all, those that respond to each part of the changes, and the reason if some do so in part.
 
     Args:
         whole: response [image, token, feature] to the change of every patch; `parts`: of some patches.

@@ -225,7 +225,7 @@ class Capture:
 
 
 def _device_of(model: nn.Module) -> torch.device:
-    """Where a model runs: where its weights are, or where accelerate's hooks bring those it has offloaded.
+    """The device that a model runs on: that of its weights, or to which accelerate's hooks bring offloaded ones.
 
     Raises:
         CaptureError: it has no weights, or not all of them.

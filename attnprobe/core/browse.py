@@ -34,7 +34,7 @@ class StageShape:
 
     @property
     def grid(self) -> TokenGrid:
-        """Where the key tokens are."""
+        """Grid of the key tokens."""
         return TokenGrid(self.rows, self.cols, self.prefix, positions=self.positions)
 
 

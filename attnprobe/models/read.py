@@ -97,7 +97,7 @@ def read_checkpoint(path: Path | str) -> Checkpoint:
 
 
 def _arguments(loaded: Mapping[str, Any]) -> dict[str, Any]:
-    """What a training script was started with; entries nested under "model", as Hydra has them, are lifted."""
+    """Options that a training script was started with; entries nested under "model", as Hydra has them, are lifted."""
     args = loaded.get("args") or loaded.get("hyper_parameters") or loaded.get("hparams") or loaded.get("config") or {}
     args = vars(args) if isinstance(args, argparse.Namespace) else args
     if not isinstance(args, Mapping):

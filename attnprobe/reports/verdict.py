@@ -136,7 +136,7 @@ def _advice(e: Examined, m: Measurement | None) -> str:
 
 
 def _reference(e: Examined) -> str:
-    """What verify-drops takes for this model: its run, or the maps beside a model that the reader must name."""
+    """Arguments of verify-drops for this model: its run, or the maps beside a model that the reader must name."""
     path = getattr(e.maps, "path", None)
     if path is None:
         return "MODEL"

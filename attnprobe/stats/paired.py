@@ -164,7 +164,7 @@ def _difference(
 
 
 def _of_cells(a: np.ndarray, b: np.ndarray, resamples: int, exchanges: int, seed: int) -> Found:
-    """Of values [image, cell]."""
+    """Differences of the means of values [image, cell], with intervals and tests."""
     with np.errstate(invalid="ignore", divide="ignore"):
         usable = np.isfinite(a) & np.isfinite(b)
         n = usable.sum(0).astype(np.float64)
@@ -188,7 +188,7 @@ def _log_chance(step: np.ndarray) -> np.ndarray:
 
 
 def _of_function(a: np.ndarray, b: np.ndarray, from_mean: FromMean, resamples: int, exchanges: int, seed: int) -> Found:
-    """Of values [image, *any], of whose means `from_mean` makes the number."""
+    """Differences of numbers that `from_mean` makes of the means of values [image, *any], with intervals and tests."""
 
     def function(means: np.ndarray) -> np.ndarray:
         return from_mean(means, len(a))

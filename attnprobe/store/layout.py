@@ -109,7 +109,7 @@ class StageLayout:
 
     @property
     def grid(self) -> TokenGrid:
-        """Where its keys are."""
+        """Grid of its key tokens."""
         return TokenGrid(self.rows, self.cols, self.prefix, self.patch, self.positions)
 
     @property

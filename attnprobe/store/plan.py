@@ -30,7 +30,7 @@ def digest(data: Any) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What a capture is of; see `CapturePlan`."""
+    """Subject of a capture; see `CapturePlan`."""
 
     model: str
     variant: str = ""

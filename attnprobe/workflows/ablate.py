@@ -103,7 +103,7 @@ def verify_drops(
 
 @dataclass(frozen=True, slots=True)
 class _Candidates:
-    """What is ablated, from where in words, and whether a report called it so; refused heads of it are left out."""
+    """Parts to ablate, their origin in words, and whether a report called them so; refused heads are left out."""
 
     blocks: Blocks | str
     heads: Heads | str

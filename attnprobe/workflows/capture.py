@@ -256,7 +256,7 @@ def _settings(spec: CaptureSpec, selection: Selection) -> dict[str, Any]:
 
 
 def _examined(task: Task, slices: list[Path], metrics: Sequence[str] | None, **more: Any) -> Examined:
-    """What a report shows of the slices of a task; `more` as for `measure_slices`."""
+    """Content of a report on the slices of a task; `more` as for `measure_slices`."""
     measurements = measure_slices(map(Path.read_bytes, slices), metrics, **more)
     layers, grid = layers_and_grid(slices[0].read_bytes())
     plan = task.plan

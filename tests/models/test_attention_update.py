@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+import transformers
 from timm.models.swin_transformer import SwinTransformerBlock
 from torch import nn
 
@@ -71,7 +72,7 @@ def test_it_is_the_cosine_of_the_tokens_with_and_without_the_scaled_attention(na
 
 @pytest.mark.parametrize("name", HF)
 def test_models_of_transformers_have_a_number_for_every_block_that_removal_of_attention_brings_to_zero(name, tmp_path):
-    model = of_transformers(pytest.importorskip("transformers"), name, tmp_path)
+    model = of_transformers(transformers, name, tmp_path)
     ablatable = Ablatable(model, images())
     found = attention_updates(ablatable, images()).numpy()
     assert (found > 1e-4).all()
