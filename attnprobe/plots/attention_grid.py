@@ -60,6 +60,6 @@ def _title(picture: AttendedImage) -> str:
     lines = [picture.image_id]
     if picture.prediction:
         sure = f" ({picture.probability:.0%})" if np.isfinite(picture.probability) else ""
-        true = f", is {picture.label}" if picture.label else ""
-        lines.append(f"seen as {picture.prediction}{sure}{true}")
+        true = f", label {picture.label}" if picture.label else ""
+        lines.append(f"predicted {picture.prediction}{sure}{true}")
     return "\n".join(line if len(line) <= 48 else f"…{line[-47:]}" for line in lines)

@@ -227,9 +227,9 @@ def _picture(name: str, picture: AttendedImage, limits: tuple[float, float]) -> 
     rows, cols = picture.pixels.shape[:2]
     width, height = Tiles(len(picture.attention) + 1, height=rows / cols).size
     attention = attention_of(picture)
-    outcome = f"Seen as {picture.prediction or 'unknown'}"
+    outcome = f"Predicted {picture.prediction or 'unknown'}"
     outcome += f" ({picture.probability:.0%})" if math.isfinite(picture.probability) else ""
-    outcome += f", is {picture.label}." if picture.label else "."
+    outcome += f", label {picture.label}." if picture.label else "."
     title = f"{name}, {SITES.get(picture.site, picture.site)}: attention over {picture.image_id}"
     peaks = attention.reshape(len(attention), -1).max(1)
     alt = (

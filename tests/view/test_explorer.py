@@ -143,7 +143,7 @@ def test_the_words_say_what_is_shown(open_page):
     most = int(row[1:].argmax())
     words = page.inner_text(".words")
     assert words.startswith("vit, block 3 of 4, head 1, softmax, from query row 2 column 3: ")
-    assert f"of the patches most on row {most // 4 + 1} column {most % 4 + 1}" in words
+    assert f"among patches most on row {most // 4 + 1} column {most % 4 + 1}" in words
     itself, token = (float(x) for x in re.findall(r"([\d.e-]+) % on", words))
     assert itself == pytest.approx(100 * row[7], abs=0.6) and token == pytest.approx(100 * row[0], abs=0.6)
     assert page.get_attribute(".words", "aria-live") == "polite"

@@ -88,7 +88,7 @@ function arrange() {
     photograph(panel, state.image);
     panel.picture.setAttribute(
       "aria-label",
-      `Image ${state.image.id}, ${panel.stage.rows} by ${panel.stage.cols} patches; arrow keys move the patch that looks`,
+      `Image ${state.image.id}, ${panel.stage.rows} by ${panel.stage.cols} patches; arrow keys move the query`,
     );
     panel.atlas.setAttribute("aria-label", "Every block and head; arrow keys choose");
   });

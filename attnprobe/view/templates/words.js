@@ -41,7 +41,7 @@ function sentence(panel, row) {
   const values = valuesOf(panel, row);
   const most = mostOf(values, stage);
   const told = [`${share(values[query], site.signed)} on itself`];
-  if (most !== null) told.push(`of the patches most on ${tokenText(stage, most)} (${numberText(values[most])})`);
+  if (most !== null) told.push(`among patches most on ${tokenText(stage, most)} (${numberText(values[most])})`);
   stage.prefix.forEach((name, token) => {
     if (token !== query) told.push(`${share(values[token], site.signed)} on the ${name}`);
   });
@@ -52,5 +52,5 @@ function sentence(panel, row) {
 function toldText(told) {
   if (!told || !(told.prediction || told.label)) return "";
   const sure = told.probability === null ? "" : ` (${Math.round(100 * told.probability)} %)`;
-  return `Seen as ${told.prediction || "unknown"}${sure}${told.label ? `, is ${told.label}` : ""}.`;
+  return `Predicted ${told.prediction || "unknown"}${sure}${told.label ? `, label ${told.label}` : ""}.`;
 }
