@@ -7,16 +7,16 @@ Question: keep values or sums? Choice: values up to 128 MiB per metric, for boot
 where thousands of images make the normal approximation good.
 Question: exact or cheap? Choice: exact, computed in the order that the cache likes. One image of 16 layers, 12 heads,
 197 tokens (float32, one AVX-512 core, forward pass 135 ms): layer cosine 8 ms, head cosine 6, entropy 5, similar blocks
-10, Jensen-Shannon 32; the singular values of `effective_rank` 440, or 39 with `order=2`. Reconsider the default there
-if people measure many images at many tokens.
+10, Jensen-Shannon 32; the singular values of `effective_rank` 440, or 39 with `order=2`, so that is what sets of
+metrics have (`IN_SETS`): exact, one matrix product, and another number, named with its order. Order 1 by eigenvalues
+of Gram matrices costs 0.7 to 0.85 of the SVD with an error of 2e-8 in float64, which changes little; of a subset of
+the images its interval would be wider than that of every other number.
 Question: and a number that is not a mean over images, such as a ratio of means (minibatch CKA)? Choice: the function
 returns what is averaged, and `Metric.from_mean` makes the number, of the mean and of every resample alike.
-Question: should metrics share intermediate results (sorted rows, Gram matrices)? Choice: no, each is pure and reads
-alone. All of "all" cost 2.2 forward passes of a ViT that is 384 wide, 0.7 of one that is 768 wide, whose maps are as
-large; the default set without its exact rank 0.7 and 0.2, the exact rank 3 (examples/benchmarks/metrics.py). What the
-verdict rests on besides (overlaps, content, four of tokens) comes to 1.2 times the Jensen-Shannon divergence. What is
-computed twice comes to 0.5 of the 2.2; to keep it takes three more copies of the maps. Reconsider if people measure
-"all" of many images.
+Question: should metrics share intermediate results (sorted rows, Gram matrices)? Choice: singular values alone, which
+`collect` keeps for the maps at hand: six ranks cost what one does. Else each is pure and reads alone; what is computed
+twice comes to a quarter of all, and to keep it takes three more copies of the maps. Costs of each:
+examples/benchmarks/metrics.py.
 """
 
 from attnprobe.core.metric import Metric
@@ -155,6 +155,10 @@ DEFAULT = (
 )
 """Metrics measured by default; the others are measured by name or with "all"."""
 
+IN_SETS = {"effective_rank": {"order": 2}}
+"""Settings of metrics as part of a set such as `DEFAULT`. Order 1 of the effective rank needs singular values, which
+alone cost more than a forward pass; order 2 is one matrix product and exact, too. By its name it is of order 1."""
+
 ATLAS = (*NEEDS, "head_output_norm")
 """Metrics that `head_types` rests on; the last where value vectors were captured."""
 
@@ -179,6 +183,7 @@ __all__ = [
     "ATLAS",
     "DEFAULT",
     "DERIVED",
+    "IN_SETS",
     "METRICS",
     "SLOW",
     "atlases",

@@ -1,7 +1,7 @@
 """Ranks of attention maps, by their singular values s_0 >= s_1 >= ..., and of tokens.
 
-`effective_rank` is the usual one of maps. Those by singular values cost about three forward passes at 197 tokens, so no
-other is part of "all".
+`effective_rank` is the usual one of maps. Singular values cost more than a forward pass at 197 tokens and are computed
+once for all metrics that need them; none of these is part of "all", where `effective_rank` has order 2.
 """
 
 from collections.abc import Callable
@@ -25,10 +25,9 @@ def effective_rank(maps: Tensor, *, order: int = 1) -> Tensor:
     Both are 1 for equal rows and T for a permutation of T tokens. Order 2 is the exponential of the Renyi-2 entropy of
     s^2 / sum(s^2); it is never above order 1 and is another number, so quote the order.
 
-    Order 1 is the default because it is what the field means by effective rank, and it costs three forward passes at
-    197 tokens (float64, by the SVD: square roots of a Gram matrix's eigenvalues keep half of the digits). Order 2
-    needs one matrix product, 0.3 of a pass: take it where 50,000 images are to be measured. NaN for a map that is zero
-    everywhere.
+    Order 1 is what the field means by effective rank, and what the metric has by its name; it needs singular values
+    (float64, by the SVD: square roots of a Gram matrix's eigenvalues keep half of the digits). Order 2 needs one matrix
+    product, and is what a set of metrics such as "default" measures. NaN for a map that is zero everywhere.
 
     Caveat: order 1 counts noise as patterns: near-uniform maps with unrelated log-normal entries of log-std 0.1 have 31
     at 197 tokens and 116 at 577 (order 2: 1.02 at 197). Compare maps of equal size, and with the untrained baseline.

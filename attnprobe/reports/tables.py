@@ -159,13 +159,19 @@ def _usual_quantities(runs: Sequence[Examined]) -> Iterator[tuple[str, str, Cell
         ("head_divergence", "effective heads per block", _heads),
         ("row_entropy", "row entropy [nats]", mean_of_cells),
         ("rank_residual", "rank residual", mean_of_cells),
-        ("effective_rank", "effective rank", mean_of_cells),
+        ("effective_rank", f"effective rank{_orders(runs)}", mean_of_cells),
         ("attention_distance", "attention distance [px]", mean_of_cells),
         ("prefix_mass", "attention on prefix tokens", _prefix),
         ("head_types", "most frequent head types", _types),
     ):
         yield label, metric, _cell(metric, write, "weights")
     yield "token similarity, last block", "token_similarity", _cell("token_similarity", _last, "weights", "effective")
+
+
+def _orders(runs: Sequence[Examined]) -> str:
+    """`, order 2`: of the effective ranks measured; empty for the usual order 1."""
+    found = {m.settings.get("order", 1) for e in runs for m in e.measurements.values() if m.metric == "effective_rank"}
+    return f", order {'/'.join(map(str, sorted(found)))}" if found - {1} else ""
 
 
 def _cell(metric: str, write: Callable[[Measurement], str], *sites: Site) -> Cell:

@@ -14,18 +14,20 @@ def choose(wanted: Sequence[Metric | str] | None) -> tuple[tuple[Metric, ...], f
 
     Args:
         wanted: metrics; names, with settings as in "similar_blocks:tau=0.8,compare=any"; or sets of names: "default",
-            "all" but the slow ones, "atlas" (what `head_types` needs). A metric asked for by itself replaces that of a
-            set. None for "default".
+            "all" but the slow ones, "atlas" (what `head_types` needs); there a metric may have the cheaper settings of
+            `IN_SETS`. A metric asked for by itself replaces that of a set. None for "default".
 
     Raises:
         InputError: an unknown name or setting, or two metrics of one name.
     """
-    from attnprobe.metrics import ATLAS, DEFAULT, METRICS, SLOW  # late: the table imports the metrics, and they measure
+    from attnprobe import metrics  # late: the table imports the metrics, and they measure
 
-    sets = {"default": DEFAULT, "all": tuple(name for name in METRICS if name not in SLOW), "atlas": ATLAS}
+    every = tuple(name for name in metrics.METRICS if name not in metrics.SLOW)
+    sets = {"default": metrics.DEFAULT, "all": every, "atlas": metrics.ATLAS}
     wanted = ("default",) if wanted is None else wanted
-    chosen = {name: METRICS[name] for one in wanted if isinstance(one, str) and one in sets for name in sets[one]}
-    alone = [_metric(one, METRICS) for one in wanted if not (isinstance(one, str) and one in sets)]
+    named = [name for one in wanted if isinstance(one, str) and one in sets for name in sets[one]]
+    chosen = {name: metrics.METRICS[name].with_settings(**metrics.IN_SETS.get(name, {})) for name in named}
+    alone = [_metric(one, metrics.METRICS) for one in wanted if not (isinstance(one, str) and one in sets)]
     names = [metric.name for metric in alone]
     if twice := {name for name in names if names.count(name) > 1}:
         raise InputError(

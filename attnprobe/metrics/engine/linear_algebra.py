@@ -4,6 +4,9 @@ A matrix times its own transpose is symmetric, which BLAS knows as `syrk` and Py
 for 192 rows of 38,809, 25 instead of 39 for 192 maps of 197 x 197 (float32, one AVX-512 core).
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -49,12 +52,36 @@ def _half(x: Tensor) -> Tensor:
     return torch.from_numpy(found).view(*x.shape[:-1], n)
 
 
+_Decomposed = dict[tuple[Any, ...], tuple[Tensor, Tensor]]
+_DECOMPOSED: ContextVar[_Decomposed | None] = ContextVar("_DECOMPOSED", default=None)
+
+
+@contextmanager
+def shared_decompositions() -> Iterator[None]:
+    """Within it the singular values of a matrix are computed once, whoever asks for them."""
+    token = _DECOMPOSED.set({})
+    try:
+        yield
+    finally:
+        _DECOMPOSED.reset(token)
+
+
 def singular_values(matrix: Tensor) -> Tensor:
     """[..., query, key] -> [..., min(query, key)], float64, in falling order; NaN where a matrix is not finite.
 
     LAPACK would fail on that. By the SVD: square roots of a Gram matrix's eigenvalues keep half of the digits. On the
     CPU, because CUDA's libraries decompose a batch of matrices of more than 32 rows one after the other.
     """
+    shared = _DECOMPOSED.get()
+    if shared is None:
+        return _singular_values(matrix)
+    place = (matrix.data_ptr(), matrix.shape, matrix.stride(), matrix.dtype, matrix.device)
+    if place not in shared:  # the matrix is kept beside its values: freed, another could come to its place in memory
+        shared[place] = matrix, _singular_values(matrix)
+    return shared[place][1]
+
+
+def _singular_values(matrix: Tensor) -> Tensor:
     finite = matrix.isfinite().all(-1).all(-1)
     values = torch.linalg.svdvals(torch.where(finite[..., None, None], matrix, 0.0).cpu().double())
     return torch.where(finite[..., None], values.to(matrix.device), torch.nan)

@@ -10,6 +10,7 @@ from attnprobe.core.errors import InputError, MapsFileError
 from attnprobe.core.maps import AttentionMaps
 from attnprobe.io import fs
 from attnprobe.io.ranks import Claims, Rank, shared_out
+from attnprobe.metrics.engine.choose import choose
 from attnprobe.metrics.engine.slices import images_of, measure_slice
 
 MOST_BYTES = 64 << 20
@@ -45,7 +46,8 @@ class MeasureSink:
         metrics: Sequence[str] | None = None,
     ) -> None:
         self.folder, self._rank, self._image_ids, self._metrics = folder, rank, image_ids, metrics
-        self._facts = {**facts, "metrics": list(metrics or ())}
+        measured = [{"name": metric.name, **metric.all_settings} for metric in choose(metrics)[0]]
+        self._facts = json.loads(json.dumps({**facts, "metrics": measured}))  # as plan.json will have them
         self.batch_images: int | None = None
         fs.make_folder(folder)
         self._claims = Claims(folder / "claims")

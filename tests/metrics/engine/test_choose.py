@@ -69,3 +69,13 @@ def test_everything_that_fits_is_measured(make_maps):
     assert list(result) == fits
     with pytest.raises(InputError, match="'token_residual' is not defined on these maps"):
         measure([maps], ["all", "token_residual"], bootstrap=10)
+
+
+def test_the_effective_rank_of_a_set_is_of_order_2_and_by_its_name_of_order_1():
+    def order(*wanted):
+        (metric,) = [metric for metric in choose(wanted)[0] if metric.name == "effective_rank"]
+        return metric.all_settings["order"]
+
+    assert [order("default"), order("all")] == [2, 2]
+    assert [order("effective_rank"), order("default", "effective_rank")] == [1, 1]
+    assert order("default", "effective_rank:order=2") == 2

@@ -1,10 +1,19 @@
 """Products of rows equal plain ones, and vectors have length 1; what they mean is tested with the metrics."""
 
+import numpy as np
 import pytest
 import torch
 
+from attnprobe.metrics import nuclear_ratio, spectral_gap, stable_rank
 from attnprobe.metrics.engine import linear_algebra
-from attnprobe.metrics.engine.linear_algebra import FEW, half_products, row_products, unit_vectors
+from attnprobe.metrics.engine.linear_algebra import (
+    FEW,
+    half_products,
+    row_products,
+    shared_decompositions,
+    singular_values,
+    unit_vectors,
+)
 
 
 @pytest.mark.parametrize("rows", [3, FEW, 41])
@@ -43,3 +52,32 @@ def test_columns_so_faint_that_their_squares_lose_digits_are_no_longer_than_1(ce
     lengths = unit_vectors(faint, center=center).norm(dim=-2)
     one = (lengths - 1).abs() < 1e-5
     assert (one | (lengths == 0)).all() and one[..., -15:].all()
+
+
+def test_within_a_measurement_singular_values_of_a_matrix_are_computed_once(monkeypatch):
+    calls, svd = [], torch.linalg.svdvals
+    monkeypatch.setattr(torch.linalg, "svdvals", lambda x: calls.append(x) or svd(x))
+    maps = torch.rand(2, 3, 2, 5, 5).softmax(-1)
+    ranks = (stable_rank, nuclear_ratio, spectral_gap)
+    alone = [metric(maps) for metric in ranks]
+    assert len(calls) == 3 * 3  # per layer
+    calls.clear()
+    with shared_decompositions():
+        together = [metric(maps) for metric in ranks]
+    assert len(calls) == 3
+    for one, other in zip(alone, together, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+    stable_rank(maps)
+    assert len(calls) == 6  # nothing is kept afterwards
+
+
+def test_another_matrix_at_the_same_place_in_memory_has_values_of_its_own():
+    with shared_decompositions():
+        found = [singular_values(torch.rand(4, 6, 6, generator=torch.Generator().manual_seed(k))) for k in range(50)]
+    for k, values in enumerate(found):
+        matrix = torch.rand(4, 6, 6, generator=torch.Generator().manual_seed(k)).numpy()
+        np.testing.assert_allclose(values, np.linalg.svd(matrix.astype(float), compute_uv=False), rtol=1e-9)
+    stored = torch.rand(2, 4, 4)
+    with shared_decompositions():
+        whole, turned = singular_values(stored), singular_values(stored[:, :2])
+    assert whole.shape == (2, 4) and turned.shape == (2, 2)

@@ -16,6 +16,7 @@ from attnprobe.core.maps import AttentionMaps, TokenGrid
 from attnprobe.core.metric import metric
 from attnprobe.metrics import (
     DEFAULT,
+    IN_SETS,
     METRICS,
     head_divergence,
     layer_similarity,
@@ -83,7 +84,7 @@ def test_the_default_metrics_are_measured_and_their_mean_is_that_of_the_function
     result = measure([maps])
     assert tuple(result) == DEFAULT
     for name, m in result.items():
-        direct = METRICS[name].per_image(maps)
+        direct = METRICS[name].with_settings(**IN_SETS.get(name, {})).per_image(maps)
         if m.from_mean is None:
             np.testing.assert_allclose(m.mean, direct.mean(0), atol=1e-12)
             np.testing.assert_allclose(m.std, direct.std(0), atol=1e-12)
