@@ -159,6 +159,8 @@ def certify(
     inner = unwrap(model)
     watch = True if scores or factors else watch
     layers, watched = layers_to_hook(inner, watch)
+    asked = {"error_of": True, "scores": scores, "factors": factors}
+    extras = [name for name, wanted in asked.items() if wanted]
     routes = {layer.name: layer.route for layer in layers}
     proofs: list[LayerProof] = []
     n_bytes = 0
@@ -179,8 +181,7 @@ def certify(
             while not proofs or recorder.first:  # as many layers at a time as fit
                 products: dict[str, Product] = {}
                 noting = partial(_note, recorder, products)
-                options: dict[str, Any] = {"scores": scores, "factors": factors, "allow_missing": allow_missing}
-                with Tracing(inner, noting, check=True, **options) as tracing:
+                with Tracing(inner, noting, extras=extras, allow_missing=allow_missing) as tracing:
                     hooked = tensors_of(inner(pixels))
                 error = difference(hooked, unhooked)
                 if not error <= TOLERANCE[dtype]:

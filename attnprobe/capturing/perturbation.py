@@ -233,7 +233,7 @@ def _observed(model: nn.Module, pixels: Tensor, only: str = "", moving: str = ""
         if call.name in blocks and isinstance(out, Tensor) and out.ndim == 3:
             seen.outputs[call.name] = out
 
-    with Tracing(model, keep, on_leave=keep_output, values=True, allow_missing=True):
+    with Tracing(model, keep, on_leave=keep_output, extras={"value"}, allow_missing=True):
         if moving:
             parameter = dict([*model.named_parameters(), *model.named_buffers()])[moving]
             functional_call(model, {moving: parameter + 0.1 * torch.ones_like(parameter).cumsum(-1).sin()}, (pixels,))
