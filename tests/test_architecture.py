@@ -97,7 +97,7 @@ def test_public_names_exist_and_capture_is_a_plain_function():
 
 
 def test_no_function_has_more_than_eight_parameters():
-    """A metric's settings aside: they are its fields, which a user names one at a time, as in similar_blocks:tau=0.8."""
+    """A metric's settings aside: a user names each of them, as in similar_blocks:tau=0.8."""
     many = []
     for path in sorted(ROOT.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
