@@ -125,7 +125,7 @@ class TrainConfig(AugmentConfig):
 
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
-    """Moments of pixels (0 to 1), of channels or of all; the model's own if None. Saved with the model, as are:"""
+    """Moments of pixels (0 to 1), per channel or one for all; the model's own if None. Saved with the model, as are:"""
 
     crop_pct: float | None = None
     """Share of a validation image that its central crop keeps; the model's own if None."""
