@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from attnprobe.capturing.axes import softmax_of
 from attnprobe.capturing.hooks import unfused, unwrap
-from attnprobe.capturing.outputs import difference, equal, tensors_of
 from attnprobe.capturing.perturbation import locate
 from attnprobe.capturing.places import Located
 from attnprobe.capturing.product import Product
@@ -32,6 +31,7 @@ from attnprobe.core.devices import exact_products
 from attnprobe.core.errors import CaptureError, InputError
 from attnprobe.core.maps import AttentionMaps
 from attnprobe.core.memory import is_out_of_memory
+from attnprobe.core.outputs import difference, equal, tensors_of
 from attnprobe.core.sites import MAPS
 from attnprobe.core.text import line, table
 

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from attnprobe.capturing.axes import relative, scaled_factors, scores_of
+from attnprobe.capturing.axes import scaled_factors, scores_of
 from attnprobe.capturing.softmax_trails import unseen
+from attnprobe.core.outputs import relative_error
 
 Call = Mapping[str, Any]
 """Arguments of `F.multi_head_attention_forward` by name, defaults included."""
@@ -63,4 +64,4 @@ def error_of_multi_head(call: Call, v: Tensor, out: Tensor, maps: Tensor) -> flo
         y = (maps[:, 0].to(v.dtype) @ v).permute(2, 0, 1, 3).flatten(-2)  # [query, image, width]
         bias = call["out_proj_bias"]  # in the precision of V, which under autocast is less than that of the weights
         y = F.linear(y, call["out_proj_weight"].to(y.dtype), None if bias is None else bias.to(y.dtype))
-        return relative(y, out if out.ndim == 3 else out.unsqueeze(1))
+        return relative_error(y, out if out.ndim == 3 else out.unsqueeze(1))

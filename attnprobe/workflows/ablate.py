@@ -196,22 +196,17 @@ def _with_advice(evidence: Evidence, trial: Trial, ablatable: Ablatable) -> Evid
         tried = Tried(changes, *trial.answers(ablatable.module, ablatable.without(changes)))
         if not evidence.harmless(tried):
             continue
-        try:
-            _check_prunable(trial, tried)
+        kept: dict[int, list[int]] = {}
+        for block, head in tried.heads:
+            kept.setdefault(block, []).append(head)
+        removal = Removal(tried.blocks, tried.attention, kept)
+        try:  # `prune` would do the same
+            smaller_model(trial.model, removal, trial.facts.model, trial.facts.options)
         except InputError as error:
             refusal = refusal or str(error)
         else:
             return replace(evidence, advised=tried, refusal=refusal)
     return replace(evidence, refusal=refusal)
-
-
-def _check_prunable(trial: Trial, tried: Tried) -> None:
-    """Raises InputError if `prune` would."""
-    heads: dict[int, list[int]] = {}
-    for block, head in tried.heads:
-        heads.setdefault(block, []).append(head)
-    removal = Removal(tried.blocks, tried.attention, heads)
-    smaller_model(trial.model, removal, trial.facts.model, trial.facts.options)
 
 
 def _gate_gradients(trial: Trial, ablatable: Ablatable) -> np.ndarray:
@@ -249,12 +244,9 @@ def write_evidence(evidence: Evidence, out: Path) -> list[Path]:
 
     importance = {name: measurement_document(m) for name, m in evidence.importance.items()}
     document = plain({"format": "attnprobe drops", **evidence_document(evidence), "importance": importance})
-    texts = (
-        ("drops.csv", to_csv(evidence.table())),
-        ("drops.json", json.dumps(document, indent=1) + "\n"),
-    )
+    texts = {"drops.csv": to_csv(evidence.table()), "drops.json": json.dumps(document, indent=1) + "\n"}
     with fs.as_work_error(f"writing what dropping costs into {out}"):
         fs.make_folder(out)
-        for name, text in texts:
+        for name, text in texts.items():
             fs.write_file(out / name, text.encode(), overwrite=True)
-    return [out / name for name, _ in texts]
+    return [out / name for name in texts]

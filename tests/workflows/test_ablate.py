@@ -199,7 +199,7 @@ def test_training_images_choose_and_validation_images_judge(run, tmp_path):
     assert (evidence.n_choosing, evidence.n_judging) == (60, 60)
     asked = open_trial(run, device="cpu", split="train", images=60)
     assert set(asked.ids[60:]) == val and not val & set(asked.ids[:60]) and asked.chooses[:60].all()
-    np.testing.assert_array_equal(evidence.whole.right[60:], trial.answers()[0])
+    np.testing.assert_array_equal(evidence.whole.right[60:], trial.answers(trial.model)[0])
     assert "--split train --images 60" in advice(evidence)
     done = prune(run, tmp_path / "small", blocks=[4], device="cpu", split="train", images=60)
     np.testing.assert_array_equal(done.right[0], evidence.whole.right[60:])
