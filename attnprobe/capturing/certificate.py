@@ -9,7 +9,7 @@ import copy
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
@@ -274,12 +274,10 @@ def _lowest_inside(model: nn.Module, pixels: Tensor, known: torch.dtype) -> torc
         if isinstance(out, Tensor) and out.dtype in TOLERANCE:
             types.add(out.dtype)
 
-    hooks = [module.register_forward_hook(note) for module in model.modules()]
-    try:
+    with ExitStack() as stack:
+        for module in model.modules():
+            stack.callback(module.register_forward_hook(note).remove)
         model(pixels)
-    finally:
-        for hook in hooks:
-            hook.remove()
     return max(types, key=TOLERANCE.__getitem__)
 
 
@@ -305,7 +303,8 @@ def _proofs(
         value_error = None
         if product is not None and product.error_of is not None:
             used = sites["effective" if "effective" in sites else "weights"]
-            value_error = product.error_of(_unfolded_like(product.effective, used))
+            windows, _, n_queries = product.effective.shape[1:4]  # which a captured map has one after the other
+            value_error = product.error_of(used.unflatten(2, (windows, n_queries)).transpose(1, 2))
             if not value_error <= tolerance:
                 raise CaptureError(
                     f"{layer}: the captured map times V is off by {value_error:.1e} from what the layer computed "
@@ -347,8 +346,3 @@ def _rebuilt_error(product: Product, factors: bool, tolerance: float) -> float |
             f"{tolerance:.0e}); keep maps."
         )
     return error
-
-
-def _unfolded_like(maps: Tensor, captured: Tensor) -> Tensor:
-    """[image, head, window * query, key] -> [image, window, head, query, key]."""
-    return captured.unflatten(2, (maps.shape[1], maps.shape[3])).transpose(1, 2)
