@@ -94,3 +94,16 @@ def test_public_names_exist_and_capture_is_a_plain_function():
     assert not [name for name in attnprobe.__all__ if not hasattr(attnprobe, name)]
     assert attnprobe.capture is attnprobe.capturing.capture
     assert type(attnprobe.capture) is type(lambda: None)
+
+
+def test_no_function_has_more_than_eight_parameters():
+    """A metric's settings aside: a user names each of them, as in similar_blocks:tau=0.8."""
+    many = []
+    for path in sorted(ROOT.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                is_metric = any(ast.unparse(decorator).startswith("metric") for decorator in node.decorator_list)
+                settings = [] if is_metric else node.args.kwonlyargs
+                names = [a.arg for a in (*node.args.posonlyargs, *node.args.args, *settings) if a.arg != "self"]
+                many += [f"{path.relative_to(ROOT)}: {node.name}"] if len(names) > 8 else []
+    assert not many

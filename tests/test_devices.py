@@ -15,11 +15,11 @@ from torch.utils._pytree import tree_leaves
 
 import attnprobe as ap
 import attnprobe.models  # registers the models
-from attnprobe.capturing.outputs import tensors_of
 from attnprobe.capturing.places import responses
 from attnprobe.core.devices import in_float64, numbered
 from attnprobe.core.images import InputSpec
 from attnprobe.core.maps import AttentionMaps, TokenGrid
+from attnprobe.core.outputs import tensors_of
 from attnprobe.metrics import METRICS
 from attnprobe.metrics.engine import collect, linear_algebra
 from attnprobe.models.variants import VARIANTS

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from attnprobe.core.outputs import relative_error
+
 HEAD_COUNTS = ("num_heads", "n_heads", "num_attention_heads", "heads", "n_head", "nhead")
 """Usual names of the number of heads."""
 
@@ -187,22 +189,6 @@ def softmax_of(scores: Tensor) -> Tensor:
     return weights
 
 
-def relative(ours: Tensor, theirs: Tensor) -> float:
-    """Largest difference, relative to the largest value of `theirs`; infinite if not the same entries are finite.
-
-    Entries that are finite in neither are left out: a network with a weight that is not a number can be captured, and
-    where it computes nothing there is nothing to compare.
-    """
-    finite = theirs.isfinite()
-    if not torch.equal(finite, ours.isfinite()):
-        return math.inf
-    if not finite.all():
-        ours, theirs = ours[finite], theirs[finite]
-    if not theirs.numel():
-        return 0.0
-    return ((ours - theirs).abs().max() / theirs.abs().max().clamp_min(1e-12)).item()
-
-
 def error_of_product(value: Tensor, result: Tensor, maps: Tensor) -> float:
     """Relative error of maps times V against the result, all [image, window, head, row, column]."""
-    return relative(maps.to(value.dtype) @ value, result)
+    return relative_error(maps.to(value.dtype) @ value, result)

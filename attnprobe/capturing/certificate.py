@@ -9,7 +9,7 @@ import copy
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from attnprobe.capturing.axes import softmax_of
 from attnprobe.capturing.hooks import unfused, unwrap
-from attnprobe.capturing.outputs import difference, equal, tensors_of
 from attnprobe.capturing.perturbation import locate
 from attnprobe.capturing.places import Located
 from attnprobe.capturing.product import Product
@@ -32,6 +31,7 @@ from attnprobe.core.devices import exact_products
 from attnprobe.core.errors import CaptureError, InputError
 from attnprobe.core.maps import AttentionMaps
 from attnprobe.core.memory import is_out_of_memory
+from attnprobe.core.outputs import difference, equal, tensors_of
 from attnprobe.core.sites import MAPS
 from attnprobe.core.text import line, table
 
@@ -159,6 +159,8 @@ def certify(
     inner = unwrap(model)
     watch = True if scores or factors else watch
     layers, watched = layers_to_hook(inner, watch)
+    asked = {"error_of": True, "scores": scores, "factors": factors}
+    extras = [name for name, wanted in asked.items() if wanted]
     routes = {layer.name: layer.route for layer in layers}
     proofs: list[LayerProof] = []
     n_bytes = 0
@@ -179,8 +181,7 @@ def certify(
             while not proofs or recorder.first:  # as many layers at a time as fit
                 products: dict[str, Product] = {}
                 noting = partial(_note, recorder, products)
-                options: dict[str, Any] = {"scores": scores, "factors": factors, "allow_missing": allow_missing}
-                with Tracing(inner, noting, check=True, **options) as tracing:
+                with Tracing(inner, noting, extras=extras, allow_missing=allow_missing) as tracing:
                     hooked = tensors_of(inner(pixels))
                 error = difference(hooked, unhooked)
                 if not error <= TOLERANCE[dtype]:
@@ -273,12 +274,10 @@ def _lowest_inside(model: nn.Module, pixels: Tensor, known: torch.dtype) -> torc
         if isinstance(out, Tensor) and out.dtype in TOLERANCE:
             types.add(out.dtype)
 
-    hooks = [module.register_forward_hook(note) for module in model.modules()]
-    try:
+    with ExitStack() as stack:
+        for module in model.modules():
+            stack.callback(module.register_forward_hook(note).remove)
         model(pixels)
-    finally:
-        for hook in hooks:
-            hook.remove()
     return max(types, key=TOLERANCE.__getitem__)
 
 
@@ -304,7 +303,8 @@ def _proofs(
         value_error = None
         if product is not None and product.error_of is not None:
             used = sites["effective" if "effective" in sites else "weights"]
-            value_error = product.error_of(_unfolded_like(product.effective, used))
+            windows, _, n_queries = product.effective.shape[1:4]  # which a captured map has one after the other
+            value_error = product.error_of(used.unflatten(2, (windows, n_queries)).transpose(1, 2))
             if not value_error <= tolerance:
                 raise CaptureError(
                     f"{layer}: the captured map times V is off by {value_error:.1e} from what the layer computed "
@@ -346,8 +346,3 @@ def _rebuilt_error(product: Product, factors: bool, tolerance: float) -> float |
             f"{tolerance:.0e}); keep maps."
         )
     return error
-
-
-def _unfolded_like(maps: Tensor, captured: Tensor) -> Tensor:
-    """[image, head, window * query, key] -> [image, window, head, query, key]."""
-    return captured.unflatten(2, (maps.shape[1], maps.shape[3])).transpose(1, 2)

@@ -48,17 +48,14 @@ class AttentionLayer:
     def listen(self, keep: Keep) -> list[torch.utils.hooks.RemovableHandle]:
         """Call `keep(site, matrix)` at "weights", then at "effective", on every forward pass."""
         if self.route == "taps":
-            return [tap.register_forward_hook(_keeping(keep, site)) for site, tap in self.module.taps.items()]
+            keeping = {site: lambda _tap, _args, matrix, site=site: keep(site, matrix) for site in self.module.taps}
+            return [tap.register_forward_hook(keeping[site]) for site, tap in self.module.taps.items()]
 
         def dropout_hook(_module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
             keep("weights", args[0])
             keep("effective", out)
 
         return [self.module.attn_drop.register_forward_hook(dropout_hook)]
-
-
-def _keeping(keep: Keep, site: str) -> Callable[..., None]:
-    return lambda _tap, _args, matrix: keep(site, matrix)
 
 
 def unwrap(model: Duck) -> Duck:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from attnprobe.core.errors import InputError
-from attnprobe.core.images import ImageBatch, Order
+from attnprobe.core.images import ImageBatch, Order, position_batches, runs_of
 
 PREPARE = "ap.load_images(..., spec=ap.input_spec(model)) prepares images for a model"
 
@@ -91,7 +91,7 @@ class Pixels:
         self, batch_size: int, *, device: torch.device | str = "cpu", order: Order | None = None
     ) -> Iterator[ImageBatch]:
         """As `ImageSource.batches`."""
-        for part in _parts(order, len(self), batch_size):
+        for part in position_batches(len(self), batch_size, order):
             yield ImageBatch(self.pixels[part].to(device), self.labels[part], tuple(map(str, part)))
 
 
@@ -118,8 +118,8 @@ class Samples:
         self, batch_size: int, *, device: torch.device | str = "cpu", order: Order | None = None
     ) -> Iterator[ImageBatch]:
         """As `ImageSource.batches`."""
-        for run in _runs(order, len(self)):
-            parts = [[self.positions[i] for i in part] for part in _parts(run, len(self), batch_size)]
+        for run in runs_of(len(self), order):
+            parts = [[self.positions[i] for i in part] for part in position_batches(len(self), batch_size, run)]
             loader = DataLoader(self.items, batch_sampler=parts, collate_fn=self.collate, num_workers=self.workers)
             for part, (pixels, labels) in zip(parts, loader, strict=True):
                 if len(pixels) != len(part):
@@ -179,17 +179,6 @@ class Stream:
         for item in self.items:
             self._begun.append(item)
             yield item
-
-
-def _runs(order: Order | None, n: int) -> Iterator[Sequence[int]]:
-    return order if isinstance(order, Iterator) else iter([range(n) if order is None else order])
-
-
-def _parts(order: Order | None, n: int, batch_size: int) -> Iterator[list[int]]:
-    """Positions of each batch; none spans two runs of an `order`."""
-    for run in _runs(order, n):
-        for start in range(0, len(run), batch_size):
-            yield list(run[start : start + batch_size])
 
 
 def _numbered(pixels: Tensor, labels: Tensor, first: int, device: torch.device | str) -> ImageBatch:

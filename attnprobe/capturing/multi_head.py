@@ -1,6 +1,6 @@
 """Q, K, V and the scores of `nn.MultiheadAttention`, which computes all of them in one call."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from typing import Any
 
@@ -8,25 +8,26 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from attnprobe.capturing.axes import relative, scaled_factors, scores_of
+from attnprobe.capturing.axes import scaled_factors, scores_of
 from attnprobe.capturing.softmax_trails import unseen
+from attnprobe.core.outputs import relative_error
 
 Call = Mapping[str, Any]
 """Arguments of `F.multi_head_attention_forward` by name, defaults included."""
 
 
-def fields_of_multi_head(call: Call, out: Tensor, check: bool, scores: bool, factors: bool) -> dict[str, Any]:
-    """V, and the fields of a `Product` that are asked for and not hidden; `out` is the result of the call."""
+def fields_of_multi_head(call: Call, out: Tensor, extras: Collection[str]) -> dict[str, Any]:
+    """V, and the fields `extras` of a `Product` that are not hidden; `out` is the result of the call."""
     qkv = factors_of_multi_head(call)
     if qkv is None:
         return {}
     q, k, v = qkv
     found: dict[str, Any] = {"value": v.unsqueeze(1)}
-    if check:
+    if "error_of" in extras:
         found["error_of"] = partial(error_of_multi_head, call, v, out)
-    if scores and call["key_padding_mask"] is None:
+    if "scores" in extras and call["key_padding_mask"] is None:
         found["scores"] = scores_of(q, k, _mask(call, q)).unsqueeze(1)
-    if factors and call["key_padding_mask"] is None and call["attn_mask"] is None:
+    if "factors" in extras and call["key_padding_mask"] is None and call["attn_mask"] is None:
         found["factors"] = tuple(factor.unsqueeze(1) for factor in scaled_factors(q, k))
     return found
 
@@ -63,4 +64,4 @@ def error_of_multi_head(call: Call, v: Tensor, out: Tensor, maps: Tensor) -> flo
         y = (maps[:, 0].to(v.dtype) @ v).permute(2, 0, 1, 3).flatten(-2)  # [query, image, width]
         bias = call["out_proj_bias"]  # in the precision of V, which under autocast is less than that of the weights
         y = F.linear(y, call["out_proj_weight"].to(y.dtype), None if bias is None else bias.to(y.dtype))
-        return relative(y, out if out.ndim == 3 else out.unsqueeze(1))
+        return relative_error(y, out if out.ndim == 3 else out.unsqueeze(1))

@@ -198,17 +198,12 @@ def _parallel(products: Sequence[Product]) -> tuple[str, ...]:
     for one, other in itertools.pairwise(products):
         given = {id(call.given): call.name for call in one.calls[1:] if call.given is not None}
         beside = ((given.get(id(call.given), call.name), call.name) for call in other.calls[1:])
-        like = (
-            one.tower == other.tower and kind_of(other) == "self"
-        )  # class attention is given the same patches each time
-        if like and any(a != b and _in_one_list(a, b) for a, b in beside):
-            found.append(other.layer)
+        # Class attention is given the same patches each time, and is not parallel.
+        if one.tower == other.tower and kind_of(other) == "self":
+            split = [(a.rpartition("."), b.rpartition(".")) for a, b in beside if a != b]
+            if any(a[0] == b[0] and a[2].isdigit() and b[2].isdigit() for a, b in split):
+                found.append(other.layer)
     return tuple(found)
-
-
-def _in_one_list(one: str, other: str) -> bool:
-    (list_of_one, _, i), (list_of_other, _, j) = one.rpartition("."), other.rpartition(".")
-    return list_of_one == list_of_other and i.isdigit() and j.isdigit()
 
 
 def _observed(model: nn.Module, pixels: Tensor, only: str = "", moving: str = "") -> _Pass:
@@ -233,7 +228,7 @@ def _observed(model: nn.Module, pixels: Tensor, only: str = "", moving: str = ""
         if call.name in blocks and isinstance(out, Tensor) and out.ndim == 3:
             seen.outputs[call.name] = out
 
-    with Tracing(model, keep, on_leave=keep_output, values=True, allow_missing=True):
+    with Tracing(model, keep, on_leave=keep_output, extras={"value"}, allow_missing=True):
         if moving:
             parameter = dict([*model.named_parameters(), *model.named_buffers()])[moving]
             functional_call(model, {moving: parameter + 0.1 * torch.ones_like(parameter).cumsum(-1).sin()}, (pixels,))

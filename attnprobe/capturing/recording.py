@@ -71,14 +71,13 @@ class Recording(Wanted):
 
     def _traced(self) -> Tracing:
         """The tracing that reports calls and products to the recorder."""
+        extras = {"value": self.values, "scores": "scores" in self.sites, "factors": self.factors}
         tracing = Tracing(
             self.model,
             self.recorder.see_product,
             on_enter=self.recorder.see_call,
             on_leave=self.recorder.see_return,
-            values=self.values,
-            scores="scores" in self.sites,
-            factors=self.factors,
+            extras=[name for name, wanted in extras.items() if wanted],
             allow_missing=self.allow_missing,
         )
         self.recorder.follow(tracing)

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from attnprobe.capturing.certificate import TOLERANCE, Certificate, certify
 from attnprobe.capturing.inputs import as_images
-from attnprobe.capturing.outputs import class_logits
 from attnprobe.capturing.recording import Recording, evaluating, feeding
 from attnprobe.core.errors import CaptureError, WorkError
 from attnprobe.core.images import ImageBatch, Order, as_seen, pixel_hashes
 from attnprobe.core.maps import AttentionMaps, Outcome
 from attnprobe.core.memory import available, free_memory, is_out_of_memory
+from attnprobe.core.outputs import class_logits
 from attnprobe.core.sites import Site
 
 BATCH_BYTES = 256 << 20

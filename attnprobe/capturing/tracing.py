@@ -9,7 +9,7 @@ k. Nothing the model computes is changed: its results are those of an untraced r
 
 import inspect
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any, Literal, Self
 
@@ -52,9 +52,7 @@ class Tracing(TorchFunctionMode):
     Args:
         on_product: called with every product of a map with V.
         on_enter, on_leave: called for every module that begins and ends.
-        values: report V, too.
-        check: keep V and the result of each product, for `Product.error_of`.
-        scores, factors: report the logits of the softmax, and queries and keys, too.
+        extras: the optional fields of `Product` to fill, some of "value", "error_of", "scores" and "factors".
         allow_missing: pass over linear attention, which has no map.
     """
 
@@ -65,10 +63,7 @@ class Tracing(TorchFunctionMode):
         *,
         on_enter: Callable[[Call], None] = lambda call: None,
         on_leave: Callable[[Call, Any], None] = lambda call, out: None,
-        values: bool = False,
-        check: bool = False,
-        scores: bool = False,
-        factors: bool = False,
+        extras: Collection[str] = (),
         allow_missing: bool = False,
     ) -> None:
         super().__init__()
@@ -76,8 +71,7 @@ class Tracing(TorchFunctionMode):
         self._fixed = (*model.parameters(), *model.buffers())
         self.n_images = 0
         self._on_product, self._on_enter, self._on_leave = on_product, on_enter, on_leave
-        self._values, self._check, self._scores, self._factors = values, check, scores, factors
-        self._allow_missing = allow_missing
+        self._extras, self._allow_missing = frozenset(extras), allow_missing
         self._trails = Trails()
         self._made: WeakIdKeyDictionary = WeakIdKeyDictionary()  # of the products of the call that is running
         self._depends = False
@@ -135,7 +129,11 @@ class Tracing(TorchFunctionMode):
             return self._multi_head(func, args, kwargs)
         found = self._trails.among((args, kwargs)) if self._trails else []
         # Before the call: afterwards an in-place function (dropout_, masked_fill_) has overwritten the softmax itself.
-        if (found or (self._scores and self._trails)) and WRITES.match(name) and isinstance(args[0], Tensor):
+        if (
+            (found or ("scores" in self._extras and self._trails))
+            and WRITES.match(name)
+            and isinstance(args[0], Tensor)
+        ):
             self._trails.before_write(args[0])
         result = func(*args, **kwargs)
         if name.startswith("conv") and self.calls.running and is_stem(args, self.calls.running[0]):
@@ -149,7 +147,8 @@ class Tracing(TorchFunctionMode):
             if self.calls.running:
                 self.calls.running[-1].last_use = name
                 self.calls.running[-1].unread = name if result.ndim > 2 else self.calls.running[-1].unread
-            self._trails.begin(result, axis, (args[0] if args else kwargs["input"]) if self._scores else None)
+            logits = (args[0] if args else kwargs["input"]) if "scores" in self._extras else None
+            self._trails.begin(result, axis, logits)
         elif found and not self._is_product(name, args, kwargs, result):
             self._trails.follow(found, (args, kwargs), result)
             if self.calls.running and self.calls.running[-1].last_use and isinstance(result, Tensor):
@@ -160,7 +159,7 @@ class Tracing(TorchFunctionMode):
                 self.calls.running[-1].unread = name
             self._trails.note_logits(name, args, result, is_product)
             if name in GATES and self._trails.are_logits(args):
-                self._trails.begin(result, -1, args[0] if self._scores else None, by_hand=True)
+                self._trails.begin(result, -1, args[0] if "scores" in self._extras else None, by_hand=True)
         return result
 
     def _is_product(self, name: str, args: Any, kwargs: Any, result: Any) -> bool:
@@ -272,7 +271,7 @@ class Tracing(TorchFunctionMode):
         with unseen():
             mask, causal, scale = given.get("attn_mask"), given.get("is_causal", False), given.get("scale")
             found: dict[str, Any] = {}
-            if self._factors and mask is None and not causal and q.shape[:-2] == k.shape[:-2]:
+            if "factors" in self._extras and mask is None and not causal and q.shape[:-2] == k.shape[:-2]:
                 heads = heads_of(self._layer().module)
                 found["factors"] = tuple(self._unfolded(x, heads) for x in scaled_factors(q, k, scale))
             self._emit_softmax(scores_of(q, k, mask, is_causal=causal, scale=scale), (q, k, v), result, **found)
@@ -298,7 +297,7 @@ class Tracing(TorchFunctionMode):
             value = value.repeat_interleave(operands[0].shape[-3] // value.shape[-3], -3)
         weights, heads = softmax_of(scores), heads_of(self._layer().module)
         maps = self._unfolded(weights, heads)
-        if self._scores:
+        if "scores" in self._extras:
             found["scores"] = self._unfolded(scores, heads)
         del scores  # as large as the maps: not held while those are copied
         self._depends = any(operand in self._made for operand in operands)
@@ -317,8 +316,8 @@ class Tracing(TorchFunctionMode):
             maps = weights.reshape(-1, 1, *weights.shape[-3:])  # one image may come without an axis of its own
             shape = (maps.shape[-1], call["embed_dim_to_check"] // call["num_heads"])
             found: dict[str, Any] = {"weights": maps, "effective": maps, "value": None, "error_of": None}
-            if self._check or self._values or self._scores or self._factors:
-                found |= fields_of_multi_head(call, result[0], self._check, self._scores, self._factors)
+            if self._extras:
+                found |= fields_of_multi_head(call, result[0], self._extras)
             query, key = call["query"], call["key"]
             crosses = not same_storage(query, key) and (query.shape != key.shape or not torch.equal(query, key))
             self._report("mha", **found, value_shape=shape, is_cross=crosses)
@@ -346,9 +345,9 @@ class Tracing(TorchFunctionMode):
 
     def _emit(self, of: Factors, heads: int | None, **found: Any) -> None:
         value, error_of = None, None
-        if self._values or self._check:
+        if self._extras & {"value", "error_of"}:
             value = self._unfolded(of.value.expand(*of.map.shape[:-2], -1, -1), heads)
-            if self._check:
+            if "error_of" in self._extras:
                 error_of = partial(error_of_product, value, self._unfolded(of.result, heads))
         shape = (of.value.shape[-2], of.value.shape[-1])
         value_id = (of.value.data_ptr(), of.value.shape, of.value.stride())

@@ -115,6 +115,21 @@ def pixel_hashes(seen: Tensor) -> Tensor:
     return torch.tensor([int.from_bytes(digest, "little", signed=True) or 1 for digest in digests])
 
 
+def position_batches(n_images: int, batch_size: int, order: Order | None) -> Iterator[list[int]]:
+    """Cut `order` (every position, ascending, if None) into lists of `batch_size`; the last of a run may be shorter."""
+    for positions in runs_of(n_images, order):
+        for start in range(0, len(positions), batch_size):
+            yield [int(position) for position in positions[start : start + batch_size]]
+
+
+def runs_of(n_images: int, order: Order | None) -> Iterator[Sequence[int]]:
+    """The runs of an order: of a sequence itself."""
+    if isinstance(order, Iterator):
+        yield from order
+    else:
+        yield range(n_images) if order is None else order
+
+
 @runtime_checkable
 class ImageSource(Protocol):
     """Anything that yields `ImageBatch`es and knows how many images it has.

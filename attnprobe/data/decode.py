@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from attnprobe.core.devices import on_device
 from attnprobe.core.errors import InputError, WorkError
-from attnprobe.core.images import ImageBatch, InputSpec, Order
-from attnprobe.data.order import ListedImages, position_batches
+from attnprobe.core.images import ImageBatch, InputSpec, Order, position_batches
+from attnprobe.data.order import ListedImages
 from attnprobe.data.pillow import pillow_quiet, why_unreadable
 from attnprobe.data.rgb import as_rgb
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from attnprobe.core.devices import numbered, on_device
-from attnprobe.core.images import ImageBatch, InputSpec, Order
-from attnprobe.data.order import ListedImages, position_batches
+from attnprobe.core.images import ImageBatch, InputSpec, Order, position_batches
+from attnprobe.data.order import ListedImages
 from attnprobe.data.resize import as_evaluated
 
 RESIDENT_BYTES = 2 << 30

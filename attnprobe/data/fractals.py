@@ -15,9 +15,9 @@ import torch
 
 from attnprobe.core.devices import on_device
 from attnprobe.core.errors import InputError
-from attnprobe.core.images import ImageBatch, InputSpec, Order
+from attnprobe.core.images import ImageBatch, InputSpec, Order, position_batches
 from attnprobe.data.chaos_game import density, render, uniform
-from attnprobe.data.order import ListedImages, position_batches
+from attnprobe.data.order import ListedImages
 
 N_MAPS = 4
 """Maximum number of maps of a class; missing ones have probability 0."""

@@ -1,13 +1,13 @@
-"""Subsets of images, and batches of positions."""
+"""Subsets of images, and what sources say of theirs."""
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field
 
 import numpy as np
 
-from attnprobe.core.images import InputSpec, Order
+from attnprobe.core.images import InputSpec
 
 
 def balanced_subset(ids: Sequence[str], labels: Sequence[int], size: int | None) -> list[int]:
@@ -60,18 +60,3 @@ class ListedImages:
 
     def __len__(self) -> int:
         return len(self.ids)
-
-
-def position_batches(n_images: int, batch_size: int, order: Order | None) -> Iterator[list[int]]:
-    """Cut `order` (every position, ascending, if None) into lists of `batch_size`; the last of a run may be shorter."""
-    for positions in runs_of(n_images, order):
-        for start in range(0, len(positions), batch_size):
-            yield [int(position) for position in positions[start : start + batch_size]]
-
-
-def runs_of(n_images: int, order: Order | None) -> Iterator[Sequence[int]]:
-    """The runs of an order: of a sequence itself."""
-    if isinstance(order, Iterator):
-        yield from order
-    else:
-        yield range(n_images) if order is None else order

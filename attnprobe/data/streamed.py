@@ -9,9 +9,9 @@ import torch
 
 from attnprobe.core.devices import on_device
 from attnprobe.core.errors import InputError
-from attnprobe.core.images import ImageBatch, InputSpec, Order
+from attnprobe.core.images import ImageBatch, InputSpec, Order, position_batches, runs_of
 from attnprobe.data.decode import BadImages, eval_transform
-from attnprobe.data.order import ListedImages, position_batches, runs_of
+from attnprobe.data.order import ListedImages
 from attnprobe.data.pillow import why_unreadable, without_ghostscript
 from attnprobe.data.rgb import as_rgb
 

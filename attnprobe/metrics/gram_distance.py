@@ -40,16 +40,9 @@ def gram_distance(
         InputError: no tokens, or other images, layers or patches.
     """
     image_ids, values = zip(*_distances(first, second), strict=True)
-    return per_image(
-        gram_distance,
-        np.stack(values),
-        image_ids,
-        bootstrap,
-        seed,
-        site="weights",
-        axes=("layer",),
-        value_range=(0.0, 4.0),
-    )
+    axes, value_range = ("layer",), (0.0, 4.0)
+    m = per_image(gram_distance, np.stack(values), image_ids, bootstrap, seed, axes=axes, value_range=value_range)
+    return replace(m, site="weights")
 
 
 def _distances(first: Iterable[AttentionMaps], second: Iterable[AttentionMaps]) -> Iterator[tuple[str, np.ndarray]]:

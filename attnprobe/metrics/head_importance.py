@@ -7,7 +7,6 @@ import numpy as np
 
 from attnprobe.core.errors import ShapeError
 from attnprobe.core.measurement import FromMean, Measurement
-from attnprobe.core.sites import Site
 from attnprobe.stats.bootstrap import interval_of_function, interval_of_mean
 
 
@@ -92,7 +91,6 @@ def per_image(
     bootstrap: int,
     seed: int,
     *,
-    site: Site = "effective",
     axes: tuple[str, ...] = ("layer", "head"),
     value_range: tuple[float, float] | None = None,
     from_mean: FromMean | None = None,
@@ -111,7 +109,7 @@ def per_image(
         ci = interval_of_mean(values, bootstrap, seed) if resampled else ci
     return Measurement(
         metric=about.__name__,
-        site=site,
+        site="effective",
         stage="trunk",
         is_effective=True,
         axes=axes,

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from attnprobe.core.errors import InputError
 from attnprobe.core.evidence import Change
+from attnprobe.core.outputs import relative_error
 from attnprobe.models.attention import TappedAttention, replace_attention
 from attnprobe.models.families import PLAIN, family_of
 from attnprobe.models.fewer_heads import NoAttention
@@ -114,7 +115,7 @@ class Ablatable:
         borrowers = {change.block for change in changes if change.kind == "map"}
         with ExitStack() as stack:
             if borrowers:
-                stack.enter_context(self._maps_handed_on(borrowers))
+                self._hand_maps_on(borrowers, stack)
             for change in changes:
                 part = self.parts[change.block - 1]
                 if change.kind == "attention":
@@ -136,9 +137,8 @@ class Ablatable:
                     stack.callback(part.projection.register_forward_pre_hook(_multiplied_by(gate)).remove)
             yield
 
-    @contextmanager
-    def _maps_handed_on(self, borrowers: set[int]) -> Iterator[None]:
-        """Let borrowers use the last map of the blocks before them that are none."""
+    def _hand_maps_on(self, borrowers: set[int], stack: ExitStack) -> None:
+        """Let borrowers use the last map of the blocks before them that are none, until the stack is left."""
         kept: dict[str, Tensor] = {}
 
         def keep(_m: nn.Module, _in: tuple[Tensor], out: Tensor) -> None:
@@ -147,17 +147,10 @@ class Ablatable:
         def use(_m: nn.Module, _in: tuple[Tensor], _out: Tensor) -> Tensor:
             return kept["map"]
 
-        handles = []
         for number, block in enumerate(self.module.blocks, 1):
-            if number in borrowers:
-                handles.append(block.attn.taps["effective"].register_forward_hook(use))
-            elif number + 1 in borrowers:
-                handles.append(block.attn.taps["effective"].register_forward_hook(keep))
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+            hook = use if number in borrowers else keep if number + 1 in borrowers else None
+            if hook is not None:
+                stack.callback(block.attn.taps["effective"].register_forward_hook(hook).remove)
 
     def _silenced(self, number: int, lost: Sequence[int]) -> Any:
         """A hook before a block's output projection that sets heads (from 0) to 0."""
@@ -184,15 +177,10 @@ class Ablatable:
 
 def _compute_the_same(one: nn.Module, two: nn.Module, pixels: Tensor) -> bool:
     """True if two models agree up to rounding; float64 decides where float32 amplifies it (scores in the hundreds)."""
-    if _off_by(one(pixels), two(pixels)) <= SAME:
+    if relative_error(one(pixels), two(pixels)) <= SAME:
         return True
     one, two, pixels = deepcopy(one).cpu().double(), deepcopy(two).cpu().double(), pixels.cpu().double()
-    return _off_by(one(pixels), two(pixels)) <= SAME_IN_FLOAT64
-
-
-def _off_by(output: Tensor, other: Tensor) -> float:
-    """The largest difference, relative to the largest value."""
-    return ((output - other).abs().max() / other.abs().max().clamp_min(1e-12)).item()
+    return relative_error(one(pixels), two(pixels)) <= SAME_IN_FLOAT64
 
 
 def _tapped(attention: Attention, number: int) -> TappedAttention:

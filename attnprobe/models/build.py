@@ -1,7 +1,7 @@
 """Models by name, freshly initialised or with pretrained weights."""
 
 from collections.abc import Mapping
-from typing import Any, TypeGuard
+from typing import Any
 
 import timm
 import torch
@@ -12,6 +12,7 @@ from attnprobe.core.errors import CheckpointError, InputError, did_you_mean
 from attnprobe.core.images import InputSpec
 from attnprobe.models import presets  # registers our models with timm
 from attnprobe.models.elsewhere import build_elsewhere, is_elsewhere, plugins, without_network
+from attnprobe.models.features import of_transformers
 from attnprobe.models.file_options import check_flags
 from attnprobe.models.processor import processed
 from attnprobe.models.read import Checkpoint, read_checkpoint
@@ -104,7 +105,7 @@ def input_spec(model: nn.Module) -> InputSpec:
     own = getattr(model, "input_spec", None)
     if isinstance(own, InputSpec):
         return own
-    if _is_of_transformers(model):
+    if of_transformers(model):
         with without_network():
             return processed(model.config.name_or_path, getattr(model.config, "vision_config", model.config))
     config = resolve_data_config({}, model=model)
@@ -118,11 +119,6 @@ def input_spec(model: nn.Module) -> InputSpec:
         crop_pct=float(config["crop_pct"] or 1.0),
         crop_mode=config["crop_mode"],
     )
-
-
-def _is_of_transformers(model: Any) -> TypeGuard[Any]:
-    """True if a model, perhaps built by hand, is of transformers."""
-    return hasattr(getattr(model, "config", None), "name_or_path")
 
 
 def _check_patches_fit(name: str, model: nn.Module) -> None:

@@ -18,6 +18,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
+from timm.layers import to_2tuple
 from torch import nn
 
 from attnprobe.core.errors import InputError, did_you_mean
@@ -80,14 +81,13 @@ def _torchvision(
         options["num_classes"] = num_classes
     if img_size is not None and name.startswith(("vit", "maxvit")):
         maxvit = name.startswith("maxvit")
-        options["input_size" if maxvit else "image_size"] = _pair(img_size) if maxvit else _pair(img_size)[0]
+        options["input_size" if maxvit else "image_size"] = to_2tuple(img_size) if maxvit else to_2tuple(img_size)[0]
     weights = models.get_model_weights(name).DEFAULT
     model: Any = models.get_model(name, weights=weights if pretrained else None, **options)
     eye = weights.transforms()
-    size = _pair(img_size or eye.crop_size[0])
-    model.input_spec = InputSpec(
-        size, _triple(eye.mean), _triple(eye.std), eye.interpolation.value, eye.crop_size[0] / eye.resize_size[0]
-    )
+    crop_pct = eye.crop_size[0] / eye.resize_size[0]
+    size: Any = to_2tuple(img_size or eye.crop_size[0])
+    model.input_spec = InputSpec(size, tuple(eye.mean), tuple(eye.std), eye.interpolation.value, crop_pct)
     return model
 
 
@@ -123,7 +123,8 @@ def _hugging_face(
                     raise InputError(f"hf:{ref} has no weights for {len(lacking)} parameters, such as {lacking[0]!r}.")
             else:
                 model = getattr(kind, "_from_config", getattr(kind, "from_config", kind))(config)
-        model.input_spec = processed(ref, config, None if img_size is None else _pair(img_size))
+        asked: Any = None if img_size is None else to_2tuple(img_size)
+        model.input_spec = processed(ref, config, asked)
         return model
 
 
@@ -172,12 +173,3 @@ def _quiet(logging: Any) -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
-
-
-def _triple(values: Any) -> tuple[float, float, float]:
-    red, green, blue = values
-    return float(red), float(green), float(blue)
-
-
-def _pair(size: Any) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))

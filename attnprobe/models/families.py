@@ -17,6 +17,7 @@ from timm.models.swin_transformer import SwinTransformer
 from torch import nn
 
 from attnprobe.core.errors import InputError
+from attnprobe.models.features import of_transformers
 from attnprobe.models.fewer_heads import NoAttention, heads_refusal
 from attnprobe.models.hugging_face import HUGGING_FACE
 from attnprobe.models.parts import Family, Part
@@ -96,7 +97,7 @@ def family_of(model: Any) -> Any:
     own = getattr(model, "family", None)
     if isinstance(own, Family):
         return own
-    if hasattr(getattr(model, "config", None), "name_or_path"):
+    if of_transformers(model):
         return HUGGING_FACE
     for family in FAMILIES:
         if family.fits(model):

@@ -1,13 +1,13 @@
 """Classes and features of any model: the size of its head, and one vector per image from before it."""
 
-from typing import Any
+from typing import Any, TypeGuard
 
 from torch import Tensor, nn
 
 
 def n_classes(model: nn.Module) -> int | None:
     """Number of classes a model tells apart; 0 for a backbone without a head; None where it does not say."""
-    if _of_transformers(model):
+    if of_transformers(model) and hasattr(model, "base_model"):
         classifies = "ImageClassification" in type(model).__name__
         return int(model.config.num_labels) if classifies else 0  # type: ignore[union-attr]
     classes = getattr(model, "num_classes", None)
@@ -19,7 +19,7 @@ def features(model: Any, pixels: Tensor) -> Tensor:
 
     A model of another kind is asked for its output, whose tokens or pixels are averaged.
     """
-    if _of_transformers(model):
+    if of_transformers(model) and hasattr(model, "base_model"):
         base = model.base_model
         output = base(pixels)
         tokens, pooled = output.last_hidden_state, getattr(output, "pooler_output", None)
@@ -36,5 +36,6 @@ def features(model: Any, pixels: Tensor) -> Tensor:
     return output.flatten(2).mean(-1) if output.ndim == 4 else output
 
 
-def _of_transformers(model: Any) -> bool:
-    return hasattr(getattr(model, "config", None), "name_or_path") and hasattr(model, "base_model")
+def of_transformers(model: Any) -> TypeGuard[Any]:
+    """True if a model, perhaps built by hand, is of transformers."""
+    return hasattr(getattr(model, "config", None), "name_or_path")

@@ -77,26 +77,19 @@ def load_model(
     return loaded.module
 
 
-def open_model(
-    ref: Path | str,
-    *,
-    model: str | None = None,
-    num_classes: int | None = None,
-    img_size: int | tuple[int, int] | None = None,
-    allow_nonfinite: bool = False,
-    initial: bool = False,
-    seed: int = 0,
-) -> Loaded:
-    """The model of a reference, with its name, options and notes; arguments and errors as for `load_model`."""
+def open_model(ref: Path | str, *, initial: bool = False, seed: int = 0, **fitted: Any) -> Loaded:
+    """The model of a reference, with its name, options and notes; arguments and errors as for `load_model`.
+
+    Args:
+        fitted: arguments of `model_from`; of a name img_size and num_classes.
+    """
     text, path = str(ref), Path(str(ref).removeprefix("local-dir:"))
     if path.suffix in (".h5", ".parts"):
         raise InputError(f"{ref} holds maps, not a model; name the run, the checkpoint or the model they are of.")
     is_path = text.startswith("local-dir:") or path.exists() or (os.sep in text and ":" not in text)
     if is_path or path.suffix in WEIGHT_FILES:
-        how = {"num_classes": num_classes, "img_size": img_size, "allow_nonfinite": allow_nonfinite}
-        return model_from(read_checkpoint(path), model=model, **how)
-    options = {"img_size": img_size, "num_classes": num_classes}
-    options = {name: value for name, value in options.items() if value is not None}
+        return model_from(read_checkpoint(path), **fitted)
+    options = {name: fitted[name] for name in ("img_size", "num_classes") if fitted.get(name) is not None}
     trained = not initial and (":" in text or text in plugins() or timm.models.is_model_pretrained(text))
     built = build_model(text, seed=seed, **options, **({"pretrained": True} if trained else {}))
     return Loaded(built, text, options, _sha256(built) if trained else "")
@@ -130,11 +123,8 @@ def _which_model(checkpoint: Checkpoint, named: str | None) -> tuple[str, dict[s
         return checkpoint.architecture, dict(checkpoint.options), []
     found = identify(checkpoint.state)
     if found is None:
-        says = (
-            f"calls its model {checkpoint.said!r:.80}, which is none of timm's or ours"
-            if checkpoint.said
-            else ("does not say which model it is")
-        )
+        known = f"calls its model {checkpoint.said!r:.80}, which is none of timm's or ours"
+        says = known if checkpoint.said else "does not say which model it is"
         raise CheckpointError(
             f"{checkpoint.path.name} {says}, and its parameters do not show it (of a plain ViT, the number of heads "
             "does not); name it, as in --model deepvit_16."

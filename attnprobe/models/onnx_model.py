@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from attnprobe.core.errors import CaptureError, InputError
 from attnprobe.core.images import InputSpec
+from attnprobe.core.outputs import relative_error
 
 TOLERANCE = 1e-3
 """Largest difference of the graph's product with V and the replayed one, relative to the largest value."""
@@ -89,7 +90,7 @@ class Replay(nn.Module):
         *given, result = tensors
         assert result is not None
         product = self._standard(*given) if self.layer.options is not None else self._of_softmax(*given)
-        error = ((product - result).abs().max() / result.abs().max().clamp_min(1e-12)).item()
+        error = relative_error(product, result)
         if not error <= TOLERANCE:
             raise CaptureError(
                 f"{self.layer.name}: map times V is off by {error:.1e} from the graph's product (allowed "
@@ -192,7 +193,8 @@ def attention_of(graph: Any) -> Iterator[GraphAttention]:
             users.setdefault(name, []).append(node)
     fixed = {tensor.name for tensor in graph.initializer}
     fixed |= {name for node in graph.node if node.op_type == "Constant" for name in node.output}
-    hidden = Counter(node.op_type for node in graph.node if node.domain not in ("", "ai.onnx") and _attends(node))
+    vendors = [node.op_type for node in graph.node if node.domain not in ("", "ai.onnx")]
+    hidden = Counter(operator for operator in vendors if "attention" in operator.lower())
     if hidden:
         operators = ", ".join(f"{op} ({n})" for op, n in hidden.items())
         raise CaptureError(
@@ -218,10 +220,6 @@ def attention_of(graph: Any) -> Iterator[GraphAttention]:
             "no attention in the graph: no Softmax over the last axis reaches a product with V, and there is no "
             "operator Attention."
         )
-
-
-def _attends(node: Any) -> bool:
-    return "attention" in node.op_type.lower()
 
 
 def _standard_attention(node: Any) -> tuple[Any, ...]:

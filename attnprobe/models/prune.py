@@ -46,7 +46,7 @@ def smaller_model(model: Any, removal: Removal, name: str, options: Mapping[str,
     family = family_of(model)
     if isinstance(family, Family):
         return family.smaller(model, removal, name, options)
-    smaller = pruned(model, blocks=removal.blocks, attention=removal.attention, heads=removal.heads)
+    smaller = pruned(model, removal)
     name, options, rebuilt = written_down(model, smaller, name, options, removal.blocks)
     return timm_files(rebuilt, name, options)
 
@@ -62,23 +62,13 @@ def timm_files(model: nn.Module, name: str, options: Mapping[str, Any]) -> Small
     return Smaller(model, name, options, files)
 
 
-def pruned(
-    model: nn.Module,
-    *,
-    blocks: Collection[int] = (),
-    attention: Collection[int] = (),
-    heads: Mapping[int, Sequence[int]] | None = None,
-) -> Any:
-    """A copy of a model of timm's or of ours without these blocks, attention branches and heads, counted from 1.
-
-    Args:
-        heads: {block: heads to remove}, blocks as they are counted in `model`.
+def pruned(model: nn.Module, removal: Removal) -> Any:
+    """A copy of a model of timm's or of ours without these blocks, attention branches and heads.
 
     Raises:
         InputError: no such block or head, nothing would be left, or heads that cannot be removed.
     """
     family: TimmFamily = family_of(model)
-    removal = Removal(blocks, attention, heads or {})
     removal.check(family.parts(model))
     smaller: Any = deepcopy(model)
     for number, part in enumerate(family.parts(smaller), 1):

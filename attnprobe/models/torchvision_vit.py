@@ -6,10 +6,6 @@ torchvision has no file format of its own, and no option for the number of block
 import re
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torchvision.models import VisionTransformer
-
 from attnprobe.core.errors import InputError
 from attnprobe.models.build import build_model, input_spec
 from attnprobe.models.same import compute_alike
@@ -33,15 +29,13 @@ NAMES = (
 """Parts of torchvision's names of weights, as patterns, and what they are in timm."""
 
 
-def as_timm(model: nn.Module) -> tuple[str, dict[str, Any], Any]:
+def as_timm(model: Any) -> tuple[str, dict[str, Any], Any]:
     """Name, options and model of timm's that computes what a VisionTransformer of torchvision does.
 
     Raises:
         InputError: a convolutional stem, or a head with a hidden layer, which timm's model does not have.
     """
-    if not isinstance(model, VisionTransformer):
-        raise TypeError(f"expected torchvision's VisionTransformer, got {type(model).__name__}.")
-    layers: Any = model.encoder.layers
+    layers = model.encoder.layers
     options = {
         "img_size": model.image_size,
         "patch_size": model.patch_size,
@@ -57,8 +51,11 @@ def as_timm(model: nn.Module) -> tuple[str, dict[str, Any], Any]:
         **{name: getattr(spec, name) for name in ("mean", "std", "interpolation", "crop_pct", "crop_mode")},
         "input_size": (3, *spec.size),
     }
+    state = model.state_dict()
+    for pattern, ours in NAMES:
+        state = {re.sub(pattern, ours, name): value for name, value in state.items()}
     try:
-        other.load_state_dict(_renamed(model.state_dict()), strict=True)
+        other.load_state_dict(state, strict=True)
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise InputError(
@@ -68,12 +65,3 @@ def as_timm(model: nn.Module) -> tuple[str, dict[str, Any], Any]:
     if not compute_alike(model, other):
         raise InputError("torchvision's model computes something else than timm's, so its parts cannot be removed.")
     return NAME, options, other.train(model.training)
-
-
-def _renamed(state: dict[str, Tensor]) -> dict[str, torch.Tensor]:
-    renamed = {}
-    for name, value in state.items():
-        for pattern, ours in NAMES:
-            name = re.sub(pattern, ours, name)
-        renamed[name] = value
-    return renamed

@@ -59,7 +59,7 @@ def heading(m: Measurement) -> str:
 def number_from_one(
     axis: Axis, n: int, most: int = 12, kept: Sequence[int] | None = None, start: float = 0, step: float = 1
 ) -> None:
-    """Number n things along an axis from 1: all if at most `most`, else 1 and every 4th, 8th, 16th ...
+    """Number n things along an axis from 1: all if at most `most`, else 1 and every 4th, 8th or 16th.
 
     Args:
         kept: the numbers to write instead of 1 .. n, where not all blocks or heads are there.

@@ -186,6 +186,6 @@ def _one_of(count: Tensor) -> Tensor:
 
 
 def _sides(area: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
-    """Whole-numbered width and height of boxes of these areas, the logarithm of the ratio uniform."""
+    """Width and height, rounded, of boxes of these areas, the logarithm of the ratio uniform."""
     ratio = _uniform(math.log(low), math.log(high), *area.shape).exp()
     return (area * ratio).sqrt().round(), (area / ratio).sqrt().round()

@@ -4,6 +4,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from attnprobe.core.errors import InputError
@@ -35,12 +36,21 @@ def boards(config: TrainConfig, run: Run, done: int) -> Iterator[Callable[[Row],
         yield write
 
 
-def _tensorboard(run: Run, done: int, stack: ExitStack) -> Callable[[Row], None]:
+def summary_writer(option: str, folder: Path, **options: Any) -> Any:
+    """TensorBoard's writer into a folder.
+
+    Raises:
+        InputError: it is not installed; the message names the option that asked for it.
+    """
     try:
         from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise InputError("log_tensorboard needs TensorBoard: pip install tensorboard.") from error
-    writer = SummaryWriter(str(run.path / "tensorboard"), purge_step=done + 1)
+    except ImportError:
+        raise InputError(f"{option} needs TensorBoard: pip install tensorboard.") from None
+    return SummaryWriter(str(folder), **options)
+
+
+def _tensorboard(run: Run, done: int, stack: ExitStack) -> Callable[[Row], None]:
+    writer = summary_writer("log_tensorboard", run.path / "tensorboard", purge_step=done + 1)
     stack.callback(writer.close)
 
     def write(row: Row) -> None:

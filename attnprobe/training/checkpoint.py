@@ -86,7 +86,8 @@ def save_checkpoint(
     for epoch in [e for e in run.epochs() if e <= progress.epoch][:-keep]:  # later ones are damaged
         if epoch != progress.best_epoch:
             _remove(run.checkpoint(epoch))
-    _remove_partials(run)
+    for folder in run.checkpoints.glob(f"{PARTIAL}*"):
+        _remove(folder)
 
 
 def save_partial(run: Run, progress: Progress, learner: Learner, *, config_json: Mapping[str, Any]) -> None:
@@ -193,11 +194,6 @@ def _remove(folder: Path) -> None:
     doomed = fs.temporary_in(folder.parent)
     fs.rename(folder, doomed)
     shutil.rmtree(doomed, ignore_errors=True)
-
-
-def _remove_partials(run: Run) -> None:
-    for folder in run.checkpoints.glob(f"{PARTIAL}*"):
-        _remove(folder)
 
 
 def remove_unfinished(run: Run) -> None:

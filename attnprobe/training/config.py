@@ -125,13 +125,13 @@ class TrainConfig(AugmentConfig):
 
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
-    """Of the pixels in [0, 1], per channel or one for all; the model's own if None. Saved with the model, as are:"""
+    """Moments of pixels (0 to 1), per channel or one for all; the model's own if None. Saved with the model, as are:"""
 
     crop_pct: float | None = None
     """Share of a validation image that its central crop keeps; the model's own if None."""
 
     interpolation: Literal["bilinear", "bicubic"] | None = None
-    """How validation images are resized; as the model says if None."""
+    """Resampling of validation images; as the model says if None."""
 
     drop: float = 0.0
     """Dropout before the head."""
@@ -150,7 +150,7 @@ class TrainConfig(AugmentConfig):
     """A name or path that `load_images` takes: digits, fractals, a folder, torch/cifar10 ..."""
 
     data_dir: str | None = None
-    """Where the data set lives; only for sets that are read from disk."""
+    """Folder of the data set; only for sets that are read from disk."""
 
     download: bool = False
     """Fetch a set of torch/ or tfds/ that is not on disk."""
@@ -187,7 +187,7 @@ class TrainConfig(AugmentConfig):
 
     lr_base_size: int = 256
     lr_base_scale: Literal["linear", "sqrt", ""] = ""
-    """How `lr_base` grows with the batch; "" is sqrt for adaptive optimisers and linear for the others, as in timm."""
+    """Growth of `lr_base` with the batch; "" is sqrt for adaptive optimisers and linear for the others, as in timm."""
 
     weight_decay: float = 0.05
     """Not applied to biases, norms and one-dimensional parameters."""

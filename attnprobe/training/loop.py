@@ -232,7 +232,9 @@ def _learner(task: Task, group: Processes, plan: Plan) -> Learner:
     model.to(group.device).to(memory_format=layout)
     freeze(model, config.freeze)
     if config.grad_checkpointing:
-        _switch_on_checkpointing(model)
+        if not hasattr(model, "set_grad_checkpointing"):
+            raise InputError(f"{type(model).__name__} has no gradient checkpointing; leave grad_checkpointing out.")
+        model.set_grad_checkpointing()
     ema = None
     if config.model_ema:
         ema = ModelEmaV3(model, decay=config.model_ema_decay, use_warmup=config.model_ema_warmup)
@@ -250,7 +252,9 @@ def _resumed(task: Task, group: Processes, learner: Learner) -> Progress:
     start, damage = newest_checkpoint(run)
     progress = load_checkpoint(start, learner) if start else Progress()
     if start and damage and group.is_first:
-        _warn(run, f"{damage}; training resumed from {start.name}")
+        text = f"{damage}; training resumed from {start.name}"
+        write_warning(run, text)
+        warnings.warn(f"{run.path}: {text}.", stacklevel=2)
     if task.config.auto_batch and progress == Progress():  # where to begin again, should memory run out in this epoch
         save_partial(run, progress, learner, config_json=task.config_json)
     return progress
@@ -309,12 +313,6 @@ def _validated(
     return dict(zip(LOG_FIELDS, (*row, waited / training, peak_memory(group.device)), strict=True))
 
 
-def _warn(run: Run, text: str) -> None:
-    """Warn now, and record the warning in the run."""
-    write_warning(run, text)
-    warnings.warn(f"{run.path}: {text}.", stacklevel=2)
-
-
 def _require_finite(loss: float, epoch: int, run: Run, optimizer: torch.optim.Optimizer) -> None:
     """Raise WorkError if the loss is not finite, before useless weights are saved."""
     if math.isfinite(loss):
@@ -337,9 +335,3 @@ def _in_pieces(pixels: Tensor, targets: Any, pieces: int) -> Iterator[tuple[Tens
     for k, part in enumerate(pixels.chunk(pieces)):
         wanted = tuple(parts[k] for parts in cut)
         yield part, wanted[0] if one else wanted
-
-
-def _switch_on_checkpointing(model: Any) -> None:
-    if not hasattr(model, "set_grad_checkpointing"):
-        raise InputError(f"{type(model).__name__} has no gradient checkpointing; leave grad_checkpointing out.")
-    model.set_grad_checkpointing()

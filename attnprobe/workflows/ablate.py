@@ -1,11 +1,10 @@
 """Ablation: the accuracy without the blocks and heads that a report calls similar or redundant."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import chain
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +13,7 @@ from torch import nn
 
 from attnprobe.core.errors import InputError, check_choice
 from attnprobe.core.evidence import TOLERANCE, Change, Evidence, Tried
-from attnprobe.core.measurement import Measurement, Measurements
+from attnprobe.core.measurement import Measurement
 from attnprobe.io import fs
 from attnprobe.io.progress import progress
 from attnprobe.io.run import Run
@@ -25,10 +24,8 @@ from attnprobe.models.parts import Removal
 from attnprobe.models.prune import smaller_model
 from attnprobe.reports.json_report import evidence_document, measurement_document, plain
 from attnprobe.store import open_maps
+from attnprobe.workflows.candidates import METRICS, Blocks, Candidates, Drop, Heads, reported_candidates
 from attnprobe.workflows.trial import Trial, logits_of, open_trial
-
-METRICS = ("similar_blocks", "head_divergence")
-"""Metrics by which a report calls blocks similar and heads redundant."""
 
 OPTIONS = {
     "architecture": "--model", "data": "--data", "data_dir": "--data-dir", "split": "--split", "images": "--images",
@@ -38,10 +35,6 @@ OPTIONS = {
 MOST_TRIED = 12
 """Up to so many candidates each step of a curve tries all that are left; beyond, they are removed in the order of their
 single costs, since the number of tries grows with the square."""
-
-Blocks = Sequence[int]
-Heads = Sequence[tuple[int, int]]
-Drop = Literal["block", "attention"]
 
 
 def verify_drops(
@@ -97,19 +90,8 @@ def verify_drops(
         sha = reader.attrs.get("checkpoint_sha256", "")
         found = measure(reader, wanted, bootstrap=0)
         return evidence_of(ref, found, sha256=sha, what=what, tolerance=tolerance, **where)
-    asked = _Candidates(blocks or (), heads or (), "blocks and heads as asked for", what)
+    asked = Candidates(blocks or (), heads or (), "blocks and heads as asked for", what)
     return _evidence(ref, asked, tolerance, **where)
-
-
-@dataclass(frozen=True, slots=True)
-class _Candidates:
-    """Parts to ablate, their origin in words, and whether a report called them so; refused heads are left out."""
-
-    blocks: Blocks | str
-    heads: Heads | str
-    words: str
-    what: Drop = "block"
-    reported: bool = False
 
 
 def evidence_of(
@@ -127,34 +109,11 @@ def evidence_of(
         sha256: hash of the checkpoint that was measured; "" if it is not known.
         where: as for `verify_drops`.
     """
-    measurements = Measurements(measurements)
-    if len(stages := {m.stage for m in measurements.values() if m.metric in METRICS}) > 1:
-        raise InputError(
-            f"blocks differ in heads or tokens, so they were measured as {len(stages)} stages ({', '.join(stages)}), "
-            "and not all are compared with the previous one: name --blocks and --heads, or all."
-        )
-    similar = measurements.get("similar_blocks", site="effective")
-    divergence = measurements.get("head_divergence", site="weights")
-    if similar is None and divergence is None:
-        raise InputError("nothing says what could be removed: measure similar_blocks or head_divergence of the maps.")
-    blocks = [] if similar is None else [n for n in similar.summary["similar"] if n > 1]  # the first has no predecessor
-    heads = [] if divergence is None else list(_redundant(divergence))
-    counted = [
-        f"{len(found)} {word}{'s' if len(found) != 1 else ''}" for found, word in ((blocks, "block"), (heads, "head"))
-    ]
-    candidates = f"the report calls {counted[0]} similar and {counted[1]} redundant"
-    return _evidence(ref, _Candidates(blocks, heads, candidates, what, True), tolerance, sha256, **where)
-
-
-def _redundant(m: Measurement) -> Iterator[tuple[int, int]]:
-    """All but the first head of each group."""
-    layers = m.coords.get("layer", range(1, len(m.mean) + 1))
-    for layer, groups in zip(layers, m.summary.get("clusters", ()), strict=False):
-        yield from ((layer, head) for group in groups for head in sorted(group)[1:])
+    return _evidence(ref, reported_candidates(measurements, what), tolerance, sha256, **where)
 
 
 def _evidence(
-    ref: Path | str | nn.Module, candidates: _Candidates, tolerance: float, sha256: str = "", **where: Any
+    ref: Path | str | nn.Module, candidates: Candidates, tolerance: float, sha256: str = "", **where: Any
 ) -> Evidence:
     if not 0 <= tolerance < 1:
         raise InputError(f"--tolerance {tolerance} must be a share of the images, from 0 to 1; 0.02 is two percent.")
@@ -164,21 +123,10 @@ def _evidence(
     few = range(min(4, len(trial.images)))
     pixels = next(iter(trial.images.batches(4, device=trial.device, order=few))).pixels
     ablatable = Ablatable(trial.model.to(trial.device), pixels)
-    blocks, heads = candidates.blocks, candidates.heads
-    some = blocks == "all" or candidates.reported or candidates.what == "attention"  # not all need a partner
-    if blocks == "all":
-        numbers = range(1, len(ablatable.heads) + 1)
-        blocks = [number for number in numbers if not ablatable.refusal(Change("block", number))]
-    blocks, every = _listed(blocks), heads == "all"
-    groups = ablatable.units(blocks, every=some)
-    heads = [(b, h) for b, n in enumerate(ablatable.heads, 1) for h in range(1, n + 1)] if every else _listed(heads)
-    if every or candidates.reported:  # heads named by number are refused with a reason, below
-        heads = [(b, h) for b, h in heads if not ablatable.refusal(ablatable.head(b, h))]
-    singles = list(_singles(ablatable, blocks, groups, heads))
-    for change in chain.from_iterable(singles):
-        ablatable.check(change)
-    dropped = sum(changes[0].kind == candidates.what for changes in singles)
-    steps = 4 + len(singles) + _tries(dropped) + _tries(len(heads))
+    singles = candidates.singles(ablatable)
+    kinds = {"blocks" if candidates.what == "block" else "attention": {candidates.what}, "heads": {"head", "softmax"}}
+    tries = [_tries(sum(changes[0].kind in of_curve for changes in singles)) for of_curve in kinds.values()]
+    steps = 4 + len(singles) + sum(tries)
     with progress(f"verify {trial.facts.model}", steps) as advance:
         whole = Tried((), *trial.answers(ablatable.module))
         advance(1)
@@ -198,12 +146,9 @@ def _evidence(
         evidence = Evidence(
             name, candidates.words, whole, single, {}, trial.chooses, tolerance, classes, options, measure=trial.measure
         )
-        drop = {"block": ("blocks", ("block",)), "attention": ("attention", ("attention",))}[candidates.what]
-        curves = {
-            name: _curve([tried for tried in single if tried.changes[0].kind in kinds], evidence, ablated)
-            for name, kinds in (drop, ("heads", ("head", "softmax")))
-        }
-        evidence = replace(evidence, curves={name: curve for name, curve in curves.items() if curve})
+        for curve, of_curve in kinds.items():
+            if alone := [tried for tried in single if tried.changes[0].kind in of_curve]:
+                evidence = replace(evidence, curves={**evidence.curves, curve: _curve(alone, evidence, ablated)})
         evidence = _with_advice(evidence, trial, ablatable)
         advance(1)
         updates = [attention_updates(ablatable, pixels).cpu() for pixels, _ in trial.labelled()]
@@ -212,32 +157,9 @@ def _evidence(
         if trial.has_head:  # neighbours have no gradient
             found["head_importance"] = head_importance(_gate_gradients(trial, ablatable), trial.ids)
         advance(1)
-    if every:
+    if candidates.heads == "all":
         found["head_ablation"] = head_ablation(_losses_gained(evidence, ablatable), trial.ids)
     return replace(evidence, importance=found)
-
-
-def _listed(asked: Any) -> list[Any]:
-    if isinstance(asked, str):
-        raise InputError(f"{asked!r} must be 'all', or numbers counted from 1.")
-    return list(dict.fromkeys(asked))
-
-
-def _singles(
-    ablatable: Ablatable, blocks: Blocks, groups: Sequence[Blocks], heads: Heads
-) -> Iterator[tuple[Change, ...]]:
-    """Ablations tried alone; without "map" for a block that cannot use the previous block's map, as the first.
-
-    Args:
-        groups: blocks that are dropped together.
-    """
-    ends = {group[-1]: group for group in groups}
-    for block in blocks:
-        alone = (Change("map", block), Change("attention", block))
-        yield from ((change,) for change in alone if not ablatable.refusal(change))
-        if block in ends:
-            yield tuple(Change("block", dropped) for dropped in ends[block])
-    yield from ((ablatable.head(block, head),) for block, head in heads)
 
 
 def _curve(
@@ -245,11 +167,8 @@ def _curve(
 ) -> tuple[Tried, ...]:
     """The candidates removed cumulatively, cheapest first on the images that choose; see `MOST_TRIED`."""
     cost = evidence.cost_choosing
-    left = [tried.changes for tried in sorted(alone, key=cost)]
-    if not left:
-        return ()
-    curve = [min(alone, key=cost)]
-    left.remove(curve[0].changes)
+    first, *rest = sorted(alone, key=cost)
+    curve, left = [first], [tried.changes for tried in rest]
     while left:
         tried = left if len(alone) <= MOST_TRIED else left[:1]
         before = curve[-1].changes
@@ -277,22 +196,17 @@ def _with_advice(evidence: Evidence, trial: Trial, ablatable: Ablatable) -> Evid
         tried = Tried(changes, *trial.answers(ablatable.module, ablatable.without(changes)))
         if not evidence.harmless(tried):
             continue
-        try:
-            _check_prunable(trial, tried)
+        kept: dict[int, list[int]] = {}
+        for block, head in tried.heads:
+            kept.setdefault(block, []).append(head)
+        removal = Removal(tried.blocks, tried.attention, kept)
+        try:  # `prune` would do the same
+            smaller_model(trial.model, removal, trial.facts.model, trial.facts.options)
         except InputError as error:
             refusal = refusal or str(error)
         else:
             return replace(evidence, advised=tried, refusal=refusal)
     return replace(evidence, refusal=refusal)
-
-
-def _check_prunable(trial: Trial, tried: Tried) -> None:
-    """Raises InputError if `prune` would."""
-    heads: dict[int, list[int]] = {}
-    for block, head in tried.heads:
-        heads.setdefault(block, []).append(head)
-    removal = Removal(tried.blocks, tried.attention, heads)
-    smaller_model(trial.model, removal, trial.facts.model, trial.facts.options)
 
 
 def _gate_gradients(trial: Trial, ablatable: Ablatable) -> np.ndarray:
@@ -330,12 +244,9 @@ def write_evidence(evidence: Evidence, out: Path) -> list[Path]:
 
     importance = {name: measurement_document(m) for name, m in evidence.importance.items()}
     document = plain({"format": "attnprobe drops", **evidence_document(evidence), "importance": importance})
-    texts = (
-        ("drops.csv", to_csv(evidence.table())),
-        ("drops.json", json.dumps(document, indent=1) + "\n"),
-    )
+    texts = {"drops.csv": to_csv(evidence.table()), "drops.json": json.dumps(document, indent=1) + "\n"}
     with fs.as_work_error(f"writing what dropping costs into {out}"):
         fs.make_folder(out)
-        for name, text in texts:
+        for name, text in texts.items():
             fs.write_file(out / name, text.encode(), overwrite=True)
-    return [out / name for name, _ in texts]
+    return [out / name for name in texts]

@@ -73,7 +73,8 @@ def capture_file(spec: CaptureSpec, *, out: Path | None = None) -> Path:
     Returns:
         The path of the maps file; of its shards' folder where they are kept, or others are still at work.
     """
-    out = Path(out) if out else _default_maps(Path(spec.model))
+    run = Run.of(Path(spec.model))
+    out = Path(out or (run.maps if run.checkpoints.is_dir() else f"{Path(spec.model).stem}.h5"))
     rank = Rank.of_this_process()
     if out.exists() and not spec.overwrite and rank.alone:
         raise InputError(f"{out} exists. Choose another output with -o, or replace it with --overwrite.")
@@ -271,7 +272,3 @@ def _examined(task: Task, slices: list[Path], metrics: Sequence[str] | None, **m
         certificate=task.capturing.certificate.to_dict(),
         notes=doubts(measurements),
     )
-
-
-def _default_maps(model: Path) -> Path:
-    return run.maps if (run := Run.of(model)).checkpoints.is_dir() else Path(f"{model.stem}.h5")

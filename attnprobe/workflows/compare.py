@@ -269,12 +269,11 @@ def _how_tested(first: Side) -> str:
 
 def difference_cells(row: Compared, effect: bool = False) -> list[str]:
     """A line for reading: metric, difference, its effect if asked for, how many cells differ, the largest of these."""
-    label, whole, *rest = _difference_cells(row)
-    if not effect:
-        return [label, whole, *rest]
-    found = None if row.overall is None else row.overall.effect
-    size = NONE if found is None else number(float(found))
-    return [label, whole, size, *rest]
+    cells = _difference_cells(row)
+    if effect:
+        found = None if row.overall is None else row.overall.effect
+        cells.insert(2, NONE if found is None else number(float(found)))
+    return cells
 
 
 def _difference_cells(row: Compared) -> list[str]:

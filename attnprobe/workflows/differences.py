@@ -139,7 +139,8 @@ def compared(
         if row.metric == "similar_blocks":
             runs = [_at_threshold(m) for m in runs]
         one, two = runs[0], runs[n]
-        if "head" in one.axes and (methods or one.mean.shape[_head(one)] != two.mean.shape[_head(two)]):
+        heads = {m.mean.shape[m.axes.index("head")] for m in (one, two) if "head" in m.axes}
+        if heads and (methods or len(heads) > 1):
             runs = [mean_over_heads(m) for m in runs]
         elif order is not None:
             runs = [one, with_heads_ordered(two, order)]
@@ -161,10 +162,6 @@ def compared(
         return replace(row, cells=minus(runs), coords=coords, overall=overall)
     except InputError as error:
         return replace(row, why=str(error))
-
-
-def _head(m: Measurement) -> int:
-    return m.axes.index("head")
 
 
 def _at_threshold(m: Measurement) -> Measurement:

@@ -40,6 +40,7 @@ from attnprobe.metrics import METRICS, measure
 from attnprobe.stats.alarms import Thresholds, alarms
 from attnprobe.stats.blocks import per_block
 from attnprobe.store.history import read_history, write_history
+from attnprobe.training.boards import summary_writer
 
 CORE = ("similar_blocks", "layer_similarity", "row_entropy", "head_divergence", "token_similarity")
 """The default metrics, which together cost about as much as the forward pass of a small model."""
@@ -105,7 +106,9 @@ class Probe:
         self.out = None if self.out is None else Path(self.out)
         self._metrics = [_checked(metric) for metric in (CORE if metrics is None else metrics)]
         self._chosen = metrics is not None
-        self._board = _board(self.out) if tensorboard else None
+        if tensorboard and self.out is None:
+            raise InputError("tensorboard=True needs a folder to write to: give out.")
+        self._board = summary_writer("tensorboard=True", Path(self.out or "") / "tensorboard") if tensorboard else None
         with _generators_kept():
             self._pixels, self._ids = _fixed(images, self.n_images)
         self._model: nn.Module | None = None
@@ -177,9 +180,7 @@ class Probe:
 
     def _measure(self, model: nn.Module) -> dict[str, Measurement]:
         """The metrics of the fixed images, of effective attention where they accept it."""
-        if (
-            self._capture is None or self._model is not model
-        ):  # a new model's maps are certified, which costs three passes
+        if self._capture is None or self._model is not model:  # a new model is certified, which costs three passes
             self._model = model
             sites: tuple[Site, ...] = ("weights", "effective")
             self._capture = capture(model, self._pixels, sites, tokens=True, batch_size=self.batch_size)
@@ -269,21 +270,6 @@ def _generators_kept(device: torch.device = torch.device("cpu")) -> Iterator[Non
     finally:
         random.setstate(ours)
         np.random.set_state(theirs)
-
-
-def _board(out: Path | None) -> Any:
-    """TensorBoard's writer.
-
-    Raises:
-        InputError: it is not installed, or has no folder to write to.
-    """
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise InputError("tensorboard=True needs TensorBoard: pip install tensorboard.") from None
-    if out is None:
-        raise InputError("tensorboard=True needs a folder to write to: give out.")
-    return SummaryWriter(str(out / "tensorboard"))
 
 
 def _write_scalars(board: Any, row: History) -> None:

@@ -41,7 +41,7 @@ def report(spec: ReportSpec) -> tuple[list[Examined], list[Path]]:
     runs = [_run_of(Path(path)) for path in spec.maps] if spec.verify_drops else []
     needed = {name for condition in map(Condition.parse, spec.fail_on) for name in condition.needs}
     if spec.verify_drops:
-        from attnprobe.workflows.ablate import METRICS as CANDIDATE_METRICS  # late: it needs models
+        from attnprobe.workflows.candidates import METRICS as CANDIDATE_METRICS  # late: it needs models
 
         needed |= {*CANDIDATE_METRICS}
     metrics = spec.metrics or ("default", "atlas")

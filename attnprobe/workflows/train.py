@@ -98,7 +98,7 @@ def train_seeds(
     settings: dict[str, Any] | None = None,
     ignore_unknown: bool = False,
 ) -> Iterator[TrainResult]:
-    """Train runs that differ in their seed alone, one after the other: `out`_s0, `out`_s1 ...
+    """Train runs that differ in their seed alone, one after the other, as `out`_s0 and `out`_s1.
 
     Each is an ordinary run; the same call skips finished ones and resumes the one that was stopped.
 

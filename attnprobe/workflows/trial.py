@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attnprobe.capturing.outputs import class_logits
 from attnprobe.core.errors import InputError, check_choice
 from attnprobe.core.images import ImageSource
+from attnprobe.core.outputs import class_logits
 from attnprobe.data import load_images
 from attnprobe.data.order import one_half
 from attnprobe.io.config import read_yaml
@@ -58,16 +58,14 @@ class Trial:
 
     @torch.inference_mode()
     def answers(
-        self, model: nn.Module | None = None, change: AbstractContextManager[Any] | None = None
+        self, model: nn.Module, change: AbstractContextManager[Any] | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Correctness [labelled image], bool, and cross-entropy [labelled image], nats, while `change` is in force.
 
         Of a model without a head, by the nearest neighbours of its features among the images that choose; see
         `neighbour_answers`.
-
-        `model` is this trial's own if None.
         """
-        model = (model or self.model).to(self.device).eval()
+        model = model.to(self.device).eval()
         right, loss, rows = [], [], []
         with change or nullcontext():
             for pixels, labels in self.labelled():

@@ -19,6 +19,7 @@ from scipy import stats
 from attnprobe.core.accuracy import accuracy_difference
 from attnprobe.data import load_images
 from attnprobe.models import input_spec, load_model
+from attnprobe.models.parts import Removal
 from attnprobe.models.prune import pruned
 from attnprobe.workflows.ablate import verify_drops
 from attnprobe.workflows.train import train
@@ -35,7 +36,7 @@ def one_run(run: Path, seed: int, depth: int, width: int, epochs: int) -> tuple[
     evidence = verify_drops(run, blocks="all", device="cpu", tolerance=0.99)
     advised = max(evidence.curves["blocks"], key=lambda tried: (evidence.gained_choosing(tried)[0], len(tried.changes)))
     model = load_model(run).eval()
-    right = [_right(m) for m in (model, pruned(model, blocks=advised.blocks))]
+    right = [_right(m) for m in (model, pruned(model, Removal(blocks=advised.blocks)))]
     true = accuracy_difference(*right)[0]
     return evidence.gained_choosing(advised)[0], evidence.gained(advised)[0], true, len(advised.blocks)
 

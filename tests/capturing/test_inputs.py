@@ -13,8 +13,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import attnprobe as ap
-from attnprobe.capturing.outputs import class_logits, difference, tensors_of
 from attnprobe.core.errors import CaptureError, InputError
+from attnprobe.core.outputs import class_logits, difference, tensors_of
 from attnprobe.reports.html import proof_of
 
 X = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))

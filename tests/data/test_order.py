@@ -4,7 +4,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attnprobe.data.order import balanced_subset, one_half, position_batches
+from attnprobe.core.images import position_batches
+from attnprobe.data.order import balanced_subset, one_half
 
 LABELS = st.lists(st.integers(-1, 4), min_size=1, max_size=60)
 

@@ -10,6 +10,7 @@ from attnprobe.core.errors import InputError
 from attnprobe.core.evidence import Change
 from attnprobe.models import VARIANTS, build_model
 from attnprobe.models.ablate import Ablatable
+from attnprobe.models.parts import Removal
 from attnprobe.models.prune import pruned
 
 TINY = {"depth": 4, "embed_dim": 24, "num_heads": 2, "img_size": 16, "patch_size": 8, "num_classes": 5}
@@ -66,10 +67,10 @@ def test_every_variant_can_lose_parts_and_gets_them_back(variant):
 @pytest.mark.parametrize("variant", ["vit", "attnscale", "gated"])
 def test_heads_and_blocks_are_missed_as_in_a_model_that_never_had_them(variant):
     model = model_of(variant, num_heads=3)
-    torch.testing.assert_close(without(model, Change("head", 2, 3)), out(pruned(model, heads={2: [3]})))
-    torch.testing.assert_close(without(model, Change("block", 3)), out(pruned(model, blocks=[3])))
+    torch.testing.assert_close(without(model, Change("head", 2, 3)), out(pruned(model, Removal(heads={2: [3]}))))
+    torch.testing.assert_close(without(model, Change("block", 3)), out(pruned(model, Removal(blocks=[3]))))
     several = Change("head", 2, 1), Change("head", 2, 3), Change("head", 4, 2), Change("block", 3)
-    expected = pruned(model, blocks=[3], heads={2: [1, 3], 4: [2]})
+    expected = pruned(model, Removal(blocks=[3], heads={2: [1, 3], 4: [2]}))
     torch.testing.assert_close(without(model, *several), out(expected))
 
 

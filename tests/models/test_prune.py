@@ -11,6 +11,7 @@ from torch import nn
 from attnprobe.core.errors import InputError
 from attnprobe.models import build_model, input_spec, load_model
 from attnprobe.models.describe import config_json
+from attnprobe.models.parts import Removal
 from attnprobe.models.prune import pruned, written_down
 
 TINY = {"depth": 4, "embed_dim": 24, "num_heads": 3, "img_size": 16, "patch_size": 8, "num_classes": 5}
@@ -55,7 +56,7 @@ def without(model, blocks=(), heads=()):
 def test_it_computes_what_the_whole_model_does_without_them(variant):
     model = whole(variant)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    smaller = pruned(model, blocks=[2], heads={1: [3], 4: [1, 2]})
+    smaller = pruned(model, Removal(blocks=[2], heads={1: [3], 4: [1, 2]}))
     with torch.inference_mode():
         torch.testing.assert_close(smaller(images()), without(model, [2], [(1, 3), (4, 1), (4, 2)]))
     assert sum(p.numel() for p in smaller.parameters()) < sum(p.numel() for p in model.parameters())
@@ -67,7 +68,7 @@ def test_it_computes_what_the_whole_model_does_without_them(variant):
 @pytest.mark.parametrize(("blocks", "heads"), [([2, 3], {}), ([1], {2: [1]}), ([], {1: [1], 2: [1], 3: [2], 4: [3]})])
 def test_timm_and_attnprobe_open_what_was_written(blocks, heads, tmp_path):
     model = whole("vit")
-    smaller = pruned(model, blocks=blocks, heads=heads)
+    smaller = pruned(model, Removal(blocks=blocks, heads=heads))
     name, options, rebuilt = written_down(model, smaller, "vit_16_digits", TINY, blocks)
     assert name == ("pruned_vit" if heads else "vit_16_digits")
     save_file(rebuilt.state_dict(), tmp_path / "model.safetensors")
@@ -82,9 +83,9 @@ def test_timm_and_attnprobe_open_what_was_written(blocks, heads, tmp_path):
 
 def test_what_was_pruned_can_be_pruned_again(tmp_path):
     model = whole("vit")
-    once = pruned(model, heads={1: [1], 2: [2]})
+    once = pruned(model, Removal(heads={1: [1], 2: [2]}))
     name, options, once = written_down(model, once, "vit_16_digits", TINY, [])
-    twice = pruned(once.eval(), blocks=[3], heads={1: [1]})
+    twice = pruned(once.eval(), Removal(blocks=[3], heads={1: [1]}))
     name, options, rebuilt = written_down(once, twice, name, options, [3])
     assert (name, options["of"], options["heads"]) == ("pruned_vit", "vit_16_digits", [1, 2, 3])
     with torch.inference_mode():
@@ -95,12 +96,12 @@ def test_what_was_pruned_can_be_pruned_again(tmp_path):
 @pytest.mark.parametrize("variant", MIXED)
 def test_heads_that_see_each_other_are_refused(variant):
     with pytest.raises(InputError, match="mixed, passed on or normalised together"):
-        pruned(whole(variant, num_heads=2), heads={1: [1]})
+        pruned(whole(variant, num_heads=2), Removal(heads={1: [1]}))
 
 
 def test_dropped_blocks_keep_reattention_where_it_was():
     model = whole("deepvit", reattention=(2, 3))
-    smaller = pruned(model, blocks=[1, 4])
+    smaller = pruned(model, Removal(blocks=[1, 4]))
     _, options, rebuilt = written_down(model, smaller, "deepvit_16_digits", {**TINY, "reattention": (2, 3)}, [1, 4])
     assert options["reattention"] == [1]
     with torch.inference_mode():
@@ -111,12 +112,12 @@ def test_blocks_whose_place_matters_are_refused():
     model = whole("differential", num_heads=2)
     options = {**TINY, "num_heads": 2}
     with pytest.raises(InputError, match="depends on its place"):
-        written_down(model, pruned(model, blocks=[2]), "differential_16_digits", options, [2])
-    last = written_down(model, pruned(model, blocks=[4]), "differential_16_digits", options, [4])
+        written_down(model, pruned(model, Removal(blocks=[2])), "differential_16_digits", options, [2])
+    last = written_down(model, pruned(model, Removal(blocks=[4])), "differential_16_digits", options, [4])
     assert len(last[2].blocks) == 3
     rich = whole("richvit")
     with pytest.raises(InputError, match="different kinds"):
-        written_down(rich, pruned(rich, blocks=[1]), "richvit_16_digits", TINY, [1])
+        written_down(rich, pruned(rich, Removal(blocks=[1])), "richvit_16_digits", TINY, [1])
 
 
 @pytest.mark.parametrize(
@@ -132,12 +133,12 @@ def test_blocks_whose_place_matters_are_refused():
 )
 def test_what_is_not_there_or_would_leave_nothing_is_refused(change, message):
     with pytest.raises(InputError, match=message):
-        pruned(whole("vit"), **change)
+        pruned(whole("vit"), Removal(**change))
 
 
 def test_other_architectures_are_refused():
     with pytest.raises(InputError, match="not built like timm's VisionTransformer"):
-        pruned(nn.Sequential(nn.Linear(2, 2)), blocks=[1])
+        pruned(nn.Sequential(nn.Linear(2, 2)), Removal(blocks=[1]))
 
 
 def test_fewer_heads_than_none_or_more_than_there_are_cannot_be_built():

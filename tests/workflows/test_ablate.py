@@ -2,7 +2,6 @@
 
 import csv
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -23,7 +22,6 @@ from attnprobe.workflows.prune import heads_of, numbers_of, prune
 from attnprobe.workflows.report import report
 from attnprobe.workflows.train import train
 from attnprobe.workflows.trial import open_trial
-from tests.reports.formulas import head_distance, measurement
 
 TINY = {"epochs": 12, "warmup_epochs": 1, "model_kwargs": {"depth": 4, "embed_dim": 24, "num_heads": 3}}
 
@@ -75,13 +73,6 @@ def test_candidates_are_the_reports_and_settings_move_them(run):
     heads = [t for t in evidence.single if t.changes[0].kind == "head"]
     assert similar and tried == set(similar)
     assert len(heads) == summary["head_divergence"].summary["redundant"]
-
-
-def test_redundant_heads_are_all_but_one_of_each_group():
-    m = measurement("head_divergence", head_distance(4, 5, twins=3))
-    assert list(ablation._redundant(m)) == [(3, 2), (3, 3), (4, 2), (4, 3)]
-    some = replace(m, coords={"layer": [2, 5, 8, 11]})
-    assert list(ablation._redundant(some)) == [(8, 2), (8, 3), (11, 2), (11, 3)]
 
 
 def test_many_candidates_are_taken_in_the_order_of_what_each_costs():
@@ -208,7 +199,7 @@ def test_training_images_choose_and_validation_images_judge(run, tmp_path):
     assert (evidence.n_choosing, evidence.n_judging) == (60, 60)
     asked = open_trial(run, device="cpu", split="train", images=60)
     assert set(asked.ids[60:]) == val and not val & set(asked.ids[:60]) and asked.chooses[:60].all()
-    np.testing.assert_array_equal(evidence.whole.right[60:], trial.answers()[0])
+    np.testing.assert_array_equal(evidence.whole.right[60:], trial.answers(trial.model)[0])
     assert "--split train --images 60" in advice(evidence)
     done = prune(run, tmp_path / "small", blocks=[4], device="cpu", split="train", images=60)
     np.testing.assert_array_equal(done.right[0], evidence.whole.right[60:])

@@ -58,12 +58,10 @@ class Moments:
 
 
 class Collected:
-    """The values of one metric, image by image: all of them up to `keep_bytes`, only their moments beyond."""
+    """The values of one metric, image by image: all of them up to `KEEP_BYTES`, only their moments beyond."""
 
-    def __init__(self, keep_bytes: int = KEEP_BYTES) -> None:
-        self.n_images = self.n_excluded = 0
-        self._keep_bytes = keep_bytes
-        self._bytes = 0
+    def __init__(self) -> None:
+        self.n_images = self.n_excluded = self._bytes = 0
         self._kept: list[np.ndarray] = []
         self._folded: Moments | None = None
 
@@ -74,7 +72,7 @@ class Collected:
         self.n_excluded += int((~finite).sum())
         self._bytes += values.nbytes
         self._kept.append(values)
-        if self._bytes > self._keep_bytes:
+        if self._bytes > KEEP_BYTES:
             parts = map(Moments.of, self._kept)
             self._folded = reduce(Moments.merge, parts, self._folded or next(parts))
             self._kept = []

@@ -19,6 +19,7 @@ from attnprobe.core.grid import TokenGrid
 from attnprobe.core.maps import AttentionMaps, Part, uniform_maps
 from attnprobe.core.measurement import Measurements
 from attnprobe.core.metric import Metric
+from attnprobe.io.config import from_mapping
 from attnprobe.metrics.engine.choose import choose
 from attnprobe.metrics.engine.collect import NAMED, Place, collect
 from attnprobe.metrics.engine.collected import Collected
@@ -106,22 +107,15 @@ def _places(slices: Iterable[bytes]) -> list[Place]:
 
 def _place(about: dict[str, Any]) -> Place:
     """One with nothing in it yet."""
-    given: dict[str, Any] = {**about, "grid": _tuples(about["grid"]), "part": _tuples(about["part"])}
-    like = uniform_maps(
-        AttentionMaps(
-            torch.empty(1).expand(1, *given["shape"]),
-            ("uniform",),
-            TokenGrid(**given["grid"]),
-            layers=tuple(given["layers"]),
-            stage=given["stage"],
-            kind=given["kind"],
-            part=Part(**given["part"]),
-        )
+    like = AttentionMaps(
+        torch.empty(1).expand(1, *about["shape"]),
+        ("uniform",),
+        from_mapping(TokenGrid, about["grid"]),
+        layers=tuple(about["layers"]),
+        stage=about["stage"],
+        kind=about["kind"],
+        part=from_mapping(Part, about["part"]),
     )
     names = ("stage", "site", "is_effective", "stochastic", "refusals")
     empty: dict[str, Any] = {"collected": {}, "image_ids": [], "not_finite": [], "pixels": []}
-    return Place(**{name: about[name] for name in names}, uniform=like, **empty)
-
-
-def _tuples(fields: dict[str, Any]) -> dict[str, Any]:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+    return Place(**{name: about[name] for name in names}, uniform=uniform_maps(like), **empty)

@@ -158,7 +158,7 @@ def alike_in_words(measurements: Sequence[Measurement]) -> str:
 
 
 def doubts(measurements: Mapping[str, Measurement]) -> tuple[str, ...]:
-    """What a reader must know of images that do not stand for themselves: copies, and what looks like some."""
+    """Sentences on images that do not stand for themselves: copies, and what looks like some."""
     copied = dict.fromkeys(copies_in_words(m) for m in measurements.values())
     return tuple(filter(None, (*copied, alike_in_words(list(measurements.values())))))
 

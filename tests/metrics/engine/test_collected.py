@@ -1,5 +1,6 @@
 import math
 from dataclasses import replace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -10,14 +11,16 @@ from scipy import stats
 
 from attnprobe.core.maps import TokenGrid
 from attnprobe.metrics import METRICS, SLOW, attention_distance, measure, row_entropy
+from attnprobe.metrics.engine import collected as engine
 from attnprobe.metrics.engine.collected import Collected, Moments
 
 
-def collect(parts, **options):
-    collected = Collected(**options)
-    for part in parts:
-        collected.add(part)
-    return collected
+def collect(parts, keep_bytes=engine.KEEP_BYTES):
+    made = Collected()
+    with mock.patch.object(engine, "KEEP_BYTES", keep_bytes):
+        for part in parts:
+            made.add(part)
+    return made
 
 
 @settings(max_examples=40, deadline=None)

@@ -130,7 +130,7 @@ def test_a_source_may_reuse_its_memory():
 def test_over_the_budget_sums_give_the_same_mean_with_a_normal_interval(monkeypatch):
     chunks = in_chunks(some_maps(), [3, 3, 1])
     kept = measure(chunks)
-    monkeypatch.setattr(collected.Collected.__init__, "__defaults__", (200,))
+    monkeypatch.setattr(collected, "KEEP_BYTES", 200)
     summed = measure(chunks)
     for name, m in summed.items():
         np.testing.assert_allclose(m.mean, kept[name].mean, rtol=1e-12, atol=1e-14)

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from attnprobe.capturing.axes import relative
 from attnprobe.core.devices import in_float64
 from attnprobe.core.errors import CaptureError
 
@@ -30,11 +29,27 @@ def tensors_of(output: Any) -> list[Tensor]:
     return floats or [in_float64(tensor) for tensor in found]
 
 
+def relative_error(ours: Tensor, theirs: Tensor) -> float:
+    """Largest difference, relative to the largest value of `theirs`; infinite if not the same entries are finite.
+
+    Entries that are finite in neither are left out: a network with a weight that is not a number can be captured, and
+    where it computes nothing there is nothing to compare.
+    """
+    finite = theirs.isfinite()
+    if not torch.equal(finite, ours.isfinite()):
+        return math.inf
+    if not finite.all():
+        ours, theirs = ours[finite], theirs[finite]
+    if not theirs.numel():
+        return 0.0
+    return ((ours - theirs).abs().max() / theirs.abs().max().clamp_min(1e-12)).item()
+
+
 def difference(ours: list[Tensor], theirs: list[Tensor]) -> float:
     """The largest difference of two outputs, relative to the largest value of each tensor; 0.0 of nothing."""
     if len(ours) != len(theirs) or any(a.shape != b.shape for a, b in zip(ours, theirs, strict=True)):
         return math.inf
-    return max((relative(a, b) for a, b in zip(ours, theirs, strict=True)), default=0.0)
+    return max((relative_error(a, b) for a, b in zip(ours, theirs, strict=True)), default=0.0)
 
 
 def equal(ours: list[Tensor], theirs: list[Tensor]) -> bool:

@@ -1,0 +1,100 @@
+"""Candidates for ablation: blocks and heads that a report calls similar or redundant, or that the user names."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from attnprobe.core.errors import InputError
+from attnprobe.core.evidence import Change
+from attnprobe.core.measurement import Measurement, Measurements
+from attnprobe.models.ablate import Ablatable
+
+METRICS = ("similar_blocks", "head_divergence")
+"""Metrics by which a report calls blocks similar and heads redundant."""
+
+Blocks = Sequence[int]
+Heads = Sequence[tuple[int, int]]
+Drop = Literal["block", "attention"]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """Parts to ablate, counted from 1.
+
+    Attributes:
+        blocks, heads: numbers, and (block, head), or "all".
+        words: their origin.
+        what: what is dropped cumulatively, whole blocks or their attention.
+        reported: a report named them, so those that cannot be ablated are left out; else they are an error.
+    """
+
+    blocks: Blocks | str
+    heads: Heads | str
+    words: str
+    what: Drop = "block"
+    reported: bool = False
+
+    def singles(self, ablatable: Ablatable) -> list[tuple[Change, ...]]:
+        """Ablations to try alone; without "map" for a block that cannot use the previous block's map, as the first.
+
+        Raises:
+            InputError: a part named by number cannot be ablated.
+        """
+        blocks = range(1, len(ablatable.heads) + 1) if self.blocks == "all" else _numbers(self.blocks)
+        if self.blocks == "all":
+            blocks = [block for block in blocks if not ablatable.refusal(Change("block", block))]
+        partnerless = self.blocks == "all" or self.reported or self.what == "attention"  # these need no partner
+        ends = {group[-1]: group for group in ablatable.units(blocks, every=partnerless)}
+        singles: list[tuple[Change, ...]] = []
+        for block in blocks:
+            alone = (Change("map", block), Change("attention", block))
+            singles += [(change,) for change in alone if not ablatable.refusal(change)]
+            if block in ends:
+                singles.append(tuple(Change("block", dropped) for dropped in ends[block]))
+        every = ((block, head) for block, n in enumerate(ablatable.heads, 1) for head in range(1, n + 1))
+        for number in every if self.heads == "all" else _numbers(self.heads):
+            change = ablatable.head(*number)
+            if not ((self.heads == "all" or self.reported) and ablatable.refusal(change)):
+                singles.append((change,))
+        for changes in singles:
+            for change in changes:
+                ablatable.check(change)
+        return singles
+
+
+def _numbers(named: Any) -> list[Any]:
+    """Blocks or heads named by number, each once."""
+    if isinstance(named, str):
+        raise InputError(f"{named!r} must be 'all', or numbers counted from 1.")
+    return list(dict.fromkeys(named))
+
+
+def reported_candidates(measurements: Mapping[str, Measurement], what: Drop) -> Candidates:
+    """The blocks and heads that these measurements call similar and redundant.
+
+    Raises:
+        InputError: they are of several stages, or neither of the two metrics was measured.
+    """
+    measurements = Measurements(measurements)
+    if len(stages := {m.stage for m in measurements.values() if m.metric in METRICS}) > 1:
+        raise InputError(
+            f"blocks differ in heads or tokens, so they were measured as {len(stages)} stages ({', '.join(stages)}), "
+            "and not all are compared with the previous one: name --blocks and --heads, or all."
+        )
+    similar = measurements.get("similar_blocks", site="effective")
+    divergence = measurements.get("head_divergence", site="weights")
+    if similar is None and divergence is None:
+        raise InputError("nothing says what could be removed: measure similar_blocks or head_divergence of the maps.")
+    blocks = [] if similar is None else [n for n in similar.summary["similar"] if n > 1]  # the first has no predecessor
+    heads = [] if divergence is None else list(redundant_heads(divergence))
+    n_blocks, n_heads = (
+        f"{len(found)} {word}{'s' if len(found) != 1 else ''}" for found, word in ((blocks, "block"), (heads, "head"))
+    )
+    return Candidates(blocks, heads, f"the report calls {n_blocks} similar and {n_heads} redundant", what, True)
+
+
+def redundant_heads(m: Measurement) -> Iterator[tuple[int, int]]:
+    """All but the first head of each group of `head_divergence`, as (block, head)."""
+    layers = m.coords.get("layer", range(1, len(m.mean) + 1))
+    for layer, groups in zip(layers, m.summary.get("clusters", ()), strict=False):
+        yield from ((layer, head) for group in groups for head in sorted(group)[1:])
