@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 
@@ -18,9 +18,9 @@ class WhichCheckpoint:
     """The choice of a checkpoint of a run."""
 
     checkpoint: int | None = None
-    """for a run: the checkpoint after this many epochs; the newest if not given."""
+    """the one after this many epochs, of a run. The newest if not given."""
     allow_older: bool = False
-    """for a run whose newest checkpoint is damaged: use the newest intact one instead of refusing."""
+    """use an older one if a run's newest is damaged. The newest that is intact."""
 
     def of(self, model: str) -> str:
         """The model as it was named, or the folder of the checkpoint that these options choose.
@@ -47,8 +47,9 @@ NEWEST = WhichCheckpoint()
 class TrialOptions(ImageOptions):
     """The model's name, and the labelled images it is evaluated on."""
 
-    split: str = "val"
-    """val: one half of these images chooses, the other judges; train: training images choose, those of val judge."""
+    split: Annotated[str, Short(metavar="train|val")] = "val"
+    """images that choose. val: one half of these chooses, the other judges; train: training images choose, those of val
+    judge."""
 
 
 EVERY_IMAGE = TrialOptions()

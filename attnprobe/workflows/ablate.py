@@ -65,9 +65,9 @@ def verify_drops(
     Args:
         ref: a run, a checkpoint, the name of a model, or a model.
         maps: the maps file that says what is similar; the run's own if None.
-        blocks, heads: other candidates than the report's, as (block, head) from 1, such as blocks that are not
-            similar, for comparison, or "all"; then no maps are needed. With all heads the evidence has
-            `head_ablation`, too.
+        blocks: other candidates than the report's, from 1, such as blocks that are not similar, for comparison, or
+            "all"; then no maps are needed.
+        heads: the same of heads, as (block, head). With all heads the evidence has `head_ablation`, too.
         metrics: settings of the two metrics, as for `examine`.
         what: whether whole blocks are dropped cumulatively and advised, or their attention alone, which leaves the
             MLPs. Both are tried singly.
