@@ -80,29 +80,27 @@ def options(thing: Any, given: object = None) -> Iterator[Option]:
         if is_dataclass(kind):
             yield from options(kind, None if default is MISSING else default)
         elif tyro.conf.Suppress not in marks:
-            set_by_hand = [mark for mark in marks if hasattr(mark, "metavar")]  # made by tyro.conf.arg
-            value = next((mark.metavar for mark in set_by_hand if mark.metavar), None)
-            flag = next((mark.name for mark in set_by_hand if mark.name), name)
-            aliases = [alias for mark in set_by_hand for alias in mark.aliases or ()]
-            flags = () if tyro.conf.Positional in marks else (*aliases, f"--{flag.replace('_', '-')}")
+            spelling: Any = next((mark for mark in marks if hasattr(mark, "metavar")), tyro.conf.arg())
+            flags = (*(spelling.aliases or ()), f"--{(spelling.name or name).replace('_', '-')}")
+            flags = () if tyro.conf.Positional in marks else flags
             many = " ..." if get_origin(kind) is tuple and tyro.conf.UseAppendAction not in marks else ""
-            yield Option(flags, (value or _value(kind)) + many, texts[name], default, FIRST in marks)
+            yield Option(flags, (spelling.metavar or _value(kind)) + many, texts[name], default, FIRST in marks)
 
 
 def command_help(name: str, command: Callable[..., Any], *, everything: bool = False) -> str:
     """The page of `attnprobe NAME --help`, or of --help-all."""
     every = list(options(command))
-    named = [option for option in every if option.flags]
-    needed = " ".join(f"{o.flags[0]} {o.value}" if o.flags else o.call for o in every if o.default is MISSING)
-    optional = " ".join(f"[{o.call}]" for o in every if not o.flags and o.default is not MISSING)
-    usage = " ".join(filter(None, (f"attnprobe {name}", needed, optional, "[OPTIONS]" if named else "")))
+    placed, named = ([o for o in every if bool(o.flags) is flagged] for flagged in (False, True))
     first = [o for o in named if o.default is MISSING or o.first]
     rest = [o for o in named if o not in first]
-    sections = {"": [o for o in every if not o.flags], "Options [default]:": [*first, *rest]}
+    sections = {"": placed, "Options [default]:": [*first, *rest]}
     if any(o.first for o in named):
         sections |= {"Options [default]:": first, "Advanced:": rest}
+    usage = [o.call if o.default is MISSING else f"[{o.call}]" for o in placed]
+    usage += [f"{o.flags[0]} {o.value}" for o in named if o.default is MISSING]
+    usage += ["[OPTIONS]"] if named else []
     column = min(COLUMN, max((len(o.call) for o in every), default=0)) + 4
-    parts = [f"usage: {usage}", _description(command)]
+    parts = [" ".join(["usage: attnprobe", name, *usage]), _description(command)]
     for title, chosen in sections.items():
         rows = [_row(o, column, everything=everything) for o in chosen]
         parts += ["\n".join([title, *rows] if title else rows)] if rows else []
