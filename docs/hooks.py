@@ -20,7 +20,7 @@ def kinds() -> str:
     from attnprobe.reports.kinds import KINDS
 
     rows = (
-        (f"**{kind.words}**<br>`{kind.name}`", f"{kind.quantity}<br>`{kind.metric}`",
+        (f"**{kind.words}**<br>`{kind.name}`<br>{kind.meaning}", f"{kind.quantity}<br>`{kind.metric}`",
          f"{'below' if kind.below else 'above'} {kind.bar:.3g}", _linked(kind.why), _linked(kind.source))
         for kind in KINDS
     )  # fmt: skip

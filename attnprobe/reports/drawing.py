@@ -33,13 +33,14 @@ THEMED = "<style>svg{color:#1c2024}@media(prefers-color-scheme:dark){svg{color:#
 class Drawing:
     """A figure ready for a page: `title` names it, `alt` describes its content, `settings` how it was measured.
 
-    `wide`: it takes the whole width of the page, not half of it.
+    `note`: a sentence to be read with the figure. `wide`: it takes the whole width of the page, not half of it.
     """
 
     src: Markup
     alt: str
     title: str
     settings: str
+    note: str = ""
     wide: bool = False
 
 
@@ -70,12 +71,14 @@ def as_svg(figure: Figure, alt: str, title: str, settings: str) -> Drawing:
     return Drawing(as_uri("image/svg+xml", svg.encode()), alt, title, settings)
 
 
-def as_photograph(figure: Figure, alt: str, title: str, settings: str, *, wide: bool = False) -> Drawing:
+def as_photograph(
+    figure: Figure, alt: str, title: str, settings: str, *, note: str = "", wide: bool = False
+) -> Drawing:
     """A figure with photographs as WebP, at twice the size a page shows; with 16 blocks 41 kB as WebP, 408 kB as
     PNG."""
     file = io.BytesIO()
     figure.savefig(file, format="webp", dpi=192, pil_kwargs={"quality": 80, "method": 4})
-    return Drawing(as_uri("image/webp", file.getvalue()), alt, title, settings, wide)
+    return Drawing(as_uri("image/webp", file.getvalue()), alt, title, settings, note, wide)
 
 
 def as_uri(kind: str, data: bytes) -> Markup:

@@ -84,7 +84,7 @@ def sections(runs: Sequence[Examined]) -> list[Section]:
         ),
         Section(
             "What else was measured?",
-            "What was asked for by name. Each title leads to the metric in the table of settings below.",
+            "Metrics that have no figure above, for every block or pair of blocks.",
             tuple(_others(runs)),
         ),
         Section(
@@ -238,7 +238,7 @@ def _picture(name: str, picture: AttendedImage, limits: tuple[float, float]) -> 
     )
     with canvas(WIDTH, 0.1 + (WIDTH - 1.2) * height / width, ink=GREY) as figure:
         attention_grid(picture, figure.add_subplot(), limits=limits, title="")
-        return as_photograph(figure, alt, title, outcome)
+        return as_photograph(figure, alt, title, "", note=outcome)
 
 
 def _largest(m: Measurement) -> str:

@@ -1,7 +1,7 @@
 """A finding: whether a kind of collapse is there, from which block on, and by which number."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -33,6 +33,7 @@ class Finding:
         surely, at_most: how many of them are by the bounds of their intervals; all where these are not known.
         first_block: the first of `blocks`; None if there is none.
         detail: which sub-kind, what is not counted and why, what is missing; "" for nothing.
+        levels: number of every block, which a figure draws; None where nothing was measured.
     """
 
     kind: str
@@ -53,6 +54,7 @@ class Finding:
     at_most: int = 0
     first_block: int | None = None
     detail: str = ""
+    levels: Levels | None = field(default=None, compare=False, repr=False)
 
     @property
     def share(self) -> float:
@@ -67,9 +69,16 @@ class Finding:
         return self.found == "yes" and self.share < EXTENT and not counts
 
     @property
+    def is_explained(self) -> bool:
+        """True if its number is beyond the bar, but in blocks alone that another kind explains."""
+        beyond = self.number is not None and (self.number < self.bar if self.below else self.number > self.bar)
+        return self.found == "no" and NOT_COUNTED in self.detail and beyond
+
+    @property
     def phrase(self) -> str:
         """Words for the headline, where it is found; "from block n" names the first of the blocks, not all after it."""
-        counted = f"{len(self.blocks)} of {self.of} blocks{ci_text((self.surely, self.at_most))}"
+        bounds = ci_text((self.surely, self.at_most)) if self.surely < self.at_most else ""
+        counted = f"{len(self.blocks)} of {self.of} blocks{bounds}"
         where = "from block" if len(self.blocks) > 1 else "in block"
         begin = f"{self.words} {where} {self.first_block}"
         more = [part for part in self.detail.split("; ") if part and NOT_COUNTED not in part]
@@ -82,9 +91,8 @@ class Finding:
         """The whole finding in one line."""
         if self.found == "cannot say":
             return f"{self.words}: cannot say, {self.detail}"
-        beyond = self.number is not None and (self.number < self.bar if self.below else self.number > self.bar)
-        if self.found == "no" and NOT_COUNTED in self.detail and beyond:  # every block is explained by another kind
-            return f"{self.words}: no other than is explained; {self.detail}"
+        if self.is_explained:
+            return f"{self.words}: explained by another kind; {self.detail}"
         counted = with_interval(len(self.blocks), self.surely, self.at_most)
         bounds = interval(self.low, self.high)
         facts = [
@@ -170,6 +178,7 @@ def judged(kind: Kind, bar: float, found: Levels, excused: Mapping[str, frozense
         at_most=int((counted(outer) | mask).sum()),
         first_block=blocks[0] if blocks else None,
         detail="; ".join(details),
+        levels=found,
     )
 
 

@@ -50,7 +50,8 @@ def atlases(runs: Sequence[Examined], width: float) -> Iterator[Drawing]:
             alt = f"{title}: {types_text(m)}. " + "; ".join(
                 f"block {block} {', '.join(types)}" for block, types in enumerate(m.summary["types"], 1)
             )
-            yield as_photograph(figure, f"{alt}.", title, f"{types_text(m)}. {below}{settings_text(m)}.", wide=True)
+            note = f"{types_text(m)}. {below}".rstrip()
+            yield as_photograph(figure, f"{alt}.", title, f"{settings_text(m)}.", note=note, wide=True)
 
 
 def types_text(m: Measurement) -> str:

@@ -1,4 +1,4 @@
-"""One self-contained page: verdict first, then the summary, the figures, and what the numbers rest on."""
+"""One self-contained page: verdict, the figure that shows it, explorer, all figures, summary, and what they rest on."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,11 +10,12 @@ from markupsafe import Markup
 from attnprobe.core.examined import Examined
 from attnprobe.core.text import one_run_each, visible
 from attnprobe.reports.drawing import as_uri
-from attnprobe.reports.figures import sections
+from attnprobe.reports.figures import WIDTH, sections
 from attnprobe.reports.json_report import plain
-from attnprobe.reports.numbers import settings_text
+from attnprobe.reports.kind_rows import kind_rows
+from attnprobe.reports.numbers import NONE, settings_text
 from attnprobe.reports.removal import removal_rows
-from attnprobe.reports.tables import summary_metrics, summary_table
+from attnprobe.reports.tables import by_question, summary_metrics, summary_table
 from attnprobe.reports.verdict import verdict
 from attnprobe.view import page
 from attnprobe.view.described import Viewed, explorable, left_out
@@ -22,6 +23,8 @@ from attnprobe.view.embedded import Embedded, embed
 
 PAGE_BYTES = 5_000_000
 """Size of the whole page: a mail takes it, and a phone opens it at once. The explorer gets what the rest leaves."""
+KIND_WIDTH = 3.6
+"""Width in inches of the figure of a kind of collapse: three fit side by side."""
 OF_EXPLORER = 60_000
 """Size of the explorer's script, style and words."""
 
@@ -39,12 +42,20 @@ def to_html(runs: Sequence[Examined]) -> str:
     shown = [run for e in runs for run in (e, e.untrained) if run is not None]
     explained = {m.metric: m.explanation for e in runs for m in e.measurements.values() if m.explanation}
     anchors = {metric: f"explanation-{number}" for number, metric in enumerate(explained, 1)}
+    judged = [(e, verdict(e)) for e in runs]
+    kinds, labels = kind_rows(judged, KIND_WIDTH, 2 * WIDTH), summary_metrics(shown)
+    summary = summary_table(shown)
+    measured = {label: metric for label, metric in labels.items() if label in summary.index}
     parts = {
-        "runs": [(e, verdict(e)) for e in runs],
+        "runs": [(e, found, _about(e)) for e, found in judged],
+        "kinds": kinds,
+        "deciding": next((row for row in kinds if row.drawing), None),
         "explained": explained,
         "anchors": anchors,
-        "anchor_of": {label: anchors.get(metric) for label, metric in summary_metrics(shown).items()},
-        "summary": summary_table(shown),
+        "anchor_of": {label: anchors.get(metric) for label, metric in labels.items()},
+        "summary": {label: cells for label, *cells in summary.itertuples(name=None)},
+        "columns": list(summary.columns),
+        "questions": by_question(measured),
         "scope": one_run_each(len(runs)) if len(runs) > 1 else "",
         "sections": sections(runs),
         "evidence": [(e.name, removal_rows(e.evidence)) for e in runs if e.evidence is not None and e.evidence.single],
@@ -66,6 +77,14 @@ def to_html(runs: Sequence[Examined]) -> str:
         "policy": Markup(page.script_hash()),
     }
     return template.render(parts, explorer=made, unexplored=[])
+
+
+def _about(e: Examined) -> str:
+    """Line below a run's name: model, accuracy, images."""
+    accuracy, n = e.info.get("accuracy"), max((m.n_images for m in e.measurements.values()), default=0)
+    facts = (_text(e.info.get("model", NONE)), "" if accuracy is None else f"accuracy {accuracy:.1%}",
+             f"{n} image{'s' if n != 1 else ''}")  # fmt: skip
+    return " · ".join(fact for fact in facts if fact not in ("", NONE))
 
 
 def _provenance(runs: Sequence[Examined]) -> list[tuple[str, list[str]]]:

@@ -17,7 +17,7 @@ class Kind:
 
     Attributes:
         name: as `--fail-on` and the JSON know it.
-        words: as the headline does.
+        words: as the headline does; `meaning`: what such a block does, in one sentence.
         quantity: what the number is; `metric`: which measurement it comes from.
         bar: a block is beyond it if its number is above it, or below it where `below`.
         source: who describes the kind.
@@ -29,6 +29,7 @@ class Kind:
 
     name: str
     words: str
+    meaning: str
     quantity: str
     metric: str
     bar: float
@@ -43,7 +44,7 @@ class Kind:
         """Definition of the kind: number, bar and source, in lines."""
         side = "below" if self.below else "above"
         return (
-            f"{self.words[0].upper()}{self.words[1:]}, a kind of collapse that the verdict knows.\n\n"
+            f"{self.words[0].upper()}{self.words[1:]}, a kind of collapse that the verdict knows. {self.meaning}\n\n"
             f"Judged by: {self.quantity}, block by block (attnprobe explain {self.metric}).\n"
             f"Found {side} {self.bar:.3g}, or the bar of --bar {self.name}=NUMBER. Why there: {self.why}.\n"
             f"Source: {self.source}.\n"
@@ -54,55 +55,76 @@ class Kind:
 KINDS = (
     Kind(
         "representation_collapse", "representation collapse across images",
+        "The outputs for different images point the same way, so a classifier cannot tell the images apart.",
         "cosine between images of the class token or mean patch", "image_similarity", 0.95, "arXiv:2110.09348",
         "ours: what tells two images apart is then less than a third of a vector's length, sqrt(1 - 0.95^2) = 0.31",
         to_the_end=True,
         of_maps=False,
     ),
     Kind(
-        "oversmoothing", "oversmoothing of tokens", "cosine between tokens", "token_similarity", 0.9,
+        "oversmoothing", "oversmoothing of tokens",
+        "The tokens of an image have become alike.",
+        "cosine between tokens", "token_similarity", 0.9,
         "arXiv:2104.12753, arXiv:2203.06345", "ours: as tight as the 0.9 of similar blocks", of_maps=False,
     ),
     Kind(
-        "dimensional_collapse", "dimensional collapse of tokens", "effective rank of tokens", "token_rank", 2.0,
+        "dimensional_collapse", "dimensional collapse of tokens",
+        "The tokens of an image differ in one or two directions only.",
+        "effective rank of tokens", "token_rank", 2.0,
         "arXiv:2110.09348, of representations over images", "ours: one direction then holds more than half of "
         "the variance", below=True, of_maps=False,
     ),
     Kind(
-        "repetition", "repetition", "overlap", "map_overlap", 0.85,
+        "repetition", "repetition",
+        "A block attends to the same places as an earlier block.",
+        "overlap", "map_overlap", 0.85,
         "arXiv:2103.11886; the measure is ours", "ours: copies drawn with noise overlap 0.9 to 1, unrelated peaked "
         "maps 0.2 to 0.5; in 7 of 8 small models blocks above it do less harm with the previous block's map than "
         "the others",
     ),
     Kind(
-        "near_uniform", "near-uniform attention", "exp(entropy) over tokens",
+        "near_uniform", "near-uniform attention",
+        "Each query attends to all tokens nearly alike, so the block passes on their average.",
+        "exp(entropy) over tokens",
         "row_entropy", 0.9, "arXiv:1906.04341, the entropy", "ours: softmax rows of logits with standard deviation "
         "below 0.46 are above it, untrained networks at 0.99",
     ),
     Kind(
-        "entropy_collapse", "entropy collapse", "tokens attended to, exp(entropy),", "row_entropy", 1.5,
+        "entropy_collapse", "entropy collapse",
+        "Each query attends to hardly more than one token.",
+        "tokens attended to, exp(entropy),", "row_entropy", 1.5,
         "arXiv:2303.06296", "ours: half a token beyond the least there can be; three heads of four with one key each "
         "and a fourth with five are at it", below=True,
     ),
     Kind(
-        "sink_collapse", "sink collapse", "attention on one token or the prefix", "sink_mass", 0.5,
+        "sink_collapse", "sink collapse",
+        "Most of the attention goes to one token, or to the class and register tokens.",
+        "attention on one token or the prefix", "sink_mass", 0.5,
         "arXiv:2410.10781", "ours: most of the attention of the block; as for a head of type sink",
     ),
     Kind(
-        "rank_collapse", "rank collapse of maps", "distance from equal rows", "rank_residual", 0.2,
+        "rank_collapse", "rank collapse of maps",
+        "All queries of an image attend to the same tokens.",
+        "distance from equal rows", "rank_residual", 0.2,
         "arXiv:2103.03404, of tokens", "ours: 96 % of a map's squared length is then the same row for all queries",
         below=True,
     ),
     Kind(
-        "image_independent", "image-independent attention", "overlap with the same block of another image",
+        "image_independent", "image-independent attention",
+        "The maps are nearly the same in every image.",
+        "overlap with the same block of another image",
         "content_overlap", 0.85, "ours", "ours: as for repetition",
     ),
     Kind(
-        "head_redundancy", "head redundancy", "share of heads that another could stand for", "head_divergence",
+        "head_redundancy", "head redundancy",
+        "Most heads of a block attend like another one of its heads.",
+        "share of heads that another could stand for", "head_divergence",
         2 / 3, "arXiv:1906.04341, the distance", "ours: of 12 heads 4 are left, of 4 one",
     ),
     Kind(
-        "massive_activations", "massive activations", "largest entry over the median one", "largest_activation", 100.0,
+        "massive_activations", "massive activations",
+        "A few entries of a block's output are far larger than all others.",
+        "largest entry over the median one", "largest_activation", 100.0,
         "arXiv:2402.17762", "ours: a tenth of the 1,000 of that paper, and more than ten times what normal entries "
         "reach", of_maps=False,
     ),

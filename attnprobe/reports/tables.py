@@ -1,6 +1,6 @@
 """All numbers as one long table, and a summary of the most important ones."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -21,6 +21,31 @@ TAUS = (0.7, 0.8, 0.95)
 COUNTED = ("layer", "head")
 """Axes whose positions are numbered from 1; the others have labels (a threshold, the name of a token)."""
 
+
+QUESTIONS = {
+    "The model": ("",),
+    "Do blocks repeat one another?": ("similar_blocks", "layer_similarity", "layer_similarity_centred", "map_overlap",
+                                      "map_overlap_matched", "map_cka"),
+    "Do the heads of a block differ?": ("head_divergence", "head_similarity", "head_dependence", "head_output_norm",
+                                        "head_output_similarity", "head_types"),
+    "How broad is attention, and where does it go?": ("row_entropy", "effective_rank", "rank_residual",
+                                                      "attention_distance", "prefix_mass", "content_overlap"),
+    "Do tokens and images stay apart?": ("token_similarity", "token_rank", "image_similarity", "largest_activation"),
+}  # fmt: skip
+"""Questions that the summary answers, with the metrics of its rows; other metrics come last."""
+
+OTHERS = "What else was measured?"
+
+PLAIN = {
+    "map_overlap": "overlap with the previous block",
+    "map_overlap_matched": "the same overlap, heads matched",
+    "content_overlap": "overlap beyond another image's",
+    "head_similarity": "cosine between heads",
+    "token_rank": "effective rank of tokens",
+    "image_similarity": "cosine between images",
+    "largest_activation": "largest activation over median",
+}
+"""Rows of default metrics that have none in `_usual_quantities`, in words."""
 
 SUMMARY_HEADER = "mean over images (95 % CI)"
 """Above the labels of `summary_table`."""
@@ -77,6 +102,19 @@ def summary_table(runs: Sequence[Examined]) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index", columns=[e.name for e in runs])
 
 
+def by_question(labels: Mapping[str, str]) -> dict[str, list[str]]:
+    """Labels of the summary's rows under the questions that they answer.
+
+    Args:
+        labels: {label: its metric}, as `summary_metrics` returns.
+    """
+    question_of = {metric: question for question, metrics in QUESTIONS.items() for metric in metrics}
+    groups: dict[str, list[str]] = {question: [] for question in (*QUESTIONS, OTHERS)}
+    for label, metric in labels.items():
+        groups[question_of.get(metric, OTHERS)].append(label)
+    return {question: rows for question, rows in groups.items() if rows}
+
+
 def summary_metrics(runs: Sequence[Examined]) -> dict[str, str]:
     """The metric behind each row of the summary; "" for none."""
     return {label: metric for label, metric, _ in _quantities(runs)}
@@ -97,7 +135,7 @@ def _quantities(runs: Sequence[Examined]) -> Iterator[tuple[str, str, Cell]]:
         yield row
     for m in {m.metric: m for e in runs for m in e.measurements.values() if m.metric not in shown}.values():
         if (write := _mean_of.get(m.axes)) is not None:
-            label = m.metric.replace("_", " ") + (f" [{m.unit}]" if m.unit else "")
+            label = PLAIN.get(m.metric, m.metric.replace("_", " ")) + (f" [{m.unit}]" if m.unit else "")
             yield label, m.metric, _cell(m.metric, write, "weights", "effective")
 
 
@@ -107,11 +145,11 @@ def _usual_quantities(runs: Sequence[Examined]) -> Iterator[tuple[str, str, Cell
     yield "images", "", lambda e: str(max((m.n_images for m in e.measurements.values()), default=0))
     for metric, label, write in (
         ("similar_blocks", "similar blocks", _count),
-        ("similar_blocks", "/".join(BASELINES), _baselines),
-        ("similar_blocks", f"at tau {'/'.join(map(str, TAUS))}", _curve),
+        ("similar_blocks", f"similar, {'/'.join(BASELINES)}", _baselines),
+        ("similar_blocks", f"similar at tau {'/'.join(map(str, TAUS))}", _curve),
         ("similar_blocks", "similar from block", lambda m: number(m.summary["collapsed_from"])),
         ("layer_similarity", "cosine of neighbours", lambda m: mean_of_cells(m, neighbours(m))),
-        ("layer_similarity_centred", "the same, centred", lambda m: mean_of_cells(m, neighbours(m))),
+        ("layer_similarity_centred", "centred cosine of neighbours", lambda m: mean_of_cells(m, neighbours(m))),
     ):
         yield label + (", effective" if both else ""), metric, _cell(metric, write, "effective")
         if both:

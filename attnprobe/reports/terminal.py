@@ -5,6 +5,7 @@ Kinds are called as `--bar`, `--fail-on` and `attnprobe explain` know them.
 
 from collections.abc import Sequence
 
+import pandas as pd
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
@@ -13,11 +14,12 @@ from rich.text import Text
 from attnprobe.core.examined import Examined
 from attnprobe.core.text import one_run_each, visible
 from attnprobe.reports.finding import Finding
+from attnprobe.reports.kinds import NAMES
 from attnprobe.reports.numbers import number, with_interval
 from attnprobe.reports.tables import SUMMARY_HEADER, summary_table
 from attnprobe.reports.verdict import Verdict, verdict
 
-LABEL_WIDTH, RUN_WIDTH = 32, 18
+RUN_WIDTH = 18
 
 STYLES = {"found": "bold red", "none found": "bold green", "yes": "red", "cannot say": "yellow"}
 """By the status of a verdict, or by whether a kind is found."""
@@ -32,10 +34,11 @@ def print_report(runs: Sequence[Examined], console: Console, *, details: bool = 
     """
     verdicts = [verdict(e) for e in runs]
     if details:
-        for part in _side_by_side(console, runs):
-            console.print(_summary(part))
+        summary = summary_table(runs)
+        for part in _side_by_side(console, [*summary.columns], max(map(len, summary.index), default=0)):
+            console.print(_summary(summary.loc[:, list(part)]))
     else:
-        for part in _side_by_side(console, list(zip(runs, verdicts, strict=True))):
+        for part in _side_by_side(console, list(zip(runs, verdicts, strict=True)), max(map(len, NAMES))):
             console.print(_one(part[0][1]) if len(runs) == 1 else _several(part))
     if len(runs) > 1:
         console.print(one_run_each(len(runs)))
@@ -49,9 +52,9 @@ def print_report(runs: Sequence[Examined], console: Console, *, details: bool = 
             console.print(Padding(Text(visible(sentence)), (0, 0, 0, 2), expand=False))
 
 
-def _side_by_side(console: Console, runs: Sequence) -> list[Sequence]:
-    """As many of the runs at once as fit beside one another."""
-    at_once = max(1, (console.width - LABEL_WIDTH) // (RUN_WIDTH + 3))
+def _side_by_side(console: Console, runs: Sequence, labels: int) -> list[Sequence]:
+    """As many of the runs at once as fit beside labels of that width."""
+    at_once = max(1, (console.width - labels) // (RUN_WIDTH + 3))
     return [runs[start : start + at_once] for start in range(0, len(runs), at_once)]
 
 
@@ -59,7 +62,7 @@ def _frame(*columns: str | Text) -> Table:
     """An empty table: a column of labels, then numbers."""
     table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
     for place, column in enumerate(columns):
-        table.add_column(column, justify="right" if place else "left", overflow="fold", max_width=LABEL_WIDTH)
+        table.add_column(column, justify="right" if place else "left", overflow="fold", no_wrap=not place)
     return table
 
 
@@ -88,13 +91,14 @@ def _several(runs: Sequence[tuple[Examined, Verdict]]) -> Table:
 
 
 def _answer(f: Finding) -> Text:
-    """`24 of 24` blocks where it is found; else that it is not."""
-    return Text(f"{len(f.blocks)} of {f.of}" if f.found == "yes" else f.found, style=STYLES.get(f.found, ""))
+    """`24 of 24` blocks where it is found; else that it is not, or that another kind explains it."""
+    found = "explained" if f.is_explained else f.found
+    return Text(f"{len(f.blocks)} of {f.of}" if f.found == "yes" else found, style=STYLES.get(f.found, ""))
 
 
-def _summary(runs: Sequence[Examined]) -> Table:
+def _summary(quantities: pd.DataFrame) -> Table:
     """Quantities of several runs."""
-    table = _frame(SUMMARY_HEADER, *(Text(visible(e.name)) for e in runs))
-    for label, *cells in summary_table(runs).itertuples(name=None):
+    table = _frame(SUMMARY_HEADER, *(Text(visible(name)) for name in quantities.columns))
+    for label, *cells in quantities.itertuples(name=None):
         table.add_row(Text(label), *cells)
     return table

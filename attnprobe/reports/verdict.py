@@ -15,7 +15,7 @@ from attnprobe.plots.style import SITES
 from attnprobe.reports.caveats import caveats, near_chance
 from attnprobe.reports.finding import NOT_MEASURED, Finding
 from attnprobe.reports.findings import findings
-from attnprobe.reports.kinds import EXTENT, KINDS
+from attnprobe.reports.kinds import EXTENT
 from attnprobe.reports.numbers import ci_text, is_counted
 from attnprobe.reports.removal import advice, cost_text
 
@@ -38,7 +38,7 @@ class Verdict:
         status: whether a kind of collapse was found in more than single blocks; "cannot say" where none could be
             judged, for missing data.
         headline: the kinds found, the worst first, or that none of so many was; then what could not be judged.
-        settings: meaning of the numbers of the headline; accompanies it everywhere.
+        settings: which maps and how many images the numbers are of; accompanies the headline everywhere.
         warnings: sentences that a reader must weigh; a report shows them with the headline.
         advice: what to do next; "" for nothing.
         findings: every kind, found or not, with its numbers.
@@ -129,10 +129,12 @@ def _advice(e: Examined, m: Measurement | None) -> str:
     if e.evidence is not None:
         return advice(e.evidence)
     heads = e.measurements.get("head_divergence", site="weights")
-    redundant = heads is not None and heads.summary and heads.summary["redundant"]
-    if e.info.get("accuracy") is None or not (redundant or (m is not None and m.summary["count"])):
+    counts = ((m.summary.get("count") if m else 0, "similar block"),
+              (heads.summary.get("redundant") if heads else 0, "redundant head"))  # fmt: skip
+    what = [f"{n} {word}{'s' if n > 1 else ''}" for n, word in counts if n]
+    if e.info.get("accuracy") is None or not what:
         return ""
-    return f"are they needed? attnprobe verify-drops {_reference(e)} measures the accuracy without them"
+    return f"attnprobe verify-drops {_reference(e)} measures the accuracy without its {' and '.join(what)}"
 
 
 def _reference(e: Examined) -> str:
@@ -164,10 +166,8 @@ def similar_words(m: Measurement) -> str:
 
 
 def _settings(e: Examined, m: Measurement | None) -> str:
-    """Meaning of the words of the headline, and the paper's count of similar blocks."""
-    bars = ", ".join(f"{kind.name} {'below' if kind.below else 'above'} {e.bars.get(kind.name, kind.bar):.3g}"
-                     for kind in KINDS)  # fmt: skip
-    parts = [f"Bars: {bars}"]
+    """Which maps were judged on how many images, the paper's count of similar blocks, and that of redundant heads."""
+    parts = []
     measured = (e.measurements.prefer(metric, "weights", "effective") for metric in ("map_overlap", "row_entropy"))
     if of := next(filter(None, measured), None):
         parts.append(f"Maps are {SITES[of.site]}, {of.n_images} images")
@@ -187,4 +187,4 @@ def _settings(e: Examined, m: Measurement | None) -> str:
             f"{heads.summary['cut']} nats to another of their block (Jensen-Shannon, average linkage), all but one of "
             f"each group; {SITES[heads.site]}, {heads.n_images} images"
         )
-    return ". ".join(parts) + "."
+    return ". ".join(parts) + "." if parts else ""

@@ -127,7 +127,7 @@ def test_no_letter_is_cut_at_any_size(layers, heads, monkeypatch):
     for module in (figures, head_figures, removal):
         monkeypatch.setattr(module, "as_svg", watched)
     for module in (figures, head_figures):
-        monkeypatch.setattr(module, "as_photograph", lambda figure, *words, wide=False: watched(figure, *words))
+        monkeypatch.setattr(module, "as_photograph", lambda figure, *words, **_: watched(figure, *words))
     fields = {"evidence": evidence(blocks_lost=range(layers)), "precision": {"similar_blocks": precision()}}
     runs = [examined("a run with a long name, really", layers=layers, heads=heads, similar=(layers,), **fields)]
     runs[0] = replace(runs[0], measurements={**runs[0].measurements, "head_types": types(layers, heads)})
@@ -165,9 +165,9 @@ def test_the_atlas_says_every_head_in_words_and_shows_its_mean_map():
         next(d for d in drawings([run]) if "type of every head" in d.title)
         for run in (typed, replace(typed, maps=None))
     )
-    assert with_maps.wide and "3 dead, 3 uniform" in with_maps.settings and "mean of 8 images" in with_maps.settings
+    assert with_maps.wide and "3 dead, 3 uniform" in with_maps.note and "mean of 8 images" in with_maps.note
     assert "block 1 dead, uniform; block 2 uniform, dead; block 3 dead, uniform." in with_maps.alt
-    assert "Tiles" not in without.settings and without.src != with_maps.src
+    assert "Tiles" not in without.note and without.src != with_maps.src
 
 
 def test_a_thumbnail_is_the_mean_over_parts_of_the_map():

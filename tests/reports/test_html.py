@@ -142,8 +142,9 @@ def test_every_figure_has_words_for_those_who_cannot_see_it(page):
     assert all(len(alt) > 30 for alt in alts)
 
 
-def test_the_verdict_comes_before_the_numbers_and_these_before_the_figures(page):
-    order = ["repetition in block 4", "rho=0.9", "<h2>Summary", "<img ", "Is this what the model computed?", "torch"]
+def test_verdict_kinds_and_their_figure_come_before_all_other_figures_and_the_summary(page):
+    order = ["repetition in block 4", "rho=0.9", 'href="#kind-repetition"', 'id="kind-', "The other kinds",
+             "Which blocks repeat", "Summary of all numbers", "Is this what the model computed?", "torch"]  # fmt: skip
     positions = [page.index(words) for words in order]
     assert positions == sorted(positions)
 
@@ -252,6 +253,7 @@ def test_the_page_in_a_browser(few_figures, runs, open_page):
 
 def test_what_a_number_means_is_folded_away_until_it_is_asked_for(few_figures, runs, open_page):
     page = open_page(to_html(runs), java_script_enabled=False)
+    page.get_by_role("heading", name="Summary of all numbers").click()
     assert not page.locator("[id^=explanation-]").first.is_visible() and not page.locator("#settings").is_visible()
     link = page.locator("td a[href^='#explanation-']").first
     link.click()
@@ -278,5 +280,24 @@ def test_long_hostile_names_are_text_and_stay_inside_the_page(few_figures, runs,
 def test_without_scripts_the_page_shows_all_the_rest(few_figures, runs, open_page, width):
     page = open_page(to_html(runs), java_script_enabled=False, viewport={"width": width, "height": 800})
     assert not page.locator("#explorer").is_visible()
-    assert page.get_by_role("heading", name="Summary").is_visible()
+    assert page.get_by_role("heading", name="Summary of all numbers").is_visible()
     assert page.get_by_role("heading", name="Where do the numbers come from?").is_visible()
+
+
+@pytest.mark.parametrize("width", [390, 1200])
+def test_the_kinds_of_collapse_fit_the_screen_and_each_leads_to_its_figure(few_figures, runs, open_page, width):
+    page = open_page(to_html(runs), viewport={"width": width, "height": 844})
+    for cell in page.locator("table.kinds td, table.kinds th").all():
+        if cell.is_visible():
+            box = cell.bounding_box()
+            assert box["x"] >= 0 and box["x"] + box["width"] <= width
+    links = page.locator("table.kinds a").all()
+    assert links and all(page.locator(link.get_attribute("href")).count() == 1 for link in links)
+
+
+def test_a_printed_page_leaves_out_what_needs_a_hand_and_keeps_the_rest(few_figures, runs, open_page):
+    page = open_page(to_html(runs))
+    page.emulate_media(media="print")
+    assert not page.locator("#explorer").is_visible() and not page.locator("details").first.is_visible()
+    assert page.locator("table.kinds").is_visible() and page.locator("figure").first.is_visible()
+    assert page.evaluate("getComputedStyle(document.querySelector('figure')).breakInside") == "avoid"
