@@ -80,13 +80,14 @@ def test_pickled_objects_truncation_and_nan_are_one_line_and_exit_2(run, weights
     check_one_line(code, err, 2, "NaN or infinite weights in 1 tensors")
 
 
-def test_capture_then_report_then_refuse_to_overwrite(run, weights, tmp_path):
+def test_capture_then_the_same_again_then_report_and_nothing_is_overwritten(run, weights, tmp_path):
     arguments = ["capture", "vit.safetensors", "--model", "vit_16_digits", "--data", "digits", "--images", "20",
                  "--untrained", "10", "-o", "maps.h5"]  # fmt: skip
     code, out, err = run(*arguments)
     assert (code, out.strip(), err) == (0, "maps.h5", "")
     before = (tmp_path / "maps.h5").read_bytes()
-    code, _, err = run(*arguments)
+    assert run(*arguments) == (0, "maps.h5\n", ""), "as of train: it is done"
+    code, _, err = run(*arguments, "--seed", "1")
     check_one_line(code, err, 2, "--overwrite")
     assert (tmp_path / "maps.h5").read_bytes() == before
     code, out, err = run("report", "maps.h5", "-o", "page")
