@@ -1,5 +1,6 @@
 """The commands that make maps files, and say what would be in one: capture, import and inspect."""
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -7,7 +8,7 @@ from typing import Annotated
 import tyro
 from tyro import MISSING
 
-from attnprobe.cli.options import NEWEST, Positional, Repeated, Short, Which, show
+from attnprobe.cli.options import NEWEST, Positional, Repeated, Short, Which, say_next, say_what_shows, show
 from attnprobe.core.spec import FIRST, CaptureSpec, ImportOptions
 
 Spec = Annotated[CaptureSpec, Short(name="", prefix_name=False)]
@@ -50,9 +51,13 @@ def capture(
     chosen = replace(spec, model=checkpoint.of(str(spec.model)))
     if stats_only:
         folder = out or Path(f"{Path(spec.model).stem}-stats")
-        show(*workflow.measure_live(chosen, out=folder, metrics=metric or None, group=group))
+        examined, files = workflow.measure_live(chosen, out=folder, metrics=metric or None, group=group)
+        show(examined, files)
+        say_what_shows(files)
     else:
-        print(workflow.capture_file(chosen, out=out))
+        made = workflow.capture_file(chosen, out=out)
+        print(made)
+        say_next(shlex.join(["attnprobe", "report", str(made)]))
 
 
 def inspect(spec: Spec = INSPECTED, checkpoint: Which = NEWEST) -> None:
@@ -101,4 +106,6 @@ def import_(
     """
     from attnprobe.workflows.import_maps import import_maps
 
-    print(import_maps(file, out, options, overwrite=overwrite))
+    made = import_maps(file, out, options, overwrite=overwrite)
+    print(made)
+    say_next(shlex.join(["attnprobe", "report", str(made)]))

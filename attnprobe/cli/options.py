@@ -1,5 +1,9 @@
 """Options and output that several commands share."""
 
+import os
+import shlex
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -55,6 +59,21 @@ class TrialOptions(ImageOptions):
 EVERY_IMAGE = TrialOptions()
 Which = tyro.conf.OmitArgPrefixes[WhichCheckpoint]
 Trial = tyro.conf.OmitArgPrefixes[TrialOptions]
+
+
+def say_next(*commands: str) -> None:
+    """Name what can be done next, on a terminal: a program that reads what a command wrote needs no advice."""
+    if sys.stderr.isatty() and os.environ.get("RANK", "0") == "0":  # of several processes the first one speaks
+        sys.stdout.flush()  # or the advice would stand before what was written
+        print(f"next: {', or '.join(commands)}", file=sys.stderr)
+
+
+def say_what_shows(files: list[Path], maps: Sequence[Path] = ()) -> None:
+    """Name the page among the files of a report, and the command that explores its maps."""
+    pages = [f"open {shlex.quote(str(path))} in a browser" for path in files if path.suffix == ".html"]
+    viewer = [shlex.join(["attnprobe", "view", *map(str, maps)])] if maps else []
+    if commands := (*pages, *viewer):
+        say_next(*commands)
 
 
 def show(examined: Any, files: list[Path], *, details: bool = False) -> None:

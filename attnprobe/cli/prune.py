@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from attnprobe.cli.options import EVERY_IMAGE, NEWEST, Positional, Repeated, Short, Trial, Which
-from attnprobe.core.spec import FIRST
+from attnprobe.cli.options import EVERY_IMAGE, NEWEST, Positional, Repeated, Short, Trial, Which, say_next
+from attnprobe.core.spec import FIRST, CaptureSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,3 +139,4 @@ def prune(
     )
     print(done)
     print(done.path)
+    say_next(CaptureSpec(done.path, data=done.data, data_dir=done.data_dir).command)

@@ -1,11 +1,12 @@
 """The commands that show maps: report, compare, plot and view."""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from attnprobe.cli.options import Positional, Repeated, Short, show
+from attnprobe.cli.options import Positional, Repeated, Short, say_next, say_what_shows, show
 from attnprobe.core.figures import FIGURES
 from attnprobe.core.spec import FIRST, ReportSpec
 
@@ -40,6 +41,7 @@ def report(
     outcomes = workflow.gate(examined, spec.fail_on)
     for outcome in outcomes:
         print(outcome)
+    say_what_shows(files, spec.maps)
     insist(outcomes)
 
 
@@ -83,6 +85,7 @@ def compare(
     print(files[0].read_text(encoding="utf-8"), end="")
     for path in files:
         print(path)
+    say_next(shlex.join(["attnprobe", "plot", *maps, "--figure", "depth_curve", "-o", "depth.pdf"]))
 
 
 def plot(

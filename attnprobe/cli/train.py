@@ -1,11 +1,12 @@
 """The commands that train and evaluate: demo, train and evaluate."""
 
 import os
+import shlex
 from pathlib import Path
 from typing import Annotated
 
-from attnprobe.cli.options import NEWEST, Positional, Repeated, Short, Which, show
-from attnprobe.core.spec import FIRST, EvaluateSpec
+from attnprobe.cli.options import NEWEST, Positional, Repeated, Short, Which, say_next, say_what_shows, show
+from attnprobe.core.spec import FIRST, CaptureSpec, EvaluateSpec
 from attnprobe.core.text import numbers
 
 Spec = Annotated[EvaluateSpec, Short(name="", prefix_name=False)]
@@ -30,7 +31,9 @@ def demo(
     """
     from attnprobe.workflows import demo as workflow
 
-    show(*workflow.demo(out, fast=fast))
+    examined, files = workflow.demo(out, fast=fast)
+    show(examined, files)
+    say_what_shows(files)
 
 
 def train(
@@ -79,12 +82,17 @@ def train(
         from attnprobe.workflows import train as workflow
 
         results = [workflow.train(recipe, out, settings=settings, ignore_unknown=ignore_unknown)]
-    for result in results:
+    paths = []
+    for result in results:  # one after the other, as they are trained
+        paths.append(result.run.path)
         if os.environ.get("RANK", "0") == "0":
             print(f"{result.run.path}: top-1 {result.top1:.2%} after {len(result.log)} epochs, "
                   f"best {result.best:.2%} at epoch {result.best_epoch}", flush=True)  # fmt: skip
             for warning in result.warnings:
                 print(f"{result.run.path}: {warning}")
+    capture = shlex.join(["attnprobe", "capture", str(paths[0])])
+    compare = shlex.join(["attnprobe", "compare", f"{out.name}={out}_s*"])
+    say_next(capture if len(paths) == 1 else f"{capture}, and so each run, then {compare}")
 
 
 def evaluate(
@@ -115,6 +123,9 @@ def evaluate(
     done = workflow.evaluate(replace(spec, model=checkpoint.of(str(spec.model))))
     if os.environ.get("RANK", "0") != "0":  # of several processes the first one speaks
         return
+    print(done.text(per_class=spec.per_class))
     if json is not None:
         workflow.write_json(done, json)
-    print(done.text(per_class=spec.per_class))
+        print(json)
+    where = {name: getattr(spec, name) for name in ("architecture", "data", "data_dir")}
+    say_next(CaptureSpec(spec.model, **where).command)

@@ -84,7 +84,7 @@ def verify_drops(
     if blocks is None and heads is None:
         if isinstance(ref, nn.Module) and maps is None:
             raise InputError("a model alone has no maps that say what is similar: name maps, blocks or heads.")
-        path = maps or Run.of(Path(str(ref))).maps
+        path = maps or _maps_of_run(str(ref))
         if not path.exists():
             raise InputError(f"no maps at {path} that say what is similar: capture them, or name --blocks and --heads.")
         named = {metric.partition(":")[0] for metric in metrics}
@@ -99,6 +99,21 @@ def verify_drops(
         return evidence_of(ref, found, sha256=sha, what=what, tolerance=tolerance, **where)
     asked = _Candidates(blocks or (), heads or (), "blocks and heads as asked for", what)
     return _evidence(ref, asked, tolerance, **where)
+
+
+def _maps_of_run(ref: str) -> Path:
+    """The maps file of a run, made or not.
+
+    Raises:
+        InputError: `ref` is maps without a model, or a model that is no run and has none.
+    """
+    run, beside = Run.of(ref), Run(Path(ref).parent)
+    if Path(ref).suffix in (".h5", ".parts"):
+        whole = beside.path if beside.config.exists() else f"MODEL --maps {ref}"
+        raise InputError(f"{ref} holds maps, not a model: attnprobe verify-drops {whole}.")
+    if not run.config.exists():
+        raise InputError(f"{ref} is no run, so nothing says what is similar: name --maps, or --blocks and --heads.")
+    return run.maps
 
 
 @dataclass(frozen=True, slots=True)
