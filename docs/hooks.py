@@ -1,9 +1,7 @@
 """Parts of the pages that the package itself says: kinds, metrics, variants, recipes, commands."""
 
-import io
 import re
 from collections.abc import Callable, Iterator
-from contextlib import redirect_stdout, suppress
 from typing import Any
 
 
@@ -60,16 +58,12 @@ def recipes() -> str:
 
 
 def commands() -> str:
-    """The help of every command."""
-    from attnprobe.cli import app
+    """The whole help of every command."""
+    from attnprobe.cli.app import COMMANDS
+    from attnprobe.cli.help import command_help
 
-    parts = []
-    for name in app.COMMANDS:
-        text = io.StringIO()
-        with redirect_stdout(text), suppress(SystemExit):
-            app.main([name, "--help"])
-        parts.append(f"## attnprobe {name}\n\n```text\n{text.getvalue().rstrip()}\n```")
-    return "\n\n".join(parts)
+    pages = ((name, command_help(name, command, everything=True)) for name, command in COMMANDS.items())
+    return "\n\n".join(f"## attnprobe {name}\n\n```text\n{page}\n```" for name, page in pages)
 
 
 MADE: dict[str, Callable[[], str]] = {

@@ -15,13 +15,13 @@ import textwrap
 import warnings
 from collections.abc import Callable
 from importlib.metadata import version
-from inspect import getdoc
 from itertools import groupby
 from typing import Any
 
 import tyro
 
 from attnprobe.cli.capture import capture, import_, inspect
+from attnprobe.cli.help import WIDTH, command_help, paragraphs
 from attnprobe.cli.prune import prune, verify_drops
 from attnprobe.cli.report import compare, plot, report, view
 from attnprobe.cli.tables import explain, list_, schema, verify
@@ -29,15 +29,17 @@ from attnprobe.cli.train import demo, evaluate, train
 from attnprobe.core.errors import AttnprobeError, InputError, Stopped, did_you_mean, stop_now
 from attnprobe.core.text import visible
 
-DESCRIPTION = """Has my vision transformer's attention collapsed, and from which block on?
+DESCRIPTION = """Attention diagnostics for vision transformers: has attention collapsed, how, and
+from which block on.
 
-Start with
+Start with:
 
   $ attnprobe demo --fast
   $ attnprobe capture RUN|CHECKPOINT|NAME --data FOLDER -o maps.h5
   $ attnprobe report maps.h5
 """
 
+HELP = {"-h", "--help", "--help-all"}
 
 COMMANDS: dict[str, Callable[..., Any]] = {
     "demo": demo,
@@ -68,7 +70,7 @@ def main(arguments: list[str] | None = None) -> None:
         warnings.filterwarnings("default", module=r"attnprobe\b")
         warnings.showwarning = _warn
     try:
-        if not arguments or arguments[0] in ("-h", "--help"):
+        if not arguments or arguments[0] in HELP:
             print(_overview())
             return
         if arguments[0] == "--version":
@@ -77,6 +79,9 @@ def main(arguments: list[str] | None = None) -> None:
         name = arguments[0]
         if name not in COMMANDS:
             raise InputError(f"no command {name!r}.{did_you_mean(name, COMMANDS)}")
+        if HELP & set(arguments):
+            print(command_help(name, COMMANDS[name], everything="--help-all" in arguments))
+            return
         _parsed(name, arguments[1:])()
     except (AttnprobeError, Stopped) as error:
         _end(error, error.exit_code)
@@ -110,9 +115,9 @@ def _parsed(name: str, arguments: list[str]) -> Callable[[], Any]:
             return tyro.cli(
                 later,
                 prog=f"attnprobe {name}",
-                description=_description(command),
                 args=arguments,
-                config=(tyro.conf.FlagCreatePairsOff,),
+                add_help=False,
+                config=(tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone),
             )
     except SystemExit as end:
         if not end.code:
@@ -136,29 +141,11 @@ def _overview() -> str:
     width = max(map(len, COMMANDS)) + 4
     lines = [
         textwrap.fill(
-            _paragraphs(command)[0], 80, initial_indent=f"  {name:{width - 2}}", subsequent_indent=" " * width
+            paragraphs(command)[0], WIDTH, initial_indent=f"  {name:{width - 2}}", subsequent_indent=" " * width
         )
         for name, command in COMMANDS.items()
     ]
     return "\n".join([DESCRIPTION, "All commands (attnprobe COMMAND --help says more):", "", *lines])
-
-
-def _description(command: Callable[..., Any]) -> str:
-    """The opening of a command's help, wrapped for a terminal; tyro would join lines that begin with a letter."""
-    lines: list[str] = []
-    for part in _paragraphs(command):
-        if part[0] == "$":
-            for example in part.splitlines():
-                lines.append("  " + " \\\n      ".join(textwrap.wrap(example, 74, break_on_hyphens=False)))
-        else:
-            lines += ["", textwrap.fill(part, 80, subsequent_indent="  ")]
-    return "\n".join(lines[1:])
-
-
-def _paragraphs(command: Callable[..., Any]) -> list[str]:
-    """The docstring up to the arguments."""
-    text, _, _ = (getdoc(command) or "?").partition("\nArgs:")
-    return [part if part[0] == "$" else " ".join(part.split()) for part in text.strip().split("\n\n")]
 
 
 def _warn(message: object, *_where: object, **_more: object) -> None:

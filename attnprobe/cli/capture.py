@@ -1,5 +1,6 @@
 """The commands that make maps files, and say what would be in one: capture, import and inspect."""
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -7,8 +8,8 @@ from typing import Annotated
 import tyro
 from tyro import MISSING
 
-from attnprobe.cli.options import NEWEST, Positional, Repeated, Short, Which, show
-from attnprobe.core.spec import CaptureSpec, ImportOptions
+from attnprobe.cli.options import NEWEST, Positional, Repeated, Short, Which, say_next, say_what_shows, show
+from attnprobe.core.spec import FIRST, CaptureSpec, ImportOptions
 
 Spec = Annotated[CaptureSpec, Short(name="", prefix_name=False)]
 """Its options stand among those of the command."""
@@ -19,28 +20,30 @@ AS_THEY_ARE = ImportOptions()
 
 def capture(
     spec: Spec,
-    stats_only: bool = False,
-    metric: Repeated[tuple[str, ...]] = (),
+    stats_only: Annotated[bool, FIRST] = False,
+    metric: Repeated[Annotated[tuple[str, ...], Short(metavar="NAME")]] = (),
     group: Annotated[str | None, Short(metavar="REGEX")] = None,
-    out: Annotated[Path | None, Short(aliases=["-o"])] = None,
+    out: Annotated[Path | None, FIRST, Short(aliases=["-o"], metavar="FILE")] = None,
     checkpoint: Which = NEWEST,
 ) -> None:
-    """Store a model's attention maps in one HDF5 file; the same command resumes one that was stopped.
+    """Store a model's attention maps in one HDF5 file.
+
+    The same command resumes one that was stopped.
 
     For example:
 
     $ attnprobe capture runs/vit
-    $ attnprobe capture vit_small_patch16_224 --data path/to/images --images 256 -o maps.h5
-    $ attnprobe capture old.pth --model deepvit_16 --data fractals:10
-    $ attnprobe capture hf:facebook/dinov2-small --data path/to/images --layers 1,6,12 --queries cls
+    $ attnprobe capture vit_small_patch16_224 --data photos/ -o maps.h5
+    $ attnprobe capture old.pth --model deepvit_16 --data fractals:10 --images 256
+    $ attnprobe capture hf:facebook/dinov2-small --data photos/ --layers 1,6,12
     $ attnprobe capture runs/vit --stats-only -o report
-    $ torchrun --nproc-per-node 4 -m attnprobe capture runs/vit --data path/to/images
+    $ torchrun --nproc-per-node 4 -m attnprobe capture runs/vit --data photos/
 
     Args:
         spec: what to capture.
-        stats_only: store no maps; measure and report, into the folder -o.
-        metric: with --stats-only, what to measure (`attnprobe list metrics`); repeat for several.
-        group: with --stats-only, as for report: images that count once together.
+        stats_only: store no maps; measure and report, into -o.
+        metric: metric of --stats-only; repeat for several. `attnprobe list metrics` lists all.
+        group: for --stats-only, as for report. Images that count once together.
         out: the file; maps.h5 in the run, or MODEL.h5 here, if not given.
     """
     from attnprobe.workflows import capture as workflow
@@ -48,13 +51,17 @@ def capture(
     chosen = replace(spec, model=checkpoint.of(str(spec.model)))
     if stats_only:
         folder = out or Path(f"{Path(spec.model).stem}-stats")
-        show(*workflow.measure_live(chosen, out=folder, metrics=metric or None, group=group))
+        examined, files = workflow.measure_live(chosen, out=folder, metrics=metric or None, group=group)
+        show(examined, files)
+        say_what_shows(files)
     else:
-        print(workflow.capture_file(chosen, out=out))
+        made = workflow.capture_file(chosen, out=out)
+        print(made)
+        say_next(shlex.join(["attnprobe", "report", str(made)]))
 
 
 def inspect(spec: Spec = INSPECTED, checkpoint: Which = NEWEST) -> None:
-    """Show what a capture of a model would hold and cost, and the command to run; or what is in a maps file.
+    """Show what a capture would hold and cost, or what a file holds.
 
     It takes the options of capture. The weights of a model given by name do not matter here and are not downloaded.
 
@@ -78,16 +85,18 @@ def inspect(spec: Spec = INSPECTED, checkpoint: Which = NEWEST) -> None:
 
 def import_(
     file: Positional[Annotated[Path, Short(metavar="FILE")]],
-    out: Annotated[Path, Short(aliases=["-o"])],
+    out: Annotated[Path, Short(aliases=["-o"], metavar="FILE")],
     options: tyro.conf.OmitArgPrefixes[ImportOptions] = AS_THEY_ARE,
     overwrite: bool = False,
 ) -> None:
-    """Turn maps that another program saved into a maps file; nothing in the file is run.
+    """Turn maps that another program saved into a maps file.
+
+    Nothing in the file is run.
 
     For example:
 
     $ attnprobe import attention.npz -o maps.h5
-    $ attnprobe import attention.npy --axes layer,image,head,query,key --grid 14x14 --prefix cls -o maps.h5
+    $ attnprobe import attention.npy --axes LIHQK --grid 14x14 -o maps.h5
     $ attnprobe import deepvit.pkl --grid 14x14 -o maps.h5
 
     Args:
@@ -97,4 +106,6 @@ def import_(
     """
     from attnprobe.workflows.import_maps import import_maps
 
-    print(import_maps(file, out, options, overwrite=overwrite))
+    made = import_maps(file, out, options, overwrite=overwrite)
+    print(made)
+    say_next(shlex.join(["attnprobe", "report", str(made)]))

@@ -1,8 +1,12 @@
 """Options and output that several commands share."""
 
+import os
+import shlex
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 
@@ -18,9 +22,9 @@ class WhichCheckpoint:
     """The choice of a checkpoint of a run."""
 
     checkpoint: int | None = None
-    """for a run: the checkpoint after this many epochs; the newest if not given."""
+    """the one after this many epochs, of a run. The newest if not given."""
     allow_older: bool = False
-    """for a run whose newest checkpoint is damaged: use the newest intact one instead of refusing."""
+    """use an older one if a run's newest is damaged. The newest that is intact."""
 
     def of(self, model: str) -> str:
         """The model as it was named, or the folder of the checkpoint that these options choose.
@@ -47,13 +51,29 @@ NEWEST = WhichCheckpoint()
 class TrialOptions(ImageOptions):
     """The model's name, and the labelled images it is evaluated on."""
 
-    split: str = "val"
-    """val: one half of these images chooses, the other judges; train: training images choose, those of val judge."""
+    split: Annotated[str, Short(metavar="train|val")] = "val"
+    """images that choose. val: one half of these chooses, the other judges; train: training images choose, those of val
+    judge."""
 
 
 EVERY_IMAGE = TrialOptions()
 Which = tyro.conf.OmitArgPrefixes[WhichCheckpoint]
 Trial = tyro.conf.OmitArgPrefixes[TrialOptions]
+
+
+def say_next(*commands: str) -> None:
+    """Name what can be done next, on a terminal: a program that reads what a command wrote needs no advice."""
+    if sys.stderr.isatty() and os.environ.get("RANK", "0") == "0":  # of several processes the first one speaks
+        sys.stdout.flush()  # or the advice would stand before what was written
+        print(f"next: {', or '.join(commands)}", file=sys.stderr)
+
+
+def say_what_shows(files: list[Path], maps: Sequence[Path] = ()) -> None:
+    """Name the page among the files of a report, and the command that explores its maps."""
+    pages = [f"open {shlex.quote(str(path))} in a browser" for path in files if path.suffix == ".html"]
+    viewer = [shlex.join(["attnprobe", "view", *map(str, maps)])] if maps else []
+    if commands := (*pages, *viewer):
+        say_next(*commands)
 
 
 def show(examined: Any, files: list[Path], *, details: bool = False) -> None:

@@ -1,13 +1,14 @@
 """The commands that show maps: report, compare, plot and view."""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from attnprobe.cli.options import Positional, Repeated, Short, show
+from attnprobe.cli.options import Positional, Repeated, Short, say_next, say_what_shows, show
 from attnprobe.core.figures import FIGURES
-from attnprobe.core.spec import ReportSpec
+from attnprobe.core.spec import FIRST, ReportSpec
 
 if TYPE_CHECKING:
     Figure = str
@@ -16,21 +17,21 @@ else:  # the table of figures is the only list of them
 
 
 def report(
-    spec: tyro.conf.OmitArgPrefixes[ReportSpec], verbose: Annotated[bool, Short(aliases=["-v"])] = False
+    spec: tyro.conf.OmitArgPrefixes[ReportSpec], verbose: Annotated[bool, FIRST, Short(aliases=["-v"])] = False
 ) -> None:
-    """Measure maps files or runs and report on all of them side by side.
+    """Report on maps files or runs, several side by side.
 
     For example:
 
     $ attnprobe report runs/vit
     $ attnprobe report runs/vit runs/deepvit -o comparison
-    $ attnprobe report maps.h5 --metric similar_blocks --metric row_entropy --formats json
+    $ attnprobe report maps.h5 --metric row_entropy --formats json
     $ attnprobe report maps.h5 --metric all --metric similar_blocks:center=mean
     $ attnprobe report runs/vit --verify-drops
     $ attnprobe report runs/vit --fail-on "repetition>3" --fail-on "accuracy<0.9"
 
     Args:
-        verbose: print the table of all measurements, too, and each kind of collapse with its definition and source.
+        verbose: print all measurements, and each kind of collapse with its source.
     """
     from attnprobe.reports.gate import insist
     from attnprobe.workflows import report as workflow
@@ -40,19 +41,21 @@ def report(
     outcomes = workflow.gate(examined, spec.fail_on)
     for outcome in outcomes:
         print(outcome)
+    say_what_shows(files, spec.maps)
     insist(outcomes)
 
 
 def compare(
     maps: Positional[Annotated[tuple[str, ...], Short(metavar="MAPS|RUN|NAME=RUNS")]],
-    out: Annotated[Path, Short(aliases=["-o"])] = Path("attnprobe-comparison"),
+    out: Annotated[Path, Short(aliases=["-o"], metavar="FOLDER")] = Path("attnprobe-comparison"),
     table: Literal["papers", "summary"] = "papers",
-    metric: Repeated[tuple[str, ...]] = (),
+    metric: Annotated[Repeated[tuple[str, ...]], Short(metavar="NAME")] = (),
     match_heads: bool = False,
     group: Annotated[str | None, Short(metavar="REGEX")] = None,
 ) -> None:
-    """Compare runs, or methods of several runs, in one table for a paper, with the differences from the first.
+    """Compare runs, or methods of several runs, in a table for a paper.
 
+    All are compared with the first.
     Single runs are compared on the images both saw, which says nothing about other seeds. NAME=PATTERN names two or
     more runs of one method: intervals and tests are then over runs and images. Runs of different depth are compared at
     equal relative depth. Prints the table as Markdown.
@@ -66,13 +69,13 @@ def compare(
     $ attnprobe compare epoch5.h5 runs/vit -o since-epoch-5
 
     Args:
-        maps: maps files, or runs that have one, or NAME=PATTERN for several; the others are compared with the first. A
-            name may be repeated with more runs.
-        out: folder for comparison.md, comparison.csv, comparison.tex (booktabs) and differences.csv (every cell); of
-            methods also depth.png.
+        maps: maps files, or runs that have one, or NAME=PATTERN for several runs of a method. A name may be repeated
+            with more runs.
+        out: folder for comparison.md, .csv, .tex (booktabs) and differences.csv. It holds every cell; of methods there
+            is also depth.png.
         table: papers: parameters, accuracy and similar blocks; summary: that of a report.
-        metric: name of a metric with settings, as in `attnprobe report`. Repeat for several.
-        match_heads: first pair the heads of each block by their maps; for models of equal depth and heads.
+        metric: metric with settings, as in `attnprobe report`; repeat for several.
+        match_heads: first pair the heads of each block by their maps. For models of equal depth and heads.
         group: images that count as one observation, as in `attnprobe report`.
     """
     from attnprobe.workflows import compare as comparison
@@ -82,34 +85,35 @@ def compare(
     print(files[0].read_text(encoding="utf-8"), end="")
     for path in files:
         print(path)
+    say_next(shlex.join(["attnprobe", "plot", *maps, "--figure", "depth_curve", "-o", "depth.pdf"]))
 
 
 def plot(
     maps: Positional[Annotated[tuple[str, ...], Short(metavar="MAPS|RUN|NAME=RUNS")]],
-    out: Annotated[Path, Short(aliases=["-o"])],
-    figure: Figure = "layer_matrix",
-    metric: str | None = None,
-    width: str = "column",
-    data: str | None = None,
-    data_dir: Path | None = None,
+    out: Annotated[Path, Short(aliases=["-o"], metavar="FILE")],
+    figure: Annotated[Figure, Short(metavar="FIGURE")] = "layer_matrix",
+    metric: Annotated[str | None, Short(metavar="NAME")] = None,
+    width: Annotated[str, Short(metavar="WIDTH")] = "column",
+    data: Annotated[str | None, Short(metavar="DATA")] = None,
+    data_dir: Annotated[Path | None, Short(metavar="FOLDER")] = None,
 ) -> None:
-    """Draw one figure of maps files or runs, as wide as a paper's column or page.
+    """Draw one figure of maps files or runs, for a paper.
 
     For example:
 
     $ attnprobe plot runs/vit -o matrix.pdf
-    $ attnprobe plot runs/vit runs/deepvit --figure depth_curve --width text -o depth.pdf
-    $ attnprobe plot "vit=runs/vit_s*" "deepvit=runs/deepvit_s*" --figure depth_curve -o methods.pdf
-    $ attnprobe plot runs/vit --figure layer_head --metric effective_rank -o rank.png
+    $ attnprobe plot runs/vit runs/deepvit --figure depth_curve -o depth.pdf
+    $ attnprobe plot "vit=runs/vit_s*" --figure depth_curve -o methods.pdf
+    $ attnprobe plot runs/vit --figure layer_head --metric row_entropy -o heads.png
 
     Args:
         maps: maps files, or runs that have one. Curves of several share one frame; other figures stand side by side.
             Given NAME=PATTERN, the runs of a method, depth_curve draws each run, their mean and its interval.
         out: the file; its ending chooses the format: .pdf, .svg, .png, and what else matplotlib writes.
-        figure: the kind of figure.
+        figure: the kind of figure (`attnprobe list plots`).
         metric: the metric to draw (`attnprobe list metrics`), settings after a colon; a usual one if not given.
         width: column (3.25 inches), text (6.875), or a number of inches.
-        data: the images of attention_grid; needed unless they are digits, fractals, or inside the run's folder.
+        data: the images of attention_grid. Needed unless they are digits, fractals, or inside the run's folder.
         data_dir: folder of that data set.
     """
     from attnprobe.io.reference import UserImages
@@ -122,13 +126,13 @@ def view(
     maps: Positional[Annotated[tuple[Path, ...], Short(metavar="MAPS|RUN")]],
     port: int = 0,
     no_browser: bool = False,
-    data: str | None = None,
-    data_dir: Path | None = None,
+    data: Annotated[str | None, Short(metavar="DATA")] = None,
+    data_dir: Annotated[Path | None, Short(metavar="FOLDER")] = None,
 ) -> None:
-    """Explore the maps of a file of any size in a browser; served from this machine only, until Ctrl-C.
+    """Explore the maps of a file of any size in a browser.
 
-    In the background, as from a script, it gets no Ctrl-C: stop it with `kill PID` (SIGTERM). The exit code is 130
-    after Ctrl-C and 75 after SIGTERM.
+    They are served from this machine only, until Ctrl-C. In the background, as from a script, it gets no Ctrl-C: stop
+    it with `kill PID` (SIGTERM). The exit code is 130 after Ctrl-C and 75 after SIGTERM.
 
     For example:
 
@@ -137,9 +141,9 @@ def view(
 
     Args:
         maps: maps files or runs; several are shown side by side.
-        port: a free one if not given.
+        port: 0 for a free one.
         no_browser: only print the address.
-        data: the captured images; needed unless they are digits, fractals, or inside the run's folder.
+        data: the captured images. Needed unless they are digits, fractals, or inside the run's folder.
         data_dir: folder of that data set.
     """
     from attnprobe.io.reference import UserImages

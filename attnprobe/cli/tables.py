@@ -7,11 +7,19 @@ from typing import Annotated, Any, Literal
 from attnprobe.cli.options import Positional, Short
 
 
-def list_(what: Positional[Literal["variants", "models", "recipes", "data", "metrics", "plots"]]) -> None:
+def list_(
+    what: Positional[
+        Annotated[Literal["variants", "models", "recipes", "data", "metrics", "plots"], Short(metavar="TABLE")]
+    ],
+) -> None:
     """List the variants, models, recipes, data sets, metrics or plots.
 
+    For example:
+
+    $ attnprobe list variants
+
     Args:
-        what: the table to print.
+        what: variants, models, recipes, data, metrics or plots.
     """
     import attnprobe
 
@@ -35,7 +43,7 @@ def _summary(thing: Any) -> str:
 
 
 def explain(metric: Positional[Annotated[str | None, Short(metavar="METRIC")]] = None) -> None:
-    """Explain a metric or a kind of collapse: definition, source, bar, caveats. Without a name: list all metrics.
+    """Explain a metric or a kind of collapse, with its source.
 
     For example:
 
@@ -44,7 +52,7 @@ def explain(metric: Positional[Annotated[str | None, Short(metavar="METRIC")]] =
     $ attnprobe explain near_uniform
 
     Args:
-        metric: name of a metric or of a kind of collapse.
+        metric: name of a metric or of a kind of collapse; without one, all metrics are listed.
     """
     import inspect
 
@@ -63,7 +71,12 @@ def explain(metric: Positional[Annotated[str | None, Short(metavar="METRIC")]] =
 
 
 def schema() -> None:
-    """Print the JSON Schema of a report's measurements.json."""
+    """Print the JSON Schema of a report's measurements.json.
+
+    For example:
+
+    $ attnprobe schema > measurements.schema.json
+    """
     from attnprobe.reports.json_report import SCHEMA
 
     print(SCHEMA.read_text(), end="")
@@ -71,6 +84,10 @@ def schema() -> None:
 
 def verify(maps: Positional[Annotated[Path, Short(metavar="MAPS")]]) -> None:
     """Check every byte of a maps file against its checksum.
+
+    For example:
+
+    $ attnprobe verify maps.h5
 
     Args:
         maps: a maps file or a folder of shards.

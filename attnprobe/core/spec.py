@@ -13,25 +13,28 @@ What = Literal["weights", "effective", "scores", "tokens", "values"]
 Dtype = Literal["bfloat16", "float16", "float32"]
 Format = Literal["html", "json", "csv", "md"]
 
+FIRST = "first"
+"""Mark of an option that people use first, which the help of a command lists before the others."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageOptions:
     """The images that a model is run on, and where; shared by all commands that run one."""
 
-    architecture: Annotated[str | None, arg(name="model")] = None
-    """the model's name, for checkpoint files that neither say it nor show it."""
-    data: str | None = None
-    """digits, fractals, a folder, a list of files, torch/cifar10 ...; the run's own data if not given."""
-    data_dir: Path | None = None
+    architecture: Annotated[str | None, arg(name="model", metavar="NAME")] = None
+    """the model's name, for files that do not show it."""
+    data: Annotated[str | None, FIRST, arg(metavar="DATA")] = None
+    """images: digits, fractals, a folder, a list of files, torch/cifar10; those of the run if not given."""
+    data_dir: Annotated[Path | None, arg(metavar="FOLDER")] = None
     """where the data set lives."""
-    split: str = "val"
-    """train or val."""
-    images: int | None = None
+    split: Annotated[str, arg(metavar="train|val")] = "val"
+    """part of the data set."""
+    images: Annotated[int | None, FIRST] = None
     """a fixed, class-balanced subset of this many."""
     batch_size: int = 64
     """images per forward pass."""
-    device: str = "auto"
-    """cpu, cuda, cuda:1, mps; auto takes a GPU if there is one."""
+    device: Annotated[str, arg(metavar="DEVICE")] = "auto"
+    """cpu, cuda, cuda:1, mps, or auto. A GPU is taken if there is one, unless given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +42,11 @@ class ModelOptions(ImageOptions):
     """A model, the images that it is run on, and how these are read."""
 
     model: Positional[Annotated[str | Path, arg(metavar="MODEL")]]
-    """a run's directory, a checkpoint (folder, .safetensors, .pth), or the name of a model: timm's, local-dir:PATH,
-    hf-hub:ID, torchvision:NAME, hf:PATH_OR_ID, onnx:FILE."""
+    """a run, a checkpoint (folder, .safetensors, .pth), or a model by name: timm's, local-dir:PATH, hf-hub:ID,
+    torchvision:NAME, hf:PATH_OR_ID, onnx:FILE."""
     _: KW_ONLY
-    img_size: int | tuple[int, int] | None = None
-    """another resolution than the model's own: one side, or rows and columns; the position table is resized."""
+    img_size: Annotated[int | tuple[int, int] | None, arg(metavar="N|ROWS COLS")] = None
+    """another resolution than the model's own. The position table is resized."""
     workers: int = 0
     """processes that decode images."""
 
@@ -53,41 +56,42 @@ class CaptureSpec(ModelOptions):
     """One capture: which model, on which images, what is stored of it, and how that is computed."""
 
     initial: bool = False
-    """build the named model with initial weights even if pretrained ones exist."""
+    """initial weights even where pretrained ones exist."""
 
     # what is stored
-    what: tuple[What, ...] = (*MAPS, "tokens")
-    """weights (after the softmax), effective (multiplied with V; stored only where it differs), tokens (block outputs);
-    on request scores (the logits of the softmax) and values (V of global attention, for the head_output metrics)."""
-    site: Literal["weights", "effective", "scores"] | None = None
-    """one kind of maps only."""
-    layers: str | None = None
-    """attention layers to keep, counted from 1 in the order they run, such as 1-4,12."""
-    heads: str | None = None
+    what: Annotated[tuple[What, ...], arg(metavar="KIND")] = (*MAPS, "tokens")
+    """kinds of values to store. weights: after the softmax; effective: multiplied with V, stored only where it differs;
+    tokens: block outputs; scores: the logits of the softmax; values: V of global attention, for the head_output
+    metrics."""
+    site: Annotated[Literal["weights", "effective", "scores"] | None, arg(metavar="KIND")] = None
+    """one kind of maps only: weights, effective or scores."""
+    layers: Annotated[str | None, FIRST, arg(metavar="L,L-L")] = None
+    """attention layers to keep, such as 1-4,12. Counted from 1 in the order they run."""
+    heads: Annotated[str | None, arg(metavar="H,H-H")] = None
     """heads to keep, counted from 1."""
-    queries: str = "all"
-    """all, cls (the class token's row), or a slice of the queries such as 0:5."""
+    queries: Annotated[str, arg(metavar="all|cls|A:B")] = "all"
+    """rows to keep. cls is the class token's row; a slice such as 0:5 counts queries from 0."""
     store: Literal["maps", "qk"] = "maps"
-    """maps, or qk: queries and keys, from which maps are computed when they are read; smaller where tokens are more
-    than twice the width of a head. Only for layers whose map is the softmax of their product."""
-    dtype: Dtype | None = None
-    """how maps are stored; bfloat16, and float32 for queries and keys, if not given."""
+    """maps, or queries and keys. Maps are then computed when they are read; this is smaller where tokens are more than
+    twice the width of a head, and possible for layers whose map is the softmax of their product."""
+    dtype: Annotated[Dtype | None, arg(metavar="TYPE")] = None
+    """how maps are stored: bfloat16, float16 or float32. bfloat16, and float32 for queries and keys, if not given."""
 
     # how it is computed
     batch_size: int = 16
-    """most images per forward pass; fewer where memory does not suffice."""
+    """most images per forward pass. Fewer are taken where memory does not suffice."""
     untrained: int = 64
-    """images of the untrained baseline, stored beside in NAME.untrained.h5; 0 for none."""
+    """images of the untrained baseline, 0 for none. It is stored beside in NAME.untrained.h5."""
     bad_images: Literal["refuse", "skip"] = "refuse"
     """what to do about unreadable files."""
     seed: int = 0
-    """of initial weights."""
+    """seed of initial weights."""
     overwrite: bool = False
     """replace an existing file."""
     keep_shards: bool = False
     """leave the parts beside the file."""
     allow_missing: bool = False
-    """go on where blocks show no attention map although their siblings do."""
+    """go on where blocks show no map but their siblings do."""
     allow_nonfinite: bool = False
     """accept NaN and infinite weights."""
 
@@ -125,18 +129,18 @@ class CaptureSpec(ModelOptions):
 class ImportOptions:
     """Axes, positions and site of arrays that another program saved, as the user gives them."""
 
-    axes: str = ""
-    """axes of each array, of image, layer, head, query, key, or their first letters, such as IHQK; missing axes count
-    as one. If not given: 5 axes are all of these in this order, 4 axes one layer each."""
-    grid: str = ""
-    """rows and columns of patches, such as 14x14; no positions are claimed if not given."""
+    axes: Annotated[str, arg(metavar="AXES")] = ""
+    """axes of each array: image, layer, head, query, key, or their first letters, such as IHQK. Missing axes count as
+    one. If not given: 5 axes are all of these in this order, 4 axes one layer each."""
+    grid: Annotated[str, arg(metavar="ROWSxCOLS")] = ""
+    """rows and columns of patches, such as 14x14. No positions are claimed if not given."""
     patch: int = 16
     """height and width of a patch in pixels, with --grid."""
-    prefix: str = "cls"
-    """names of the tokens before the patches, separated by commas, with --grid; none for no such token."""
+    prefix: Annotated[str, arg(metavar="NAMES")] = "cls"
+    """tokens before the patches, separated by commas, with --grid; none for no such token."""
     site: Site | None = None
-    """weights (after the softmax), effective or scores; by the sums of rows if not given."""
-    name: str = ""
+    """kind of maps. If not given, by the sums of rows: weights (after the softmax) sum to 1."""
+    name: Annotated[str, arg(metavar="NAME")] = ""
     """name of the model; the file's if not given."""
 
 
@@ -146,20 +150,22 @@ class EvaluateSpec(ModelOptions):
 
     # as the model was trained, unless given
     crop_pct: float | None = None
-    """share of the resized image that the centre crop keeps."""
-    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"] | None = None
-    """how images are resized."""
-    mean: tuple[float, ...] | None = None
+    """share of the resized image that the crop keeps."""
+    interpolation: Annotated[
+        Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"] | None, arg(metavar="HOW")
+    ] = None
+    """nearest, bilinear, bicubic, lanczos, box or hamming."""
+    mean: Annotated[tuple[float, ...] | None, arg(metavar="R G B")] = None
     """subtracted from pixels in [0, 1], per channel."""
-    std: tuple[float, ...] | None = None
+    std: Annotated[tuple[float, ...] | None, arg(metavar="R G B")] = None
     """divided into them, per channel."""
     amp: Literal["bf16"] | None = None
-    """forward passes under bfloat16 autocast."""
+    """run the model under bfloat16 autocast."""
 
     # what is measured
-    per_class: bool = False
+    per_class: Annotated[bool, FIRST] = False
     """accuracy of every class, too."""
-    knn: bool = False
+    knn: Annotated[bool, FIRST] = False
     """judge features instead of logits: each image of one half by its 20 nearest neighbours in the other half."""
 
 
@@ -170,38 +176,40 @@ class ReportSpec:
     maps: Annotated[Positional[tuple[Path, ...]], arg(metavar="MAPS|RUN")]
     """maps files, or runs that have one."""
 
-    out: Annotated[Path, arg(aliases=["-o"])] = Path("attnprobe-report")
+    out: Annotated[Path, FIRST, arg(aliases=["-o"], metavar="FOLDER")] = Path("attnprobe-report")
     """folder for report.html, measurements.json, measurements.csv and report.md."""
 
     formats: tuple[Format, ...] = ("html", "json", "csv", "md")
-    """which of them to write."""
+    """files to write."""
 
-    metrics: Annotated[UseAppendAction[tuple[str, ...]], arg(name="metric")] = ()
-    """name of a metric (`attnprobe explain`), with settings as in similar_blocks:tau=0.8,compare=any; "all" but the
-    slow ones; "default". What the verdict and the types of heads need, if not given."""
+    metrics: Annotated[UseAppendAction[tuple[str, ...]], FIRST, arg(name="metric", metavar="NAME")] = ()
+    """metric to measure (`attnprobe list metrics`), or all, or default; repeat for several. What the verdict and the
+    types of heads need, if not given. Settings stand after a colon, as in similar_blocks:tau=0.8,compare=any; all
+    leaves out the slow ones."""
 
-    fail_on: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="CONDITION")] = ()
-    """end with exit code 3 where METRIC[.KEY][@SITE] OP NUMBER holds, such as similar_blocks.count.low>3 or
-    row_entropy.min<0.5, or a kind of collapse, such as near_uniform>0 (blocks) or oversmoothing.found==1."""
+    fail_on: Annotated[UseAppendAction[tuple[str, ...]], FIRST, arg(metavar="CONDITION")] = ()
+    """end with exit code 3 where this holds, such as near_uniform>0 (blocks of a kind of collapse); repeat for several.
+    METRIC[.KEY][@SITE] OP NUMBER, such as similar_blocks.count.low>3 or row_entropy.min<0.5, or a kind of collapse,
+    such as oversmoothing.found==1."""
 
-    verify_drops: bool = False
-    """measure the accuracy of each run without its similar blocks and redundant heads, as `attnprobe verify-drops`."""
+    verify_drops: Annotated[bool, FIRST] = False
+    """measure each run's accuracy without its similar blocks and redundant heads, as `attnprobe verify-drops`."""
 
     tolerance: float = 0.02
-    """with --verify-drops: accuracy loss, as a fraction, that its advice accepts."""
+    """with --verify-drops: largest loss of accuracy that it advises. A fraction."""
 
     bars: Annotated[UseAppendAction[tuple[str, ...]], arg(name="bar", metavar="KIND=NUMBER")] = ()
-    """bar from which on the verdict finds a kind of collapse, such as near_uniform=0.8."""
+    """bar from which on a kind of collapse is found, such as near_uniform=0.8."""
 
-    data: str | None = None
-    """the images the maps are of, to show them, where they are not digits, fractals, or inside the run's folder."""
+    data: Annotated[str | None, arg(metavar="DATA")] = None
+    """the images the maps are of, to show them. Needed unless they are digits, fractals, or inside the run's folder."""
 
-    data_dir: Path | None = None
+    data_dir: Annotated[Path | None, arg(metavar="FOLDER")] = None
     """where that data set lives."""
 
     group: Annotated[str | None, arg(metavar="REGEX")] = None
-    """images that count once together: a regular expression whose part in brackets, searched in their ids (paths in a
-    folder), names the group, as in '^(.+)_' for photo7_0.png and photo7_1.png; their mean is one observation."""
+    """images that count once together, such as '^(.+)_' for photo7_0.png and photo7_1.png. A regular expression whose
+    part in brackets, searched in their ids (paths in a folder), names the group; their mean is one observation."""
 
     notes: Suppress[tuple[str, ...]] = ()
     """sentences that must stand beside the numbers."""

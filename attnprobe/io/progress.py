@@ -13,11 +13,15 @@ class Advance(Protocol):
     def __call__(self, steps: int = 1, note: str = "") -> None: ...
 
 
+def silent(steps: int = 1, note: str = "") -> None:
+    """Nothing is shown."""
+
+
 @contextmanager
 def progress(description: str, total: int, *, done: int = 0) -> Iterator[Advance]:
     """A bar on stderr: `with progress("capture", 360) as advance: advance(16, "16 images/s")`."""
     if not sys.stderr.isatty() or os.environ.get("RANK", "0") != "0":  # of several processes the first one speaks
-        yield lambda steps=1, note="": None
+        yield silent
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

@@ -3,12 +3,14 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 from matplotlib.axes import Axes
 
 from attnprobe.core.examined import AttendedImage, Examined, Precision
 from attnprobe.core.measurement import Measurement
+from attnprobe.io.progress import progress
 from attnprobe.plots import (
     attention_grid,
     depth_curve,
@@ -53,63 +55,68 @@ def sections(runs: Sequence[Examined]) -> list[Section]:
     """Sections of a report; those without a measurement are left out."""
     probed = [(name, e.history) for name, e in named(runs) if e.history is not None]
     with_evidence = [(name, e.evidence) for name, e in named(runs) if e.evidence is not None]
-    made = [
-        Section(
+    parts = [
+        (
             "Which blocks repeat one another?",
             "Each square compares two blocks. Where it has the colour of the diagonal, they attend to the same places. "
             "Raw cosines are near 1 for any maps that are near uniform; centred ones are not.",
-            tuple(_matrices(runs)),
+            _matrices(runs),
         ),
-        Section(
+        (
             "From which block on, and how sure?",
             "First: the share of a block's attention vectors that repeat those of the block it is compared with; a "
             "block above the grey line counts as similar. Second: how many do, for every choice of the threshold. "
             "Then: the interval that a number would have on fewer or more images like these; the dot is at those there "
             "are. Bands are 95 % intervals; dotted lines the same network before training; dash-dotted, uniform "
             "attention.",
-            (*_curves(runs), *_precisions(runs)),
+            chain(_curves(runs), _precisions(runs)),
         ),
-        Section(
+        (
             "Do the heads of a block differ?",
             "One square matrix per block, one row and column per head. Where a cell has the colour of the diagonal, "
             "two heads attend alike.",
-            tuple(head_grids(runs, WIDTH)),
+            head_grids(runs, WIDTH),
         ),
-        Section("What kind of head is each?", LEGEND, tuple(atlases(runs, 2 * WIDTH))),
-        Section(
+        ("What kind of head is each?", LEGEND, atlases(runs, 2 * WIDTH)),
+        (
             "What does each head do, and what becomes of the tokens?",
             "One square per head, from the first block at the left to the last at the right. Token similarity is the "
             "mean cosine between the tokens a block outputs; near 1, all of them say the same.",
-            (*heat_maps(runs, WIDTH), *_token_curve(runs)),
+            chain(heat_maps(runs, WIDTH), _token_curve(runs)),
         ),
-        Section(
+        (
             "What else was measured?",
             "Metrics that have no figure above, for every block or pair of blocks.",
-            tuple(_others(runs)),
+            _others(runs),
         ),
-        Section(
+        (
             "What does each block attend to?",
             "Attention of the class token, or of the mean query where there is none, over the image: one tile per "
             "block, mean over heads; every run shows an image on the same colour scale.",
-            tuple(_pictures(runs)),
+            _pictures(runs),
         ),
-        Section(
+        (
             "Are they needed?",
             "What is called similar or redundant is removed, the cheapest first, and the accuracy measured: the block "
             "is left out, the output of the head is 0. Bands are 95 % intervals; grey is the whole model. Some of the "
             "images chose the order, and the others are measured.",
-            tuple(drawing for name, e in with_evidence for drawing in removal_drawings(name, e, WIDTH)),
-            tuple(sentence for name, e in with_evidence for sentence in removal_sentences(name, e)),
+            (drawing for name, e in with_evidence for drawing in removal_drawings(name, e, WIDTH)),
+            (sentence for name, e in with_evidence for sentence in removal_sentences(name, e)),
         ),
-        Section(
+        (
             "What happened while it trained?",
             "Measured on a few fixed images after some of the epochs. Each square compares all pairs of blocks after "
             "one epoch. Networks start near uniform, and then every block repeats the previous one; trouble is what "
             "begins later, or stays.",
-            tuple(drawing for name, h in probed for drawing in history_drawings(name, h, WIDTH)),
-            tuple(sentence for e in runs if e.history is not None for sentence in history_sentences(e.name, e.history)),
+            (drawing for name, h in probed for drawing in history_drawings(name, h, WIDTH)),
+            (sentence for e in runs if e.history is not None for sentence in history_sentences(e.name, e.history)),
         ),
     ]
+    made = []
+    with progress("draw the report", len(parts)) as advance:
+        for title, reading, drawings, *sentences in parts:
+            made.append(Section(title, reading, tuple(drawings), tuple(chain(*sentences))))
+            advance()
     return [section for section in made if section.drawings or section.sentences]
 
 

@@ -58,9 +58,9 @@ def verify_drops(
     Args:
         ref: a run, a checkpoint, the name of a model, or a model.
         maps: the maps file that says what is similar; the run's own if None.
-        blocks, heads: other candidates than the report's, as (block, head) from 1, such as blocks that are not
-            similar, for comparison, or "all"; then no maps are needed. With all heads the evidence has
-            `head_ablation`, too.
+        blocks: other candidates than the report's, from 1, such as blocks that are not similar, for comparison, or
+            "all"; then no maps are needed.
+        heads: the same of heads, as (block, head). With all heads the evidence has `head_ablation`, too.
         metrics: settings of the two metrics, as for `examine`.
         what: whether whole blocks are dropped cumulatively and advised, or their attention alone, which leaves the
             MLPs. Both are tried singly.
@@ -77,7 +77,7 @@ def verify_drops(
     if blocks is None and heads is None:
         if isinstance(ref, nn.Module) and maps is None:
             raise InputError("a model alone has no maps that say what is similar: name maps, blocks or heads.")
-        path = maps or Run.of(Path(str(ref))).maps
+        path = maps or _maps_of_run(str(ref))
         if not path.exists():
             raise InputError(f"no maps at {path} that say what is similar: capture them, or name --blocks and --heads.")
         named = {metric.partition(":")[0] for metric in metrics}
@@ -92,6 +92,21 @@ def verify_drops(
         return evidence_of(ref, found, sha256=sha, what=what, tolerance=tolerance, **where)
     asked = Candidates(blocks or (), heads or (), "blocks and heads as asked for", what)
     return _evidence(ref, asked, tolerance, **where)
+
+
+def _maps_of_run(ref: str) -> Path:
+    """The maps file of a run, made or not.
+
+    Raises:
+        InputError: `ref` is maps without a model, or a model that is no run and has none.
+    """
+    run, beside = Run.of(ref), Run(Path(ref).parent)
+    if Path(ref).suffix in (".h5", ".parts"):
+        whole = beside.path if beside.config.exists() else f"MODEL --maps {ref}"
+        raise InputError(f"{ref} holds maps, not a model: attnprobe verify-drops {whole}.")
+    if not run.config.exists():
+        raise InputError(f"{ref} is no run, so nothing says what is similar: name --maps, or --blocks and --heads.")
+    return run.maps
 
 
 def evidence_of(

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
@@ -15,7 +16,7 @@ from torch import nn
 from attnprobe.capturing import Capture, Recording
 from attnprobe.capturing.selection import Selection
 from attnprobe.core.devices import own_gpu
-from attnprobe.core.errors import InputError
+from attnprobe.core.errors import InputError, MapsFileError
 from attnprobe.core.examined import Examined
 from attnprobe.core.images import ImageSource
 from attnprobe.core.maps import AttentionMaps
@@ -34,6 +35,7 @@ from attnprobe.models import build_model, input_spec
 from attnprobe.models.describe import resolve_model
 from attnprobe.reports import write_report
 from attnprobe.store.plan import CapturePlan
+from attnprobe.store.stored import StoredMaps
 from attnprobe.store.writer import MapWriter
 from attnprobe.training import pick_device
 from attnprobe.workflows.trial import recipe_of, run_images
@@ -61,7 +63,7 @@ class Task:
 
 
 def capture_file(spec: CaptureSpec, *, out: Path | None = None) -> Path:
-    """Capture a model's attention into one HDF5 file; the same call resumes one that was stopped.
+    """Capture a model's attention into one HDF5 file; the same call resumes one that was stopped, or finds it done.
 
     Under torchrun each process captures its share of the shards, and the last one makes the file. Of a model with
     trained weights, `spec.untrained` images are also captured from the same architecture with initial weights, into
@@ -72,14 +74,25 @@ def capture_file(spec: CaptureSpec, *, out: Path | None = None) -> Path:
 
     Returns:
         The path of the maps file; of its shards' folder where they are kept, or others are still at work.
+
+    Raises:
+        InputError: the file exists and holds another capture.
     """
     run = Run.of(Path(spec.model))
     out = Path(out or (run.maps if run.checkpoints.is_dir() else f"{Path(spec.model).stem}.h5"))
     rank = Rank.of_this_process()
-    if out.exists() and not spec.overwrite and rank.alone:
-        raise InputError(f"{out} exists. Choose another output with -o, or replace it with --overwrite.")
     main, base = tasks(spec, rank)
     dtype, keep_shards = spec.stored_dtype, spec.keep_shards or rank.local_world < rank.world
+
+    def is_done(task: Task, path: Path) -> bool:
+        return rank.alone and not spec.overwrite and _is_stored(task.plan, dtype, path)
+
+    done = is_done(main, out)
+    if out.exists() and rank.alone and not spec.overwrite and not done:
+        raise InputError(
+            f"{out} exists, of another model, images or options. Choose another output with -o, or replace it with "
+            "--overwrite."
+        )
 
     def store(task: Task, path: Path, overwrite: bool) -> Path:
         options: dict[str, Any] = {"dtype": dtype, "overwrite": overwrite, "keep_shards": keep_shards}
@@ -87,10 +100,11 @@ def capture_file(spec: CaptureSpec, *, out: Path | None = None) -> Path:
             fill(sink, task, f"capture {path.name}")
             return sink.close(task.capturing.certificate.to_dict())
 
-    if base is not None:  # first, so that a command that was stopped here can be run again
+    if base is not None and not is_done(base, untrained_maps(out)):
+        # First, so that a command that was stopped here can be run again.
         store(base, untrained_maps(out), overwrite=rank.alone or spec.overwrite)
         base.release()
-    return store(main, out, spec.overwrite)
+    return out if done else store(main, out, spec.overwrite)
 
 
 def measure_live(
@@ -151,9 +165,11 @@ def fill(sink: MapWriter | MeasureSink, task: Task, title: str) -> None:
     A part is a fixed run of images. What is pinned when a sink begins does not depend on who begins it, so any number
     of processes may fill one, at once or one after the other, and the result is the same to the bit.
     """
-    capturing, plan = task.capturing, task.plan
-    if not sink.begun:
-        sink.begin(capturing.sample(), capturing.fitting)
+    plan = task.plan
+    with progress(f"check {plan.model}", 1):  # the certificate takes several forward passes
+        capturing = task.capturing
+        if not sink.begun:
+            sink.begin(capturing.sample(), capturing.fitting)
     n, missing = len(plan.image_ids), sum(map(len, sink.pending()))
     if missing and sink.batch_images is None:  # other batches would give other last bits
         raise InputError(f"{sink.folder} was begun by an older attnprobe; remove it, or choose another -o.")
@@ -272,3 +288,10 @@ def _examined(task: Task, slices: list[Path], metrics: Sequence[str] | None, **m
         certificate=task.capturing.certificate.to_dict(),
         notes=doubts(measurements),
     )
+
+
+def _is_stored(plan: CapturePlan, dtype: str, path: Path) -> bool:
+    """True if the file is there and is what the plan asks for."""
+    with suppress(MapsFileError, OSError), StoredMaps.open(path) as stored:
+        return stored.is_of(plan) and stored.attrs["dtype"] == dtype
+    return False

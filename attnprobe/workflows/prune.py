@@ -13,6 +13,7 @@ from torch import nn
 from attnprobe.core.accuracy import accuracy_difference, accuracy_interval
 from attnprobe.core.errors import InputError
 from attnprobe.io import fs
+from attnprobe.io.progress import Advance, progress, silent
 from attnprobe.io.reference import UserImages
 from attnprobe.io.run import Run
 from attnprobe.models import load_model
@@ -39,6 +40,7 @@ class Pruned:
         speed_up: time of the whole model over that of the smaller one, `spread` the middle half of the rounds;
             process CPU time on a CPU, wall time of the device otherwise.
         measure: what counts as correct: "top-1", or "20-NN" of a model without a head.
+        data: name of the images, and `data_dir` where they are, if that was said.
     """
 
     path: Path
@@ -48,6 +50,8 @@ class Pruned:
     speed_up: float
     spread: tuple[float, float]
     measure: str = "top-1"
+    data: str | None = None
+    data_dir: Path | None = None
 
     def __str__(self) -> str:
         before, after = self.parameters
@@ -113,13 +117,13 @@ def prune(
     if finetune_epochs and not trial.recipe:
         raise InputError(f"{ref} is no run, so there is no recipe to train on with; leave --finetune-epochs out.")
     smaller = smaller_model(trial.model, removal, trial.facts.model, trial.facts.options)
-    rebuilt = smaller.module
-    right = [_judged(trial, model) for model in (trial.model, rebuilt)]
-    speed_up, spread = _speed_up(trial, rebuilt)
+    rebuilt, run = smaller.module, Path(str(ref))
+    named, folder = run_images(run, trial.recipe, UserImages(where.get("data"), where.get("data_dir")))
+    with progress(f"prune {trial.facts.model}", 2 + ROUNDS) as advance:
+        right = [_judged(trial, model, advance) for model in (trial.model, rebuilt)]
+        speed_up, spread = _speed_up(trial, rebuilt, advance)
     if finetune_epochs:
         _write(out / "start", smaller)
-        run = Path(str(ref))
-        named, folder = run_images(run, trial.recipe, UserImages(where.get("data"), where.get("data_dir")))
         changed = {"dataset": named, "data_dir": folder and str(folder), **(settings or {})}
         rebuilt = _finetuned(run, trial, smaller, out, finetune_epochs, changed)
         smaller = timm_files(rebuilt, smaller.name, smaller.options)
@@ -127,7 +131,9 @@ def prune(
     _write(out, smaller)
     parameters = tuple(sum(p.numel() for p in model.parameters()) for model in (trial.model, rebuilt))
     n_choosing = int(trial.chooses.sum())
-    return Pruned(out, (parameters[0], parameters[1]), tuple(right), n_choosing, speed_up, spread, trial.measure)
+    return Pruned(
+        out, (parameters[0], parameters[1]), tuple(right), n_choosing, speed_up, spread, trial.measure, named, folder
+    )
 
 
 def numbers_of(text: str) -> tuple[int, ...]:
@@ -162,9 +168,11 @@ def pairs_of(text: str) -> list[tuple[int, int]]:
     return [(block, head) for block, its in heads_of(text).items() for head in its]
 
 
-def _judged(trial: Trial, model: nn.Module) -> np.ndarray:
+def _judged(trial: Trial, model: nn.Module, advance: Advance = silent) -> np.ndarray:
     """[judging image], bool: which images the model classifies correctly."""
-    return trial.answers(model)[0][~trial.chooses]
+    right = trial.answers(model)[0][~trial.chooses]
+    advance()
+    return right
 
 
 def _finetuned(ref: Path, trial: Trial, smaller: Smaller, out: Path, epochs: int, settings: Mapping[str, Any]) -> Any:
@@ -193,7 +201,7 @@ def _write(folder: Path, smaller: Smaller) -> None:
 
 
 @torch.inference_mode()
-def _speed_up(trial: Trial, smaller: nn.Module) -> tuple[float, tuple[float, float]]:
+def _speed_up(trial: Trial, smaller: nn.Module, advance: Advance) -> tuple[float, tuple[float, float]]:
     """Time of the whole model over that of the smaller one: median and quartiles of rounds that alternate."""
     models = [model.to(trial.device).eval() for model in (trial.model, smaller)]
     few = range(min(len(trial.images), trial.batch_size))
@@ -204,6 +212,7 @@ def _speed_up(trial: Trial, smaller: nn.Module) -> tuple[float, tuple[float, flo
     for _ in range(ROUNDS):
         whole, small = (_seconds(model, pixels, trial.device) for model in models)
         ratios.append(whole / small)
+        advance()
     low, median, high = np.quantile(ratios, (0.25, 0.5, 0.75))
     return float(median), (float(low), float(high))
 

@@ -169,7 +169,11 @@ def check_classes(source: ImageSource, classes: int | None, ref: str, *, fewer: 
         fewer: images of fewer classes than the model's are accepted.
     """
     if not source.class_names:
-        raise InputError(f"{source.name} has no labels, so no accuracy; name labelled images with --data.")
+        data, _, _ = source.name.rpartition("/")  # the rest is the split
+        raise InputError(
+            f"the images of {data} have no labels, as folders named by class would give them, so there is no accuracy; "
+            "name labelled images with --data."
+        )
     n = len(source.class_names)
     if classes and (n > classes or (n < classes and not fewer)):
         raise InputError(f"{source.name} has {n} classes and {ref} tells {classes} apart; name images of its own.")

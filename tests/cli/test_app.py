@@ -80,13 +80,14 @@ def test_pickled_objects_truncation_and_nan_are_one_line_and_exit_2(run, weights
     check_one_line(code, err, 2, "NaN or infinite weights in 1 tensors")
 
 
-def test_capture_then_report_then_refuse_to_overwrite(run, weights, tmp_path):
+def test_capture_then_the_same_again_then_report_and_nothing_is_overwritten(run, weights, tmp_path):
     arguments = ["capture", "vit.safetensors", "--model", "vit_16_digits", "--data", "digits", "--images", "20",
                  "--untrained", "10", "-o", "maps.h5"]  # fmt: skip
     code, out, err = run(*arguments)
     assert (code, out.strip(), err) == (0, "maps.h5", "")
     before = (tmp_path / "maps.h5").read_bytes()
-    code, _, err = run(*arguments)
+    assert run(*arguments) == (0, "maps.h5\n", ""), "as of train: it is done"
+    code, _, err = run(*arguments, "--seed", "1")
     check_one_line(code, err, 2, "--overwrite")
     assert (tmp_path / "maps.h5").read_bytes() == before
     code, out, err = run("report", "maps.h5", "-o", "page")
@@ -106,12 +107,6 @@ def test_capture_then_report_then_refuse_to_overwrite(run, weights, tmp_path):
     for name in ("damaged.h5", "short.h5"):
         code, _, err = run("report", name)
         check_one_line(code, err, 2, name)
-
-
-@pytest.mark.parametrize("command", ["compare", "verify-drops", "prune", "report", "train", "capture"])
-def test_help_has_examples_to_copy(run, command):
-    _, out, _ = run(command, "--help")
-    assert out.count(f"$ attnprobe {command} ") >= 2
 
 
 @pytest.mark.parametrize(
@@ -186,23 +181,10 @@ def test_explain_prints_what_the_metric_says_of_itself_and_lists_all_without_a_n
     check_one_line(code, err, 2, "Did you mean 'similar_blocks'")
 
 
-@pytest.mark.parametrize("command", cli.COMMANDS)
-def test_help_fits_a_terminal_and_its_examples_are_those_of_the_docstring(run, command, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "80")
-    code, out, _ = run(command, "--help")
-    _, *lines = out.splitlines()  # the usage line is as long as it is
-    assert code == 0 and max(map(len, lines)) <= 80
-    examples = out.partition("╭")[0].replace(" \\\n      ", " ")
-    written = (cli.COMMANDS[command].__doc__ or "").splitlines()
-    assert [line for line in examples.splitlines() if line.startswith("  $")] == [
-        f"  {line.strip()}" for line in written if line.startswith("    $")
-    ]
-
-
 def test_alone_it_shows_how_to_start_and_every_command_in_a_line_or_two(run):
     code, out, _ = run()
     assert code == 0 and out.index("attnprobe demo --fast") < out.index("All commands")
-    assert max(map(len, out.splitlines())) <= 80 and len(out.splitlines()) < 50
+    assert max(map(len, out.splitlines())) <= 80 and len(out.splitlines()) < 40
     assert all(f"\n  {name} " in out for name in cli.COMMANDS)
 
 
@@ -221,7 +203,7 @@ def test_every_kind_of_collapse_is_explained_by_its_bar_and_source(run):
 @pytest.mark.parametrize(
     ("arguments", "pattern"),
     [
-        (["plot", "a"], r"Missing from attnprobe plot: -o PATH, --out PATH; attnprobe plot --help"),
+        (["plot", "a"], r"Missing from attnprobe plot: -o FILE, --out FILE; attnprobe plot --help"),
         (["report", "a", "--data-di", "x"], r"Unrecognized options: --data-di, x \(did you mean --data-dir\?\)"),
         (["evaluate", "a", "--batch-size", "many"], r"Error parsing --batch-size: .*'many'"),
         (["verify-drops", "a", "--what", "x"], r"invalid choice 'x' for argument '--what'. .*'block', 'attention'"),

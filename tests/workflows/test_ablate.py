@@ -2,16 +2,19 @@
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from attnprobe.cli import app as cli
 from attnprobe.core.errors import InputError
 from attnprobe.core.evidence import Change, Evidence, Tried
 from attnprobe.core.spec import CaptureSpec, ReportSpec
+from attnprobe.io.run import Run
 from attnprobe.models.ablate import Ablatable
 from attnprobe.reports.removal import advice, evidence_text
 from attnprobe.workflows import ablate as ablation
@@ -123,8 +126,23 @@ def test_files_and_words_say_the_same(run, tmp_path, capsys, monkeypatch):
 
 
 def test_without_maps_or_labels_it_says_what_to_do(run, tmp_path):
-    with pytest.raises(InputError, match="capture them, or name"):
+    with pytest.raises(InputError, match="vit_16_digits is no run, so nothing says what is similar: name --maps, or"):
         verify_drops("vit_16_digits", data="digits")
+    with pytest.raises(
+        InputError, match=rf"{run / 'maps.h5'} holds maps, not a model: attnprobe verify-drops {run}\.$"
+    ):
+        verify_drops(str(run / "maps.h5"))
+    alone = shutil.copy(run / "maps.h5", tmp_path / "alone.h5")
+    with pytest.raises(InputError, match=rf"attnprobe verify-drops MODEL --maps {alone}\.$"):
+        verify_drops(str(alone))
+    bare = Run(tmp_path / "bare")
+    shutil.copytree(run, bare.path, ignore=shutil.ignore_patterns("*.h5"))
+    with pytest.raises(InputError, match=f"no maps at {bare.maps} that say what is similar: capture them, or name"):
+        verify_drops(bare.path)
+    (tmp_path / "flat").mkdir()
+    Image.new("RGB", (32, 32)).save(tmp_path / "flat" / "image.png")
+    with pytest.raises(InputError, match="the images of .* have no labels, as folders named by class would give them"):
+        verify_drops(run, blocks=[2], data=str(tmp_path / "flat"))
     with pytest.raises(InputError, match="--data"):
         verify_drops("vit_16_digits", blocks=[2])
     with pytest.raises(InputError, match="no block 9"):

@@ -227,6 +227,27 @@ def test_what_an_older_version_began_is_begun_anew_and_said_so(checkpoint, photo
     assert capture_file(spec, out=out) == out
 
 
+def test_a_finished_capture_is_found_done_and_one_of_anything_else_is_refused(checkpoint, tmp_path, monkeypatch):
+    out, baseline = tmp_path / "maps.h5", tmp_path / "maps.untrained.h5"
+    spec = CaptureSpec(checkpoint, **COMMON)
+    capture_file(spec, out=out)
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in (out, baseline)}
+    with monkeypatch.context() as forbidden:
+        forbidden.setattr(Task, "capturing", property(lambda _: pytest.fail("the model ran")))
+        assert capture_file(spec, out=out) == out
+        for change in ({"images": 149}, {"what": ("weights",)}, {"dtype": "float32"}, {"heads": "1"}):
+            with pytest.raises(InputError, match="exists, of another model, images or options"):
+                capture_file(replace(spec, **change), out=out)
+        (tmp_path / "other.h5").write_bytes(b"no maps")
+        with pytest.raises(InputError, match="exists"):
+            capture_file(spec, out=tmp_path / "other.h5")
+    assert before == {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in (out, baseline)}
+    baseline.unlink()
+    assert capture_file(spec, out=out) == out and ap.open_maps(baseline).n_images == 20
+    capture_file(replace(spec, overwrite=True), out=out)
+    assert out.stat().st_mtime_ns > before[out][1]
+
+
 def test_a_selection_reaches_the_file_and_the_numbers(checkpoint, tmp_path):
     chosen = {"layers": "1,3", "heads": "2-3", "queries": "cls", "what": ("weights",)}
     out = capture_file(CaptureSpec(checkpoint, **chosen, **COMMON), out=tmp_path / "part.h5")
