@@ -11,12 +11,11 @@ from attnprobe.core.grid import TokenGrid
 
 @dataclass(frozen=True, slots=True)
 class StageShape:
-    """Shape of the maps of one stage; fields as in `AttentionMaps` and `TokenGrid`.
+    """Shape of the maps of one stage; fields as in `AttentionMaps`.
 
     Attributes:
         layers, heads: numbers of those present, counted from 1.
         queries: positions of the query tokens, counted from 0; `keys`: the number of key tokens.
-        positions: of the key tokens, where these are not the prefix and then all patches.
         sites: of its maps, weights first, each with whether its rows sum to 1.
     """
 
@@ -26,16 +25,8 @@ class StageShape:
     heads: tuple[int, ...]
     queries: tuple[int, ...]
     keys: int
-    rows: int
-    cols: int
-    prefix: tuple[str, ...]
+    grid: TokenGrid
     sites: tuple[tuple[str, bool], ...]
-    positions: tuple[int, ...] | None = None
-
-    @property
-    def grid(self) -> TokenGrid:
-        """Grid of the key tokens."""
-        return TokenGrid(self.rows, self.cols, self.prefix, positions=self.positions)
 
 
 class Browsable(Protocol):

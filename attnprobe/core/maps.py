@@ -1,5 +1,6 @@
 """Attention maps of a stage of a model."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -152,20 +153,18 @@ class AttentionMaps:
     def images(self, start: int, stop: int) -> "AttentionMaps":
         """The maps of images start..stop-1, as views of the same memory."""
 
-        def cut(tensor: Tensor | None) -> Any:
-            return None if tensor is None else tensor[start:stop]
+        here, told = slice(start, stop), self.outcome
+        outcome = told and Outcome(told.labels[here], told.prediction[here], told.probability[here])
+        pixels = None if self.pixels is None else self.pixels[here]
+        ids = self.image_ids[here]
+        return self.mapped(lambda tensor: tensor[here], image_ids=ids, outcome=outcome, pixels=pixels)
 
-        told = self.outcome
-        return replace(
-            self,
-            values=cut(self.values),
-            image_ids=self.image_ids[start:stop],
-            tokens=cut(self.tokens),
-            value_vectors=cut(self.value_vectors),
-            factors=self.factors and (cut(self.factors[0]), cut(self.factors[1])),
-            outcome=told and Outcome(cut(told.labels), cut(told.prediction), cut(told.probability)),
-            pixels=cut(self.pixels),
-        )
+    def mapped(self, change: Callable[[Tensor], Tensor], **others: Any) -> "AttentionMaps":
+        """The maps with values, tokens, value vectors and factors changed by a function; `others` as for `replace`."""
+        named = {name: getattr(self, name) for name in ("values", "tokens", "value_vectors")}
+        changed = {name: None if tensor is None else change(tensor) for name, tensor in named.items()}
+        factors = self.factors and (change(self.factors[0]), change(self.factors[1]))
+        return replace(self, **changed, factors=factors, **others)
 
 
 def uniform_maps(like: AttentionMaps) -> AttentionMaps:

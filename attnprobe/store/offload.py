@@ -6,7 +6,6 @@ capture alternates between that of two batches: one being copied or compressed, 
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -53,20 +52,9 @@ class Offloaded:
         return self._maps
 
     def _copied(self, maps: AttentionMaps, dtype: torch.dtype) -> AttentionMaps:
-        def cast(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else self._copy(tensor, dtype)
-
-        queries, keys = maps.factors or (None, None)
-        outcome = maps.outcome
-        return replace(
-            maps,
-            values=self._copy(maps.values, dtype),
-            tokens=cast(maps.tokens),
-            value_vectors=cast(maps.value_vectors),
-            factors=None if queries is None or keys is None else (self._copy(queries, dtype), self._copy(keys, dtype)),
-            outcome=outcome
-            and Outcome(*(self._copy(x) for x in (outcome.labels, outcome.prediction, outcome.probability))),
-        )
+        told = maps.outcome
+        outcome = told and Outcome(*map(self._copy, (told.labels, told.prediction, told.probability)))
+        return maps.mapped(lambda tensor: self._copy(tensor, dtype), outcome=outcome)
 
     def _copy(self, tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         if id(tensor) not in self._copies:

@@ -126,20 +126,7 @@ class StoredMaps:
             )
             layers, heads = (tuple(i + 1 for i in some) for some in (layers, heads))
             sites = tuple((d.name, d.stochastic) for d in stage.maps)
-            shape = StageShape(
-                stage.name,
-                stage.kind,
-                layers,
-                heads,
-                queries,
-                keys,
-                stage.rows,
-                stage.cols,
-                stage.prefix,
-                sites,
-                stage.positions,
-            )
-            found.append(shape)
+            found.append(StageShape(stage.name, stage.kind, layers, heads, queries, keys, stage.grid, sites))
         return tuple(found)
 
     def layer(self, stage: str, site: str, image: int, layer: int) -> np.ndarray:

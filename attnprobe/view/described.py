@@ -75,7 +75,7 @@ def why_not(shape: StageShape) -> str:
     """Reason why a stage cannot be drawn over the image; empty if it can."""
     if shape.kind not in ("self", "class"):
         return f"its maps are of kind {shape.kind!r}, not between the tokens of the image"
-    if not shape.rows * shape.cols:
+    if not shape.grid.rows * shape.grid.cols:
         return "where its tokens sit in the image is not known"
     if shape.keys != shape.grid.n_tokens:
         return "its keys are not the tokens of the image"
@@ -108,9 +108,9 @@ def _stage(shape: StageShape, every: int) -> dict[str, Any]:
         "of": max(shape.layers),
         "heads": list(shape.heads),
         "queries": queries_of(shape),
-        "rows": shape.rows,
-        "cols": shape.cols,
-        "prefix": [_token(name) for name in shape.prefix],
+        "rows": shape.grid.rows,
+        "cols": shape.grid.cols,
+        "prefix": [_token(name) for name in shape.grid.prefix],
         "absent": [n for n, value in enumerate(shape.grid.laid_out(np.zeros(shape.keys))) if np.isnan(value)],
         "sites": sites,
     }

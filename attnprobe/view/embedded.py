@@ -105,13 +105,13 @@ def _packed(
     [layer, query(, key)]; the heads of all queries and no mean, or the heads of the prefix tokens and all means.
     """
     queries = np.array(queries_of(shape))
-    of_heads = np.ones(len(queries), bool) if detail.every_head else queries < len(shape.prefix)
+    of_heads = np.ones(len(queries), bool) if detail.every_head else queries < shape.grid.n_prefix
     name, sums = site
     values = [run.layer(shape, name, image_id, layer) for layer in layers]
     parts = [np.stack([heads[:, of_heads] for heads in values])]
     if not detail.every_head:
         parts.append(np.stack([heads.mean(0) for heads in values]))
-    packed = [pack(part, len(shape.prefix), signed=not sums) for part in parts]
+    packed = [pack(part, shape.grid.n_prefix, signed=not sums) for part in parts]
     data = b"".join(part[k].tobytes() for k in range(2) for part in packed)  # type: ignore[index]
     return base64.b64encode(zlib.compress(data, 9)).decode()
 

@@ -8,6 +8,7 @@ import pytest
 from matplotlib import pyplot
 
 from attnprobe.core.browse import StageShape
+from attnprobe.core.grid import TokenGrid
 from attnprobe.metrics import METRICS
 from attnprobe.reports import figures, head_figures, removal
 from attnprobe.reports.drawing import INK
@@ -25,7 +26,7 @@ class Stored:
 
     def __init__(self, layers, heads):
         self._shape = StageShape("trunk", "self", tuple(range(1, layers + 1)), tuple(range(1, heads + 1)),
-                                 tuple(range(17)), 17, 4, 4, ("cls",), (("weights", True),))  # fmt: skip
+                                 tuple(range(17)), 17, TokenGrid(4, 4), (("weights", True),))  # fmt: skip
 
     def shapes(self):
         return (self._shape,)

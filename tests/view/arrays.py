@@ -3,6 +3,7 @@
 import numpy as np
 
 from attnprobe.core.browse import StageShape
+from attnprobe.core.grid import TokenGrid
 from attnprobe.view.described import Viewed
 from attnprobe.view.packing import LEVELS
 
@@ -38,7 +39,7 @@ def arrays(
         values["trunk", "effective"] = rng.standard_normal(weights.shape).astype(np.float32)
         sites.append(("effective", False))
     numbers = tuple(range(1, layers + 1)), tuple(range(1, heads + 1)), tuple(range(n))
-    shape = StageShape("trunk", kind, *numbers, n, rows, cols, prefix, tuple(sites))
+    shape = StageShape("trunk", kind, *numbers, n, TokenGrid(rows, cols, prefix), tuple(sites))
     ids = ids or [f"val/{i}" for i in range(images)]
     told = [(i % 2, 1, 0.5 + i / 100) for i in range(images)]
     return Arrays((shape,), values, ids, told)

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from attnprobe.core.grid import TokenGrid
 from attnprobe.view.embedded import Detail, embed
 from attnprobe.view.packing import largest_error
 from tests.view.arrays import unpack, viewed
@@ -101,7 +102,7 @@ def test_details_get_poorer():
 def test_scattered_tokens_are_laid_out_over_all_patches(every_head):
     run = viewed(images=1, rows=2, cols=2)
     positions = (7, -1, 0, 5, 2)  # of 2 x 4 patches
-    shape = replace(run.maps.shapes()[0], rows=2, cols=4, positions=positions)
+    shape = replace(run.maps.shapes()[0], grid=TokenGrid(2, 4, positions=positions))
     run.maps._shapes = (shape,)
     budget = sum(map(len, embed([run], run.maps.image_ids, {}, PLENTY).maps.values())) - 1
     embedded = embed([run], run.maps.image_ids, {}, PLENTY if every_head else budget)

@@ -57,10 +57,10 @@ def assert_shows(page, run, image, layer, head, query, site="weights", panel=0):
     """The canvas has the colours of the stored map, as bytes keep it (see test_embedded for how well)."""
     signed = site == "effective"
     shape = run.maps.shapes()[0]
-    n = len(shape.prefix)
+    n = shape.grid.n_prefix
     stored = unpack(*pack(run.maps.values["trunk", site][image, layer], n, signed), n, signed)
     values = stored.mean(0)[query] if head is None else stored[head, query]
-    patches = values[n:].reshape(shape.rows, shape.cols)
+    patches = values[n:].reshape(shape.grid.rows, shape.grid.cols)
     high = abs(patches).max()
     expected = expected_colours(patches, -high if signed else 0, high, "RdBu_r" if signed else "viridis")
     assert abs(colours(page, panel) - expected).max() <= 4  # a step of viridis, and two of its stops

@@ -1,7 +1,7 @@
 """A stream of attention maps through the metrics: what was collected at each site of each stage."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
@@ -114,9 +114,7 @@ def _pieces(maps: AttentionMaps) -> Iterator[AttentionMaps]:
     on_cpu = with_float64(maps.values.device).type == "cpu"
     step = max(1, PIECE_BYTES // bytes_per_image) if on_cpu else maps.n_images
     for start in range(0, maps.n_images, step):
-        piece = maps.images(start, min(start + step, maps.n_images))
-        tokens, vectors = (None if x is None else _working(x) for x in (piece.tokens, piece.value_vectors))
-        yield replace(piece, values=_working(piece.values), tokens=tokens, value_vectors=vectors)
+        yield maps.images(start, min(start + step, maps.n_images)).mapped(_working)
 
 
 def _working(tensor: Tensor) -> Tensor:
