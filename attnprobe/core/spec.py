@@ -26,7 +26,7 @@ class ImageOptions:
     data: Annotated[str | None, FIRST, arg(metavar="DATA")] = None
     """images: digits, fractals, a folder, a list of files, torch/cifar10; those of the run if not given."""
     data_dir: Annotated[Path | None, arg(metavar="FOLDER")] = None
-    """where the data set lives."""
+    """folder of the data set."""
     split: Annotated[str, arg(metavar="train|val")] = "val"
     """part of the data set."""
     images: Annotated[int | None, FIRST] = None
@@ -205,7 +205,7 @@ class ReportSpec:
     """the images the maps are of, to show them. Needed unless they are digits, fractals, or inside the run's folder."""
 
     data_dir: Annotated[Path | None, arg(metavar="FOLDER")] = None
-    """where that data set lives."""
+    """folder of that data set."""
 
     group: Annotated[str | None, arg(metavar="REGEX")] = None
     """images that count once together, such as '^(.+)_' for photo7_0.png and photo7_1.png. A regular expression whose
