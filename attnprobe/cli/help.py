@@ -50,7 +50,7 @@ class Option:
 
     @property
     def call(self) -> str:
-        """How it is typed: `-o, --out PATH`."""
+        """Its spelling on a command line: `-o, --out PATH`."""
         return " ".join(filter(None, (", ".join(self.flags), self.value)))
 
     @property
