@@ -8,11 +8,11 @@ Question: what would mislead? Counting blocks from 0 where papers count from 1; 
 own extremes, which make noise look like structure. So blocks start at 1, and colours span the metric's range.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from matplotlib.axes import Axes
 
-from attnprobe.core.errors import ShapeError
+from attnprobe.core.errors import InputError, ShapeError
 from attnprobe.core.figures import FIGURES
 from attnprobe.core.measurement import Measurement
 from attnprobe.core.registry import Registry
@@ -39,7 +39,12 @@ def plot(m: Measurement, ax: Axes | None = None) -> Axes:
 
     Raises:
         ShapeError: no plot draws such axes.
+        InputError: several measurements, or something else.
     """
+    if not isinstance(m, Measurement):
+        names = [str(name) for name in m] if isinstance(m, Mapping) else []
+        remedy = f" name one, such as plot(result[{names[0]!r}])" if names else " ap.measure gives some"
+        raise InputError(f"plot draws one Measurement, got {type(m).__name__};{remedy}.")
     for kind in FIGURES.values():
         if m.axes in kind.axes:
             return PLOTS[kind.name](m, ax)

@@ -1,5 +1,8 @@
 """Heat maps of measurements over blocks, heads and tokens."""
 
+import math
+from collections.abc import Callable, Sequence
+
 import numpy as np
 from matplotlib.axes import Axes
 
@@ -7,6 +10,7 @@ from attnprobe.core.measurement import Measurement
 from attnprobe.plots.style import (
     Limits,
     Scale,
+    colour_bar,
     colours,
     finish,
     heading,
@@ -57,16 +61,16 @@ def layer_head(
     title: str | None = None,
     colorbar: bool = True,
 ) -> Axes:
-    """Draw a measurement over (layer, head) with depth from left to right.
+    """Draw a measurement over (layer, head): depth from left to right, head 1 at the top as in every figure of heads.
 
     Of (layer, head, prefix) the sum over the prefix tokens is drawn: what all of them get together.
     Arguments and errors as in `layer_matrix`.
     """
     require_axes(m, "layer_head", ("layer", "head"), ("layer", "head", "prefix"))
-    values = m.mean if m.mean.ndim == 2 else m.mean.sum(-1)
+    values = _drawn(m)
     blocks, heads = values.shape
     ax = new_axes(5.2, 1.9 + 0.16 * max(heads, 6)) if ax is None else ax
-    scale = _draw_cells(ax, values.T, limits or shared_limits([m]), from_bottom=True)
+    scale = _draw_cells(ax, values.T, limits or shared_limits([m]))
     number_from_one(ax.xaxis, blocks, kept=m.coords.get("layer"), start=0.5)
     number_from_one(ax.yaxis, heads, most=6, kept=m.coords.get("head"), start=0.5)
     ax.set(xlabel="block", ylabel="head")
@@ -74,7 +78,12 @@ def layer_head(
 
 
 def layer_key(
-    m: Measurement, ax: Axes | None = None, *, limits: Limits | None = None, title: str | None = None
+    m: Measurement,
+    ax: Axes | None = None,
+    *,
+    limits: Limits | None = None,
+    title: str | None = None,
+    colorbar: bool = True,
 ) -> Axes:
     """Draw a measurement over (layer, key): blocks from top to bottom, tokens from left to right, counted from 0.
 
@@ -88,11 +97,16 @@ def layer_key(
     number_from_one(ax.yaxis, len(m.mean), kept=m.coords.get("layer"), start=0.5)
     ax.tick_params("x", labelrotation=0)
     ax.set(xlabel="token, counted from 0", ylabel="block")
-    return _finish(ax, m, scale, title)
+    return _finish(ax, m, scale, title, colorbar)
 
 
 def head_grid(
-    m: Measurement, ax: Axes | None = None, *, limits: Limits | None = None, title: str | None = None
+    m: Measurement,
+    ax: Axes | None = None,
+    *,
+    limits: Limits | None = None,
+    title: str | None = None,
+    colorbar: bool = True,
 ) -> Axes:
     """Draw a measurement over (layer, head, head): a tile per block, head 1 at its top left.
 
@@ -105,12 +119,37 @@ def head_grid(
     tiles.prepare(ax, [str(block + 1) for block in range(tiles.n)])
     for block, matrix in enumerate(m.mean):
         ax.imshow(matrix, extent=tiles.extent(block), aspect="equal", **scale._asdict())
-    return _finish(ax, m, scale, title, shrink=0.8)
+    return _finish(ax, m, scale, title, colorbar, shrink=0.8)
+
+
+def side_by_side(
+    draw: Callable[..., Axes], measurements: Sequence[Measurement], axes: Sequence[Axes], titles: Sequence[str]
+) -> None:
+    """Draw a heat map of each measurement of one quantity, on one scale of colours that a bar below them all tells."""
+    values = np.concatenate([_drawn(m).ravel() for m in measurements])
+    limits = limits_from_zero(values) if draw is layer_key else shared_limits(measurements)
+    for m, ax, title in zip(measurements, axes, titles, strict=True):
+        draw(m, ax, limits=limits, title=title, colorbar=False)
+        for axis in (ax.xaxis, ax.yaxis):  # numbers that suit a whole page are too many beside one another
+            labels = [text.get_text() for text in axis.get_ticklabels()]
+            every = max(1, math.ceil(len(labels) / MOST_NUMBERS))
+            axis.set_ticks(axis.get_ticklocs()[::every], labels=labels[::every])
+        for text in ax.texts:
+            text.set_fontsize("xx-small")
+    colour_bar(axes, colours(limits), quantity(measurements[0]), values, location="bottom", shrink=0.7, aspect=40)
+
+
+MOST_NUMBERS = 5
+"""Most numbers along an axis of one of several small heat maps."""
+
+
+def _drawn(m: Measurement) -> np.ndarray:
+    """Values of the cells: of prefix tokens their sum."""
+    return m.mean.sum(-1) if m.axes[-1] == "prefix" else m.mean
 
 
 def _finish(ax: Axes, m: Measurement, scale: Scale, title: str | None, colorbar: bool = True, **options) -> Axes:
-    values = m.mean.sum(-1) if m.axes[-1] == "prefix" else m.mean  # as it is drawn
-    return finish(ax, scale, values, quantity(m), heading(m) if title is None else title, colorbar, **options)
+    return finish(ax, scale, _drawn(m), quantity(m), heading(m) if title is None else title, colorbar, **options)
 
 
 def _draw_cells(ax: Axes, values: np.ndarray, limits: Limits, *, from_bottom: bool = False, **options) -> Scale:

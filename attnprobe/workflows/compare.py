@@ -11,6 +11,7 @@ import pandas as pd
 from attnprobe.core.errors import InputError, check_choice
 from attnprobe.core.examined import Examined
 from attnprobe.core.measurement import Measurement
+from attnprobe.core.sites import SITES
 from attnprobe.core.text import markdown, one_run_each
 from attnprobe.io import fs
 from attnprobe.io.progress import progress
@@ -277,7 +278,7 @@ def difference_cells(row: Compared, effect: bool = False) -> list[str]:
 
 
 def _difference_cells(row: Compared) -> list[str]:
-    label = f"{row.metric} ({row.site})" + (f", {row.stage}" if row.stage != "trunk" else "")
+    label = f"{row.metric} ({SITES[row.site]})" + (f", {row.stage}" if row.stage != "trunk" else "")
     if row.cells is None:
         return [label, f"cannot say: {row.why}", NONE, NONE]
     d, o = row.cells, row.overall

@@ -46,7 +46,8 @@ class Compared:
     """One metric of a run or method, minus that of the first.
 
     Attributes:
-        metric, site, stage: what was compared where; "effective" is the effective attention of each run.
+        metric, site, stage: what was compared where; "effective" is the effective attention of each run, where
+            that is not the softmax map in both.
         cells: the difference of every cell; None where there is none, and `why` says why not.
         overall: the same of one number: of similar blocks their count, else the mean over the summary's cells.
         depth: "block", or "relative" where the two have other numbers of blocks.
@@ -71,7 +72,7 @@ def common_measurements(first: Examined, other: Examined) -> Iterator[tuple[Meas
         for site in SITES:
             one, two = (e.measurements.get(metric, site=site, stage=stage) for e in (first, other))
             if one is not None and two is not None and (one, two) != seen:
-                yield one, two, site
+                yield one, two, one.site if one.site == two.site else site
                 seen = one, two
 
 

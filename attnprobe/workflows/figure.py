@@ -14,11 +14,14 @@ from attnprobe.core.examined import AttendedImage
 from attnprobe.core.figures import FIGURES
 from attnprobe.core.history import History
 from attnprobe.core.measurement import Measurement, Measurements
+from attnprobe.core.sites import SITES
+from attnprobe.core.text import short
 from attnprobe.io import fs
 from attnprobe.io.reference import NOT_SAID, UserImages
 from attnprobe.io.run import Run, maps_of, name_of
 from attnprobe.metrics import atlases
 from attnprobe.plots import PLOTS, similar_fraction
+from attnprobe.plots.heat_maps import side_by_side
 from attnprobe.plots.style import COLOURS
 from attnprobe.store import open_maps
 from attnprobe.store.history import read_history
@@ -31,6 +34,12 @@ WIDTHS = {"column": 3.25, "text": 6.875}
 PRINT = {"font.size": 8, "pdf.fonttype": 42, "ps.fonttype": 42, "svg.fonttype": "none"}
 """Letters as small as a paper's captions, and kept as letters."""
 
+
+BELOW = 0.9
+"""Inches that the colour bar of several heat maps takes."""
+
+LETTERS = 13
+"""Letters of a title that fit on an inch."""
 
 HISTORIES = ("filmstrip", "onset")
 """Figures of a run while it trained."""
@@ -77,7 +86,8 @@ def draw(
     style: dict[Any, Any] = {**PRINT, "axes.prop_cycle": cycler(color=COLOURS)}
     with mpl.rc_context(style):
         panels = 1 if kind.shared else len(shown)
-        sheet = Figure(figsize=(inches, inches * kind.height / panels), layout="constrained")
+        height = inches * kind.height / panels + (BELOW if kind.heat and panels > 1 else 0)
+        sheet = Figure(figsize=(inches, height), layout="constrained")
         axes = sheet.subplots(1, panels, squeeze=False)[0]
         function: Any = PLOTS[figure]
         if figure == "similar_fraction":
@@ -85,6 +95,10 @@ def draw(
         elif kind.shared:
             for one, name in zip(shown, names, strict=True):
                 function(one, axes[0], label=name)
+        elif kind.heat and panels > 1:
+            sites = [f"\n{SITES[m.site]}" if len({m.site for m in shown}) > 1 else "" for m in shown]
+            letters = int(inches / panels * LETTERS)
+            side_by_side(function, shown, axes, [short(n, letters) + s for n, s in zip(names, sites, strict=True)])
         else:
             for one, name, ax in zip(shown, names, axes, strict=True):
                 more = {"metric": wanted} if figure in HISTORIES else {}

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from attnprobe.core.errors import ShapeError
-from attnprobe.plots import head_grid, layer_head, layer_key, layer_matrix, plot
-from tests.reports.formulas import head_distance, layer_cosine, measurement
+from attnprobe.plots import head_atlas, head_grid, layer_head, layer_key, layer_matrix, plot
+from tests.reports.formulas import head_distance, layer_cosine, measurement, types
 
 
 def cells(ax):
@@ -63,11 +63,14 @@ def test_every_layer_head_has_blocks_and_heads_from_one_and_all_letters_inside(l
         assert all(int(text) == at + 0.5 for at, text in labels(axis))
 
 
-def test_depth_runs_from_left_to_right_and_heads_from_the_bottom():
+def test_depth_runs_from_left_to_right_and_head_1_is_at_the_top_as_in_the_other_figures_of_heads():
     values = np.arange(6.0).reshape(3, 2)
     ax = layer_head(measurement("row_entropy", values))
     np.testing.assert_array_equal(cells(ax), values.T)
-    assert not ax.xaxis_inverted() and not ax.yaxis_inverted()
+    assert not ax.xaxis_inverted() and ax.yaxis_inverted()
+    atlas = head_atlas(types(3, 2))
+    grid = head_grid(measurement("head_divergence", [[[0.0, 0.5], [0.5, 0.0]]]))
+    assert atlas.yaxis_inverted() and grid.images[0].origin == "upper"
 
 
 def test_of_several_prefix_tokens_the_sum_is_shown():

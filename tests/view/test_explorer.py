@@ -135,6 +135,35 @@ def test_focus_is_visible_and_every_control_is_reached_by_tab(open_page):
     assert {"head", "scale", "strength", "play", "layer", "picture", "atlas", "SUMMARY"} <= reached
 
 
+def test_all_images_are_one_tab_stop_and_arrows_move_among_them(open_page):
+    run = viewed()
+    page = open_page(html([run]))
+    buttons = page.locator(".images button")
+    last = buttons.count() - 1
+    focused = "[...document.querySelectorAll('.images button')].indexOf(document.activeElement)"
+
+    def stops():
+        return [n for n in range(last + 1) if buttons.nth(n).get_attribute("tabindex") == "0"]
+
+    assert last > 0 and stops() == [0]
+    buttons.nth(0).focus()
+    for key, at in (
+        ("ArrowRight", 1),
+        ("End", last),
+        ("ArrowRight", last),
+        ("Home", 0),
+        ("ArrowLeft", 0),
+        ("End", last),
+    ):
+        page.keyboard.press(key)
+        assert page.evaluate(focused) == at
+    drawn(page, lambda: page.keyboard.press("Enter"))
+    assert_shows(page, run, last, 3, None, 0)
+    assert stops() == [last]
+    page.keyboard.press("Tab")
+    assert page.evaluate(focused) == -1
+
+
 def test_the_words_say_what_is_shown(open_page):
     run = viewed(heads=2)
     page = open_page(html([run]))

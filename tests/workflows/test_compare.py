@@ -71,7 +71,7 @@ def test_differences_are_of_the_same_images_and_in_the_files(file, tmp_path):
     written = [x for x in lines if x["metric"] == "row_entropy"]
     place = {(int(float(x["layer"])), int(float(x["head"]))): float(x["difference"]) for x in written}
     assert place[(2, 1)] == pytest.approx(r.cells.mean[1, 0]) and len(place) == r.cells.mean.size
-    assert "| row_entropy (effective) | -" in files["comparison.md"] and "1,234" in files["comparison.tex"]
+    assert "| row_entropy (softmax maps) | -" in files["comparison.md"] and "1,234" in files["comparison.tex"]
 
 
 def test_only_shared_images_are_compared(file, tmp_path):
@@ -137,6 +137,8 @@ def test_effective_maps_are_compared_with_those_that_multiply_v_in_the_other():
         (a.site, b.site, site) for a, b, site in common_measurements(plain, changed) if a.metric == "similar_blocks"
     ]
     assert pairs == [("weights", "effective", "effective"), ("weights", "weights", "weights")]
+    other = examined("other", layers=4, similar=(3,))
+    assert {site for *_, site in common_measurements(plain, other)} == {"weights"}, "as figures call them"
 
 
 def methods(file, **options):

@@ -43,6 +43,18 @@ def test_in_a_column_of_a_paper_no_letter_is_cut_off(run, tmp_path, kind, monkey
     assert sheets == [[]]
 
 
+@pytest.mark.parametrize("kind", [kind.name for kind in FIGURES.values() if kind.heat])
+def test_several_heat_maps_share_one_scale_and_no_letter_is_cut_off(run, tmp_path, kind, monkeypatch):
+    clipped, sheets = watch_letters(monkeypatch), []
+    monkeypatch.setattr(Figure, "savefig", lambda sheet, *_args, **_options: sheets.append((sheet, clipped(sheet))))
+    draw([run, run / "maps.h5"], kind, tmp_path / "figure.pdf", width="column")
+    ((sheet, cut),) = sheets
+    *panels, bar = sheet.axes
+    scales = {(drawn.get_clim(), drawn.get_cmap().name) for ax in panels for drawn in (*ax.images, *ax.collections)}
+    assert cut == [] and len(panels) == 2 and len(scales) == 1 and bar.get_xlabel()
+    assert all(len(axis.get_ticklabels()) <= 5 for ax in panels for axis in (ax.xaxis, ax.yaxis))
+
+
 def test_another_metric_and_its_settings_can_be_shown(run, tmp_path):
     usual = draw([run], "depth_curve", tmp_path / "a.svg").read_text()
     other = draw([run], "depth_curve", tmp_path / "b.svg", metric="similar_blocks:tau=0.5").read_text()

@@ -1,6 +1,6 @@
 """Measurements of a stream of attention maps: mean, interval, baselines and summary of every metric."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -50,16 +50,39 @@ def measure(
         Metrics of tokens alone are measured once per stage.
 
     Raises:
-        InputError: no maps, a metric asked for that none of them suits, or two metrics of one name.
+        InputError: no maps, or something else; a metric asked for that none of them suits, or two metrics of one name.
         ShapeError: chunks of one stage and site differ in more than their images, a baseline has another shape, or a
             metric did not return what its axes promise.
     """
     wanted, required = choose(metrics)
     if bootstrap < 0:
         raise InputError(f"bootstrap={bootstrap} must be the number of resamples, 0 or more.")
-    places = collect(chunks, wanted)
-    others = {name: collect(maps, wanted) for name, maps in (baselines or {}).items()}
+    places = collect(_require_maps(chunks, "measure"), wanted)
+    others = {
+        name: collect(_require_maps(maps, f"the baseline {name!r} of measure"), wanted)
+        for name, maps in (baselines or {}).items()
+    }
     return summarise(places, wanted, required, others, bootstrap, seed, group)
+
+
+def _require_maps(chunks: Iterable[AttentionMaps], who: str) -> Iterator[AttentionMaps]:
+    """The chunks, of which each must be attention maps.
+
+    Raises:
+        InputError: something else.
+    """
+    expected = f"{who} takes attention maps, as ap.capture(model, images) or ap.open_maps(path) gives them"
+    if isinstance(chunks, (torch.Tensor, torch.nn.Module, str)) or not isinstance(chunks, Iterable):
+        raise InputError(f"{expected}, got {type(chunks).__name__}.{_REMEDY if hasattr(chunks, 'shape') else ''}")
+    for chunk in chunks:
+        if not isinstance(chunk, AttentionMaps):
+            remedy = _REMEDY if hasattr(chunk, "shape") else ""
+            raise InputError(f"{expected}, got an iterable of {type(chunk).__name__}.{remedy}")
+        yield chunk
+        del chunk  # its memory is free for the next one
+
+
+_REMEDY = " ap.AttentionMaps(values, image_ids, grid) makes them of an array [image, layer, head, query, key]."
 
 
 def summarise(

@@ -146,8 +146,11 @@ function syncControls() {
   control("layer").setAttribute("aria-valuetext", `block ${text}`);
   root.querySelector("output").textContent = text;
   control("play").textContent = playing ? "Stop" : "Play";
-  for (const button of root.querySelectorAll(".images button")) {
+  const buttons = [...root.querySelectorAll(".images button[data-place]")];
+  const chosen = buttons.find((button) => Number(button.dataset.place) === state.image.place) ?? buttons[0];
+  for (const button of buttons) {
     button.setAttribute("aria-pressed", String(Number(button.dataset.place) === state.image.place));
+    button.tabIndex = button === chosen ? 0 : -1; // one tab stop for all; arrows move among them
   }
 }
 
@@ -277,6 +280,7 @@ function start() {
   control("scale").addEventListener("input", (event) => go({ scale: event.target.value }));
   control("strength").addEventListener("input", (event) => root.style.setProperty("--strength", number(event) / 100));
   control("play").addEventListener("click", () => (playing ? stop() : play()));
+  root.querySelector(".images").addEventListener("keydown", moveAmongImages);
   root.querySelector(".numbers").addEventListener("toggle", () => tabulate(panels.filter((panel) => panel.row)));
   const search = root.querySelector("input[type=search]");
   search.closest("label").hidden = !index.served;

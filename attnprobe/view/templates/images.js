@@ -46,6 +46,17 @@ async function list(words, first, take) {
   else if (state.image) syncControls();
 }
 
+const AMONG_IMAGES = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1, Home: -Infinity, End: Infinity };
+
+/** Keys move the focus among the images, which are one tab stop together. */
+function moveAmongImages(event) {
+  const buttons = [...root.querySelectorAll(".images button[data-place]")];
+  const at = buttons.indexOf(event.target);
+  if (at < 0 || !(event.key in AMONG_IMAGES)) return;
+  event.preventDefault();
+  buttons[Math.min(buttons.length - 1, Math.max(0, at + AMONG_IMAGES[event.key]))].focus();
+}
+
 /** The next or the previous image, across pages of the list. */
 async function turnTo(step) {
   const at = listed.images.findIndex((image) => image.place === state.image.place);

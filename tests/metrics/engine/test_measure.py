@@ -321,3 +321,20 @@ def test_maps_that_are_called_stochastic_and_are_not_are_refused(make_maps):
     rounded = replace(maps, values=maps.values.bfloat16())
     rounded.values[0, 0, 0, 0, 0] = float("nan")
     assert "row_entropy" in measure([rounded])
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        (lambda: torch.rand(2, 3, 2, 7, 7), "Tensor.*makes them of an array"),
+        (lambda: [torch.rand(2, 3, 2, 7, 7)], "an iterable of Tensor.*makes them of an array"),
+        (lambda: torch.nn.Sequential(torch.nn.Linear(2, 2)), r"Sequential\.$"),
+        (lambda: "maps.h5", r"str\.$"),
+        (lambda: some_maps(), r"AttentionMaps\.$"),
+    ],
+)
+def test_what_are_no_maps_is_named_with_what_gives_maps(given, named):
+    with pytest.raises(InputError, match=f"^measure takes attention maps, as ap.capture.* gives them, got {named}"):
+        measure(given())
+    with pytest.raises(InputError, match=f"^the baseline 'untrained' of measure takes attention maps.* got {named}"):
+        measure([some_maps()], [row_entropy], baselines={"untrained": given()})
