@@ -67,6 +67,12 @@ class Finding:
         return self.found == "yes" and self.share < EXTENT and not counts
 
     @property
+    def is_explained(self) -> bool:
+        """True if its number is beyond the bar, in blocks of which each is explained by another kind."""
+        beyond = self.number is not None and (self.number < self.bar if self.below else self.number > self.bar)
+        return self.found == "no" and NOT_COUNTED in self.detail and beyond
+
+    @property
     def phrase(self) -> str:
         """Words for the headline, where it is found; "from block n" names the first of the blocks, not all after it."""
         counted = f"{len(self.blocks)} of {self.of} blocks{ci_text((self.surely, self.at_most))}"
@@ -78,12 +84,24 @@ class Finding:
         return f"{begin} ({', '.join([counted, f'{self.quantity} {number(self.number)}', *more])})"
 
     @property
+    def row(self) -> tuple[str, ...]:
+        """Cells of a table: kind, whether and where it is found, number, untrained, bar."""
+        if self.found == "cannot say":
+            return self.words, f"cannot say: {self.detail}"
+        if self.is_explained:
+            return self.words, f"no other than is explained; {self.detail}"
+        where = f", {blocks_text(self.blocks)} of {self.of}" if self.blocks else ""
+        measured = f"{self.quantity} {with_interval(self.number, self.low, self.high)}"
+        at = f", block {self.block}" if self.block else ""
+        bar = f"{'below' if self.below else 'above'} {number(self.bar)}"
+        return self.words, f"{self.found}{where}", f"{measured}{at}", number(self.untrained), bar
+
+    @property
     def line(self) -> str:
         """The whole finding in one line."""
         if self.found == "cannot say":
             return f"{self.words}: cannot say, {self.detail}"
-        beyond = self.number is not None and (self.number < self.bar if self.below else self.number > self.bar)
-        if self.found == "no" and NOT_COUNTED in self.detail and beyond:  # every block is explained by another kind
+        if self.is_explained:
             return f"{self.words}: no other than is explained; {self.detail}"
         counted = with_interval(len(self.blocks), self.surely, self.at_most)
         bounds = interval(self.low, self.high)

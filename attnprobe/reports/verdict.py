@@ -60,12 +60,10 @@ class Verdict:
         return "\n".join((self.headline, *kinds, *beware))
 
     def _repr_html_(self) -> str:
-        weighed = {f"beware {k}": warning for k, warning in enumerate(self.warnings, 1)}
-        kinds = {finding.words: finding.line.partition(": ")[2] for finding in self.findings}
-        return table(
-            self.headline,
-            {**kinds, "where": self.settings, **weighed, **({"next": self.advice} if self.advice else {})},
-        )
+        weighed = [("beware", warning) for warning in self.warnings]
+        advice = [("next", self.advice)] if self.advice else []
+        head = ("kind of collapse", "found", "number (95 % interval)", "untrained", "bar")
+        return table(self.headline, [*(finding.row for finding in self.findings), *weighed, *advice], head)
 
 
 def verdict(e: Examined) -> Verdict:
