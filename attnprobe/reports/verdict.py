@@ -30,7 +30,7 @@ COMPARED = {
 Status = Literal["found", "none found", "cannot say"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Verdict:
     """The first lines of a report.
 
@@ -58,6 +58,9 @@ class Verdict:
             (f"! {warning}" for warning in self.warnings),
         )
         return "\n".join((self.headline, *kinds, *beware))
+
+    def __repr__(self) -> str:
+        return f"<Verdict: {self.headline}>"
 
     def _repr_html_(self) -> str:
         weighed = [("beware", warning) for warning in self.warnings]

@@ -111,7 +111,7 @@ def test_names_from_outside_are_text(which):
     assert html.startswith("<table>") and html.endswith("</table>")
 
 
-@pytest.mark.parametrize("which", range(7))
+@pytest.mark.parametrize("which", range(8))
 def test_a_terminal_gets_one_short_line_without_arrays(which):
     text = repr(nouns("name")[which])
     assert "\n" not in text and len(text) < 900 and "array(" not in text and "tensor(" not in text
