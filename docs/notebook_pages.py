@@ -61,9 +61,12 @@ def _for_a_page(output: NotebookNode, states: dict[str, Any]) -> list[NotebookNo
     """An output without what only a running notebook shows: no progress, and of a widget what it had drawn."""
     if output.output_type == "stream":
         return [output] if output.name == "stdout" else []
-    if WIDGET not in output.get("data", {}):
+    data = output.get("data", {})
+    if "<table" not in data.get("text/html", "<table"):  # made for Jupyter's own styles: its text reads better
+        del data["text/html"]
+    if WIDGET not in data:
         return [output]
-    children = states.get(output.data[WIDGET]["model_id"], {}).get("state", {}).get("children", [])
+    children = states.get(data[WIDGET]["model_id"], {}).get("state", {}).get("children", [])
     models = [states.get(child.removeprefix("IPY_MODEL_"), {}).get("state", {}) for child in children]
     drawn = [nbformat.from_dict(part) for model in models for part in model.get("outputs", [])]
     return [nbformat.v4.new_output("display_data", {"text/markdown": SLIDERS}), *drawn]

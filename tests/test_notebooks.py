@@ -97,6 +97,15 @@ def test_a_page_shows_results_and_what_a_widget_had_drawn(pages, tmp_path):
     assert pages.SLIDERS in text and "interactive(children" not in text and pages.NOT_EXECUTED not in text
 
 
+@pytest.mark.parametrize(
+    ("html", "is_kept"), [("<div><table><tr><td>1</td></tr></table></div>", True), ("<svg/>", False)]
+)
+def test_a_page_shows_tables_and_of_other_html_its_text(pages, html, is_kept):
+    output = nbformat.v4.new_output("execute_result", {"text/html": html, "text/plain": "one"})
+    (shown,) = pages._for_a_page(output, {})
+    assert ("text/html" in shown.data) is is_kept and shown.data["text/plain"] == "one"
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 def test_a_page_of_other_cells_or_of_none_says_that_it_has_no_results(pages, tmp_path):
     stored, ran = executed(tmp_path, "print(6 * 7)")

@@ -44,11 +44,11 @@ def head_map(
     values = tiles[_position(maps, "layer", block), _position(maps, "head", head)]
     rows, cols = values.shape
     ax = new_axes(4.4, 0.7 + 3.4 * rows / cols) if ax is None else ax
-    scale, is_over = colours(limits or limits_from_zero(values)), query is not None and pixels is not None
-    extent = (0, cols, rows, 0)
-    if is_over:
+    scale, extent, opacity = colours(limits or limits_from_zero(values)), (0, cols, rows, 0), 1.0
+    if query is not None and pixels is not None:
+        opacity = OPACITY
         ax.imshow(pixels.astype(float) @ np.array(LUMA), extent=extent, cmap="gray", vmin=0, vmax=255)
-    ax.imshow(values, extent=extent, alpha=OPACITY if is_over else 1.0, **scale._asdict())
+    ax.imshow(values, extent=extent, alpha=opacity, **scale._asdict())
     if outline is not None:
         corner = outline[1], outline[0]
         ax.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor="white", linewidth=1.2))
