@@ -64,7 +64,7 @@ def sliders(maps: AttentionMaps, *, image: int = 0, query: int | None = None, pi
 
     Colours are the same for all heads, from 0 to the value that 99 % of all entries stay below.
     """
-    from ipywidgets import IntSlider, interactive  # only notebooks need it
+    from ipywidgets import SelectionSlider, interactive  # only notebooks need it
 
     tiles, _ = tiles_of(maps, image, query)
     highest = float(np.nanquantile(tiles, 0.99))
@@ -74,9 +74,8 @@ def sliders(maps: AttentionMaps, *, image: int = 0, query: int | None = None, pi
         head_map(maps, block=block, head=head, image=image, query=query, pixels=pixels, limits=limits)
         plt.show()
 
-    chosen = {axis: IntSlider(min(numbers), min(numbers), max(numbers))
-              for axis, numbers in (("block", _numbers(maps, "layer")), ("head", _numbers(maps, "head")))}  # fmt: skip
-    return interactive(draw, **chosen)
+    blocks, heads = (SelectionSlider(options=_numbers(maps, axis)) for axis in ("layer", "head"))
+    return interactive(draw, block=blocks, head=heads)
 
 
 def _numbers(maps: AttentionMaps, axis: str) -> list[int]:

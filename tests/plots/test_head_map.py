@@ -35,14 +35,14 @@ def test_a_query_lies_over_the_image_with_its_own_patch_outlined():
 
 def test_sliders_reach_every_head_on_one_scale(monkeypatch):
     monkeypatch.setattr(plt, "show", lambda: None)
-    maps = maps_of(layers=2, heads=3)
+    maps = replace(maps_of(layers=2, heads=3), part=Part(layers=(4, 9)))
     widget = sliders(maps)
     block, head = widget.children[:2]
-    assert (block.min, block.max, head.min, head.max) == (1, 2, 1, 3)
+    assert (block.options, head.options) == ((5, 10), (1, 2, 3)) and block.description == "block"
     seen = []
-    for block.value, head.value in ((1, 1), (2, 3)):
+    for block.value, head.value in ((5, 1), (10, 3)):
         widget.update()
         image = plt.gca().images[-1]
-        np.testing.assert_array_equal(image.get_array(), maps.values[0, block.value - 1, head.value - 1])
+        np.testing.assert_array_equal(image.get_array(), maps.values[0, block.index, head.value - 1])
         seen.append((image.norm.vmin, image.norm.vmax))
     assert seen[0] == seen[1] and seen[0][0] == 0
