@@ -33,7 +33,7 @@ from attnprobe.core.maps import AttentionMaps
 from attnprobe.core.memory import is_out_of_memory
 from attnprobe.core.outputs import difference, equal, tensors_of
 from attnprobe.core.sites import MAPS
-from attnprobe.core.text import line, table
+from attnprobe.core.text import Shown
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 5e-3}
 """Largest allowed deviation, relative to the largest value compared; a wrong matrix is off by 0.1 and more."""
@@ -73,7 +73,7 @@ class LayerProof:
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Certificate:
+class Certificate(Shown):
     """Proofs of a capture; they go into the file and the report.
 
     Attributes:
@@ -126,12 +126,6 @@ class Certificate:
         known = Counter((place.status, place.reason) for place in self.located.places.values())
         parts = [f"{status} {n}" + (f" ({why})" if why else "") for (status, why), n in known.items()]
         return "; ".join(parts) or "unknown"
-
-    def __repr__(self) -> str:
-        return line("Certificate", self.facts())
-
-    def _repr_html_(self) -> str:
-        return table("Certificate", self.facts())
 
 
 def certify(

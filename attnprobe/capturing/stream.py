@@ -22,6 +22,7 @@ from attnprobe.core.maps import AttentionMaps, Outcome
 from attnprobe.core.memory import available, free_memory, is_out_of_memory
 from attnprobe.core.outputs import class_logits
 from attnprobe.core.sites import Site
+from attnprobe.core.text import Shown
 
 BATCH_BYTES = 256 << 20
 """Most bytes of maps in one forward pass where the device does not tell how much memory it has: 8 images of 16 blocks,
@@ -73,7 +74,7 @@ def capture(
 
 
 @dataclass(eq=False, repr=False)
-class Capture:
+class Capture(Shown):
     """An iterable of `AttentionMaps`; made by `capture`. Memory does not grow with the number of images.
 
     Attributes:
@@ -93,11 +94,21 @@ class Capture:
         floats = (p.dtype for p in self._model.parameters() if p.dtype in TOLERANCE)
         self._device, self._dtype = _device_of(self._model), next(floats, torch.float32)
 
-    def __repr__(self) -> str:
-        return (
-            f"<Capture of {type(self._model).__name__}: {self._count('a stream of')} images, "
-            f"{' and '.join(self.recording.sites)}; iterate over it, or hand it to measure; .certificate is the proof>"
-        )
+    def facts(self) -> dict[str, object]:
+        """Images and what is captured, for notebook and terminal."""
+        recording, source = self.recording, getattr(self.images, "name", "")
+        extras = {"block outputs": recording.tokens, "values": recording.values, "queries and keys": recording.factors}
+        is_proved = "certificate" in self.__dict__  # to show itself, a capture runs nothing
+        return {
+            "images": f"{self._count('a stream')}{f' of {source}' if source else ''}",
+            "captured": ", ".join([*recording.sites, *(name for name, kept in extras.items() if kept)]),
+            "proof": f"of {len(self.certificate.layers)} layers, in .certificate" if is_proved else "at first use",
+            "next": "iterate over it, or pass it to measure",
+        }
+
+    @property
+    def _title(self) -> str:
+        return f"Capture of {type(self._model).__name__}"
 
     def _count(self, unknown: Any) -> Any:
         """The number of images, or `unknown`."""

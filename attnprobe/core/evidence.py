@@ -8,7 +8,7 @@ import numpy as np
 
 from attnprobe.core.accuracy import accuracy_difference, accuracy_interval
 from attnprobe.core.measurement import Measurement
-from attnprobe.core.text import line, table
+from attnprobe.core.text import Shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -74,7 +74,7 @@ class Tried:
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
-class Evidence:
+class Evidence(Shown):
     """Cost of removing parts: they are chosen on some images, and judged on others, which had no say in the choice.
 
     A choice looks better on the images it was made on than it is. So their outcomes decide the order of the curves and
@@ -201,8 +201,6 @@ class Evidence:
             "accuracy": f"{self.row(self.whole)['accuracy']:.2%} on {self.n_judging} images",
         }
 
-    def __repr__(self) -> str:
-        return line(f"evidence on {self.ref}", self.facts())
-
-    def _repr_html_(self) -> str:
-        return table(f"evidence on {self.ref}", self.facts())
+    @property
+    def _title(self) -> str:
+        return f"evidence on {self.ref}"

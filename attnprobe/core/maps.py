@@ -10,7 +10,7 @@ from torch import Tensor
 from attnprobe.core.errors import ShapeError
 from attnprobe.core.grid import TokenGrid
 from attnprobe.core.sites import Site
-from attnprobe.core.text import line, table
+from attnprobe.core.text import Shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class AttentionMaps:
+class AttentionMaps(Shown):
     """Attention matrices of a few images, from every layer and head of one stage of a model.
 
     Attributes:
@@ -143,12 +143,6 @@ class AttentionMaps:
             "rows sum to 1": "yes" if self.stochastic else "no",
             **{name.replace("_", " "): "yes" for name in extras if getattr(self, name) is not None},
         }
-
-    def __repr__(self) -> str:
-        return line("AttentionMaps", self.facts())
-
-    def _repr_html_(self) -> str:
-        return table("AttentionMaps", self.facts())
 
     def images(self, start: int, stop: int) -> "AttentionMaps":
         """The maps of images start..stop-1, as views of the same memory."""

@@ -8,7 +8,7 @@ import numpy as np
 
 from attnprobe.core.registry import Registry
 from attnprobe.core.sites import Site
-from attnprobe.core.text import line, table
+from attnprobe.core.text import Shown, table, visible
 
 FromMean = Callable[[np.ndarray, int], np.ndarray]
 """(mean over images [..., *any], number of images) -> [..., *axes]; see `Metric.from_mean`."""
@@ -18,7 +18,7 @@ INTERVAL_SETTINGS = ("interval", "bootstrap", "bootstrap_seed")
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
-class Measurement:
+class Measurement(Shown):
     """A metric on a set of images.
 
     Attributes:
@@ -83,19 +83,26 @@ class Measurement:
         """Place, number of images, shape, mean and summary in words, for notebook and terminal."""
         place = self.site if self.stage == "trunk" else f"{self.site}, stage {self.stage}"
         shape = " x ".join(f"{n} {axis}" for n, axis in zip(self.mean.shape, self.axes, strict=True))
+        numbers = {name: value for name, value in self.summary.items() if isinstance(value, int | float | str)}
+        return {
+            "measured at": place,
+            "images": self.n_images,
+            "values": shape or "one",
+            "mean over all": self.range_text,
+            **numbers,
+            "baselines": ", ".join(self.baselines) or "none",
+        }
+
+    @property
+    def range_text(self) -> str:
+        """Mean over all finite values, the smallest and the largest, with the unit; `–` where none is finite."""
         finite = self.mean[np.isfinite(self.mean)]
         unit = f" {self.unit}" if self.unit else ""
-        numbers = {name: value for name, value in self.summary.items() if isinstance(value, int | float | str)}
-        facts: dict[str, object] = {"measured at": place, "images": self.n_images, "values": shape or "one"}
-        if finite.size:
-            facts["mean over all"] = f"{finite.mean():.4g}{unit} (from {finite.min():.4g} to {finite.max():.4g})"
-        return {**facts, **numbers, "baselines": ", ".join(self.baselines) or "none"}
+        return f"{finite.mean():.4g}{unit} ({finite.min():.4g}, {finite.max():.4g})" if finite.size else "–"
 
-    def __repr__(self) -> str:
-        return line(self.metric, self.facts())
-
-    def _repr_html_(self) -> str:
-        return table(self.metric, self.facts())
+    @property
+    def _title(self) -> str:
+        return self.metric
 
 
 class Key(NamedTuple):
@@ -136,10 +143,16 @@ class Measurements(Registry[Measurement]):
         self._things = dict(named or {})
 
     def __repr__(self) -> str:
-        return f"Measurements({', '.join(self)})"
+        return f"<{len(self)} measurements: {', '.join(map(visible, self))}>"
 
     def _repr_html_(self) -> str:
-        return "".join(m._repr_html_() for m in self.values())
+        rows = []
+        for name, m in self.items():
+            facts, fresh = m.facts(), m.baselines.get("untrained")
+            rows.append((name, facts["measured at"], facts["values"], m.range_text, fresh.range_text if fresh else "–"))
+        images = " or ".join(dict.fromkeys(str(m.n_images) for m in self.values()))
+        head = ("metric", "measured at", "values", "mean over all (from, to)", "untrained")
+        return table(f"{len(self)} measurements of {images or 'no'} images", rows, head)
 
     def select(
         self, metric: str | None = None, *, site: Site | None = None, stage: str | None = None

@@ -6,7 +6,7 @@ writes both as ‹U+202E›, so that a reader sees what is there; escaping for H
 
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
 
 from attnprobe.core.errors import InputError
@@ -14,8 +14,10 @@ from attnprobe.core.errors import InputError
 HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 """Unicode categories: control, format (with all bidi controls), surrogate, private, unassigned, line separators."""
 
-LONGEST = 120
+LONGEST = 300
 """Letters of one value in a noun's table; a longer one is cut."""
+
+LEFT = "style='text-align:left'"
 
 
 def visible(text: object) -> str:
@@ -25,7 +27,8 @@ def visible(text: object) -> str:
 
 def short(text: object, length: int = 24) -> str:
     """`visible` text, cut to the width of a legend or a column."""
-    return _cut(visible(text), length)
+    text = visible(text)
+    return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
 def markdown(text: object) -> str:
@@ -82,24 +85,42 @@ def one_run_each(n: int) -> str:
     return f"One run each: about {these}, not about the methods."
 
 
-def table(title: str, rows: Mapping[str, object]) -> str:
-    """HTML table of a title and a row per fact, everything escaped; for `_repr_html_`."""
-    left = "style='text-align:left'"
-    body = "".join(
-        f"<tr><th {left}>{escape(name)}</th><td {left}>{escape(_value(value))}</td></tr>"
-        for name, value in rows.items()
-    )
-    return f"<table><caption {left}><b>{escape(title)}</b></caption><tbody>{body}</tbody></table>"
+class Shown:
+    """A noun that shows its `facts` as a table in a notebook and as one line in a terminal."""
+
+    __slots__ = ()
+
+    def facts(self) -> dict[str, object]:
+        """{property: words}, the ones a reader wants first."""
+        raise NotImplementedError
+
+    @property
+    def _title(self) -> str:
+        return type(self).__name__
+
+    def __repr__(self) -> str:
+        return f"<{_value(self._title)}: {'; '.join(f'{name} {_value(fact)}' for name, fact in self.facts().items())}>"
+
+    def _repr_html_(self) -> str:
+        return table(self._title, self.facts().items())
 
 
-def line(title: str, rows: Mapping[str, object]) -> str:
-    """The same facts in one line; for `__repr__`."""
-    return f"<{title}: {'; '.join(f'{name} {_value(value)}' for name, value in rows.items())}>"
+def table(title: str, rows: Iterable[Sequence[object]], head: Sequence[str] = ()) -> str:
+    """HTML table of a title, columns named `head`, and rows; everything escaped, for `_repr_html_`.
+
+    A row has at least two cells, the first of which is its name; its last one spans what is missing of `head`.
+    """
+    columns = f"<thead>{_row(head, 'th', len(head))}</thead>" if head else ""
+    body = "".join(_row(row, "td", len(head)) for row in rows)
+    return f"<table><caption {LEFT}><b>{escape(visible(title))}</b></caption>{columns}<tbody>{body}</tbody></table>"
+
+
+def _row(cells: Sequence[object], tag: str, width: int) -> str:
+    name, *between, last = (escape(_value(cell)) for cell in cells)
+    span = f" colspan='{width - len(cells) + 1}'" if len(cells) < width else ""
+    middle = "".join(f"<{tag} {LEFT}>{cell}</{tag}>" for cell in between)
+    return f"<tr><th {LEFT}>{name}</th>{middle}<{tag} {LEFT}{span}>{last}</{tag}></tr>"
 
 
 def _value(value: object) -> str:
-    return _cut(f"{value:.4g}" if isinstance(value, float) else str(value), LONGEST)
-
-
-def _cut(text: str, length: int) -> str:
-    return text if len(text) <= length else f"{text[: length - 1]}…"
+    return short(f"{value:.4g}" if isinstance(value, float) else value, LONGEST)

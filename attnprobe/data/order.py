@@ -8,6 +8,7 @@ from dataclasses import KW_ONLY, dataclass, field
 import numpy as np
 
 from attnprobe.core.images import InputSpec
+from attnprobe.core.text import Shown
 
 
 def balanced_subset(ids: Sequence[str], labels: Sequence[int], size: int | None) -> list[int]:
@@ -40,7 +41,7 @@ def one_half(ids: Sequence[str], labels: Sequence[int]) -> np.ndarray:
 
 
 @dataclass(eq=False, repr=False)
-class ListedImages:
+class ListedImages(Shown):
     """An `ImageSource` without its `batches`: what it says of its images.
 
     Attributes:
@@ -60,3 +61,20 @@ class ListedImages:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def facts(self) -> dict[str, object]:
+        """Number of images, classes, and how pixels are prepared."""
+        names, spec = self.class_names, self.spec
+        some = f" ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})" if names else ""
+        return {
+            "images": len(self),
+            "classes": f"{len(names) or 'none'}{some}",
+            "input": f"{spec.size[0]} x {spec.size[1]}, {spec.interpolation}",
+            "mean": ", ".join(f"{x:.3g}" for x in spec.mean),
+            "std": ", ".join(f"{x:.3g}" for x in spec.std),
+            **({"skipped, unreadable": len(self.bad)} if self.bad else {}),
+        }
+
+    @property
+    def _title(self) -> str:
+        return f"images of {self.name}"

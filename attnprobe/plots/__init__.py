@@ -21,6 +21,7 @@ from attnprobe.plots.curves import precision_curve, removal_curve, similar_fract
 from attnprobe.plots.depth import depth_curve, head_scatter
 from attnprobe.plots.head_atlas import head_atlas
 from attnprobe.plots.head_embedding import head_embedding
+from attnprobe.plots.head_map import head_map, sliders
 from attnprobe.plots.heat_maps import head_grid, layer_head, layer_key, layer_matrix
 from attnprobe.plots.history import filmstrip, onset
 from attnprobe.plots.map_strip import map_strip
@@ -52,4 +53,6 @@ def plot(m: Measurement, ax: Axes | None = None) -> Axes:
     raise ShapeError(f"no plot draws axes ({', '.join(m.axes)}) of {m.metric!r}; there are plots for {known}.")
 
 
-__all__ = ["PLOTS", "map_strip", "plot", "precision_curve", "removal_curve", "shared_limits", *PLOTS]
+__all__ = [
+    "PLOTS", "head_map", "map_strip", "plot", "precision_curve", "removal_curve", "shared_limits", "sliders", *PLOTS,
+]  # fmt: skip

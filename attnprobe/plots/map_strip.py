@@ -45,18 +45,7 @@ def map_strip(
         InputError: no such image or query.
         ShapeError: a query, of maps whose keys are not the patches of an image.
     """
-    if not -maps.n_images <= image < maps.n_images:
-        raise InputError(f"image={image} of {maps.n_images} images.")
-    values = maps.values[image].detach().float().cpu().numpy()
-    grid, outline = maps.grid, None
-    if query is not None:
-        if not grid.rows or values.shape[-1] != grid.n_tokens or maps.kind not in ("self", "pyramid"):
-            raise ShapeError(f"query={query} needs keys that are patches; these maps are of kind {maps.kind!r}.")
-        if not 0 <= query < values.shape[2]:
-            raise InputError(f"query={query} of {values.shape[2]} tokens.")
-        values = grid.over_image(values[:, :, query])
-        if maps.values.shape[3] == grid.n_tokens and (patch := grid.slots[query] - grid.n_prefix) >= 0:
-            outline = divmod(patch, grid.cols)
+    values, outline = tiles_of(maps, image, query)
     layers, heads, rows, cols = values.shape
     step_x, step_y = 1 + GAP, rows / cols + GAP
     if ax is None:
@@ -77,3 +66,24 @@ def map_strip(
     without_frame(ax)
     name = f"{SITES[maps.site]}, {maps.image_ids[image]}"
     return finish(ax, scale, values, "attention", name if title is None else title, shrink=0.8)
+
+
+def tiles_of(maps: AttentionMaps, image: int, query: int | None) -> tuple[np.ndarray, tuple[int, int] | None]:
+    """[layer, head, row, col], whole maps of an image or the row of a query over the patches; and the query's patch.
+
+    Raises:
+        InputError: no such image or query.
+        ShapeError: a query, of maps whose keys are not the patches of an image.
+    """
+    if not -maps.n_images <= image < maps.n_images:
+        raise InputError(f"image={image} of {maps.n_images} images.")
+    values, grid = maps.values[image].detach().float().cpu().numpy(), maps.grid
+    if query is None:
+        return values, None
+    if not grid.rows or values.shape[-1] != grid.n_tokens or maps.kind not in ("self", "pyramid"):
+        raise ShapeError(f"query={query} needs keys that are patches; these maps are of kind {maps.kind!r}.")
+    if not 0 <= query < values.shape[2]:
+        raise InputError(f"query={query} of {values.shape[2]} tokens.")
+    has_place = values.shape[2] == grid.n_tokens and grid.slots[query] >= grid.n_prefix
+    outline = divmod(grid.slots[query] - grid.n_prefix, grid.cols) if has_place else None
+    return grid.over_image(values[:, :, query]), outline

@@ -87,6 +87,19 @@ class Finding:
         return f"{begin} ({', '.join([counted, f'{self.quantity} {number(self.number)}', *more])})"
 
     @property
+    def row(self) -> tuple[str, ...]:
+        """Cells of a table: kind, whether and where it is found, number, untrained, bar."""
+        if self.found == "cannot say":
+            return self.words, f"cannot say: {self.detail}"
+        if self.is_explained:
+            return self.words, f"no other than is explained; {self.detail}"
+        where = f", {blocks_text(self.blocks)} of {self.of}" if self.blocks else ""
+        measured = f"{self.quantity} {with_interval(self.number, self.low, self.high)}"
+        at = f", block {self.block}" if self.block else ""
+        bar = f"{'below' if self.below else 'above'} {number(self.bar)}"
+        return self.words, f"{self.found}{where}", f"{measured}{at}", number(self.untrained), bar
+
+    @property
     def line(self) -> str:
         """The whole finding in one line."""
         if self.found == "cannot say":

@@ -30,7 +30,7 @@ COMPARED = {
 Status = Literal["found", "none found", "cannot say"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Verdict:
     """The first lines of a report.
 
@@ -59,13 +59,14 @@ class Verdict:
         )
         return "\n".join((self.headline, *kinds, *beware))
 
+    def __repr__(self) -> str:
+        return f"<Verdict: {self.headline}>"
+
     def _repr_html_(self) -> str:
-        weighed = {f"beware {k}": warning for k, warning in enumerate(self.warnings, 1)}
-        kinds = {finding.words: finding.line.partition(": ")[2] for finding in self.findings}
-        return table(
-            self.headline,
-            {**kinds, "where": self.settings, **weighed, **({"next": self.advice} if self.advice else {})},
-        )
+        weighed = [("beware", warning) for warning in self.warnings]
+        advice = [("next", self.advice)] if self.advice else []
+        head = ("kind of collapse", "found", "number (95 % interval)", "untrained", "bar")
+        return table(self.headline, [*(finding.row for finding in self.findings), *weighed, *advice], head)
 
 
 def verdict(e: Examined) -> Verdict:

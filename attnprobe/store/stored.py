@@ -12,6 +12,7 @@ import numpy as np
 
 from attnprobe.core.browse import StageShape
 from attnprobe.core.errors import InputError, MapsFileError, did_you_mean
+from attnprobe.core.text import Shown
 from attnprobe.store import hdf5, parts, structure
 from attnprobe.store.layout import StageLayout
 from attnprobe.store.opening import checking, open_hdf5
@@ -28,7 +29,7 @@ class Piece:
     number: int | None
 
 
-class StoredMaps:
+class StoredMaps(Shown):
     """The maps of one capture, checked and open; made by `StoredMaps.open`.
 
     Attributes:
@@ -103,6 +104,28 @@ class StoredMaps:
             pieces.append(Piece(len(kept), len(positions), number))
             kept += ids[positions.start : positions.stop]
         return cls(folder, pinned, tuple(kept), pieces, parts.read_certificate(folder), None)
+
+    def facts(self) -> dict[str, object]:
+        """Model, images and stages, for notebook and terminal."""
+        axes = ("blocks", "heads", "queries", "keys")
+        stages = {
+            f"stage {stage.name}": f"{stage.kind}: "
+            + ", ".join(f"{n} {axis}" for n, axis in zip(stage.maps[0].shape, axes, strict=True))
+            + f"; {', '.join(dataset.name for dataset in stage.datasets)}"
+            for stage in self._layouts.values()
+        }
+        missing = self._pinned.n_images - self.n_images
+        return {
+            "model": self.attrs.get("model", "unknown"),
+            "images": f"{self.n_images}{f', {missing} missing' if missing else ''}",
+            **stages,
+            "stored as": self._pinned.layout.dtype,
+            "proof": f"of {len(self.attrs['certificate'].get('layers', ()))} layers, in .attrs['certificate']",
+        }
+
+    @property
+    def _title(self) -> str:
+        return f"maps of {self.path}"
 
     def is_of(self, plan: CapturePlan) -> bool:
         """True if this is what the plan asks for."""

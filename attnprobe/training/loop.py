@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from attnprobe.core.errors import InputError, WorkError
 from attnprobe.core.images import ImageSource
 from attnprobe.core.memory import free_memory, is_out_of_memory
-from attnprobe.core.text import line, table
+from attnprobe.core.text import Shown
 from attnprobe.io.progress import progress as progress_bar
 from attnprobe.io.ranks import held
 from attnprobe.io.run import Run
@@ -46,7 +46,7 @@ Watch = Callable[[int, nn.Module, float], str]
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class TrainResult:
+class TrainResult(Shown):
     """Result of training: validation accuracy (in [0, 1]) after the last epoch and the best, and the log's rows.
 
     Attributes:
@@ -71,11 +71,9 @@ class TrainResult:
             **({"warnings": "; ".join(self.warnings)} if self.warnings else {}),
         }
 
-    def __repr__(self) -> str:
-        return line(str(self.run.path), self.facts())
-
-    def _repr_html_(self) -> str:
-        return table(str(self.run.path), self.facts())
+    @property
+    def _title(self) -> str:
+        return str(self.run.path)
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,13 @@ def expected(ten_maps):
     return ten_maps.values.bfloat16().float()
 
 
+def test_a_file_shows_its_model_and_its_stages_and_reads_no_map(stored, monkeypatch):
+    reader = open_maps(stored)
+    monkeypatch.setattr(type(reader), "_slices", None)
+    assert f"<maps of {stored}: model vit; images 10; stage trunk self: 3 blocks, 2 heads, " in repr(reader)
+    assert reader._repr_html_().startswith("<table>") and "weights" in reader._repr_html_()
+
+
 BARE = """
 import sys, json, h5py, numpy
 assert "attnprobe" not in sys.modules and "torch" not in sys.modules
