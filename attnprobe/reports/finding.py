@@ -87,17 +87,33 @@ class Finding:
         return f"{begin} ({', '.join([counted, f'{self.quantity} {number(self.number)}', *more])})"
 
     @property
-    def row(self) -> tuple[str, ...]:
-        """Cells of a table: kind, whether and where it is found, number, untrained, bar."""
+    def answer(self) -> str:
+        """Where it is found, in words: `from block 3, 12 of 24 blocks`; `not found`; `cannot say`."""
         if self.found == "cannot say":
-            return self.words, f"cannot say: {self.detail}"
-        if self.is_explained:
-            return self.words, f"no other than is explained; {self.detail}"
-        where = f", {blocks_text(self.blocks)} of {self.of}" if self.blocks else ""
-        measured = f"{self.quantity} {with_interval(self.number, self.low, self.high)}"
-        at = f", block {self.block}" if self.block else ""
-        bar = f"{'below' if self.below else 'above'} {number(self.bar)}"
-        return self.words, f"{self.found}{where}", f"{measured}{at}", number(self.untrained), bar
+            return "cannot say"
+        if self.found == "no":
+            return "explained by another kind" if self.is_explained else "not found"
+        if self.single:
+            return f"in single blocks: {blocks_text(self.blocks)} of {self.of}"
+        bounds = "" if self.surely == self.at_most else f" ({self.surely}–{self.at_most})"
+        start = "from block" if len(self.blocks) > 1 else "block"
+        return f"{start} {self.first_block}, {len(self.blocks)} of {self.of} blocks{bounds}"
+
+    @property
+    def deciding(self) -> str:
+        """The number that decides, with its interval, and its block; empty where there is none."""
+        if self.number is None:
+            return ""
+        where = f" in block {self.block}" if self.block else ""
+        return f"{with_interval(self.number, self.low, self.high)}{where}"
+
+    @property
+    def row(self) -> tuple[str, ...]:
+        """Cells of a table: kind, answer, number, untrained, bar; without a number the answer and its reason."""
+        if self.number is None:
+            return self.words, f"{self.answer}: {self.detail}"
+        bar = f"{'below' if self.below else 'above'} {self.bar:.3g}"
+        return self.words, self.answer, f"{self.quantity} {self.deciding}", number(self.untrained), bar
 
     @property
     def line(self) -> str:

@@ -9,16 +9,17 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, ScalarFormatter
 
 from attnprobe.core.examined import Examined
-from attnprobe.core.text import blocks_text
 from attnprobe.plots.style import GREY, band, legend, line_label, number_from_one
 from attnprobe.reports.drawing import Drawing, as_svg, canvas
-from attnprobe.reports.finding import Finding
+from attnprobe.reports.finding import Finding, Found
 from attnprobe.reports.kinds import Kind, kind_named
-from attnprobe.reports.numbers import number, with_interval
+from attnprobe.reports.numbers import number
 from attnprobe.reports.series import named
 from attnprobe.reports.verdict import Verdict
 
 Mark = Literal["found", "single", "none", "unknown"]
+MARKS: dict[Found, Mark] = {"yes": "found", "no": "none", "cannot say": "unknown"}
+
 BEYOND = "#b3261e"
 """Tint of the side of the bar on which a kind counts as found."""
 
@@ -69,19 +70,9 @@ def _rank(findings: Sequence[Finding]) -> tuple[float, ...]:
 
 
 def _cell(f: Finding) -> Cell:
-    if f.found == "cannot say":
-        return Cell("unknown", "cannot say", "", f.detail)
-    where = f" in block {f.block}" if f.block else ""
+    mark: Mark = "single" if f.single else MARKS[f.found]
     untrained = "" if f.untrained is None else f"; untrained {number(f.untrained)}"
-    deciding = f"{with_interval(f.number, f.low, f.high)}{where}{untrained}"
-    if f.found == "no":
-        return Cell("none", "explained by another kind" if f.is_explained else "not found", deciding, f.detail)
-    counted = f"{len(f.blocks)} of {f.of} blocks"
-    bounds = "" if f.surely == f.at_most else f" ({f.surely}–{f.at_most})"
-    if f.single:
-        return Cell("single", f"in single blocks: {blocks_text(f.blocks)} of {f.of}", deciding, f.detail)
-    start = f"from block {f.first_block}" if len(f.blocks) > 1 else f"block {f.first_block}"
-    return Cell("found", f"{start}, {counted}{bounds}", deciding, f.detail)
+    return Cell(mark, f.answer, f"{f.deciding}{untrained}", f.detail)
 
 
 def _bar(f: Finding) -> str:

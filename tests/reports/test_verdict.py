@@ -50,18 +50,17 @@ def test_every_kind_has_a_line_with_number_interval_untrained_value_bar_and_sour
 def test_in_a_notebook_a_kind_is_a_row_that_says_what_its_line_says():
     found = verdict(examined(similar=(3, 7), untrained=(3,)))
     row = finding(examined(similar=(3, 7), untrained=(3,)), "repetition").row
-    assert row[:2] == ("repetition", "yes, blocks 3 and 7 of 15") and row[3:] == ("0.970", "above 0.850")
+    assert row[:2] == ("repetition", "in single blocks: blocks 3 and 7 of 15") and row[3:] == ("0.970", "above 0.85")
     assert row[2].startswith("overlap 0.970 (") and row[2].endswith(("block 3", "block 7"))
     assert found._repr_html_().count("<tr>") == 1 + len(KINDS) + len(found.warnings) + bool(found.advice)
 
 
-@pytest.mark.parametrize("found", ["cannot say", "is explained"])
-def test_a_kind_without_a_number_of_its_own_is_a_row_of_words(found):
-    unknown = without(examined(), "token_similarity")
+def test_a_kind_without_a_number_is_a_row_of_words_and_one_that_another_explains_says_so():
+    f = finding(without(examined(), "token_similarity"), "oversmoothing")
+    assert f.row == ("oversmoothing of tokens", f"cannot say: {f.detail}")
     why = "blocks 2–16 not counted: near-uniform attention"
     uniform = replace(finding(examined(), "repetition"), number=0.99, blocks=(), found="no", detail=why)
-    f = finding(unknown, "oversmoothing") if found == "cannot say" else uniform
-    assert len(f.row) == 2 and found in f.row[1] and f.detail in f.row[1]
+    assert uniform.row[1] == "explained by another kind" and len(uniform.row) == 5
 
 
 def test_the_untrained_value_changes_nothing_but_itself():
