@@ -96,8 +96,9 @@ class Finding:
         if self.single:
             return f"in single blocks: {blocks_text(self.blocks)} of {self.of}"
         bounds = "" if self.surely == self.at_most else f" ({self.surely}–{self.at_most})"
-        start = "from block" if len(self.blocks) > 1 else "block"
-        return f"{start} {self.first_block}, {len(self.blocks)} of {self.of} blocks{bounds}"
+        without_gaps = self.blocks[-1] - self.blocks[0] + 1 == len(self.blocks) > 1
+        start = f"from block {self.first_block}" if without_gaps else blocks_text(self.blocks)
+        return f"{start}, {len(self.blocks)} of {self.of} blocks{bounds}"
 
     @property
     def deciding(self) -> str:

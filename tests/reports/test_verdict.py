@@ -50,7 +50,7 @@ def test_every_kind_has_a_line_with_number_interval_untrained_value_bar_and_sour
 def test_in_a_notebook_a_kind_is_a_row_that_says_what_its_line_says():
     found = verdict(examined(similar=(3, 7), untrained=(3,)))
     row = finding(examined(similar=(3, 7), untrained=(3,)), "repetition").row
-    assert row[:2] == ("repetition", "in single blocks: blocks 3 and 7 of 15") and row[3:] == ("0.970", "above 0.85")
+    assert row[:2] == ("repetition", "blocks 3 and 7, 2 of 15 blocks") and row[3:] == ("0.970", "above 0.85")
     assert row[2].startswith("overlap 0.970 (") and row[2].endswith(("block 3", "block 7"))
     assert found._repr_html_().count("<tr>") == 1 + len(KINDS) + len(found.warnings) + bool(found.advice)
 
