@@ -168,7 +168,7 @@ def test_two_processes_count_as_one(tmp_path, folder):
         )  # fmt: skip
         assert run.returncode == 0, run.stderr
         one = ap.evaluate(path, data=str(folder), device="cpu", batch_size=8, knn=bool(options))
-        assert run.stdout.strip() == str(one)
+        assert run.stdout.strip() == f"{one}\n{tmp_path / 'two.json'}"
         document = json.loads((tmp_path / "two.json").read_text())
         assert document["classes"] == one.document()["classes"] and document["accuracy"] == one.document()["accuracy"]
 
