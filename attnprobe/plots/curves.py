@@ -124,9 +124,10 @@ def precision_curve(p: Precision, ax: Axes | None = None, *, label: str = "", **
     (drawn,) = ax.plot(p.sizes, [p.value] * len(p.sizes), label=line_label(label or p.of), **options)
     band(ax, p.sizes, (p.low, p.high), drawn.get_color())
     ax.plot(p.n_images, p.value, "o", color=drawn.get_color(), markersize=5)
-    if math.isfinite(p.value) and not (p.high > p.low).any() and len(ax.collections) == 1:
-        below = 0.05 if 0 <= p.value < 1 else 1  # no count is negative
-        ax.set_ylim(p.value - below, p.value + 1)  # as sure as can be on any number of images
+    ax.set_autoscaley_on(True)  # an earlier run may have set limits of its own
+    low, high = ax.dataLim.intervaly
+    if math.isfinite(low) and low == high:  # as sure as can be on any number of images
+        ax.set_ylim(low - (0.05 if 0 <= low < 1 else 1), high + 1)  # no count is negative
     ax.set_xscale("log", base=2)
     drawn_sizes = np.concatenate([np.asarray(other.get_xdata(), dtype=int).ravel() for other in ax.get_lines()])
     sizes = [int(size) for size in np.unique(drawn_sizes) if size & (size - 1) == 0]

@@ -103,6 +103,15 @@ def test_a_number_that_never_moves_has_room_around_it(fresh_axes):
     assert precision_curve(none, fresh_axes()).get_ylim() == (-0.05, 1), "no count is negative"
 
 
+def test_two_numbers_that_never_move_are_both_inside_the_axes(fresh_axes):
+    still = [replace(precision(), low=np.full(6, x), high=np.full(6, x), value=x) for x in (23.0, 0.0)]
+    ax = fresh_axes()
+    for p in still:
+        precision_curve(p, ax)
+    low, high = ax.get_ylim()
+    assert low < 0 and 23 < high < 30
+
+
 def test_the_line_is_the_accuracy_after_each_step_and_starts_at_the_whole_model(fresh_axes):
     e = evidence(blocks_lost=(0, 3, 8), images=100)
     ax = removal_curve(e, fresh_axes())
