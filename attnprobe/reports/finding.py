@@ -88,7 +88,7 @@ class Finding:
 
     @property
     def answer(self) -> str:
-        """Where it is found, in words: `from block 3, 12 of 24 blocks`; `not found`; `cannot say`."""
+        """The judgement in words: `from block 3, 12 of 24 blocks`; `not found`; `cannot say`."""
         if self.found == "cannot say":
             return "cannot say"
         if self.found == "no":
