@@ -60,6 +60,7 @@ def explain(metric: Positional[Annotated[str | None, Short(metavar="METRIC")]] =
     from attnprobe.metrics.head_types import rules_in_words
     from attnprobe.reports.kinds import NAMES, kind_named
 
+    metric = metric and metric.replace("-", "_")
     if metric is None:
         list_("metrics")
     elif metric in NAMES:

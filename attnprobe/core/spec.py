@@ -21,7 +21,7 @@ FIRST = "first"
 class ImageOptions:
     """The images that a model is run on, and where; shared by all commands that run one."""
 
-    architecture: Annotated[str | None, arg(name="model", metavar="NAME")] = None
+    architecture: Annotated[str | None, FIRST, arg(name="model", metavar="NAME")] = None
     """the model's name, for files that do not show it."""
     data: Annotated[str | None, FIRST, arg(metavar="DATA")] = None
     """images: digits, fractals, a folder, a list of files, torch/cifar10; those of the run if not given."""

@@ -127,7 +127,7 @@ def _image_size(state: Mapping[str, Tensor], checkpoint: Checkpoint, model: Any)
     if is_declared:
         return {"img_size": size}, []
     assumed = f"its {grid[0] * grid[1]} positions are taken for a square of {grid[0]} x {grid[1]} patches ({size} px)"
-    return {"img_size": size}, [f"{assumed}; give --img-size ROWS COLUMNS if its images were no squares"]
+    return {"img_size": size}, [f"{assumed}; give --img-size ROWS COLUMNS if its images were not square"]
 
 
 def _shortest(size: tuple[int, ...]) -> Any:

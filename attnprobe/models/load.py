@@ -127,7 +127,7 @@ def _which_model(checkpoint: Checkpoint, named: str | None) -> tuple[str, dict[s
         says = known if checkpoint.said else "does not say which model it is"
         raise CheckpointError(
             f"{checkpoint.path.name} {says}, and its parameters do not show it (of a plain ViT, the number of heads "
-            "does not); name it, as in --model deepvit_16."
+            "does not); give the name it was built with, as in --model deit_tiny_patch16_224."
         )
     assumed = ", ".join(f"{option}={value}" for option, value in found.assumed.items())
     notes = [f"taken for {found.name} with its sizes read off the weights; {assumed} assumed, which no weight shows"]

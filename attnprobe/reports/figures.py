@@ -136,6 +136,7 @@ def _matrices(runs: Sequence[Examined]) -> Iterator[Drawing]:
             axes = figure.subplots(1, len(pair), squeeze=False)[0]
             for ax, (kind, m) in zip(axes, pair.items(), strict=True):
                 layer_matrix(m, ax, limits=limits, title=kind, colorbar=False)
+                ax.tick_params(axis="x", labelsize=7)  # twelve numbers side by side in half of a figure
             values = np.concatenate([m.mean.ravel() for m in pair.values()])
             below = {"location": "bottom", "shrink": 0.7, "aspect": 40}
             colour_bar(list(axes), colours(limits), "mean cosine of attention vectors", values, **below)

@@ -51,6 +51,6 @@ function sentence(panel, row) {
 
 function toldText(told) {
   if (!told || !(told.prediction || told.label)) return "";
-  const sure = told.probability === null ? "" : ` (${Math.round(100 * told.probability)} %)`;
+  const sure = told.probability === null ? "" : ` (${told.probability < 0.01 ? "below 1" : Math.round(100 * told.probability)} %)`;
   return `Predicted ${told.prediction || "unknown"}${sure}${told.label ? `, label ${told.label}` : ""}.`;
 }
