@@ -98,7 +98,7 @@ def prune(
     model: Positional[Annotated[str, Short(metavar="MODEL")]],
     out: Annotated[Path, Short(aliases=["-o"], metavar="FOLDER")],
     removed: Flat[Removed] = NOTHING,
-    finetune_epochs: Annotated[int, FIRST] = 0,
+    finetune_epochs: int = 0,
     set: Annotated[Repeated[tuple[str, ...]], Short(metavar="NAME=VALUE")] = (),
     trial: Trial = EVERY_IMAGE,
     checkpoint: Which = NEWEST,
