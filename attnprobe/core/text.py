@@ -6,6 +6,7 @@ writes both as ‹U+202E›, so that a reader sees what is there; escaping for H
 
 import re
 import unicodedata
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from html import escape
 
@@ -85,14 +86,14 @@ def one_run_each(n: int) -> str:
     return f"One run each: about {these}, not about the methods."
 
 
-class Shown:
+class Shown(ABC):
     """A noun that shows its `facts` as a table in a notebook and as one line in a terminal."""
 
     __slots__ = ()
 
+    @abstractmethod
     def facts(self) -> dict[str, object]:
         """{property: words}, the ones a reader wants first."""
-        raise NotImplementedError
 
     @property
     def _title(self) -> str:

@@ -167,7 +167,7 @@ def similar_words(m: Measurement) -> str:
 
 
 def _settings(e: Examined, m: Measurement | None) -> str:
-    """Which maps were judged on how many images, the paper's count of similar blocks, and that of redundant heads."""
+    """Maps that were judged and their images, the paper's count of similar blocks, and that of redundant heads."""
     parts = []
     measured = (e.measurements.prefer(metric, "weights", "effective") for metric in ("map_overlap", "row_entropy"))
     if of := next(filter(None, measured), None):
