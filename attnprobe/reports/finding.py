@@ -109,12 +109,16 @@ class Finding:
         return f"{with_interval(self.number, self.low, self.high)}{where}"
 
     @property
+    def beyond(self) -> str:
+        """The side of the bar on which the kind is found: `above 0.9`."""
+        return f"{'below' if self.below else 'above'} {self.bar:.3g}"
+
+    @property
     def row(self) -> tuple[str, ...]:
         """Cells of a table: kind, answer, number, untrained, bar; without a number the answer and its reason."""
         if self.number is None:
             return self.words, f"{self.answer}: {self.detail}"
-        bar = f"{'below' if self.below else 'above'} {self.bar:.3g}"
-        return self.words, self.answer, f"{self.quantity} {self.deciding}", number(self.untrained), bar
+        return self.words, self.answer, f"{self.quantity} {self.deciding}", number(self.untrained), self.beyond
 
     @property
     def line(self) -> str:

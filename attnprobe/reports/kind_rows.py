@@ -57,7 +57,7 @@ def kind_rows(runs: Sequence[tuple[Examined, Verdict]], width: float, first_widt
         drawn = {name: finding for name, finding in zip(names, findings, strict=True) if _is_known(finding)}
         drawing = _drawing(drawn, names, first_width if wide else width) if drawn else None
         wide = wide and drawing is None
-        rows.append(KindRow(kind_named(f.kind), _bar(f), tuple(map(_cell, findings)), drawing))
+        rows.append(KindRow(kind_named(f.kind), f.beyond, tuple(map(_cell, findings)), drawing))
     return rows
 
 
@@ -73,10 +73,6 @@ def _cell(f: Finding) -> Cell:
     mark: Mark = "single" if f.single else MARKS[f.found]
     untrained = "" if f.untrained is None else f"; untrained {number(f.untrained)}"
     return Cell(mark, f.answer, f"{f.deciding}{untrained}", f.detail)
-
-
-def _bar(f: Finding) -> str:
-    return f"{'below' if f.below else 'above'} {f.bar:.3g}"
 
 
 def _is_known(f: Finding) -> bool:
@@ -111,7 +107,7 @@ def _drawing(findings: dict[str, Finding], names: Sequence[str], width: float) -
         told = [f"{name}: {_cell(finding).answer}, {_cell(finding).number}" for name, finding in findings.items()]
         what = f.quantity.rstrip(",")
         alt = f"{words}: {what} of every block. {'; '.join(told)}."
-        return replace(as_svg(figure, alt, words, ""), note=f"{what[0].upper()}{what[1:]}; found {_bar(f)}.")
+        return replace(as_svg(figure, alt, words, ""), note=f"{what[0].upper()}{what[1:]}; found {f.beyond}.")
 
 
 def _line(ax: Axes, f: Finding, name: str, colour: str) -> None:
