@@ -1,6 +1,6 @@
 """Caveats of a verdict: every reason to doubt it that the data themselves give, the weightiest first."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from scipy.special import bdtrc
 
@@ -9,14 +9,15 @@ from attnprobe.core.examined import Examined
 from attnprobe.core.measurement import Measurement
 from attnprobe.core.text import blocks_text
 from attnprobe.plots.style import SITES
-from attnprobe.reports.numbers import ci_text
+from attnprobe.reports.finding import Finding
+from attnprobe.reports.numbers import ci_text, number
 
 FEW_IMAGES = 32
 """Below this many images intervals of skewed values, such as shares near 0 or 1, cover less than 95 %."""
 
 
-def caveats(e: Examined, m: Measurement | None) -> Iterator[str]:
-    """Sentences to show beside the verdict on `e`, which rests on the similar blocks `m`."""
+def caveats(e: Examined, m: Measurement | None, findings: Sequence[Finding] = ()) -> Iterator[str]:
+    """Sentences to show beside the verdict on `e`, with its similar blocks `m` and the kinds that it names."""
     yield from e.notes
     if e.history is not None and e.history.alarms:
         first, *others = e.history.alarms
@@ -24,6 +25,7 @@ def caveats(e: Examined, m: Measurement | None) -> Iterator[str]:
         yield f"while it trained, from epoch {first.epoch}: {first.text}{more}."
     if e.measurements and not any("untrained" in other.baselines for other in e.measurements.values()):
         yield "no untrained network was measured, so the numbers have no reference."
+    yield from filter(None, map(_from_start, findings))
     if e.measurements.change_after_softmax:
         yield _two_matrices(e)
     if m is not None and (others := _other_stages(e, m)):
@@ -47,6 +49,19 @@ def caveats(e: Examined, m: Measurement | None) -> Iterator[str]:
         yield chance
     if not e.certificate:
         yield "no certificate: that the captured maps are what the model computed was not proved."
+
+
+def _from_start(f: Finding) -> str:
+    """Sentence if the untrained network shows the kind in most of its blocks: training has not brought it."""
+    there, n = len(f.from_start), len(f.blocks)
+    if 2 * there <= n:
+        return ""
+    blocks = "its block" if n == 1 else f"{'all' if there == n else there} of its {n} blocks"
+    same = f"{number(f.untrained)} there, {number(f.number)} here in block {f.block}"
+    return (
+        f"{f.words} is in the untrained network, too, in {blocks} ({same}): training did not bring it and has not "
+        "removed it, or these are initial weights."
+    )
 
 
 def _other_stages(e: Examined, m: Measurement) -> str:

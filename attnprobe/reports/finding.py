@@ -75,6 +75,14 @@ class Finding:
         return self.found == "no" and NOT_COUNTED in self.detail and beyond
 
     @property
+    def from_start(self) -> tuple[int, ...]:
+        """Those of `blocks` whose number is beyond the bar in the untrained network, too."""
+        if self.levels is None:
+            return ()
+        beyond = self.levels.untrained < self.bar if self.below else self.levels.untrained > self.bar
+        return tuple(n for n, there in zip(self.levels.numbers, beyond, strict=True) if there and n in self.blocks)
+
+    @property
     def phrase(self) -> str:
         """Words for the headline, where it is found; "from block n" names the first of the blocks, not all after it."""
         bounds = ci_text((self.surely, self.at_most)) if self.surely < self.at_most else ""
