@@ -40,6 +40,7 @@ _WHERE = {
     "PLOTS": "attnprobe.plots",
     "plot": "attnprobe.plots",
     "examine": "attnprobe.workflows.measure",
+    "verdict": "attnprobe.reports.verdict",
     "write_report": "attnprobe.reports",
     "compare": "attnprobe.workflows.compare",
     # act

@@ -5,21 +5,22 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from attnprobe.cli.options import Positional, Short
+from attnprobe.core.errors import InputError, did_you_mean
 
 
 def list_(
     what: Positional[
-        Annotated[Literal["variants", "models", "recipes", "data", "metrics", "plots"], Short(metavar="TABLE")]
+        Annotated[Literal["variants", "models", "recipes", "data", "metrics", "kinds", "plots"], Short(metavar="TABLE")]
     ],
 ) -> None:
-    """List the variants, models, recipes, data sets, metrics or plots.
+    """List the variants, models, recipes, data sets, metrics, kinds of collapse or plots.
 
     For example:
 
     $ attnprobe list variants
 
     Args:
-        what: variants, models, recipes, data, metrics or plots.
+        what: variants, models, recipes, data, metrics, kinds or plots.
     """
     import attnprobe
 
@@ -27,6 +28,10 @@ def list_(
         from attnprobe.models.describe import variant_table
 
         rows = variant_table()
+    elif what == "kinds":
+        from attnprobe.reports.kinds import KINDS
+
+        rows = [(kind.name, kind.meaning) for kind in KINDS]
     else:
         tables = {"models": "MODELS", "recipes": "RECIPES", "data": "DATASETS", "metrics": "METRICS", "plots": "PLOTS"}
         table = getattr(attnprobe, tables[what])
@@ -67,8 +72,11 @@ def explain(metric: Positional[Annotated[str | None, Short(metavar="METRIC")]] =
         print(kind_named(metric).explanation)
     elif metric in DERIVED:
         print(rules_in_words() if metric == "head_types" else inspect.getdoc(DERIVED[metric]))
-    else:
+    elif metric in METRICS:
         print(METRICS[metric].explanation)
+    else:
+        hint = did_you_mean(metric, [*METRICS, *DERIVED, *NAMES], "attnprobe list metrics, attnprobe list kinds")
+        raise InputError(f"no metric and no kind of collapse is named {metric!r}.{hint}")
 
 
 def schema() -> None:

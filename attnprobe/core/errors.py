@@ -70,13 +70,29 @@ def stop_now(*_signal: object) -> None:
     raise Stopped("stopped on request; run the same command again to resume.")
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The end of an error message about an unknown name: the nearest known ones, then the list."""
+LISTED = 24
+"""Most names that a message lists; of more it names the nearest ones alone."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """` Did you mean 'a' or 'b'?`: the names that are most alike, or that contain it; empty if none is."""
+    known, part = sorted(set(known)), name.lower()
+    alike = difflib.get_close_matches(name, known, n=2, cutoff=0.75)
+    within = [entry for entry in known if len(part) > 3 and part in entry.lower()]
+    near = list(dict.fromkeys([*alike, *within]))[:2] or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+
+
+def did_you_mean(name: str, known: Iterable[str], lister: str = "") -> str:
+    """The end of an error message about an unknown name: the nearest known ones, then the list.
+
+    Args:
+        lister: the command that lists all, for names that are too many for a message.
+    """
     known = sorted(set(known))
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    shown = known if len(known) <= 24 else [*known[:24], f"and {len(known) - 24} more"]
-    return f"{hint} Known: {', '.join(shown)}."
+    if len(known) <= LISTED:
+        return f"{nearest(name, known)} Known: {', '.join(known)}."
+    return f"{nearest(name, known)} {len(known)} names are known{f': {lister}' if lister else ''}."
 
 
 def check_choice(option: str, value: object, choices: Sequence[object]) -> None:

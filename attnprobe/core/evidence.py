@@ -18,11 +18,11 @@ TOLERANCE = 0.02
 """Accuracy loss tolerated, as a fraction. Smaller losses can rarely be excluded with a few hundred images."""
 
 WORDS: dict[Kind, str] = {
-    "map": "block {block}: map of the previous block",
-    "attention": "block {block}: attention skipped",
-    "block": "block {block}: dropped",
-    "head": "block {block}, head {head}: output 0",
-    "softmax": "block {block}, head {head}: softmax map 0",
+    "map": "block {block} with the previous block's map",
+    "attention": "block {block} without attention",
+    "block": "without block {block}",
+    "head": "block {block} without head {head}",
+    "softmax": "block {block} without the softmax map of head {head}",
 }
 
 

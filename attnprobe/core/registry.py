@@ -18,18 +18,19 @@ class UnknownName(InputError, KeyError):
 class Registry(Mapping[str, T], Generic[T]):
     """A read-only mapping from name to entry, listed explicitly where it is used.
 
-    `Registry("metric", layer_similarity, row_entropy)` takes the names from the entries, of functions too.
+    `Registry("metric", layer_similarity, row_entropy)` takes the names from the entries, of functions too; `lister` is
+    the command that lists them.
     """
 
-    def __init__(self, kind: str, *things: T) -> None:
-        self.kind = kind
+    def __init__(self, kind: str, *things: T, lister: str = "") -> None:
+        self.kind, self._lister = kind, lister
         self._things: dict[str, T] = {getattr(thing, "name", None) or thing.__name__: thing for thing in things}  # type: ignore[attr-defined]
 
     def __getitem__(self, name: str) -> T:
         try:
             return self._things[name]
         except KeyError:
-            raise UnknownName(f"no {self.kind} named {name!r}.{did_you_mean(name, self)}") from None
+            raise UnknownName(f"no {self.kind} named {name!r}.{did_you_mean(name, self, self._lister)}") from None
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._things)

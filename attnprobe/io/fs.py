@@ -217,6 +217,14 @@ def _memory() -> int:
         return 1 << 40
 
 
+def beside(path: Path) -> list[str]:
+    """Names of what lies in a path's folder; none where it cannot be read."""
+    try:
+        return sorted(os.listdir(path.parent))
+    except OSError:
+        return []
+
+
 def read_regular(path: Path, most: int | None = None, *, follow: bool = True) -> bytes:
     """The content of a regular file; arguments and errors as for `open_regular`."""
     with open_regular(path, most, follow=follow) as file:

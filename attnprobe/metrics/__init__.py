@@ -131,6 +131,7 @@ METRICS: Registry[Metric] = Registry(
     head_output_norm,
     head_output_similarity,
     value_weighted_prefix_mass,
+    lister="attnprobe list metrics",
 )
 
 DEFAULT = (

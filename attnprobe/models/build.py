@@ -1,6 +1,7 @@
 """Models by name, freshly initialised or with pretrained weights."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -10,6 +11,7 @@ from torch import nn
 
 from attnprobe.core.errors import CheckpointError, InputError, did_you_mean
 from attnprobe.core.images import InputSpec
+from attnprobe.io import fs
 from attnprobe.models import presets  # registers our models with timm
 from attnprobe.models.elsewhere import build_elsewhere, is_elsewhere, plugins, without_network
 from attnprobe.models.features import of_transformers
@@ -40,8 +42,9 @@ def build_model(name: str, *, num_classes: int | None = None, seed: int | None =
         return _of_folder(name, seed=seed, **options)
     foreign = not timm.is_model(name) and is_elsewhere(name)
     if ":" not in name and not foreign and not timm.is_model(name):
-        known = [*presets.MODELS, *presets.ALIASES, *plugins(), *timm.list_models("vit_*")]
-        raise InputError(f"no model named {name!r}.{did_you_mean(name, known)}")
+        known = [*presets.MODELS, *presets.ALIASES, *plugins(), *timm.list_models(), *fs.beside(Path(name))]
+        hint = did_you_mean(name, known, "attnprobe list models, timm.list_models()")
+        raise InputError(f"no model and no file named {name!r}.{hint}")
     with torch.random.fork_rng(enabled=seed is not None):
         if seed is not None:
             torch.manual_seed(seed)

@@ -101,6 +101,7 @@ MODELS = Registry(
     Preset("structured_tiny_patch2_32", STRUCTURED, _tiny(32, 2), "ViT-Ti/2 at 32 px, impulse initialisation"),
     Preset("structured_tiny_patch16_224", STRUCTURED, _tiny(224, 16), "ViT-Ti/16, impulse initialisation"),
     Preset("richvit_b16", RICHVIT, _VIT_B16, "rich head interaction (our reading) in ViT-B/16"),
+    lister="attnprobe list models",
 )
 
 ALIASES = {

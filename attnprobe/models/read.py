@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as safetensors_load
 from torch import Tensor
 
-from attnprobe.core.errors import CheckpointError, InputError
+from attnprobe.core.errors import CheckpointError, InputError, nearest
 from attnprobe.io import fs
 from attnprobe.io.run import MANIFEST, Run, damaged_files
 from attnprobe.models.file_options import checked_cfg, checked_options, is_architecture, trained_with
@@ -80,8 +80,9 @@ def read_checkpoint(path: Path | str) -> Checkpoint:
     """
     path = Path(path)
     if not path.exists():
+        beside = nearest(path.name, fs.beside(path))
         raise CheckpointError(
-            f"no checkpoint at {path}; give a folder with config.json, a .safetensors or a .pth file."
+            f"no checkpoint at {path}; give a folder with config.json, a .safetensors or a .pth file.{beside}"
         )
     if path.is_dir():
         return _read_folder(path)
@@ -178,6 +179,7 @@ def _read_safetensors(path: Path, file: BinaryIO) -> dict[str, Tensor]:
 
 def _read_pickle(path: Path, file: BinaryIO) -> dict[str, Any]:
     """A PyTorch file as plain data: tensors, numbers, arrays, strings, paths, containers, argparse.Namespace."""
+    _require_saved_by_torch(path, file)
     _check_zip(path, file)
     numbers = {"scalar": np.float64(0).__reduce__()[0], "_reconstruct": np.zeros(0).__reduce__()[0]}
     plain: list[Any] = [argparse.Namespace, np.dtype, np.ndarray]
@@ -209,6 +211,18 @@ def _read_pickle(path: Path, file: BinaryIO) -> dict[str, Any]:
             f"{path.name} is truncated or not a PyTorch checkpoint ({first}); copy it again."
         ) from error
     return loaded if isinstance(loaded, dict) else {"state_dict": loaded}
+
+
+def _require_saved_by_torch(path: Path, file: BinaryIO) -> None:
+    """Refuse a file that is neither a zip archive nor a pickle, such as an image or a text, before it is read."""
+    start = file.read(8)
+    file.seek(0)
+    if not start.startswith((b"PK", b"\x80")):
+        what = "an HDF5 file, perhaps of maps" if start == b"\x89HDF\r\n\x1a\n" else "something else"
+        raise CheckpointError(
+            f"{path.name} holds no weights: expected .safetensors, or what torch.save writes, got {what}. Images are "
+            "named with --data."
+        )
 
 
 def _check_zip(path: Path, file: BinaryIO) -> None:

@@ -30,8 +30,7 @@ from attnprobe.plots.style import shared_limits
 PLOTS: Registry[Callable[..., Axes]] = Registry(
     "plot",
     layer_matrix, depth_curve, threshold_curve, similar_fraction, layer_head, head_scatter, head_grid,
-    head_embedding, head_atlas, layer_key, attention_grid, filmstrip, onset,
-)  # fmt: skip
+    head_embedding, head_atlas, layer_key, attention_grid, filmstrip, onset, lister="attnprobe list plots")  # fmt: skip
 """Functions that draw a measurement, several, an image or a history; `core.figures` says which of them draws what."""
 
 

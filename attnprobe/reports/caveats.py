@@ -47,7 +47,7 @@ def caveats(e: Examined, m: Measurement | None, findings: Sequence[Finding] = ()
         yield f"only {n_images} image{'s' if n_images != 1 else ''}{whole}: {FEW_IMAGES} or more for intervals to hold."
     if chance := near_chance(e):
         yield chance
-    if not e.certificate:
+    if e.layers and not e.certificate:  # measurements alone do not say what they are of
         yield "no certificate: that the captured maps are what the model computed was not proved."
 
 

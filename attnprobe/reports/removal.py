@@ -16,7 +16,9 @@ from attnprobe.reports.numbers import number
 def evidence_text(evidence: Evidence) -> str:
     """Everything that was measured, a line per ablation, and the advice; for a terminal."""
     lines = [evidence.candidates, accuracy_text(evidence), *_update_lines(evidence)]
-    lines += [_line(_words(tried.changes), evidence, tried) for tried in evidence.single]
+    if evidence.single:
+        lines.append("each alone, blocks then heads: accuracy, and what it changes by (95 % intervals):")
+    lines += [_line(f"  {_words(tried.changes)}", evidence, tried) for tried in evidence.single]
     for name, curve in evidence.curves.items():
         lines.append(f"{name} removed cumulatively, the cheapest first:")
         before = 0
@@ -110,7 +112,7 @@ def _line(words: str, evidence: Evidence, tried: Tried) -> str:
 
 
 def _words(changes: Sequence[Change]) -> str:
-    """Ablations made at once: `block 3: dropped, block 4: dropped`."""
+    """Ablations made at once: `without block 3, without block 4`."""
     return ", ".join(map(str, changes))
 
 

@@ -1,15 +1,17 @@
 """The verdict: kinds of collapse found, from which block on, in words that claim no more than the numbers."""
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from attnprobe.core.errors import InputError
 from attnprobe.core.evidence import Evidence
 from attnprobe.core.examined import Examined
-from attnprobe.core.measurement import Measurement
-from attnprobe.core.text import blocks_text, table
+from attnprobe.core.grid import TokenGrid
+from attnprobe.core.measurement import Measurement, Measurements
+from attnprobe.core.text import blocks_text, table, visible
 from attnprobe.io.run import Run
 from attnprobe.plots.style import SITES
 from attnprobe.reports.caveats import caveats, near_chance
@@ -69,14 +71,23 @@ class Verdict:
         return table(self.headline, [*(finding.row for finding in self.findings), *weighed, *advice], head)
 
 
-def verdict(e: Examined) -> Verdict:
-    """Judge one model by each kind of collapse in `KINDS`.
+def verdict(e: Examined | Mapping[str, Measurement]) -> Verdict:
+    """Judge one model by each kind of collapse in `KINDS`; from its measurements, or as `ap.examine` gives it.
 
     The worst is the kind in most of the blocks; of equals the one nearest to the classifier; one of single blocks is
     named in a last clause and is no collapse of the network. The untrained network is shown with each number and
     decides nothing. What one kind explains is not named a second time: near-uniform maps repeat one another, whatever
     they attend to, and heads that are near uniform are alike.
+
+    Raises:
+        InputError: something else, such as maps or a path.
     """
+    if isinstance(e, Mapping):
+        e = Examined("", Measurements(e), {}, (), TokenGrid(0, 0))
+    if not isinstance(e, Examined):
+        raise InputError(
+            f"verdict takes measurements, as ap.measure(maps) gives them, or ap.examine(path), got {type(e).__name__}."
+        )
     found = findings(e)
     everywhere = sorted((f for f in found if f.found == "yes"), key=lambda f: -f.share)
     named, single = ([f for f in everywhere if f.single is few] for few in (False, True))
@@ -139,12 +150,15 @@ def _advice(e: Examined, m: Measurement | None) -> str:
 
 
 def _reference(e: Examined) -> str:
-    """Arguments of verify-drops for this model: its run, or the maps beside a model that the reader must name."""
-    path = getattr(e.maps, "path", None)
+    """Arguments of verify-drops for this model: its run, or the maps and images of a model that the reader names."""
+    path, config = getattr(e.maps, "path", None), getattr(e.maps, "attrs", {}).get("config", {})
     if path is None:
-        return "MODEL"
+        return "MODEL --data DATA"
     run = Path(path).parent
-    return shlex.quote(str(run)) if Run(run).config.exists() else f"MODEL --maps {shlex.quote(str(path))}"
+    if Run(run).config.exists():
+        return shlex.quote(str(run))
+    data = (config.get("images") or {}).get("data") or "DATA"
+    return f"MODEL --maps {shlex.quote(str(path))} --data {shlex.quote(visible(str(data)))}"
 
 
 def similar_words(m: Measurement) -> str:

@@ -205,7 +205,8 @@ def read_plan(folder: Path) -> tuple[Pinned, tuple[str, ...], tuple[int, ...]]:
         text = fs.read_regular(path, MOST_BYTES).decode()
     except FileNotFoundError:
         raise MapsFileError(
-            f"{folder} has no plan.json: it is no folder of maps, or its capture never began."
+            f"{folder} holds no maps: expected a run with maps.h5, or NAME.parts with plan.json. Make maps with "
+            "`attnprobe capture`."
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise MapsFileError(f"{path} cannot be read: {error}. Capture again with --overwrite.") from None

@@ -155,7 +155,10 @@ def _readable(path: Path) -> Iterator[None]:
 
 def _parse(path: Path, block: bytes, size: int) -> Seal:
     if block[:8] != MAGIC:
-        raise MapsFileError(f"{path} is no maps file of attnprobe: expected {MAGIC!r} first, got {block[:8]!r}.")
+        raise MapsFileError(
+            f"{path} is no maps file of attnprobe: expected {MAGIC!r} first, got {block[:8]!r}. Make maps "
+            "of a model with `attnprobe capture`, of saved arrays with `attnprobe import`."
+        )
     damaged = MapsFileError(f"{path} is damaged or truncated in its first {BLOCK} bytes. Restore it or capture again.")
     try:
         data = fs.parse_json(block[8:].rstrip(b"\0"))

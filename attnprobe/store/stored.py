@@ -11,8 +11,9 @@ import h5py
 import numpy as np
 
 from attnprobe.core.browse import StageShape
-from attnprobe.core.errors import InputError, MapsFileError, did_you_mean
+from attnprobe.core.errors import InputError, MapsFileError, did_you_mean, nearest
 from attnprobe.core.text import Shown
+from attnprobe.io import fs
 from attnprobe.store import hdf5, parts, structure
 from attnprobe.store.layout import StageLayout
 from attnprobe.store.opening import checking, open_hdf5
@@ -76,7 +77,8 @@ class StoredMaps(Shown):
         if not path.exists():
             file, folder = path.with_suffix(".h5"), parts.parts_of(path)
             hint = next((f" {p} is there: open that." for p in (file, folder) if p != path and p.exists()), "")
-            raise MapsFileError(f"no maps at {path}.{hint or ' Make them with `attnprobe capture`.'}")
+            near = "" if hint else nearest(path.name, [n for n in fs.beside(path) if n.endswith((".h5", ".parts"))])
+            raise MapsFileError(f"no maps at {path}.{hint or ' Make them with `attnprobe capture`.'}{near}")
         seal, data = read_checked(path)
         if seal.part is not None:
             raise MapsFileError(f"{path} is shard {seal.part} of a capture; open the folder {path.parent.parent}.")

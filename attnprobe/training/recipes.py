@@ -25,7 +25,11 @@ def _shipped(path: Path) -> Recipe:
     return Recipe(path.stem, path, path.read_text().splitlines()[0].removeprefix("# "))
 
 
-RECIPES = Registry("recipe", *map(_shipped, sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))))
+RECIPES = Registry(
+    "recipe",
+    *map(_shipped, sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))),
+    lister="attnprobe list recipes",
+)
 
 
 def read_recipe(recipe: str | Path, *, ignore_unknown: bool = False) -> dict[str, Any]:

@@ -105,7 +105,7 @@ def _maps_of_run(ref: str) -> Path:
         whole = beside.path if beside.config.exists() else f"MODEL --maps {ref}"
         raise InputError(f"{ref} holds maps, not a model: attnprobe verify-drops {whole}.")
     if not run.config.exists():
-        raise InputError(f"{ref} is no run, so nothing says what is similar: name --maps, or --blocks and --heads.")
+        raise InputError(f"{ref} is no run, so no maps say what is similar: name --maps, or --blocks all.")
     return run.maps
 
 

@@ -43,7 +43,7 @@ def weights(tmp_path):
         (["train", "digits_vit_16", "-o", "x", "--set", "dataset=digit"], "Did you mean 'digits'"),
         (["train", "digits_vit_16", "-o", "x", "--set", "model_kwargs={img_size: 30}"], "multiple of the patch size"),
         (["train", "none.yaml", "-o", "x"], "none.yaml cannot be read"),
-        (["capture", "vit_16_digit"], "no model named"),
+        (["capture", "vit_16_digit"], "no model and no file named"),
         (["capture", "vit_16_digits"], "--data digits"),
         (["capture", "no/such/run", "--data", "digits"], "no checkpoint at no/such/run"),
         (["capture", "missing.pth", "--data", "digits"], "no checkpoint at missing.pth"),
@@ -179,6 +179,8 @@ def test_explain_prints_what_the_metric_says_of_itself_and_lists_all_without_a_n
     assert code == 0 and [line.split()[0] for line in out.splitlines()] == [*attnprobe.METRICS, *DERIVED]
     code, _, err = run("explain", "similar_block")
     check_one_line(code, err, 2, "Did you mean 'similar_blocks'")
+    code, _, err = run("explain", "uniform")
+    check_one_line(code, err, 2, "no metric and no kind of collapse is named 'uniform'. Did you mean 'near_uniform'")
 
 
 def test_alone_it_shows_how_to_start_and_every_command_in_a_line_or_two(run):

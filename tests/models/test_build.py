@@ -53,7 +53,7 @@ def test_digits_presets_have_a_small_input(name):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"name": "deepvit_61"}, "no model named 'deepvit_61'. Did you mean 'deepvit_16'?"),
+        ({"name": "deepvit_61"}, "no model and no file named 'deepvit_61'. Did you mean 'deepvit_16'?"),
         ({"name": "vit_16_digits", "img_size": 30}, r"not a multiple of the patch size \(8, 8\); use img_size=32"),
         ({"name": "vit_16_digits", "img_size": 4}, "multiple of the patch size"),
         ({"name": "vit_16_digits", "colour": 1}, "unexpected keyword argument 'colour'"),

@@ -43,7 +43,7 @@ def test_torchvision_by_name_and_from_a_file(tmp_path):
 def test_unknown_names_are_one_line():
     with pytest.raises(InputError, match="torchvision has no model 'swin_q'.*Did you mean"):
         build_model("torchvision:swin_q")
-    with pytest.raises(InputError, match="no model named 'no_such_model'"):
+    with pytest.raises(InputError, match="no model and no file named 'no_such_model'"):
         build_model("no_such_model")
 
 

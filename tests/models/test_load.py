@@ -98,7 +98,7 @@ def test_every_reference_of_the_command_line_opens(references):
 def test_a_name_takes_a_seed_classes_and_a_size_and_a_misspelt_one_is_suggested():
     model = load_model("vit_16_digits", num_classes=3, img_size=64, seed=4)
     assert same_weights(model, build_model("vit_16_digits", num_classes=3, img_size=64, seed=4))
-    with pytest.raises(InputError, match="no model named 'vit_16_digit'.*Did you mean 'vit_16_digits'"):
+    with pytest.raises(InputError, match="no model and no file named 'vit_16_digit'.*Did you mean 'vit_16_digits'"):
         load_model("vit_16_digit")
     with pytest.raises(InputError, match="holds maps, not a model"):
         load_model("maps.h5")
@@ -119,6 +119,23 @@ def test_nothing_in_a_pickle_is_run(tmp_path):
     with pytest.raises(CheckpointError, match="nothing was run"):
         read_checkpoint(tmp_path / "x.pth")
     assert not (tmp_path / "canary").exists()
+
+
+def test_a_file_that_is_no_weights_is_said_to_be_none(tmp_path):
+    contents = {"a.png": b"\x89PNG\r\n", "a.md": b"# text", "a.pth": b"", "a.h5.pth": b"\x89HDF\r\n\x1a\n"}
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(CheckpointError, match=f"{name} holds no weights: expected .safetensors") as caught:
+            load_model(tmp_path / name)
+        assert ("HDF5" in str(caught.value)) == (name == "a.h5.pth")
+
+
+def test_of_a_misspelt_file_the_one_beside_it_is_suggested(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.pth").touch()
+    for misspelt in ("mine.pht", "./mnie.pth", str(tmp_path / "mine.pt")):
+        with pytest.raises((InputError, CheckpointError), match=r"Did you mean 'mine\.pth'"):
+            load_model(misspelt)
 
 
 def test_bombs_are_refused_before_they_expand(tmp_path):

@@ -212,7 +212,7 @@ def test_a_shard_alone_points_to_its_folder(tmp_path, ten_maps, small_shards):
 
 def test_what_is_no_maps_at_all_is_one_line(tmp_path):
     (tmp_path / "some").mkdir()
-    for path, says in ((tmp_path / "none.h5", "no maps at"), (tmp_path / "some", "has no plan.json")):
+    for path, says in ((tmp_path / "none.h5", "no maps at"), (tmp_path / "some", "holds no maps")):
         with pytest.raises(MapsFileError, match=says) as caught:
             open_maps(path)
         assert "\n" not in str(caught.value) and caught.value.exit_code == 2

@@ -40,12 +40,12 @@ def run(tmp_path_factory):
 def test_accuracies_are_those_of_pruned_models(run, tmp_path):
     evidence = verify_drops(run, blocks=[2, 4], heads=[(1, 3)], device="cpu", images=100)
     assert [str(tried.changes[0]) for tried in evidence.single] == [
-        "block 2: map of the previous block", "block 2: attention skipped", "block 2: dropped",
-        "block 4: map of the previous block", "block 4: attention skipped", "block 4: dropped",
-        "block 1, head 3: output 0",
+        "block 2 with the previous block's map", "block 2 without attention", "without block 2",
+        "block 4 with the previous block's map", "block 4 without attention", "without block 4",
+        "block 1 without head 3",
     ]  # fmt: skip
     right = {str(tried.changes[0]): tried.right for tried in evidence.single}
-    for cut, words in (({"blocks": [4]}, "block 4: dropped"), ({"heads": {1: [3]}}, "block 1, head 3: output 0")):
+    for cut, words in (({"blocks": [4]}, "without block 4"), ({"heads": {1: [3]}}, "block 1 without head 3")):
         done = prune(run, tmp_path / words[:7], **cut, device="cpu", images=100)
         np.testing.assert_array_equal(done.right[0], evidence.whole.right[~evidence.chooses])
         np.testing.assert_array_equal(done.right[1], right[words][~evidence.chooses])
@@ -126,7 +126,9 @@ def test_files_and_words_say_the_same(run, tmp_path, capsys, monkeypatch):
 
 
 def test_without_maps_or_labels_it_says_what_to_do(run, tmp_path):
-    with pytest.raises(InputError, match="vit_16_digits is no run, so nothing says what is similar: name --maps, or"):
+    with pytest.raises(
+        InputError, match="vit_16_digits is no run, so no maps say what is similar: name --maps, or --blocks all"
+    ):
         verify_drops("vit_16_digits", data="digits")
     with pytest.raises(
         InputError, match=rf"{run / 'maps.h5'} holds maps, not a model: attnprobe verify-drops {run}\.$"
@@ -298,7 +300,7 @@ def test_a_pruned_model_and_one_whose_first_block_must_stay_are_verified_too(run
     evidence = verify_drops(small, blocks="all", heads="all", data="digits", images=20, device="cpu")
     assert evidence.importance["head_ablation"].mean.shape == (4, 3)
     assert np.isnan(evidence.importance["head_importance"].mean[1]).tolist() == [False, False, True]
-    assert "block 2: map of the previous block" not in {str(tried.changes[0]) for tried in evidence.single}
+    assert "block 2 with the previous block's map" not in {str(tried.changes[0]) for tried in evidence.single}
     kept = verify_drops("refiner_16_digits", blocks="all", data="digits", images=8, device="cpu")
     assert kept.single[0].changes[0].block == 2
     all_heads = verify_drops("refiner_16_digits", heads="all", data="digits", images=8, device="cpu")
