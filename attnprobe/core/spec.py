@@ -22,7 +22,8 @@ class ImageOptions:
     """The images that a model is run on, and where; shared by all commands that run one."""
 
     architecture: Annotated[str | None, FIRST, arg(name="model", metavar="NAME")] = None
-    """the model's name, for files that do not show it."""
+    """the model's name, for files that do not show it. With its options where it has other sizes than the named model,
+    as in vit_tiny_patch16_224:embed_dim=256,num_heads=4."""
     data: Annotated[str | None, FIRST, arg(metavar="DATA")] = None
     """images: digits, fractals, a folder, a list of files, torch/cifar10; those of the run if not given."""
     data_dir: Annotated[Path | None, arg(metavar="FOLDER")] = None

@@ -73,11 +73,11 @@ def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
     for setting in settings:
         name, equals, text = setting.partition("=")
         if not equals or not name:
-            raise InputError(f"--set {setting!r}: expected NAME=VALUE, as in --set epochs=2.")
+            raise InputError(f"{setting!r}: expected NAME=VALUE, as in epochs=2.")
         try:
             parsed[name.strip().replace("-", "_")] = yaml.safe_load(text)
         except yaml.YAMLError as error:
-            raise InputError(f"--set {setting!r}: the value is not YAML.") from error
+            raise InputError(f"{setting!r}: the value is not YAML.") from error
     return parsed
 
 

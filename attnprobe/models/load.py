@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,10 +14,12 @@ import torch
 from torch import nn
 
 from attnprobe.core.errors import CheckpointError, InputError
+from attnprobe.io.config import parse_settings
 from attnprobe.models.build import build_model, require_stored
 from attnprobe.models.elsewhere import plugins
 from attnprobe.models.fit import fit_options
 from attnprobe.models.identify import identify
+from attnprobe.models.presets import ALIASES
 from attnprobe.models.read import Checkpoint, read_checkpoint
 from attnprobe.models.weights import load_weights
 
@@ -58,7 +61,8 @@ def load_model(
             `local-dir:PATH`), or a .safetensors, .pth, .pth.tar, .pt or .bin file, whose weights are loaded strictly;
             or a name that `build_model` takes (`deepvit_16`, `hf:PATH_OR_ID`, `hf-hub:ID`, `torchvision:NAME`, a name
             of timm's or of a plugin), with trained weights where there are some, else with initial ones.
-        model: the architecture, for files that neither say it nor are recognised by their parameters.
+        model: the architecture, for files that neither say it nor are recognised by their parameters; with options
+            where it was built with some, as in `vit_tiny_patch16_224:embed_dim=256,depth=6,num_heads=8`.
         num_classes: size of a new head with initial weights, if the checkpoint's is of another size.
         img_size: another resolution, one side or (rows, columns); the position table is resized. A table whose file
             does not say for which images it is counts as one for this resolution if it has as many entries.
@@ -89,7 +93,8 @@ def open_model(ref: Path | str, *, initial: bool = False, seed: int = 0, **fitte
     is_path = text.startswith("local-dir:") or path.exists() or (os.sep in text and ":" not in text)
     if is_path or path.suffix in WEIGHT_FILES:
         return model_from(read_checkpoint(path), **fitted)
-    options = {name: fitted[name] for name in ("img_size", "num_classes") if fitted.get(name) is not None}
+    text, options = named_options(text)
+    options |= {name: fitted[name] for name in ("img_size", "num_classes") if fitted.get(name) is not None}
     trained = not initial and (":" in text or text in plugins() or timm.models.is_model_pretrained(text))
     built = build_model(text, seed=seed, **options, **({"pretrained": True} if trained else {}))
     return Loaded(built, text, options, _sha256(built) if trained else "")
@@ -115,10 +120,23 @@ def model_from(
     return Loaded(built, name, options, checkpoint.sha256, tuple(f"{checkpoint.path.name}: {note}." for note in notes))
 
 
+def named_options(name: str) -> tuple[str, dict[str, Any]]:
+    """`vit_tiny_patch16_224:depth=6,num_heads=4` as name and options, written as the settings of a metric are.
+
+    Raises:
+        InputError: an option without a value.
+    """
+    model, colon, options = name.partition(":")
+    if not colon or not (timm.is_model(model) or model in ALIASES):
+        return name, {}
+    return model, parse_settings(re.split(r",(?![^\[]*\])", options))  # depths=[2,2] is one
+
+
 def _which_model(checkpoint: Checkpoint, named: str | None) -> tuple[str, dict[str, Any], list[str]]:
     """Name, options and assumptions: as the user says, else as the file says, else as the parameters show."""
-    if named is not None and named != checkpoint.architecture:
-        return named, dict(checkpoint.options) if checkpoint.architecture is None else {}, []
+    name, given = (None, {}) if named is None else named_options(named)
+    if name is not None and (given or name != checkpoint.architecture):
+        return name, {**(checkpoint.options if checkpoint.architecture is None else {}), **given}, []
     if checkpoint.architecture is not None:
         return checkpoint.architecture, dict(checkpoint.options), []
     found = identify(checkpoint.state)
@@ -127,7 +145,8 @@ def _which_model(checkpoint: Checkpoint, named: str | None) -> tuple[str, dict[s
         says = known if checkpoint.said else "does not say which model it is"
         raise CheckpointError(
             f"{checkpoint.path.name} {says}, and its parameters do not show it (of a plain ViT, the number of heads "
-            "does not); give the name it was built with, as in --model deit_tiny_patch16_224."
+            "does not); give the name it was built with, as in --model deit_tiny_patch16_224, and its options where "
+            "its sizes are its own, as in --model deit_tiny_patch16_224:embed_dim=256,depth=6,num_heads=4."
         )
     assumed = ", ".join(f"{option}={value}" for option, value in found.assumed.items())
     notes = [f"taken for {found.name} with its sizes read off the weights; {assumed} assumed, which no weight shows"]

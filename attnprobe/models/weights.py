@@ -150,5 +150,5 @@ def _check_fits(checkpoint: Checkpoint, got: Mapping[str, Tensor], name: str, mo
         elif checkpoint.architecture == name:
             advice = "The file's own description does not fit its weights; name its architecture with --model"
         else:
-            advice = "Name the architecture it was trained with, or build it with its options and load its state_dict"
+            advice = f"Name the model and the options it was built with, as in --model {name}:embed_dim=256,num_heads=4"
         raise CheckpointError(f"{checkpoint.path.name} is not a {name!r} checkpoint: {problems}. {advice}.")

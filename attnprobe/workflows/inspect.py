@@ -240,9 +240,12 @@ def _print_stages(stages: Sequence[StageFacts], console: Console) -> None:
         )
     console.print(table)
     for prefix in dict.fromkeys(stage.prefix for stage in stages if stage.prefix):
-        console.print(Padding(Text(f"{len(prefix)}+: before the patches stand {_shortened(prefix)}"), (0, 0, 0, 2)))
+        first = f"the first {len(prefix)} are" if len(prefix) > 1 else "the first is"
+        console.print(Padding(Text(f"tokens {len(prefix)}+: {first} {_shortened(prefix)}"), (0, 0, 0, 2)))
     if any("weights" in stage.sites and "effective" not in stage.sites for stage in stages):
-        console.print(Padding(Text("maps are weights alone where those are the effective maps, too"), (0, 0, 0, 2)))
+        console.print(
+            Padding(Text("maps weights: softmax maps, which the model multiplies with V as they are"), (0, 0, 0, 2))
+        )
 
 
 def _shortened(prefix: Sequence[str]) -> str:

@@ -114,6 +114,26 @@ class Canary:
         return os.system, (f"touch {self.path}",)
 
 
+def test_weights_of_own_sizes_are_loaded_by_a_name_with_options(tmp_path):
+    sizes = {"embed_dim": 24, "depth": 2, "num_heads": 3, "img_size": 32, "num_classes": 5}
+    model = timm.create_model("vit_tiny_patch16_224", **sizes)
+    torch.save(model.state_dict(), tmp_path / "own.pth")
+    named = "vit_tiny_patch16_224:embed_dim=24,depth=2,num_heads=3"
+    loaded, facts = resolve_model(tmp_path / "own.pth", named)
+    assert same_weights(model, loaded) and loaded.blocks[0].attn.num_heads == 3
+    assert facts.model == "vit_tiny_patch16_224" and facts.options == sizes
+    with pytest.raises(CheckpointError, match="as in --model vit_tiny_patch16_224:embed_dim="):
+        load_model(tmp_path / "own.pth", model="vit_tiny_patch16_224")
+    with pytest.raises(InputError, match="'depth': expected NAME=VALUE"):
+        load_model(tmp_path / "own.pth", model="vit_tiny_patch16_224:depth")
+
+
+def test_a_name_with_options_is_a_model_of_these_sizes():
+    swin = load_model("swin_tiny_patch4_window7_224:depths=[1,1,1,1],embed_dim=24,num_heads=[1,2,2,2]", initial=True)
+    assert [len(stage.blocks) for stage in swin.layers] == [1, 1, 1, 1] and swin.embed_dim == 24
+    assert len(load_model("vit_16_digits:depth=3").blocks) == 3
+
+
 def test_nothing_in_a_pickle_is_run(tmp_path):
     torch.save({"state_dict": {}, "payload": Canary(tmp_path / "canary")}, tmp_path / "x.pth")
     with pytest.raises(CheckpointError, match="nothing was run"):

@@ -43,7 +43,7 @@ def test_everything_fits_80_columns_and_the_command_says_all_that_was_chosen(con
     inspection.print_inspection(found, console)
     *lines, command = console.export_text().rstrip().splitlines()
     assert max(map(len, lines)) <= 80 and command == f"$ {found.spec.command}"
-    assert "1+8x8" in "".join(lines) and "before the patches stand cls" in "".join(lines)
+    assert "1+8x8" in "".join(lines) and "the first is cls" in "".join(lines)
 
 
 def test_a_part_and_values_are_counted_and_stand_in_the_command(tmp_path):
