@@ -109,6 +109,13 @@ class Finding:
         return f"{start}, {len(self.blocks)} of {self.of} blocks{bounds}"
 
     @property
+    def brief(self) -> str:
+        """The judgement in a word: `12 of 24` blocks; `no`; `explained`; `cannot say`."""
+        if self.found == "yes":
+            return f"{len(self.blocks)} of {self.of}"
+        return "explained" if self.is_explained else self.found
+
+    @property
     def deciding(self) -> str:
         """The number that decides, with its interval, and its block; empty where there is none."""
         if self.number is None:

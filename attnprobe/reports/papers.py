@@ -1,6 +1,7 @@
 """Tables for a paper: single runs, and methods of several runs, with their curves over depth."""
 
 import io
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,8 +15,9 @@ from attnprobe.core.measurement import Measurement
 from attnprobe.core.text import short
 from attnprobe.plots import depth_curve
 from attnprobe.plots.style import COLOURS
-from attnprobe.reports.numbers import NONE, interval, is_counted
-from attnprobe.reports.verdict import similar_words
+from attnprobe.reports.finding import Finding
+from attnprobe.reports.numbers import NONE, interval, is_counted, number
+from attnprobe.reports.verdict import similar_words, verdict
 
 HEADER = ("model", "#params", "top-1 [%]", "#similar blocks, softmax", "untrained", "#similar blocks, effective",
           "untrained")  # fmt: skip
@@ -113,6 +115,25 @@ def methods_cells(methods: Methods) -> list[list[str]]:
             cells += [_spread(_column(rows, f"similar_{site}{which}")) for which in ("", "_untrained")]
         every.append(cells)
     return every
+
+
+def kinds_cells(methods: Methods) -> list[list[str]]:
+    """A row per kind of collapse that could be judged in any run: its name, then the answer of each method."""
+    found = {name: zip(*(verdict(e).findings for e in runs), strict=True) for name, runs in methods.items()}
+    rows = []
+    for kinds in zip(*found.values(), strict=True):
+        if any(f.found != "cannot say" for its in kinds for f in its):
+            rows.append([kinds[0][0].kind, *map(_answers, kinds)])
+    return rows
+
+
+def _answers(findings: Sequence[Finding]) -> str:
+    """`24 of 24, 0.999` of one run, with the number that decides; `24 of 24 in 2 runs, no in 1` of several."""
+    if len(findings) == 1:
+        f = findings[0]
+        return f.brief if f.number is None else f"{f.brief}, {number(f.number)}"
+    (first, n), *others = Counter(f.brief for f in findings).most_common()
+    return ", ".join([f"{first} in {n} run{'s' if n > 1 else ''}", *(f"{words} in {m}" for words, m in others)])
 
 
 def _column(rows: pd.DataFrame, name: str) -> np.ndarray:

@@ -91,9 +91,7 @@ def _several(runs: Sequence[tuple[Examined, Verdict]]) -> Table:
 
 
 def _answer(f: Finding) -> Text:
-    """`24 of 24` blocks where it is found; else that it is not, or that another kind explains it."""
-    found = "explained" if f.is_explained else f.found
-    return Text(f"{len(f.blocks)} of {f.of}" if f.found == "yes" else found, style=STYLES.get(f.found, ""))
+    return Text(f.brief, style=STYLES.get(f.found, ""))
 
 
 def _summary(quantities: pd.DataFrame) -> Table:

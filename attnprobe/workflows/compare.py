@@ -22,6 +22,7 @@ from attnprobe.reports.papers import (
     METHODS_HEADER,
     OF_METHODS,
     depth_figure,
+    kinds_cells,
     methods_cells,
     papers_caption,
     papers_cells,
@@ -240,17 +241,23 @@ def _cells_of(row: Compared, first: str) -> pd.DataFrame:
 def _markdown(comparison: Comparison, header: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> str:
     first, *others = comparison.sides
     lines = ["# Comparison", "", *markdown_table(header, rows), "", markdown(caption), ""]
+    if kinds := kinds_cells({str(side): side.runs for side in comparison.sides}):
+        head = ("kind of collapse: blocks, deciding number", *map(str, comparison.sides))
+        lines += [*markdown_table(head, kinds), ""]
     if first.is_method:
         lines += ["![block by block: runs as thin lines, methods with their 95 % band](depth.png)", ""]
     for note, other in zip(comparison.notes, others, strict=True):
         lines += [f"## {markdown(str(other))} against {markdown(str(first))}", "", markdown(note), ""]
-        lines += [markdown(comparison.scope), ""] if comparison.scope else []
+        its = [row for row in comparison.differences if row.run == other.name]
         effect = ("effect [run SD]",) if first.is_method else ()
         lines += markdown_table(
             ("metric", "mean difference (95 % CI)", *effect, "cells that differ", "largest"),
-            [difference_cells(row, bool(effect)) for row in comparison.differences if row.run == other.name],
+            [difference_cells(row, bool(effect)) for row in its if row.cells is not None],
         )
         lines += ["", _how_tested(first), ""]
+        for why in dict.fromkeys(row.why for row in its if row.cells is None):
+            names = dict.fromkeys(row.metric for row in its if row.cells is None and row.why == why)
+            lines += [markdown(f"Cannot say of {', '.join(names)}: {why.rstrip('.')}."), ""]
     return "\n".join(lines)
 
 
@@ -278,10 +285,8 @@ def difference_cells(row: Compared, effect: bool = False) -> list[str]:
 
 
 def _difference_cells(row: Compared) -> list[str]:
-    label = f"{row.metric} ({SITES[row.site]})" + (f", {row.stage}" if row.stage != "trunk" else "")
-    if row.cells is None:
-        return [label, f"cannot say: {row.why}", NONE, NONE]
-    d, o = row.cells, row.overall
+    label, d, o = _label(row), row.cells, row.overall
+    assert d is not None, "what could not be compared has no cells"
     if o is not None and not np.isfinite(o.mean):
         unknown = np.argwhere(~np.isfinite(d.mean))
         at = f" at {_where(row, d, tuple(unknown[0]))}" if len(unknown) else ""
@@ -296,6 +301,10 @@ def _difference_cells(row: Compared) -> list[str]:
         return [label, whole, f"0{half}", NONE]
     place = np.unravel_index(np.argmax(np.where(found, np.abs(d.mean), -1)), d.mean.shape)
     return [label, whole, f"{count}{half}", f"{number(float(d.mean[place]))} at {_where(row, d, place)}"]
+
+
+def _label(row: Compared) -> str:
+    return f"{row.metric} ({SITES[row.site]})" + (f", {row.stage}" if row.stage != "trunk" else "")
 
 
 def _where(row: Compared, d: Difference, place: tuple[np.intp, ...]) -> str:

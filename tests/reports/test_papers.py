@@ -1,10 +1,15 @@
 """The papers' table says what was measured, and nothing where nothing was."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from attnprobe.core.accuracy import accuracy_interval
-from attnprobe.reports.papers import HEADER, papers_caption, papers_cells, papers_table
+from attnprobe.reports.kinds import NAMES
+from attnprobe.reports.numbers import number
+from attnprobe.reports.papers import HEADER, kinds_cells, papers_caption, papers_cells, papers_table
+from attnprobe.reports.verdict import verdict
 from tests.reports.formulas import examined
 
 
@@ -38,3 +43,12 @@ def test_the_caption_says_once_what_similar_means(runs):
     caption = papers_caption(runs)
     assert caption.count("tau=0.9") == 1 and caption.endswith("each head on its own, on 40 images.")
     assert "not measured" in papers_caption([examined("none", layers=3, measurements={}, info={})])
+
+
+def test_kinds_are_counted_by_run_and_those_that_no_run_can_judge_are_left_out(runs):
+    plain, _, bare = runs
+    kinds = {name: cells for name, *cells in kinds_cells({"one": [plain], "three": [plain, plain, bare]})}
+    repeated = verdict(plain).findings[NAMES.index("repetition")]
+    assert kinds["repetition"] == [f"3 of 5, {number(repeated.number)}", "3 of 5 in 2 runs, no in 1"]
+    alone = replace(plain, measurements={k: m for k, m in plain.measurements.items() if m.metric == "sink_mass"})
+    assert [cells[0] for cells in kinds_cells({"alone": [alone]})] == ["sink_collapse"]
