@@ -56,8 +56,8 @@ def verify_drops(
     adds no attention, or is dropped; the output of a redundant head is set to 0 (or its softmax map, where heads are
     mixed after the softmax). The last line says what can be removed at the tolerance, and the command that removes it.
     One half of the images, or with --split train the training images, chooses what to remove; all numbers are measured
-    on the others. A model without a head is judged by its features: the accuracy is then that of their nearest
-    neighbours among the images that choose.
+    on the others. A model without a head, or of other classes than the images', is judged by its features: the
+    accuracy is then that of their nearest neighbours among the images that choose.
 
     For example:
 

@@ -154,9 +154,7 @@ def evaluate(model: EvaluateSpec | Path | str, **options: Any) -> Evaluation:
     if not spec.knn:
         if classes == 0:
             raise InputError(f"{spec.model} has no head that tells classes apart; --knn judges its features.")
-        numbered = images.class_names == tuple(map(str, range(len(images.class_names))))
-        of_list = numbered and Path(data).suffix == ".txt"  # a list of numbers may have no image of the last classes
-        check_classes(images, classes, str(spec.model), fewer=of_list)
+        check_classes(images, classes, str(spec.model), data)
     named = (str(spec.model), images.name, pixels)
     amp = torch.bfloat16 if spec.amp else None
     with (

@@ -1,5 +1,6 @@
 """A model and labelled images to try changes on: some images choose what to change, others judge it."""
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, replace
@@ -36,7 +37,7 @@ class Trial:
         chooses: [labelled image], bool: which of them choose; the others measure what was chosen.
         recipe: the options the run was trained with; empty for anything but a run.
         labels: [labelled image].
-        has_head: whether the model tells classes apart; else neighbours of its features do.
+        has_head: whether the model tells the images' classes apart; else neighbours of its features do.
     """
 
     model: nn.Module
@@ -100,7 +101,8 @@ def open_trial(
 ) -> Trial:
     """Open a run, checkpoint, model name or model, with the run's validation images unless others are named.
 
-    A VisionTransformer of torchvision becomes timm's of the same weights, which can be written without parts.
+    A VisionTransformer of torchvision becomes timm's of the same weights, which can be written without parts. A model
+    that is no run and tells other classes apart than the images have is judged by its features, with a warning.
 
     Args:
         split: "val": one half of the validation images chooses and the other judges (`one_half`); "train": training
@@ -108,8 +110,8 @@ def open_trial(
         images: a class-balanced subset of this many, of each split.
 
     Raises:
-        InputError: no images are named, fewer than two of them have a label, they have other classes than the model,
-            or the same images are in both splits.
+        InputError: no images are named, fewer than two of them have a label, they have other classes than a run's, or
+            the same images are in both splits.
         CheckpointError: the checkpoint cannot be loaded, see `load_model`.
     """
     model, facts = _opened(ref, architecture)
@@ -120,7 +122,13 @@ def open_trial(
     opening = {"spec": input_spec(model), "data_dir": data_dir, "limit": images}
     source = load_images(data, split, **opening)
     classes = n_classes(model)
-    check_classes(source, classes, str(ref), fewer=not recipe)
+    has_head = classes != 0
+    if not recipe and source.class_names and classes and are_other_classes(source, classes, data):
+        n, has_head = len(source.class_names), False
+        text = f"{ref} tells {classes} classes apart, not the {n} of {source.name}: its features are judged."
+        warnings.warn(text, stacklevel=2)
+    else:
+        check_classes(source, classes, str(ref), data)
     judging = load_images(data, "val", **opening) if split == "train" else None
     if judging is not None and (same := set(source.ids) & set(judging.ids)):
         raise InputError(
@@ -128,9 +136,7 @@ def open_trial(
             "leave --split train out, and one half chooses."
         )
     ids, labels, chooses = _shared_out(source, judging)
-    return Trial(
-        model, facts, source, judging, ids, chooses, pick_device(device), batch_size, recipe, labels, classes != 0
-    )
+    return Trial(model, facts, source, judging, ids, chooses, pick_device(device), batch_size, recipe, labels, has_head)
 
 
 def _opened(ref: Path | str | nn.Module, architecture: str | None) -> tuple[nn.Module, ModelFacts]:
@@ -162,21 +168,28 @@ def logits_of(model: nn.Module, pixels: Tensor) -> Tensor:
     return logits
 
 
-def check_classes(source: ImageSource, classes: int | None, ref: str, *, fewer: bool) -> None:
-    """Raise InputError unless images have labels, of the model's classes; a backbone (0 classes) takes any.
-
-    Args:
-        fewer: images of fewer classes than the model's are accepted.
-    """
+def check_classes(source: ImageSource, classes: int | None, ref: str, data: str) -> None:
+    """Raise InputError unless images have labels, of the model's classes; a backbone (0 classes) takes any."""
     if not source.class_names:
         data, _, _ = source.name.rpartition("/")  # the rest is the split
         raise InputError(
             f"the images of {data} have no labels, as folders named by class would give them, so there is no accuracy; "
             "name labelled images with --data."
         )
-    n = len(source.class_names)
-    if classes and (n > classes or (n < classes and not fewer)):
+    if classes and are_other_classes(source, classes, data):
+        n = len(source.class_names)
         raise InputError(f"{source.name} has {n} classes and {ref} tells {classes} apart; name images of its own.")
+
+
+def are_other_classes(source: ImageSource, classes: int, data: str) -> bool:
+    """True if the images' classes are not those that a model tells apart.
+
+    Folders of some of its classes are numbered otherwise than the model numbers them. A list that gives numbers may
+    have no image of the last ones.
+    """
+    n = len(source.class_names)
+    of_list = Path(data).suffix == ".txt" and source.class_names == tuple(map(str, range(n)))
+    return n > classes or (n < classes and not of_list)
 
 
 def recipe_of(ref: Path) -> dict[str, Any]:

@@ -301,14 +301,14 @@ def test_a_pruned_model_and_one_whose_first_block_must_stay_are_verified_too(run
     assert evidence.importance["head_ablation"].mean.shape == (4, 3)
     assert np.isnan(evidence.importance["head_importance"].mean[1]).tolist() == [False, False, True]
     assert "block 2 with the previous block's map" not in {str(tried.changes[0]) for tried in evidence.single}
-    kept = verify_drops("refiner_16_digits", blocks="all", data="digits", images=8, device="cpu")
+    kept = verify_drops("refiner_16_digits:num_classes=10", blocks="all", data="digits", images=8, device="cpu")
     assert kept.single[0].changes[0].block == 2
-    all_heads = verify_drops("refiner_16_digits", heads="all", data="digits", images=8, device="cpu")
+    all_heads = verify_drops("refiner_16_digits:num_classes=10", heads="all", data="digits", images=8, device="cpu")
     assert {tried.changes[0].block for tried in all_heads.single} == set(range(1, 17, 2))  # the others share a map
     with pytest.raises(InputError, match="no softmax of their own"):
-        verify_drops("refiner_16_digits", heads=[(2, 1)], data="digits", images=8, device="cpu")
+        verify_drops("refiner_16_digits:num_classes=10", heads=[(2, 1)], data="digits", images=8, device="cpu")
     with pytest.raises(InputError, match="passes on"):
-        verify_drops("refiner_16_digits", blocks=[1], data="digits", images=8, device="cpu")
+        verify_drops("refiner_16_digits:num_classes=10", blocks=[1], data="digits", images=8, device="cpu")
 
 
 def test_measurements_that_say_nothing_of_blocks_or_heads_are_refused(run):

@@ -119,6 +119,17 @@ def test_a_backbone_is_judged_by_the_neighbours_of_its_features(kind, tmp_path):
     np.testing.assert_array_equal(done.right[0], classifier.predict(rows[~votes_of]) == labels[~votes_of])
 
 
+def test_a_model_of_other_classes_is_judged_by_its_features_and_never_by_classes_of_equal_number(tmp_path):
+    path = saved(tmp_path / "whole", "vit", num_classes=1000)
+    with pytest.warns(UserWarning, match="tells 1000 classes apart, not the 10 of digits/val: its features are judged"):
+        evidence = verify_drops(path, blocks=[2], **WHERE)
+    assert "k-NN accuracy of features" in evidence_text(evidence)
+    backbone = load_model(path)
+    backbone.reset_classifier(0)
+    alone = verify_drops(backbone, blocks=[2], **WHERE)
+    np.testing.assert_array_equal(evidence.whole.right, alone.whole.right)
+
+
 def test_a_model_built_by_hand_is_pruned_too(tmp_path):
     model = perturbed(VisionTransformer(32, 8, 4, 3, 24, 48, num_classes=10))
     evidence = verify_drops(model, blocks=[2], heads=[(1, 2)], **WHERE)
