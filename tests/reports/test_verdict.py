@@ -4,6 +4,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+import attnprobe as ap
 from attnprobe.core.errors import InputError
 from attnprobe.reports import verdict
 from attnprobe.reports.kinds import KINDS, checked_bars
@@ -242,3 +243,12 @@ def test_the_next_step_names_the_run_and_there_is_none_without_labels(tmp_path):
     assert f"verify-drops MODEL --maps {tmp_path / 'maps.h5'} --data photos/ measures" in verdict(of_file).advice
     assert "verify-drops MODEL --data DATA measures" in verdict(e).advice
     assert verdict(replace(e, info={})).advice == ""
+
+
+def test_measurements_alone_have_the_verdict_of_what_was_examined():
+    e = examined(similar=range(12, 17))
+    assert verdict(e.measurements).headline == verdict(e).headline and verdict(e.measurements).warnings == ()
+    assert verdict(dict(e.measurements)).findings == verdict(e).findings
+    assert ap.verdict is verdict
+    with pytest.raises(InputError, match=r"verdict takes measurements, as ap\.measure\(maps\) gives them, .* got str"):
+        verdict("maps.h5")
