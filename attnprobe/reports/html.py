@@ -62,6 +62,7 @@ def to_html(runs: Sequence[Examined]) -> str:
         "metrics": [(e.name, m, settings_text(m)) for e in runs for m in e.measurements.values()],
         "provenance": _provenance(runs),
         "certificates": [(e, proof_of(e.certificate)) for e in runs],
+        "without_images": [e.name for e in runs if e.maps is not None and not e.pictures],
     }
     template = environment.get_template("report.html")
     plain_page = template.render(parts, explorer=None, unexplored=[])

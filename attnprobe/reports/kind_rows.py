@@ -17,7 +17,7 @@ from attnprobe.reports.numbers import number
 from attnprobe.reports.series import named
 from attnprobe.reports.verdict import Verdict
 
-Mark = Literal["found", "single", "none", "unknown"]
+Mark = Literal["found", "single", "explained", "none", "unknown"]
 MARKS: dict[Found, Mark] = {"yes": "found", "no": "none", "cannot say": "unknown"}
 
 BEYOND = "#b3261e"
@@ -62,15 +62,15 @@ def kind_rows(runs: Sequence[tuple[Examined, Verdict]], width: float, first_widt
 
 
 def _rank(findings: Sequence[Finding]) -> tuple[float, ...]:
-    """Sorting key: found in how much of a run, in single blocks, not found but known, unknown."""
+    """Sorting key: found in how much of a run, in single blocks, explained by another kind, not found, unknown."""
     found = [f for f in findings if f.found == "yes"]
     whole = max((f.share for f in found if not f.single), default=0.0)
     single = max((f.share for f in found if f.single), default=0.0)
-    return -whole, -single, -sum(f.found == "no" for f in findings)
+    return -whole, -single, -sum(f.is_explained for f in findings), -sum(f.found == "no" for f in findings)
 
 
 def _cell(f: Finding) -> Cell:
-    mark: Mark = "single" if f.single else MARKS[f.found]
+    mark: Mark = "single" if f.single else "explained" if f.is_explained else MARKS[f.found]
     untrained = "" if f.untrained is None else f"; untrained {number(f.untrained)}"
     return Cell(mark, f.answer, f"{f.deciding}{untrained}", f.detail)
 

@@ -11,7 +11,7 @@ from tests.reports.formulas import picture
 def test_every_size_has_a_numbered_tile_per_block_and_all_letters_inside(layers, heads, clipped):
     ax = attention_grid(picture(layers, heads))
     assert clipped(ax.figure) == []
-    assert [text.get_text() for text in ax.texts] == ["image", *(str(block + 1) for block in range(layers))]
+    assert [text.get_text() for text in ax.texts] == ["image", "block 1", *map(str, range(2, layers + 1))]
     assert len(ax.images) == 1 + 2 * layers
 
 

@@ -219,6 +219,11 @@ def test_images_without_pixels_are_explored_too(runs):
     assert [(image["id"], image["src"]) for image in embedded.index["images"]] == [("a", ""), ("b", ""), ("c", "")]
 
 
+def test_missing_photographs_are_said_to_be_missing(few_figures, runs):
+    said = "The maps of plain are shown without the photographs"
+    assert said in to_html([replace(runs[0], pictures=())]) and said not in to_html(runs)
+
+
 def test_maps_that_cannot_be_explored_are_said_to_be_so(few_figures, runs, monkeypatch):
     windows = to_html([replace(runs[0], maps=arrays(kind="window"))])
     assert "<script" not in windows and "Not shown: stage trunk of plain; its maps are of kind" in windows

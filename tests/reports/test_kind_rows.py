@@ -45,7 +45,7 @@ def test_the_kind_found_in_most_blocks_comes_first_and_what_cannot_be_said_last(
     rows = rows_of(e)
     assert rows[0].kind.name == "near_uniform" and rows[0].cells[0].mark == "found"
     assert rows[-1].cells[0].mark == "unknown"
-    order = ["found", "single", "none", "unknown"]
+    order = ["found", "single", "explained", "none", "unknown"]
     places = [order.index(r.cells[0].mark) for r in rows]
     assert places == sorted(places)
 
@@ -67,7 +67,7 @@ def test_the_answer_says_in_which_blocks(shares, mark, answer):
 def test_a_number_beyond_its_bar_that_another_kind_explains_is_said_to_be_explained():
     e = with_entropy(examined(layers=4, similar=range(1, 5), pictures=0), [0.99] * 4)
     cell = row(rows_of(e), "repetition").cells[0]
-    assert (cell.mark, cell.answer) == ("none", "explained by another kind") and "near uniform" in cell.detail
+    assert (cell.mark, cell.answer) == ("explained", "explained by another kind") and "near uniform" in cell.detail
 
 
 def test_a_figure_draws_every_blocks_number_and_marks_those_that_count(monkeypatch):
