@@ -69,6 +69,7 @@ def main(arguments: list[str] | None = None) -> None:
         warnings.simplefilter("ignore")
         warnings.filterwarnings("default", module=r"attnprobe\b")
         warnings.showwarning = _warn
+        os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # it prints two lines for each of six attempts
     try:
         if not arguments or arguments[0] in HELP:
             print(_overview())

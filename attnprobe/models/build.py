@@ -57,6 +57,11 @@ def build_model(name: str, *, num_classes: int | None = None, seed: int | None =
             raise
         except (TypeError, AssertionError, ValueError, RuntimeError, OSError, LookupError, ArithmeticError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            if isinstance(error, OSError) and ":" in name:
+                raise InputError(
+                    f"{name!r} cannot be fetched: {reason.rstrip('.')}. Without a network name a folder that holds it, "
+                    "as in local-dir:FOLDER or hf:FOLDER."
+                ) from error
             raise InputError(f"{name!r} cannot be built with {options or 'its defaults'}: {reason}") from error
     _check_patches_fit(name, model)
     return model

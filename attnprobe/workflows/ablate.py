@@ -16,15 +16,20 @@ from attnprobe.core.evidence import TOLERANCE, Change, Evidence, Tried
 from attnprobe.core.measurement import Measurement
 from attnprobe.io import fs
 from attnprobe.io.progress import progress
-from attnprobe.io.run import Run
-from attnprobe.metrics import attention_update, head_ablation, head_importance, measure
+from attnprobe.metrics import attention_update, head_ablation, head_importance
 from attnprobe.models.ablate import Ablatable
 from attnprobe.models.attention_update import attention_updates
 from attnprobe.models.parts import Removal
 from attnprobe.models.prune import smaller_model
 from attnprobe.reports.json_report import evidence_document, measurement_document, plain
-from attnprobe.store import open_maps
-from attnprobe.workflows.candidates import METRICS, Blocks, Candidates, Drop, Heads, reported_candidates
+from attnprobe.workflows.candidates import (
+    Blocks,
+    Candidates,
+    Drop,
+    Heads,
+    reported_candidates,
+    reported_measurements,
+)
 from attnprobe.workflows.trial import Trial, logits_of, open_trial
 
 OPTIONS = {
@@ -75,38 +80,10 @@ def verify_drops(
     """
     check_choice("--what", what, ("block", "attention"))
     if blocks is None and heads is None:
-        if isinstance(ref, nn.Module) and maps is None:
-            raise InputError("a model alone has no maps that say what is similar: name maps, blocks or heads.")
-        path = maps or _maps_of_run(str(ref))
-        if not path.exists():
-            raise InputError(f"no maps at {path} that say what is similar: capture them, or name --blocks and --heads.")
-        named = {metric.partition(":")[0] for metric in metrics}
-        if odd := named - {*METRICS}:
-            raise InputError(
-                f"{odd.pop()!r} does not say what could be removed; --metric takes {' and '.join(METRICS)}."
-            )
-        wanted = [*metrics, *(m for m in METRICS if m not in named)]
-        reader = open_maps(path)
-        sha = reader.attrs.get("checkpoint_sha256", "")
-        found = measure(reader, wanted, bootstrap=0)
-        return evidence_of(ref, found, sha256=sha, what=what, tolerance=tolerance, **where)
+        found, sha256 = reported_measurements(ref, maps, metrics)
+        return evidence_of(ref, found, sha256=sha256, what=what, tolerance=tolerance, **where)
     asked = Candidates(blocks or (), heads or (), "blocks and heads as asked for", what)
     return _evidence(ref, asked, tolerance, **where)
-
-
-def _maps_of_run(ref: str) -> Path:
-    """The maps file of a run, made or not.
-
-    Raises:
-        InputError: `ref` is maps without a model, or a model that is no run and has none.
-    """
-    run, beside = Run.of(ref), Run(Path(ref).parent)
-    if Path(ref).suffix in (".h5", ".parts"):
-        whole = beside.path if beside.config.exists() else f"MODEL --maps {ref}"
-        raise InputError(f"{ref} holds maps, not a model: attnprobe verify-drops {whole}.")
-    if not run.config.exists():
-        raise InputError(f"{ref} is no run, so no maps say what is similar: name --maps, or --blocks all.")
-    return run.maps
 
 
 def evidence_of(

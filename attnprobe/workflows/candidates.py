@@ -2,12 +2,18 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
+
+from torch import nn
 
 from attnprobe.core.errors import InputError
 from attnprobe.core.evidence import Change
 from attnprobe.core.measurement import Measurement, Measurements
+from attnprobe.io.run import Run
+from attnprobe.metrics import measure
 from attnprobe.models.ablate import Ablatable
+from attnprobe.store import open_maps
 
 METRICS = ("similar_blocks", "head_divergence")
 """Metrics by which a report calls blocks similar and heads redundant."""
@@ -67,6 +73,46 @@ def _numbers(named: Any) -> list[Any]:
     if isinstance(named, str):
         raise InputError(f"{named!r} must be 'all', or numbers counted from 1.")
     return list(dict.fromkeys(named))
+
+
+def reported_measurements(
+    ref: Path | str | nn.Module, maps: Path | None, metrics: Sequence[str]
+) -> tuple[Measurements, str]:
+    """`METRICS` on the maps that say what is similar, with the settings given, and the hash of their checkpoint.
+
+    Args:
+        maps: the maps file; the run's own if None.
+        metrics: settings of the two metrics, as for `examine`.
+
+    Raises:
+        InputError: no maps, or another metric.
+    """
+    if isinstance(ref, nn.Module) and maps is None:
+        raise InputError("a model alone has no maps that say what is similar: name maps, blocks or heads.")
+    path = maps or _maps_of_run(str(ref))
+    if not path.exists():
+        raise InputError(f"no maps at {path} that say what is similar: capture them, or name --blocks and --heads.")
+    named = {metric.partition(":")[0] for metric in metrics}
+    if odd := named - {*METRICS}:
+        raise InputError(f"{odd.pop()!r} does not say what could be removed; --metric takes {' and '.join(METRICS)}.")
+    reader = open_maps(path)
+    found = measure(reader, [*metrics, *(m for m in METRICS if m not in named)], bootstrap=0)
+    return found, reader.attrs.get("checkpoint_sha256", "")
+
+
+def _maps_of_run(ref: str) -> Path:
+    """The maps file of a run, made or not.
+
+    Raises:
+        InputError: `ref` is maps without a model, or a model that is no run and has none.
+    """
+    run, beside = Run.of(ref), Run(Path(ref).parent)
+    if Path(ref).suffix in (".h5", ".parts"):
+        whole = beside.path if beside.config.exists() else f"MODEL --maps {ref}"
+        raise InputError(f"{ref} holds maps, not a model: attnprobe verify-drops {whole}.")
+    if not run.config.exists():
+        raise InputError(f"{ref} is no run, so no maps say what is similar: name --maps, or --blocks all.")
+    return run.maps
 
 
 def reported_candidates(measurements: Mapping[str, Measurement], what: Drop) -> Candidates:

@@ -47,6 +47,15 @@ def test_unknown_names_are_one_line():
         build_model("no_such_model")
 
 
+def test_a_model_that_cannot_be_fetched_names_the_way_without_a_network(monkeypatch):
+    def offline(*_, **__):
+        raise FileNotFoundError("no connection.")
+
+    monkeypatch.setattr("timm.create_model", offline)
+    with pytest.raises(InputError, match=r"'hf-hub:a/b' cannot be fetched: no connection\. .*local-dir:FOLDER"):
+        build_model("hf-hub:a/b")
+
+
 class Plugin(nn.Module):
     def __init__(self, width=8, pretrained=False):
         super().__init__()
