@@ -79,15 +79,19 @@ def _located(model: nn.Module, pixels: Tensor) -> Located:
     search = _Search(model, pixels[:2], TokenPlacement.of(model), {layer.name for layer in known_layers(model)})
     of_stage: dict[tuple[object, ...], tuple[str, Places]] = {}
     keys: dict[str, tuple[object, ...]] = {}
+    before: dict[tuple[object, ...], Responses | None] = {}
     for layer, product in base.products.items():
         passes = [value for seen in (base, moved, rest, last) if (value := seen.values.get(layer)) is not None]
         kind = kind_of(product)
         key = keys[layer] = (kind, *product.effective.shape[1:], product.tower)
         if key not in of_stage:
             of_stage[key] = search.first_layer(layer, product, kind, passes)
-        elif kind == "self" and (grid := of_stage[key][1].grid) and search.moved_on(passes, grid):
+        now = search.responses_of(passes) if kind == "self" else None
+        grid = of_stage[key][1].grid
+        if now is not None and grid and grid.rows and key in before and contradicts(now, grid, before[key]):
             why = f"tokens of {layer} are not where those of its first layer are"
             of_stage[key] = (of_stage[key][0], Places("unknown", why))
+        before[key] = now
     found = {layer: of_stage[key] for layer, key in keys.items()}
     return Located(
         {layer: place for layer, (_, place) in found.items()},
@@ -135,9 +139,9 @@ class _Search:
             place = replace(place, grid=self._named(layer, place.grid, _features(passes[0][0])))
         return kind, place
 
-    def moved_on(self, passes: Sequence[Tensor], grid: TokenGrid) -> bool:
-        """True if the tokens of a later layer are elsewhere than in the stage's first: sorted, exchanged or merged."""
-        return len(passes) == 4 and bool(grid.rows) and contradicts(self._responses(passes), grid)
+    def responses_of(self, passes: Sequence[Tensor]) -> Responses | None:
+        """Responses of the keys in the four passes; None where V is hidden or its shape changes with the pixels."""
+        return None if len(passes) < 4 or passes[0].shape != passes[1].shape else self._responses(passes)
 
     def _guess(self, layer: str, product: Product, kind: str) -> TokenGrid | None:
         if layer in self.known:

@@ -45,7 +45,8 @@ models that are one have 0.48 to 1, and learnt queries about 0."""
 
 SPREAD, ALIKE = 0.5, 0.5
 """Where the centres of tokens spread over more than this share of what a grid does, they are local enough to refute it;
-and they do so if their correlation with the rows or the columns of the grid is below this."""
+and they do so if their correlation with the rows or the columns of the grid, and with where they were in the previous
+layer, is below this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,20 +170,34 @@ def places(found: Responses, size: tuple[int, int], guess: TokenGrid | None, pre
     return Places("assumed", "its tokens already depend on much of the image, so their places do not show", guess)
 
 
-def contradicts(found: Responses, grid: TokenGrid) -> bool:
-    """True if tokens are elsewhere than the patches of a grid; tokens that depend on much of the image do not say."""
+def contradicts(found: Responses, grid: TokenGrid, before: Responses | None = None) -> bool:
+    """True if tokens are elsewhere than the patches of a grid; tokens that depend on much of the image do not say.
+
+    Args:
+        before: responses of the same tokens in the previous layer. Through attention a token comes to depend on other
+            places little by little, since it keeps what it was, so one that follows the previous layer has not moved.
+            Tokens that are sorted or exchanged follow neither it nor the grid.
+    """
     if min(grid.rows, grid.cols) < 2 or len(found.row) != grid.n_tokens:
         return False
-    row, col = found.row[grid.patches], found.col[grid.patches]  # in later layers a class token moves, too
-    if not found.moved[grid.patches].all():
+    chosen = grid.patches  # in later layers a class token moves, too
+    seen = [found] if before is None or len(before.row) != len(found.row) else [found, before]
+    if not all(bool(each.moved[chosen].all()) for each in seen):
         return False
-    patch = torch.tensor(grid.patch_positions, device=row.device)
-    for measured, expected, side in ((row, patch // grid.cols, grid.rows), (col, patch % grid.cols, grid.cols)):
+    patch = torch.tensor(grid.patch_positions, device=found.row.device)
+    places_of = [[each.row[chosen] for each in seen], [each.col[chosen] for each in seen]]
+    for (measured, *previous), expected, side in zip(
+        places_of, (patch // grid.cols, patch % grid.cols), (grid.rows, grid.cols), strict=True
+    ):
         expected = (expected.double() + 0.5) / side
         is_local = measured.std() > SPREAD * expected.std()
-        if is_local and torch.corrcoef(torch.stack([measured, expected]))[0, 1] < ALIKE:
+        if is_local and all(_correlation(measured, other) < ALIKE for other in (expected, *previous)):
             return True
     return False
+
+
+def _correlation(a: Tensor, b: Tensor) -> float:
+    return float(torch.corrcoef(torch.stack([a, b.to(a)]))[0, 1])
 
 
 def _in_order(row: Tensor, col: Tensor, grid: tuple[int, int]) -> bool:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from attnprobe.capturing.places import changes, places, responses
+from attnprobe.capturing.places import Responses, changes, contradicts, places, responses
 from attnprobe.core.maps import TokenGrid
 
 
@@ -128,3 +128,23 @@ def test_half_precision_is_enough(dtype):
 def test_nothing_depends_on_the_pixels():
     base = torch.randn(5, 4)
     assert places(responses(base, base, base, base), (8, 8), None).status == "unknown"
+
+
+def at(row, col):
+    n = len(row)
+    return Responses(torch.ones(n, dtype=torch.bool), row, col, torch.full((n,), 0.5), torch.full((n,), 0.5))
+
+
+def test_tokens_that_drift_by_attention_are_not_said_to_have_moved_and_exchanged_ones_are():
+    grid, generator = TokenGrid(4, 4, (), (8, 8)), torch.Generator().manual_seed(0)
+    row, col = ((torch.arange(16) // 4 + 0.5) / 4).double(), ((torch.arange(16) % 4 + 0.5) / 4).double()
+    alone = []
+    for _ in range(12):  # each block adds what a few sharply attended tokens hold
+        attended = torch.randint(16, (16,), generator=generator) // 3 * 3
+        before, row, col = at(row, col), 0.75 * row + 0.25 * row[attended], 0.75 * col + 0.25 * col[attended]
+        row, col = (0.5 + (x - x.mean()) * 0.25 / x.std() for x in (row, col))  # as spread as the grid
+        alone.append(contradicts(at(row, col), grid))
+        assert not contradicts(at(row, col), grid, before)
+        turned = torch.arange(16).flip(0)
+        assert contradicts(at(row[turned], col[turned]), grid, before)
+    assert any(alone)  # by the grid alone some would be said to have moved
