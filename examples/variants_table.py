@@ -66,7 +66,8 @@ def settings_of(data: str, variant: str, depth: int, full: bool) -> tuple[str, d
 def judged(run: Path, data: str) -> dict[str, Any]:
     """Kinds of collapse found in a captured run, similar blocks, and the harm of using the previous map, by block."""
     e = examine(run, pictures=0)
-    found = [finding for finding in verdict(e).findings if finding.found == "yes"]
+    findings = verdict(e).findings
+    found = [finding for finding in findings if finding.found == "yes"]
     trial = open_trial(run, data=data, images=64)
     harm = harm_of_previous_map(trial.model, (pixels for pixels, _ in trial.labelled()))[1:]
     overlap = e.measurements.get("map_overlap", site="effective").mean.diagonal(1)
@@ -76,6 +77,7 @@ def judged(run: Path, data: str) -> dict[str, Any]:
     return {
         "kinds": {f.words: [len(f.blocks), f.of, f.first_block] for f in found if not f.single},
         "single": {f.words: len(f.blocks) for f in found if f.single},
+        "unknown": [f.words for f in findings if f.found == "cannot say"],
         "similar": similar,
         "harm": [_mean(harm[repeats & known]), _mean(harm[~repeats & known])],
     }
@@ -134,11 +136,13 @@ def row(depth: int, variant: str, seeds: list[dict[str, Any]]) -> list[str]:
     for seed in seeds:
         for words, (n, of, first) in seed["kinds"].items():
             blocks[words].append(f"{n} of {of} from {first}")
-    kinds = "; ".join(f"{words} {len(each)}/{len(seeds)} ({', '.join(each)})" for words, each in blocks.items())
+    found = [f"{words} {len(each)}/{len(seeds)} ({', '.join(each)})" for words, each in blocks.items()]
+    unknown = sorted({words for seed in seeds for words in seed.get("unknown", ())})
+    kinds = "; ".join([*(found or ["none"]), *(f"cannot say of {words} in some" for words in unknown)])
     single = sorted({f"{words} ({n})" for seed in seeds for words, n in seed["single"].items()})
     similar = (", ".join(str(seed["similar"][site]) for seed in seeds) for site in ("weights", "effective"))
     harm = (", ".join("–" if seed["harm"][k] is None else f"{seed['harm'][k]:.0e}" for seed in seeds) for k in (0, 1))
-    return [str(depth), variant, f"{top1.mean():.1f} ± {half:.1f}", kinds or "none", "; ".join(single) or "–",
+    return [str(depth), variant, f"{top1.mean():.1f} ± {half:.1f}", kinds, "; ".join(single) or "–",
             *similar, *harm]  # fmt: skip
 
 
