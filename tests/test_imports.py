@@ -65,12 +65,13 @@ def files(tmp_path_factory):
         ("report --help", {*MODELS, "torch", "numpy", "scipy"}),
         ("list metrics", {*MODELS, "matplotlib", "pandas"}),
         ("explain similar_blocks", {*MODELS, "scipy.stats"}),
+        ("inspect FILE", {*MODELS, "scipy.stats", "matplotlib", "pandas"}),
         ("report MAPS --formats json", {*MODELS, "seaborn"}),
         ("compare MAPS --metric row_entropy --metric content_overlap", {*MODELS, "scipy.stats", "seaborn"}),
     ],
 )
 def test_a_command_loads_no_more_than_it_needs(command, without, files, tmp_path):
-    arguments = [files if word == "MAPS" else [word] for word in command.split()]
+    arguments = [{"MAPS": files, "FILE": files[:1]}.get(word, [word]) for word in command.split()]
     arguments = [word for words in arguments for word in words]
     out = ["-o", tmp_path / "out"] if "MAPS" in command else []
     loaded = set(fresh(COMMAND, *arguments, *out).rpartition("LOADED")[2].split())

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich import box
@@ -16,20 +16,17 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor, nn
 
-from attnprobe.capturing.recording import Recording
-from attnprobe.capturing.selection import Selection
-from attnprobe.capturing.stream import Capture
 from attnprobe.core.errors import CaptureError
 from attnprobe.core.images import InputSpec
 from attnprobe.core.maps import AttentionMaps
 from attnprobe.core.sites import Site
 from attnprobe.core.spec import CaptureSpec
 from attnprobe.core.text import visible
-from attnprobe.models import input_spec
-from attnprobe.models.describe import ModelFacts, resolve_model
 from attnprobe.store import MapReader, open_maps
 from attnprobe.store.first_batch import decide
-from attnprobe.training import pick_device
+
+if TYPE_CHECKING:
+    from attnprobe.models.describe import ModelFacts
 
 TRIAL = 2
 """Images of the trial run."""
@@ -78,7 +75,7 @@ class Inspection:
     """
 
     spec: CaptureSpec
-    facts: ModelFacts
+    facts: "ModelFacts"
     pixels: InputSpec
     stages: tuple[StageFacts, ...]
     output_equal: bool | None
@@ -100,6 +97,14 @@ def inspect_model(spec: CaptureSpec) -> Inspection:
     Raises:
         CaptureError: its attention cannot be captured; the message says why.
     """
+    # late: a file of maps needs no models, whose libraries take seconds
+    from attnprobe.capturing.recording import Recording
+    from attnprobe.capturing.selection import Selection
+    from attnprobe.capturing.stream import Capture
+    from attnprobe.models import input_spec
+    from attnprobe.models.describe import resolve_model
+    from attnprobe.training import pick_device
+
     spec = replace(spec, data=spec.data or "FOLDER", images=spec.images or IMAGES)
     model, facts = resolve_model(spec.model, spec.architecture, img_size=spec.img_size, initial=True)
     wanted, device = input_spec(model), pick_device(spec.device)
@@ -133,6 +138,8 @@ def inspect_model(spec: CaptureSpec) -> Inspection:
 
 def _qk_bytes(model: nn.Module, pixels: Tensor, sites: Sequence[Site], kept: Mapping[str, Any]) -> int | None:
     """Estimated bytes of one image in a file of queries and keys."""
+    from attnprobe.capturing.recording import Recording  # late: see `inspect_model`
+
     try:
         recording = Recording(model, sites, factors=True, **kept)
         recording.run(pixels)
