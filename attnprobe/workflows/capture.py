@@ -28,6 +28,7 @@ from attnprobe.io.ranks import Claims, Rank, held
 from attnprobe.io.reference import UserImages
 from attnprobe.io.run import Run, untrained_maps
 from attnprobe.metrics.engine.choose import choose
+from attnprobe.metrics.engine.folding import KEEP_VALUES
 from attnprobe.metrics.engine.sink import MeasureSink
 from attnprobe.metrics.engine.slices import layers_and_grid, measure_slices
 from attnprobe.metrics.engine.units import doubts
@@ -114,6 +115,7 @@ def measure_live(
     metrics: Sequence[str] | None = None,
     formats: Sequence[str] = ("html", "json", "csv", "md"),
     group: str | None = None,
+    keep_values: int = KEEP_VALUES,
 ) -> tuple[list[Examined], list[Path]]:
     """Measure a model's attention and report on it without storing maps; memory and disk do not grow with images.
 
@@ -125,17 +127,22 @@ def measure_live(
         metrics: names and settings, see `attnprobe.metrics.engine.choose`; the default ones that fit if None.
         formats: of the report, see `attnprobe.reports.write_report`.
         group: regular expression in image ids; images with the same match count once together.
+        keep_values: images up to which the values of each are kept. Of more, sums over all and over resamples of them
+            are, and the values of a fixed subset of so many.
 
     Returns:
         What was examined, and the files written; nothing where others are still at work.
     """
     choose(metrics)
+    if keep_values < 1:
+        raise InputError(f"--keep-values {keep_values} must be 1 image or more.")
     rank, out = Rank.of_this_process(), Path(out)
     main, base = tasks(spec, rank)
     with held(out), fs.as_work_error(f"measuring into {out}"):
 
         def measure(task: Task, folder: Path) -> list[Path]:
-            with MeasureSink(folder, rank, task.plan.facts(), task.plan.image_ids, metrics) as sink:
+            what = (task.plan.facts(), task.plan.image_ids, metrics, keep_values, group)
+            with MeasureSink(folder, rank, *what) as sink:
                 fill(sink, task, f"measure {task.plan.model}")
                 return sink.close()
 
