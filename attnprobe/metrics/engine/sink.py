@@ -108,11 +108,10 @@ class MeasureSink:
         if self.pending():
             return []
         tree = self._tree
-        nodes = self._tree.roots() if self._folding else [(0, k) for k in range(tree.n)]
-        files = self._tree.complete() if self._folding else [tree.path(node) for node in nodes]
-        for (level, place), path in zip(nodes, files, strict=True):
-            first, last = (self._images(k) for k in (place << level, (place + 1 << level) - 1))
-            ids = self._image_ids[first.start : last.stop]
+        nodes = tree.roots() if self._folding else [(0, k) for k in range(tree.n)]
+        files = tree.complete() if self._folding else [tree.path(node) for node in nodes]
+        for numbers, path in zip(map(tree.slices, nodes), files, strict=True):
+            ids = self._image_ids[self._images(numbers[0]).start : self._images(numbers[-1]).stop]
             kept = self._folding.kept(ids) if self._folding else list(ids)
             found, n_images = images_of(fs.read_regular(path))
             if (found, n_images) != (kept, len(ids)):
