@@ -11,8 +11,9 @@ from safetensors.torch import save_file
 
 import attnprobe as ap
 from attnprobe.capturing import Capture, Recording, stream
-from attnprobe.core.errors import CaptureError, InputError
+from attnprobe.core.errors import CaptureError, InputError, WorkError
 from attnprobe.core.spec import CaptureSpec, ReportSpec
+from attnprobe.io import fs
 from attnprobe.io.ranks import ALONE
 from attnprobe.metrics.engine import sink
 from attnprobe.models import build_model
@@ -106,6 +107,54 @@ def test_a_stopped_live_measurement_goes_on_and_another_does_not_mix_in(checkpoi
     assert all(p.stat().st_mtime_ns == when for p, when in kept.items())
     with pytest.raises(InputError, match="another model, images, options or metrics"):
         live_of(checkpoint, out=out, **{**arguments, "images": 90})
+
+
+def same_bits(a, b):
+    assert a.measurements.keys() == b.measurements.keys()
+    for name, m in a.measurements.items():
+        other = b.measurements[name]
+        for field in ("mean", "std", "ci", "per_image", "replicates"):
+            np.testing.assert_array_equal(getattr(other, field), getattr(m, field))
+        assert (other.summary, other.settings, other.image_ids) == (m.summary, m.settings, m.image_ids)
+
+
+FOLDED = {"metrics": METRICS, "formats": ("json",), "keep_values": 40}
+
+
+@pytest.mark.promise("capture-stopped")
+@pytest.mark.parametrize("world", [2, 3])
+def test_folded_sums_are_the_same_bits_for_any_number_of_processes(checkpoint, tmp_path, world, monkeypatch):
+    monkeypatch.setattr(sink, "SLICE", 16)
+    spec = CaptureSpec(checkpoint, **COMMON)
+    (one,), _ = measure_live(spec, out=tmp_path / "one", **FOLDED)
+    found = []
+    by_ranks(world, monkeypatch, lambda: found.extend(measure_live(spec, out=tmp_path / "several", **FOLDED)[0]))
+    same_bits(one, found[0])
+    m = one.measurements["row_entropy"]
+    assert (m.n_images, len(m.per_image), len(m.replicates)) == (150, 40, 400)
+    assert m.baselines["untrained"].replicates is None and m.baselines["untrained"].n_images == 20
+    left = sorted(path.name for path in (tmp_path / "one" / "slices").glob("*.npz"))
+    assert left == ["s000000+8.npz", "s000008.npz", "s000009.npz"], "150 images in ten slices, eight of them merged"
+    whole = live_of(checkpoint, out=tmp_path / "whole", **COMMON)[0][0].measurements
+    for name, m in one.measurements.items():
+        np.testing.assert_allclose(m.mean, whole[name].mean, rtol=1e-9)
+
+
+@pytest.mark.promise("capture-killed")
+def test_a_folded_measurement_that_was_stopped_has_the_bits_of_one_that_was_not(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(sink, "SLICE", 16)
+    spec = CaptureSpec(checkpoint, **{**COMMON, "untrained": 0})
+    (one,), _ = measure_live(spec, out=tmp_path / "one", **FOLDED)
+    for strike in (9, 25, 40):
+        monkeypatch.setattr(fs, "matched", 0)
+        monkeypatch.setenv("ATTNPROBE_FAULT", f"any:{strike}:EIO")
+        with pytest.raises(WorkError):
+            measure_live(spec, out=tmp_path / "stopped", **FOLDED)
+    monkeypatch.delenv("ATTNPROBE_FAULT")
+    (stopped,), _ = measure_live(spec, out=tmp_path / "stopped", **FOLDED)
+    same_bits(one, stopped)
+    with pytest.raises(InputError, match="another model, images, options or metrics"):
+        measure_live(spec, out=tmp_path / "stopped", **{**FOLDED, "keep_values": 41})
 
 
 def test_the_untrained_twin_has_left_the_device_before_the_model_comes_there(checkpoint, tmp_path, monkeypatch):

@@ -65,9 +65,7 @@ class Place:
             )
 
 
-def collect(
-    chunks: Iterable[AttentionMaps], metrics: Sequence[Metric], folding: Folding | None = None
-) -> list[Place]:
+def collect(chunks: Iterable[AttentionMaps], metrics: Sequence[Metric], folding: Folding | None = None) -> list[Place]:
     """Values of every metric over all chunks, by stage and site; folded into sums by a rule, if one is given."""
     places: dict[tuple[str, Site], Place] = {}
     for chunk in chunks:

@@ -146,8 +146,8 @@ class MeasureSink:
     @property
     def _size(self) -> int:
         assert self.batch_images is not None, "begin() comes first"
-        images = max(SLICE, len(self._image_ids) // MOST_SLICES) if self._folding else SLICE
-        return self.batch_images * max(1, images // self.batch_images)
+        fewest = -(-len(self._image_ids) // (MOST_SLICES * self.batch_images)) if self._folding else 1
+        return self.batch_images * max(fewest, SLICE // self.batch_images, 1)
 
     @property
     def _tree(self) -> Tree:
