@@ -85,7 +85,7 @@ class Collected:
 
     @property
     def per_image(self) -> np.ndarray | None:
-        """[image, *axes], of all images or, if folded with a draw, of those that are kept; None if they are too many."""
+        """[image, *axes], of all images or, folded with a draw, of those that are kept; None if they are too many."""
         return None if self._kept is None else np.concatenate(self._kept)
 
     def moments(self) -> Moments:
