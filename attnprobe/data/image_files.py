@@ -82,7 +82,8 @@ def load_files(
     if reading.shared is None:
         source, listing = list_files(name, split)
     else:
-        source, listing = listed_once(reading.shared, lambda: list_files(name, split))
+        request = f"{os.path.abspath(os.path.expanduser(name))} {split}"
+        source, listing = listed_once(reading.shared, request, lambda: list_files(name, split))
     listing = listing.pick(balanced_subset(listing.ids, listing.labels, limit))
     if not reading.scan:
         return _unopened(source, listing, split, spec, reading)
@@ -128,6 +129,7 @@ def _unopened(source: str, listing: Listing, split: str, spec: InputSpec, readin
         labels=listing.labels,
         bad_images=reading.bad_images,
         workers=reading.workers,
+        remarks=True,
         ids=tuple(listing.ids),
         class_names=listing.class_names,
         fingerprint=listing.fingerprint(),

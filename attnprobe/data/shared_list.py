@@ -27,8 +27,11 @@ Named = tuple[str, Listing]
 """The name of the images, such as "photos/val", and their files."""
 
 
-def listed_once(path: Path, make: Callable[[], Named]) -> Named:
+def listed_once(path: Path, request: str, make: Callable[[], Named]) -> Named:
     """The list in a file, which the first process that asks makes; the others wait for it, or for its end.
+
+    Args:
+        path: the file; one of another `request`, which a job before this one may have left, is not used.
 
     Raises:
         InputError: the file is damaged; or what `make` raises, in every process.
@@ -46,16 +49,16 @@ def listed_once(path: Path, make: Callable[[], Named]) -> Named:
                 break
             named = make()
             with suppress(FileExistsError):  # where the file system has no locks
-                fs.write_file(path, written(*named))
+                fs.write_file(path, written(request, *named))
             return named
         finally:
             with suppress(OSError):
                 lock_path.unlink()
             lock.release()
-    return read(path)
+    return read(path, request) or make()
 
 
-def written(name: str, listing: Listing) -> bytes:
+def written(request: str, name: str, listing: Listing) -> bytes:
     """A list as bytes: a line of JSON, then ids, labels, and paths where these are not the ids in one folder."""
     root = _root_of(listing)
     columns = [*listing.ids, *map(str, listing.labels)]
@@ -64,6 +67,7 @@ def written(name: str, listing: Listing) -> bytes:
         body += b"\0" + b"\0".join(map(os.fsencode, listing.files))
     header = {
         "format": FORMAT,
+        "request": request,
         "name": name,
         "root": root,
         "n": len(listing.ids),
@@ -75,8 +79,8 @@ def written(name: str, listing: Listing) -> bytes:
     return json.dumps(header).encode() + b"\n" + body
 
 
-def read(path: Path) -> Named:
-    """The list in a file.
+def read(path: Path, request: str) -> Named | None:
+    """The list in a file; None if it is of another request.
 
     Raises:
         InputError: it is damaged.
@@ -84,6 +88,8 @@ def read(path: Path) -> Named:
     try:
         line, _, body = fs.read_regular(path).partition(b"\n")
         header: dict[str, Any] = fs.parse_json(line)
+        if header["request"] != request:
+            return None
         n, root = header["n"], header["root"]
         if header["format"] != FORMAT or len(body) != header["bytes"]:
             raise ValueError("it is cut short, or of another version")

@@ -89,11 +89,11 @@ def test_a_stopped_live_measurement_goes_on_and_another_does_not_mix_in(checkpoi
     out = tmp_path / "live"
     original, made = sink.measure_slice, []
 
-    def stop_at_second(chunks, metrics):
+    def stop_at_second(*arguments):
         if len(made) == 1:
             raise KeyboardInterrupt
         made.append(1)
-        return original(chunks, metrics)
+        return original(*arguments)
 
     arguments = {**COMMON, "untrained": 0}
     monkeypatch.setattr(sink, "measure_slice", stop_at_second)

@@ -136,7 +136,7 @@ def _measurements(
                 key = str(Key(metric.name, stage, place.site if rank else ""))
                 its = units[stage, place.site]
                 of_units = its.collected(place.collected[metric.name])
-                named = replace(place, image_ids=list(its.ids))
+                named = replace(place, image_ids=list(its.ids), n_units=place.n_units if group else None)
                 folded = None if place.n_units is None else of_units.n_images
                 m = with_units(_measurement(named, metric, of_units, bootstrap, seed), its, group, folded)
                 result[key] = replace(m, baselines=_uniform_baseline(place, metric, bootstrap, seed))
@@ -157,7 +157,7 @@ def _uniform_baseline(place: Place, metric: Metric, bootstrap: int, seed: int) -
 
 def _measurement(place: Place, metric: Metric, collected: Collected, bootstrap: int, seed: int) -> Measurement:
     settings = metric.all_settings
-    n_images = collected.n_images if place.n_units is None or not collected.folded else place.n_units
+    n_images = collected.n_images if place.n_units is None else place.n_units
     drawn = None if collected.resampled is None else collected.resampled.means()
     if drawn is None:
         interval, mean, std, ci = _mean_and_interval(metric, collected, bootstrap, seed)

@@ -12,7 +12,7 @@ from attnprobe.io import fs
 from attnprobe.io.ranks import Claims, Rank, shared_out
 from attnprobe.metrics.engine.choose import choose
 from attnprobe.metrics.engine.folding import KEEP_VALUES, Folding
-from attnprobe.metrics.engine.slices import images_of, measure_slice, merge_slices
+from attnprobe.metrics.engine.slices import Skipped, images_of, measure_slice, merge_slices
 from attnprobe.metrics.engine.tree import Tree
 from attnprobe.stats.poisson import REPLICATES
 
@@ -33,6 +33,9 @@ class MeasureSink:
     believes it. A slice is a whole number of batches, claimed by one process and committed in one step. Of more than
     `keep_values` images, values are folded into sums (`folding`), and slices into one another (`tree`), so that neither
     memory nor disk grow with the number of images.
+
+    Attributes:
+        skipped: images that could not be read, once it is closed.
 
     Args:
         folder: where the slices are; made if need be. The caller holds its lock (`io.ranks.held`).
@@ -59,6 +62,7 @@ class MeasureSink:
     ) -> None:
         self.folder, self._rank, self._image_ids, self._metrics = folder, rank, image_ids, metrics
         measured = [{"name": metric.name, **metric.all_settings} for metric in choose(metrics)[0]]
+        self.skipped = Skipped()
         self._folding = Folding.of(image_ids, keep_values, group)
         folded = {"keep_values": keep_values, "group": group, "replicates": REPLICATES} if self._folding else {}
         self._facts = json.loads(json.dumps({**facts, "metrics": measured, **folded}))  # as plan.json will have them
@@ -89,10 +93,10 @@ class MeasureSink:
         tree = self._tree
         yield from map(self._images, shared_out(self._rank, tree.n, self._claims, tree.has))
 
-    def write(self, part: range, batches: Iterator[list[AttentionMaps]]) -> None:
-        """Measure the images of one slice, and commit that."""
+    def write(self, part: range, batches: Iterator[list[AttentionMaps]], skipped: Skipped | None = None) -> None:
+        """Measure the images of one slice, and commit that; `skipped` is filled while batches are read."""
         maps = (maps for batch in batches for maps in _popped(batch))
-        data = measure_slice(maps, self._metrics, *filter(None, [self._folding]))
+        data = measure_slice(maps, self._metrics, self._folding, skipped)
         number = part.start // self._size
         with suppress(FileExistsError):  # another process was first, where the file system has no locks
             fs.write_file(self._tree.path((0, number)), data)
@@ -113,8 +117,9 @@ class MeasureSink:
         for numbers, path in zip(map(tree.slices, nodes), files, strict=True):
             ids = self._image_ids[self._images(numbers[0]).start : self._images(numbers[-1]).stop]
             kept = self._folding.kept(ids) if self._folding else list(ids)
-            found, n_images = images_of(fs.read_regular(path))
-            if (found, n_images) != (kept, len(ids)):
+            found, n_images, skipped = images_of(fs.read_regular(path))
+            self.skipped.add(skipped.names, skipped.n)
+            if (found != kept and not (skipped.n and set(found) <= set(kept))) or n_images + skipped.n != len(ids):
                 raise MapsFileError(
                     f"{path} is about {n_images} images where {len(ids)} were to be measured, or about others. Remove "
                     "it and run the same command again."

@@ -7,8 +7,9 @@ which slice and when.
 
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -28,24 +29,64 @@ from attnprobe.metrics.engine.measure import summarise
 from attnprobe.metrics.engine.sums import Moments, Resampled
 
 
+@dataclass(slots=True)
+class Skipped:
+    """Images of a slice that could not be read: their number, and the names of the first."""
+
+    n: int = 0
+    names: list[str] = field(default_factory=list)
+
+    def add(self, names: Sequence[str], n: int | None = None) -> None:
+        """Add some more, of which these are the first."""
+        self.n += len(names) if n is None else n
+        self.names.extend(names[: NAMED - len(self.names)])
+
+    def in_words(self) -> str:
+        """A sentence for the report; empty if there is none."""
+        if not self.n:
+            return ""
+        more = f" and {self.n - len(self.names)} more" if self.n > len(self.names) else ""
+        what = "image cannot be read and is" if self.n == 1 else "images cannot be read and are"
+        return f"{self.n} {what} left out: {', '.join(self.names)}{more}."
+
+
 def measure_slice(
-    chunks: Iterable[AttentionMaps], metrics: Sequence[Metric | str] | None = None, folding: Folding | None = None
+    chunks: Iterable[AttentionMaps],
+    metrics: Sequence[Metric | str] | None = None,
+    folding: Folding | None = None,
+    skipped: Skipped | None = None,
 ) -> bytes:
     """Values of every metric for each of these images, as the bytes of an .npz file; arguments as in `measure`.
 
     Args:
         folding: rule by which values are folded into sums, where the images of all slices are too many to keep each.
+        skipped: is filled while the chunks are read.
     """
-    return _written(collect(chunks, choose(metrics)[0], folding))
+    chunks = iter(chunks)
+    first = next(chunks, None)
+    skipped = skipped or Skipped()
+    if first is None and skipped.n:  # nothing but images that cannot be read
+        return _written([], skipped)
+    start = [] if first is None else [first]
+    del first  # its memory is free for the next one
+    return _written(collect(chain(_popped(start), chunks), choose(metrics)[0], folding), skipped)
+
+
+def _popped(maps: list[AttentionMaps]) -> Iterator[AttentionMaps]:
+    while maps:
+        yield maps.pop()
 
 
 def merge_slices(slices: Iterable[bytes]) -> bytes:
     """One slice of the images of several that follow one another, of folded values."""
-    return _written(_places(slices))
+    skipped = Skipped()
+    return _written(_places(slices, skipped), skipped)
 
 
-def _written(places: Sequence[Place]) -> bytes:
+def _written(places: Sequence[Place], skipped: Skipped) -> bytes:
     arrays: dict[str, np.ndarray] = {}
+    if skipped.n:
+        arrays["skipped"] = np.frombuffer(json.dumps(asdict(skipped)).encode(), np.uint8)
     for i, place in enumerate(places):
         for name, collected in place.collected.items():
             values = collected.per_image
@@ -119,16 +160,24 @@ def measure_slices(
     return summarise(_places(slices), wanted, required, others, group=group)
 
 
-def layers_and_grid(data: bytes) -> tuple[tuple[str, ...], TokenGrid]:
-    """Names of the layers and the tokens of the first stage of a slice."""
-    like = _place(_read(data)[0][0]).uniform
+def layers_and_grid(data: bytes) -> tuple[tuple[str, ...], TokenGrid] | None:
+    """Names of the layers and the tokens of the first stage of a slice; None if none of its images could be read."""
+    abouts, _ = _read(data)
+    if not abouts:
+        return None
+    like = _place(abouts[0]).uniform
     return like.layers, like.grid
 
 
-def images_of(data: bytes) -> tuple[list[str], int]:
-    """Ids of the images of a slice whose values are kept, in order, and the number of all its images."""
-    about = _read(data)[0][0]
-    return about["image_ids"], about.get("n_images", len(about["image_ids"]))
+def images_of(data: bytes) -> tuple[list[str], int, Skipped]:
+    """Ids of the images of a slice whose values are kept, in order, the number of all that were measured, and others."""
+    abouts, arrays = _read(data)
+    about = abouts[0] if abouts else {"image_ids": []}
+    return about["image_ids"], about.get("n_images", len(about["image_ids"])), _skipped(arrays)
+
+
+def _skipped(arrays: Any) -> Skipped:
+    return Skipped(**json.loads(arrays["skipped"].tobytes())) if "skipped" in arrays.files else Skipped()
 
 
 def _read(data: bytes) -> tuple[list[dict[str, Any]], Any]:
@@ -137,9 +186,12 @@ def _read(data: bytes) -> tuple[list[dict[str, Any]], Any]:
     return json.loads(arrays["about"].tobytes()), arrays
 
 
-def _places(slices: Iterable[bytes]) -> list[Place]:
+def _places(slices: Iterable[bytes], skipped: Skipped | None = None) -> list[Place]:
     places: dict[tuple[str, str], Place] = {}
     for abouts, arrays in map(_read, slices):
+        if skipped is not None:
+            its = _skipped(arrays)
+            skipped.add(its.names, its.n)
         for i, about in enumerate(abouts):
             place = places.setdefault((about["stage"], about["site"]), _place(about))
             place.image_ids.extend(about["image_ids"])
