@@ -146,7 +146,6 @@ def measure_live(
     shared = out / "images.list"
     main, base = tasks(spec, rank, shared if rank.job else None)
     with held(out), fs.as_work_error(f"measuring into {out}"):
-
         skipped = Skipped()
 
         def measure(task: Task, folder: Path) -> list[Path]:
@@ -265,9 +264,7 @@ def _batches_of(
         yield batches.take()
 
 
-def tasks(
-    spec: CaptureSpec, rank: Rank, shared: Path | None = None, scan: bool = False
-) -> tuple[Task, Task | None]:
+def tasks(spec: CaptureSpec, rank: Rank, shared: Path | None = None, scan: bool = False) -> tuple[Task, Task | None]:
     """The capture, and that of its untrained baseline if the model has trained weights.
 
     Args:
@@ -343,9 +340,7 @@ def _settings(spec: CaptureSpec, selection: Selection) -> dict[str, Any]:
     return settings
 
 
-def _examined(
-    task: Task, slices: list[Path], metrics: Sequence[str] | None, skipped: Skipped, **more: Any
-) -> Examined:
+def _examined(task: Task, slices: list[Path], metrics: Sequence[str] | None, skipped: Skipped, **more: Any) -> Examined:
     """Content of a report on the slices of a task; `more` as for `measure_slices`."""
     seen = next(filter(None, (layers_and_grid(path.read_bytes()) for path in slices)), None)
     if seen is None:
