@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
-from itertools import takewhile, tee, zip_longest
+from itertools import tee, zip_longest
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,7 +21,7 @@ from attnprobe.core.errors import InputError, MapsFileError
 from attnprobe.core.examined import Examined
 from attnprobe.core.images import ImageSource
 from attnprobe.core.maps import AttentionMaps
-from attnprobe.core.spec import CaptureSpec
+from attnprobe.core.spec import KEEP_VALUES, CaptureSpec
 from attnprobe.data import load_images
 from attnprobe.data.order import ListedImages
 from attnprobe.io import fs
@@ -30,13 +30,13 @@ from attnprobe.io.ranks import Claims, Rank, held
 from attnprobe.io.reference import UserImages
 from attnprobe.io.run import Run, untrained_maps
 from attnprobe.metrics.engine.choose import choose
-from attnprobe.metrics.engine.folding import KEEP_VALUES
 from attnprobe.metrics.engine.sink import MeasureSink
 from attnprobe.metrics.engine.slices import Skipped, layers_and_grid, measure_slices
 from attnprobe.metrics.engine.units import doubts
 from attnprobe.models import build_model, input_spec
 from attnprobe.models.describe import resolve_model
 from attnprobe.reports import write_report
+from attnprobe.store.parts import write_certificate
 from attnprobe.store.plan import CapturePlan
 from attnprobe.store.stored import StoredMaps
 from attnprobe.store.writer import MapWriter
@@ -153,6 +153,8 @@ def measure_live(
             with MeasureSink(folder, rank, *what) as sink:
                 fill(sink, task, f"measure {task.plan.model}")
                 files = sink.close()
+                if files:
+                    write_certificate(folder, task.capturing.certificate.to_dict())
                 if task is main:
                     skipped.add(sink.skipped.names, sink.skipped.n)
                 return files
@@ -238,30 +240,27 @@ def _batches_of(
         InputError: an image that could be opened when the capture began gave no pixels now. Left out without a word
             it would be counted among the measured ones.
     """
-    plan = task.plan
+    plan, bad = task.plan, set[str]()
     expected = list(plan.image_ids[part.start : part.stop])
     while expected:
         ids = batches.ids  # asks for the batch: only now it is known what was left out before it
-        bad = set(task.images.bad) if skipped is not None and isinstance(task.images, ListedImages) else set()
-        gone = list(takewhile(lambda name: name in bad and name not in ids, expected))
-        if gone and skipped is not None:
-            skipped.add(gone)
-            advance(len(gone))
-            expected = expected[len(gone) :]
-            continue
-        there = [name for name in expected[: len(ids) + len(bad)] if name not in bad]
-        missing = next((name for name, got in zip_longest(there[: len(ids) or 1], ids) if name != got), None)
-        if missing is not None or not ids:
+        if skipped is not None and isinstance(task.images, ListedImages):
+            bad = set(task.images.bad)
+        here = bool(ids) and ids[-1] in expected  # else it is of the next part, and none is left of this one
+        stop = expected.index(ids[-1]) + 1 if here else len(expected)
+        among, expected = expected[:stop], expected[stop:]
+        there, found = tuple(name for name in among if name not in bad), ids if here else ()
+        if there != found:
+            missing = next(name for name, got in zip_longest(there, found) if name != got)
             raise InputError(
                 f"image {missing!r} of {plan.data} could be opened when the capture began, but not be decoded. Repair "
                 "or remove it, then capture into a new output."
             )
-        among = expected[: expected.index(ids[-1]) + 1]
-        expected = expected[len(among) :]
         if skipped is not None:
             skipped.add([name for name in among if name in bad])
         advance(len(among))
-        yield batches.take()
+        if here:
+            yield batches.take()
 
 
 def tasks(spec: CaptureSpec, rank: Rank, shared: Path | None = None, scan: bool = False) -> tuple[Task, Task | None]:

@@ -18,8 +18,7 @@ from pathlib import Path
 
 import torch
 
-from attnprobe.core.spec import CaptureSpec
-from attnprobe.metrics.engine.folding import KEEP_VALUES
+from attnprobe.core.spec import KEEP_VALUES, CaptureSpec
 from attnprobe.models import build_model
 from attnprobe.workflows.capture import measure_live
 

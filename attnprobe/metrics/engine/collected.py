@@ -40,7 +40,7 @@ class Collected:
         moments: Moments | None,
         resampled: Resampled | None,
     ) -> "Collected":
-        """What was collected earlier, from its parts; `moments` are None where every image is kept."""
+        """A collection from its parts; `moments` are None where every image is kept."""
         made = cls()
         made.n_images, made.n_excluded, made.resampled = n_images, n_excluded, resampled
         made._kept, made._moments = None if kept is None else [kept], moments

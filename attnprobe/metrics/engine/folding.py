@@ -18,9 +18,6 @@ from attnprobe.metrics.engine.sums import Draw
 from attnprobe.metrics.engine.units import unit_names
 from attnprobe.stats.poisson import REPLICATES, counts, hashed
 
-KEEP_VALUES = 16_384
-"""Images up to which the values of each are kept, and number of them that are kept where there are more."""
-
 
 @dataclass(frozen=True, slots=True)
 class Folding:
@@ -49,7 +46,7 @@ class Folding:
         return cls(int(bound), int((hashes <= bound).sum()), len(units), group)
 
     def draw(self, image_ids: Sequence[str]) -> Draw:
-        """What is to become of some images of the run."""
+        """Counts of some images of the run, and which of them are kept."""
         names = unit_names(image_ids, self.group, require=False)
         return Draw(counts(names, REPLICATES), self._are_kept(names), self.n_kept)
 

@@ -8,10 +8,11 @@ from typing import Any, Self
 
 from attnprobe.core.errors import InputError, MapsFileError
 from attnprobe.core.maps import AttentionMaps
+from attnprobe.core.spec import KEEP_VALUES
 from attnprobe.io import fs
 from attnprobe.io.ranks import Claims, Rank, shared_out
 from attnprobe.metrics.engine.choose import choose
-from attnprobe.metrics.engine.folding import KEEP_VALUES, Folding
+from attnprobe.metrics.engine.folding import Folding
 from attnprobe.metrics.engine.slices import Skipped, images_of, measure_slice, merge_slices
 from attnprobe.metrics.engine.tree import Tree
 from attnprobe.stats.poisson import REPLICATES

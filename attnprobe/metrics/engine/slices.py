@@ -114,6 +114,7 @@ def _collected(about: Mapping[str, Any], i: int, name: str, arrays: Any) -> Coll
     """What a slice says of one metric; its parts are `_sums` where values were folded."""
     kept = arrays[f"{i}/{name}"] if f"{i}/{name}" in arrays.files else None
     if about.get("n_units") is None:
+        assert kept is not None, "what is not folded is kept"
         collected = Collected()
         collected.add(kept)
         return collected
@@ -170,9 +171,9 @@ def layers_and_grid(data: bytes) -> tuple[tuple[str, ...], TokenGrid] | None:
 
 
 def images_of(data: bytes) -> tuple[list[str], int, Skipped]:
-    """Ids of the images of a slice whose values are kept, in order, the number of all that were measured, and others."""
+    """Ids of the images of a slice whose values are kept, in order; the number of all; those that were skipped."""
     abouts, arrays = _read(data)
-    about = abouts[0] if abouts else {"image_ids": []}
+    about: dict[str, Any] = abouts[0] if abouts else {"image_ids": []}
     return about["image_ids"], about.get("n_images", len(about["image_ids"])), _skipped(arrays)
 
 

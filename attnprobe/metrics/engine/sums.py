@@ -21,7 +21,7 @@ FEWEST = 100
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Draw:
-    """What is to become of the values of some images.
+    """Counts of some images in every resample, and the choice of those whose values are kept.
 
     Attributes:
         counts: [replicate, image]: how often each is drawn.
@@ -34,7 +34,7 @@ class Draw:
     n_kept: int
 
     def images(self, start: int, stop: int) -> "Draw":
-        """Of the images at these positions."""
+        """The same for the images at these positions."""
         return Draw(self.counts[:, start:stop], self.kept[start:stop], self.n_kept)
 
 
