@@ -103,11 +103,19 @@ def photos(tmp_path, monkeypatch):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("batch_size", [1, 4, 16])
 def test_an_image_that_fails_when_decoded_is_not_counted_among_the_measured(tmp_path, photos, batch_size):
-    options = {"data": str(photos), "bad_images": "skip", "batch_size": batch_size}
-    with pytest.raises(InputError, match=r"4\.png.*be decoded"):
-        measure_live(CaptureSpec("vit_16_digits", **options), out=tmp_path / "live", metrics=["row_entropy"])
-    with pytest.raises(InputError, match=r"4\.png.*be decoded"):
-        capture_file(CaptureSpec("vit_16_digits", **options), out=tmp_path / "maps.h5")
+    options = {"data": str(photos), "batch_size": batch_size}
+    refuse, skip = (CaptureSpec("vit_16_digits", bad_images=how, **options) for how in ("refuse", "skip"))
+    live = {"out": tmp_path / "live", "metrics": ["row_entropy"], "formats": ("json",)}
+    for work in (lambda: measure_live(refuse, **live), lambda: capture_file(refuse, out=tmp_path / "maps.h5")):
+        with pytest.raises(InputError, match=r"^image '4\.png' of photos/val cannot be read: .*") as caught:
+            work()
+        assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match=r"4\.png.*be decoded"):  # the plan of a maps file names what the scan saw
+        capture_file(skip, out=tmp_path / "others.h5")
+    (measured,), _ = measure_live(skip, **live)
+    m = measured.measurements["row_entropy"]
+    assert (m.n_images, "4.png" in m.image_ids, measured.info["n_images"]) == (9, False, 9)
+    assert measured.notes[0] == "1 image cannot be read and is left out: 4.png."
 
 
 def test_a_slice_that_lacks_an_image_is_found_when_it_is_read_again(tmp_path):

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 import torch
@@ -173,10 +174,14 @@ class Capture(Shown):
 
     @cached_property
     def _first(self) -> ImageBatch:
-        """The first two images."""
-        first = next(self._image_batches(2, range(min(2, self._count(2)))), None)
+        """The first two images that can be read."""
+        n = self._count(2)
+        first = next(self._image_batches(2, range(min(2, n))), None)
+        if n > 2 and (first is None or len(first.ids) < 2):  # a source may leave out what cannot be read
+            others = self._image_batches(1, ([i] for i in range(2, n)))
+            first = _joined([*filter(None, [first]), *islice(others, 2 - (len(first.ids) if first else 0))])
         if first is None:
-            raise CaptureError("no image to capture; the source is empty.")
+            raise CaptureError("no image to capture; the source is empty, or none of its images can be read.")
         if not hasattr(self.images, "spec") and _are_bytes(first.pixels):
             warnings.warn(
                 f"pixels are whole numbers up to {first.pixels.max():.0f}, as if they were not normalised: unless the "
@@ -256,6 +261,14 @@ def _are_bytes(pixels: Tensor) -> bool:
     """True if pixels of a float type are the bytes of images."""
     low, high = pixels.aminmax()
     return bool(low >= 0) and 32 < high.item() <= 255 and bool((pixels == pixels.round()).all())
+
+
+def _joined(batches: list[ImageBatch]) -> ImageBatch | None:
+    """One batch of several; None of none."""
+    if not batches:
+        return None
+    pixels, labels = (torch.cat(parts) for parts in zip(*((b.pixels, b.labels) for b in batches), strict=True))
+    return ImageBatch(pixels, labels, tuple(name for batch in batches for name in batch.ids))
 
 
 def _cut(batch: ImageBatch, start: int, stop: int) -> ImageBatch:

@@ -3,13 +3,13 @@
 import shlex
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 from tyro import MISSING
 
 from attnprobe.cli.options import NEWEST, Positional, Repeated, Short, Which, say_next, say_what_shows, show
-from attnprobe.core.spec import FIRST, CaptureSpec, ImportOptions
+from attnprobe.core.spec import FIRST, KEEP_VALUES, CaptureSpec, ImportOptions
 
 Spec = Annotated[CaptureSpec, Short(name="", prefix_name=False)]
 """Its options stand among those of the command."""
@@ -23,6 +23,7 @@ def capture(
     stats_only: Annotated[bool, FIRST] = False,
     metric: Repeated[Annotated[tuple[str, ...], Short(metavar="NAME")]] = (),
     group: Annotated[str | None, Short(metavar="REGEX")] = None,
+    keep_values: int = KEEP_VALUES,
     out: Annotated[Path | None, FIRST, Short(aliases=["-o"], metavar="FILE")] = None,
     checkpoint: Which = NEWEST,
 ) -> None:
@@ -44,6 +45,8 @@ def capture(
         stats_only: store no maps; measure and report, into -o.
         metric: metric of --stats-only; repeat for several. `attnprobe list metrics` lists all.
         group: for --stats-only, as for report. Images that count once together.
+        keep_values: for --stats-only, images up to which the values of each are kept. Of more, sums over all of them
+            and over resamples are, and the values of so many.
         out: the file; maps.h5 in the run, or MODEL.h5 here, if not given.
     """
     from attnprobe.workflows import capture as workflow
@@ -51,7 +54,8 @@ def capture(
     chosen = replace(spec, model=checkpoint.of(str(spec.model)))
     if stats_only:
         folder = out or Path(f"{Path(spec.model).stem}-stats")
-        examined, files = workflow.measure_live(chosen, out=folder, metrics=metric or None, group=group)
+        how: dict[str, Any] = {"metrics": metric or None, "group": group, "keep_values": keep_values}
+        examined, files = workflow.measure_live(chosen, out=folder, **how)
         show(examined, files)
         say_what_shows(files)
     else:

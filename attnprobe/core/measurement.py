@@ -30,13 +30,16 @@ class Measurement(Shown):
         n_images: images measured, each once, or groups of them; `n_excluded` of them had a value that is not finite in
             some cell.
         per_image: [image, *axes], or None when there were too many to keep. With `from_mean`, the values whose
-            mean it takes.
+            mean it takes. Of a fixed subset of the images where there are `replicates`.
         image_ids: one per row of `per_image`: an image, or a group of them where `settings` have a "group".
+        replicates: [replicate, *axes]: like `mean`, over resamples of all images (of what `from_mean` takes), where
+            the values of all would be too many; see `stats.poisson`.
         pixels: a hash of the pixels that the model saw, one per row; 0 where it is not known.
         copies: "b.png = a.png": images left out because an earlier one has the same pixels.
         n_grouped: images that `n_images` groups were made of; as many where each is its own.
         settings: everything that changes the numbers, defaults included: the metric's own, and
-            "interval" ("bootstrap" or "normal"), "bootstrap" (resamples) and "bootstrap_seed".
+            "interval" ("bootstrap", "poisson" of `replicates`, "normal" or "none"), "bootstrap" (resamples) and
+            "bootstrap_seed".
         summary: derived numbers (counts, intervals), JSON-able.
         baselines: the same metric on "untrained" and "uniform" attention, where measured.
         from_mean: as in `Metric`.
@@ -68,6 +71,7 @@ class Measurement(Shown):
     from_mean: FromMean | None = None
     explanation: str = ""
     not_finite: tuple[str, ...] = ()
+    replicates: np.ndarray | None = None
 
     @property
     def n_blocks(self) -> int:

@@ -13,6 +13,9 @@ What = Literal["weights", "effective", "scores", "tokens", "values"]
 Dtype = Literal["bfloat16", "float16", "float32"]
 Format = Literal["html", "json", "csv", "md"]
 
+KEEP_VALUES = 16_384
+"""Images up to which the values of each are kept when no maps are, and number of them that are kept beyond."""
+
 FIRST = "first"
 """Mark of an option that people use first, which the help of a command lists before the others."""
 

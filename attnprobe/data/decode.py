@@ -18,7 +18,7 @@ from attnprobe.core.devices import on_device
 from attnprobe.core.errors import InputError, WorkError
 from attnprobe.core.images import ImageBatch, InputSpec, Order, position_batches
 from attnprobe.data.order import ListedImages
-from attnprobe.data.pillow import pillow_quiet, why_unreadable
+from attnprobe.data.pillow import pillow_quiet, remark_on, why_unreadable
 from attnprobe.data.rgb import as_rgb
 
 PATIENCE = 600.0
@@ -52,13 +52,15 @@ def eval_transform(spec: InputSpec) -> Any:
 
 
 class Decoder(Dataset):
-    """(place, position) -> (position, label, pixels and more or None, why there are none); lives in the workers.
+    """(place, position) -> (position, label, pixels and more or None, why there are none, or a remark on them).
 
-    In training, `transform` is called with (*key, place) as the numbers to draw from.
+    Lives in the workers. In training, `transform` is called with (*key, place) as the numbers to draw from.
     """
 
-    def __init__(self, read: Reader, transform: Transform, key: tuple[int, ...] | None = None) -> None:
-        self.read, self.transform, self.key = read, transform, key
+    def __init__(
+        self, read: Reader, transform: Transform, key: tuple[int, ...] | None = None, remarks: bool = False
+    ) -> None:
+        self.read, self.transform, self.key, self.remarks = read, transform, key, remarks
 
     def __getitem__(self, request: tuple[int, int]) -> tuple[int, int, tuple[Tensor, ...] | None, str]:
         place, position = request
@@ -67,14 +69,19 @@ class Decoder(Dataset):
             with pillow_quiet():
                 image, label = self.read(position)
                 with image:
+                    said = remark_on(image) if self.remarks else ""
                     made = self.transform(as_rgb(image), *numbers)
-            return position, label, made if isinstance(made, tuple) else (torch.as_tensor(made),), ""
+            return position, label, made if isinstance(made, tuple) else (torch.as_tensor(made),), said
         except Exception as error:
             return position, -1, None, why_unreadable(error)
 
 
-def gather(samples: list) -> tuple[list[int], list[int], tuple[Tensor, ...], list[tuple[int, str]]]:
-    """One batch in the worker: positions, labels and tensors of the good images, and the bad ones with reasons.
+Said = list[tuple[int, str]]
+"""Positions of images, and what there is to say of each."""
+
+
+def gather(samples: list) -> tuple[list[int], list[int], tuple[Tensor, ...], Said, Said]:
+    """One batch in the worker: positions, labels and tensors of the good images, the bad ones with reasons, remarks.
 
     Whole batches cross to the main process, not one tensor per image, each of which would hold a file descriptor open.
     They move into shared memory here: where it is full, or no file can be opened, this process dies or reports it. In
@@ -82,11 +89,12 @@ def gather(samples: list) -> tuple[list[int], list[int], tuple[Tensor, ...], lis
     """
     good = [sample for sample in samples if sample[2] is not None]
     bad = [(position, why) for position, _label, made, why in samples if made is None]
+    remarks = [(position, remark) for position, _label, made, remark in samples if made is not None and remark]
     tensors = tuple(map(torch.stack, zip(*(sample[2] for sample in good), strict=True)))
     if get_worker_info() is not None:
         for tensor in tensors:
             tensor.share_memory_()
-    return [sample[0] for sample in good], [sample[1] for sample in good], tensors, bad
+    return [sample[0] for sample in good], [sample[1] for sample in good], tensors, bad, remarks
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -98,17 +106,20 @@ class DecodedImages(ListedImages):
 
     Attributes:
         labels: one per image, -1 where unknown; none if they are known only when an image is opened.
+        remarks: warn of the first image of each kind of which the model will not see all.
     """
 
     read: Reader
     labels: Sequence[int] = ()
     bad_images: BadImages = "refuse"
     workers: int = 0
+    remarks: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.decoder, self.first = Decoder(self.read, eval_transform(self.spec)), 0
+        self.decoder, self.first = Decoder(self.read, eval_transform(self.spec), remarks=self.remarks), 0
         self.keeps_empty = False
+        self.remarked: set[str] = set()
 
     def augmented(self, transform: Transform, key: tuple[int, ...], first: int = 0) -> "DecodedImages":
         """The same images through a training transform, called as `transform(image, position, (*key, place))`.
@@ -147,9 +158,11 @@ class DecodedImages(ListedImages):
             worker_init_fn=_as_started_anew,
             generator=torch.Generator(),  # its own, or starting workers would advance the global one
         )
-        for positions, labels, tensors, bad in guard_workers(loader):
+        for positions, labels, tensors, bad, remarks in guard_workers(loader):
             for position, why in bad:
                 self.drop(position, why)
+            for position, remark in remarks:
+                self.note(position, remark)
             if positions or self.keeps_empty:
                 tensors = tensors or (torch.empty(0, 3, *self.spec.size, dtype=torch.uint8),)
                 pixels, *more = (tensor.to(device, non_blocking=True) for tensor in tensors)
@@ -166,6 +179,12 @@ class DecodedImages(ListedImages):
         if name not in self.bad:
             self.bad.append(name)
             warnings.warn(f"image {name!r} of {self.name} cannot be read and is skipped: {why}.", stacklevel=3)
+
+    def note(self, position: int, remark: str) -> None:
+        """Warn of the first image of a kind."""
+        if remark not in self.remarked:
+            self.remarked.add(remark)
+            warnings.warn(f"images of {self.name}, the first {self.ids[position]!r}, {remark}.", stacklevel=3)
 
 
 def _as_started_anew(_worker: int) -> None:

@@ -46,23 +46,39 @@ def is_image(file: str) -> bool:
 
 
 def files_under(folder: Path, seen: frozenset[tuple[int, int]] = frozenset()) -> list[str]:
-    """Paths of all files in a folder and below, sorted. Each real folder is entered once, so link cycles end."""
-    entered, found, waiting = set(seen), [], [folder]
+    """Paths of all files in a folder and below, sorted. Each real folder is entered once, so link cycles end.
+
+    A million files take seconds: what a name is comes with the listing of its folder, without a look at the file.
+    """
+    entered, found, waiting = set(seen), [], [folder.as_posix()]
     while waiting:
         here = waiting.pop()
-        status = here.stat()
+        status = os.stat(here)
         if (status.st_dev, status.st_ino) in entered:
             continue
         entered.add((status.st_dev, status.st_ino))
-        for name in sorted(os.listdir(here), reverse=True):
-            path = here / name
-            if name.startswith("."):
-                continue
-            if path.is_dir():
-                waiting.append(path)
-            elif is_image(name) or path.is_file():  # a dangling link to an image is a bad image
-                found.append(path.as_posix())
+        with os.scandir(here) as entries:
+            inside = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda e: e.name)
+        folders = [entry.path for entry in inside if _is_dir(entry)]
+        waiting += reversed(folders)
+        for entry in inside:
+            if not _is_dir(entry) and (is_image(entry.name) or _is_file(entry)):  # a dangling link is a bad image
+                found.append(entry.path)
     return sorted(found)
+
+
+def _is_dir(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:
+        return False
 
 
 def endings_of(files: Sequence[str]) -> str:
@@ -100,11 +116,9 @@ def list_folder(root: Path, split: str) -> Listing:
     status = folder.stat()
     own = frozenset([(status.st_dev, status.st_ino)])
     inside = {name: files_under(folder / name, own) for name in subfolders(folder)}
-    here = [
-        (folder / name).as_posix()
-        for name in sorted(os.listdir(folder))
-        if not name.startswith(".") and name not in inside and (is_image(name) or (folder / name).is_file())
-    ]
+    with os.scandir(folder) as entries:
+        beside = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda e: e.name)
+    here = [e.path for e in beside if e.name not in inside and (is_image(e.name) or _is_file(e))]
     loose = list(filter(is_image, here))
     by_class = {name: list(filter(is_image, files)) for name, files in inside.items()}
     left_out = [
@@ -131,5 +145,6 @@ def list_folder(root: Path, split: str) -> Listing:
     label = {name: k for k, name in enumerate(class_names)}
     files = loose or [file for files in by_class.values() for file in files]
     labels = [-1] * len(loose) or [label.get(name, -1) for name, files in by_class.items() for _ in files]
-    ids = [readable_id(Path(file).relative_to(root).as_posix()) for file in files]
+    start = 0 if root == Path() else len(root.as_posix().rstrip("/")) + 1
+    ids = [readable_id(file.removeprefix("./")[start:]) for file in files]
     return Listing(files, ids, labels, tuple(readable_id(name) for name in class_names))

@@ -17,6 +17,7 @@ from attnprobe.data.folder import list_folder
 from attnprobe.data.listing import Listing, list_lines
 from attnprobe.data.order import balanced_subset
 from attnprobe.data.pillow import check, decode_all, of_each, one_size, remark, some_unreadable
+from attnprobe.data.shared_list import listed_once
 from attnprobe.data.tiny_imagenet import is_tiny_imagenet, list_tiny_imagenet
 
 
@@ -28,11 +29,15 @@ class Reading:
         bad_images: "refuse" the whole set if an image cannot be read, or "skip" such images.
         workers: processes that decode files.
         resident_bytes: a set of small images that fits is decoded once and kept on the device; 0 keeps none.
+        scan: decode every file once before anything else, or meet what cannot be read when its turn comes.
+        shared: the list of images is made by the first process that looks here, and left for the others.
     """
 
     bad_images: BadImages = "refuse"
     workers: int = 0
     resident_bytes: int = RESIDENT_BYTES
+    scan: bool = True
+    shared: Path | None = None
 
 
 READING = Reading()
@@ -68,13 +73,20 @@ def load_files(
 
     Every file is decoded once; the good ones are kept on the device if they may be, else decoded again when asked for.
     The subset of `limit` images is chosen before: a bad image leaves a gap and moves no other. Ids are paths relative
-    to the folder, or to that of the text file.
+    to the folder, or to that of the text file. Without `reading.scan` no file is opened yet, and a bad image is among
+    the ids.
 
     Raises:
         InputError: see `list_files`; or unreadable images and bad_images is "refuse", or no readable image.
     """
-    source, listing = list_files(name, split)
+    if reading.shared is None:
+        source, listing = list_files(name, split)
+    else:
+        request = f"{os.path.abspath(os.path.expanduser(name))} {split}"
+        source, listing = listed_once(reading.shared, request, lambda: list_files(name, split))
     listing = listing.pick(balanced_subset(listing.ids, listing.labels, limit))
+    if not reading.scan:
+        return _unopened(source, listing, split, spec, reading)
     fitting = math.isqrt(reading.resident_bytes // (3 * len(listing.files)))
     largest = min(spec.size[0], fitting)  # to look no further than this
     size = one_size(listing.files, at_most=(largest, largest))
@@ -104,3 +116,21 @@ def load_files(
         return DeviceResident(source, spec, pixels=pixels, labels=torch.tensor(listing.labels), **described)
     options = {"bad_images": reading.bad_images, "workers": reading.workers}
     return DecodedImages(source, spec, read=listing.read, labels=listing.labels, **options, **described)
+
+
+def _unopened(source: str, listing: Listing, split: str, spec: InputSpec, reading: Reading) -> DecodedImages:
+    """Images of which none was opened, but the first one where its size decides how a training split is shown."""
+    if split == "train" and (size := one_size(listing.files[:1], at_most=spec.size)):
+        spec = shown_whole(spec, split) if may_reside((1, 3, *size), spec, reading.resident_bytes) else spec
+    return DecodedImages(
+        source,
+        spec,
+        read=listing.read,
+        labels=listing.labels,
+        bad_images=reading.bad_images,
+        workers=reading.workers,
+        remarks=True,
+        ids=tuple(listing.ids),
+        class_names=listing.class_names,
+        fingerprint=listing.fingerprint(),
+    )

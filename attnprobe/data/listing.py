@@ -24,15 +24,19 @@ class Listing:
         ids: one per file, unique: relative paths in POSIX form.
         labels: one per file, -1 where unknown.
         class_names: in label order; empty if there are no classes.
+        known: the fingerprint, where it is known already.
     """
 
     files: list[str]
     ids: list[str]
     labels: list[int]
     class_names: tuple[str, ...] = ()
+    known: str = ""
 
     def pick(self, positions: list[int]) -> "Listing":
-        """The files at some positions."""
+        """The files at some positions, which ascend."""
+        if len(positions) == len(self.ids):
+            return self
         files, ids = [self.files[k] for k in positions], [self.ids[k] for k in positions]
         return Listing(files, ids, [self.labels[k] for k in positions], self.class_names)
 
@@ -41,11 +45,21 @@ class Listing:
         return open_image(self.files[position]), self.labels[position]
 
     def fingerprint(self) -> str:
-        """SHA-256 over the ids, sizes in bytes and labels."""
+        """SHA-256 over the ids, sizes in bytes and labels; a file that is not there has size -1."""
+        if self.known:
+            return self.known
         digest = hashlib.sha256()
         for file, name, label in zip(self.files, self.ids, self.labels, strict=True):
-            digest.update(f"{name}\0{os.stat(file).st_size}\0{label}\n".encode())
+            digest.update(f"{name}\0{_size(file)}\0{label}\n".encode())
         return f"files:sha256:{digest.hexdigest()}"
+
+
+def _size(file: str) -> int:
+    """Bytes of a file; -1 of a dangling link, which is met when it is decoded."""
+    try:
+        return os.stat(file).st_size
+    except OSError:
+        return -1
 
 
 def readable_id(path: str) -> str:

@@ -71,14 +71,19 @@ def why_unreadable(error: Exception) -> str:
 
 
 def remark(file: str) -> str:
-    """A clause on what of a file the model will not see, by its header: transparency or more frames; "" for neither."""
+    """`remark_on` a file, by its header."""
     try:
         with open_image(file) as image:
-            if image.format in ("GIF", "TIFF", "WEBP", "PNG", "AVIF") and getattr(image, "is_animated", False):
-                return "hold several frames, of which the first is used"
-            return "have an alpha channel and are shown on white" if image.has_transparency_data else ""
+            return remark_on(image)
     except Exception:  # `check` says why
         return ""
+
+
+def remark_on(image: Image.Image) -> str:
+    """A clause on what of an opened image the model will not see: transparency or more frames; "" for neither."""
+    if image.format in ("GIF", "TIFF", "WEBP", "PNG", "AVIF") and getattr(image, "is_animated", False):
+        return "hold several frames, of which the first is used"
+    return "have an alpha channel and are shown on white" if image.has_transparency_data else ""
 
 
 @contextmanager

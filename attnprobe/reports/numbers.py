@@ -86,9 +86,12 @@ def neighbour_means(m: Measurement) -> Callable[[np.ndarray], np.ndarray]:
 def settings_text(m: Measurement) -> str:
     """Everything that changes the numbers, in one line; it accompanies every one of them."""
     parts = [f"{name}={value}" for name, value in m.metric_settings.items()]
-    how = f"{m.settings['bootstrap']} resamples of the images"
-    if m.settings.get("interval") != "bootstrap":
-        how = "normal approximation" if m.settings.get("interval") == "normal" else ""
+    hows = {
+        "bootstrap": f"{m.settings['bootstrap']} resamples of the images",
+        "poisson": f"{m.settings['bootstrap']} Poisson resamples of the images, copies among them included",
+        "normal": "normal approximation",
+    }
+    how = hows.get(m.settings.get("interval", ""), "")
     seen = f"{m.n_images} images" if m.n_images != 1 else "1 image"
     parts.append(f"{m.n_images} groups of {m.n_grouped} images" if m.settings.get("group") else seen)
     if m.n_excluded:

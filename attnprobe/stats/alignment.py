@@ -24,7 +24,7 @@ def at_images(m: Measurement, image_ids: Sequence[str]) -> Measurement:
     if missing := [name for name in image_ids if name not in place]:
         raise InputError(f"{m.metric} was not measured on {missing[0]!r}.")
     rows = m.per_image[[place[name] for name in image_ids]]
-    return replace(m, per_image=rows, image_ids=tuple(image_ids), pixels=(), n_images=len(rows))
+    return replace(m, per_image=rows, image_ids=tuple(image_ids), pixels=(), n_images=len(rows), replicates=None)
 
 
 def at_relative_depth(m: Measurement, layers: int) -> Measurement:
@@ -107,8 +107,8 @@ def _mapped(m: Measurement, change: Callable[[np.ndarray], np.ndarray]) -> Measu
     """The measurement with a function of [..., *axes] applied to every array and to the means of the baselines."""
     baselines = {name: replace(b, mean=change(b.mean)) for name, b in m.baselines.items()}
     arrays = {name: change(getattr(m, name)) for name in ("mean", "std", "ci")}
-    per_image = None if m.per_image is None else change(m.per_image)
-    return replace(m, **arrays, per_image=per_image, baselines=baselines, summary={})
+    drawn = {name: None if (x := getattr(m, name)) is None else change(x) for name in ("per_image", "replicates")}
+    return replace(m, **arrays, **drawn, baselines=baselines, summary={})
 
 
 def _between(values: np.ndarray, axis: int, n: int) -> np.ndarray:

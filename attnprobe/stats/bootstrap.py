@@ -23,12 +23,15 @@ BLOCK_BYTES = 32 * 2**20
 def resampled_means(m: Measurement, at_most: int | None = None) -> np.ndarray | None:
     """[resample, *axes]: the mean over images of each resample, or `m.from_mean` of it.
 
-    There are `m.settings["bootstrap"]` of them, or `at_most`.
+    There are `m.settings["bootstrap"]` of them, or `at_most`; those that were drawn while measuring, if it did so.
 
     None where there is nothing to resample: fewer than two images, no per-image values, or the bootstrap switched off.
     """
     replicates = min(m.settings["bootstrap"], at_most or m.settings["bootstrap"])
-    if m.per_image is None or m.n_images < 2 or replicates == 0:
+    if m.replicates is not None:
+        drawn = m.replicates[:replicates]
+        return drawn if m.from_mean is None else centred(m.from_mean(drawn, m.n_images), m.mean)
+    if m.per_image is None or m.n_images < 2 or len(m.per_image) < m.n_images or replicates == 0:
         return None
     if m.from_mean is not None:
         return _centred_values(m.from_mean, m.per_image, replicates, m.settings["bootstrap_seed"])

@@ -28,7 +28,7 @@ def images_needed(
     smaller ones).
 
     Args:
-        m: with its values image by image.
+        m: with its values image by image; of those that were kept where they are fewer than were measured.
         number: function of the means of a resample; None for the mean over all cells, of `similar_blocks` the
             count.
         sizes: numbers of images; 8, 16, 32 ... four times those there are, if None.
@@ -41,8 +41,9 @@ def images_needed(
     if m.per_image is None or m.n_images < 2:
         raise InputError(f"{m.metric}: the values of two or more images are needed, kept image by image.")
     if sizes is None:
-        doubling = [8 << k for k in range((m.n_images // 2).bit_length())]  # from 8 to four times the images
-        sizes = sorted({8, *doubling, m.n_images})
+        n = len(m.per_image)
+        doubling = [8 << k for k in range((n // 2).bit_length())]  # from 8 to four times the images
+        sizes = sorted({8, *doubling, n})
     sizes = tuple(sizes)
     if not sizes or min(sizes) < 1:
         raise InputError(f"sizes={sizes} must be numbers of images, at least 1.")

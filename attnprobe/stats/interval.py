@@ -16,22 +16,33 @@ def half_width(std: np.ndarray, n: np.ndarray) -> np.ndarray:
 def mean_of(m: Measurement, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Mean over some of the cells, and the bounds of its 95 % interval over images.
 
-    From the means of the single images. Where these are not known, the mean of the cells' bounds replaces them: often
-    far too wide, never too narrow, since a mean varies at most as much as its cells do on average.
+    From the means of the single images, or of resamples that were drawn while measuring. Where neither are known, the
+    mean of the cells' bounds replaces them: often far too wide, never too narrow, since a mean varies at most as much
+    as its cells do on average.
 
     Args:
         cells: bool, of the shape of `m.mean`, or of its last axes: then there is one mean per position of the others.
     """
     mean, low, high = (values[..., cells].mean(-1) for values in (m.mean, *m.ci))
-    if m.per_image is None or m.from_mean is not None or len(m.per_image) < 2:
+    if m.from_mean is not None:
         return mean, low, high
-    each = m.per_image[..., cells].mean(-1, dtype=np.float64)
-    n = np.isfinite(each).sum(0)
-    scatter = np.where(np.isfinite(each), each, np.nan)
-    spread = np.sqrt(np.nansum((scatter - np.nansum(scatter, 0) / np.maximum(n, 1)) ** 2, 0) / np.maximum(n - 1, 1))
-    half = half_width(spread, n)
+    if m.replicates is not None:
+        spread, _ = _spread(m.replicates[..., cells].mean(-1))
+        half = stdtrit(m.n_images - 1, 0.975) * spread
+    elif m.per_image is not None and 2 <= len(m.per_image) == m.n_images:
+        half = half_width(*_spread(m.per_image[..., cells].mean(-1, dtype=np.float64)))
+    else:
+        return mean, low, high
     low, high = within(np.stack([mean - half, mean + half]), m.value_range)
     return mean, low, high
+
+
+def _spread(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sample standard deviation over the first axis of the values that are finite, and their number."""
+    n = np.isfinite(values).sum(0)
+    finite = np.where(np.isfinite(values), values, np.nan)
+    squares = np.nansum((finite - np.nansum(finite, 0) / np.maximum(n, 1)) ** 2, 0)
+    return np.sqrt(squares / np.maximum(n - 1, 1)), n
 
 
 def within(values: np.ndarray, value_range: tuple[float | None, float | None]) -> np.ndarray:

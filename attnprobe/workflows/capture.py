@@ -8,6 +8,7 @@ from functools import cached_property
 from importlib.metadata import version
 from itertools import tee, zip_longest
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -20,8 +21,9 @@ from attnprobe.core.errors import InputError, MapsFileError
 from attnprobe.core.examined import Examined
 from attnprobe.core.images import ImageSource
 from attnprobe.core.maps import AttentionMaps
-from attnprobe.core.spec import CaptureSpec
+from attnprobe.core.spec import KEEP_VALUES, CaptureSpec
 from attnprobe.data import load_images
+from attnprobe.data.order import ListedImages
 from attnprobe.io import fs
 from attnprobe.io.progress import Advance, progress
 from attnprobe.io.ranks import Claims, Rank, held
@@ -29,11 +31,12 @@ from attnprobe.io.reference import UserImages
 from attnprobe.io.run import Run, untrained_maps
 from attnprobe.metrics.engine.choose import choose
 from attnprobe.metrics.engine.sink import MeasureSink
-from attnprobe.metrics.engine.slices import layers_and_grid, measure_slices
+from attnprobe.metrics.engine.slices import Skipped, layers_and_grid, measure_slices
 from attnprobe.metrics.engine.units import doubts
 from attnprobe.models import build_model, input_spec
 from attnprobe.models.describe import resolve_model
 from attnprobe.reports import write_report
+from attnprobe.store.parts import write_certificate
 from attnprobe.store.plan import CapturePlan
 from attnprobe.store.stored import StoredMaps
 from attnprobe.store.writer import MapWriter
@@ -48,6 +51,7 @@ class Task:
     name: str
     module: nn.Module
     device: torch.device
+    images: ImageSource
     plan: CapturePlan
     capture: Callable[[nn.Module], Capture]
 
@@ -80,8 +84,8 @@ def capture_file(spec: CaptureSpec, *, out: Path | None = None) -> Path:
     """
     run = Run.of(Path(spec.model))
     out = Path(out or (run.maps if run.checkpoints.is_dir() else f"{Path(spec.model).stem}.h5"))
-    rank = Rank.of_this_process()
-    main, base = tasks(spec, rank)
+    rank, shared = Rank.of_this_process(), out.with_suffix(".images")
+    main, base = tasks(spec, rank, shared if Rank.of_this_process().job else None, scan=spec.bad_images == "skip")
     dtype, keep_shards = spec.stored_dtype, spec.keep_shards or rank.local_world < rank.world
 
     def is_done(task: Task, path: Path) -> bool:
@@ -104,7 +108,10 @@ def capture_file(spec: CaptureSpec, *, out: Path | None = None) -> Path:
         # First, so that a command that was stopped here can be run again.
         store(base, untrained_maps(out), overwrite=rank.alone or spec.overwrite)
         base.release()
-    return out if done else store(main, out, spec.overwrite)
+    made = out if done else store(main, out, spec.overwrite)
+    if made == out:
+        shared.unlink(missing_ok=True)
+    return made
 
 
 def measure_live(
@@ -114,6 +121,7 @@ def measure_live(
     metrics: Sequence[str] | None = None,
     formats: Sequence[str] = ("html", "json", "csv", "md"),
     group: str | None = None,
+    keep_values: int = KEEP_VALUES,
 ) -> tuple[list[Examined], list[Path]]:
     """Measure a model's attention and report on it without storing maps; memory and disk do not grow with images.
 
@@ -125,19 +133,31 @@ def measure_live(
         metrics: names and settings, see `attnprobe.metrics.engine.choose`; the default ones that fit if None.
         formats: of the report, see `attnprobe.reports.write_report`.
         group: regular expression in image ids; images with the same match count once together.
+        keep_values: images up to which the values of each are kept. Of more, sums over all and over resamples of them
+            are, and the values of a fixed subset of so many.
 
     Returns:
         What was examined, and the files written; nothing where others are still at work.
     """
     choose(metrics)
+    if keep_values < 1:
+        raise InputError(f"--keep-values {keep_values} must be 1 image or more.")
     rank, out = Rank.of_this_process(), Path(out)
-    main, base = tasks(spec, rank)
+    shared = out / "images.list"
+    main, base = tasks(spec, rank, shared if rank.job else None)
     with held(out), fs.as_work_error(f"measuring into {out}"):
+        skipped = Skipped()
 
         def measure(task: Task, folder: Path) -> list[Path]:
-            with MeasureSink(folder, rank, task.plan.facts(), task.plan.image_ids, metrics) as sink:
+            what = (task.plan.facts(), task.plan.image_ids, metrics, keep_values, group)
+            with MeasureSink(folder, rank, *what) as sink:
                 fill(sink, task, f"measure {task.plan.model}")
-                return sink.close()
+                files = sink.close()
+                if files:
+                    write_certificate(folder, task.capturing.certificate.to_dict())
+                if task is main:
+                    skipped.add(sink.skipped.names, sink.skipped.n)
+                return files
 
         untrained = []
         if base is not None:
@@ -151,9 +171,10 @@ def measure_live(
             if not report.take("report"):
                 return [], []
             baselines = {"untrained": map(Path.read_bytes, untrained)} if untrained else {}
-            examined = _examined(main, slices, metrics, baselines=baselines, group=group)
+            examined = _examined(main, slices, metrics, skipped, baselines=baselines, group=group)
             files = write_report([examined], out, formats)
             report.remove()
+            shared.unlink(missing_ok=True)
             return [examined], files
         finally:
             report.release_all()
@@ -175,39 +196,80 @@ def fill(sink: MapWriter | MeasureSink, task: Task, title: str) -> None:
         raise InputError(f"{sink.folder} was begun by an older attnprobe; remove it, or choose another -o.")
     # The loader claims parts ahead of the sink, so that its workers need not stop between two of them.
     to_load, to_write = tee(sink.parts())
-    batches = capturing.batches(to_load, sink.batch_images)
+    batches = _Ahead(capturing.batches(to_load, sink.batch_images))
     with progress(title, n, done=n - missing) as advance:
         for part in to_write:
-            sink.write(part, _batches_of(plan, part, batches, advance))
+            if isinstance(sink, MapWriter):
+                sink.write(part, _batches_of(task, part, batches, advance))
+            else:
+                skipped = Skipped()
+                sink.write(part, _batches_of(task, part, batches, advance, skipped), skipped)
+
+
+class _Ahead:
+    """An iterator of batches that may be looked at before it is taken from."""
+
+    def __init__(self, batches: Iterator[list[AttentionMaps]]) -> None:
+        self._batches = batches
+        self._seen: list[list[AttentionMaps] | None] = []
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """Images of the next batch; none at the end."""
+        if not self._seen:
+            self._seen.append(next(self._batches, None))
+        batch = self._seen[0]
+        return batch[0].image_ids if batch else ()
+
+    def take(self) -> list[AttentionMaps]:
+        """The next batch, which is held no more."""
+        batch = self._seen.pop()
+        assert batch, "there was one"
+        return batch
 
 
 def _batches_of(
-    plan: CapturePlan, part: range, batches: Iterator[list[AttentionMaps]], advance: Advance
+    task: Task, part: range, batches: _Ahead, advance: Advance, skipped: Skipped | None = None
 ) -> Iterator[list[AttentionMaps]]:
-    """The next batches, of the images of a part, and of no image fewer.
+    """The next batches, of the images of a part, and of no image fewer but those that the source says it left out.
+
+    Args:
+        skipped: takes the images that were left out; None where none may be.
 
     Raises:
         InputError: an image that could be opened when the capture began gave no pixels now. Left out without a word
             it would be counted among the measured ones.
     """
-    expected = plan.image_ids[part.start : part.stop]
+    plan, bad = task.plan, set[str]()
+    expected = list(plan.image_ids[part.start : part.stop])
     while expected:
-        batch = next(batches, None)
-        ids = batch[0].image_ids if batch else ()
-        missing = next((name for name, got in zip_longest(expected[: len(ids) or 1], ids) if name != got), None)
-        if missing is not None or batch is None:
+        ids = batches.ids  # asks for the batch: only now it is known what was left out before it
+        if skipped is not None and isinstance(task.images, ListedImages):
+            bad = set(task.images.bad)
+        here = bool(ids) and ids[-1] in expected  # else it is of the next part, and none is left of this one
+        stop = expected.index(ids[-1]) + 1 if here else len(expected)
+        among, expected = expected[:stop], expected[stop:]
+        there, found = tuple(name for name in among if name not in bad), ids if here else ()
+        if there != found:
+            missing = next(name for name, got in zip_longest(there, found) if name != got)
             raise InputError(
                 f"image {missing!r} of {plan.data} could be opened when the capture began, but not be decoded. Repair "
                 "or remove it, then capture into a new output."
             )
-        expected = expected[len(ids) :]
-        advance(len(ids))
-        yield batch
-        del batch  # or it would be held while the next one is computed
+        if skipped is not None:
+            skipped.add([name for name in among if name in bad])
+        advance(len(among))
+        if here:
+            yield batches.take()
 
 
-def tasks(spec: CaptureSpec, rank: Rank) -> tuple[Task, Task | None]:
-    """The capture, and that of its untrained baseline if the model has trained weights."""
+def tasks(spec: CaptureSpec, rank: Rank, shared: Path | None = None, scan: bool = False) -> tuple[Task, Task | None]:
+    """The capture, and that of its untrained baseline if the model has trained weights.
+
+    Args:
+        shared: file in which the first process of a job leaves the list of images for the others.
+        scan: open every file before anything else, so that the plan has none that cannot be read.
+    """
     factors = spec.store == "qk"
     if factors and not {"weights", "effective"} & set(spec.kept):
         raise InputError("queries and keys are stored in place of maps; ask for weights or effective, too.")
@@ -218,10 +280,16 @@ def tasks(spec: CaptureSpec, rank: Rank) -> tuple[Task, Task | None]:
         warnings.warn(note, stacklevel=3)
     device = pick_device(spec.device)
     device = device if rank.alone else own_gpu(device, rank.local)
+    # a graph (onnx:) has trained weights alone
+    has_baseline = bool(spec.untrained and facts.sha256) and not facts.model.startswith("onnx:")
     pixels, recipe = input_spec(model), recipe_of(Path(spec.model))
     data, data_dir = run_images(Path(spec.model), recipe, UserImages(spec.data, spec.data_dir))
-    opening = {"spec": pixels, "data_dir": data_dir, "bad_images": spec.bad_images, "workers": spec.workers}
-    source = load_images(data, spec.split, limit=spec.images, **opening)
+    opening: dict[str, Any] = {"spec": pixels, "data_dir": data_dir, "bad_images": spec.bad_images}
+    opening |= {"workers": spec.workers, "scan": scan}
+    with TemporaryDirectory() as alone:
+        opening["shared"] = shared or Path(alone) / "images"  # else the baseline would list them a second time
+        source = load_images(data, spec.split, limit=spec.images, **opening)
+        few = load_images(data, spec.split, limit=min(spec.untrained, len(source)), **opening) if has_baseline else None
     images = {"data": data, "split": spec.split, "data_dir": data_dir and str(data_dir), "images": spec.images}
     plan = CapturePlan(
         image_ids=tuple(source.ids),
@@ -251,12 +319,11 @@ def tasks(spec: CaptureSpec, rank: Rank) -> tuple[Task, Task | None]:
         def capture(there: nn.Module) -> Capture:
             return Capture(Recording(there, spec.sites, selection=selection, **kept), of, spec.batch_size)
 
-        return Task(Run.of(Path(spec.model)).path.stem or its.model, module, device, its, capture)
+        return Task(Run.of(Path(spec.model)).path.stem or its.model, module, device, of, its, capture)
 
     main = task(model, source, plan)
-    if not (spec.untrained and facts.sha256) or facts.model.startswith("onnx:"):  # a graph has trained weights alone
+    if few is None:
         return main, None
-    few = load_images(data, spec.split, limit=min(spec.untrained, len(source)), **opening)
     base = replace(plan, image_ids=tuple(few.ids), checkpoint_sha256="", data=few.fingerprint)
     return main, task(build_model(facts.model, seed=spec.seed, **facts.options), few, base)
 
@@ -272,21 +339,24 @@ def _settings(spec: CaptureSpec, selection: Selection) -> dict[str, Any]:
     return settings
 
 
-def _examined(task: Task, slices: list[Path], metrics: Sequence[str] | None, **more: Any) -> Examined:
+def _examined(task: Task, slices: list[Path], metrics: Sequence[str] | None, skipped: Skipped, **more: Any) -> Examined:
     """Content of a report on the slices of a task; `more` as for `measure_slices`."""
+    seen = next(filter(None, (layers_and_grid(path.read_bytes()) for path in slices)), None)
+    if seen is None:
+        raise InputError(f"none of {skipped.n} images of {task.plan.data} can be read.")
+    layers, grid = seen
     measurements = measure_slices(map(Path.read_bytes, slices), metrics, **more)
-    layers, grid = layers_and_grid(slices[0].read_bytes())
     plan = task.plan
     names = ("model", "variant", "data", "seed", "device", "checkpoint_sha256", "versions")
     info = {name: getattr(plan, name) for name in names}
     return Examined(
         name=task.name,
         measurements=measurements,
-        info={**info, "n_images": len(plan.image_ids), "parameters": plan.config["parameters"]},
+        info={**info, "n_images": len(plan.image_ids) - skipped.n, "parameters": plan.config["parameters"]},
         layers=layers,
         grid=grid,
         certificate=task.capturing.certificate.to_dict(),
-        notes=doubts(measurements),
+        notes=(*filter(None, [skipped.in_words()]), *doubts(measurements)),
     )
 
 

@@ -83,7 +83,8 @@ def compare(
     """Compare maps files or runs, or methods of several runs, with the first, and write table and differences.
 
     Args:
-        paths: maps files or runs; or {name: runs of one method}, or the same as texts, `"vit=runs/vit_s*"`.
+        paths: maps files, runs or folders of `capture --stats-only`; or {name: runs of one method}, or the same as
+            texts, `"vit=runs/vit_s*"`.
         out: folder for comparison.md, .csv, .tex (the table) and differences.csv (every cell); of methods also
             depth.png, what each measures block by block.
         table: "papers": parameters, accuracy, similar blocks; "summary": the rows of a report.
@@ -150,6 +151,9 @@ def _about(one: Side, two: Side, shared: tuple[str, ...], refusal: str, changed:
     text = f"{two} minus {one}: " + (refusal or f"{len(shared)} images that {seen} measured on")
     if changed:
         text += f"; {changed} more of the same names have other pixels, so they are other images and not paired"
+    folded = [m.n_images for e in (*one.runs, *two.runs) for m in e.measurements.values() if m.replicates is not None]
+    if folded and not refusal:
+        text += f", those of up to {max(folded)} whose values were kept one by one"
     for note in dict.fromkeys(note for e in (*one.runs, *two.runs) for note in e.notes):
         text += f"; {note.rstrip('.')}"
     first, other = one.runs[0], two.runs[0]

@@ -117,7 +117,7 @@ def _pixels(e: Examined) -> dict[str, int]:
 def _preparation(e: Examined) -> object:
     """Everything but the image that hashes depend on; the mean and deviation of pixels do not matter."""
     config = e.maps.attrs.get("config", {}) if isinstance(e.maps, MapReader) else {}
-    spec = config.get("spec") or {}
+    spec = config.get("spec") or e.info.get("spec") or {}
     return e.info.get("device"), str([spec.get(name) for name in ("size", "interpolation", "crop_pct")])
 
 

@@ -20,6 +20,7 @@ from attnprobe.metrics.engine.choose import choose
 from attnprobe.metrics.engine.units import doubts
 from attnprobe.store import MapReader, open_maps
 from attnprobe.store.history import read_history
+from attnprobe.workflows.measured import examine_measured, is_measured
 from attnprobe.workflows.view_images import DataSet
 
 
@@ -35,15 +36,17 @@ def examine(
     """Measure a maps file, its baselines included, and gather what a report shows.
 
     Args:
-        path: a maps file, or a run that has one.
+        path: a maps file, a run that has one, or a folder of `capture --stats-only`.
         metrics: names and settings, see `attnprobe.metrics.engine.choose`; the default ones that fit if None.
         name: how to call it in tables; its folder or file name if None.
         pictures: how many images to show attention on, if the data set is at hand.
         user: where the images are; of itself a file opens only digits, fractals and what lies in its run's folder.
         group: which images count once together, as for `measure`.
     """
-    path = maps_of(Path(path))
     choose(metrics)  # a misspelt name is said before any file is opened
+    path = maps_of(Path(path))
+    if is_measured(path):
+        return examine_measured(path, metrics=metrics, name=name, group=group)
     reader = open_maps(path)
     with progress(f"measure {path.name}", len(reader)) as advance:
         baselines = {"untrained": open_maps(untrained_maps(path))} if untrained_maps(path).exists() else {}

@@ -1,12 +1,13 @@
 """Does the memory of `capture --stats-only` stay flat, and how much do long sequences take?
 
     python examples/benchmarks/memory.py [--model deepvit_16_digits] [--images 2000] [--plot memory.png]
+    python examples/benchmarks/memory.py --model vit_16_digits --images 100000 --keep-values 4096 --plot memory.png
     python examples/benchmarks/memory.py --model vit_small_patch14_reg4_dinov2 --images 2 [--metric row_entropy]
 
 Measures images of fractals in this process and samples its resident memory fifty times a second (Linux). Printed is
 the largest beyond the libraries and the model's weights: in the first tenth of the images, among all of them, and when
-the intervals are computed, for which every metric's values of each image are needed (at most 128 MiB of them, see
-`attnprobe.metrics.engine.collected`). Drawn is the whole curve.
+the intervals are computed, for which every metric's values of each image are needed, or of `--keep-values` of them (at
+most 128 MiB, see `attnprobe.metrics.engine.collected`); and the bytes on disk. Drawn is the whole curve.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from attnprobe.core.spec import CaptureSpec
+from attnprobe.core.spec import KEEP_VALUES, CaptureSpec
 from attnprobe.models import build_model
 from attnprobe.workflows.capture import measure_live
 
@@ -65,6 +66,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--metric", action="append", help="repeat for several; the default ones if absent")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--keep-values", type=int, default=KEEP_VALUES)
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -84,7 +86,9 @@ def main() -> None:
             out=Path(folder) / "report",
             metrics=options.metric,
             formats=("json",),
+            keep_values=options.keep_values,
         )
+        on_disk = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
         measured = max(path.stat().st_mtime for path in Path(folder).rglob("slices/*.npz"))
     begun = sampled.samples[0][0]
     samples = [(when - begun, size - base) for when, size in sampled.samples]
@@ -96,7 +100,7 @@ def main() -> None:
     title = f"{options.model}, {options.images} images: MiB beyond the model"
     print(
         f"{title}: {largest(measured / 10)} in the first tenth of {measured:.0f} s, {largest(measured)} in all of it, "
-        f"{largest(samples[-1][0])} with the intervals"
+        f"{largest(samples[-1][0])} with the intervals; {on_disk / 2**20:.0f} MiB on disk"
     )
     if options.plot:
         draw(samples, title, options.plot)

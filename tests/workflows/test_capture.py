@@ -11,8 +11,11 @@ from safetensors.torch import save_file
 
 import attnprobe as ap
 from attnprobe.capturing import Capture, Recording, stream
-from attnprobe.core.errors import CaptureError, InputError
+from attnprobe.core.errors import CaptureError, InputError, WorkError
 from attnprobe.core.spec import CaptureSpec, ReportSpec
+from attnprobe.data import folder as folder_listing
+from attnprobe.data import image_files
+from attnprobe.io import fs
 from attnprobe.io.ranks import ALONE
 from attnprobe.metrics.engine import sink
 from attnprobe.models import build_model
@@ -88,11 +91,11 @@ def test_a_stopped_live_measurement_goes_on_and_another_does_not_mix_in(checkpoi
     out = tmp_path / "live"
     original, made = sink.measure_slice, []
 
-    def stop_at_second(chunks, metrics):
+    def stop_at_second(*arguments):
         if len(made) == 1:
             raise KeyboardInterrupt
         made.append(1)
-        return original(chunks, metrics)
+        return original(*arguments)
 
     arguments = {**COMMON, "untrained": 0}
     monkeypatch.setattr(sink, "measure_slice", stop_at_second)
@@ -106,6 +109,54 @@ def test_a_stopped_live_measurement_goes_on_and_another_does_not_mix_in(checkpoi
     assert all(p.stat().st_mtime_ns == when for p, when in kept.items())
     with pytest.raises(InputError, match="another model, images, options or metrics"):
         live_of(checkpoint, out=out, **{**arguments, "images": 90})
+
+
+def same_bits(a, b):
+    assert a.measurements.keys() == b.measurements.keys()
+    for name, m in a.measurements.items():
+        other = b.measurements[name]
+        for field in ("mean", "std", "ci", "per_image", "replicates"):
+            np.testing.assert_array_equal(getattr(other, field), getattr(m, field))
+        assert (other.summary, other.settings, other.image_ids) == (m.summary, m.settings, m.image_ids)
+
+
+FOLDED = {"metrics": METRICS, "formats": ("json",), "keep_values": 40}
+
+
+@pytest.mark.promise("capture-stopped")
+@pytest.mark.parametrize("world", [2, 3])
+def test_folded_sums_are_the_same_bits_for_any_number_of_processes(checkpoint, tmp_path, world, monkeypatch):
+    monkeypatch.setattr(sink, "SLICE", 16)
+    spec = CaptureSpec(checkpoint, **COMMON)
+    (one,), _ = measure_live(spec, out=tmp_path / "one", **FOLDED)
+    found = []
+    by_ranks(world, monkeypatch, lambda: found.extend(measure_live(spec, out=tmp_path / "several", **FOLDED)[0]))
+    same_bits(one, found[0])
+    m = one.measurements["row_entropy"]
+    assert (m.n_images, len(m.per_image), len(m.replicates)) == (150, 40, 400)
+    assert m.baselines["untrained"].replicates is None and m.baselines["untrained"].n_images == 20
+    left = sorted(path.name for path in (tmp_path / "one" / "slices").glob("*.npz"))
+    assert left == ["s000000+8.npz", "s000008.npz", "s000009.npz"], "150 images in ten slices, eight of them merged"
+    whole = live_of(checkpoint, out=tmp_path / "whole", **COMMON)[0][0].measurements
+    for name, m in one.measurements.items():
+        np.testing.assert_allclose(m.mean, whole[name].mean, rtol=1e-9)
+
+
+@pytest.mark.promise("capture-killed")
+def test_a_folded_measurement_that_was_stopped_has_the_bits_of_one_that_was_not(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(sink, "SLICE", 16)
+    spec = CaptureSpec(checkpoint, **{**COMMON, "untrained": 0})
+    (one,), _ = measure_live(spec, out=tmp_path / "one", **FOLDED)
+    for strike in (9, 25, 40):
+        monkeypatch.setattr(fs, "matched", 0)
+        monkeypatch.setenv("ATTNPROBE_FAULT", f"any:{strike}:EIO")
+        with pytest.raises(WorkError):
+            measure_live(spec, out=tmp_path / "stopped", **FOLDED)
+    monkeypatch.delenv("ATTNPROBE_FAULT")
+    (stopped,), _ = measure_live(spec, out=tmp_path / "stopped", **FOLDED)
+    same_bits(one, stopped)
+    with pytest.raises(InputError, match="another model, images, options or metrics"):
+        measure_live(spec, out=tmp_path / "stopped", **{**FOLDED, "keep_values": 41})
 
 
 def test_the_untrained_twin_has_left_the_device_before_the_model_comes_there(checkpoint, tmp_path, monkeypatch):
@@ -359,3 +410,63 @@ def test_files_replaced_under_their_names_are_not_paired(checkpoint, tmp_path):
         [tmp_path / "one.h5"] * 2, out=tmp_path / "grouped", metrics=METRICS, resamples=50, group="n(.)"
     )
     assert {row.cells.n_images for row in grouped.differences if row.cells} == {2}
+
+
+@pytest.mark.promise("images-bad")
+@pytest.mark.filterwarnings("ignore:image")
+@pytest.mark.parametrize("keep_values", [100, 10])
+def test_images_that_cannot_be_read_are_left_out_wherever_they_are_and_what_was_finished_stays(
+    checkpoint, photos, tmp_path, monkeypatch, keep_values
+):
+    folder = tmp_path / "photos"
+    shutil.copytree(photos, folder)
+    monkeypatch.setattr(sink, "SLICE", 6)
+    how = {"metrics": METRICS, "formats": ("json",), "keep_values": keep_values}
+    spec = CaptureSpec(checkpoint, data=str(folder), untrained=0, batch_size=3, device="cpu")
+    names = sorted(path.name for path in folder.iterdir())
+    for name in (names[0], *names[12:18], names[20], names[-1]):  # the first, a whole slice, one of a batch, the last
+        (folder / name).write_bytes(b"")
+    with pytest.raises(InputError, match=f"^image '{names[0]}' of photos/val cannot be read: empty file"):
+        measure_live(spec, out=tmp_path / "live", **how)
+    (live,), _ = measure_live(replace(spec, bad_images="skip"), out=tmp_path / "live", **how)
+    assert live.info["n_images"] == 29 == live.measurements["row_entropy"].n_images
+    assert (
+        live.notes[0] == f"9 images cannot be read and are left out: {names[0]}, {names[12]}, {names[13]} and 6 more."
+    )
+    for name in (names[0], *names[12:18], names[20], names[-1]):
+        (folder / name).unlink()
+    (alone,), _ = measure_live(spec, out=tmp_path / "alone", **how)
+    for name, m in alone.measurements.items():
+        np.testing.assert_allclose(live.measurements[name].mean, m.mean, rtol=1e-6)
+
+
+def test_a_refused_image_ends_a_measurement_whose_finished_slices_stay(checkpoint, photos, tmp_path, monkeypatch):
+    folder = tmp_path / "photos"
+    shutil.copytree(photos, folder)
+    monkeypatch.setattr(sink, "SLICE", 6)
+    names = sorted(path.name for path in folder.iterdir())
+    (folder / names[20]).write_bytes(b"no image")
+    spec = CaptureSpec(checkpoint, data=str(folder), untrained=0, batch_size=6)
+    with pytest.raises(InputError, match=f"^image '{names[20]}' of photos/val cannot be read: "):
+        measure_live(spec, out=tmp_path / "live", metrics=METRICS, formats=())
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "live" / "slices").glob("*.npz")}
+    assert len(kept) == 3
+    with pytest.warns(UserWarning, match="is skipped"):
+        measure_live(replace(spec, bad_images="skip"), out=tmp_path / "live", metrics=METRICS, formats=())
+    assert all(path.stat().st_mtime_ns == when for path, when in kept.items())
+
+
+def test_processes_of_a_job_list_the_images_once(checkpoint, photos, tmp_path, monkeypatch):
+    listed, real = [], folder_listing.list_folder
+    monkeypatch.setattr(sink, "SLICE", 6)
+    monkeypatch.setattr(layout, "MOST_SHARD_IMAGES", 6)
+    monkeypatch.setattr(image_files, "list_folder", lambda *asked: listed.append(asked) or real(*asked))
+    spec = CaptureSpec(checkpoint, data=str(photos), batch_size=6)
+    for work in (
+        lambda: measure_live(spec, out=tmp_path / "live", metrics=METRICS, formats=()),
+        lambda: capture_file(spec, out=tmp_path / "maps.h5"),
+    ):
+        listed.clear()
+        by_ranks(3, monkeypatch, work)
+        assert len(listed) == 1
+    assert not list(tmp_path.glob("**/*images*")), "the list goes when all is done"

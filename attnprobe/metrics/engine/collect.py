@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import compress, islice
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from attnprobe.core.maps import AttentionMaps, uniform_maps
 from attnprobe.core.metric import Metric
 from attnprobe.core.sites import Site
 from attnprobe.metrics.engine.collected import Collected, maps_not_finite
+from attnprobe.metrics.engine.folding import Folding
 from attnprobe.metrics.engine.linear_algebra import shared_decompositions
 
 PIECE_BYTES = 16 * 2**20
@@ -28,7 +29,11 @@ NAMED = 3
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Values of all metrics at one site of one stage; `uniform` has the shape, grid and kind of its maps."""
+    """Values of all metrics at one site of one stage; `uniform` has the shape, grid and kind of its maps.
+
+    Where values are folded, `image_ids` and `pixels` are of the images that are kept, and `n_units` is the number of
+    images, or groups of them, of the whole run; else it is None.
+    """
 
     stage: str
     site: Site
@@ -40,13 +45,14 @@ class Place:
     image_ids: list[str]
     not_finite: list[str]
     pixels: list[int]
+    n_units: int | None = None
 
     @classmethod
-    def of(cls, maps: AttentionMaps, metrics: Sequence[Metric]) -> "Place":
+    def of(cls, maps: AttentionMaps, metrics: Sequence[Metric], n_units: int | None = None) -> "Place":
         refusals = {metric.name: metric.refusal(maps) for metric in metrics}
         collected = {name: Collected() for name, refusal in refusals.items() if not refusal}
         about = (maps.stage, maps.site, maps.is_effective, maps.stochastic)
-        return cls(*about, uniform_maps(maps), refusals, collected, [], [], [])
+        return cls(*about, uniform_maps(maps), refusals, collected, [], [], [], n_units)
 
     def check_same(self, maps: AttentionMaps) -> None:
         """Raises ShapeError if these maps cannot be averaged with the earlier ones."""
@@ -59,8 +65,8 @@ class Place:
             )
 
 
-def collect(chunks: Iterable[AttentionMaps], metrics: Sequence[Metric]) -> list[Place]:
-    """Values of every metric over all chunks, by stage and site."""
+def collect(chunks: Iterable[AttentionMaps], metrics: Sequence[Metric], folding: Folding | None = None) -> list[Place]:
+    """Values of every metric over all chunks, by stage and site; folded into sums by a rule, if one is given."""
     places: dict[tuple[str, Site], Place] = {}
     for chunk in chunks:
         if chunk.n_images == 0:
@@ -69,17 +75,21 @@ def collect(chunks: Iterable[AttentionMaps], metrics: Sequence[Metric]) -> list[
         if place is None:
             seen = {name for other in places.values() if other.stage == chunk.stage for name in other.collected}
             new = [metric for metric in metrics if "maps" in metric.parameters or metric.name not in seen]
-            place = places[chunk.stage, chunk.site] = Place.of(chunk, new)
-        place.check_same(chunk)
-        if not place.image_ids:
+            place = places[chunk.stage, chunk.site] = Place.of(chunk, new, folding and folding.n_units)
             _check_rows(chunk)
-        place.image_ids.extend(chunk.image_ids)
-        place.pixels.extend([0] * chunk.n_images if chunk.pixels is None else chunk.pixels.tolist())
+        place.check_same(chunk)
+        draw = folding and folding.draw(chunk.image_ids)
+        pixels = [0] * chunk.n_images if chunk.pixels is None else chunk.pixels.tolist()
+        place.image_ids.extend(chunk.image_ids if draw is None else compress(chunk.image_ids, draw.kept))
+        place.pixels.extend(pixels if draw is None else compress(pixels, draw.kept))
         suited = [metric for metric in metrics if metric.name in place.collected]
         with torch.inference_mode():
+            start = 0
             for piece in _pieces(chunk):
+                its = draw and draw.images(start, start + piece.n_images)
+                start += piece.n_images
                 with shared_decompositions():
-                    whole = [place.collected[metric.name].add(values_of(metric, piece)) for metric in suited]
+                    whole = [place.collected[metric.name].add(values_of(metric, piece), its) for metric in suited]
                 if suited and not (finite := np.logical_and.reduce(whole)).all():
                     place.not_finite.extend(islice(maps_not_finite(piece, ~finite), NAMED - len(place.not_finite)))
             del piece

@@ -1,13 +1,12 @@
-"""Values of one metric image by image, and the maps among them that are not finite."""
+"""Values of one metric image by image, or folded into sums, and the maps among them that are not finite."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import reduce
 
 import numpy as np
 
 from attnprobe.core.maps import AttentionMaps
-from attnprobe.stats.interval import half_width
+from attnprobe.metrics.engine.sums import Draw, Moments, Resampled
 
 KEEP_BYTES = 128 * 2**20
 """Values of one metric are kept up to this size: `similar_blocks` of 41,000 images and 16 layers, for example."""
@@ -15,82 +14,110 @@ KEEP_BYTES = 128 * 2**20
 BLOCK_BYTES = 16 * 2**20
 
 
-@dataclass(frozen=True, slots=True)
-class Moments:
-    """Mergeable sums over images, for each cell, of the values that are finite; all [*axes], float64.
+class Collected:
+    """The values of one metric: every image's up to `KEEP_BYTES`, only their moments beyond.
+
+    Images that come with a `Draw` are folded as they come: into moments, into sums for each resample, and into the
+    values of the few images that are kept, if all of these fit into `KEEP_BYTES`.
 
     Attributes:
-        n: number of finite values.
-        mean: their mean; 0 where n is 0.
-        m2: sum of their squared differences from the mean (Chan et al. 1979).
+        n_images: images so far; `n_excluded` of them had a value that is not finite in some cell.
+        resampled: sums for each resample; None where values were not folded, or have too many cells.
     """
-
-    n: np.ndarray
-    mean: np.ndarray
-    m2: np.ndarray
-
-    @classmethod
-    def of(cls, values: np.ndarray) -> "Moments":
-        """The moments of [image, *axes]."""
-        finite = np.isfinite(values)
-        n = finite.sum(0).astype(np.float64)
-        values = np.where(finite, values, 0.0).astype(np.float64)
-        mean = values.sum(0) / np.maximum(n, 1)
-        return cls(n, mean, (np.where(finite, values - mean, 0.0) ** 2).sum(0))
-
-    def merge(self, other: "Moments") -> "Moments":
-        """The moments of both sets of images."""
-        n = self.n + other.n
-        share = other.n / np.maximum(n, 1)
-        step = other.mean - self.mean
-        return Moments(n, self.mean + step * share, self.m2 + other.m2 + step**2 * self.n * share)
-
-    def mean_and_std(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean, NaN where there is no value, and standard deviation (n - 1), NaN where there are fewer than two."""
-        std = np.sqrt(self.m2 / np.maximum(self.n - 1, 1))
-        return np.where(self.n > 0, self.mean, np.nan), np.where(self.n > 1, std, np.nan)
-
-    def normal_interval(self) -> np.ndarray:
-        """[2, *axes]: mean -+ as many standard errors as Student's t takes; NaN where there are fewer than 2 values."""
-        mean, std = self.mean_and_std()
-        half = half_width(std, self.n)
-        return np.stack([mean - half, mean + half])
-
-
-class Collected:
-    """The values of one metric, image by image: all of them up to `KEEP_BYTES`, only their moments beyond."""
 
     def __init__(self) -> None:
         self.n_images = self.n_excluded = self._bytes = 0
-        self._kept: list[np.ndarray] = []
-        self._folded: Moments | None = None
+        self.resampled: Resampled | None = None
+        self._kept: list[np.ndarray] | None = []
+        self._moments: Moments | None = None
 
-    def add(self, values: np.ndarray) -> np.ndarray:
+    @classmethod
+    def of(
+        cls,
+        n_images: int,
+        n_excluded: int,
+        kept: np.ndarray | None,
+        moments: Moments | None,
+        resampled: Resampled | None,
+    ) -> "Collected":
+        """A collection from its parts; `moments` are None where every image is kept."""
+        made = cls()
+        made.n_images, made.n_excluded, made.resampled = n_images, n_excluded, resampled
+        made._kept, made._moments = None if kept is None else [kept], moments
+        return made
+
+    def add(self, values: np.ndarray, draw: Draw | None = None) -> np.ndarray:
         """Add [image, *axes]; returns which of these images are finite everywhere, [image]."""
         finite = np.asarray(np.isfinite(values.reshape(len(values), -1)).all(1))
         self.n_images += len(values)
         self.n_excluded += int((~finite).sum())
-        self._bytes += values.nbytes
-        self._kept.append(values)
-        if self._bytes > KEEP_BYTES:
-            parts = map(Moments.of, self._kept)
-            self._folded = reduce(Moments.merge, parts, self._folded or next(parts))
-            self._kept = []
+        if draw is not None:
+            self._fold(values, draw)
+        elif self._kept is None:
+            self._sum(Moments.of(values))
+        else:
+            self._bytes += values.nbytes
+            self._kept.append(values)
+            if self._bytes > KEEP_BYTES:
+                for part in self._kept:
+                    self._sum(Moments.of(part))
+                self._kept = None
         return finite
+
+    def merge(self, other: "Collected") -> None:
+        """Add what was collected of the images that follow."""
+        if other._moments is None:
+            assert other._kept is not None, "what is not folded is kept"
+            for values in other._kept:
+                self.add(values)
+            return
+        self.n_images += other.n_images
+        self.n_excluded += other.n_excluded
+        self._kept = None if self._kept is None or other._kept is None else [*self._kept, *other._kept]
+        self._sum(other._moments)
+        if other.resampled is not None:
+            self.resampled = other.resampled if self.resampled is None else self.resampled.merge(other.resampled)
+
+    @property
+    def folded(self) -> bool:
+        """True if there are sums of images whose values were not kept."""
+        return self._moments is not None
 
     @property
     def per_image(self) -> np.ndarray | None:
-        """[image, *axes], or None when there were too many."""
-        return np.concatenate(self._kept) if self._folded is None else None
+        """[image, *axes], of all images or, folded with a draw, of those that are kept; None if they are too many."""
+        return None if self._kept is None else np.concatenate(self._kept)
 
     def moments(self) -> Moments:
         """Sums over all images; from kept values they do not depend on the sizes in which these came."""
-        if self._folded is not None:
-            return self._folded
-        values = np.concatenate(self._kept)
+        if self._moments is not None:
+            return self._moments
+        values = self.per_image
+        assert values is not None, "what is not folded is kept"
         length = max(1, BLOCK_BYTES // max(1, values[0].size * 8))
         blocks = (values[start : start + length] for start in range(0, len(values), length))
         return reduce(Moments.merge, map(Moments.of, blocks))
+
+    def with_units(self, per_image: np.ndarray) -> "Collected":
+        """The same with one row per unit; moments are then of the units, unless values were folded."""
+        if self.folded:
+            return Collected.of(self.n_images, self.n_excluded, per_image, self._moments, self.resampled)
+        made = Collected()
+        made.add(per_image)
+        return made
+
+    def _fold(self, values: np.ndarray, draw: Draw) -> None:
+        row_bytes = values[0].nbytes
+        if self._kept is not None:
+            self._kept = None if draw.n_kept * row_bytes > KEEP_BYTES else [*self._kept, values[draw.kept]]
+        self._sum(Moments.of(values))
+        counts = draw.counts[: Resampled.replicates(values[0].size, len(draw.counts))]
+        if len(counts):
+            found = Resampled.of(values, counts)
+            self.resampled = found if self.resampled is None else self.resampled.merge(found)
+
+    def _sum(self, moments: Moments) -> None:
+        self._moments = moments if self._moments is None else self._moments.merge(moments)
 
 
 def maps_not_finite(maps: AttentionMaps, images: np.ndarray) -> Iterator[str]:

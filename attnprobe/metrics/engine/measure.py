@@ -14,7 +14,7 @@ from attnprobe.metrics.engine.choose import choose
 from attnprobe.metrics.engine.collect import Place, collect, values_of
 from attnprobe.metrics.engine.collected import Collected
 from attnprobe.metrics.engine.units import Units, with_units
-from attnprobe.stats.bootstrap import interval_of_function, interval_of_mean
+from attnprobe.stats.bootstrap import centred, interval_of_function, interval_of_mean, percentile_interval
 from attnprobe.stats.interval import within
 
 
@@ -136,8 +136,9 @@ def _measurements(
                 key = str(Key(metric.name, stage, place.site if rank else ""))
                 its = units[stage, place.site]
                 of_units = its.collected(place.collected[metric.name])
-                named = replace(place, image_ids=list(its.ids))
-                m = with_units(_measurement(named, metric, of_units, bootstrap, seed), its, group)
+                named = replace(place, image_ids=list(its.ids), n_units=place.n_units if group else None)
+                folded = None if place.n_units is None else of_units.n_images
+                m = with_units(_measurement(named, metric, of_units, bootstrap, seed), its, group, folded)
                 result[key] = replace(m, baselines=_uniform_baseline(place, metric, bootstrap, seed))
     return result
 
@@ -156,7 +157,13 @@ def _uniform_baseline(place: Place, metric: Metric, bootstrap: int, seed: int) -
 
 def _measurement(place: Place, metric: Metric, collected: Collected, bootstrap: int, seed: int) -> Measurement:
     settings = metric.all_settings
-    interval, mean, std, ci = _mean_and_interval(metric, collected, bootstrap, seed)
+    n_images = collected.n_images if place.n_units is None else place.n_units
+    drawn = None if collected.resampled is None else collected.resampled.means()
+    if drawn is None:
+        interval, mean, std, ci = _mean_and_interval(metric, collected, bootstrap, seed)
+    else:
+        bootstrap, seed = len(drawn), 0
+        interval, mean, std, ci = _from_resamples(metric, collected, drawn, n_images)
     value_range = metric.value_range
     if metric.narrow_range is not None:
         value_range = metric.narrow_range(stochastic=place.stochastic or "renormalize" in settings, **settings)
@@ -172,7 +179,7 @@ def _measurement(place: Place, metric: Metric, collected: Collected, bootstrap: 
         mean=mean,
         std=std,
         ci=ci,
-        n_images=collected.n_images,
+        n_images=n_images,
         n_excluded=collected.n_excluded,
         settings={
             **settings,
@@ -187,8 +194,22 @@ def _measurement(place: Place, metric: Metric, collected: Collected, bootstrap: 
         from_mean=metric.from_mean,
         explanation=metric.explanation,
         not_finite=tuple(place.not_finite),
+        replicates=drawn,
     )
     return replace(m, summary=metric.summarise(m)) if metric.summarise else m
+
+
+def _from_resamples(
+    metric: Metric, collected: Collected, drawn: np.ndarray, n_images: int
+) -> tuple[str, np.ndarray, np.ndarray, np.ndarray]:
+    """Like `_mean_and_interval`, from means of resamples that were drawn while measuring."""
+    moments = collected.moments()
+    mean, std = moments.mean_and_std()
+    if metric.from_mean is None:
+        return "poisson", mean, std, np.where(moments.n > 1, percentile_interval(drawn, n_images), np.nan)
+    mean = metric.from_mean(mean, n_images)
+    ci = percentile_interval(centred(metric.from_mean(drawn, n_images), mean), n_images)
+    return "poisson", mean, np.full_like(mean, np.nan), within(ci, metric.value_range)
 
 
 def _mean_and_interval(
@@ -198,13 +219,13 @@ def _mean_and_interval(
     moments, per_image = collected.moments(), collected.per_image
     mean, std = moments.mean_and_std()
     if metric.from_mean is None:
-        if per_image is None or bootstrap == 0:
+        if per_image is None or bootstrap == 0 or collected.folded:
             return "normal", mean, std, moments.normal_interval()
         ci = interval_of_mean(per_image, bootstrap, seed)
         return "bootstrap", mean, std, np.where(moments.n > 1, ci, np.nan)
     mean = metric.from_mean(mean, collected.n_images)
     unknown = np.full_like(mean, np.nan)  # no spread over images where the value of one image means nothing
-    if per_image is None or bootstrap == 0 or collected.n_images < 2:
+    if per_image is None or bootstrap == 0 or collected.folded or collected.n_images < 2:
         return "none", mean, unknown, np.stack([unknown, unknown])
     ci = interval_of_function(metric.from_mean, per_image, bootstrap, seed)
     return "bootstrap", mean, unknown, within(ci, metric.value_range)

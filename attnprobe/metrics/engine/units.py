@@ -58,7 +58,7 @@ class Units:
         Raises:
             InputError: the pattern is none, has no group, or matches no id.
         """
-        names = list(image_ids) if group is None else _names(image_ids, group)
+        names = unit_names(image_ids, group)
         first: dict[int, str] = {}
         place: dict[object, int] = {}
         ids, of_image, members, copies = [], [], [], []
@@ -96,12 +96,20 @@ class Units:
             np.add.at(counts, unit, finite)
             with np.errstate(invalid="ignore"):
                 per_image = sums / counts
-        found = Collected()
-        found.add(per_image)
-        return found
+        return values.with_units(per_image)
 
 
-def _names(image_ids: Sequence[str], group: str) -> list[str]:
+def unit_names(image_ids: Sequence[str], group: str | None, *, require: bool = True) -> list[str]:
+    """Name of the unit that each image belongs to: its own id, or what a pattern finds in it.
+
+    Args:
+        require: the pattern must match some of these ids; of a few images of a run it need not.
+
+    Raises:
+        InputError: the pattern is none, has no group, or matches no id.
+    """
+    if group is None:
+        return list(image_ids)
     try:
         pattern = re.compile(group)
     except re.error as error:
@@ -109,7 +117,7 @@ def _names(image_ids: Sequence[str], group: str) -> list[str]:
     if not pattern.groups:
         raise InputError(f"--group {group!r} needs a part in brackets that names the group, as in '^(.+)_'.")
     found = [pattern.search(name) for name in image_ids]
-    if not any(found):
+    if require and not any(found):
         raise InputError(f"--group {group!r} matches no image id; the first is {image_ids[0]!r}.")
     return [name if match is None else match[1] or name for match, name in zip(found, image_ids, strict=True)]
 
@@ -184,15 +192,22 @@ def _intraclass(values: np.ndarray, group: np.ndarray) -> float:
     return float(np.median(found)) if found else 0.0
 
 
-def with_units(m: Measurement, units: Units, group: str | None) -> Measurement:
+def with_units(m: Measurement, units: Units, group: str | None, folded: int | None = None) -> Measurement:
     """The measurement with its units: pixels, copies and group.
 
     Without an interval where there were too many values to keep each: copies and groups are then in its sums as so many
-    images.
+    images. Resamples that were drawn while measuring are of whole groups.
+
+    Args:
+        folded: number of images, where values were folded into sums; `units` are then those of the images kept.
     """
     settings = dict(m.settings) if group is None else {**m.settings, "group": group}
-    n_grouped = len(units.of_image) - len(units.copies)
-    m = replace(m, pixels=units.pixels, copies=units.copies, n_grouped=n_grouped, settings=settings)
-    if units.plain or m.per_image is not None:
+    if folded is None:
+        n_grouped, unsure = len(units.of_image) - len(units.copies), m.per_image is None and not units.plain
+        m = replace(m, copies=units.copies)
+    else:
+        n_grouped, unsure = folded, m.replicates is None and group is not None
+    m = replace(m, pixels=units.pixels, n_grouped=n_grouped, settings=settings)
+    if not unsure:
         return m
     return replace(m, ci=np.full_like(m.ci, np.nan), settings={**settings, "interval": "none"})

@@ -25,3 +25,29 @@ def test_a_folder_of_an_attnprobe_that_noted_no_settings_is_refused(tmp_path):
     (tmp_path / "plan.json").write_text('{"model": "vit", "metrics": [], "batch_images": 2}')
     with pytest.raises(InputError, match="begun with another"):
         sink(tmp_path)
+
+
+def folded_sink(folder, keep_values, group=None, ids=tuple("abcdef")):
+    return MeasureSink(folder, Rank.of_this_process(), FACTS, ids, None, keep_values, group)
+
+
+def test_a_folder_of_folded_values_belongs_to_one_bound_and_one_group(tmp_path):
+    folded_sink(tmp_path, 4).begin([], 2)
+    assert folded_sink(tmp_path, 4).batch_images == 2
+    for others in ((5, None), (6, None), (4, "(a)")):
+        with pytest.raises(InputError, match="begun with another model, images, options or metrics"):
+            folded_sink(tmp_path, *others)
+
+
+def test_the_bound_says_nothing_of_a_folder_where_every_value_is_kept(tmp_path):
+    folded_sink(tmp_path, 6).begin([], 2)
+    assert folded_sink(tmp_path, 7, "(a)").batch_images == 2
+
+
+def test_slices_of_many_images_are_larger_and_no_more_than_so_many(tmp_path):
+    ids = [str(i) for i in range(200_000)]
+    made = folded_sink(tmp_path, 100, ids=ids)
+    made.begin([], 16)
+    parts = made.pending()
+    assert len(parts) <= 512 and {len(part) % 16 for part in parts[:-1]} == {0}
+    assert [i for part in parts for i in (part.start, part.stop)][1:-1:2] == [part.start for part in parts[1:]]

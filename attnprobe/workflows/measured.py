@@ -1,0 +1,87 @@
+"""A folder that `capture --stats-only` has filled, read again like a maps file: for `report` and `compare`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from attnprobe.core.errors import AttnprobeError, InputError, MapsFileError
+from attnprobe.core.examined import Examined
+from attnprobe.core.metric import Metric
+from attnprobe.io import fs
+from attnprobe.metrics import METRICS
+from attnprobe.metrics.engine.choose import choose
+from attnprobe.metrics.engine.sink import MOST_BYTES
+from attnprobe.metrics.engine.slices import Skipped, images_of, layers_and_grid, measure_slices
+from attnprobe.metrics.engine.units import doubts
+from attnprobe.store.parts import read_certificate
+
+OF_PLAN = ("model", "variant", "data", "seed", "device", "checkpoint_sha256", "versions")
+
+
+def is_measured(folder: Path) -> bool:
+    """True if it has measurements and no maps."""
+    return (folder / "slices" / "plan.json").is_file()
+
+
+def examine_measured(
+    folder: Path, *, metrics: Sequence[str] | None = None, name: str | None = None, group: str | None = None
+) -> Examined:
+    """Content of a report on such a folder, without pictures and explorer; arguments as for `examine`.
+
+    Raises:
+        MapsFileError: it is unfinished or damaged.
+        InputError: a metric that was not measured, or another `group` than values were folded by.
+    """
+    slices = _slices(folder / "slices")
+    try:
+        plan = fs.parse_json(fs.read_regular(folder / "slices" / "plan.json", MOST_BYTES))
+        measured = [METRICS[one["name"]].with_settings(**{k: v for k, v in one.items() if k != "name"})
+                    for one in plan["metrics"]]  # fmt: skip
+        info = {name: plan[name] for name in OF_PLAN}
+        config, n_planned, folded_by = plan["config"], plan["n_images"], plan.get("group", group)
+        info |= {"parameters": config.get("parameters"), "images": config.get("images"), "spec": config.get("spec")}
+        skipped, n_images = Skipped(), 0
+        for path in slices:
+            _, n, its = images_of(path.read_bytes())
+            skipped.add(its.names, its.n)
+            n_images += n
+        seen = next(filter(None, (layers_and_grid(path.read_bytes()) for path in slices)), None)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, AttnprobeError):
+            raise
+        raise MapsFileError(f"{folder / 'slices'} is damaged: {error}. Measure again, into another folder.") from error
+    if seen is None or n_images + skipped.n != n_planned:
+        raise MapsFileError(
+            f"{folder} is unfinished: {n_images + skipped.n} of {n_planned} images are measured. Run the same "
+            "`attnprobe capture --stats-only` again to complete it."
+        )
+    if folded_by != group:
+        raise InputError(f"{folder} was measured with --group {folded_by!r}, by which its values were folded.")
+    chosen = _chosen(measured, metrics, folder)
+    untrained = _slices(folder / "untrained") if (folder / "untrained").is_dir() else []
+    baselines = {"untrained": map(Path.read_bytes, untrained)} if untrained else {}
+    measurements = measure_slices(map(Path.read_bytes, slices), chosen, baselines=baselines, group=group)
+    return Examined(
+        name=name or folder.name,
+        measurements=measurements,
+        info={**info, "n_images": n_images},
+        layers=seen[0],
+        grid=seen[1],
+        certificate=read_certificate(folder / "slices") or {},
+        notes=(*filter(None, [skipped.in_words()]), *doubts(measurements)),
+    )
+
+
+def _slices(folder: Path) -> list[Path]:
+    """Files of the slices, in order."""
+    return sorted(folder.glob("s*.npz"))
+
+
+def _chosen(measured: Sequence[Metric], wanted: Sequence[str] | None, folder: Path) -> list[Metric]:
+    """Those of the measured metrics that are wanted; of sets of metrics those that there are."""
+    if wanted is None:
+        return list(measured)
+    metrics, required = choose(wanted)
+    names = {metric.name for metric in measured}
+    if missing := sorted(required - names):
+        raise InputError(f"{folder} has no {missing[0]}, only {', '.join(sorted(names))}; measure it again with that.")
+    return [metric for metric in measured if metric.name in {one.name for one in metrics}]
