@@ -22,9 +22,9 @@ from attnprobe.capturing import capture, find_layers
 from attnprobe.capturing.hooks import unfused
 from attnprobe.core.maps import AttentionMaps
 from attnprobe.core.metric import Metric
+from attnprobe.core.sharing import sharing
 from attnprobe.metrics import DEFAULT
 from attnprobe.metrics.engine.choose import choose
-from attnprobe.metrics.engine.linear_algebra import shared_decompositions
 from attnprobe.models import build_model
 from attnprobe.stats.bootstrap import interval_of_mean
 
@@ -64,7 +64,7 @@ def cost(metrics: list[Metric], forward: Callable[[], object], maps: AttentionMa
 
     def work() -> None:
         for image in singles:
-            with torch.inference_mode(), shared_decompositions():
+            with torch.inference_mode(), sharing():
                 for metric in metrics:
                     metric.per_image(image)
 

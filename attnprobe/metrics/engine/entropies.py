@@ -1,0 +1,96 @@
+"""Sums of x ln x over attention maps and over mixtures of two heads, in float64.
+
+On a CPU by NumPy, whose log2 takes 0.2 ns per entry where torch.log takes 1.1 (float32, AVX-512), block by block in
+memory that is used again: the mixtures of one head with eleven others do not fit into a cache.
+"""
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from attnprobe.core.sharing import shared
+
+PART = 2048
+"""So many products are summed up in the precision of the maps, and their sums in float64."""
+
+BLOCK = 4 * PART
+"""Entries of each head of a layer that are worked on at once on a CPU: with 12 heads about 1 MiB in float32."""
+
+
+@shared
+def map_information(maps: Tensor) -> Tensor:
+    """[image, layer, head] of [image, layer, head, query, key]: the sum over a map of p ln p; minus its entropies."""
+    return torch.stack([sum_x_ln_x(layer.flatten(-2)) for layer in maps.unbind(1)], 1)
+
+
+def sum_x_ln_x(x: Tensor) -> Tensor:
+    """Sum over the last axis of x ln x, for x >= 0, with 0 ln 0 = 0; float64."""
+    if not _by_numpy(x):
+        x = _lifted(x)
+        return (x * x.log()).sum(-1, dtype=torch.float64)
+    vectors = x.reshape(-1, x.shape[-1]).numpy()
+    found = np.zeros(len(vectors))
+    for some, entries in _cuts(*vectors.shape, 8 * BLOCK):
+        block = np.maximum(vectors[some, entries], np.finfo(vectors.dtype).tiny)
+        found[some] += _dot(block, np.log2(block))
+    return torch.from_numpy(found).view(x.shape[:-1]) * math.log(2)
+
+
+def mixture_information(heads: Tensor) -> Tensor:
+    """Sum of m ln m, m = (p + q) / 2, for every pair of heads p, q.
+
+    Args:
+        heads: [image, head, entry], not negative.
+
+    Returns:
+        [image, head, head], float64; zero on and below the diagonal.
+    """
+    n_images, n_heads, n_entries = heads.shape
+    found = heads.new_zeros(n_images, n_heads, n_heads, dtype=torch.float64)
+    if not _by_numpy(heads):
+        half = _lifted(heads, 2) / 2
+        for h in range(n_heads - 1):
+            found[:, h, h + 1 :] = sum_x_ln_x(half[:, h, None] + half[:, h + 1 :])
+        return found
+    sums, p = found.numpy(), heads.numpy()
+    memory = [np.empty((BLOCK + n_entries) * n_heads, p.dtype) for _ in range(2)]
+    for images, entries in _cuts(n_images, n_entries, BLOCK):
+        half = np.maximum(p[images, :, entries], 2 * np.finfo(p.dtype).tiny)  # so that its half is a normal number
+        half *= 0.5
+        for h in range(n_heads - 1):  # one head with all later ones
+            others = half[:, h + 1 :]
+            mixture, log = (space[: others.size].reshape(others.shape) for space in memory)
+            np.add(half[:, h, None], others, out=mixture)
+            sums[images, h, h + 1 :] += _dot(mixture, np.log2(mixture, out=log))
+    return found * math.log(2)
+
+
+def _by_numpy(x: Tensor) -> bool:
+    return x.is_cpu and x.dtype in (torch.float32, torch.float64) and not x.requires_grad
+
+
+def _lifted(x: Tensor, times: int = 1) -> Tensor:
+    """Zeros as the smallest normal number, where x ln x is zero for every purpose and the logarithm is finite."""
+    return x.clamp_min(times * torch.finfo(x.dtype).tiny)
+
+
+def _cuts(n_vectors: int, width: int, size: int) -> Iterator[tuple[slice, slice]]:
+    """Several short vectors, or a part of a long one that is a multiple of `PART`; the rest last."""
+    step = max(1, size // width)
+    whole = width // PART * PART
+    ends = [*range(0, whole, size), whole] if whole else [0]
+    ends = ends if ends[-1] == width else [*ends, width]
+    for start in range(0, n_vectors, step):
+        for i, j in zip(ends, ends[1:], strict=False):
+            yield slice(start, start + step), slice(i, j)
+
+
+def _dot(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Sum over the last axis of the products, by BLAS, which takes 0.09 ns per entry and einsum 0.26; float64."""
+    if one.shape[-1] <= PART:
+        return (one[..., None, :] @ other[..., None])[..., 0, 0].astype(np.float64)
+    one, other = (x.reshape(*x.shape[:-1], -1, PART) for x in (one, other))
+    return (one[..., None, :] @ other[..., None])[..., 0, 0].astype(np.float64).sum(-1)
