@@ -61,13 +61,13 @@ def content_overlap(maps: Tensor, *, seed: int = 0) -> Tensor:
     rows = maps.shape[2] * maps.shape[3]
     some, times = maps[..., :: max(1, rows // ROWS), :], max(1, ROWS // rows)
     thresholds, signs = _drawn((times, *some.shape[2:]), seed)
-    thresholds, signs = thresholds.to(maps.device), signs.to(maps.device)
-    entries, sketches = thresholds.numel(), []
+    thresholds, signs = thresholds.to(maps.device), signs.to(maps)
     above = signs.new_zeros(len(maps), signs.numel())  # zeros fill up the last part
+    compared, sketches = above[:, : thresholds.numel()].view(-1, *thresholds.shape), []
     for layer in some.unbind(1):
-        above[:, :entries] = (layer.unsqueeze(1) > thresholds).flatten(1)
-        sketches.append((above.unflatten(-1, signs.shape) * signs).sum(-2, dtype=torch.int32))
-    sketches = torch.stack(sketches, 1).to(maps)
+        torch.gt(layer.unsqueeze(1), thresholds, out=compared)
+        sketches.append((above.unflatten(-1, signs.shape) * signs).sum(-2))
+    sketches = torch.stack(sketches, 1)
     sketches = sketches / (times * some.shape[2] * some.shape[3]) ** 0.5
     sketches = sketches + 0 * maps.sum((-3, -2, -1)).unsqueeze(-1)
     return torch.cat([sketches, sketches @ sketches.mT], -1)
@@ -80,4 +80,4 @@ def _drawn(shape: tuple[int, ...], seed: int) -> tuple[Tensor, Tensor]:
     thresholds = torch.rand(shape, generator=generator)
     parts = -(-thresholds.numel() // BUCKETS)
     signs = torch.randint(2, (parts, BUCKETS), generator=generator).mul_(2).sub_(1)
-    return thresholds, signs.to(torch.int8)
+    return thresholds, signs.float()

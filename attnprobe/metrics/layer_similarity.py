@@ -3,7 +3,6 @@
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from attnprobe.core.errors import check_choice
@@ -50,7 +49,7 @@ def layer_similarity(
     check_choice("head_match", head_match, HEAD_MATCH)
     if head_match == "hungarian":
         return _with_heads_matched(maps, axis, center, exclude_prefix)
-    return layer_cosines(maps, axis, center, exclude_prefix).mean((1, 2), dtype=torch.float64).to(maps.dtype)
+    return layer_cosines(maps, axis, center, exclude_prefix).mean()
 
 
 def _with_heads_matched(maps: Tensor, axis: str, center: str, exclude_prefix: int) -> Tensor:

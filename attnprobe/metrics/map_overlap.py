@@ -10,6 +10,7 @@ from torch import Tensor
 from attnprobe.core.errors import InputError, check_choice
 from attnprobe.core.measurement import Measurement
 from attnprobe.core.metric import metric
+from attnprobe.metrics.engine.compiled import kernels
 from attnprobe.metrics.engine.heads import matching
 
 PART = 2048
@@ -72,34 +73,38 @@ def map_overlap(maps: Tensor, *, compare: str = "previous", every: int = 5) -> T
     _check_every(every)
     sizes = torch.stack([layer.abs().sum(-1) for layer in maps.unbind(1)], 1)  # [image, layer, head, query]
     whole, part = (x.sum((-2, -1), dtype=torch.float64) for x in (sizes, sizes[..., ::every]))
-    apart, size = (
-        torch.stack([_apart(image[..., ::every, :]) for image in maps]),
-        part.unsqueeze(-1) + part.unsqueeze(-2),
-    )
-    for block in range(1, maps.shape[1]):  # two maps of one head fit into the cache
-        pairs = zip(maps[:, block].unbind(1), maps[:, block - 1].unbind(1), strict=True)
-        apart[:, block, block - 1] = sum((_sum((one - other).abs_()) for one, other in pairs), start=0 * whole[:, 0])
-        size[:, block, block - 1] = whole[:, block] + whole[:, block - 1]
-    apart = (apart / torch.where(size > 0, size, 1.0)).tril(-1)
+    size, step = part.unsqueeze(-1) + part.unsqueeze(-2), whole[:, 1:] + whole[:, :-1]
+    size.diagonal(-1, -2, -1).copy_(step)
+    apart = _apart(maps, every).tril(-1) / torch.where(size > 0, size, 1.0)
     return (1 - apart - apart.mT + 0 * whole.unsqueeze(1)).to(maps.dtype)  # NaN on the diagonal, too
 
 
-def _apart(heads: Tensor) -> Tensor:
-    """[layer, head, query, key] -> [layer, layer], float64: sum over |A[l] - A[m]|, on both sides of the diagonal."""
+def _apart(maps: Tensor, every: int) -> Tensor:
+    """[image, layer, layer], float64, below the diagonal: sum over |A[l] - A[m]|, of neighbours at all queries."""
+    n_layers = maps.shape[1]
+    apart = maps.new_zeros(len(maps), n_layers, n_layers, dtype=torch.float64)
+    if compiled := kernels(maps):
+        compiled.differences(maps.numpy(), every, apart.numpy())
+        return apart
+    later, earlier = torch.triu_indices(n_layers, n_layers, 1, device=maps.device).flip(0)
+    for of_image, heads in zip(apart, maps, strict=True):
+        of_image[later, earlier] = _all_pairs(heads[..., ::every, :])
+    for block in range(1, n_layers):  # two maps of one head fit into the cache
+        pairs = zip(maps[:, block].unbind(1), maps[:, block - 1].unbind(1), strict=True)
+        found = torch.stack([(one - other).abs_().sum(-1) for one, other in pairs])
+        apart[:, block, block - 1] = found.sum((0, -1), dtype=torch.float64)
+    return apart
+
+
+def _all_pairs(heads: Tensor) -> Tensor:
+    """[layer, head, query, key] -> [pair of layers], float64: sum over |A[l] - A[m]|."""
     n_layers, _, _, n_keys = heads.shape
-    heads = heads.to(torch.promote_types(heads.dtype, torch.float32))  # all that `pdist` knows
+    heads = heads.to(torch.promote_types(heads.dtype, torch.float32))  # what `pdist` knows
     total = heads.new_zeros(n_layers * (n_layers - 1) // 2, dtype=torch.float64)
     for head in heads.unbind(1):
         for rows in head.split(max(1, PART // n_keys), 1):
             total += torch.pdist(rows.flatten(1), 1.0)
-    apart = total.new_zeros(n_layers, n_layers)
-    apart[*torch.triu_indices(n_layers, n_layers, 1, device=heads.device)] = total
-    return apart + apart.mT
-
-
-def _sum(x: Tensor) -> Tensor:
-    """[...] of [..., query, key]: of rows in the maps' precision, of those in float64."""
-    return x.sum(-1).sum(-1, dtype=torch.float64)
+    return total
 
 
 def _check_every(every: int) -> None:

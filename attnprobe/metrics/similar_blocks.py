@@ -157,7 +157,7 @@ def _partners(block: int, n_blocks: int, compare: str, k: int) -> list[int]:
 
 def _of_equal_heads(maps: Tensor, axis: str, center: str, exclude_prefix: int) -> Pair:
     cosines = layer_cosines(maps, axis, center, exclude_prefix)
-    return lambda block, other: cosines[..., block, other].flatten(1)
+    return lambda block, other: cosines.of(block, other).flatten(1)
 
 
 def _of_matched_heads(maps: Tensor, axis: str, center: str, exclude_prefix: int) -> Pair:

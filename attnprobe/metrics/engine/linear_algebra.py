@@ -86,6 +86,20 @@ def ascending(rows: Tensor) -> Tensor:
     return rows.sort(-1).values
 
 
+@shared
+def mean_sorted_row(maps: Tensor) -> Tensor:
+    """[..., key] of [image, layer, head, query, key]: the rows in ascending order, their mean over queries."""
+    return torch.stack([ascending(layer).mean(-2) for layer in maps.unbind(1)], 1)
+
+
+@shared
+def row_lengths(maps: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums and Euclidean lengths of the rows of [image, layer, head, query, key], each without the last axis."""
+    layers = [(layer.sum(-1), torch.linalg.vector_norm(layer, dim=-1)) for layer in maps.unbind(1)]
+    sums, lengths = zip(*layers, strict=True)
+    return torch.stack(sums, 1), torch.stack(lengths, 1)
+
+
 ROUNDING = 16
 """A centred vector shorter than this many machine epsilons of the raw one is rounding, and counts as zero."""
 

@@ -48,7 +48,7 @@ class RowGrams:
 
 @shared
 def row_grams(maps: Tensor) -> RowGrams:
-    """Of [image, layer, head, query, key]."""
+    """Gram sums of the rows of [image, layer, head, query, key]."""
     parts = [_of_images(images) for images in in_cache(maps, maps.shape[2:])]
     return RowGrams(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
