@@ -1,8 +1,9 @@
 """Loops compiled by numba, for CPUs and float32; the extra `[fast]`. Nothing needs them, results differ by rounding.
 
 Question: where do compiled loops pay? Choice: where whole arrays would be written and read again between two steps of
-which each is quick: logarithms of mixtures of two heads, products of the columns of two layers, smaller entries of two
-rows. A product of matrices, or a sort, is not quicker here than in a library.
+which each is quick: logarithms of mixtures of two heads (24 ms instead of 50 for 16 layers with 12 heads of 197 tokens,
+on a busy core of an Intel Xeon), differences of rows of two layers (10 instead of 18). Products of the columns of two
+layers were not: 25 ms, and 18 by PyTorch, which turns them into rows.
 """
 
 # pyright: reportMissingImports=false
@@ -19,23 +20,22 @@ ONE, HALF = np.float32(1), np.float32(0.5)
 SQRT_HALF = np.int32(0x3F3504F3)
 """The bits of sqrt(1/2) as a float32."""
 
-_COEFFICIENTS = tuple(
-    map(
-        np.float32,
-        (
-            7.0376836292e-2,
-            -1.1514610310e-1,
-            1.1676998740e-1,
-            -1.2420140846e-1,
-            1.4249322787e-1,
-            -1.6668057665e-1,
-            2.0000714765e-1,
-            -2.4999993993e-1,
-            3.3333331174e-1,
-        ),
-    )
+C0, C1, C2, C3, C4, C5, C6, C7, C8 = map(
+    np.float32,
+    # fmt: off
+    (
+        7.0376836292e-2,
+        -1.1514610310e-1,
+        1.1676998740e-1,
+        -1.2420140846e-1,
+        1.4249322787e-1,
+        -1.6668057665e-1,
+        2.0000714765e-1,
+        -2.4999993993e-1,
+        3.3333331174e-1,
+    ),
+    # fmt: on
 )
-C0, C1, C2, C3, C4, C5, C6, C7, C8 = _COEFFICIENTS
 LN2 = np.float32(0.6931471805599453)
 
 
