@@ -1,4 +1,4 @@
-"""The table of families: a few rows here, all of them in `examples/benchmarks/coverage.py`."""
+"""The table of families: a few rows here, all of them in `examples/benchmarks/families.py`."""
 
 import importlib.util
 import sys
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-PATH = Path(__file__).parents[1] / "examples" / "benchmarks" / "coverage.py"
+PATH = Path(__file__).parents[1] / "examples" / "benchmarks" / "families.py"
 
 
 @pytest.fixture(scope="module")

@@ -7,16 +7,16 @@ Question: keep values or sums? Choice: values up to 128 MiB per metric, for boot
 where thousands of images make the normal approximation good.
 Question: exact or cheap? Choice: exact, computed in the order that the cache likes. One image of 16 layers, 12 heads,
 197 tokens (float32, one AVX-512 core, forward pass 135 ms): layer cosine 8 ms, head cosine 6, entropy 5, similar blocks
-10, Jensen-Shannon 32; the singular values of `effective_rank` 440, or 39 with `order=2`, so that is what sets of
+10, Jensen-Shannon 32, all before they shared anything; the singular values of `effective_rank` 440, or 39 with `order=2`, so that is what sets of
 metrics have (`IN_SETS`): exact, one matrix product, and another number, named with its order. Order 1 by eigenvalues
 of Gram matrices costs 0.7 to 0.85 of the SVD with an error of 2e-8 in float64, which changes little; of a subset of
 the images its interval would be wider than that of every other number.
 Question: and a number that is not a mean over images, such as a ratio of means (minibatch CKA)? Choice: the function
 returns what is averaged, and `Metric.from_mean` makes the number, of the mean and of every resample alike.
-Question: should metrics share intermediate results (sorted rows, Gram matrices)? Choice: singular values alone, which
-`collect` keeps for the maps at hand: six ranks cost what one does. Else each is pure and reads alone; what is computed
-twice comes to a quarter of all, and to keep it takes three more copies of the maps. Costs of each:
-examples/benchmarks/metrics.py.
+Question: should metrics share intermediate results? Choice: sums, not copies of the maps: singular values, Gram
+matrices of rows and of layers reduced to what is asked of them, entropies, mean sorted rows, head outputs. Each is a
+function of the maps in `engine` that `core.sharing` runs once while `collect` measures the maps at hand, so a metric
+reads alone and gives the same number alone. Costs of each and of sets: examples/benchmarks/metrics.py.
 """
 
 from attnprobe.core.metric import Metric

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from attnprobe.core.grid import TokenGrid
 from attnprobe.core.metric import metric
+from attnprobe.core.sharing import shared
 
 
 @metric(axes=("layer", "head"), value_range=(0.0, None), unit="pixels", needs_stochastic=True)
@@ -22,30 +23,7 @@ def attention_distance(maps: Tensor, grid: TokenGrid) -> Tensor:
     baseline. The mean does not tell a middle distance from near and far, and what a head leaves to patches counts in
     full, however little it is.
     """
-    row, col = _coordinates(grid).double()
-    centres = torch.stack([row * grid.patch[0], col * grid.patch[1]], -1)
-    return _weighted(maps, grid, torch.linalg.vector_norm(centres[:, None] - centres, dim=-1))
-
-
-def _coordinates(grid: TokenGrid) -> Tensor:
-    """[2, patch]: row and column of each token that is a patch."""
-    position = torch.tensor(grid.patch_positions)
-    return torch.stack([position // grid.cols, position % grid.cols])
-
-
-def _weighted(maps: Tensor, grid: TokenGrid, pairs: Tensor) -> Tensor:
-    """[image, layer, head]: mean over query patches of the mean of `pairs`, [patch, patch], weighted by attention.
-
-    Queries that put nothing on patches are left out; NaN where all do.
-    """
-    pairs, layers = pairs.to(maps), []
-    for layer in maps.unbind(1):
-        weights = layer[..., grid.patches, :][..., grid.patches]
-        mass = weights.sum(-1)
-        attends = mass != 0
-        of_queries = (weights * pairs).sum(-1) / torch.where(attends, mass, 1.0)
-        layers.append(of_queries.sum(-1) / attends.sum(-1))
-    return torch.stack(layers, 1)
+    return _of_patches(maps, grid)["distance"]
 
 
 @metric(axes=("layer", "head"), value_range=(0.0, 1.0), needs_stochastic=True)
@@ -59,8 +37,7 @@ def own_row_mass(maps: Tensor, grid: TokenGrid) -> Tensor:
     Caveat: each patch is part of its own row, so a head of patches that attend to themselves scores 1, in
     `own_column_mass`, too. What a head leaves to patches counts in full, however little it is.
     """
-    row = _coordinates(grid)[0]
-    return _weighted(maps, grid, row[:, None] == row)
+    return _of_patches(maps, grid)["row"]
 
 
 @metric(axes=("layer", "head"), value_range=(0.0, 1.0), needs_stochastic=True)
@@ -73,5 +50,31 @@ def own_column_mass(maps: Tensor, grid: TokenGrid) -> Tensor:
     Caveat: each patch is part of its own column, so a head of patches that attend to themselves scores 1, in
     `own_row_mass`, too.
     """
-    col = _coordinates(grid)[1]
-    return _weighted(maps, grid, col[:, None] == col)
+    return _of_patches(maps, grid)["column"]
+
+
+@shared
+def _of_patches(maps: Tensor, grid: TokenGrid) -> dict[str, Tensor]:
+    """[image, layer, head] for each of `_pairs`: mean over query patches of its mean, weighted by attention.
+
+    All from one product with the maps as they are in memory. Queries that put nothing on patches are left out; NaN
+    where all do.
+    """
+    pairs = _pairs(grid)
+    patches = torch.arange(grid.n_tokens)[grid.patches]
+    columns = torch.zeros(*maps.shape[-2:], 1 + len(pairs), dtype=torch.float64)
+    columns[patches[:, None], patches] = torch.stack([torch.ones_like(pairs["row"]), *pairs.values()], -1)
+    sums = maps.flatten(0, 2).transpose(0, 1) @ columns.to(maps)  # [query, image x layer x head, column]
+    mass, of_queries = sums[grid.patches].unflatten(1, maps.shape[:3]).split([1, len(pairs)], -1)
+    attends = mass != 0
+    means = (of_queries / torch.where(attends, mass, 1.0)).sum(0) / attends.sum(0)
+    return dict(zip(pairs, means.unbind(-1), strict=True))
+
+
+def _pairs(grid: TokenGrid) -> dict[str, Tensor]:
+    """[patch, patch], float64: distance of two patches in pixels, and 1 where they share a row or a column."""
+    position = torch.tensor(grid.patch_positions)
+    row, col = position // grid.cols, position % grid.cols
+    centres = torch.stack([row * grid.patch[0], col * grid.patch[1]], -1).double()
+    distance = torch.linalg.vector_norm(centres[:, None] - centres, dim=-1)
+    return {"distance": distance, "row": (row[:, None] == row).double(), "column": (col[:, None] == col).double()}

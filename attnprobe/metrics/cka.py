@@ -2,11 +2,11 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from attnprobe.core.metric import metric
-from attnprobe.metrics.engine.hsic import gram, hsic, normalised
+from attnprobe.metrics.engine.hsic import constant, gram, hsic, hsic_of_products, normalised
+from attnprobe.metrics.engine.row_grams import row_grams
 
 
 def _range(estimator: str, **_: Any) -> tuple[float, float]:
@@ -44,9 +44,11 @@ def map_cka(maps: Tensor, *, estimator: str = "unbiased") -> Tensor:
     Returns:
         [image, layer, layer], the HSIC that is averaged.
     """
-    grams = [gram(layer.transpose(1, 2).flatten(2)) for layer in maps.unbind(1)]
-    below, diagonal = (torch.stack(part, 1) for part in zip(*grams, strict=True))
-    return hsic(below, diagonal, estimator)
+    grams = row_grams(maps)  # of all heads side by side: the sum of theirs
+    kernels, diagonal = grams.layers.flatten(2), grams.diagonal.sum(2)
+    varies = ~constant(diagonal, grams.squared_length.sum(2))
+    kernels, diagonal = (x.where(varies.unsqueeze(-1), 0) for x in (kernels, diagonal))
+    return hsic_of_products(kernels @ kernels.mT, diagonal, estimator)
 
 
 @metric(axes=("layer", "layer"), value_range=(-1.0, 1.0), narrow_range=_range, from_mean=normalised)
@@ -90,4 +92,7 @@ def head_dependence(maps: Tensor, *, estimator: str = "unbiased") -> Tensor:
     Returns:
         [image, layer, head, head], the HSIC that is averaged.
     """
-    return torch.stack([hsic(*gram(layer), estimator) for layer in maps.unbind(1)], 1)
+    grams = row_grams(maps)
+    varies = ~constant(grams.diagonal, grams.squared_length)
+    both = varies.unsqueeze(-1) & varies.unsqueeze(-2)
+    return hsic_of_products(grams.heads.where(both, 0), grams.diagonal.where(varies.unsqueeze(-1), 0), estimator)

@@ -5,7 +5,6 @@ from functools import lru_cache
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from attnprobe.core.metric import metric
 
@@ -63,11 +62,12 @@ def content_overlap(maps: Tensor, *, seed: int = 0) -> Tensor:
     some, times = maps[..., :: max(1, rows // ROWS), :], max(1, ROWS // rows)
     thresholds, signs = _drawn((times, *some.shape[2:]), seed)
     thresholds, signs = thresholds.to(maps.device), signs.to(maps)
-    missing = signs.numel() - thresholds.numel()
-    sketches = maps.new_empty(*maps.shape[:2], BUCKETS)
-    for number, layer in enumerate(some.unbind(1)):
-        above = F.pad((layer.unsqueeze(1) > thresholds).flatten(1).to(maps.dtype), (0, missing))
-        sketches[:, number] = above.unflatten(-1, signs.shape).mul_(signs).sum(-2)
+    above = signs.new_zeros(len(maps), signs.numel())  # zeros fill up the last part
+    compared, sketches = above[:, : thresholds.numel()].view(-1, *thresholds.shape), []
+    for layer in some.unbind(1):
+        torch.gt(layer.unsqueeze(1), thresholds, out=compared)
+        sketches.append((above.unflatten(-1, signs.shape) * signs).sum(-2))
+    sketches = torch.stack(sketches, 1)
     sketches = sketches / (times * some.shape[2] * some.shape[3]) ** 0.5
     sketches = sketches + 0 * maps.sum((-3, -2, -1)).unsqueeze(-1)
     return torch.cat([sketches, sketches @ sketches.mT], -1)

@@ -2,13 +2,12 @@
 
 import math
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from attnprobe.core.metric import metric
+from attnprobe.metrics.engine.entropies import map_information, mixture_information
 from attnprobe.metrics.engine.heads import cluster_summary
-from attnprobe.metrics.row_entropy import floor_at_smallest, sum_of_products, sum_x_ln_x
 
 
 @metric(
@@ -41,25 +40,8 @@ def head_divergence(maps: Tensor, *, cut: float = 0.05) -> Tensor:
             rows is at most sqrt(2 D), so heads closer than 0.05 nats share at least 68 % of their attention mass in
             the mean over queries. 0.05 is 7 % of ln 2; the choice is ours.
     """
-    images, layers, heads, n_queries, _ = maps.shape
-    own = maps.new_zeros(images, layers, heads, dtype=torch.float64)  # sums of p ln p: D is their small difference
-    mixed = maps.new_zeros(images, layers, heads, heads, dtype=torch.float64)
-    mixtures, scratch = (torch.empty_like(maps[:, 0, 1:].flatten(-2)) for _ in range(2))  # fresh memory costs 15 %
-    for layer in range(layers):
-        rows = floor_at_smallest(maps[:, layer]).flatten(-2)
-        own[:, layer] = sum_x_ln_x(rows)
-        half = rows / 2
-        for h in range(heads - 1):  # one head against all later ones: what the cache holds
-            pair = half[:, h, None], half[:, h + 1 :]
-            mixed[:, layer, h, h + 1 :] = _of_mixtures(*pair, mixtures[:, h:], scratch[:, h:])
-    divergence = (own.unsqueeze(-1) + own.unsqueeze(-2)) / 2 - mixed
-    divergence = (divergence / n_queries).triu(1).clamp_min(0)  # below 0 by rounding only; NaN stays NaN
+    own = map_information(maps)
+    mixed = torch.stack([mixture_information(layer.flatten(-2)) for layer in maps.unbind(1)], 1)
+    divergence = (own.unsqueeze(-1) + own.unsqueeze(-2)) / 2 - mixed  # a small difference: all sums are in float64
+    divergence = (divergence / maps.shape[-2]).triu(1).clamp_min(0)  # below 0 by rounding only; NaN stays NaN
     return (divergence + divergence.mT).to(maps.dtype)
-
-
-def _of_mixtures(one: Tensor, others: Tensor, mixtures: Tensor, scratch: Tensor) -> Tensor:
-    """Sum over the last axis of m ln m, m = one + others, in float64; the last two are memory to work in."""
-    if not one.is_cpu:
-        return sum_x_ln_x(torch.add(one, others, out=mixtures))
-    m = np.add(one.numpy(), others.numpy(), out=mixtures.numpy())
-    return torch.from_numpy(sum_of_products(m, np.log2(m, out=scratch.numpy()))) * math.log(2)

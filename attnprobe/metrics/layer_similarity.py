@@ -3,11 +3,11 @@
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from attnprobe.core.errors import check_choice
 from attnprobe.core.metric import metric
+from attnprobe.metrics.engine.cosines import layer_cosines
 from attnprobe.metrics.engine.heads import HEAD_MATCH, matching
 from attnprobe.metrics.engine.linear_algebra import row_products, unit_vectors
 
@@ -49,19 +49,7 @@ def layer_similarity(
     check_choice("head_match", head_match, HEAD_MATCH)
     if head_match == "hungarian":
         return _with_heads_matched(maps, axis, center, exclude_prefix)
-    if maps.is_cpu and len(maps) > 1:  # a fourth of the time: one image's head stays in the cache
-        one = layer_similarity.function
-        parts = [one(image, axis=axis, center=center, exclude_prefix=exclude_prefix) for image in maps.split(1)]
-        return torch.cat(parts)
-    images, layers, heads = maps.shape[:3]
-    total = maps.new_zeros(images, layers, layers, dtype=torch.float64)
-    n_vectors = 0
-    for head in range(heads):  # one head of all layers stays in cache: 7 ms instead of 12 (16 x 12 x 197 x 197)
-        units = unit_vectors(maps[:, :, head], axis, center, exclude_prefix)
-        n_vectors += units.shape[-1 if axis == "key" else -2]
-        by_query = units.transpose(1, 2)  # products of [layer, key]: as one of [layer, query x key], errors reach 4e-5
-        total += (by_query @ by_query.mT).sum(1)
-    return (total / n_vectors).to(maps.dtype)
+    return layer_cosines(maps, axis, center, exclude_prefix).mean()
 
 
 def _with_heads_matched(maps: Tensor, axis: str, center: str, exclude_prefix: int) -> Tensor:

@@ -10,7 +10,11 @@ from torch import Tensor
 from attnprobe.core.errors import InputError, check_choice
 from attnprobe.core.measurement import Measurement
 from attnprobe.core.metric import metric
+from attnprobe.metrics.engine.compiled import kernels
 from attnprobe.metrics.engine.heads import matching
+
+PART = 2048
+"""About so many differences are summed up in the precision of the maps, and their sums in float64."""
 
 COMPARE = ("previous", "earlier", "first")
 
@@ -67,23 +71,40 @@ def map_overlap(maps: Tensor, *, compare: str = "previous", every: int = 5) -> T
     """
     check_choice("compare", compare, COMPARE)
     _check_every(every)
+    sizes = torch.stack([layer.abs().sum(-1) for layer in maps.unbind(1)], 1)  # [image, layer, head, query]
+    whole, part = (x.sum((-2, -1), dtype=torch.float64) for x in (sizes, sizes[..., ::every]))
+    size, step = part.unsqueeze(-1) + part.unsqueeze(-2), whole[:, 1:] + whole[:, :-1]
+    size.diagonal(-1, -2, -1).copy_(step)
+    apart = _apart(maps, every).tril(-1) / torch.where(size > 0, size, 1.0)
+    return (1 - apart - apart.mT + 0 * whole.unsqueeze(1)).to(maps.dtype)  # NaN on the diagonal, too
+
+
+def _apart(maps: Tensor, every: int) -> Tensor:
+    """[image, layer, layer], float64, below the diagonal: sum over |A[l] - A[m]|, of neighbours at all queries."""
     n_layers = maps.shape[1]
-    apart, size = maps.new_zeros(2, len(maps), n_layers, n_layers, dtype=torch.float64)
-    for head in maps.unbind(2):  # two maps of one head fit into the cache
-        some = head[..., ::every, :].contiguous()
-        whole, part = _sum(head.abs()), _sum(some.abs())
-        for block in range(1, n_layers):
-            for other in range(block):
-                maps_of, size_of = (head, whole) if other == block - 1 else (some, part)
-                apart[:, block, other] += _sum((maps_of[:, block] - maps_of[:, other]).abs_())
-                size[:, block, other] += size_of[:, block] + size_of[:, other]
-    apart = apart / torch.where(size > 0, size, 1.0)
-    return (1 - apart - apart.mT).to(maps.dtype) + 0 * maps.sum((-3, -2, -1)).unsqueeze(1)  # NaN on the diagonal, too
+    apart = maps.new_zeros(len(maps), n_layers, n_layers, dtype=torch.float64)
+    if compiled := kernels(maps):
+        compiled.differences(maps.numpy(), every, apart.numpy())
+        return apart
+    later, earlier = torch.triu_indices(n_layers, n_layers, 1, device=maps.device).flip(0)
+    for of_image, heads in zip(apart, maps, strict=True):
+        of_image[later, earlier] = _all_pairs(heads[..., ::every, :])
+    for block in range(1, n_layers):  # two maps of one head fit into the cache
+        pairs = zip(maps[:, block].unbind(1), maps[:, block - 1].unbind(1), strict=True)
+        found = torch.stack([(one - other).abs_().sum(-1) for one, other in pairs])
+        apart[:, block, block - 1] = found.sum((0, -1), dtype=torch.float64)
+    return apart
 
 
-def _sum(x: Tensor) -> Tensor:
-    """[...] of [..., query, key]: of rows in the maps' precision, of those in float64."""
-    return x.sum(-1).sum(-1, dtype=torch.float64)
+def _all_pairs(heads: Tensor) -> Tensor:
+    """[layer, head, query, key] -> [pair of layers], float64: sum over |A[l] - A[m]|."""
+    n_layers, _, _, n_keys = heads.shape
+    heads = heads.to(torch.promote_types(heads.dtype, torch.float32))  # what `pdist` knows
+    total = heads.new_zeros(n_layers * (n_layers - 1) // 2, dtype=torch.float64)
+    for head in heads.unbind(1):
+        for rows in head.split(max(1, PART // n_keys), 1):
+            total += torch.pdist(rows.flatten(1), 1.0)
+    return total
 
 
 def _check_every(every: int) -> None:
@@ -106,12 +127,17 @@ def map_overlap_matched(maps: Tensor, *, every: int = 5) -> Tensor:
         every: every fifth query counts.
     """
     _check_every(every)
-    image = torch.arange(len(maps), device=maps.device)[:, None]
-    some, found = maps[..., ::every, :], [0 * maps[:, 0].sum((-3, -2, -1))]
-    roots = some[:, 0].sqrt().flatten(2)
+    image, heads = torch.arange(len(maps), device=maps.device), range(maps.shape[2])
+    n_rows = len(heads) * len(range(0, maps.shape[3], every))
+    found = [0 * maps[:, 0].sum((-3, -2, -1))]
+    some = maps[:, 0, :, ::every].flatten(2)
+    roots = some.sqrt()
     for block in range(1, maps.shape[1]):
-        roots, before = some[:, block].sqrt().flatten(2), roots
-        partner = some[:, block - 1][image, matching(roots @ before.mT)]
-        apart = (some[:, block] - partner).abs_().sum(-1).mean((-2, -1), dtype=torch.float64) / 2
-        found.append((1 - apart).to(maps.dtype) + 0 * maps[:, block].sum((-3, -2, -1)))
+        before, roots_before = some, roots
+        some = maps[:, block, :, ::every].flatten(2)
+        roots = some.sqrt()
+        partner = matching(roots @ roots_before.mT)
+        apart = [(some[:, h] - before[image, partner[:, h]]).abs_().sum(-1) for h in heads]
+        of_image = 1 - torch.stack(apart).sum(0, dtype=torch.float64) / (2 * n_rows)
+        found.append(of_image.to(maps.dtype) + 0 * maps[:, block].sum((-3, -2, -1)))
     return torch.stack(found, 1)

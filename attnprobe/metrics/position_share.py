@@ -3,7 +3,6 @@
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from attnprobe.core.metric import metric
 
@@ -44,10 +43,11 @@ def position_share(maps: Tensor, *, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     n_entries, n_keys = maps[0, 0, 0].numel(), maps.shape[-1]
     signs = (torch.randint(2, (n_entries,), generator=generator) * 2 - 1).to(maps)
-    missing = -n_entries % BUCKETS
-    sketches = []
+    parts = -(-n_entries // BUCKETS)
+    signed, sketches = maps.new_zeros(len(maps), maps.shape[2], parts * BUCKETS), []  # zeros fill up the last part
     for layer in maps.unbind(1):
-        signed = F.pad((layer - 1 / n_keys).flatten(-2) * signs, (0, missing))
-        sketches.append(signed.unflatten(-1, (-1, BUCKETS)).sum(-2))
+        signed[..., :n_entries] = layer.flatten(-2)
+        signed[..., :n_entries].sub_(1 / n_keys).mul_(signs)
+        sketches.append(signed.unflatten(-1, (parts, BUCKETS)).sum(-2))
     sketch = torch.stack(sketches, 1)
     return torch.cat([sketch, sketch.square().sum(-1, keepdim=True)], -1)

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from attnprobe.core.errors import InputError, check_choice
 from attnprobe.core.metric import metric
 from attnprobe.metrics.engine.linear_algebra import row_products, singular_values
+from attnprobe.metrics.engine.row_grams import row_grams
 
 
 @metric(axes=("layer", "head"), value_range=(1.0, None), needs_square=True)
@@ -36,20 +37,15 @@ def effective_rank(maps: Tensor, *, order: int = 1) -> Tensor:
         order: 1 or 2.
     """
     check_choice("order", order, (1, 2))
-    return _each_layer(maps, _exponential_of_entropy) if order == 1 else _participation(maps)
+    if order == 1:
+        return _each_layer(maps, _exponential_of_entropy)
+    grams = row_grams(maps)
+    return grams.squared_length.square() / grams.squared_gram
 
 
 def _exponential_of_entropy(s: Tensor) -> Tensor:
     p = s / s.sum(-1, keepdim=True)
     return (-torch.special.xlogy(p, p).sum(-1)).exp()
-
-
-def _participation(maps: Tensor) -> Tensor:
-    ranks = []
-    for layer in maps.unbind(1):
-        gram = layer @ layer.mT if layer.shape[-2] <= layer.shape[-1] else layer.mT @ layer
-        ranks.append(layer.square().sum((-2, -1)).square() / gram.square().sum((-2, -1)))
-    return torch.stack(ranks, 1)
 
 
 @metric(axes=("layer", "head"), value_range=(0.0, None), needs_square=True)

@@ -37,13 +37,18 @@ def residual(matrix: Tensor, norm: str) -> Tensor:
     """[...] of [..., row, column]: the norm of what is left of the rows without their mean, over that of the matrix."""
     check_choice("norm", norm, ("frobenius", "composite"))
 
-    def size(x: Tensor) -> Tensor:
-        if norm == "frobenius":
-            return torch.linalg.vector_norm(x.flatten(-2), dim=-1)
-        absolute = x.abs()
-        return (absolute.sum(-2).amax(-1) * absolute.sum(-1).amax(-1)).sqrt()
+    mean = matrix.mean(-2, keepdim=True)
+    left = matrix - mean
+    if norm == "frobenius":  # rows about their mean and the mean are orthogonal: no second pass over the matrix
+        squared = torch.linalg.vector_norm(left.flatten(-2), dim=-1).square()
+        return (squared / (squared + matrix.shape[-2] * mean.square().sum((-2, -1)))).sqrt()
+    return _composite(left) / _composite(matrix)
 
-    return size(matrix - matrix.mean(-2, keepdim=True)) / size(matrix)
+
+def _composite(matrix: Tensor) -> Tensor:
+    """Root of the largest column sum times the largest row sum of absolute values."""
+    absolute = matrix.abs()
+    return (absolute.sum(-2).amax(-1) * absolute.sum(-1).amax(-1)).sqrt()
 
 
 @metric(axes=("layer",), value_range=(0.0, None), narrow_range=range_of_norm)

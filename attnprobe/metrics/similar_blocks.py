@@ -1,6 +1,7 @@
 """Blocks whose attention repeats that of another block."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,12 +11,16 @@ from attnprobe.core.errors import InputError, check_choice
 from attnprobe.core.grid import TokenGrid
 from attnprobe.core.measurement import Measurement
 from attnprobe.core.metric import metric
+from attnprobe.metrics.engine.cosines import layer_cosines
 from attnprobe.metrics.engine.heads import HEAD_MATCH, matching
 from attnprobe.metrics.engine.linear_algebra import ascending, unit_vectors
 from attnprobe.stats.blocks import chosen_threshold
 
 CURVE = tuple(round(0.5 + step / 100, 2) for step in range(50))
 """Thresholds of the curve, since no published one exists: 0.50, 0.51 ... 0.99."""
+
+Pair = Callable[[int, int], Tensor]
+"""Two blocks -> [image, head x token], cosines of their token vectors."""
 
 COMPARE = ("previous", "next", "neighbors", "neighbors-max", "any")
 
@@ -130,12 +135,9 @@ def similar_blocks(
     if pool == "head_mean_map":
         maps = maps.mean(2, keepdim=True)
     partners = [_partners(block, maps.shape[1], compare, k) for block in range(maps.shape[1])]
-    entry, largest, match = -2 if axis == "key" else -1, compare in ("any", "neighbors-max"), head_match == "hungarian"
-    found = []
-    for heads in maps.split(maps.shape[2] if match else 1, 2):  # a copy of one head of all layers, not of all maps
-        units = [unit_vectors(layer, axis, center, exclude_prefix) for layer in heads.unbind(1)]
-        found.append(_cosines(units, partners, entry, largest, match))
-    s = torch.cat(found, -1)
+    cosines = _of_matched_heads if head_match == "hungarian" else _of_equal_heads
+    pair = cosines(maps, axis, center, exclude_prefix)
+    s = torch.stack([_pooled(pair, block, others, compare) for block, others in enumerate(partners)], 1)
 
     compared = torch.tensor([bool(others) for others in partners]).to(s)
     mean_s = s.mean(-1)
@@ -153,30 +155,29 @@ def _partners(block: int, n_blocks: int, compare: str, k: int) -> list[int]:
     return [other for other in reach.get(compare, range(n_blocks)) if 0 <= other < n_blocks and other != block]
 
 
-def _cosines(units: list[Tensor], partners: list[list[int]], entry: int, largest: bool, match: bool) -> Tensor:
-    """[image, layer, head x token]: cosine of each vector with the same one of the partners, pooled over partners."""
-    pairs: dict[tuple[int, int], Tensor] = {}
-    blocks = []
-    for block, others in enumerate(partners):
-        found = []
-        for other in others:
-            pair = (block, other) if match else (min(block, other), max(block, other))
-            if pair not in pairs:
-                partner = _matched(units[block], units[other]) if match else units[other]
-                pairs[pair] = (units[block] * partner).sum(entry).flatten(1)
-            found.append(pairs[pair])
-        if not found:
-            blocks.append(torch.zeros_like(units[block].select(entry, 0)).flatten(1))
-        else:
-            stacked = torch.stack(found)
-            blocks.append(stacked.amax(0) if largest else stacked.mean(0))
-    return torch.stack(blocks, 1)
+def _of_equal_heads(maps: Tensor, axis: str, center: str, exclude_prefix: int) -> Pair:
+    cosines = layer_cosines(maps, axis, center, exclude_prefix)
+    return lambda block, other: cosines.of(block, other).flatten(1)
 
 
-def _matched(block: Tensor, other: Tensor) -> Tensor:
-    """The heads of `other`, [image, head, query, key], in the order in which they resemble those of `block` most."""
-    partners = matching(block.flatten(2) @ other.flatten(2).mT)
-    return other[torch.arange(len(other), device=other.device)[:, None], partners]
+def _of_matched_heads(maps: Tensor, axis: str, center: str, exclude_prefix: int) -> Pair:
+    units = unit_vectors(maps, axis, center, exclude_prefix)
+    image = torch.arange(len(maps), device=maps.device)[:, None]
+
+    def pair(block: int, other: int) -> Tensor:
+        one, two = units[:, block], units[:, other]
+        partners = matching(one.flatten(2) @ two.flatten(2).mT)
+        return (one * two[image, partners]).sum(-2 if axis == "key" else -1).flatten(1)
+
+    return pair
+
+
+def _pooled(pair: Pair, block: int, others: list[int], compare: str) -> Tensor:
+    """[image, head x token]: cosine of each vector with the same one of the other blocks, pooled over these."""
+    if not others:
+        return torch.zeros_like(pair(block, block))
+    found = torch.stack([pair(block, other) for other in others])
+    return found.amax(0) if compare in ("any", "neighbors-max") else found.mean(0)
 
 
 def _mean_of_neighbours(mean_s: Tensor, compared: Tensor, k: int) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from attnprobe.core.errors import InputError
 from attnprobe.core.metric import metric
-from attnprobe.metrics.engine.linear_algebra import ascending
+from attnprobe.metrics.engine.linear_algebra import mean_sorted_row, row_lengths
 
 
 @metric(axes=("layer", "head"), value_range=(0.0, 1.0), needs_stochastic=True, by_row=True)
@@ -24,7 +24,7 @@ def row_gini(maps: Tensor) -> Tensor:
     """
     n = maps.shape[-1]
     weights = torch.arange(1 - n, n, 2, dtype=maps.dtype, device=maps.device) / n
-    return torch.stack([(ascending(layer) @ weights).mean(-1) for layer in maps.unbind(1)], 1)
+    return mean_sorted_row(maps) @ weights
 
 
 @metric(axes=("layer", "head"), value_range=(0.0, 1.0), needs_stochastic=True, by_row=True)
@@ -40,8 +40,8 @@ def row_hoyer(maps: Tensor) -> Tensor:
     root = math.sqrt(maps.shape[-1])
     if root == 1:
         return maps.new_full(maps.shape[:3], math.nan)
-    layers = [(layer.sum(-1) / torch.linalg.vector_norm(layer, dim=-1)).mean(-1) for layer in maps.unbind(1)]
-    return (root - torch.stack(layers, 1)) / (root - 1)
+    sums, lengths = row_lengths(maps)
+    return (root - (sums / lengths).mean(-1)) / (root - 1)
 
 
 @metric(axes=("layer", "head"), value_range=(1.0, None), unit="tokens", needs_stochastic=True, by_row=True)
@@ -55,8 +55,8 @@ def row_participation(maps: Tensor) -> Tensor:
     Caveats: the largest weight decides: half on one key and the rest spread evenly over 196 are 4 tokens, 28 by the
     Shannon entropy. Flat queries decide the mean: half of them at one key and half uniform over 197 give 99.
     """
-    layers = [(layer.sum(-1).square() / layer.square().sum(-1)).mean(-1) for layer in maps.unbind(1)]
-    return torch.stack(layers, 1)
+    sums, lengths = row_lengths(maps)
+    return (sums / lengths).square().mean(-1)
 
 
 @metric(axes=("layer", "head"), value_range=(0.0, 1.0), needs_stochastic=True, by_row=True)
@@ -77,7 +77,7 @@ def row_top_mass(maps: Tensor, *, k: int = 5) -> Tensor:
     """
     if k < 1:
         raise InputError(f"k={k} must be the number of keys to count, at least 1.")
-    return torch.stack([ascending(layer)[..., -k:].sum(-1).mean(-1) for layer in maps.unbind(1)], 1)
+    return mean_sorted_row(maps)[..., -k:].sum(-1)
 
 
 @metric(axes=("layer", "head"), value_range=(0.0, 1.0), needs_stochastic=True, by_row=True)
@@ -94,8 +94,9 @@ def row_small_share(maps: Tensor, *, threshold: float = 1e-3) -> Tensor:
         threshold: 0.001 is ours.
     """
     entries = maps.shape[-2] * maps.shape[-1]
-    counts = [_how_many(layer < threshold).to(maps) + 0 * layer.sum((-2, -1)) for layer in maps.unbind(1)]
-    return torch.stack(counts, 1) / entries  # 0 * NaN: a comparison would hide it
+    small = torch.empty_like(maps[:, 0], dtype=torch.bool)
+    counts = [_how_many(torch.lt(layer, threshold, out=small)).to(maps) for layer in maps.unbind(1)]
+    return torch.stack(counts, 1) / entries + 0 * row_lengths(maps)[0].sum(-1)  # 0 * NaN: a comparison would hide it
 
 
 def _how_many(true: Tensor) -> Tensor:

@@ -9,9 +9,16 @@ from torch.nn import functional as F
 
 from attnprobe.core.grid import TokenGrid
 from attnprobe.core.metric import metric
+from attnprobe.core.sharing import shared
 from attnprobe.metrics.head_similarity import head_similarity
 from attnprobe.metrics.sinks import prefix_names
 from attnprobe.metrics.token_similarity import token_similarity
+
+
+@shared
+def head_outputs(maps: Tensor, value_vectors: Tensor) -> Tensor:
+    """[image, layer, head, query, P], sum_j A[i, j] v_j: what each head makes of the values."""
+    return maps @ value_vectors
 
 
 @metric(axes=("layer", "head"), value_range=(-1.0, 1.0), needs_square=True)
@@ -25,7 +32,7 @@ def own_value_similarity(maps: Tensor, value_vectors: Tensor) -> Tensor:
     Caveat: where the values of all tokens are alike (`value_similarity`) it is near 1 for every softmax map, uniform
     attention included.
     """
-    received = maps @ value_vectors
+    received = head_outputs(maps, value_vectors)
     return (F.normalize(received, dim=-1) * F.normalize(value_vectors, dim=-1)).sum(-1).mean(-1)
 
 
@@ -55,7 +62,7 @@ def head_output_norm(maps: Tensor, value_vectors: Tensor) -> Tensor:
     Caveat: it is relative to the layer: where all heads output equally little each has 1, and one very large head
     makes the others look dead.
     """
-    size = (maps @ value_vectors).norm(dim=-1).mean(-1)
+    size = head_outputs(maps, value_vectors).norm(dim=-1).mean(-1)
     return size / size.mean(-1, keepdim=True)
 
 
@@ -70,7 +77,7 @@ def head_output_similarity(maps: Tensor, value_vectors: Tensor) -> Tensor:
     Caveat: heads have bases of their own, so unrelated ones score about 0 however alike their maps are: 0 does not say
     that heads do different things.
     """
-    return head_similarity.function(maps @ value_vectors)
+    return head_similarity.function(head_outputs(maps, value_vectors))
 
 
 @metric(axes=("layer", "head", "prefix"), value_range=(0.0, 1.0), needs_prefix=True, coords=prefix_names)

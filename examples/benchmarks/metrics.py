@@ -6,7 +6,8 @@ Maps, block outputs and values of a 16-block, 12-head, 197-token ViT with random
 paper, or 768 as ViT-B, whose maps cost the same and whose pass costs four times as much; the forward pass is that of
 the same model with an explicit softmax, which is what capture needs. Process CPU time (all threads), pass and metric
 in turn, median over rounds. Metrics outside of "all" are left out unless named; --metric default, all and names with
-settings as on the command line. At the end the six ranks by singular values one by one and together.
+settings as on the command line. Then sets together, as `measure` runs them: what several metrics need is computed once.
+Without --metric, at the end, the six ranks by singular values one by one and together, and the bootstrap.
 """
 
 import argparse
@@ -17,14 +18,15 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 
 from attnprobe.capturing import capture, find_layers
 from attnprobe.capturing.hooks import unfused
 from attnprobe.core.maps import AttentionMaps
 from attnprobe.core.metric import Metric
+from attnprobe.core.sharing import sharing
 from attnprobe.metrics import DEFAULT
 from attnprobe.metrics.engine.choose import choose
-from attnprobe.metrics.engine.linear_algebra import shared_decompositions
 from attnprobe.models import build_model
 from attnprobe.stats.bootstrap import interval_of_mean
 
@@ -64,7 +66,7 @@ def cost(metrics: list[Metric], forward: Callable[[], object], maps: AttentionMa
 
     def work() -> None:
         for image in singles:
-            with torch.inference_mode(), shared_decompositions():
+            with torch.inference_mode(), sharing():
                 for metric in metrics:
                     metric.per_image(image)
 
@@ -102,17 +104,20 @@ def main() -> None:
             model(pixels)
 
     chosen = list(choose(options.metric or ["all"])[0])
+    sets = {"default": [metric for metric in chosen if metric.name in DEFAULT], "all of these": chosen}
     print(f"width {options.width}, {options.images} images, {options.threads} thread(s), torch {torch.__version__}, "
           f"{options.rounds} rounds\n{'metric / plain unfused forward':32}  ratio")  # fmt: skip
-    found = costs(chosen, forward, maps, options.rounds)
-    default = sum(ratio for name, ratio in found.items() if name in DEFAULT)
-    print(f"{'default set':32} {default:6.3f}  goal: 1.5")
-    print(f"{'all of these':32} {sum(found.values()):6.3f}  goal: 2.0")
-    ranks = list(choose(RANKS)[0])
-    alone = sum(costs(ranks, forward, maps, options.rounds).values())
-    together = cost(ranks, forward, maps, options.rounds)
-    print(f"{'these six one by one':32} {alone:6.3f}\n{'these six together':32} {together:6.3f}")
-    bootstrap(options.rounds)
+    with threadpool_limits(options.threads):  # NumPy's and SciPy's BLAS have threads of their own
+        costs(chosen, forward, maps, options.rounds)
+        for (name, metrics), goal in zip(sets.items(), (1.5, 2.0), strict=True):
+            print(f"{name + ', together':32} {cost(metrics, forward, maps, options.rounds):6.3f}  goal: {goal}")
+        if options.metric:
+            return
+        ranks = list(choose(RANKS)[0])
+        alone = sum(costs(ranks, forward, maps, options.rounds).values())
+        together = cost(ranks, forward, maps, options.rounds)
+        print(f"{'these six one by one':32} {alone:6.3f}\n{'these six together':32} {together:6.3f}")
+        bootstrap(options.rounds)
 
 
 if __name__ == "__main__":

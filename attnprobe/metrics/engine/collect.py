@@ -12,10 +12,10 @@ from attnprobe.core.devices import exact_products, with_float64
 from attnprobe.core.errors import InputError, ShapeError
 from attnprobe.core.maps import AttentionMaps, uniform_maps
 from attnprobe.core.metric import Metric
+from attnprobe.core.sharing import sharing
 from attnprobe.core.sites import Site
 from attnprobe.metrics.engine.collected import Collected, maps_not_finite
 from attnprobe.metrics.engine.folding import Folding
-from attnprobe.metrics.engine.linear_algebra import shared_decompositions
 
 PIECE_BYTES = 16 * 2**20
 """Size of the maps that go through a metric at once on a CPU, in float32; its temporaries are as large."""
@@ -88,7 +88,7 @@ def collect(chunks: Iterable[AttentionMaps], metrics: Sequence[Metric], folding:
             for piece in _pieces(chunk):
                 its = draw and draw.images(start, start + piece.n_images)
                 start += piece.n_images
-                with shared_decompositions():
+                with sharing():
                     whole = [place.collected[metric.name].add(values_of(metric, piece), its) for metric in suited]
                 if suited and not (finite := np.logical_and.reduce(whole)).all():
                     place.not_finite.extend(islice(maps_not_finite(piece, ~finite), NAMED - len(place.not_finite)))

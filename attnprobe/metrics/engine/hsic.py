@@ -17,14 +17,35 @@ ESTIMATORS = ("unbiased", "biased")
 def gram(features: Tensor) -> tuple[Tensor, Tensor]:
     """[..., sample, feature] -> inner products of centred samples, as `half_products`: [..., sample, sample] below the
     diagonal, and the diagonal [..., sample]; zero where features are constant up to rounding."""
-    size = torch.linalg.vector_norm(features.flatten(-2), dim=-1)
     below, diagonal = half_products(features - features.mean(-2, keepdim=True))
-    constant = diagonal.sum(-1).sqrt() <= size * ROUNDING * torch.finfo(features.dtype).eps
+    none = constant(diagonal, features.square().sum((-2, -1)))
     # filled without asking whether any is, for which a GPU would have to be waited for
-    return below.masked_fill(constant[..., None, None], 0), diagonal.masked_fill(constant[..., None], 0)
+    return below.masked_fill(none[..., None, None], 0), diagonal.masked_fill(none[..., None], 0)
+
+
+def constant(diagonal: Tensor, squared_length: Tensor) -> Tensor:
+    """[...]: True where features are the same for all samples, up to rounding.
+
+    Args:
+        diagonal: [..., sample], of the kernel of centred samples.
+        squared_length: [...], sum over the squares of the features before they were centred.
+    """
+    noise = ROUNDING * torch.finfo(diagonal.dtype).eps
+    return diagonal.sum(-1).sqrt() <= squared_length.sqrt() * noise
 
 
 def hsic(below: Tensor, diagonal: Tensor, estimator: str) -> Tensor:
+    """HSIC of every pair of kernels, [..., kernel, kernel], up to a factor that is the same for all.
+
+    Args:
+        below: [..., kernel, sample, sample], kernels of centred samples below their diagonal.
+        diagonal, estimator: as for `hsic_of_products`.
+    """
+    flat = below.flatten(-2)
+    return hsic_of_products(2 * flat @ flat.mT, diagonal, estimator)
+
+
+def hsic_of_products(apart: Tensor, diagonal: Tensor, estimator: str) -> Tensor:
     """HSIC of every pair of kernels, up to a factor that is the same for all.
 
     estimator="unbiased": the U-statistic of Song et al. 2012. For kernels of n centred samples, whose rows sum to 0,
@@ -35,8 +56,8 @@ def hsic(below: Tensor, diagonal: Tensor, estimator: str) -> Tensor:
     "biased": <K, L>, the diagonal included.
 
     Args:
-        below: [..., kernel, sample, sample], kernels of centred samples below their diagonal.
-        diagonal: [..., kernel, sample].
+        apart: [..., kernel, kernel], <K', L'> of kernels of centred samples.
+        diagonal: [..., kernel, sample], k.
         estimator: "unbiased" or "biased".
 
     Returns:
@@ -46,8 +67,7 @@ def hsic(below: Tensor, diagonal: Tensor, estimator: str) -> Tensor:
         InputError: an unknown estimator, or fewer than the 4 samples that "unbiased" needs.
     """
     check_choice("estimator", estimator, ESTIMATORS)
-    n, flat = diagonal.shape[-1], below.flatten(-2)
-    apart, alone = 2 * flat @ flat.mT, diagonal @ diagonal.mT
+    n, alone = diagonal.shape[-1], diagonal @ diagonal.mT
     if estimator == "biased":
         return apart + alone
     if n < 4:

@@ -4,9 +4,7 @@ A matrix times its own transpose is symmetric, which BLAS knows as `syrk` and Py
 for 192 rows of 38,809, 25 instead of 39 for 192 maps of 197 x 197 (float32, one AVX-512 core).
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+import math
 from typing import Any
 
 import numpy as np
@@ -15,6 +13,7 @@ from scipy.linalg import get_blas_funcs
 from torch import Tensor
 
 from attnprobe.core.errors import InputError, check_choice
+from attnprobe.core.sharing import shared
 
 FEW = 32
 """Below this many rows `syrk` gains nothing."""
@@ -52,39 +51,31 @@ def _half(x: Tensor) -> Tensor:
     return torch.from_numpy(found).view(*x.shape[:-1], n)
 
 
-_Decomposed = dict[tuple[Any, ...], tuple[Tensor, Tensor]]
-_DECOMPOSED: ContextVar[_Decomposed | None] = ContextVar("_DECOMPOSED", default=None)
-
-
-@contextmanager
-def shared_decompositions() -> Iterator[None]:
-    """Within it the singular values of a matrix are computed once, whoever asks for them."""
-    token = _DECOMPOSED.set({})
-    try:
-        yield
-    finally:
-        _DECOMPOSED.reset(token)
-
-
+@shared
 def singular_values(matrix: Tensor) -> Tensor:
     """[..., query, key] -> [..., min(query, key)], float64, in falling order; NaN where a matrix is not finite.
 
     LAPACK would fail on that. By the SVD: square roots of a Gram matrix's eigenvalues keep half of the digits. On the
     CPU, because CUDA's libraries decompose a batch of matrices of more than 32 rows one after the other.
     """
-    shared = _DECOMPOSED.get()
-    if shared is None:
-        return _singular_values(matrix)
-    place = (matrix.data_ptr(), matrix.shape, matrix.stride(), matrix.dtype, matrix.device)
-    if place not in shared:  # the matrix is kept beside its values: freed, another could come to its place in memory
-        shared[place] = matrix, _singular_values(matrix)
-    return shared[place][1]
-
-
-def _singular_values(matrix: Tensor) -> Tensor:
     finite = matrix.isfinite().all(-1).all(-1)
     values = torch.linalg.svdvals(torch.where(finite[..., None, None], matrix, 0.0).cpu().double())
     return torch.where(finite[..., None], values.to(matrix.device), torch.nan)
+
+
+CACHED_BYTES = 4 * 2**20
+"""Size of what is worked on at once on a CPU, about that of its second cache."""
+
+
+def in_cache(maps: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, ...]:
+    """The maps, some images at a time: on a CPU as many as fit into its cache if of each so much is worked on at once.
+
+    Args:
+        maps: [image, ...].
+        shape: of what is worked on at once, of one image.
+    """
+    step = CACHED_BYTES // max(1, math.prod(shape) * maps.element_size()) if maps.is_cpu else len(maps)
+    return maps.split(max(1, step))
 
 
 def ascending(rows: Tensor) -> Tensor:
@@ -93,6 +84,20 @@ def ascending(rows: Tensor) -> Tensor:
     if rows.is_cpu:
         return torch.from_numpy(np.sort(rows.numpy(), axis=-1))
     return rows.sort(-1).values
+
+
+@shared
+def mean_sorted_row(maps: Tensor) -> Tensor:
+    """[..., key] of [image, layer, head, query, key]: the rows in ascending order, their mean over queries."""
+    return torch.stack([ascending(layer).mean(-2) for layer in maps.unbind(1)], 1)
+
+
+@shared
+def row_lengths(maps: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums and Euclidean lengths of the rows of [image, layer, head, query, key], each without the last axis."""
+    layers = [(layer.sum(-1), torch.linalg.vector_norm(layer, dim=-1)) for layer in maps.unbind(1)]
+    sums, lengths = zip(*layers, strict=True)
+    return torch.stack(sums, 1), torch.stack(lengths, 1)
 
 
 ROUNDING = 16
@@ -113,18 +118,29 @@ def unit_vectors(maps: Tensor, axis: str = "key", center: str = "none", exclude_
     Raises:
         InputError: an unknown axis or centre, or no token left.
     """
+    check_vectors(maps, axis, center, exclude_prefix)
+    entry = -2 if axis == "key" else -1
+    maps = maps.narrow(-3 - entry, exclude_prefix, maps.shape[-3 - entry] - exclude_prefix)
+    squared_length = raw = maps.square().sum(entry, keepdim=True)
+    if center != "none":
+        maps = maps - (maps.mean(entry, keepdim=True) if center == "mean" else 1.0 / maps.shape[-1])
+        squared_length = maps.square().sum(entry, keepdim=True)
+    return maps * inverse_length(squared_length, raw, center)
+
+
+def check_vectors(maps: Tensor, axis: str, center: str, exclude_prefix: int) -> None:
+    """Raises InputError for options that `unit_vectors` does not know."""
     check_choice("axis", axis, ("key", "query"))
     check_choice("center", center, ("none", "mean", "uniform"))
-    entry = -2 if axis == "key" else -1
-    n_tokens, n_keys = maps.shape[-3 - entry], maps.shape[-1]
+    n_tokens = maps.shape[-1 if axis == "key" else -2]
     if not 0 <= exclude_prefix < n_tokens:
         raise InputError(f"exclude_prefix={exclude_prefix} must leave at least one of {n_tokens} tokens to compare.")
-    maps = maps.narrow(-3 - entry, exclude_prefix, n_tokens - exclude_prefix)
-    squared_length = maps.square().sum(entry, keepdim=True)
-    precise = torch.finfo(maps.dtype)
+
+
+def inverse_length(squared_length: Tensor, raw: Tensor, center: str) -> Tensor:
+    """1 / length of vectors, `raw` being their squared lengths before they were centred; 0 for what counts as zero."""
+    precise = torch.finfo(squared_length.dtype)
     floor = precise.tiny / precise.eps  # what is smaller has lost digits, and would come out longer than 1
     if center != "none":
-        floor = (squared_length * (ROUNDING * precise.eps) ** 2).clamp_min(floor)
-        maps = maps - (maps.mean(entry, keepdim=True) if center == "mean" else 1.0 / n_keys)
-        squared_length = maps.square().sum(entry, keepdim=True)
-    return maps * torch.where(squared_length > floor, squared_length.rsqrt(), 0.0)
+        floor = (raw * (ROUNDING * precise.eps) ** 2).clamp_min(floor)
+    return torch.where(squared_length > floor, squared_length.rsqrt(), 0.0)

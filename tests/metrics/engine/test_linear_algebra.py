@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 
+from attnprobe.core.sharing import sharing
 from attnprobe.metrics import nuclear_ratio, spectral_gap, stable_rank
 from attnprobe.metrics.engine import linear_algebra
 from attnprobe.metrics.engine.linear_algebra import (
     FEW,
     half_products,
     row_products,
-    shared_decompositions,
     singular_values,
     unit_vectors,
 )
@@ -62,7 +62,7 @@ def test_within_a_measurement_singular_values_of_a_matrix_are_computed_once(monk
     alone = [metric(maps) for metric in ranks]
     assert len(calls) == 3 * 3  # per layer
     calls.clear()
-    with shared_decompositions():
+    with sharing():
         together = [metric(maps) for metric in ranks]
     assert len(calls) == 3
     for one, other in zip(alone, together, strict=True):
@@ -72,12 +72,12 @@ def test_within_a_measurement_singular_values_of_a_matrix_are_computed_once(monk
 
 
 def test_another_matrix_at_the_same_place_in_memory_has_values_of_its_own():
-    with shared_decompositions():
+    with sharing():
         found = [singular_values(torch.rand(4, 6, 6, generator=torch.Generator().manual_seed(k))) for k in range(50)]
     for k, values in enumerate(found):
         matrix = torch.rand(4, 6, 6, generator=torch.Generator().manual_seed(k)).numpy()
         np.testing.assert_allclose(values, np.linalg.svd(matrix.astype(float), compute_uv=False), rtol=1e-9)
     stored = torch.rand(2, 4, 4)
-    with shared_decompositions():
+    with sharing():
         whole, turned = singular_values(stored), singular_values(stored[:, :2])
     assert whole.shape == (2, 4) and turned.shape == (2, 2)

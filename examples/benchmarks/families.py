@@ -1,6 +1,6 @@
 """Which vision transformers can be captured, and is what is captured what they compute? A table over all families.
 
-    python examples/benchmarks/coverage.py [--only swin] [--group timm]
+    python examples/benchmarks/families.py [--only swin] [--group timm]
 
 One small model with random weights of every family of timm, torchvision and Hugging Face that has softmax attention,
 and one exported to ONNX. Of each: the layers captured of the softmaxes that ran (counted below PyTorch's functions,
@@ -9,7 +9,7 @@ the nearest factor of a product of matrices in a run of its own, whether the out
 bit for bit, and of how many stages perturbation proves where the tokens are. The model must be left as it was. A family
 that is not covered whole, or whose tokens' places are not proved, says why.
 
-    python examples/benchmarks/coverage.py --times       # what the perturbation proofs cost, over timm's families
+    python examples/benchmarks/families.py --times       # what the perturbation proofs cost, over timm's families
 """
 
 import argparse
