@@ -26,6 +26,7 @@ from attnprobe.io import fs
 from attnprobe.io.progress import Advance, progress
 from attnprobe.io.ranks import Claims, Rank, held
 from attnprobe.io.reference import UserImages
+from attnprobe.io.remote import RemotePath, place
 from attnprobe.io.run import Run, untrained_maps
 from attnprobe.metrics.engine.choose import choose
 from attnprobe.metrics.engine.sink import MeasureSink
@@ -79,7 +80,7 @@ def capture_file(spec: CaptureSpec, *, out: Path | None = None) -> Path:
         InputError: the file exists and holds another capture.
     """
     run = Run.of(Path(spec.model))
-    out = Path(out or (run.maps if run.checkpoints.is_dir() else f"{Path(spec.model).stem}.h5"))
+    out = place(out or (run.maps if run.checkpoints.is_dir() else f"{Path(spec.model).stem}.h5"))
     rank = Rank.of_this_process()
     main, base = tasks(spec, rank)
     dtype, keep_shards = spec.stored_dtype, spec.keep_shards or rank.local_world < rank.world
@@ -102,7 +103,8 @@ def capture_file(spec: CaptureSpec, *, out: Path | None = None) -> Path:
 
     if base is not None and not is_done(base, untrained_maps(out)):
         # First, so that a command that was stopped here can be run again.
-        store(base, untrained_maps(out), overwrite=rank.alone or spec.overwrite)
+        replacing = rank.alone and not isinstance(out, RemotePath)
+        store(base, untrained_maps(out), overwrite=replacing or spec.overwrite)
         base.release()
     return out if done else store(main, out, spec.overwrite)
 
@@ -130,7 +132,7 @@ def measure_live(
         What was examined, and the files written; nothing where others are still at work.
     """
     choose(metrics)
-    rank, out = Rank.of_this_process(), Path(out)
+    rank, out = Rank.of_this_process(), place(out)
     main, base = tasks(spec, rank)
     with held(out), fs.as_work_error(f"measuring into {out}"):
 
@@ -150,7 +152,7 @@ def measure_live(
         try:
             if not report.take("report"):
                 return [], []
-            baselines = {"untrained": map(Path.read_bytes, untrained)} if untrained else {}
+            baselines = {"untrained": map(fs.read_regular, untrained)} if untrained else {}
             examined = _examined(main, slices, metrics, baselines=baselines, group=group)
             files = write_report([examined], out, formats)
             report.remove()
@@ -274,8 +276,8 @@ def _settings(spec: CaptureSpec, selection: Selection) -> dict[str, Any]:
 
 def _examined(task: Task, slices: list[Path], metrics: Sequence[str] | None, **more: Any) -> Examined:
     """Content of a report on the slices of a task; `more` as for `measure_slices`."""
-    measurements = measure_slices(map(Path.read_bytes, slices), metrics, **more)
-    layers, grid = layers_and_grid(slices[0].read_bytes())
+    measurements = measure_slices(map(fs.read_regular, slices), metrics, **more)
+    layers, grid = layers_and_grid(fs.read_regular(slices[0]))
     plan = task.plan
     names = ("model", "variant", "data", "seed", "device", "checkpoint_sha256", "versions")
     info = {name: getattr(plan, name) for name in names}

@@ -14,6 +14,7 @@ from attnprobe.core.maps import AttentionMaps
 from attnprobe.core.text import visible
 from attnprobe.io.progress import Advance, progress
 from attnprobe.io.reference import NOT_SAID, UserImages
+from attnprobe.io.remote import place
 from attnprobe.io.run import Run, maps_of, name_of, run_of, untrained_maps
 from attnprobe.metrics import measure
 from attnprobe.metrics.engine.choose import choose
@@ -42,7 +43,7 @@ def examine(
         user: where the images are; of itself a file opens only digits, fractals and what lies in its run's folder.
         group: which images count once together, as for `measure`.
     """
-    path = maps_of(Path(path))
+    path = maps_of(place(path))
     choose(metrics)  # a misspelt name is said before any file is opened
     reader = open_maps(path)
     with progress(f"measure {path.name}", len(reader)) as advance:
