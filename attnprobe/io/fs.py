@@ -180,6 +180,11 @@ def temporary_in(folder: Path) -> Path:
     return here / f"{TEMPORARY}{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
 
 
+def cache_folder() -> Path:
+    """The folder of what was downloaded, and of what would be computed again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "attnprobe"
+
+
 def free_bytes(folder: Path) -> int:
     """Free space of the disk on which the temporary files of `folder` lie."""
     return shutil.disk_usage(tempfile.gettempdir() if isinstance(folder, RemotePath) else folder).free

@@ -9,16 +9,12 @@ work may be done twice, and the first result stays.
 """
 
 import fnmatch
-import hashlib
 import io
-import os
+import logging
 import random
 import re
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -38,13 +34,16 @@ ATTEMPTS = 3
 FINAL = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
 """Errors that another attempt would not change."""
 
-REFUSED = ("NoCredentials", "PartialCredentials", "CredentialRetrieval", "TokenRetrieval", "GatedRepo", "Unauthorized",
-           "DefaultCredentials", "RefreshError", "ProfileNotFound", "ParamValidation")  # fmt: skip
-"""Beginnings of the names of errors of the libraries that say who asks, or how, is wrong."""
+REFUSED = ("NoCredentials", "PartialCredentials", "CredentialRetrieval", "TokenRetrieval", "GatedRepo",
+           "Unauthorized", "RepositoryNotFound", "DefaultCredentials", "RefreshError", "ProfileNotFound",
+           "ParamValidation")  # fmt: skip
+"""Beginnings of the names of errors of the libraries that say that who asks, or the name asked for, is wrong."""
 
-LIBRARIES = {"botocore", "aiobotocore", "aiohttp", "s3fs", "gcsfs", "google", "requests", "urllib3", "httpx", "httpcore",
-             "huggingface_hub", "fsspec"}  # fmt: skip
-"""Packages whose errors, of whatever class, are of the network."""
+BUGS = (ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, NotImplementedError, TypeError)
+"""Errors that are not of the network; the libraries have hundreds of classes for those that are."""
+
+LIBRARIES = ("aiobotocore", "aiohttp", "asyncio", "botocore", "fsspec", "gcsfs", "huggingface_hub", "s3fs")
+"""Packages that log what goes wrong before it is tried again."""
 
 OPTIONS: dict[str, dict[str, Any]] = {
     # `total_max_attempts` counts tries of one request, with growing pauses; a listing that is kept would hide what
@@ -52,21 +51,35 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "s3": {"config_kwargs": {"retries": {"mode": "standard", "total_max_attempts": 5}, "connect_timeout": 20}},
 }
 
+MARKS = ("ETag", "etag", "md5Hash", "generation", "blob_id", "LastModified", "created")
+"""What stores say of an object by which two states of it can be told apart."""
+
 BLOCK, BLOCKS = 4 << 20, 16
 """Bytes of a range request, and how many of them are kept while a file is open."""
 
 _URL = re.compile(r"(s3|gs|hf|memory|file):/+(.*)", re.DOTALL)
 
 
-def place(ref: Path | str) -> Path:
+def place(ref: Path | str, *, output: bool = False) -> Path:
     """The path that a user's text names: in an object store if it is a URL, else on this machine.
 
     Also of a `Path` made of a URL, which has lost one of its two slashes.
+
+    Args:
+        output: it is to be written.
+
+    Raises:
+        InputError: it is to be written, and nothing of its scheme can be put on a condition.
     """
     match = None if isinstance(ref, RemotePath) else _URL.fullmatch(str(ref))
     if match is None:
         return ref if isinstance(ref, Path) else Path(ref)
-    return Path("/", match[2]) if match[1] == "file" else RemotePath(f"{match[1]}:/{match[2]}")
+    if match[1] == "file":
+        return Path("/", match[2])
+    path = RemotePath(f"{match[1]}:/{match[2]}")
+    if output:
+        path.require_exclusive()
+    return path
 
 
 class RemotePath(type(Path())):
@@ -122,10 +135,28 @@ class RemotePath(type(Path())):
         except FileNotFoundError:
             return iter(())
 
-    def objects(self) -> dict[str, int]:
-        """Size of every object in the folder and below, by its name relative to the folder."""
-        found = _attempt(self, "listing", lambda fs: fs.find(self.key, detail=True))
-        return {self._relative(name): entry["size"] for name, entry in found.items()}
+    def states(self) -> dict[str, tuple[int, str]]:
+        """Size of every object in the folder and below, and what the store says of its content; "" for itself."""
+
+        def look(fs: Any) -> dict[str, tuple[int, str]]:
+            try:
+                found = fs.find(self.key, detail=True)
+            except FileNotFoundError:
+                return {}
+            return {
+                "" if name.strip("/") == self.key else self._relative(name): (
+                    entry["size"],
+                    " ".join(str(entry[mark]) for mark in MARKS if mark in entry),
+                )
+                for name, entry in found.items()
+                if entry.get("type") == "file"
+            }
+
+        return _attempt(self, "looking for", look)
+
+    def get_file(self, target: Path) -> None:
+        """Download the object into a new file."""
+        _attempt(self, "reading", lambda fs: fs.get_file(self.key, str(target)))
 
     def read_bytes(self) -> bytes:
         return _attempt(self, "reading", lambda fs: fs.cat_file(self.key))
@@ -144,13 +175,11 @@ class RemotePath(type(Path())):
         Raises:
             FileExistsError: the name is taken and `overwrite` is False.
         """
-        self.require_exclusive()
         content, mode = bytes(data), "overwrite" if overwrite else "create"
         _attempt(self, "writing", lambda fs: fs.pipe_file(self.key, content, mode=mode))
 
     def put_file(self, source: Path, *, overwrite: bool = False) -> None:
         """Make the object of a file of this machine, in several requests if it is large; errors as of `put`."""
-        self.require_exclusive()
         mode = "overwrite" if overwrite else "create"
         if self.scheme == "memory":
             return self.put(source.read_bytes(), overwrite=overwrite)
@@ -263,13 +292,13 @@ def _file_system(path: RemotePath) -> Any:
         InputError: its package is missing.
     """
     try:
-        import fsspec  # late: only those who name a URL need it
+        import fsspec  # late: only those who name a URL need it; torch brings it
 
+        for name in LIBRARIES:  # they would print the tracebacks of what is tried again
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         return fsspec.filesystem(path.scheme, use_listings_cache=False, **OPTIONS.get(path.scheme, {}))
     except ImportError as error:
-        raise InputError(
-            f'{path} needs {SCHEMES[path.scheme]} ({error}): pip install "attnprobe[cloud]".'
-        ) from None
+        raise InputError(f'{path} needs {SCHEMES[path.scheme]} ({error}): pip install "attnprobe[cloud]".') from None
 
 
 def _attempt(path: RemotePath, doing: str, call: Callable[[Any], T]) -> T:
@@ -283,8 +312,7 @@ def _attempt(path: RemotePath, doing: str, call: Callable[[Any], T]) -> T:
                 raise _not_admitted(path, doing, error) from error
             if isinstance(error, FileNotFoundError) and doing == "writing":
                 raise InputError(f"{path} cannot be written: {_reason(error)}. Make the bucket first.") from error
-            network = isinstance(error, OSError) or type(error).__module__.partition(".")[0] in LIBRARIES
-            if isinstance(error, FINAL) or not (network or isinstance(error, TimeoutError)):
+            if isinstance(error, (*FINAL, *BUGS)):
                 raise
             if attempt == ATTEMPTS:
                 raise WorkError(
@@ -301,89 +329,10 @@ def _not_admitted(path: RemotePath, doing: str, error: Exception) -> InputError:
         "gs": "GOOGLE_APPLICATION_CREDENTIALS, or gcloud auth application-default login",
         "hf": "HF_TOKEN, or hf auth login",
     }.get(path.scheme, "who you are")
-    return InputError(f"{doing} {path} was refused: {_reason(error)}. Check the credentials ({where}).")
+    return InputError(f"{doing} {path} was refused: {_reason(error)}. Check the name and the credentials ({where}).")
 
 
 def _reason(error: BaseException) -> str:
     """What an error says, in one line and without a full stop."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text[:300].rstrip(".")
-
-
-def cache_folder() -> Path:
-    """The folder of what was downloaded."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "attnprobe"
-
-
-@dataclass(frozen=True, slots=True)
-class _Version:
-    """A state of an object or folder: names, sizes and what the store says of their content."""
-
-    objects: tuple[tuple[str, int, str], ...]
-
-    @property
-    def size(self) -> int:
-        return sum(size for _, size, _ in self.objects)
-
-
-def local_copy(ref: Path | str, most: int | None = None) -> Path:
-    """A file or folder of an object store on this machine, downloaded once; a path of this machine is itself.
-
-    The copy lies in the cache under a hash of its URL, names, sizes and the store's checksums, so that another state is
-    another copy. It appears whole: a download that stopped leaves nothing.
-
-    Args:
-        most: bytes it may have; a half of the free space of the cache's disk if None.
-
-    Raises:
-        InputError: nothing has that name, or it is larger.
-    """
-    path = place(ref)
-    if not isinstance(path, RemotePath):
-        return path
-    version = _version(path)
-    if not version.objects:
-        raise InputError(f"no file and no folder at {path}. Check its name.")
-    shelf = cache_folder() / "remote"
-    shelf.mkdir(parents=True, exist_ok=True)
-    allowed = shutil.disk_usage(shelf).free // 2 if most is None else most
-    home = shelf / hashlib.sha256(f"{path}\0{version}".encode()).hexdigest()[:24]
-    copy = home / path.name
-    if copy.exists():
-        return copy
-    if version.size > allowed:
-        raise InputError(f"{path} has {version.size} bytes, and {allowed} may be downloaded. Free space in {shelf}.")
-    with tempfile.TemporaryDirectory(dir=shelf, prefix=".tmp-") as temporary:
-        for name, size, _ in version.objects:
-            target = Path(temporary, "copy", path.name, *([name] if name else []))
-            if not target.resolve().is_relative_to(Path(temporary).resolve()):
-                raise InputError(f"{path} holds a name that leads out of it: {name!r}.")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            source = path / name if name else path
-            _attempt(path, "reading", lambda fs, source=source, target=target: fs.get_file(source.key, str(target)))
-            if target.stat().st_size != size:
-                raise WorkError(f"{source} has {size} bytes and {target.stat().st_size} came. Run the command again.")
-        try:
-            os.rename(Path(temporary, "copy"), home)
-        except OSError:  # another process was faster
-            if not copy.exists():
-                raise
-    return copy
-
-
-def _version(path: RemotePath) -> _Version:
-    def look(fs: Any) -> _Version:
-        try:
-            found = fs.find(path.key, detail=True)
-        except FileNotFoundError:
-            found = {}
-        marks = ("ETag", "etag", "md5Hash", "generation", "blob_id", "LastModified", "created")
-        objects = (
-            ("" if name.strip("/") == path.key else path._relative(name), entry["size"],
-             str([entry[mark] for mark in marks if mark in entry]))
-            for name, entry in found.items()
-            if entry.get("type") == "file"
-        )  # fmt: skip
-        return _Version(tuple(sorted(objects)))
-
-    return _attempt(path, "looking for", look)

@@ -46,7 +46,7 @@ def write_report(
         raise InputError(f"two runs are named {min(twice)!r}; names must differ, rename one of them.")
     for name in formats:
         check_choice("format", name, tuple(FORMATS))
-    out, written = place(out), []
+    out, written = place(out, output=True), []
     for name in formats:
         file, make = FORMATS[name]
         text = make(runs)

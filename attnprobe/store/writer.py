@@ -68,7 +68,7 @@ class MapWriter:
         overwrite: bool = False,
         keep_shards: bool = False,
     ) -> None:
-        self.path, self.plan, self._dtype = place(path), plan, dtype
+        self.path, self.plan, self._dtype = place(path, output=True), plan, dtype
         if self.path.suffix != ".h5":
             raise InputError(f"maps are written to a file that ends in .h5, got {self.path}; try {self.path}.h5.")
         if dtype not in ITEM_BYTES:

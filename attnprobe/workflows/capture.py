@@ -80,7 +80,7 @@ def capture_file(spec: CaptureSpec, *, out: Path | None = None) -> Path:
         InputError: the file exists and holds another capture.
     """
     run = Run.of(Path(spec.model))
-    out = place(out or (run.maps if run.checkpoints.is_dir() else f"{Path(spec.model).stem}.h5"))
+    out = place(out or (run.maps if run.checkpoints.is_dir() else f"{Path(spec.model).stem}.h5"), output=True)
     rank = Rank.of_this_process()
     main, base = tasks(spec, rank)
     dtype, keep_shards = spec.stored_dtype, spec.keep_shards or rank.local_world < rank.world
@@ -132,7 +132,7 @@ def measure_live(
         What was examined, and the files written; nothing where others are still at work.
     """
     choose(metrics)
-    rank, out = Rank.of_this_process(), place(out)
+    rank, out = Rank.of_this_process(), place(out, output=True)
     main, base = tasks(spec, rank)
     with held(out), fs.as_work_error(f"measuring into {out}"):
 

@@ -54,7 +54,7 @@ def report(spec: ReportSpec) -> tuple[list[Examined], list[Path]]:
     ]
     if spec.verify_drops:
         examined = [_verified(e, run, spec.tolerance, user) for e, run in zip(examined, runs, strict=True)]
-    out = place(spec.out)
+    out = place(spec.out, output=True)
     with fs.as_work_error(f"writing the report into {out}"):
         fs.make_folder(out)
         return examined, write_report(examined, out, spec.formats)
