@@ -31,6 +31,9 @@ EXCLUSIVE = {"s3", "gs", "memory"}
 ATTEMPTS = 3
 """Times that an operation is tried, each of them after what the libraries retry by themselves."""
 
+PAUSE = 1.0
+"""Seconds before the second attempt; half of it to all of it, by chance, and twice as long before each later one."""
+
 FINAL = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
 """Errors that another attempt would not change."""
 
@@ -310,6 +313,8 @@ def _attempt(path: RemotePath, doing: str, call: Callable[[Any], T]) -> T:
         except Exception as error:
             if isinstance(error, PermissionError) or type(error).__name__.startswith(REFUSED):
                 raise _not_admitted(path, doing, error) from error
+            if type(error).__name__ == "FileExpired":  # s3fs asks for the state that it opened
+                raise InputError(f"{path} was replaced while it was read. Run the same command again.") from error
             if isinstance(error, FileNotFoundError) and doing == "writing":
                 raise InputError(f"{path} cannot be written: {_reason(error)}. Make the bucket first.") from error
             if isinstance(error, (*FINAL, *BUGS)):
@@ -319,7 +324,7 @@ def _attempt(path: RemotePath, doing: str, call: Callable[[Any], T]) -> T:
                     f"{doing} {path} failed {ATTEMPTS} times: {_reason(error)}. Check the network and the store's "
                     "address, then run the same command again: what is finished stays."
                 ) from error
-            time.sleep(2 ** (attempt - 1) * (0.5 + random.random() / 2))
+            time.sleep(PAUSE * 2 ** (attempt - 1) * (0.5 + random.random() / 2))
     raise AssertionError("the last attempt returns or raises")
 
 

@@ -256,7 +256,7 @@ class Job:
                         return self.path
                     self._refuse_existing()
                     raise
-                except WorkError:
+                except (WorkError, MapsFileError):
                     self._require_intact(pinned)
                     raise
             parts.discard(self.folder)  # only now: until the file has its name, the shards are the capture
