@@ -186,7 +186,9 @@ def strict(bucket):
     """The server asks for credentials that it knows; it knows none."""
 
     def ask(count):
-        request = urllib.request.Request(f"{bucket.address}/moto-api/reset-auth", data=count, method="POST")
+        request = urllib.request.Request(
+            f"{bucket.address}/moto-api/reset-auth", data=count, method="POST", headers={"Content-Type": "text/plain"}
+        )
         urllib.request.urlopen(request, timeout=30).close()
 
     ask(b"0")

@@ -127,6 +127,10 @@ class MapWriter:
             self.append(maps)
             del maps  # the thread has them; here they would be held while the next ones are computed
 
+    def settle(self) -> None:
+        """Wait until every shard that is full is committed."""
+        self._wait()
+
     def append(self, maps: Sequence[AttentionMaps]) -> None:
         """Store all the maps, every stage and site, of the same images.
 

@@ -79,8 +79,7 @@ def capture_file(spec: CaptureSpec, *, out: Path | None = None) -> Path:
     Raises:
         InputError: the file exists and holds another capture.
     """
-    run = Run.of(Path(spec.model))
-    out = place(out or (run.maps if run.checkpoints.is_dir() else f"{Path(spec.model).stem}.h5"), output=True)
+    out = maps_file(spec, out)
     rank = Rank.of_this_process()
     main, base = tasks(spec, rank)
     dtype, keep_shards = spec.stored_dtype, spec.keep_shards or rank.local_world < rank.world
@@ -107,6 +106,12 @@ def capture_file(spec: CaptureSpec, *, out: Path | None = None) -> Path:
         store(base, untrained_maps(out), overwrite=replacing or spec.overwrite)
         base.release()
     return out if done else store(main, out, spec.overwrite)
+
+
+def maps_file(spec: CaptureSpec, out: Path | None) -> Path:
+    """The file of a capture: as the user names it, else maps.h5 in the run, or MODEL.h5 here."""
+    run = Run.of(Path(spec.model))
+    return place(out or (run.maps if run.checkpoints.is_dir() else f"{Path(spec.model).stem}.h5"), output=True)
 
 
 def measure_live(
@@ -167,20 +172,30 @@ def fill(sink: MapWriter | MeasureSink, task: Task, title: str) -> None:
     A part is a fixed run of images. What is pinned when a sink begins does not depend on who begins it, so any number
     of processes may fill one, at once or one after the other, and the result is the same to the bit.
     """
-    plan = task.plan
-    with progress(f"check {plan.model}", 1):  # the certificate takes several forward passes
+    n, missing = len(task.plan.image_ids), sum(map(len, begin(sink, task)))
+    with progress(title, n, done=n - missing) as advance:
+        write_parts(sink, task, sink.parts(), advance)
+
+
+def begin(sink: MapWriter | MeasureSink, task: Task) -> list[range]:
+    """Pin what a part is, unless another process has; the positions of the images of each part that is missing."""
+    with progress(f"check {task.plan.model}", 1):  # the certificate takes several forward passes
         capturing = task.capturing
         if not sink.begun:
             sink.begin(capturing.sample(), capturing.fitting)
-    n, missing = len(plan.image_ids), sum(map(len, sink.pending()))
+    missing = sink.pending()
     if missing and sink.batch_images is None:  # other batches would give other last bits
         raise InputError(f"{sink.folder} was begun by an older attnprobe; remove it, or choose another -o.")
-    # The loader claims parts ahead of the sink, so that its workers need not stop between two of them.
-    to_load, to_write = tee(sink.parts())
-    batches = capturing.batches(to_load, sink.batch_images)
-    with progress(title, n, done=n - missing) as advance:
-        for part in to_write:
-            sink.write(part, _batches_of(plan, part, batches, advance))
+    return missing
+
+
+def write_parts(sink: MapWriter | MeasureSink, task: Task, parts: Iterator[range], advance: Advance) -> None:
+    """Capture some parts into a sink that was begun."""
+    # The loader asks for parts ahead of the sink, so that its workers need not stop between two of them.
+    to_load, to_write = tee(parts)
+    batches = task.capturing.batches(to_load, sink.batch_images)
+    for part in to_write:
+        sink.write(part, _batches_of(task.plan, part, batches, advance))
 
 
 def _batches_of(
