@@ -6,7 +6,6 @@ Every file is read once from front to back to learn where its images are; that i
 of the file's name, size and time. Afterwards an image is one read, so that any process can take any part.
 """
 
-import glob
 import hashlib
 import json
 import re
@@ -27,7 +26,7 @@ from attnprobe.data.ranges import Ranges, load_ranges
 from attnprobe.io import fs
 from attnprobe.io.download import state_of
 from attnprobe.io.progress import progress
-from attnprobe.io.remote import RemotePath, place
+from attnprobe.io.remote import RemotePath, matching, place
 
 AT_ONCE = 4
 """Tar files that are indexed at once."""
@@ -85,19 +84,13 @@ def tar_files(pattern: str) -> list[Path]:
         InputError: none is there, or more than `MOST_FILES`.
     """
     named = [place(text) for text in _expanded(pattern)]
-    files = [file for path in named for file in (_matching(path) if re.search(r"[*?\[]", path.name) else [path])]
+    files = [file for path in named for file in (matching(str(path)) if re.search(r"[*?\[]", str(path)) else [path])]
     missing = next((path for path in files if not isinstance(path, RemotePath) and not path.is_file()), None)
     if not files or missing:
         raise InputError(
             f"no tar file at {missing or pattern}. Name files that end in .tar, as in shards-{{000..011}}.tar."
         )
     return files
-
-
-def _matching(path: Path) -> list[Path]:
-    return (
-        [*path.parent.glob(path.name)] if isinstance(path, RemotePath) else [*map(Path, sorted(glob.glob(str(path))))]
-    )
 
 
 def _expanded(pattern: str) -> Iterator[str]:

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from attnprobe.core.errors import WorkError
-from attnprobe.io.remote import RemotePath
+from attnprobe.io.remote import RemotePath, require_local
 
 OPERATIONS = ("make_folder", "create", "reserve", "write", "fsync", "link", "rename", "unlink", "fsync_folder")
 TEMPORARY = ".tmp-"
@@ -75,6 +75,7 @@ def _perform(operation: str, path: Path, call: Callable[[], Any]) -> Any:
 
 def make_folder(path: Path) -> None:
     """Create the folder if it is not there; its name is durable when this returns."""
+    require_local(path)
     if not isinstance(path, RemotePath) and not path.is_dir():
         _perform("make_folder", path, lambda: path.mkdir(parents=True, exist_ok=True))
         fsync_folder(path.parent)

@@ -9,8 +9,10 @@ work may be done twice, and the first result stays.
 """
 
 import fnmatch
+import glob
 import io
 import logging
+import os
 import random
 import re
 import time
@@ -83,6 +85,25 @@ def place(ref: Path | str, *, output: bool = False) -> Path:
     if output:
         path.require_exclusive()
     return path
+
+
+def matching(pattern: str) -> list[Path]:
+    """The files and folders that a user's pattern with *, ? and [ ] names, sorted; on this machine or by URL."""
+    path = place(pattern)
+    if not isinstance(path, RemotePath):
+        return [Path(name) for name in sorted(glob.glob(os.path.expanduser(path)))]
+    found = _attempt(path, "listing", lambda fs: fs.glob(path.key))
+    return [RemotePath(f"{path.scheme}:/{name.strip('/')}") for name in sorted(found)]
+
+
+def require_local(path: Path) -> None:
+    """Refuse a URL where a command writes to this machine alone; it would become a folder called "s3:".
+
+    Raises:
+        InputError: it is one.
+    """
+    if not isinstance(path, RemotePath) and _URL.match(str(path)):
+        raise InputError(f"{place(path)} is a URL, and this command writes to this machine: name a local path.")
 
 
 class RemotePath(type(Path())):
@@ -172,6 +193,9 @@ class RemotePath(type(Path())):
         """The object, open for reading by range requests; an error if it is replaced meanwhile."""
         return io.BufferedReader(_Ranges(self), 1 << 16)
 
+    def read_text(self, encoding: str | None = None, errors: str | None = None, **_: Any) -> str:
+        return self.read_bytes().decode(encoding or "utf-8", errors or "strict")
+
     def put(self, data: Any, *, overwrite: bool = False) -> None:
         """Make the object of these bytes; it is there with all of them or not at all.
 
@@ -241,7 +265,7 @@ class RemotePath(type(Path())):
     def _not_here(self, *_: Any, **__: Any) -> Any:
         raise NotImplementedError(f"{self} lies in an object store, which cannot do that")
 
-    open = stat = lstat = touch = write_bytes = write_text = read_text = symlink_to = rglob = replace = _not_here
+    open = stat = lstat = touch = write_bytes = write_text = symlink_to = rglob = replace = _not_here
 
     def _relative(self, name: str) -> str:
         return name.strip("/").removeprefix(f"{self.key.strip('/')}/")

@@ -40,7 +40,11 @@ def capture_over_ray(spec: CaptureSpec, *, out: Path | None = None) -> Path:
     spec, out = _absolute(spec), maps_file(spec, out)
     out = out if isinstance(out, RemotePath) else out.absolute()
     if not ray.is_initialized():
-        ray.init(include_dashboard=False, log_to_driver=False, configure_logging=False)
+        try:
+            ray.init(include_dashboard=False, log_to_driver=False, configure_logging=False)
+        except Exception as error:  # it raises whatever it meets
+            why = " ".join(str(error).split())[:200]
+            raise WorkError(f"Ray did not start ({why}). Check RAY_ADDRESS, or run the command again.") from error
     cluster = ray.cluster_resources()
     gpus = cluster.get("GPU", 0) if spec.device == "auto" else 0
     needs = {"num_cpus": 1, "num_gpus": 1 if gpus else 0}
@@ -86,7 +90,8 @@ class Worker:
         task = self._task(base)
         assert task is not None, "there are parts, so there is a task"
         sink = self._sink(base, task)
-        write_parts(sink, task, iter([part]), lambda *_: None)
+        with progress("", len(part)) as advance:  # an actor has no terminal
+            write_parts(sink, task, iter([part]), advance)
         sink.settle()
 
     def leave(self) -> None:
