@@ -3,7 +3,7 @@
 import shlex
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 from tyro import MISSING
@@ -26,6 +26,7 @@ def capture(
     keep_values: int = KEEP_VALUES,
     out: Annotated[Path | None, FIRST, Short(aliases=["-o"], metavar="FILE")] = None,
     checkpoint: Which = NEWEST,
+    engine: Literal["alone", "ray"] = "alone",
 ) -> None:
     """Store a model's attention maps in one HDF5 file.
 
@@ -48,6 +49,8 @@ def capture(
         keep_values: for --stats-only, images up to which the values of each are kept. Of more, sums over all of them
             and over resamples are, and the values of so many.
         out: the file; maps.h5 in the run, or MODEL.h5 here, if not given.
+        engine: alone, in this process (or those of torchrun); ray, over the actors of a Ray cluster, or of this machine
+            if RAY_ADDRESS names none.
     """
     from attnprobe.workflows import capture as workflow
 
@@ -59,7 +62,12 @@ def capture(
         show(examined, files)
         say_what_shows(files)
     else:
-        made = workflow.capture_file(chosen, out=out)
+        if engine == "ray":
+            from attnprobe.workflows.over_ray import capture_over_ray
+
+            made = capture_over_ray(chosen, out=out)
+        else:
+            made = workflow.capture_file(chosen, out=out)
         print(made)
         say_next(shlex.join(["attnprobe", "report", str(made)]))
 

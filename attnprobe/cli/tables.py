@@ -105,4 +105,4 @@ def verify(maps: Positional[Annotated[Path, Short(metavar="MAPS")]]) -> None:
 
     reader = open_maps(maps)
     reader.verify()
-    print(f"{maps}: {len(reader)} images, every checksum right")
+    print(f"{reader.path}: {len(reader)} images, every checksum right")

@@ -37,7 +37,10 @@ from attnprobe.data.decode import BadImages
 from attnprobe.data.digits import digits
 from attnprobe.data.fractals import fractals
 from attnprobe.data.image_files import READING, Reading, load_files
+from attnprobe.data.remote_folder import load_remote_folder
+from attnprobe.data.tar_shards import load_tar_shards
 from attnprobe.data.timm_named import PACKAGES, timm_named
+from attnprobe.io.remote import RemotePath, place
 
 __all__ = ["DATASETS", "DataSet", "load_images"]
 
@@ -62,6 +65,10 @@ DATASETS = Registry(
     DataSet(
         "folder", "a path: train/CLASS/ and val/CLASS/, CLASS/, images without classes, or Tiny-ImageNet", load_files
     ),
+    DataSet(
+        "remote", "a URL (s3://, gs://, hf://) of a folder that is arranged like one on a disk", load_remote_folder
+    ),
+    DataSet("tar", "a path or URL of tar files as WebDataset has them: shards-{000..011}.tar, *.tar", load_tar_shards),
     DataSet("list", "a path: a text file with one image per line, and a tab and a class if known", load_files),
     DataSet("torch", "torch/cifar10, torch/cifar100, torch/svhn, torch/imagenet ... of torchvision", timm_named),
     DataSet("hfds", "hfds/NAME, Hugging Face data sets (pip install datasets)", timm_named),
@@ -79,6 +86,10 @@ def kind_of(name: str) -> str:
     """
     if name in ("digits", "fractals") or name.startswith("fractals:"):
         return name.partition(":")[0]
+    if name.endswith(".tar"):
+        return "tar"
+    if isinstance(place(name), RemotePath):
+        return "remote"
     prefix, slash, _rest = name.partition("/")
     if slash and prefix in PACKAGES:
         return prefix
@@ -136,7 +147,9 @@ def load_images(
     check_choice("bad_images", bad_images, ("refuse", "skip"))
     if name in ("folder", "list") and data_dir is not None:
         name = str(data_dir)
-    load = DATASETS[kind_of(name)].load
+    kind = kind_of(name)
+    name = str(place(name)) if kind in ("folder", "list") else name  # file:// names a path
+    load = DATASETS[kind].load
     accepted = set(inspect.signature(load).parameters) - {"name", "split"}
     for option in options:
         if option not in accepted and option not in SHARED:

@@ -72,6 +72,8 @@ class Decoder(Dataset):
                     said = remark_on(image) if self.remarks else ""
                     made = self.transform(as_rgb(image), *numbers)
             return position, label, made if isinstance(made, tuple) else (torch.as_tensor(made),), said
+        except WorkError:  # a network that fails is no bad image, which might be skipped
+            raise
         except Exception as error:
             return position, -1, None, why_unreadable(error)
 
@@ -203,6 +205,9 @@ def guard_workers(loader: DataLoader) -> Iterator[tuple]:
     """The batches of a loader; a dead worker is a `WorkError` rather than a traceback of its internals."""
     try:
         yield from loader
+    except WorkError as error:  # from another process it comes with its traceback, of which the last line is the error
+        last = str(error).strip().splitlines()[-1]
+        raise WorkError(last.removeprefix(f"{WorkError.__module__}.{WorkError.__name__}: ")) from None
     except (RuntimeError, ConnectionError, EOFError) as error:
         if isinstance(error, RuntimeError) and not re.search("DataLoader|with the workers", str(error)):
             raise

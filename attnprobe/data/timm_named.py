@@ -27,6 +27,7 @@ from attnprobe.data.image_files import READING, Reading
 from attnprobe.data.order import balanced_subset
 from attnprobe.data.pillow import open_image
 from attnprobe.data.streamed import StreamedImages
+from attnprobe.io.fs import cache_folder
 
 PACKAGES = {
     "torch": {},
@@ -49,11 +50,6 @@ FILES = {
 
 SPLITS = {"train": ("train",), "val": ("validation", "val", "test"), "validation": ("validation",), "test": ("test",)}
 """Names of a split -> names to ask timm for, best first."""
-
-
-def cache_folder() -> Path:
-    """The folder of torchvision's sets, and of downloads, if the user names none."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "attnprobe"
 
 
 def local_folder(name: str, data_dir: Path) -> Path:

@@ -7,23 +7,28 @@ Every file operation that matters goes through this module, so that tests can ma
 The commit: a temporary file in the same file system, space reserved, written, fsynced; then one atomic
 step (`link`, which cannot overwrite, or `rename`, which replaces) gives it its name; then the folder is
 fsynced. A failed fsync is never retried: the kernel may have dropped the pages and report success.
+
+A `RemotePath` lies in an object store, where one conditional put is the whole commit; see `remote`.
 """
 
 import errno
 import json
 import os
 import secrets
+import shutil
 import signal
 import socket
 import stat
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from attnprobe.core.errors import WorkError
+from attnprobe.io.remote import RemotePath, require_local
 
 OPERATIONS = ("make_folder", "create", "reserve", "write", "fsync", "link", "rename", "unlink", "fsync_folder")
 TEMPORARY = ".tmp-"
@@ -70,7 +75,8 @@ def _perform(operation: str, path: Path, call: Callable[[], Any]) -> Any:
 
 def make_folder(path: Path) -> None:
     """Create the folder if it is not there; its name is durable when this returns."""
-    if not path.is_dir():
+    require_local(path)
+    if not isinstance(path, RemotePath) and not path.is_dir():
         _perform("make_folder", path, lambda: path.mkdir(parents=True, exist_ok=True))
         fsync_folder(path.parent)
 
@@ -127,7 +133,7 @@ def fsync(descriptor: int, path: Path) -> None:
 
 def fsync_folder(path: Path) -> None:
     """Make the names in a folder durable."""
-    if os.name == "nt":  # folders cannot be opened there
+    if os.name == "nt" or isinstance(path, RemotePath):  # folders cannot be opened there
         return
 
     def flush() -> None:
@@ -158,7 +164,10 @@ def link(source: Path, name: Path) -> None:
 
 def rename(source: Path, name: Path) -> None:
     """Move a file or folder; a file that has the name already is replaced."""
-    _perform("rename", name, lambda: os.replace(source, name))
+    if isinstance(source, RemotePath):
+        source.rename(name)
+    else:
+        _perform("rename", name, lambda: os.replace(source, name))
 
 
 def unlink(path: Path) -> None:
@@ -167,8 +176,19 @@ def unlink(path: Path) -> None:
 
 
 def temporary_in(folder: Path) -> Path:
-    """A fresh name for an unfinished file, which tells whose it is."""
-    return folder / f"{TEMPORARY}{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+    """A fresh name for an unfinished file, which tells whose it is; that of an object lies on this machine."""
+    here = Path(tempfile.gettempdir()) if isinstance(folder, RemotePath) else folder
+    return here / f"{TEMPORARY}{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+
+
+def cache_folder() -> Path:
+    """The folder of what was downloaded, and of what would be computed again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "attnprobe"
+
+
+def free_bytes(folder: Path) -> int:
+    """Free space of the disk on which the temporary files of `folder` lie."""
+    return shutil.disk_usage(tempfile.gettempdir() if isinstance(folder, RemotePath) else folder).free
 
 
 def publish(temporary: Path, final: Path, *, overwrite: bool = False) -> None:
@@ -177,7 +197,10 @@ def publish(temporary: Path, final: Path, *, overwrite: bool = False) -> None:
     Raises:
         FileExistsError: the name is taken and `overwrite` is False.
     """
-    if overwrite:
+    if isinstance(final, RemotePath):
+        final.put_file(temporary, overwrite=overwrite)
+        unlink(temporary)
+    elif overwrite:
         rename(temporary, final)
     else:
         link(temporary, final)
@@ -195,6 +218,8 @@ def open_regular(path: Path, most: int | None = None, *, follow: bool = True) ->
     Raises:
         OSError: missing, not a regular file, a link where none is followed, or larger.
     """
+    if isinstance(path, RemotePath):
+        return _small_enough(path, path.open_ranges(), most)
     flags = ("O_CLOEXEC", "O_NONBLOCK", "O_BINARY", *(() if follow else ("O_NOFOLLOW",)))
     descriptor = os.open(path, os.O_RDONLY | sum(getattr(os, name, 0) for name in flags))
     status, most = os.fstat(descriptor), _memory() if most is None else most
@@ -231,6 +256,21 @@ def read_regular(path: Path, most: int | None = None, *, follow: bool = True) ->
         return file.read()
 
 
+def size_of(file: BinaryIO) -> int:
+    """Bytes of an open file, which is at its beginning afterwards."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    return size
+
+
+def _small_enough(path: Path, file: BufferedReader, most: int | None) -> BufferedReader:
+    size, most = size_of(file), _memory() if most is None else most
+    if size > most:
+        file.close()
+        raise OSError(errno.EFBIG, f"of {size} bytes, at most {most} are read", str(path))
+    return file
+
+
 def parse_json(text: bytes | str) -> Any:
     """A JSON document.
 
@@ -250,6 +290,9 @@ def write_file(path: Path, data: Any, *, overwrite: bool = False) -> None:
         FileExistsError: the name is taken and `overwrite` is False.
         OSError: the disk is full or fails; nothing is left behind.
     """
+    if isinstance(path, RemotePath):
+        path.put(data, overwrite=overwrite)
+        return
     temporary = temporary_in(path.parent)
     try:
         descriptor = create(temporary)

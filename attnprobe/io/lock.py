@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 
 from attnprobe.core.errors import InputError, InUse
+from attnprobe.io.remote import RemotePath
 
 try:
     import fcntl
@@ -29,7 +30,7 @@ class FileLock:
     """A lock on a file, held until `release` or the end of the process, kill -9 included.
 
     Held by one process; with `job`, by all processes that name the same job. The file says who holds it. Where the file
-    system has no locks (some network ones) nothing is held.
+    system has no locks (some network ones, object stores) nothing is held: what is committed there overwrites nothing.
 
     Raises:
         InUse: another process holds it; the message names it.
@@ -38,7 +39,10 @@ class FileLock:
 
     def __init__(self, path: Path, job: str = "") -> None:
         self.path, self._job = path, job
-        self._first = True
+        self._first, self._descriptor = True, -1
+        if isinstance(path, RemotePath):
+            path.prove_exclusive()
+            return
         while True:
             self._descriptor = _open(path)
             try:

@@ -4,10 +4,13 @@ Started by torchrun, which tells each its rank; or by hand, with RANK and WORLD_
 pieces that depend on neither. Each process takes its own run of them first and then whatever is left; a piece is
 claimed by a lock on a file, which the kernel lets go when its holder dies. So no process waits for another, a dead one
 costs the piece it was at, and the same command, with any number of processes, does what is missing. Where a file system
-has no locks a piece may be done twice, which costs time and nothing else.
+has no locks a piece may be done twice, which costs time and nothing else: of an object store a claim is a note that a
+dead process leaves behind, so what nobody claimed comes first, and then, again, what is claimed and not done.
 """
 
 import os
+import random
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -17,6 +20,7 @@ from pathlib import Path
 from attnprobe.core.errors import InUse
 from attnprobe.io import fs
 from attnprobe.io.lock import FileLock
+from attnprobe.io.remote import RemotePath
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,18 +85,38 @@ def held(folder: Path) -> Iterator[None]:
         lock.release()
 
 
+class _Note:
+    """An object that says who is at a piece.
+
+    Raises:
+        FileExistsError: somebody is, or was and died.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        fs.write_file(path, f"pid {os.getpid()} on {socket.gethostname()}\n".encode())
+
+    def release(self) -> None:
+        fs.unlink(self.path)
+
+
 class Claims:
-    """Pieces of work that this process holds, each a locked file in `folder`, which is made."""
+    """Pieces of work that this process holds, each a locked file in `folder`, which is made.
+
+    Attributes:
+        advisory: claims are notes, which outlive their holder: a piece that is claimed may have nobody at it.
+    """
 
     def __init__(self, folder: Path) -> None:
         fs.make_folder(folder)
-        self.folder = folder
-        self._held: dict[str, FileLock] = {}
+        self.folder, self.advisory = folder, isinstance(folder, RemotePath)
+        self._held: dict[str, FileLock | _Note] = {}
 
     def take(self, name: str) -> bool:
         """True if this process now holds the piece, because nobody else does."""
-        with suppress(InUse, FileNotFoundError):  # the folder goes when all is done
-            self._held[name] = FileLock(self.folder / f"{name}.lock")
+        path = self.folder / f"{name}.lock"
+        with suppress(InUse, FileNotFoundError, FileExistsError):  # the folder goes when all is done
+            self._held[name] = _Note(path) if self.advisory else FileLock(path)
             return True
         return False
 
@@ -106,7 +130,7 @@ class Claims:
         self.release_all()
         with suppress(OSError):
             for path in self.folder.glob("*.lock"):
-                path.unlink()
+                path.unlink(missing_ok=True)
             self.folder.rmdir()
 
     def release_all(self) -> None:
@@ -118,7 +142,9 @@ class Claims:
 def shared_out(rank: Rank, n: int, claims: Claims, is_done: Callable[[int], bool]) -> Iterator[int]:
     """The pieces of 0 .. n-1 that this process is to do, one after the other; it ends when none is free.
 
-    A piece is let go when it is done and another is asked for.
+    A piece is let go when it is done and another is asked for. Where claims outlive their holders, pieces that others
+    claimed and that are not done come last, in an order of chance: of a dead process they are the only way to the end,
+    and of a slow one a second try, as the backup tasks of Dean and Ghemawat 2004 ("MapReduce").
     """
     mine: list[int] = []
     for piece in rank.in_turn(n):
@@ -132,3 +158,7 @@ def shared_out(rank: Rank, n: int, claims: Claims, is_done: Callable[[int], bool
             continue
         mine.append(piece)
         yield piece
+    if claims.advisory:
+        for piece in random.sample(range(n), n):
+            if piece not in mine and not is_done(piece):
+                yield piece

@@ -12,6 +12,7 @@ from pathlib import Path
 from attnprobe.core.errors import CheckpointError
 from attnprobe.core.text import visible
 from attnprobe.io import fs
+from attnprobe.io.remote import RemotePath
 
 MANIFEST = "MANIFEST.json"
 """In every checkpoint folder: {file name: {"bytes": n, "sha256": hex}}."""
@@ -133,7 +134,9 @@ def damage(folders: Iterable[Path]) -> str:
 
 
 def run_of(file: Path) -> Path | None:
-    """The folder of the run that a maps file lies in; None if it lies in none."""
+    """The folder of the run that a maps file lies in; None if it lies in none, or in an object store."""
+    if isinstance(file, RemotePath):
+        return None
     folder = file.parent
     return folder if Run(folder).config.is_file() and Run(folder).checkpoints.is_dir() else None
 

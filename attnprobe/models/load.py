@@ -15,6 +15,8 @@ from torch import nn
 
 from attnprobe.core.errors import CheckpointError, InputError
 from attnprobe.io.config import parse_settings
+from attnprobe.io.download import local_copy
+from attnprobe.io.remote import RemotePath, place
 from attnprobe.models.build import build_model, require_stored
 from attnprobe.models.elsewhere import plugins
 from attnprobe.models.fit import fit_options
@@ -60,7 +62,8 @@ def load_model(
         checkpoint: a run of `attnprobe train`, a folder with config.json and model.safetensors (also as
             `local-dir:PATH`), or a .safetensors, .pth, .pth.tar, .pt or .bin file, whose weights are loaded strictly;
             or a name that `build_model` takes (`deepvit_16`, `hf:PATH_OR_ID`, `hf-hub:ID`, `torchvision:NAME`, a name
-            of timm's or of a plugin), with trained weights where there are some, else with initial ones.
+            of timm's or of a plugin), with trained weights where there are some, else with initial ones. A URL (s3://,
+            gs://, hf://) of a file or folder is downloaded once and then opened as one.
         model: the architecture, for files that neither say it nor are recognised by their parameters; with options
             where it was built with some, as in `vit_tiny_patch16_224:embed_dim=256,depth=6,num_heads=8`.
         num_classes: size of a new head with initial weights, if the checkpoint's is of another size.
@@ -87,6 +90,7 @@ def open_model(ref: Path | str, *, initial: bool = False, seed: int = 0, **fitte
     Args:
         fitted: arguments of `model_from`; of a name img_size and num_classes.
     """
+    ref = local_copy(ref) if isinstance(place(ref), RemotePath) else ref
     text, path = str(ref), Path(str(ref).removeprefix("local-dir:"))
     if path.suffix in (".h5", ".parts"):
         raise InputError(f"{ref} holds maps, not a model; name the run, the checkpoint or the model they are of.")

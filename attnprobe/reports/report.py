@@ -6,6 +6,7 @@ from pathlib import Path
 from attnprobe.core.errors import InputError, check_choice
 from attnprobe.core.examined import Examined
 from attnprobe.io import fs
+from attnprobe.io.remote import place
 from attnprobe.reports.html import to_html
 from attnprobe.reports.json_report import to_json
 from attnprobe.reports.markup import to_markdown
@@ -45,12 +46,12 @@ def write_report(
         raise InputError(f"two runs are named {min(twice)!r}; names must differ, rename one of them.")
     for name in formats:
         check_choice("format", name, tuple(FORMATS))
-    written = []
+    out, written = place(out, output=True), []
     for name in formats:
         file, make = FORMATS[name]
         text = make(runs)
         with fs.as_work_error(f"writing {file} into {out}"):
-            fs.make_folder(Path(out))
-            fs.write_file(Path(out) / file, text.encode("utf-8", "backslashreplace"), overwrite=True)
-        written.append(Path(out) / file)
+            fs.make_folder(out)
+            fs.write_file(out / file, text.encode("utf-8", "backslashreplace"), overwrite=True)
+        written.append(out / file)
     return written

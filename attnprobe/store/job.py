@@ -1,6 +1,5 @@
 """NAME.parts while it becomes NAME.h5, by one process or by all of a job: plan -> claim -> part -> commit -> merge."""
 
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -12,6 +11,7 @@ from attnprobe.core.maps import AttentionMaps
 from attnprobe.io import fs
 from attnprobe.io.lock import FileLock
 from attnprobe.io.ranks import Claims, Rank, shared_out
+from attnprobe.io.remote import RemotePath
 from attnprobe.store import parts
 from attnprobe.store.first_batch import decide
 from attnprobe.store.merge import merge
@@ -35,10 +35,11 @@ class Job:
         self.path, self.folder = path, parts.parts_of(path)
         self.plan, self._rank, self._dtype = plan, rank, dtype
         self._overwrite, self._keep_shards = overwrite, keep_shards
+        self._remote = isinstance(path, RemotePath)
         self.pinned: Pinned | None = None
         self.done: set[int] = set()
         self.result: Path | None = None
-        self._merged = False
+        self._merged = self._was_whole = False
         self._lock: FileLock | None = None
         self._claims: Claims | None = None
         self._open()
@@ -96,6 +97,8 @@ class Job:
                 fs.write_file(name, data)
             except FileExistsError:  # only where the file system has no locks: another process was first
                 verify(name)
+            if self._remote and not (self.folder / "plan.json").exists():  # or it was so fast that all is over
+                fs.unlink(name)
         self.done.add(number)
 
     def finish(self, certificate: Mapping[str, Any] | None) -> Path:
@@ -191,7 +194,9 @@ class Job:
         self._merged = self._is_merged(pinned)
         if not self._merged:
             self._refuse_existing()
-            self.done = set(parts.recover(self.folder, pinned))
+            # Of an object store every process would download all shards: there who merges or reads them checks them.
+            self.done = set((parts.named if self._remote else parts.recover)(self.folder, pinned))
+            self._was_whole = len(self.done) == pinned.n_shards
             self._require_room(pinned)
         self.pinned = pinned
 
@@ -203,8 +208,10 @@ class Job:
             return False
 
     def _require_room(self, pinned: Pinned) -> None:
+        if self._remote:
+            return
         n_images = sum(len(pinned.shard(k)) for k in range(pinned.n_shards) if k not in self.done)
-        needed, free = n_images * pinned.layout.image_bytes, shutil.disk_usage(self.folder).free
+        needed, free = n_images * pinned.layout.image_bytes, fs.free_bytes(self.folder)
         if needed > free:
             raise WorkError(
                 f"{self.folder} needs about {needed / 1e6:.0f} MB for {n_images} images and the disk has "
@@ -227,7 +234,10 @@ class Job:
                     f"{self.folder}. Run the same command again to capture the rest."
                 )
             return True
-        claimed = not missing and self._claims is not None and self._claims.take("merge")
+        if missing or self._claims is None:
+            return False
+        # A claim in an object store may be a dead process's: whoever found every shard there merges them in any case.
+        claimed = self._claims.take("merge") or (self._remote and self._was_whole)
         return claimed and not self.path.exists()
 
     def _made(self, certificate: Mapping[str, Any] | None) -> Path:
@@ -242,11 +252,26 @@ class Job:
                 try:
                     merge(self.folder, self.path, pinned, overwrite=self._overwrite)
                 except FileExistsError:
+                    if self._remote:  # another process merged them, too
+                        return self.path
                     self._refuse_existing()
+                    raise
+                except (WorkError, MapsFileError):
+                    self._require_intact(pinned)
                     raise
             parts.discard(self.folder)  # only now: until the file has its name, the shards are the capture
         return self.path
 
+    def _require_intact(self, pinned: Pinned) -> None:
+        """Move damaged shards of an object store out of the way, and say so."""
+        damaged = pinned.n_shards - len(parts.recover(self.folder, pinned)) if self._remote else 0
+        if damaged:
+            raise WorkError(
+                f"{damaged} of {pinned.n_shards} shards of {self.folder} were damaged and are in quarantine/. Run the "
+                "same command again to capture these images anew."
+            )
+
     def _room_for_both(self, pinned: Pinned) -> bool:
-        shards = sum(parts.shard_path(self.folder, k).stat().st_size for k in range(pinned.n_shards))
-        return shutil.disk_usage(self.folder).free > shards + (1 << 20)
+        paths = [parts.shard_path(self.folder, k) for k in range(pinned.n_shards)]
+        shards = sum(p.size() if isinstance(p, RemotePath) else p.stat().st_size for p in paths)
+        return fs.free_bytes(self.folder) > shards + (1 << 20)

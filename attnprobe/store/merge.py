@@ -21,6 +21,7 @@ import numpy as np
 
 from attnprobe.core.errors import WorkError
 from attnprobe.io import fs
+from attnprobe.io.remote import place
 from attnprobe.store import hdf5, structure
 from attnprobe.store.opening import open_hdf5
 from attnprobe.store.parts import open_shard, read_certificate
@@ -132,13 +133,13 @@ def _leave_with_parent() -> None:
 
 def main(arguments: list[str]) -> None:
     """The child: a finished file, where its chunks are as JSON, and exit status 0; or one line and 1."""
-    folder, target = map(Path, arguments)
+    folder, target = place(arguments[0]), Path(arguments[1])
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     status = 0
     try:
         print(json.dumps(_copy(folder, target)), flush=True)
     except BaseException as error:
-        full = shutil.disk_usage(folder).free < 1 << 20  # libhdf5 often loses the error number on its way
+        full = shutil.disk_usage(target.parent).free < 1 << 20  # libhdf5 often loses the error number on its way
         print("no space left on the disk" if full else " ".join(str(error).split()), flush=True)
         status = 1
     os._exit(status)  # after a failed write libhdf5 would crash in its own clean-up

@@ -16,12 +16,17 @@ from typing import Any
 import h5py
 
 from attnprobe.core.errors import MapsFileError
+from attnprobe.io import fs
+from attnprobe.io.remote import RemotePath
 
 FILTERS = {h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_FLETCHER32}
 LARGEST_RATIO = 1032
 """Deflate cannot pack tighter, so a file that declares more than this times its size lies."""
 ALWAYS_ALLOWED = 4 << 30
 MOST_OBJECTS = 10_000
+
+ANY_SIZE = 1 << 62
+"""Maps files are read a piece at a time, and may be larger than memory."""
 
 
 def open_hdf5(path: Path, content: io.BytesIO | None = None, *, allowed: int | None = None) -> h5py.File:
@@ -36,9 +41,12 @@ def open_hdf5(path: Path, content: io.BytesIO | None = None, *, allowed: int | N
         MapsFileError: no HDF5 file, or one with a link, storage outside itself, an unknown filter, or a declared size
             that it cannot hold.
     """
-    size = path.stat().st_size if content is None else content.getbuffer().nbytes
     try:
-        file = h5py.File(path if content is None else content, "r")
+        source = path if content is None else content
+        if isinstance(source, RemotePath):  # read by range requests
+            source = fs.open_regular(source, ANY_SIZE)
+        size = source.stat().st_size if isinstance(source, Path) else fs.size_of(source)
+        file = h5py.File(source, "r")
     except OSError as error:
         raise MapsFileError(f"{path} cannot be read: {error}. Restore it or capture again.") from None
     with checking(path, file):

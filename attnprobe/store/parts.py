@@ -18,6 +18,7 @@ import h5py
 from attnprobe.core.errors import MapsFileError
 from attnprobe.io import fs
 from attnprobe.io.lock import FileLock
+from attnprobe.io.remote import RemotePath
 from attnprobe.store import structure
 from attnprobe.store.opening import checking, open_hdf5
 from attnprobe.store.plan import Pinned, canonical
@@ -63,23 +64,27 @@ def present(folder: Path, pinned: Pinned) -> list[int]:
     Raises:
         MapsFileError: one is truncated, not ours, or of another capture.
     """
-    numbers = [k for k in range(pinned.n_shards) if shard_path(folder, k).exists()]
+    numbers = named(folder, pinned)
     for number in numbers:
         path = shard_path(folder, number)
         _require_own(path, read_seal(path), number, pinned.plan_id)
     return numbers
 
 
+def named(folder: Path, pinned: Pinned) -> list[int]:
+    """Numbers of the shards whose names are in the folder, by one listing."""
+    there = {path.name for path in (folder / "shards").glob("*.h5")}
+    return [number for number in range(pinned.n_shards) if shard_path(folder, number).name in there]
+
+
 def recover(folder: Path, pinned: Pinned) -> list[int]:
     """Numbers of the good shards, every byte of them checked; the others go to quarantine.
 
-    Only for the holder of the lock.
+    Only for the holder of the lock; in an object store for whoever finds a shard damaged.
     """
     good = []
-    for number in range(pinned.n_shards):
+    for number in named(folder, pinned):
         path = shard_path(folder, number)
-        if not path.exists():
-            continue
         try:
             _require_own(path, verify(path), number, pinned.plan_id)
             good.append(number)
@@ -129,6 +134,9 @@ def discard(folder: Path) -> None:
         fs.fsync_folder(folder)
         fs.unlink(folder / "plan.json")
         fs.fsync_folder(folder)
+    if isinstance(folder, RemotePath):  # without locks a slow process may have put a shard again meanwhile
+        for path in shards.glob("*.h5"):
+            fs.unlink(path)
 
 
 def leave(folder: Path, lock: FileLock) -> None:

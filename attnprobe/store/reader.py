@@ -21,7 +21,7 @@ CHUNK_BYTES = 64 << 20
 
 
 def open_maps(path: Path | str, *, allow_partial: bool = False, chunk_images: int | None = None) -> "MapReader":
-    """Open NAME.h5, or a folder NAME.parts as if it were one file.
+    """Open NAME.h5, or a folder NAME.parts as if it were one file; on this machine or by URL (s3://, gs://, hf://).
 
     Args:
         allow_partial: of an unfinished folder, read the shards that are there.

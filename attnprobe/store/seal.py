@@ -14,7 +14,6 @@ proves damage, not origin: see `structure`.
 
 import hashlib
 import io
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -25,6 +24,7 @@ from attnprobe.core.errors import MapsFileError
 from attnprobe.io import fs
 from attnprobe.io.config import from_mapping
 from attnprobe.store.layout import SCHEMA_VERSION
+from attnprobe.store.opening import ANY_SIZE
 from attnprobe.store.plan import canonical, require_known_schema
 
 BLOCK = 512
@@ -32,9 +32,6 @@ MAGIC = b"ATPROBE\x01"
 HASH_AT_ONCE = 256 << 20
 """Files up to this size are hashed whole whenever they are opened."""
 MOST_RANGES = 4
-
-ANY_SIZE = 1 << 62
-"""Maps files are read a piece at a time, and may be larger than memory."""
 
 _STEP = 8 << 20
 
@@ -89,7 +86,7 @@ def read_seal(path: Path) -> Seal:
         MapsFileError: not ours, truncated, damaged in its first bytes, or of a newer schema.
     """
     with _readable(path), fs.open_regular(path, ANY_SIZE) as file:
-        return _parse(path, file.read(BLOCK), os.fstat(file.fileno()).st_size)
+        return _parse(path, file.read(BLOCK), file.seek(0, io.SEEK_END))
 
 
 def read_checked(path: Path) -> tuple[Seal, io.BytesIO | None]:

@@ -14,6 +14,7 @@ from attnprobe.core.browse import StageShape
 from attnprobe.core.errors import InputError, MapsFileError, did_you_mean, nearest
 from attnprobe.core.text import Shown
 from attnprobe.io import fs
+from attnprobe.io.remote import place
 from attnprobe.store import hdf5, parts, structure
 from attnprobe.store.layout import StageLayout
 from attnprobe.store.opening import checking, open_hdf5
@@ -63,7 +64,7 @@ class StoredMaps(Shown):
 
     @classmethod
     def open(cls, path: Path | str, *, allow_partial: bool = False) -> Self:
-        """Open NAME.h5, or a folder NAME.parts as if it were one file.
+        """Open NAME.h5, or a folder NAME.parts as if it were one file; on this machine or by URL.
 
         Args:
             allow_partial: of an unfinished folder, read the shards that are there.
@@ -71,7 +72,7 @@ class StoredMaps(Shown):
         Raises:
             MapsFileError: missing, truncated, damaged, foreign, of a newer schema, or shards are missing.
         """
-        path = Path(path)
+        path = place(path)
         if path.is_dir():
             return cls._open_folder(path, allow_partial)
         if not path.exists():

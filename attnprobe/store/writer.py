@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,6 +11,7 @@ import torch
 from attnprobe.core.errors import InputError, did_you_mean
 from attnprobe.core.maps import AttentionMaps
 from attnprobe.io.ranks import ALONE, Rank
+from attnprobe.io.remote import RemotePath, place
 from attnprobe.store.first_batch import difference, stage_layouts
 from attnprobe.store.job import Job
 from attnprobe.store.layout import ITEM_BYTES
@@ -39,7 +41,8 @@ class MapWriter:
     no shard is missing makes the file.
 
     Args:
-        path: NAME.h5. The folder it lies in is made if need be.
+        path: NAME.h5. The folder it lies in is made if need be. Of an object store it is a URL, where processes that
+            know nothing of each other write one file as those of a job do.
         rank: which process of which job this is.
         dtype: of maps and tokens in the file. float16 turns weights below 6e-8 to zero.
         overwrite: NAME.h5 may be replaced, when the new one is complete; an unfinished capture by another
@@ -65,11 +68,13 @@ class MapWriter:
         overwrite: bool = False,
         keep_shards: bool = False,
     ) -> None:
-        self.path, self.plan, self._dtype = Path(path), plan, dtype
+        self.path, self.plan, self._dtype = place(path, output=True), plan, dtype
         if self.path.suffix != ".h5":
             raise InputError(f"maps are written to a file that ends in .h5, got {self.path}; try {self.path}.h5.")
         if dtype not in ITEM_BYTES:
             raise InputError(f"maps cannot be stored as {dtype!r}.{did_you_mean(dtype, ITEM_BYTES)}")
+        if isinstance(self.path, RemotePath):  # nothing tells whether other processes write there
+            rank = replace(rank, job=rank.job or "object store")
         if overwrite and rank.job:
             raise InputError(f"several processes do not replace {path}; remove it first.")
         self._position = {name: i for i, name in enumerate(plan.image_ids)}
@@ -121,6 +126,10 @@ class MapWriter:
         for maps in batches:
             self.append(maps)
             del maps  # the thread has them; here they would be held while the next ones are computed
+
+    def settle(self) -> None:
+        """Wait until every shard that is full is committed."""
+        self._wait()
 
     def append(self, maps: Sequence[AttentionMaps]) -> None:
         """Store all the maps, every stage and site, of the same images.

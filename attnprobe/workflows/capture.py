@@ -28,6 +28,7 @@ from attnprobe.io import fs
 from attnprobe.io.progress import Advance, progress
 from attnprobe.io.ranks import Claims, Rank, held
 from attnprobe.io.reference import UserImages
+from attnprobe.io.remote import RemotePath, place
 from attnprobe.io.run import Run, untrained_maps
 from attnprobe.metrics.engine.choose import choose
 from attnprobe.metrics.engine.sink import MeasureSink
@@ -82,10 +83,9 @@ def capture_file(spec: CaptureSpec, *, out: Path | None = None) -> Path:
     Raises:
         InputError: the file exists and holds another capture.
     """
-    run = Run.of(Path(spec.model))
-    out = Path(out or (run.maps if run.checkpoints.is_dir() else f"{Path(spec.model).stem}.h5"))
-    rank, shared = Rank.of_this_process(), out.with_suffix(".images")
-    main, base = tasks(spec, rank, shared if Rank.of_this_process().job else None, scan=spec.bad_images == "skip")
+    out, rank = maps_file(spec, out), Rank.of_this_process()
+    shared = None if isinstance(out, RemotePath) else out.with_suffix(".images")
+    main, base = tasks(spec, rank, shared if rank.job else None, scan=spec.bad_images == "skip")
     dtype, keep_shards = spec.stored_dtype, spec.keep_shards or rank.local_world < rank.world
 
     def is_done(task: Task, path: Path) -> bool:
@@ -106,12 +106,19 @@ def capture_file(spec: CaptureSpec, *, out: Path | None = None) -> Path:
 
     if base is not None and not is_done(base, untrained_maps(out)):
         # First, so that a command that was stopped here can be run again.
-        store(base, untrained_maps(out), overwrite=rank.alone or spec.overwrite)
+        replacing = rank.alone and not isinstance(out, RemotePath)
+        store(base, untrained_maps(out), overwrite=replacing or spec.overwrite)
         base.release()
     made = out if done else store(main, out, spec.overwrite)
-    if made == out:
+    if made == out and shared is not None:
         shared.unlink(missing_ok=True)
     return made
+
+
+def maps_file(spec: CaptureSpec, out: Path | None) -> Path:
+    """The file of a capture: as the user names it, else maps.h5 in the run, or MODEL.h5 here."""
+    run = Run.of(Path(spec.model))
+    return place(out or (run.maps if run.checkpoints.is_dir() else f"{Path(spec.model).stem}.h5"), output=True)
 
 
 def measure_live(
@@ -142,8 +149,8 @@ def measure_live(
     choose(metrics)
     if keep_values < 1:
         raise InputError(f"--keep-values {keep_values} must be 1 image or more.")
-    rank, out = Rank.of_this_process(), Path(out)
-    shared = out / "images.list"
+    rank, out = Rank.of_this_process(), place(out, output=True)
+    shared = None if isinstance(out, RemotePath) else out / "images.list"
     main, base = tasks(spec, rank, shared if rank.job else None)
     with held(out), fs.as_work_error(f"measuring into {out}"):
         skipped = Skipped()
@@ -170,11 +177,12 @@ def measure_live(
         try:
             if not report.take("report"):
                 return [], []
-            baselines = {"untrained": map(Path.read_bytes, untrained)} if untrained else {}
+            baselines = {"untrained": map(fs.read_regular, untrained)} if untrained else {}
             examined = _examined(main, slices, metrics, skipped, baselines=baselines, group=group)
             files = write_report([examined], out, formats)
             report.remove()
-            shared.unlink(missing_ok=True)
+            if shared is not None:
+                shared.unlink(missing_ok=True)
             return [examined], files
         finally:
             report.release_all()
@@ -186,24 +194,34 @@ def fill(sink: MapWriter | MeasureSink, task: Task, title: str) -> None:
     A part is a fixed run of images. What is pinned when a sink begins does not depend on who begins it, so any number
     of processes may fill one, at once or one after the other, and the result is the same to the bit.
     """
-    plan = task.plan
-    with progress(f"check {plan.model}", 1):  # the certificate takes several forward passes
+    n, missing = len(task.plan.image_ids), sum(map(len, begin(sink, task)))
+    with progress(title, n, done=n - missing) as advance:
+        write_parts(sink, task, sink.parts(), advance)
+
+
+def begin(sink: MapWriter | MeasureSink, task: Task) -> list[range]:
+    """Pin what a part is, unless another process has; the positions of the images of each part that is missing."""
+    with progress(f"check {task.plan.model}", 1):  # the certificate takes several forward passes
         capturing = task.capturing
         if not sink.begun:
             sink.begin(capturing.sample(), capturing.fitting)
-    n, missing = len(plan.image_ids), sum(map(len, sink.pending()))
+    missing = sink.pending()
     if missing and sink.batch_images is None:  # other batches would give other last bits
         raise InputError(f"{sink.folder} was begun by an older attnprobe; remove it, or choose another -o.")
-    # The loader claims parts ahead of the sink, so that its workers need not stop between two of them.
-    to_load, to_write = tee(sink.parts())
-    batches = _Ahead(capturing.batches(to_load, sink.batch_images))
-    with progress(title, n, done=n - missing) as advance:
-        for part in to_write:
-            if isinstance(sink, MapWriter):
-                sink.write(part, _batches_of(task, part, batches, advance))
-            else:
-                skipped = Skipped()
-                sink.write(part, _batches_of(task, part, batches, advance, skipped), skipped)
+    return missing
+
+
+def write_parts(sink: MapWriter | MeasureSink, task: Task, parts: Iterator[range], advance: Advance) -> None:
+    """Capture some parts into a sink that was begun."""
+    # The loader asks for parts ahead of the sink, so that its workers need not stop between two of them.
+    to_load, to_write = tee(parts)
+    batches = _Ahead(task.capturing.batches(to_load, sink.batch_images))
+    for part in to_write:
+        if isinstance(sink, MapWriter):
+            sink.write(part, _batches_of(task, part, batches, advance))
+        else:
+            skipped = Skipped()
+            sink.write(part, _batches_of(task, part, batches, advance, skipped), skipped)
 
 
 class _Ahead:
@@ -341,11 +359,11 @@ def _settings(spec: CaptureSpec, selection: Selection) -> dict[str, Any]:
 
 def _examined(task: Task, slices: list[Path], metrics: Sequence[str] | None, skipped: Skipped, **more: Any) -> Examined:
     """Content of a report on the slices of a task; `more` as for `measure_slices`."""
-    seen = next(filter(None, (layers_and_grid(path.read_bytes()) for path in slices)), None)
+    seen = next(filter(None, (layers_and_grid(fs.read_regular(path)) for path in slices)), None)
     if seen is None:
         raise InputError(f"none of {skipped.n} images of {task.plan.data} can be read.")
     layers, grid = seen
-    measurements = measure_slices(map(Path.read_bytes, slices), metrics, **more)
+    measurements = measure_slices(map(fs.read_regular, slices), metrics, **more)
     plan = task.plan
     names = ("model", "variant", "data", "seed", "device", "checkpoint_sha256", "versions")
     info = {name: getattr(plan, name) for name in names}

@@ -15,6 +15,7 @@ from attnprobe.core.sites import SITES
 from attnprobe.core.text import markdown, one_run_each
 from attnprobe.io import fs
 from attnprobe.io.progress import progress
+from attnprobe.io.remote import place
 from attnprobe.reports.markup import booktabs, markdown_table
 from attnprobe.reports.numbers import NONE, number, with_interval
 from attnprobe.reports.papers import (
@@ -125,7 +126,7 @@ def compare(
                 advance(1)
     comparison = Comparison(sides, tuple(found), tuple(notes))
     with fs.as_work_error(f"writing the comparison into {out}"):
-        return comparison, _write(comparison, table, Path(out))
+        return comparison, _write(comparison, table, place(out, output=True))
 
 
 def _sides(paths: Sequence[Path | str] | Named, metrics: Sequence[str] | None, group: str | None) -> tuple[Side, ...]:

@@ -18,6 +18,7 @@ from attnprobe.core.sites import SITES
 from attnprobe.core.text import short
 from attnprobe.io import fs
 from attnprobe.io.reference import NOT_SAID, UserImages
+from attnprobe.io.remote import place
 from attnprobe.io.run import Run, maps_of, name_of
 from attnprobe.metrics import atlases
 from attnprobe.plots import PLOTS, similar_fraction
@@ -81,8 +82,8 @@ def draw(
         shown: list[Any] = [[_what(path, figure, wanted, user) for path in its] for its in groups.values()]
         names = list(groups)
     else:
-        shown = [_what(Path(path), figure, wanted, user) for path in paths]
-        names = [name_of(maps_of(Path(path))) for path in paths]
+        shown = [_what(place(path), figure, wanted, user) for path in paths]
+        names = [name_of(maps_of(place(path))) for path in paths]
     style: dict[Any, Any] = {**PRINT, "axes.prop_cycle": cycler(color=COLOURS)}
     with mpl.rc_context(style):
         panels = 1 if kind.shared else len(shown)

@@ -1,7 +1,5 @@
 """Runs of one method, by a name and a pattern: `vit=runs/vit_s*`."""
 
-import glob
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +7,7 @@ from typing import Any
 
 from attnprobe.core.errors import InputError
 from attnprobe.core.examined import Examined
+from attnprobe.io.remote import matching, place
 from attnprobe.io.run import maps_of
 from attnprobe.store.reader import MapReader
 
@@ -42,7 +41,10 @@ def named_groups(texts: Sequence[Path | str]) -> dict[str, list[Path]] | None:
     Raises:
         InputError: single runs among groups, a pattern that matches nothing, no name, or what `check_paths` says.
     """
-    parts = [str(text).partition("=") if not Path(text).exists() else (str(text), "", "") for text in texts]
+    parts = [
+        (str(text), "", "") if "=" not in str(text) or Path(text).exists() else str(text).partition("=")
+        for text in texts
+    ]
     if not any(sign for _, sign, _ in parts):
         return None
     if alone := next((name for name, sign, _ in parts if not sign), None):
@@ -65,11 +67,11 @@ def check_paths(groups: Named) -> None:
                 f"group {name} has {len(paths)} run{'' if len(paths) == 1 else 's'}: a method needs two or more, as "
                 f"`attnprobe train RECIPE --seeds 0-4 -o runs/{name}` makes them."
             )
-        for path in map(Path, paths):
-            if (place := maps_of(path).resolve()) in owner:
-                both = f"groups {owner[place]} and {name}" if owner[place] != name else f"group {name} twice"
+        for path in map(place, paths):
+            if (real := maps_of(path).resolve()) in owner:
+                both = f"groups {owner[real]} and {name}" if owner[real] != name else f"group {name} twice"
                 raise InputError(f"{path} is in {both}: name every run once.")
-            owner[place] = name
+            owner[real] = name
 
 
 def check_runs(sides: Sequence[Side]) -> None:
@@ -94,8 +96,7 @@ def check_runs(sides: Sequence[Side]) -> None:
 
 
 def _matched(name: str, pattern: str) -> list[Path]:
-    found = sorted(glob.glob(os.path.expanduser(pattern)))
-    found = [Path(path) for path in found if not path.endswith(UNTRAINED)]
+    found = [path for path in matching(pattern) if not path.name.endswith(UNTRAINED)]
     if not found:
         raise InputError(
             f"{name}={pattern} matches no run and no maps file; quote the pattern, and look for its folder."

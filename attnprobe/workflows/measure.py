@@ -14,6 +14,7 @@ from attnprobe.core.maps import AttentionMaps
 from attnprobe.core.text import visible
 from attnprobe.io.progress import Advance, progress
 from attnprobe.io.reference import NOT_SAID, UserImages
+from attnprobe.io.remote import place
 from attnprobe.io.run import Run, maps_of, name_of, run_of, untrained_maps
 from attnprobe.metrics import measure
 from attnprobe.metrics.engine.choose import choose
@@ -44,7 +45,7 @@ def examine(
         group: which images count once together, as for `measure`.
     """
     choose(metrics)  # a misspelt name is said before any file is opened
-    path = maps_of(Path(path))
+    path = maps_of(place(path))
     if is_measured(path):
         return examine_measured(path, metrics=metrics, name=name, group=group)
     reader = open_maps(path)

@@ -11,6 +11,7 @@ from attnprobe.core.spec import ReportSpec
 from attnprobe.io import fs
 from attnprobe.io.config import parse_settings
 from attnprobe.io.reference import UserImages
+from attnprobe.io.remote import place
 from attnprobe.io.run import Run
 from attnprobe.metrics import atlases
 from attnprobe.metrics.engine.choose import choose
@@ -53,7 +54,7 @@ def report(spec: ReportSpec) -> tuple[list[Examined], list[Path]]:
     ]
     if spec.verify_drops:
         examined = [_verified(e, run, spec.tolerance, user) for e, run in zip(examined, runs, strict=True)]
-    out = Path(spec.out)
+    out = place(spec.out, output=True)
     with fs.as_work_error(f"writing the report into {out}"):
         fs.make_folder(out)
         return examined, write_report(examined, out, spec.formats)

@@ -18,6 +18,7 @@ from attnprobe.data import load_images
 from attnprobe.io import fs
 from attnprobe.io.config import from_mapping, read_yaml, to_yaml
 from attnprobe.io.ranks import held
+from attnprobe.io.remote import RemotePath, place
 from attnprobe.io.run import Run
 from attnprobe.models import build_model, input_spec, load_weights, read_checkpoint
 from attnprobe.models.describe import config_json
@@ -80,6 +81,8 @@ def _train(run: Run, config: TrainConfig) -> TrainResult:
 
 def images_of(config: TrainConfig, split: str, spec: InputSpec) -> ImageSource:
     """One split. Pillow augments training images where they are decoded, so those do not live on the device."""
+    if isinstance(place(config.dataset), RemotePath) or config.dataset.endswith(".tar"):  # a recipe may be anybody's
+        raise InputError(f"{config.dataset}: training reads images of this machine; download them, and name a folder.")
     options: dict[str, Any] = {"data_dir": Path(config.data_dir).expanduser() if config.data_dir else None}
     if config.download:
         options["download"] = True

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from attnprobe.core.errors import InputError, Stopped
 from attnprobe.io.reference import NOT_SAID, UserImages
+from attnprobe.io.remote import place
 from attnprobe.io.run import maps_of, name_of, run_of
 from attnprobe.store.stored import StoredMaps
 from attnprobe.view.answers import Answers
@@ -61,7 +62,7 @@ def viewer(paths: Sequence[Path | str], *, port: int = 0, user: UserImages = NOT
         raise InputError("nothing to view; give one maps file or run, or several.")
     with ExitStack() as files:
         runs = []
-        for path in map(Path, paths):
+        for path in map(place, paths):
             path = maps_of(path)
             maps = files.enter_context(StoredMaps.open(path))
             name = name_of(path)
