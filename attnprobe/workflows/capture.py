@@ -24,6 +24,7 @@ from attnprobe.core.maps import AttentionMaps
 from attnprobe.core.spec import KEEP_VALUES, CaptureSpec
 from attnprobe.data import load_images
 from attnprobe.data.order import ListedImages
+from attnprobe.data.shared_list import Shared
 from attnprobe.io import fs
 from attnprobe.io.progress import Advance, progress
 from attnprobe.io.ranks import Claims, Rank, held
@@ -109,7 +110,7 @@ def capture_file(spec: CaptureSpec, *, out: Path | None = None) -> Path:
         store(base, untrained_maps(out), overwrite=rank.alone or spec.overwrite)
         base.release()
     made = out if done else store(main, out, spec.overwrite)
-    if made == out:
+    if rank.job and made == out:
         shared.unlink(missing_ok=True)
     return made
 
@@ -174,7 +175,8 @@ def measure_live(
             examined = _examined(main, slices, metrics, skipped, baselines=baselines, group=group)
             files = write_report([examined], out, formats)
             report.remove()
-            shared.unlink(missing_ok=True)
+            if rank.job:
+                shared.unlink(missing_ok=True)
             return [examined], files
         finally:
             report.release_all()
@@ -287,7 +289,9 @@ def tasks(spec: CaptureSpec, rank: Rank, shared: Path | None = None, scan: bool 
     opening: dict[str, Any] = {"spec": pixels, "data_dir": data_dir, "bad_images": spec.bad_images}
     opening |= {"workers": spec.workers, "scan": scan}
     with TemporaryDirectory() as alone:
-        opening["shared"] = shared or Path(alone) / "images"  # else the baseline would list them a second time
+        if shared or has_baseline:  # which would list them a second time
+            request = f"{data} {data_dir} {spec.split} {spec.images} {scan}"
+            opening["shared"] = Shared(shared or Path(alone) / "images", request)
         source = load_images(data, spec.split, limit=spec.images, **opening)
         few = load_images(data, spec.split, limit=min(spec.untrained, len(source)), **opening) if has_baseline else None
     images = {"data": data, "split": spec.split, "data_dir": data_dir and str(data_dir), "images": spec.images}
