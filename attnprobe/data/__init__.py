@@ -132,8 +132,8 @@ def load_images(
         workers: processes that decode files.
         options: seed=0, of the classes of fractals; download=False, to fetch a set that is not on disk;
             resident_bytes=2 GiB, up to which a set of small images is decoded once and kept on the device (0 keeps
-            none); scan=False, to open no file before its turn comes, and shared=FILE, where the first process leaves
-            the list of files for others; classes= and per_class= of fractals.
+            none); scan=False, to open no file before its turn comes, and a `Shared` list of files, which the first
+            process makes for others; classes= and per_class= of fractals.
 
     Raises:
         InputError: an unknown name, split or option, no image, or unreadable ones.

@@ -17,7 +17,7 @@ from attnprobe.data.folder import list_folder
 from attnprobe.data.listing import Listing, list_lines
 from attnprobe.data.order import balanced_subset
 from attnprobe.data.pillow import check, decode_all, of_each, one_size, remark, some_unreadable
-from attnprobe.data.shared_list import listed_once
+from attnprobe.data.shared_list import Shared, listed_once
 from attnprobe.data.tiny_imagenet import is_tiny_imagenet, list_tiny_imagenet
 
 
@@ -30,14 +30,15 @@ class Reading:
         workers: processes that decode files.
         resident_bytes: a set of small images that fits is decoded once and kept on the device; 0 keeps none.
         scan: decode every file once before anything else, or meet what cannot be read when its turn comes.
-        shared: the list of images is made by the first process that looks here, and left for the others.
+        shared: the list of images is made by the first process that looks there, and left for others, which may ask
+            for fewer of them.
     """
 
     bad_images: BadImages = "refuse"
     workers: int = 0
     resident_bytes: int = RESIDENT_BYTES
     scan: bool = True
-    shared: Path | None = None
+    shared: Shared | None = None
 
 
 READING = Reading()
@@ -79,12 +80,13 @@ def load_files(
     Raises:
         InputError: see `list_files`; or unreadable images and bad_images is "refuse", or no readable image.
     """
-    if reading.shared is None:
+
+    def listed() -> tuple[str, Listing]:
         source, listing = list_files(name, split)
-    else:
-        request = f"{os.path.abspath(os.path.expanduser(name))} {split}"
-        source, listing = listed_once(reading.shared, request, lambda: list_files(name, split))
-    listing = listing.pick(balanced_subset(listing.ids, listing.labels, limit))
+        return source, listing.pick(balanced_subset(listing.ids, listing.labels, limit))
+
+    source, listing = listed() if reading.shared is None else listed_once(reading.shared, listed)
+    listing = listing.pick(balanced_subset(listing.ids, listing.labels, limit))  # a smaller one lies in a larger one
     if not reading.scan:
         return _unopened(source, listing, split, spec, reading)
     fitting = math.isqrt(reading.resident_bytes // (3 * len(listing.files)))

@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +28,26 @@ Named = tuple[str, Listing]
 """The name of the images, such as "photos/val", and their files."""
 
 
-def listed_once(path: Path, request: str, make: Callable[[], Named]) -> Named:
-    """The list in a file, which the first process that asks makes; the others wait for it, or for its end.
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """The place of a list that is made once.
 
-    Args:
-        path: the file; one of another `request`, which a job before this one may have left, is not used.
+    Attributes:
+        path: the file.
+        request: what it is a list of; one of another request, which an earlier job may have left, is not used.
+    """
+
+    path: Path
+    request: str
+
+
+def listed_once(shared: Shared, make: Callable[[], Named]) -> Named:
+    """The list in a file, which the first process that asks makes; the others wait for it, or for its end.
 
     Raises:
         InputError: the file is damaged; or what `make` raises, in every process.
     """
+    path, request = shared.path, shared.request
     fs.make_folder(path.parent)
     lock_path = path.with_name(f"{path.name}.lock")
     while not path.exists():
@@ -47,10 +59,11 @@ def listed_once(path: Path, request: str, make: Callable[[], Named]) -> Named:
         try:
             if path.exists():
                 break
-            named = make()
+            name, listing = make()
+            listing = replace(listing, known=listing.fingerprint())
             with suppress(FileExistsError):  # where the file system has no locks
-                fs.write_file(path, written(request, *named))
-            return named
+                fs.write_file(path, written(request, name, listing))
+            return name, listing
         finally:
             with suppress(OSError):
                 lock_path.unlink()

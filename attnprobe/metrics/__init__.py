@@ -4,7 +4,8 @@ Question: what is a metric? Choice: a pure function of the maps of some images t
 `measure` alone knows about streams, sites, intervals and baselines. Images are what is resampled, because the tokens,
 heads and layers of one image depend on each other.
 Question: keep values or sums? Choice: values up to 128 MiB per metric, for bootstrap intervals; mergeable sums beyond,
-where thousands of images make the normal approximation good.
+where thousands of images make the normal approximation good. Where no maps are stored, sums over resamples as well,
+beyond a number of images (`engine.folding`): intervals and derived numbers are then those of a bootstrap, too.
 Question: exact or cheap? Choice: exact, computed in the order that the cache likes. One image of 16 layers, 12 heads,
 197 tokens (float32, one AVX-512 core, forward pass 135 ms): layer cosine 8 ms, head cosine 6, entropy 5, similar blocks
 10, Jensen-Shannon 32, all before they shared anything; the singular values of `effective_rank` 440, or 39 with `order=2`, so that is what sets of

@@ -24,6 +24,7 @@ from attnprobe.core.maps import AttentionMaps
 from attnprobe.core.spec import KEEP_VALUES, CaptureSpec
 from attnprobe.data import load_images
 from attnprobe.data.order import ListedImages
+from attnprobe.data.shared_list import Shared
 from attnprobe.io import fs
 from attnprobe.io.progress import Advance, progress
 from attnprobe.io.ranks import Claims, Rank, held
@@ -84,8 +85,8 @@ def capture_file(spec: CaptureSpec, *, out: Path | None = None) -> Path:
         InputError: the file exists and holds another capture.
     """
     out, rank = maps_file(spec, out), Rank.of_this_process()
-    shared = None if isinstance(out, RemotePath) else out.with_suffix(".images")
-    main, base = tasks(spec, rank, shared if rank.job else None, scan=spec.bad_images == "skip")
+    shared = out.with_suffix(".images") if rank.job and not isinstance(out, RemotePath) else None
+    main, base = tasks(spec, rank, shared, scan=spec.bad_images == "skip")
     dtype, keep_shards = spec.stored_dtype, spec.keep_shards or rank.local_world < rank.world
 
     def is_done(task: Task, path: Path) -> bool:
@@ -150,8 +151,8 @@ def measure_live(
     if keep_values < 1:
         raise InputError(f"--keep-values {keep_values} must be 1 image or more.")
     rank, out = Rank.of_this_process(), place(out, output=True)
-    shared = None if isinstance(out, RemotePath) else out / "images.list"
-    main, base = tasks(spec, rank, shared if rank.job else None)
+    shared = out / "images.list" if rank.job and not isinstance(out, RemotePath) else None
+    main, base = tasks(spec, rank, shared)
     with held(out), fs.as_work_error(f"measuring into {out}"):
         skipped = Skipped()
 
@@ -305,7 +306,9 @@ def tasks(spec: CaptureSpec, rank: Rank, shared: Path | None = None, scan: bool 
     opening: dict[str, Any] = {"spec": pixels, "data_dir": data_dir, "bad_images": spec.bad_images}
     opening |= {"workers": spec.workers, "scan": scan}
     with TemporaryDirectory() as alone:
-        opening["shared"] = shared or Path(alone) / "images"  # else the baseline would list them a second time
+        if shared or has_baseline:  # which would list them a second time
+            request = f"{data} {data_dir} {spec.split} {spec.images} {scan}"
+            opening["shared"] = Shared(shared or Path(alone) / "images", request)
         source = load_images(data, spec.split, limit=spec.images, **opening)
         few = load_images(data, spec.split, limit=min(spec.untrained, len(source)), **opening) if has_baseline else None
     images = {"data": data, "split": spec.split, "data_dir": data_dir and str(data_dir), "images": spec.images}

@@ -38,10 +38,11 @@ def listed(root: Path, kept: Path) -> None:
     """Print what listing took, as JSON; by a fresh process."""
     from attnprobe.core.images import InputSpec
     from attnprobe.data.image_files import Reading, load_files
+    from attnprobe.data.shared_list import Shared
 
     load_files(str(root / "n00000000"), spec=InputSpec(), limit=1, reading=Reading(scan=False))  # imports everything
     before, begun, cpu = peak(), time.perf_counter(), time.process_time()
-    source = load_files(str(root), spec=InputSpec(), reading=Reading(scan=False, shared=kept))
+    source = load_files(str(root), spec=InputSpec(), reading=Reading(scan=False, shared=Shared(kept, "")))
     took = {"s": time.perf_counter() - begun, "cpu": time.process_time() - cpu, "MB": peak() - before}
     print(json.dumps({"n": len(source), "libraries": before, **took}))
 

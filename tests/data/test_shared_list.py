@@ -9,7 +9,7 @@ from attnprobe.core.errors import InputError
 from attnprobe.data import folder, image_files, shared_list
 from attnprobe.data.folder import list_folder
 from attnprobe.data.image_files import Reading, load_files
-from attnprobe.data.shared_list import listed_once, read
+from attnprobe.data.shared_list import Shared, listed_once, read
 from attnprobe.io.lock import FileLock
 
 
@@ -30,10 +30,10 @@ def test_the_list_that_is_read_is_the_one_that_was_made(photos, tmp_path, monkey
         if name == "odd":
             open(odd, "wb").close()
         kept = tmp_path / f"{name}.list"
-        made = listed_once(kept, "r", lambda: ("photos/val", list_folder(photos, "val")))
+        made = listed_once(Shared(kept, "r"), lambda: ("photos/val", list_folder(photos, "val")))
         with monkeypatch.context() as patch:
             patch.setattr(folder, "files_under", lambda *_: pytest.fail("listed again"))
-            found = listed_once(kept, "r", lambda: pytest.fail("made again"))
+            found = listed_once(Shared(kept, "r"), lambda: pytest.fail("made again"))
         assert found[0] == made[0] == "photos/val"
         for field in ("files", "ids", "labels", "class_names"):
             assert getattr(found[1], field) == getattr(made[1], field)
@@ -50,7 +50,7 @@ def test_of_many_who_ask_at_once_one_makes_the_list(photos, tmp_path, monkeypatc
         return "photos/val", list_folder(photos, "val")
 
     def ask():
-        found.append(listed_once(tmp_path / "list", "r", make)[1].ids)
+        found.append(listed_once(Shared(tmp_path / "list", "r"), make)[1].ids)
 
     threads = [threading.Thread(target=ask) for _ in range(6)]
     for thread in threads:
@@ -63,12 +63,12 @@ def test_of_many_who_ask_at_once_one_makes_the_list(photos, tmp_path, monkeypatc
 def test_the_list_of_a_process_that_died_is_made_by_another(photos, tmp_path):
     FileLock(tmp_path / "list.lock").release()  # its file stays, and nobody holds it
     (tmp_path / ".tmp-host-1-abcd").write_bytes(b"half")
-    assert len(listed_once(tmp_path / "list", "r", lambda: ("p", list_folder(photos, "val")))[1].ids) == 12
+    assert len(listed_once(Shared(tmp_path / "list", "r"), lambda: ("p", list_folder(photos, "val")))[1].ids) == 12
 
 
 def test_a_list_of_other_images_is_not_used_and_a_damaged_one_is_refused(photos, tmp_path):
     kept = tmp_path / "list"
-    listed_once(kept, "photos val", lambda: ("p", list_folder(photos, "val")))
+    listed_once(Shared(kept, "photos val"), lambda: ("p", list_folder(photos, "val")))
     assert read(kept, "photos train") is None
     whole = kept.read_bytes()
     for damaged in (whole[:-3], whole.replace(b"a/2.png", b"a/3.png"), b"{}", b""):
@@ -87,12 +87,16 @@ def test_no_file_is_opened_before_its_turn(photos, small, monkeypatch):
 
 
 def test_names_and_fingerprint_are_those_of_a_scanned_folder(tmp_path, write_image, small):
+    root = tmp_path / "photos"
     for k in range(6):
-        write_image(tmp_path / "ab"[k % 2] / f"{k}.png", seed=k)
-    one, two = (load_files(str(tmp_path), spec=small, reading=Reading(scan=scan)) for scan in (True, False))
+        write_image(root / "ab"[k % 2] / f"{k}.png", seed=k)
+    one, two = (load_files(str(root), spec=small, reading=Reading(scan=scan)) for scan in (True, False))
     assert (one.ids, one.fingerprint, one.class_names) == (two.ids, two.fingerprint, two.class_names)
-    few = load_files(str(tmp_path), spec=small, limit=3, reading=Reading(scan=False))
-    assert few.ids == load_files(str(tmp_path), spec=small, limit=3).ids
+    shared = Shared(tmp_path / "list", "")
+    for limit in (5, 3):
+        few = load_files(str(root), spec=small, limit=limit, reading=Reading(scan=False, shared=shared))
+        whole = load_files(str(root), spec=small, limit=limit)
+        assert (few.ids, few.fingerprint) == (whole.ids, whole.fingerprint)
 
 
 @pytest.mark.promise("images-bad")
