@@ -58,8 +58,9 @@ def capture(
             runs out. Results do not depend on it beyond rounding.
         inputs: further keyword arguments of the model's forward pass; a function is called with the pixels of each
             batch.
-        options: as of `Recording`; `selection` chooses layers, heads and queries, `watch` traces every call, and
-            `allow_missing` goes on where blocks show no map although their siblings do.
+        options: as of `Recording`; `selection` chooses layers, heads and queries, `watch` traces every call,
+            `allow_missing` goes on where blocks show no map although their siblings do, and `amp` is the type of
+            autocast.
 
     Returns:
         An iterable of `AttentionMaps`, one per batch, stage and site. The first step proves, layer by layer, that the
@@ -133,6 +134,7 @@ class Capture(Shown):
                         scores="scores" in recording.sites,
                         factors=recording.factors,
                         allow_missing=recording.allow_missing,
+                        amp=recording.amp,
                     )
                 recording.recorder.located = proof.located
                 if parallel := proof.located.parallel:

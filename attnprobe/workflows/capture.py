@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.metadata import version
 from itertools import tee, zip_longest
 from pathlib import Path
@@ -38,6 +38,7 @@ from attnprobe.store.plan import CapturePlan
 from attnprobe.store.stored import StoredMaps
 from attnprobe.store.writer import MapWriter
 from attnprobe.training import pick_device
+from attnprobe.workflows.lockstep import Replica
 from attnprobe.workflows.trial import recipe_of, run_images
 
 
@@ -54,7 +55,7 @@ class Task:
     @cached_property
     def capturing(self) -> Capture:
         """The capture; the model is on the device from now on, until `release`."""
-        return self.capture(self.module.to(self.device))
+        return self.capture(self.module)
 
     def release(self) -> None:
         """Leave the device to the next model."""
@@ -80,14 +81,15 @@ def capture_file(spec: CaptureSpec, *, out: Path | None = None) -> Path:
     """
     run = Run.of(Path(spec.model))
     out = Path(out or (run.maps if run.checkpoints.is_dir() else f"{Path(spec.model).stem}.h5"))
-    rank = Rank.of_this_process()
-    main, base = tasks(spec, rank)
+    replica = Replica.of_this_process(spec.shard)
+    rank = replica.rank
+    main, base = tasks(spec, rank, replica)
     dtype, keep_shards = spec.stored_dtype, spec.keep_shards or rank.local_world < rank.world
 
     def is_done(task: Task, path: Path) -> bool:
         return rank.alone and not spec.overwrite and _is_stored(task.plan, dtype, path)
 
-    done = is_done(main, out)
+    done = replica.told(is_done(main, out))
     if out.exists() and rank.alone and not spec.overwrite and not done:
         raise InputError(
             f"{out} exists, of another model, images or options. Choose another output with -o, or replace it with "
@@ -96,11 +98,11 @@ def capture_file(spec: CaptureSpec, *, out: Path | None = None) -> Path:
 
     def store(task: Task, path: Path, overwrite: bool) -> Path:
         options: dict[str, Any] = {"dtype": dtype, "overwrite": overwrite, "keep_shards": keep_shards}
-        with MapWriter(path, task.plan, rank, **options) as sink:
+        with replica.sink(lambda: MapWriter(path, task.plan, rank, **options)) as sink:
             fill(sink, task, f"capture {path.name}")
             return sink.close(task.capturing.certificate.to_dict())
 
-    if base is not None and not is_done(base, untrained_maps(out)):
+    if base is not None and not replica.told(is_done(base, untrained_maps(out))):
         # First, so that a command that was stopped here can be run again.
         store(base, untrained_maps(out), overwrite=rank.alone or spec.overwrite)
         base.release()
@@ -130,12 +132,14 @@ def measure_live(
         What was examined, and the files written; nothing where others are still at work.
     """
     choose(metrics)
-    rank, out = Rank.of_this_process(), Path(out)
-    main, base = tasks(spec, rank)
+    replica, out = Replica.of_this_process(spec.shard), Path(out)
+    rank = replica.rank
+    main, base = tasks(spec, rank, replica)
     with held(out), fs.as_work_error(f"measuring into {out}"):
 
         def measure(task: Task, folder: Path) -> list[Path]:
-            with MeasureSink(folder, rank, task.plan.facts(), task.plan.image_ids, metrics) as sink:
+            make = partial(MeasureSink, folder, rank, task.plan.facts(), task.plan.image_ids, metrics)
+            with replica.sink(make) as sink:
                 fill(sink, task, f"measure {task.plan.model}")
                 return sink.close()
 
@@ -144,7 +148,9 @@ def measure_live(
             untrained = measure(base, out / "untrained")
             base.release()
         slices = measure(main, out / "slices")
-        if not slices or (base is not None and not untrained):
+        if replica.size > 1:
+            _ = main.capturing.certificate  # forward passes, which all of a replica run
+        if not replica.leads or not slices or (base is not None and not untrained):
             return [], []
         report = Claims(out / "claims")
         try:
@@ -206,8 +212,13 @@ def _batches_of(
         del batch  # or it would be held while the next one is computed
 
 
-def tasks(spec: CaptureSpec, rank: Rank) -> tuple[Task, Task | None]:
-    """The capture, and that of its untrained baseline if the model has trained weights."""
+def tasks(spec: CaptureSpec, rank: Rank, replica: Replica | None = None) -> tuple[Task, Task | None]:
+    """The capture, and that of its untrained baseline if the model has trained weights.
+
+    Args:
+        replica: of this process; by itself if None.
+    """
+    replica = replica or Replica(rank)
     factors = spec.store == "qk"
     if factors and not {"weights", "effective"} & set(spec.kept):
         raise InputError("queries and keys are stored in place of maps; ask for weights or effective, too.")
@@ -217,7 +228,7 @@ def tasks(spec: CaptureSpec, rank: Rank) -> tuple[Task, Task | None]:
     for note in facts.notes:
         warnings.warn(note, stacklevel=3)
     device = pick_device(spec.device)
-    device = device if rank.alone else own_gpu(device, rank.local)
+    device = device if rank.alone and replica.size == 1 else own_gpu(device, rank.local)
     pixels, recipe = input_spec(model), recipe_of(Path(spec.model))
     data, data_dir = run_images(Path(spec.model), recipe, UserImages(spec.data, spec.data_dir))
     opening = {"spec": pixels, "data_dir": data_dir, "bad_images": spec.bad_images, "workers": spec.workers}
@@ -246,9 +257,11 @@ def tasks(spec: CaptureSpec, rank: Rank) -> tuple[Task, Task | None]:
 
     def task(module: nn.Module, of: ImageSource, its: CapturePlan) -> Task:
         kept: dict[str, Any] = {"factors": factors, "allow_missing": spec.allow_missing}
+        kept["amp"] = torch.bfloat16 if spec.amp else None
         kept |= {name: name in spec.kept for name in ("tokens", "values")}
 
-        def capture(there: nn.Module) -> Capture:
+        def capture(model: nn.Module) -> Capture:
+            there = replica.placed(model, device)
             return Capture(Recording(there, spec.sites, selection=selection, **kept), of, spec.batch_size)
 
         return Task(Run.of(Path(spec.model)).path.stem or its.model, module, device, its, capture)
@@ -263,7 +276,7 @@ def tasks(spec: CaptureSpec, rank: Rank) -> tuple[Task, Task | None]:
 
 def _settings(spec: CaptureSpec, selection: Selection) -> dict[str, Any]:
     """The options that decide which numbers are stored. What is not chosen is left out, as in plans of old."""
-    settings: dict[str, Any] = {"what": list(spec.kept), "autocast": False}
+    settings: dict[str, Any] = {"what": list(spec.kept), "autocast": spec.amp or False}
     if spec.store == "qk":
         settings["store"] = "qk"
     if not selection.everything:
