@@ -2,7 +2,6 @@
 
 import json
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -54,10 +53,8 @@ def test_measurements_without_maps_are_those_of_one_process(checkpoint, tmp_path
     words = ("--stats-only", "-o", str(tmp_path / "two"))
     done = under_torchrun("capture", str(checkpoint), *WORDS, *words, timeout=300)
     assert done.returncode == 0, done.stderr
-    one, two = (json.loads((tmp_path / n / "measurements.json").read_text()) for n in ("one", "two"))
-    assert one["models"][0]["measurements"].keys() == two["models"][0]["measurements"].keys()
-    for name, m in one["models"][0]["measurements"].items():
-        np.testing.assert_array_equal(two["models"][0]["measurements"][name]["mean"], m["mean"], err_msg=name)
+    one, two = (json.loads((tmp_path / n / "measurements.json").read_text())["runs"] for n in ("one", "two"))
+    assert one[0]["measurements"] == two[0]["measurements"] and len(one[0]["measurements"]) > 10
 
 
 def test_a_number_of_processes_that_does_not_fit_is_an_error(monkeypatch):
