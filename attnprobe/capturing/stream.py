@@ -82,11 +82,13 @@ class Capture(Shown):
         recording: of the model, and of what is kept of its forward passes.
         images: what was given, as a source of batches; see `as_images`.
         batch_size: most images per forward pass; halved when memory runs out.
+        alone: False where other processes run the same passes, which one cannot cut into two by itself.
     """
 
     recording: Recording
     images: Any
     batch_size: int = 16
+    alone: bool = True
 
     def __post_init__(self) -> None:
         self._model = self.recording.model
@@ -215,6 +217,8 @@ class Capture(Shown):
         free_memory()
         if n == 1:
             raise _too_large()
+        if not self.alone:
+            raise WorkError(f"out of memory with {n} images at once; start again, into a new output, with fewer.")
         self.batch_size = n // 2
         warnings.warn(f"out of memory with {n} images at once; going on with {self.batch_size}.", stacklevel=2)
         yield from self._maps_of(batch)
