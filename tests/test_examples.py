@@ -84,3 +84,12 @@ def test_two_processes_share_a_capture(tmp_path):
     train("digits_vit_16", tmp_path / "run", settings=short)
     status, told = run(tmp_path, EXAMPLES / "distributed_capture.sh", "run", "digits")
     assert status == 0 and "360 images, every checksum right" in told, told
+
+
+def test_the_plan_for_a_million_images_is_the_one_that_is_printed(tmp_path):
+    status, told = run(tmp_path, sys.executable, EXAMPLES / "large_scale.py")
+    assert status == 0, told
+    tables = [line for line in told.splitlines() if line.startswith("| ")]
+    assert len(tables) == 30
+    shown = (EXAMPLES / "large_scale.md").read_text().splitlines()
+    assert [line for line in shown if line.startswith("| ")] == tables

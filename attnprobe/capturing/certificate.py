@@ -136,6 +136,7 @@ def certify(
     scores: bool = False,
     factors: bool = False,
     allow_missing: bool = False,
+    amp: torch.dtype | None = None,
 ) -> Certificate:
     """Run the checks on `pixels` ([image, 3, row, col], two images are enough).
 
@@ -146,6 +147,7 @@ def certify(
         watch: as in `Recording`.
         scores, factors: these are to be captured, too, and the softmax must follow from them.
         allow_missing: name blocks without a map whose siblings have one, and go on.
+        amp: type of autocast, as in `Recording`.
 
     Raises:
         CaptureError: what would be captured is not what the model computes; names the layer.
@@ -158,7 +160,7 @@ def certify(
     routes = {layer.name: layer.route for layer in layers}
     proofs: list[LayerProof] = []
     n_bytes = 0
-    with computing(pixels.device), exact_products():
+    with computing(pixels.device, amp), exact_products():
         # First as the user runs it, since what follows differs from it step by step, and each step is compared: the
         # explicit softmax without hooks, then the same with hooks.
         as_run = tensors_of(_run(inner, pixels))
@@ -188,7 +190,7 @@ def certify(
     missing = missing_siblings(tracing.ran, fired)
     if not allow_missing:
         refuse_missing(missing, tracing.ran)
-    with computing(pixels.device), exact_products(), unfused(inner, ()):
+    with computing(pixels.device, amp), exact_products(), unfused(inner, ()):
         located = locate(inner, pixels)
     same = equal(hooked, unhooked) if unhooked else None
     image_bytes = n_bytes // len(pixels)

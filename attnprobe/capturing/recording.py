@@ -42,6 +42,7 @@ class Recording(Wanted):
             the first layer left out, and the next pass begins there. No limit if None.
         allow_missing: go on where blocks show no map although their siblings do; the certificate names them.
         inputs: further keyword arguments of the model in `run`; a function is called with the pixels.
+        amp: type of autocast in `run`, such as torch.bfloat16; the model's own precision if None.
 
     Attributes:
         recorder: holds the maps of a pass until `take()`, which comes before the next pass.
@@ -57,6 +58,7 @@ class Recording(Wanted):
     watch: bool | None = None
     pool: BufferPool = field(default_factory=BufferPool)
     inputs: Mapping[str, Any] = field(default_factory=dict)
+    amp: torch.dtype | None = None
 
     def __post_init__(self) -> None:
         self.sites = (self.sites,) if isinstance(self.sites, str) else tuple(self.sites)
@@ -85,7 +87,7 @@ class Recording(Wanted):
 
     def run(self, pixels: Tensor) -> Any:
         """The model's output of one forward pass in eval mode, which leaves its maps in `recorder`."""
-        with evaluating(self._modules), computing(pixels.device), feeding(self.model, self.inputs), self:
+        with evaluating(self._modules), computing(pixels.device, self.amp), feeding(self.model, self.inputs), self:
             return self.model(pixels)
 
     def __enter__(self) -> Recorder:
@@ -131,13 +133,14 @@ def layers_to_hook(model: nn.Module, watch: bool | None) -> tuple[list[Attention
 
 
 @contextmanager
-def computing(device: torch.device) -> Iterator[None]:
-    """No gradients, the model's own precision, nothing compiled.
+def computing(device: torch.device, amp: torch.dtype | None = None) -> Iterator[None]:
+    """No gradients, the model's own precision or that of autocast to `amp`, nothing compiled.
 
     Not `inference_mode`: a table that the model computes in this pass and keeps, of cosines and sines for instance,
     could never take part in training again.
     """
-    with torch.no_grad(), torch.autocast(device.type, enabled=False), torch.compiler.set_stance("force_eager"):
+    precision = torch.autocast(device.type, dtype=amp, enabled=amp is not None)
+    with torch.no_grad(), precision, torch.compiler.set_stance("force_eager"):
         yield
 
 

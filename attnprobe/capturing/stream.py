@@ -59,8 +59,9 @@ def capture(
             runs out. Results do not depend on it beyond rounding.
         inputs: further keyword arguments of the model's forward pass; a function is called with the pixels of each
             batch.
-        options: as of `Recording`; `selection` chooses layers, heads and queries, `watch` traces every call, and
-            `allow_missing` goes on where blocks show no map although their siblings do.
+        options: as of `Recording`; `selection` chooses layers, heads and queries, `watch` traces every call,
+            `allow_missing` goes on where blocks show no map although their siblings do, and `amp` is the type of
+            autocast.
 
     Returns:
         An iterable of `AttentionMaps`, one per batch, stage and site. The first step proves, layer by layer, that the
@@ -82,11 +83,13 @@ class Capture(Shown):
         recording: of the model, and of what is kept of its forward passes.
         images: what was given, as a source of batches; see `as_images`.
         batch_size: most images per forward pass; halved when memory runs out.
+        alone: False where other processes run the same passes, which one cannot cut into two by itself.
     """
 
     recording: Recording
     images: Any
     batch_size: int = 16
+    alone: bool = True
 
     def __post_init__(self) -> None:
         self._model = self.recording.model
@@ -134,6 +137,7 @@ class Capture(Shown):
                         scores="scores" in recording.sites,
                         factors=recording.factors,
                         allow_missing=recording.allow_missing,
+                        amp=recording.amp,
                     )
                 recording.recorder.located = proof.located
                 if parallel := proof.located.parallel:
@@ -218,6 +222,8 @@ class Capture(Shown):
         free_memory()
         if n == 1:
             raise _too_large()
+        if not self.alone:
+            raise WorkError(f"out of memory with {n} images at once; start again, into a new output, with fewer.")
         self.batch_size = n // 2
         warnings.warn(f"out of memory with {n} images at once; going on with {self.batch_size}.", stacklevel=2)
         yield from self._maps_of(batch)

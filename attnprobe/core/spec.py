@@ -84,6 +84,10 @@ class CaptureSpec(ModelOptions):
     # how it is computed
     batch_size: int = 16
     """most images per forward pass. Fewer are taken where memory does not suffice."""
+    amp: Literal["bf16"] | None = None
+    """run the model under bfloat16 autocast. Maps are then of that precision, and the file says so."""
+    shard: int = 1
+    """processes that hold one copy of the model together (FSDP), for models larger than a card; under torchrun."""
     untrained: int = 64
     """images of the untrained baseline, 0 for none. It is stored beside in NAME.untrained.h5."""
     bad_images: Literal["refuse", "skip"] = "refuse"

@@ -58,6 +58,9 @@ class MapWriter:
         WorkError: the disk has no room for what is still to come.
     """
 
+    may_skip = False
+    """A file holds every image of its plan."""
+
     def __init__(
         self,
         path: Path,

@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.metadata import version
 from itertools import tee, zip_longest
 from pathlib import Path
@@ -43,6 +43,7 @@ from attnprobe.store.plan import CapturePlan
 from attnprobe.store.stored import StoredMaps
 from attnprobe.store.writer import MapWriter
 from attnprobe.training import pick_device
+from attnprobe.workflows.lockstep import Replica
 from attnprobe.workflows.trial import recipe_of, run_images
 
 
@@ -60,7 +61,7 @@ class Task:
     @cached_property
     def capturing(self) -> Capture:
         """The capture; the model is on the device from now on, until `release`."""
-        return self.capture(self.module.to(self.device))
+        return self.capture(self.module)
 
     def release(self) -> None:
         """Leave the device to the next model."""
@@ -84,15 +85,16 @@ def capture_file(spec: CaptureSpec, *, out: Path | None = None) -> Path:
     Raises:
         InputError: the file exists and holds another capture.
     """
-    out, rank = maps_file(spec, out), Rank.of_this_process()
+    out, replica = maps_file(spec, out), Replica.of_this_process(spec.shard)
+    rank = replica.rank
     shared = out.with_suffix(".images") if rank.job and not isinstance(out, RemotePath) else None
-    main, base = tasks(spec, rank, shared, scan=spec.bad_images == "skip")
+    main, base = tasks(spec, rank, replica, shared, scan=spec.bad_images == "skip")
     dtype, keep_shards = spec.stored_dtype, spec.keep_shards or rank.local_world < rank.world
 
     def is_done(task: Task, path: Path) -> bool:
         return rank.alone and not spec.overwrite and _is_stored(task.plan, dtype, path)
 
-    done = is_done(main, out)
+    done = replica.told(is_done(main, out))
     if out.exists() and rank.alone and not spec.overwrite and not done:
         raise InputError(
             f"{out} exists, of another model, images or options. Choose another output with -o, or replace it with "
@@ -101,11 +103,11 @@ def capture_file(spec: CaptureSpec, *, out: Path | None = None) -> Path:
 
     def store(task: Task, path: Path, overwrite: bool) -> Path:
         options: dict[str, Any] = {"dtype": dtype, "overwrite": overwrite, "keep_shards": keep_shards}
-        with MapWriter(path, task.plan, rank, **options) as sink:
+        with replica.sink(lambda: MapWriter(path, task.plan, rank, **options)) as sink:
             fill(sink, task, f"capture {path.name}")
             return sink.close(task.capturing.certificate.to_dict())
 
-    if base is not None and not is_done(base, untrained_maps(out)):
+    if base is not None and not replica.told(is_done(base, untrained_maps(out))):
         # First, so that a command that was stopped here can be run again.
         replacing = rank.alone and not isinstance(out, RemotePath)
         store(base, untrained_maps(out), overwrite=replacing or spec.overwrite)
@@ -150,21 +152,23 @@ def measure_live(
     choose(metrics)
     if keep_values < 1:
         raise InputError(f"--keep-values {keep_values} must be 1 image or more.")
-    rank, out = Rank.of_this_process(), place(out, output=True)
+    replica, out = Replica.of_this_process(spec.shard), place(out, output=True)
+    rank = replica.rank
     shared = out / "images.list" if rank.job and not isinstance(out, RemotePath) else None
-    main, base = tasks(spec, rank, shared)
+    main, base = tasks(spec, rank, replica, shared)
     with held(out), fs.as_work_error(f"measuring into {out}"):
         skipped = Skipped()
 
         def measure(task: Task, folder: Path) -> list[Path]:
             what = (task.plan.facts(), task.plan.image_ids, metrics, keep_values, group)
-            with MeasureSink(folder, rank, *what) as sink:
+            with replica.sink(partial(MeasureSink, folder, rank, *what)) as sink:
                 fill(sink, task, f"measure {task.plan.model}")
-                files = sink.close()
-                if files:
-                    write_certificate(folder, task.capturing.certificate.to_dict())
+                files, left_out = sink.close(), sink.skipped
+                certificate = task.capturing.certificate.to_dict()  # forward passes, which all of a replica run
+                if files and replica.leads:
+                    write_certificate(folder, certificate)
                 if task is main:
-                    skipped.add(sink.skipped.names, sink.skipped.n)
+                    skipped.add(left_out.names, left_out.n)
                 return files
 
         untrained = []
@@ -172,7 +176,7 @@ def measure_live(
             untrained = measure(base, out / "untrained")
             base.release()
         slices = measure(main, out / "slices")
-        if not slices or (base is not None and not untrained):
+        if not replica.leads or not slices or (base is not None and not untrained):
             return [], []
         report = Claims(out / "claims")
         try:
@@ -216,13 +220,10 @@ def write_parts(sink: MapWriter | MeasureSink, task: Task, parts: Iterator[range
     """Capture some parts into a sink that was begun."""
     # The loader asks for parts ahead of the sink, so that its workers need not stop between two of them.
     to_load, to_write = tee(parts)
-    batches = _Ahead(task.capturing.batches(to_load, sink.batch_images))
+    batches, may_skip = _Ahead(task.capturing.batches(to_load, sink.batch_images)), sink.may_skip
     for part in to_write:
-        if isinstance(sink, MapWriter):
-            sink.write(part, _batches_of(task, part, batches, advance))
-        else:
-            skipped = Skipped()
-            sink.write(part, _batches_of(task, part, batches, advance, skipped), skipped)
+        skipped = (Skipped(),) if may_skip else ()
+        sink.write(part, _batches_of(task, part, batches, advance, *skipped), *skipped)
 
 
 class _Ahead:
@@ -282,13 +283,17 @@ def _batches_of(
             yield batches.take()
 
 
-def tasks(spec: CaptureSpec, rank: Rank, shared: Path | None = None, scan: bool = False) -> tuple[Task, Task | None]:
+def tasks(
+    spec: CaptureSpec, rank: Rank, replica: Replica | None = None, shared: Path | None = None, scan: bool = False
+) -> tuple[Task, Task | None]:
     """The capture, and that of its untrained baseline if the model has trained weights.
 
     Args:
+        replica: of this process; by itself if None.
         shared: file in which the first process of a job leaves the list of images for the others.
         scan: open every file before anything else, so that the plan has none that cannot be read.
     """
+    replica = replica or Replica(rank)
     factors = spec.store == "qk"
     if factors and not {"weights", "effective"} & set(spec.kept):
         raise InputError("queries and keys are stored in place of maps; ask for weights or effective, too.")
@@ -298,7 +303,7 @@ def tasks(spec: CaptureSpec, rank: Rank, shared: Path | None = None, scan: bool 
     for note in facts.notes:
         warnings.warn(note, stacklevel=3)
     device = pick_device(spec.device)
-    device = device if rank.alone else own_gpu(device, rank.local)
+    device = device if rank.alone and replica.size == 1 else own_gpu(device, rank.local)
     # a graph (onnx:) has trained weights alone
     has_baseline = bool(spec.untrained and facts.sha256) and not facts.model.startswith("onnx:")
     pixels, recipe = input_spec(model), recipe_of(Path(spec.model))
@@ -335,10 +340,14 @@ def tasks(spec: CaptureSpec, rank: Rank, shared: Path | None = None, scan: bool 
 
     def task(module: nn.Module, of: ImageSource, its: CapturePlan) -> Task:
         kept: dict[str, Any] = {"factors": factors, "allow_missing": spec.allow_missing}
+        kept["amp"] = torch.bfloat16 if spec.amp else None
         kept |= {name: name in spec.kept for name in ("tokens", "values")}
 
-        def capture(there: nn.Module) -> Capture:
-            return Capture(Recording(there, spec.sites, selection=selection, **kept), of, spec.batch_size)
+        def capture(model: nn.Module) -> Capture:
+            there = replica.placed(model, device)
+            return Capture(
+                Recording(there, spec.sites, selection=selection, **kept), of, spec.batch_size, replica.size == 1
+            )
 
         return Task(Run.of(Path(spec.model)).path.stem or its.model, module, device, of, its, capture)
 
@@ -351,7 +360,7 @@ def tasks(spec: CaptureSpec, rank: Rank, shared: Path | None = None, scan: bool 
 
 def _settings(spec: CaptureSpec, selection: Selection) -> dict[str, Any]:
     """The options that decide which numbers are stored. What is not chosen is left out, as in plans of old."""
-    settings: dict[str, Any] = {"what": list(spec.kept), "autocast": False}
+    settings: dict[str, Any] = {"what": list(spec.kept), "autocast": spec.amp or False}
     if spec.store == "qk":
         settings["store"] = "qk"
     if not selection.everything:

@@ -91,3 +91,18 @@ def test_pixels_keep_their_precision_where_the_first_parameter_has_none():
     (maps,) = capture(model, X)
     tokens = model.embed(X).flatten(2).transpose(1, 2)
     torch.testing.assert_close(maps.values[:, 0].double(), softmax_of(model.blocks[0], tokens), rtol=0, atol=1e-6)
+
+
+def test_under_autocast_maps_are_the_softmax_in_that_precision_and_proved_so():
+    """As if the model itself ran under it; nothing of it stays on afterwards."""
+    torch.manual_seed(0)
+    model = Net(MultiHead(), Attention()).eval()
+    capturing = capture(model, X, amp=torch.bfloat16)
+    (maps,) = capturing
+    (exact,) = capture(model, X)
+    assert 0 < (maps.values.float() - exact.values).abs().max() < 4 * torch.finfo(torch.bfloat16).eps
+    assert capturing.certificate.output_equal
+    assert not torch.is_autocast_enabled("cpu")
+    model.autocast = torch.bfloat16
+    (inside,) = capture(model, X)
+    torch.testing.assert_close(maps.values[:, 0], inside.values[:, 0], rtol=0, atol=torch.finfo(torch.bfloat16).eps)

@@ -21,6 +21,7 @@ from attnprobe.metrics.engine import sink
 from attnprobe.models import build_model
 from attnprobe.models.describe import config_json
 from attnprobe.store import MapWriter, job, layout
+from attnprobe.store.stored import StoredMaps
 from attnprobe.workflows.capture import Task, capture_file, measure_live, tasks
 from attnprobe.workflows.measure import examine
 from attnprobe.workflows.report import report
@@ -470,3 +471,16 @@ def test_processes_of_a_job_list_the_images_once(checkpoint, photos, tmp_path, m
         by_ranks(3, monkeypatch, work)
         assert len(listed) == 1
     assert not list(tmp_path.glob("**/*images*")), "the list goes when all is done"
+
+
+def test_a_capture_under_autocast_is_another_plan_and_the_file_says_so(checkpoint, tmp_path):
+    out, options = tmp_path / "maps.h5", {**COMMON, "images": 20, "untrained": 0, "dtype": "float32"}
+    capture_file(CaptureSpec(checkpoint, amp="bf16", **options), out=out)
+    with pytest.raises(InputError, match="another model, images or options"):
+        capture_file(CaptureSpec(checkpoint, **options), out=out)
+    assert capture_file(CaptureSpec(checkpoint, amp="bf16", **options), out=out) == out  # found done
+    capture_file(CaptureSpec(checkpoint, **options), out=tmp_path / "exact.h5")
+    low, exact = ([m.values.float() for m in ap.open_maps(path)] for path in (out, tmp_path / "exact.h5"))
+    assert 0 < max((a - b).abs().max() for a, b in zip(low, exact, strict=True)) < 0.02
+    with StoredMaps.open(out) as stored:
+        assert stored.attrs["settings"]["autocast"] == "bf16"

@@ -51,6 +51,9 @@ class MeasureSink:
         InputError: the folder was begun with other facts or metrics, or by an attnprobe that did not pin the batch.
     """
 
+    may_skip = True
+    """Images that cannot be read may be left out; the source of the images decides."""
+
     def __init__(
         self,
         folder: Path,
