@@ -142,15 +142,15 @@ def measure_live(
     with held(out), fs.as_work_error(f"measuring into {out}"):
 
         def measure(task: Task, folder: Path) -> list[Path]:
-            with MeasureSink(folder, rank, task.plan.facts(), task.plan.image_ids, metrics) as sink:
+            with measure_sink(task, folder, rank, metrics) as sink:
                 fill(sink, task, f"measure {task.plan.model}")
                 return sink.close()
 
         untrained = []
         if base is not None:
-            untrained = measure(base, out / "untrained")
+            untrained = measure(base, slices_of(out, untrained=True))
             base.release()
-        slices = measure(main, out / "slices")
+        slices = measure(main, slices_of(out))
         if not slices or (base is not None and not untrained):
             return [], []
         report = Claims(out / "claims")
@@ -164,6 +164,16 @@ def measure_live(
             return [examined], files
         finally:
             report.release_all()
+
+
+def slices_of(out: Path, *, untrained: bool = False) -> Path:
+    """The folder of the slices of a live measurement, or of its untrained baseline."""
+    return out / ("untrained" if untrained else "slices")
+
+
+def measure_sink(task: Task, folder: Path, rank: Rank, metrics: Sequence[str] | None) -> MeasureSink:
+    """The sink that measures a task, as every process of it must open it."""
+    return MeasureSink(folder, rank, task.plan.facts(), task.plan.image_ids, metrics)
 
 
 def fill(sink: MapWriter | MeasureSink, task: Task, title: str) -> None:

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -18,7 +19,7 @@ from attnprobe.core.spec import CaptureSpec
 from attnprobe.models import build_model
 from attnprobe.models.describe import config_json
 from attnprobe.store import layout
-from attnprobe.workflows.capture import capture_file
+from attnprobe.workflows.capture import capture_file, measure_live
 
 ray = pytest.importorskip("ray", reason="ray is not installed: pip install ray")
 
@@ -154,6 +155,19 @@ def test_a_part_that_kills_whoever_takes_it_ends_the_work_in_one_line(checkpoint
     with pytest.raises(WorkError, match="2 actors of Ray died at images") as error:
         capture_over_ray(CaptureSpec(checkpoint, **{**COMMON, "untrained": 0}), out=tmp_path / "maps.h5")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.slow
+def test_live_measurements_over_ray_are_those_of_one_process(checkpoint, tmp_path, started):
+    started()
+    how = {"metrics": ("row_entropy", "similar_blocks"), "formats": ("json",)}
+    (here,), _ = measure_live(CaptureSpec(checkpoint, **COMMON), out=tmp_path / "alone", **how)
+    (there,), files = over_ray.measure_over_ray(CaptureSpec(checkpoint, **COMMON), out=tmp_path / "ray", **how)
+    assert files == [tmp_path / "ray" / "measurements.json"]
+    assert len(list((tmp_path / "ray" / "slices").glob("*.npz"))) > 1
+    for name, m in here.measurements.items():
+        assert np.array_equal(m.mean, there.measurements[name].mean, equal_nan=True)
+        assert m.baselines.keys() == there.measurements[name].baselines.keys()
 
 
 def test_an_error_of_the_capture_is_its_own(checkpoint, tmp_path, started):
