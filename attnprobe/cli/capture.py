@@ -52,22 +52,21 @@ def capture(
         engine: alone, in this process (or those of torchrun); ray, over the actors of a Ray cluster, or of this machine
             if RAY_ADDRESS names none.
     """
-    from attnprobe.workflows import capture as workflow
+    if engine == "ray":
+        from attnprobe.workflows.over_ray import capture_over_ray as capture_file
+        from attnprobe.workflows.over_ray import measure_over_ray as measure_live
+    else:
+        from attnprobe.workflows.capture import capture_file, measure_live
 
     chosen = replace(spec, model=checkpoint.of(str(spec.model)))
     if stats_only:
         folder = out or Path(f"{Path(spec.model).stem}-stats")
         how: dict[str, Any] = {"metrics": metric or None, "group": group, "keep_values": keep_values}
-        examined, files = workflow.measure_live(chosen, out=folder, **how)
+        examined, files = measure_live(chosen, out=folder, **how)
         show(examined, files)
         say_what_shows(files)
     else:
-        if engine == "ray":
-            from attnprobe.workflows.over_ray import capture_over_ray
-
-            made = capture_over_ray(chosen, out=out)
-        else:
-            made = workflow.capture_file(chosen, out=out)
+        made = capture_file(chosen, out=out)
         print(made)
         say_next(shlex.join(["attnprobe", "report", str(made)]))
 

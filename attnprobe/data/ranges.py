@@ -22,7 +22,7 @@ MOST_BYTES = 256 << 20
 
 @dataclass(frozen=True, slots=True)
 class Ranges:
-    """Where the bytes of each image are, in the final order.
+    """The place of the bytes of each image, in the final order.
 
     Attributes:
         files, starts, sizes: the file or object of each image, where it begins in it, and its bytes.

@@ -83,7 +83,7 @@ def tar_files(pattern: str) -> list[Path]:
     Raises:
         InputError: none is there, or more than `MOST_FILES`.
     """
-    named = [place(text) for text in _expanded(pattern)]
+    named = [place(text).expanduser() for text in _expanded(pattern)]
     files = [file for path in named for file in (matching(str(path)) if re.search(r"[*?\[]", str(path)) else [path])]
     missing = next((path for path in files if not isinstance(path, RemotePath) and not path.is_file()), None)
     if not files or missing:

@@ -160,8 +160,7 @@ def measure_live(
         skipped = Skipped()
 
         def measure(task: Task, folder: Path) -> list[Path]:
-            what = (task.plan.facts(), task.plan.image_ids, metrics, keep_values, group)
-            with replica.sink(partial(MeasureSink, folder, rank, *what)) as sink:
+            with replica.sink(partial(measure_sink, task, folder, rank, metrics, keep_values, group)) as sink:
                 fill(sink, task, f"measure {task.plan.model}")
                 files, left_out = sink.close(), sink.skipped
                 certificate = task.capturing.certificate.to_dict()  # forward passes, which all of a replica run
@@ -173,9 +172,9 @@ def measure_live(
 
         untrained = []
         if base is not None:
-            untrained = measure(base, out / "untrained")
+            untrained = measure(base, slices_of(out, untrained=True))
             base.release()
-        slices = measure(main, out / "slices")
+        slices = measure(main, slices_of(out))
         if not replica.leads or not slices or (base is not None and not untrained):
             return [], []
         report = Claims(out / "claims")
@@ -191,6 +190,23 @@ def measure_live(
             return [examined], files
         finally:
             report.release_all()
+
+
+def slices_of(out: Path, *, untrained: bool = False) -> Path:
+    """The folder of the slices of a live measurement, or of its untrained baseline."""
+    return out / ("untrained" if untrained else "slices")
+
+
+def measure_sink(
+    task: Task,
+    folder: Path,
+    rank: Rank,
+    metrics: Sequence[str] | None = None,
+    keep_values: int = KEEP_VALUES,
+    group: str | None = None,
+) -> MeasureSink:
+    """The sink that measures a task, as every process of it must open it; arguments as of `measure_live`."""
+    return MeasureSink(folder, rank, task.plan.facts(), task.plan.image_ids, metrics, keep_values, group)
 
 
 def fill(sink: MapWriter | MeasureSink, task: Task, title: str) -> None:

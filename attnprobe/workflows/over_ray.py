@@ -7,20 +7,33 @@ the same capture, alone, finds every part there and makes the file.
 
 import secrets
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from attnprobe.core.errors import InputError, WorkError
+from attnprobe.core.examined import Examined
 from attnprobe.core.spec import CaptureSpec
 from attnprobe.io.progress import progress
 from attnprobe.io.ranks import Rank
 from attnprobe.io.remote import RemotePath, place
 from attnprobe.io.run import untrained_maps
+from attnprobe.metrics.engine.choose import choose
+from attnprobe.metrics.engine.sink import MeasureSink
 from attnprobe.store.writer import MapWriter
-from attnprobe.workflows.capture import Task, begin, capture_file, maps_file, tasks, write_parts
+from attnprobe.workflows.capture import (
+    Task,
+    begin,
+    capture_file,
+    maps_file,
+    measure_live,
+    measure_sink,
+    slices_of,
+    tasks,
+    write_parts,
+)
 
 TRIES = 4
 """Actors that may die of one part before it counts as what kills them."""
@@ -36,9 +49,20 @@ def capture_over_ray(spec: CaptureSpec, *, out: Path | None = None) -> Path:
         InputError: ray is missing; or as `capture_file`.
         WorkError: actors died several times of one part.
     """
+    return _spread(_absolute(spec), _everywhere(maps_file(spec, out)), None)
+
+
+def measure_over_ray(spec: CaptureSpec, *, out: Path, **how: Any) -> tuple[list[Examined], list[Path]]:
+    """`measure_live` with its slices spread over a Ray cluster; errors also as of `capture_over_ray`."""
+    choose(how.get("metrics"))
+    return _spread(_absolute(spec), _everywhere(place(out, output=True)), how)
+
+
+def _spread(spec: CaptureSpec, out: Path, how: Mapping[str, Any] | None) -> Any:
+    """What the capture alone returns, when actors have done its parts; `how` is of a live measurement."""
+    if spec.shard > 1:
+        raise InputError("--shard divides a model among processes of torchrun, not of Ray: leave --engine ray out.")
     ray = _ray()
-    spec, out = _absolute(spec), maps_file(spec, out)
-    out = out if isinstance(out, RemotePath) else out.absolute()
     if not ray.is_initialized():
         try:
             ray.init(include_dashboard=False, log_to_driver=False, configure_logging=False)
@@ -46,36 +70,37 @@ def capture_over_ray(spec: CaptureSpec, *, out: Path | None = None) -> Path:
             why = " ".join(str(error).split())[:200]
             raise WorkError(f"Ray did not start ({why}). Check RAY_ADDRESS, or run the command again.") from error
     cluster = ray.cluster_resources()
-    gpus = cluster.get("GPU", 0) if spec.device == "auto" else 0
+    gpus = cluster.get("GPU", 0) if spec.device.startswith(("auto", "cuda")) else 0
     needs = {"num_cpus": 1, "num_gpus": 1 if gpus else 0}
     job = f"ray/{secrets.token_hex(8)}"
     actor = ray.remote(**needs)(Worker)
-    crew = Crew(ray, lambda: actor.remote(spec, out, job), int(gpus or cluster.get("CPU", 1)))
+    crew = Crew(ray, lambda: actor.remote(spec, out, job, how), int(gpus or cluster.get("CPU", 1)))
     try:
         for base in (True, False):
             missing = crew.first(lambda worker, base=base: worker.begin.remote(base))
-            with progress(f"capture {out.name}" + " (untrained)" * base, sum(map(len, missing))) as advance:
+            title = f"{'measure' if how else 'capture'} {out.name}{' (untrained)' * base}"
+            with progress(title, sum(map(len, missing))) as advance:
                 for part in crew.each(missing, lambda worker, part, base=base: worker.write.remote(base, part)):
                     advance(len(part))
     finally:
         crew.dismiss()
     # Where the actors ran: this machine may lack what the model needs.
     finish = ray.remote(max_retries=TRIES, **needs)(_finish)
-    return _result(ray, finish.remote(spec, out))
+    return _result(ray, finish.remote(spec, out, how))
 
 
-def _finish(spec: CaptureSpec, out: Path) -> Path:
-    return capture_file(spec, out=out)
+def _finish(spec: CaptureSpec, out: Path, how: Mapping[str, Any] | None) -> Any:
+    return capture_file(spec, out=out) if how is None else measure_live(spec, out=out, **how)
 
 
 class Worker:
     """An actor: one process of the capture, with the model on its device."""
 
-    def __init__(self, spec: CaptureSpec, out: Path, job: str) -> None:
-        self._spec, self._out = spec, out
+    def __init__(self, spec: CaptureSpec, out: Path, job: str, how: Mapping[str, Any] | None) -> None:
+        self._spec, self._out, self._how = spec, out, how
         self._rank = Rank(0, 2, 0, 2, job)  # Ray decides who does what, so the number does not matter
         self._main, self._base = tasks(spec, self._rank)
-        self._open: tuple[bool, MapWriter] | None = None
+        self._open: tuple[bool, MapWriter | MeasureSink] | None = None
 
     def ready(self) -> None:
         """Nothing: the answer says that the actor runs."""
@@ -92,7 +117,8 @@ class Worker:
         sink = self._sink(base, task)
         with progress("", len(part)) as advance:  # an actor has no terminal
             write_parts(sink, task, iter([part]), advance)
-        sink.settle()
+        if isinstance(sink, MapWriter):  # it commits in a thread
+            sink.settle()
 
     def leave(self) -> None:
         """Let go of the output."""
@@ -103,15 +129,20 @@ class Worker:
     def _task(self, base: bool) -> Task | None:
         return self._base if base else self._main
 
-    def _sink(self, base: bool, task: Task) -> MapWriter:
+    def _sink(self, base: bool, task: Task) -> MapWriter | MeasureSink:
         if self._open is None or self._open[0] != base:
             self.leave()
             if self._base is not None and not base:
                 self._base.release()
-            path = untrained_maps(self._out) if base else self._out
-            sink = MapWriter(path, task.plan, self._rank, dtype=self._spec.stored_dtype, overwrite=self._spec.overwrite)
-            self._open = base, sink
+            self._open = base, self._sink_of(base, task)
         return self._open[1]
+
+    def _sink_of(self, base: bool, task: Task) -> MapWriter | MeasureSink:
+        if self._how is not None:
+            how = {name: self._how[name] for name in ("metrics", "keep_values", "group") if name in self._how}
+            return measure_sink(task, slices_of(self._out, untrained=base), self._rank, **how)
+        path, spec = untrained_maps(self._out) if base else self._out, self._spec
+        return MapWriter(path, task.plan, self._rank, dtype=spec.stored_dtype, overwrite=spec.overwrite)
 
 
 @dataclass
@@ -191,8 +222,8 @@ class Crew:
 
 def _ray() -> Any:
     try:
-        import ray
-        import ray.exceptions
+        import ray  # pyright: ignore[reportMissingImports]
+        import ray.exceptions  # pyright: ignore[reportMissingImports]
 
         return ray
     except ImportError as error:
@@ -205,6 +236,11 @@ def _result(ray: Any, reference: Any) -> Any:
         return ray.get(reference)
     except ray.exceptions.RayTaskError as error:
         raise (error.cause if isinstance(error.cause, Exception) else error) from None
+
+
+def _everywhere(path: Path) -> Path:
+    """A path that does not depend on where a process runs."""
+    return path if isinstance(path, RemotePath) else path.absolute()
 
 
 def _absolute(spec: CaptureSpec) -> CaptureSpec:

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -18,10 +19,11 @@ from attnprobe.core.spec import CaptureSpec
 from attnprobe.models import build_model
 from attnprobe.models.describe import config_json
 from attnprobe.store import layout
-from attnprobe.workflows.capture import capture_file
+from attnprobe.workflows.capture import capture_file, measure_live
 
 ray = pytest.importorskip("ray", reason="ray is not installed: pip install ray")
 
+from attnprobe.workflows import over_ray  # noqa: E402
 from attnprobe.workflows.over_ray import capture_over_ray  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings(
@@ -34,10 +36,30 @@ START = {"include_dashboard": False, "log_to_driver": False, "configure_logging"
 
 
 def small_parts():
-    """What every process of Ray does first: parts of 32 images, so that 150 make 5."""
+    """What every process of Ray does first: parts of few images; and it dies at shard 1 if it is told to.
+
+    DIE is "before" or "after" the commit; ONCE names a file, which the process that dies makes.
+    """
+    from pathlib import Path
+
+    from attnprobe.io import fs
     from attnprobe.store import layout
 
     layout.SHARD_BYTES = 1 << 16
+    when, once, link = os.environ.get("DIE"), os.environ.get("ONCE"), fs.link
+
+    def dying(source, name):
+        dies = name.name == "s000001.h5" and not (once and Path(once).exists())
+        if dies and once:
+            Path(once).touch()
+        if dies and when == "before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        link(source, name)
+        if dies:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    if when:
+        fs.link = dying
 
 
 @pytest.fixture(scope="module")
@@ -116,20 +138,36 @@ def test_two_actors_write_the_file_of_one_process(checkpoint, alone, tmp_path, s
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", ["link:3:kill", "fsync:3:kill", "write:2:kill"])
-def test_actors_that_die_again_and_again_change_nothing(checkpoint, alone, tmp_path, started, fault):
-    started(ATTNPROBE_FAULT=fault)
-    made = capture_over_ray(CaptureSpec(checkpoint, **COMMON), out=tmp_path / "maps.h5")
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_an_actor_that_dies_at_a_commit_changes_nothing(checkpoint, alone, tmp_path, started, when):
+    started(DIE=when, ONCE=str(tmp_path / "died"))
+    out = tmp_path / "out" / "maps.h5"
+    out.parent.mkdir()
+    made = capture_over_ray(CaptureSpec(checkpoint, **COMMON), out=out)
+    assert (tmp_path / "died").exists()
     check(alone, made)
 
 
 @pytest.mark.slow
-def test_a_part_that_kills_whoever_takes_it_ends_the_work_in_one_line(checkpoint, tmp_path, started):
-    started(ATTNPROBE_FAULT="reserve:2:kill")  # the first is of plan.json, and nobody comes further
-    with pytest.raises(WorkError, match="actors of Ray died at images") as error:
-        spec = CaptureSpec(checkpoint, **{**COMMON, "untrained": 0})
-        capture_over_ray(spec, out=tmp_path / "maps.h5")
+def test_a_part_that_kills_whoever_takes_it_ends_the_work_in_one_line(checkpoint, tmp_path, started, monkeypatch):
+    monkeypatch.setattr(over_ray, "TRIES", 2)
+    started(DIE="before")
+    with pytest.raises(WorkError, match="2 actors of Ray died at images") as error:
+        capture_over_ray(CaptureSpec(checkpoint, **{**COMMON, "untrained": 0}), out=tmp_path / "maps.h5")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.slow
+def test_live_measurements_over_ray_are_those_of_one_process(checkpoint, tmp_path, started):
+    started()
+    how = {"metrics": ("row_entropy", "similar_blocks"), "formats": ("json",)}
+    (here,), _ = measure_live(CaptureSpec(checkpoint, **COMMON), out=tmp_path / "alone", **how)
+    (there,), files = over_ray.measure_over_ray(CaptureSpec(checkpoint, **COMMON), out=tmp_path / "ray", **how)
+    assert files == [tmp_path / "ray" / "measurements.json"]
+    assert len(list((tmp_path / "ray" / "slices").glob("*.npz"))) > 1
+    for name, m in here.measurements.items():
+        assert np.array_equal(m.mean, there.measurements[name].mean, equal_nan=True)
+        assert m.baselines.keys() == there.measurements[name].baselines.keys()
 
 
 def test_an_error_of_the_capture_is_its_own(checkpoint, tmp_path, started):
