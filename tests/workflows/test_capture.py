@@ -470,3 +470,9 @@ def test_processes_of_a_job_list_the_images_once(checkpoint, photos, tmp_path, m
         by_ranks(3, monkeypatch, work)
         assert len(listed) == 1
     assert not list(tmp_path.glob("**/*images*")), "the list goes when all is done"
+
+
+def test_a_bound_below_one_image_is_refused_before_any_work(tmp_path):
+    with pytest.raises(InputError, match="--keep-values 0 must be 1 image or more"):
+        measure_live(CaptureSpec("no_such_model", data="digits"), out=tmp_path / "live", keep_values=0)
+    assert not list(tmp_path.iterdir())
