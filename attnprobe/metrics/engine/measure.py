@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -151,7 +152,8 @@ def _uniform_baseline(place: Place, metric: Metric, bootstrap: int, seed: int) -
     with torch.inference_mode():
         whole = replace(place.uniform, values=place.uniform.values.contiguous())
         collected.add(values_of(metric, whole))
-    about = replace(place, site="weights", is_effective=True, stochastic=True, image_ids=["uniform"], not_finite=[])
+    one: dict[str, Any] = {"image_ids": ["uniform"], "not_finite": [], "n_units": None}
+    about = replace(place, site="weights", is_effective=True, stochastic=True, **one)
     return {"uniform": _measurement(about, metric, collected, bootstrap, seed)}
 
 

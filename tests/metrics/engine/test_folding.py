@@ -44,6 +44,9 @@ def test_means_are_those_of_all_images_and_intervals_those_of_weighted_means(map
         np.testing.assert_allclose(m.mean, whole[name].mean, rtol=1e-12)
         np.testing.assert_allclose(m.std, whole[name].std, rtol=1e-9)
         assert (m.n_images, m.n_excluded, m.not_finite) == (60, 1, whole[name].not_finite)
+        uniform, expected = m.baselines["uniform"], whole[name].baselines["uniform"]
+        assert uniform.n_images == expected.n_images == 1 and uniform.replicates is None
+        np.testing.assert_array_equal(uniform.mean, expected.mean)
         values = whole[name].per_image
         finite = np.isfinite(values).reshape(60, -1).astype(float)
         total = drawn @ np.where(np.isfinite(values), values, 0).reshape(60, -1)
