@@ -262,7 +262,9 @@ def tasks(spec: CaptureSpec, rank: Rank, replica: Replica | None = None) -> tupl
 
         def capture(model: nn.Module) -> Capture:
             there = replica.placed(model, device)
-            return Capture(Recording(there, spec.sites, selection=selection, **kept), of, spec.batch_size, replica.size == 1)
+            return Capture(
+                Recording(there, spec.sites, selection=selection, **kept), of, spec.batch_size, replica.size == 1
+            )
 
         return Task(Run.of(Path(spec.model)).path.stem or its.model, module, device, its, capture)
 
