@@ -83,7 +83,7 @@ def capture_file(spec: CaptureSpec, *, out: Path | None = None) -> Path:
     out = Path(out or (run.maps if run.checkpoints.is_dir() else f"{Path(spec.model).stem}.h5"))
     replica = Replica.of_this_process(spec.shard)
     rank = replica.rank
-    main, base = tasks(spec, rank, replica)
+    main, base = tasks(spec, rank, replica=replica)
     dtype, keep_shards = spec.stored_dtype, spec.keep_shards or rank.local_world < rank.world
 
     def is_done(task: Task, path: Path) -> bool:
@@ -134,7 +134,7 @@ def measure_live(
     choose(metrics)
     replica, out = Replica.of_this_process(spec.shard), Path(out)
     rank = replica.rank
-    main, base = tasks(spec, rank, replica)
+    main, base = tasks(spec, rank, replica=replica)
     with held(out), fs.as_work_error(f"measuring into {out}"):
 
         def measure(task: Task, folder: Path) -> list[Path]:
