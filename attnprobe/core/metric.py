@@ -11,6 +11,7 @@ from torch import Tensor
 from attnprobe.core.errors import InputError, did_you_mean
 from attnprobe.core.maps import AttentionMaps
 from attnprobe.core.measurement import FromMean, Measurement
+from attnprobe.core.sharing import shared
 from attnprobe.core.sites import Site
 
 GIVEN = {
@@ -186,6 +187,7 @@ class Metric:
         return facts
 
 
+@shared
 def shares_of_magnitude(maps: Tensor) -> Tensor:
     """Each entry as the share of its row's absolute values: |A[i, j]| / sum_j |A[i, j]|.
 

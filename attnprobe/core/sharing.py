@@ -18,8 +18,8 @@ _KEPT: ContextVar[dict[Any, tuple[tuple[Tensor, ...], Any]] | None] = ContextVar
 def sharing() -> Iterator[None]:
     """Within it every function that is `shared` runs once for the same tensor and settings, whoever calls it.
 
-    The tensors must not be changed in between. What was computed is kept to the end, so such a function returns sums,
-    not copies of its tensor.
+    The tensors must not be changed in between. What was computed is kept to the end, and so are the tensors: such a
+    function returns sums rather than copies, and what it is given is the maps at hand or is itself shared.
     """
     token = _KEPT.set({})
     try:

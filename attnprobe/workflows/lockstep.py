@@ -70,7 +70,7 @@ class Replica:
         return self.place == 0
 
     def told(self, answer: Any) -> Any:
-        """What the leader answers, on every process of the replica; the argument counts on the leader alone."""
+        """The answer of the leader, on every process of the replica; the argument counts on the leader alone."""
         if self.group is None:
             return answer
         box = [answer]
@@ -96,7 +96,7 @@ class Replica:
 
     @contextmanager
     def sink(self, make: Callable[[], Any]) -> Iterator[Any]:
-        """What `make` makes, on the leader; on the others something that goes the same way and writes nothing."""
+        """A sink from `make` on the leader; on the others one that gives its answers and writes nothing."""
         if self.group is None:
             with make() as sink:
                 yield sink

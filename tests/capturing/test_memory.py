@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attnprobe.capturing import capture, stream
+from attnprobe.capturing import Recording, capture, stream
 from attnprobe.core.errors import InputError, WorkError
 from attnprobe.core.memory import available
 from attnprobe.models import build_model
@@ -48,6 +48,14 @@ def test_the_batch_halves_and_the_maps_are_those_of_any_batch(error):
 def test_one_image_too_many_is_one_line():
     with pytest.raises(WorkError, match="out of memory with one image; keep fewer layers"):
         list(capture(Small(0), PIXELS))
+
+
+def test_where_others_run_the_same_passes_the_batch_stays_and_the_error_is_one_line():
+    model = Small(3)
+    capturing = stream.Capture(Recording(model), PIXELS, 13, alone=False)
+    with pytest.raises(WorkError, match="out of memory with 13 images at once; start again"):
+        list(capturing)
+    assert capturing.batch_size == 13
 
 
 def test_other_errors_are_not_mistaken_for_it():
