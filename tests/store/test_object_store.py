@@ -77,7 +77,9 @@ def test_the_folder_of_shards_in_a_bucket_is_read_as_one(bucket, ten_maps):
         assert torch.equal(reader.maps().values, ten_maps.values.bfloat16().float())
 
 
-@pytest.mark.parametrize("die_at", [0, 2, 6, 8])
+@pytest.mark.parametrize(
+    "die_at", [pytest.param(0, marks=pytest.mark.slow), 2, pytest.param(6, marks=pytest.mark.slow), 8]
+)
 def test_what_a_killed_process_left_is_completed(bucket, ten_maps, die_at):
     url = f"{bucket.url}/maps.h5"
     assert in_processes(lambda: work(url, ten_maps, die_at=die_at)) == [signal.SIGKILL]
@@ -107,7 +109,7 @@ def test_a_process_killed_at_the_merge_leaves_it_to_the_next(bucket, ten_maps, m
     check_whole(bucket, ten_maps)
 
 
-@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_processes_that_know_nothing_of_each_other_write_one_file(bucket, ten_maps, world):
     url = f"{bucket.url}/maps.h5"
     assert in_processes(*(lambda: work(url, ten_maps) for _ in range(world))) == [0] * world
@@ -138,7 +140,7 @@ def test_a_slow_process_leaves_nothing_beside_a_file_that_others_finished(bucket
     check_whole(bucket, ten_maps)
 
 
-@pytest.mark.parametrize("fail_every", [10, 5])
+@pytest.mark.parametrize("fail_every", [10, pytest.param(5, marks=pytest.mark.slow)])
 def test_a_server_that_fails_now_and_then_changes_nothing(bucket, ten_maps, fail_every, monkeypatch):
     monkeypatch.setattr(remote, "PAUSE", 0.01)
     monkeypatch.setattr(remote, "OPTIONS", {"s3": {"config_kwargs": {"retries": {"total_max_attempts": 1}}}})

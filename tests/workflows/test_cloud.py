@@ -267,15 +267,6 @@ def test_a_package_that_is_missing_is_named(monkeypatch, tmp_path):
         ap.open_maps("s3://bucket/maps.h5")
 
 
-def test_a_command_that_writes_to_this_machine_refuses_a_url(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    from attnprobe.io import fs
-
-    with pytest.raises(InputError, match="name a local path"):
-        fs.make_folder(tmp_path.__class__("s3://bucket/run"))
-    assert not list(tmp_path.iterdir())
-
-
 @pytest.mark.filterwarnings("ignore:.*read off the weights")
 def test_what_a_file_says_is_never_fetched(bucket, checkpoint, tmp_path):
     """Links in HDF5, names of images in a maps file and in a recipe, and names in a checkpoint are data."""
