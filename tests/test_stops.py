@@ -16,6 +16,7 @@ from attnprobe.metrics import measure
 from attnprobe.models import build_model
 from attnprobe.store import CapturePlan, MapWriter, merge, open_maps
 from attnprobe.workflows import capture as capture_module
+from attnprobe.workflows.task import Task
 from tests.store.capturing import forked, shrink_shards
 
 pytestmark = [
@@ -37,7 +38,7 @@ def task(monkeypatch):
     capturing = capture(model, pixels, ("weights", "effective"), tokens=True, values=True, batch_size=4)
     assert capturing.certificate.output_equal
     plan = CapturePlan(image_ids=tuple(str(i) for i in range(IMAGES)), model="deepvit", config={}, settings={})
-    return capture_module.Task("deepvit", model, torch.device("cpu"), plan, lambda _model: capturing)
+    return Task("deepvit", model, torch.device("cpu"), capturing.images, plan, lambda _model: capturing)
 
 
 def contents(path, allow_partial=False):

@@ -24,16 +24,15 @@ from attnprobe.metrics.engine.choose import choose
 from attnprobe.metrics.engine.sink import MeasureSink
 from attnprobe.store.writer import MapWriter
 from attnprobe.workflows.capture import (
-    Task,
     begin,
     capture_file,
     maps_file,
     measure_live,
     measure_sink,
     slices_of,
-    tasks,
     write_parts,
 )
+from attnprobe.workflows.task import Task, tasks
 
 TRIES = 4
 """Actors that may die of one part before it counts as what kills them."""

@@ -22,9 +22,10 @@ from attnprobe.models import build_model
 from attnprobe.models.describe import config_json
 from attnprobe.store import MapWriter, job, layout
 from attnprobe.store.stored import StoredMaps
-from attnprobe.workflows.capture import Task, capture_file, measure_live, tasks
+from attnprobe.workflows.capture import capture_file, measure_live
 from attnprobe.workflows.measure import examine
 from attnprobe.workflows.report import report
+from attnprobe.workflows.task import Task, tasks
 from tests.two_processes import under_torchrun
 
 OPTIONS = {"depth": 3, "embed_dim": 24, "num_classes": 10}
