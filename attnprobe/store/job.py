@@ -96,8 +96,12 @@ class Job:
             try:
                 fs.write_file(name, data)
             except FileExistsError:  # only where the file system has no locks: another process was first
-                verify(name)
-            if self._remote and not (self.folder / "plan.json").exists():  # or it was so fast that all is over
+                try:
+                    verify(name)
+                except MapsFileError:
+                    if not self._is_over_elsewhere():
+                        raise
+            if self._is_over_elsewhere():
                 fs.unlink(name)
         self.done.add(number)
 
@@ -251,16 +255,18 @@ class Job:
                     return self.folder
                 try:
                     merge(self.folder, self.path, pinned, overwrite=self._overwrite)
-                except FileExistsError:
-                    if self._remote:  # another process merged them, too
-                        return self.path
-                    self._refuse_existing()
-                    raise
-                except (WorkError, MapsFileError):
-                    self._require_intact(pinned)
-                    raise
+                except (FileExistsError, WorkError, MapsFileError) as error:
+                    if not (self._remote and self._is_there()):  # else another process merged them, too
+                        self._require_intact(pinned)
+                        if isinstance(error, FileExistsError):
+                            self._refuse_existing()
+                        raise
             parts.discard(self.folder)  # only now: until the file has its name, the shards are the capture
         return self.path
+
+    def _is_over_elsewhere(self) -> bool:
+        """True if other processes, which no lock held up, have made the file and removed the plan."""
+        return self._remote and not (self.folder / "plan.json").exists()
 
     def _require_intact(self, pinned: Pinned) -> None:
         """Move damaged shards of an object store out of the way, and say so."""
