@@ -185,19 +185,17 @@ def contradicts(found: Responses, grid: TokenGrid, before: Responses | None = No
     if not all(bool(each.moved[chosen].all()) for each in seen):
         return False
     patch = torch.tensor(grid.patch_positions, device=found.row.device)
-    places_of = [[each.row[chosen] for each in seen], [each.col[chosen] for each in seen]]
-    for (measured, *previous), expected, side in zip(
-        places_of, (patch // grid.cols, patch % grid.cols), (grid.rows, grid.cols), strict=True
-    ):
-        expected = (expected.double() + 0.5) / side
-        is_local = measured.std() > SPREAD * expected.std()
-        if is_local and all(_correlation(measured, other) < ALIKE for other in (expected, *previous)):
-            return True
-    return False
+    expected = torch.stack([(patch // grid.cols + 0.5) / grid.rows, (patch % grid.cols + 0.5) / grid.cols])
+    measured, *previous = (torch.stack([each.row[chosen], each.col[chosen]]) for each in seen)
+    if (measured.std(1) / expected.std(1)).mean() <= SPREAD:
+        return False
+    return all(_correlation(measured, other) < ALIKE for other in (expected, *previous))
 
 
 def _correlation(a: Tensor, b: Tensor) -> float:
-    return float(torch.corrcoef(torch.stack([a, b.to(a)]))[0, 1])
+    """Mean over the two axes of the correlation of the centres [axis, token]; one axis alone may be so by chance."""
+    pairs = zip(a, b.to(a), strict=True)
+    return float(torch.stack([torch.corrcoef(torch.stack(pair))[0, 1] for pair in pairs]).mean())
 
 
 def _in_order(row: Tensor, col: Tensor, grid: tuple[int, int]) -> bool:
