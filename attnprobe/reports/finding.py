@@ -102,7 +102,8 @@ class Finding:
         if self.found == "no":
             return "explained by another kind" if self.is_explained else "not found"
         if self.single:
-            return f"in single blocks: {blocks_text(self.blocks)} of {self.of}"
+            depth = self.of + (self.kind == "repetition")  # the first block repeats none
+            return f"in single blocks: {blocks_text(self.blocks)} of {depth}"
         bounds = "" if self.surely == self.at_most else f" ({self.surely}–{self.at_most})"
         without_gaps = self.blocks[-1] - self.blocks[0] + 1 == len(self.blocks) > 1
         start = f"from block {self.first_block}" if without_gaps else blocks_text(self.blocks)

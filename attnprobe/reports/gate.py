@@ -162,7 +162,7 @@ def _measurements(e: Examined, condition: Condition) -> list[Measurement]:
         known = {m.metric for m in e.measurements.values()} | {*FACTS, *NAMES}
         raise InputError(
             f"--fail-on {condition.text!r}: {condition.metric!r} was not measured on {e.name}."
-            f"{did_you_mean(condition.metric, known)}"
+            f"{did_you_mean(condition.metric, known, 'attnprobe list kinds, attnprobe list metrics')}"
         )
     if condition.site:
         chosen = e.measurements.select(condition.metric, site=condition.site)

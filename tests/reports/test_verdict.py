@@ -37,9 +37,9 @@ def test_repetition_names_its_kind_its_blocks_their_count_and_its_interval():
 def test_a_kind_that_most_of_its_blocks_had_before_training_is_said_not_to_come_from_training():
     words = "is in the untrained network, too"
     (told,) = warned(examined(similar=range(12, 17), untrained=range(12, 17)), words)
-    assert told.startswith(f"repetition {words}, in all of its 5 blocks (0.970 there, 0.970 here in block 1")
+    assert told.startswith(f"repetition {words}, in all 5 of these blocks (0.970 there, 0.970 here in block 1")
     (told,) = warned(examined(similar=range(12, 17), untrained=(12, 13, 14)), words)
-    assert "in 3 of its 5 blocks" in told
+    assert "in 3 of these 5 blocks" in told
     assert warned(examined(similar=range(12, 17), untrained=(12, 13)), words) == []
     assert warned(examined(untrained=range(12, 17)), words) == []  # what is not found is not spoken of
 
