@@ -56,7 +56,7 @@ def read_yaml(path: Path, *, follow: bool = True) -> dict[str, Any]:
     """
     try:
         values = yaml.load(fs.read_regular(path, MOST_BYTES, follow=follow).decode(), Loader=_PlainLoader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # digits without end, nesting without end
         raise InputError(f"{path} cannot be read as YAML: {str(error).splitlines()[0]}") from error
     if not isinstance(values, dict):
         raise InputError(f"{path} must hold `option: value` lines, got {type(values).__name__}.")

@@ -135,6 +135,10 @@ def checked_cfg(cfg: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in seeing.items():
         if not _SEEING[name](value):
             raise InputError(f"pretrained_cfg: {name}={value!r:.80} is not a value that a file may give a model.")
+    channels = seeing.get("input_size", (3,))[0]
+    for name in ("mean", "std"):
+        if len(seeing.get(name, (0,))) not in (1, 3, channels):
+            raise InputError(f"pretrained_cfg: {name} has {len(seeing[name])} numbers for {channels} channels.")
     return seeing
 
 

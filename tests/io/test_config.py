@@ -1,6 +1,7 @@
 """YAML and NAME=VALUE -> a checked configuration, and back."""
 
 import os
+import re
 
 import pytest
 
@@ -29,8 +30,15 @@ def test_settings_are_read_as_yaml_values():
 
 @pytest.mark.parametrize("setting", ["epochs", "=3", "a=[1"])
 def test_settings_that_are_none_are_refused(setting):
-    with pytest.raises(InputError, match="--set"):
+    with pytest.raises(InputError, match=f"^{re.escape(repr(setting))}: (expected NAME=VALUE|the value is not YAML)"):
         parse_settings([setting])
+
+
+@pytest.mark.parametrize("text", ["a: " + "9" * 5000, "[" * 5000])
+def test_digits_and_nesting_without_end_are_no_yaml(text, tmp_path):
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(InputError, match="cannot be read as YAML"):
+        read_yaml(tmp_path / "config.yaml")
 
 
 @pytest.mark.parametrize("text", ["- a\n- b", "a: [", "3"])
