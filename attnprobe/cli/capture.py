@@ -36,7 +36,7 @@ def capture(
 
     $ attnprobe capture runs/vit
     $ attnprobe capture vit_small_patch16_224 --data photos/ -o maps.h5
-    $ attnprobe capture old.pth --model deepvit_16 --data fractals:10 --images 256
+    $ attnprobe capture old.pth --model deepvit_16 --data fractals --images 99
     $ attnprobe capture hf:facebook/dinov2-small --data photos/ --layers 1,6,12
     $ attnprobe capture runs/vit --stats-only -o report
     $ torchrun --nproc-per-node 4 -m attnprobe capture runs/vit --data photos/
@@ -46,11 +46,11 @@ def capture(
         stats_only: store no maps; measure and report, into -o.
         metric: metric of --stats-only; repeat for several. `attnprobe list metrics` lists all.
         group: for --stats-only, as for report. Images that count once together.
-        keep_values: for --stats-only, images up to which the values of each are kept. Of more, sums over all of them
-            and over resamples are, and the values of so many.
+        keep_values: most images whose values --stats-only keeps. Of more, sums over all of them and over resamples are
+            kept, and the values of so many.
         out: the file; maps.h5 in the run, or MODEL.h5 here, if not given.
-        engine: alone, in this process (or those of torchrun); ray, over the actors of a Ray cluster, or of this machine
-            if RAY_ADDRESS names none.
+        engine: alone in this process, or over Ray. Alone may be several processes, of torchrun; Ray is the cluster of
+            RAY_ADDRESS, or the cores of this machine.
     """
     if engine == "ray":
         from attnprobe.workflows.over_ray import capture_over_ray as capture_file

@@ -87,7 +87,7 @@ class CaptureSpec(ModelOptions):
     amp: Literal["bf16"] | None = None
     """run the model under bfloat16 autocast. Maps are then of that precision, and the file says so."""
     shard: int = 1
-    """processes that hold one copy of the model together (FSDP), for models larger than a card; under torchrun."""
+    """processes that hold one copy of the model (FSDP). For models larger than a card, under torchrun."""
     untrained: int = 64
     """images of the untrained baseline, 0 for none. It is stored beside in NAME.untrained.h5."""
     bad_images: Literal["refuse", "skip"] = "refuse"
