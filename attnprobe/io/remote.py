@@ -68,7 +68,8 @@ _URL = re.compile(r"(s3|gs|hf|memory|file):/+(.*)", re.DOTALL)
 def place(ref: Path | str, *, output: bool = False) -> Path:
     """The path that a user's text names: in an object store if it is a URL, else on this machine.
 
-    Also of a `Path` made of a URL, which has lost one of its two slashes.
+    Also of a `Path` made of a URL, which has lost one of its two slashes. A text `hf:/folder` is no URL: it names a
+    folder with a model of transformers.
 
     Args:
         output: it is to be written.
@@ -77,7 +78,7 @@ def place(ref: Path | str, *, output: bool = False) -> Path:
         InputError: it is to be written, and nothing of its scheme can be put on a condition.
     """
     match = None if isinstance(ref, RemotePath) else _URL.fullmatch(str(ref))
-    if match is None:
+    if match is None or (isinstance(ref, str) and ref.startswith("hf:") and not ref.startswith("hf://")):
         return ref if isinstance(ref, Path) else Path(ref)
     if match[1] == "file":
         return Path("/", match[2])

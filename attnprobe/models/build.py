@@ -1,5 +1,6 @@
 """Models by name, freshly initialised or with pretrained weights."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch import nn
 from attnprobe.core.errors import CheckpointError, InputError, did_you_mean
 from attnprobe.core.images import InputSpec
 from attnprobe.io import fs
+from attnprobe.io.config import parse_settings
 from attnprobe.models import presets  # registers our models with timm
 from attnprobe.models.elsewhere import build_elsewhere, is_elsewhere, plugins, without_network
 from attnprobe.models.features import of_transformers
@@ -27,7 +29,7 @@ def build_model(name: str, *, num_classes: int | None = None, seed: int | None =
     """A model by name: ours, timm's, `local-dir:PATH`, `hf-hub:ID`, `torchvision:NAME`, `hf:PATH_OR_ID` or a plugin's.
 
     Args:
-        name: such as "deepvit_16" or "vit_small_patch16_224".
+        name: such as "deepvit_16" or "vit_small_patch16_224"; with options as in "vit_small_patch16_224:depth=6".
         num_classes: size of the head; the model's own default if None.
         seed: seed of the initial weights; PyTorch's current random state if None.
         options: passed on to the model's class: img_size, drop_path_rate, pretrained ...
@@ -35,6 +37,8 @@ def build_model(name: str, *, num_classes: int | None = None, seed: int | None =
     Raises:
         InputError: the name is unknown, or an option does not fit (image and patch size, an unknown keyword).
     """
+    name, given = named_options(name)
+    options = given | options
     if num_classes is not None:
         options["num_classes"] = num_classes
     check_flags(options)
@@ -65,6 +69,22 @@ def build_model(name: str, *, num_classes: int | None = None, seed: int | None =
             raise InputError(f"{name!r} cannot be built with {options or 'its defaults'}: {reason}") from error
     _check_patches_fit(name, model)
     return model
+
+
+def named_options(name: str) -> tuple[str, dict[str, Any]]:
+    """`vit_tiny_patch16_224:depth=6,num_heads=4` as name and options, written as the settings of a metric are.
+
+    Raises:
+        InputError: an option without a value, or a second colon.
+    """
+    model, colon, options = name.partition(":")
+    if not colon or not (timm.is_model(model) or model in presets.ALIASES):
+        return name, {}
+    if ":" in options:
+        raise InputError(
+            f"{name!r}: expected one colon, then options with commas between, as in {model}:depth=6,num_heads=4."
+        )
+    return model, parse_settings(re.split(r",(?![^\[]*\])", options))  # depths=[2,2] is one
 
 
 def _of_folder(name: str, *, seed: int | None, pretrained: bool = False, **options: Any) -> nn.Module:

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,14 +13,12 @@ import torch
 from torch import nn
 
 from attnprobe.core.errors import CheckpointError, InputError
-from attnprobe.io.config import parse_settings
 from attnprobe.io.download import local_copy
 from attnprobe.io.remote import RemotePath, place
-from attnprobe.models.build import build_model, require_stored
+from attnprobe.models.build import build_model, named_options, require_stored
 from attnprobe.models.elsewhere import plugins
 from attnprobe.models.fit import fit_options
 from attnprobe.models.identify import identify
-from attnprobe.models.presets import ALIASES
 from attnprobe.models.read import Checkpoint, read_checkpoint
 from attnprobe.models.weights import load_weights
 
@@ -122,18 +119,6 @@ def model_from(
     new_head = num_classes is not None
     notes += load_weights(built, checkpoint, name=name, new_head=new_head, allow_nonfinite=allow_nonfinite)
     return Loaded(built, name, options, checkpoint.sha256, tuple(f"{checkpoint.path.name}: {note}." for note in notes))
-
-
-def named_options(name: str) -> tuple[str, dict[str, Any]]:
-    """`vit_tiny_patch16_224:depth=6,num_heads=4` as name and options, written as the settings of a metric are.
-
-    Raises:
-        InputError: an option without a value.
-    """
-    model, colon, options = name.partition(":")
-    if not colon or not (timm.is_model(model) or model in ALIASES):
-        return name, {}
-    return model, parse_settings(re.split(r",(?![^\[]*\])", options))  # depths=[2,2] is one
 
 
 def _which_model(checkpoint: Checkpoint, named: str | None) -> tuple[str, dict[str, Any], list[str]]:

@@ -132,6 +132,9 @@ def test_a_name_with_options_is_a_model_of_these_sizes():
     swin = load_model("swin_tiny_patch4_window7_224:depths=[1,1,1,1],embed_dim=24,num_heads=[1,2,2,2]", initial=True)
     assert [len(stage.blocks) for stage in swin.layers] == [1, 1, 1, 1] and swin.embed_dim == 24
     assert len(load_model("vit_16_digits:depth=3").blocks) == 3
+    assert len(build_model("vit_16_digits:depth=3", num_classes=4).blocks) == 3
+    with pytest.raises(InputError, match="expected one colon"):
+        load_model("vit_16_digits:num_classes=5:8")
 
 
 def test_nothing_in_a_pickle_is_run(tmp_path):
