@@ -181,7 +181,8 @@ class Capture(Shown):
         """The first two images that can be read."""
         n = self._count(2)
         first = next(self._image_batches(2, range(min(2, n))), None)
-        if n > 2 and (first is None or len(first.ids) < 2):  # a source may leave out what cannot be read
+        skips = hasattr(self.images, "bad")  # such a source leaves out what cannot be read
+        if skips and n > 2 and (first is None or len(first.ids) < 2):
             others = self._image_batches(1, ([i] for i in range(2, n)))
             first = _joined([*filter(None, [first]), *islice(others, 2 - (len(first.ids) if first else 0))])
         if first is None:

@@ -214,8 +214,8 @@ def test_a_second_process_is_turned_away_and_harms_nothing(tmp_path, ten_maps, s
 
 
 def test_too_little_space_is_an_error_before_any_work(tmp_path, ten_maps, small_shards, monkeypatch):
-    usage = job.shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(job.shutil, "disk_usage", lambda path: usage._replace(free=3000))
+    usage = fs.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(fs.shutil, "disk_usage", lambda path: usage._replace(free=3000))
     with pytest.raises(WorkError, match=r"needs about 0 MB for 10 images and the disk has 0 MB") as caught:
         capture(tmp_path / "maps.h5", [ten_maps])
     assert caught.value.exit_code == 1 and os.listdir(tmp_path) == []
@@ -225,8 +225,8 @@ def test_room_is_asked_for_the_missing_images_only(tmp_path, ten_maps, small_sha
     with pytest.raises(KeyError), MapWriter(tmp_path / "maps.h5", plan_for([ten_maps])) as maps_writer:
         maps_writer.append([ten_maps.images(0, 8)])
         raise KeyError
-    usage = job.shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(job.shutil, "disk_usage", lambda path: usage._replace(free=3000))
+    usage = fs.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(fs.shutil, "disk_usage", lambda path: usage._replace(free=3000))
     assert capture(tmp_path / "maps.h5", [ten_maps]) == tmp_path / "maps.parts", "room for two images, not for a copy"
 
 
