@@ -62,6 +62,11 @@ class Finding:
         return len(self.blocks) / self.of if self.of else 0.0
 
     @property
+    def depth(self) -> int:
+        """Blocks of the network; one more than can be judged where the first has nothing to repeat."""
+        return self.of + (self.kind == "repetition")
+
+    @property
     def single(self) -> bool:
         """True if it is found in single blocks only (`EXTENT`), none of which counts alone."""
         copies = self.kind == "repetition" and self.number is not None and self.number > (1 + self.bar) / 2
@@ -102,8 +107,7 @@ class Finding:
         if self.found == "no":
             return "explained by another kind" if self.is_explained else "not found"
         if self.single:
-            depth = self.of + (self.kind == "repetition")  # the first block repeats none
-            return f"in single blocks: {blocks_text(self.blocks)} of {depth}"
+            return f"in single blocks: {blocks_text(self.blocks)} of {self.depth}"
         bounds = "" if self.surely == self.at_most else f" ({self.surely}–{self.at_most})"
         without_gaps = self.blocks[-1] - self.blocks[0] + 1 == len(self.blocks) > 1
         start = f"from block {self.first_block}" if without_gaps else blocks_text(self.blocks)

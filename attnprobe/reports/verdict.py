@@ -98,8 +98,7 @@ def verdict(e: Examined | Mapping[str, Measurement]) -> Verdict:
         where = f" in {EXTENT:.0%} of the blocks or more" if single else ""
         parts = [f"none of {n_judged} kinds of collapse found{where}"]
     if single:
-        depth = {f.kind: f.of + (f.kind == "repetition") for f in single}  # the first block repeats none
-        where = (f"{f.words} ({blocks_text(f.blocks)} of {depth[f.kind]})" for f in single)
+        where = (f"{f.words} ({blocks_text(f.blocks)} of {f.depth})" for f in single)
         parts.append(f"in single blocks: {', '.join(where)}")
     if unknown:
         parts.append(_unknown(unknown, n_judged))

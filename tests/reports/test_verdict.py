@@ -7,6 +7,7 @@ import pytest
 import attnprobe as ap
 from attnprobe.core.errors import InputError
 from attnprobe.reports import verdict
+from attnprobe.reports.finding import Finding
 from attnprobe.reports.kinds import KINDS, checked_bars
 from attnprobe.reports.removal import advice
 from tests.evidences import evidence
@@ -252,3 +253,8 @@ def test_measurements_alone_have_the_verdict_of_what_was_examined():
     assert ap.verdict is verdict
     with pytest.raises(InputError, match=r"verdict takes measurements, as ap\.measure\(maps\) gives them, .* got str"):
         verdict("maps.h5")
+
+
+def test_a_block_that_repeats_is_counted_among_all_blocks_though_the_first_cannot():
+    f = Finding("repetition", "repetition", "overlap", "yes", 0.87, bar=0.85, block=6, blocks=(6,), of=5)
+    assert f.single and f.answer == "in single blocks: block 6 of 6" and f.brief == "1 of 5"

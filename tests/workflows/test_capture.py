@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 
 import attnprobe as ap
 from attnprobe.capturing import Capture, Recording, stream
@@ -18,27 +17,19 @@ from attnprobe.data import image_files
 from attnprobe.io import fs
 from attnprobe.io.ranks import ALONE
 from attnprobe.metrics.engine import sink
-from attnprobe.models import build_model
-from attnprobe.models.describe import config_json
 from attnprobe.store import MapWriter, job, layout
 from attnprobe.store.stored import StoredMaps
 from attnprobe.workflows.capture import capture_file, measure_live
 from attnprobe.workflows.measure import examine
 from attnprobe.workflows.report import report
 from attnprobe.workflows.task import Task, tasks
+from tests.model_folder import model_folder
 from tests.two_processes import under_torchrun
-
-OPTIONS = {"depth": 3, "embed_dim": 24, "num_classes": 10}
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model") / "deep"
-    folder.mkdir()
-    model = build_model("deepvit_16_digits", seed=1, **OPTIONS)
-    save_file(model.state_dict(), folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(config_json("deepvit_16_digits", model, OPTIONS)))
-    return folder
+    return model_folder(tmp_path_factory.mktemp("model") / "deep")
 
 
 METRICS = ("row_entropy", "layer_similarity", "similar_blocks", "token_similarity")

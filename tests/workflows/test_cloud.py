@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 
 import attnprobe as ap
 from attnprobe.core.errors import CheckpointError, InputError, MapsFileError, WorkError
@@ -19,14 +18,12 @@ from attnprobe.core.images import InputSpec
 from attnprobe.core.spec import CaptureSpec, ReportSpec
 from attnprobe.io import remote
 from attnprobe.io.remote import place
-from attnprobe.models import build_model
-from attnprobe.models.describe import config_json
 from attnprobe.workflows.capture import capture_file, measure_live
 from attnprobe.workflows.compare import compare
 from attnprobe.workflows.report import report
+from tests.model_folder import model_folder
 from tests.object_store import Bucket, environment, proxy, running_server, strict
 
-OPTIONS = {"depth": 3, "embed_dim": 24, "num_classes": 10}
 SPEC = InputSpec((32, 32))
 METRICS = ("row_entropy", "similar_blocks")
 
@@ -45,12 +42,7 @@ def bucket(server, monkeypatch, tmp_path):
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model") / "deep"
-    folder.mkdir()
-    model = build_model("deepvit_16_digits", seed=1, **OPTIONS)
-    save_file(model.state_dict(), folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(config_json("deepvit_16_digits", model, OPTIONS)))
-    return folder
+    return model_folder(tmp_path_factory.mktemp("model") / "deep")
 
 
 def picture(seed, ending="png"):

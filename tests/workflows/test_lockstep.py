@@ -4,15 +4,13 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 import attnprobe as ap
 from attnprobe.core.errors import InputError
 from attnprobe.core.spec import CaptureSpec
-from attnprobe.models import build_model
-from attnprobe.models.describe import config_json
 from attnprobe.workflows.capture import capture_file, measure_live
 from attnprobe.workflows.lockstep import Replica
+from tests.model_folder import model_folder
 from tests.two_processes import under_torchrun
 
 needs_distributed = pytest.mark.skipif(not torch.distributed.is_available(), reason="PyTorch without distributed")
@@ -23,12 +21,7 @@ WORDS = ("--data", "digits", "--images", "70", "--untrained", "8", "--batch-size
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model") / "small"
-    folder.mkdir()
-    model = build_model("vit_16_digits", seed=1, **OPTIONS)
-    save_file(model.state_dict(), folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(config_json("vit_16_digits", model, OPTIONS)))
-    return folder
+    return model_folder(tmp_path_factory.mktemp("model") / "small", "vit_16_digits", **OPTIONS)
 
 
 @needs_distributed

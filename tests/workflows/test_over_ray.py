@@ -1,6 +1,5 @@
 """A capture over Ray writes the file of a capture alone, whoever dies on the way."""
 
-import json
 import os
 import signal
 import subprocess
@@ -11,15 +10,13 @@ import time
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 
 import attnprobe as ap
 from attnprobe.core.errors import InputError, WorkError
 from attnprobe.core.spec import CaptureSpec
-from attnprobe.models import build_model
-from attnprobe.models.describe import config_json
 from attnprobe.store import layout
 from attnprobe.workflows.capture import capture_file, measure_live
+from tests.model_folder import model_folder
 
 ray = pytest.importorskip("ray", reason="ray is not installed: pip install ray")
 
@@ -30,7 +27,6 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning"
 )
 
-OPTIONS = {"depth": 3, "embed_dim": 24, "num_classes": 10}
 COMMON = {"data": "digits", "images": 150, "untrained": 20, "batch_size": 8, "device": "cpu"}
 START = {"include_dashboard": False, "log_to_driver": False, "configure_logging": False}
 
@@ -64,12 +60,7 @@ def small_parts():
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model") / "deep"
-    folder.mkdir()
-    model = build_model("deepvit_16_digits", seed=1, **OPTIONS)
-    save_file(model.state_dict(), folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(config_json("deepvit_16_digits", model, OPTIONS)))
-    return folder
+    return model_folder(tmp_path_factory.mktemp("model") / "deep")
 
 
 @pytest.fixture(scope="module")
