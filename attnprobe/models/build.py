@@ -17,7 +17,7 @@ from attnprobe.io.config import parse_settings
 from attnprobe.models import presets  # registers our models with timm
 from attnprobe.models.elsewhere import build_elsewhere, is_elsewhere, plugins, without_network
 from attnprobe.models.features import of_transformers
-from attnprobe.models.file_options import check_flags
+from attnprobe.models.file_options import check_flags, checked_options
 from attnprobe.models.processor import processed
 from attnprobe.models.read import Checkpoint, read_checkpoint
 
@@ -75,7 +75,7 @@ def named_options(name: str) -> tuple[str, dict[str, Any]]:
     """`vit_tiny_patch16_224:depth=6,num_heads=4` as name and options, written as the settings of a metric are.
 
     Raises:
-        InputError: an option without a value, or a second colon.
+        InputError: an option without a value, a second colon, or an option or value that a file may not give a model.
     """
     model, colon, options = name.partition(":")
     if not colon or not (timm.is_model(model) or model in presets.ALIASES):
@@ -84,7 +84,8 @@ def named_options(name: str) -> tuple[str, dict[str, Any]]:
         raise InputError(
             f"{name!r}: expected one colon, then options with commas between, as in {model}:depth=6,num_heads=4."
         )
-    return model, parse_settings(re.split(r",(?![^\[]*\])", options))  # depths=[2,2] is one
+    given = parse_settings(re.split(r",(?![^\[]*\])", options))  # depths=[2,2] is one
+    return model, checked_options(given)  # a recipe's name may come from a file
 
 
 def _of_folder(name: str, *, seed: int | None, pretrained: bool = False, **options: Any) -> nn.Module:

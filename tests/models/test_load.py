@@ -133,6 +133,9 @@ def test_a_name_with_options_is_a_model_of_these_sizes():
     assert [len(stage.blocks) for stage in swin.layers] == [1, 1, 1, 1] and swin.embed_dim == 24
     assert len(load_model("vit_16_digits:depth=3").blocks) == 3
     assert len(build_model("vit_16_digits:depth=3", num_classes=4).blocks) == 3
+    for option in ("pretrained=true", "pretrained_cfg=x", "checkpoint_path=x.pth", "depth=1e9"):
+        with pytest.raises(InputError, match="a file may"):  # a recipe may be a file of somebody else's
+            build_model(f"vit_tiny_patch16_224:{option}")
     with pytest.raises(InputError, match="expected one colon"):
         load_model("vit_16_digits:num_classes=5:8")
 
