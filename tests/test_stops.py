@@ -89,7 +89,9 @@ def started(task, path, rank):
 
 
 def stored(task, path, rank):
-    return capture_module.fill(MapWriter(path, task.plan, rank), task, "capture")
+    with MapWriter(path, task.plan, rank) as sink:
+        capture_module.fill(sink, task, "capture")
+        return sink.close(task.capturing.certificate.to_dict())
 
 
 def ended(child):
