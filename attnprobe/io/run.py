@@ -167,7 +167,8 @@ def damaged_files(folder: Path) -> list[str]:
     """Names of files that are missing or differ from the folder's manifest."""
     try:
         entries = fs.parse_json(fs.read_regular(folder / MANIFEST, MOST_BYTES))
-        return [name for name, entry in entries.items() if not _intact(folder, name, entry)]
+        bad = [name for name, entry in entries.items() if not _intact(folder, name, entry)]
+        return bad if entries else [MANIFEST]  # one that names no file proves none
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return [MANIFEST]
 

@@ -30,6 +30,9 @@ MOST_CHUNK_IMAGES = 256
 MOST_PARTS = 1 << 16
 """Layers of a model, heads of a layer, queries of another image: no number beyond it is one."""
 
+MOST_PIXELS = 1 << 16
+"""Height or width of a patch."""
+
 MOST_PATCHES = 64
 """Patches of the grid for each token of a stage with explicit positions: a page lays out every row over all patches."""
 
@@ -100,7 +103,8 @@ class StageLayout:
                 list(kept) != sorted({*kept}) or len(kept) != n or not 0 <= kept[0] <= kept[-1] < end
             ):
                 raise ValueError(f"stage {self.name!r:.40} must name {n} ascending positions, got {kept!r:.80}")
-        if len(self.layers) not in (0, n_layers) or min(self.rows, self.cols, *self.patch) < 0:
+        small = not self.rows or 0 < min(self.patch) <= max(self.patch) <= MOST_PIXELS
+        if len(self.layers) not in (0, n_layers) or min(self.rows, self.cols, *self.patch) < 0 or not small:
             raise ValueError(f"stage {self.name!r:.40} must have {n_layers} layers, and a grid of patches")
         if self.positions is not None:
             n_patches = self.rows * self.cols

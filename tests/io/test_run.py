@@ -139,3 +139,8 @@ def same_manifest(changed, data):
         return json.loads(changed) == json.loads(data)
     except ValueError:
         return False
+
+
+def test_a_manifest_that_names_no_file_proves_none(tmp_path):
+    (tmp_path / MANIFEST).write_text("{}")
+    assert damaged_files(tmp_path) == [MANIFEST]
