@@ -108,7 +108,7 @@ def import_(
 
     $ attnprobe import attention.npz -o maps.h5
     $ attnprobe import attention.npy --axes LIHQK --grid 14x14 -o maps.h5
-    $ attnprobe import deepvit.pkl --grid 14x14 -o maps.h5
+    $ attnprobe import mixed.pkl --site effective -o maps.h5
 
     Args:
         file: .npy, .npz, .pt, .safetensors, or a pickle of nested lists of arrays.

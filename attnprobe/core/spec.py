@@ -146,8 +146,8 @@ class ImportOptions:
     """height and width of a patch in pixels, with --grid."""
     prefix: Annotated[str, arg(metavar="NAMES")] = "cls"
     """tokens before the patches, separated by commas, with --grid; none for no such token."""
-    site: Site | None = None
-    """kind of maps. If not given, by the sums of rows: weights (after the softmax) sum to 1."""
+    site: Site = "weights"
+    """weights (after the softmax, so rows sum to 1), effective (after heads were mixed) or scores (logits)."""
     name: Annotated[str, arg(metavar="NAME")] = ""
     """name of the model; the file's if not given."""
 

@@ -11,7 +11,6 @@ from torch import Tensor
 from attnprobe.core.errors import InputError
 from attnprobe.core.grid import TokenGrid
 from attnprobe.core.maps import AttentionMaps
-from attnprobe.core.sites import Site
 from attnprobe.core.spec import ImportOptions
 from attnprobe.store import CapturePlan, MapWriter
 from attnprobe.store.saved_arrays import read_arrays
@@ -58,15 +57,17 @@ def import_maps(path: Path, out: Path, options: ImportOptions | None = None, *, 
         raise InputError(f"{path} holds values that are not finite, so it holds no attention weights.")
     grid = _grid(options, values.shape[-1])
     stochastic = bool(((values.sum(-1) - 1).abs() <= ROW_SUM_ERROR).all() and (values >= 0).all())
-    site: Site = options.site or ("weights" if stochastic else "effective")
-    if site == "weights" and not stochastic:
-        raise InputError(f"{path}: rows do not sum to 1, so these are no weights; leave --site out, or give another.")
+    if options.site == "weights" and not stochastic:
+        raise InputError(
+            f"{path}: rows of {layers[0][0]} {tuple(shape)} do not sum to 1, so these are no attention weights. Maps "
+            "whose heads were mixed are imported with --site effective, logits with --site scores."
+        )
     maps = AttentionMaps(
         values=values,
         image_ids=tuple(str(i) for i in range(len(values))),
         grid=grid,
-        site=site,
-        is_effective=site != "scores",  # as far as a file can tell; the missing certificate says so
+        site=options.site,
+        is_effective=options.site != "scores",  # as far as a file can tell; the missing certificate says so
         stochastic=stochastic,
         layers=tuple(name for name, _ in layers),
         kind="self" if values.shape[-2] == values.shape[-1] else "cross",

@@ -5,6 +5,7 @@ import pickle
 
 import numpy as np
 import pytest
+import timm
 import torch
 from safetensors.torch import save_file
 
@@ -71,12 +72,19 @@ def test_without_a_grid_no_position_is_claimed(tmp_path):
     assert (grid.rows, grid.cols, grid.n_tokens) == (0, 0, 17)
 
 
-def test_maps_of_other_row_sums_are_effective(tmp_path):
+def test_maps_of_other_row_sums_are_imported_only_as_what_they_are_said_to_be(tmp_path):
     np.save(tmp_path / "x.npy", (2 * MAPS - 0.1).numpy())
-    maps = open_maps(import_maps(tmp_path / "x.npy", tmp_path / "maps.h5")).maps(site="effective")
-    assert not maps.stochastic
-    with pytest.raises(InputError, match="rows do not sum to 1"):
-        import_maps(tmp_path / "x.npy", tmp_path / "y.h5", ImportOptions(site="weights"))
+    effective = import_maps(tmp_path / "x.npy", tmp_path / "maps.h5", ImportOptions(site="effective"))
+    assert not open_maps(effective).maps(site="effective").stochastic
+    with pytest.raises(InputError, match="do not sum to 1.* --site effective"):
+        import_maps(tmp_path / "x.npy", tmp_path / "y.h5")
+    assert not (tmp_path / "y.h5").exists()
+
+
+def test_the_weights_of_a_network_are_not_taken_for_maps(tmp_path):
+    torch.save(timm.create_model("vit_tiny_patch16_224", depth=1, img_size=32).state_dict(), tmp_path / "x.pth")
+    with pytest.raises(InputError, match="patch_embed.proj.weight .*no attention weights"):
+        import_maps(tmp_path / "x.pth", tmp_path / "maps.h5")
 
 
 class Harmful:
