@@ -94,6 +94,8 @@ def main(arguments: list[str] | None = None) -> None:
     except (MemoryError, OSError) as error:
         _end(f"{type(error).__name__}: {error}; free some space or memory and run the same command again", 1)
     except Exception as error:
+        if "start new thread" in str(error):
+            _end("no thread starts: the limit of processes (ulimit -u) is reached; end some, run the command again", 1)
         if os.environ.get("ATTNPROBE_DEBUG"):
             raise
         _end(f"bug: {type(error).__name__}: {error} (ATTNPROBE_DEBUG=1 shows where; please report it)", 1)

@@ -141,11 +141,15 @@ def load_checkpoint(folder: Path, learner: Learner) -> Progress:
     """
     try:
         state = fs.parse_json(fs.read_regular(folder / "state.json", MOST_BYTES))
+        if not isinstance(state, dict):
+            raise ValueError(f"state.json must hold an object, got {type(state).__name__}")
         at = from_mapping(Progress, {f.name: state[f.name] for f in fields(Progress) if f.name in state})
         tensors = load(fs.read_regular(folder / "train_state.safetensors"))
         deployed = load(fs.read_regular(folder / "model.safetensors"))
     except (OSError, ValueError, TypeError, SafetensorError) as error:
-        raise CheckpointError(f"{folder} cannot be resumed from: {error}. Train into a new folder (-o).") from error
+        raise CheckpointError(
+            f"{folder} cannot be resumed from: {str(error).rstrip('.')}. Train into a new folder (-o)."
+        ) from error
     weights = {name.removeprefix("model/"): v for name, v in tensors.items() if name.startswith("model/")}
     try:
         learner.model.load_state_dict(weights, strict=True)

@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
@@ -28,12 +29,12 @@ class Outcome:
     reached: list[str]
 
 
-def call(arguments: list[str], folder: Path) -> Outcome:
-    """Run a command in `folder`."""
+def call(arguments: list[str], folder: Path, prepare: Callable[[], object] = lambda: None) -> Outcome:
+    """Run a command in `folder`, after `prepare` in its process."""
     streams = [folder / name for name in (".out", ".err", ".reached")]
     child = os.fork()
     if child == 0:
-        _child(arguments, folder, *streams)
+        _child(arguments, folder, prepare, *streams)
     deadline, code = time.monotonic() + SECONDS, None
     while time.monotonic() < deadline:
         pid, status = os.waitpid(child, os.WNOHANG)
@@ -50,7 +51,9 @@ def call(arguments: list[str], folder: Path) -> Outcome:
     return Outcome(code, out, err, reached.splitlines())
 
 
-def _child(arguments: list[str], folder: Path, out: Path, err: Path, reached: Path) -> None:
+def _child(
+    arguments: list[str], folder: Path, prepare: Callable[[], object], out: Path, err: Path, reached: Path
+) -> None:
     def refuse(_socket: object, address: object) -> None:
         with reached.open("a") as file:
             file.write(json.dumps(str(address)) + "\n")
@@ -69,6 +72,7 @@ def _child(arguments: list[str], folder: Path, out: Path, err: Path, reached: Pa
             mock.patch.object(socket.socket, "connect", refuse),
             mock.patch.object(socket.socket, "connect_ex", refuse),
         ):
+            prepare()
             try:
                 cli.main(arguments)
                 code = 0
