@@ -33,8 +33,9 @@ class Case:
         return f"{self.command[0]}-{self.name}"
 
 
+ARGUMENTS = json.dumps({name: value for name, value in checkpoints.SMALL.items() if name != "num_classes"})
 TINY = ("--set", "epochs=1", "--set", "warmup_epochs=0", "--set", "batch_size=512", "--set", "model=vit_16_digits",
-        "--set", f"model_kwargs={json.dumps({k: v for k, v in checkpoints.SMALL.items() if k != 'num_classes'})}")  # fmt: skip
+        "--set", f"model_kwargs={ARGUMENTS}")  # fmt: skip
 READ_MODELS = (
     ("inspect", "FILE"),
     ("capture", "FILE", "--data", "digits", "--images", "4", "-o", "out.h5"),
