@@ -328,6 +328,15 @@ HARMLESS = {
 }
 """Checkpoints that a command may accept."""
 
+
+def has_sound_weights(name: str) -> bool:
+    """Whether only what a checkpoint says of its model is hostile: training that starts from it reads weights alone."""
+    kind, _, name = name.partition("/")
+    if kind == "folder":
+        return name.startswith(("architecture_", "option_"))
+    return kind == "pth" and (name == "many_members" or PICKLES[name].__qualname__.startswith("_args."))
+
+
 CHECKPOINTS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     **{f"pth/{name}": ("model.pth", make) for name, make in PICKLES.items()},
     **{f"safetensors/{name}": ("model.safetensors", make) for name, make in SAFETENSORS.items()},

@@ -2,6 +2,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,29 @@ def test_the_lock_of_a_killed_process_is_free(tmp_path):
     lock = FileLock(tmp_path / "run.lock")  # raises InUse if it is held
     assert lock.path == tmp_path / "run.lock"
     lock.release()
+
+
+@pytest.mark.promise("two-starts")
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # Python 3.12 on fork beside threads
+def test_of_fifty_double_starts_one_holds_the_lock_each_time(tmp_path, record_property):
+    def start(path):
+        child = os.fork()
+        if child:
+            return child
+        try:
+            FileLock(path)
+            time.sleep(0.1)  # until the other has tried
+            os._exit(0)
+        except InUse as error:
+            os._exit(error.exit_code)
+        finally:
+            os._exit(1)
+
+    for n in range(50):
+        both = [start(tmp_path / f"{n}.lock") for _ in range(2)]
+        codes = sorted(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in both)
+        assert codes == [0, 75], n
+    record_property("tried", 50)
 
 
 def test_the_same_process_cannot_take_it_twice(tmp_path):

@@ -1,5 +1,7 @@
+import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -179,6 +181,36 @@ def test_a_folder_can_be_read_while_it_is_written(tmp_path, ten_maps, expected, 
             if finished:
                 with open_maps(tmp_path / "maps.parts", allow_partial=True) as reader:
                     assert torch.equal(reader.maps().values, expected[:finished])
+
+
+@pytest.mark.promise("reading-meanwhile")
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # Python 3.12 on fork beside threads
+def test_ten_thousand_reads_of_folders_that_are_being_written_give_right_values(
+    tmp_path, ten_maps, expected, small_shards, merging_here, record_property
+):
+    reads, seen = 0, set()
+    for n in itertools.count():
+        path = tmp_path / str(n) / "maps.h5"
+        path.parent.mkdir()
+        child = os.fork()
+        if child == 0:
+            capture(path, [ten_maps], batch=1)
+            os._exit(0)
+        while os.waitpid(child, os.WNOHANG)[0] == 0:
+            for place in (path, path.with_suffix(".parts")):
+                try:
+                    with open_maps(place, allow_partial=True) as reader:
+                        positions = [ten_maps.image_ids.index(name) for name in reader.image_ids]
+                        assert torch.equal(reader.maps().values, expected[positions])
+                        seen.add(len(positions))
+                except MapsFileError as error:  # not there yet, or gone between its two names
+                    assert re.search("no maps at|holds no maps|shards missing|No such file", str(error)), error
+                reads += 1
+        if reads >= 10_000:
+            break
+    assert seen >= {4, 8, 10}, "reads fell between the commits of the three shards"
+    record_property("tried", reads)
 
 
 def test_a_damaged_shard_of_a_folder_is_found_when_it_is_read(tmp_path, ten_maps, expected, small_shards):
