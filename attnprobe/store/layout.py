@@ -106,8 +106,9 @@ class StageLayout:
         small = not self.rows or 0 < min(self.patch) <= max(self.patch) <= MOST_PIXELS
         if len(self.layers) not in (0, n_layers) or min(self.rows, self.cols, *self.patch) < 0 or not small:
             raise ValueError(f"stage {self.name!r:.40} must have {n_layers} layers, and a grid of patches")
+        is_placed = self.kind == "self" or self.positions is not None
         too_sparse = self.positions is not None and self.rows * self.cols > MOST_PATCHES * n_keys
-        if self.grid.n_tokens != n_keys or too_sparse:
+        if is_placed and self.grid.n_tokens != n_keys or too_sparse:
             raise ValueError(f"stage {self.name!r:.40} must have {n_keys} places of tokens, one for each key")
 
     @property
