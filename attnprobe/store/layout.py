@@ -108,7 +108,7 @@ class StageLayout:
             raise ValueError(f"stage {self.name!r:.40} must have {n_layers} layers, and a grid of patches")
         is_placed = self.kind == "self" or self.positions is not None
         too_sparse = self.positions is not None and self.rows * self.cols > MOST_PATCHES * n_keys
-        if is_placed and self.grid.n_tokens != n_keys or too_sparse:
+        if (is_placed and self.grid.n_tokens != n_keys) or too_sparse:
             raise ValueError(f"stage {self.name!r:.40} must have {n_keys} places of tokens, one for each key")
 
     @property
