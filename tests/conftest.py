@@ -11,6 +11,14 @@ import torch
 from attnprobe.core.maps import AttentionMaps, TokenGrid
 
 
+LONGEST = ("test_notebooks.py", "test_examples.py", "test_parity.py")
+"""Begun first, so that of several processes none is left alone with them at the end."""
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
 @pytest.fixture(scope="session")
 def gpu():
     """The device of tests marked gpu: "cuda", or the one that ATTNPROBE_TEST_DEVICE names, such as "cpu"."""
