@@ -10,7 +10,6 @@ import torch
 
 from attnprobe.core.maps import AttentionMaps, TokenGrid
 
-
 LONGEST = ("test_notebooks.py", "test_examples.py", "test_parity.py")
 """Begun first, so that of several processes none is left alone with them at the end."""
 
