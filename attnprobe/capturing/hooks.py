@@ -1,6 +1,7 @@
 """The attention layers whose matrices hooks can read, and how each is read."""
 
 import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -62,7 +63,8 @@ def unwrap(model: Duck) -> Duck:
     """The module inside `torch.compile` and DataParallel wrappers.
 
     Raises:
-        CaptureError: it is no module, or scripted, so that its layers cannot be followed.
+        CaptureError: it is no module, or scripted, so that its layers cannot be followed, or split between processes
+            by heads.
     """
     if not isinstance(model, nn.Module):
         unpacked = "; of an exported program pass .module()" if hasattr(model, "module") else ""
@@ -78,7 +80,29 @@ def unwrap(model: Duck) -> Duck:
         elif isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
             model = model.module
         else:
+            _require_every_head(model)
             return model
+
+
+def _require_every_head(model: nn.Module) -> None:
+    """Refuse a tensor-parallel model: a process would give the maps of its own heads for those of all.
+
+    FSDP splits parameters, too, but has each layer whole while it runs.
+    """
+    distributed = sys.modules.get("torch.distributed.tensor")  # not imported: then there are no such tensors
+    if distributed is None:
+        return
+    fsdp = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", ())
+    gathered = {id(p) for module in model.modules() if isinstance(module, fsdp) for p in module.parameters()}
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, distributed.DTensor):
+            sizes = zip(parameter.placements, parameter.device_mesh.shape, strict=True)
+            splits = sum(placement.is_shard() and n > 1 for placement, n in sizes)
+            if splits > (id(parameter) in gathered):
+                raise CaptureError(
+                    f"{type(model).__name__} is tensor parallel ({name} is split between processes), so each process "
+                    "has only some of the heads; load the model whole, or split it by fully_shard or --shard N."
+                )
 
 
 def find_layers(model: Duck) -> list[AttentionLayer]:

@@ -1,5 +1,8 @@
 """Models in wrappers, exported or quantised, and those that cannot run: captured, or refused in one true line."""
 
+import subprocess
+import sys
+
 import pytest
 import timm
 import torch
@@ -125,3 +128,53 @@ def test_a_sharded_model_has_the_maps_of_the_whole_one():
         torch.testing.assert_close(maps_of(model), wanted, rtol=0, atol=1e-6)
     finally:
         torch.distributed.destroy_process_group()
+
+
+TENSOR_PARALLEL = """
+import torch, sys
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from transformers import ViTConfig, ViTModel
+import attnprobe as ap
+from attnprobe.core.errors import CaptureError
+
+dist.init_process_group("gloo")
+config = ViTConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, image_size=32,
+                   patch_size=8)
+images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+def model():
+    torch.manual_seed(0)
+    return ViTModel(config, add_pooling_layer=False).eval()
+
+def heads(model):
+    try:
+        return next(iter(ap.capture(model, images))).values.shape[2]
+    except CaptureError as error:
+        return str(error)
+
+mesh = init_device_mesh("cpu", (2,))
+split = model()
+kinds = {"q_proj": ColwiseParallel, "k_proj": ColwiseParallel, "v_proj": ColwiseParallel, "o_proj": RowwiseParallel}
+plan = {name: kinds[name.rpartition(".")[2]]() for name, _ in split.named_modules() if name.rpartition(".")[2] in kinds}
+parallelize_module(split, mesh, plan)
+sharded = model()
+fully_shard(sharded, mesh=mesh)
+found = heads(split), heads(sharded), heads(model())
+if dist.get_rank() == 0:
+    print(*found, sep="\\n")
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="PyTorch without distributed")
+def test_a_process_with_some_of_the_heads_does_not_pass_them_off_as_all(tmp_path):
+    (tmp_path / "split.py").write_text(TENSOR_PARALLEL)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run([*command, str(tmp_path / "split.py")], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    refused, *heads = done.stdout.splitlines()
+    assert "is tensor parallel (layers.0" in refused and "some of the heads" in refused
+    assert heads == ["4", "4"]
