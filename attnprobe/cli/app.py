@@ -26,7 +26,7 @@ from attnprobe.cli.prune import prune, verify_drops
 from attnprobe.cli.report import compare, plot, report, view
 from attnprobe.cli.tables import explain, list_, schema, verify
 from attnprobe.cli.train import demo, evaluate, train
-from attnprobe.core.errors import AttnprobeError, InputError, Stopped, did_you_mean, stop_now
+from attnprobe.core.errors import AttnprobeError, InputError, Stopped, command_line, did_you_mean, stop_now
 from attnprobe.core.text import visible
 
 DESCRIPTION = """Attention diagnostics for vision transformers: has attention collapsed, how, and
@@ -63,7 +63,12 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 
 def main(arguments: list[str] | None = None) -> None:
     """Run a command and end the process with its exit code."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    with command_line():
+        _main(sys.argv[1:] if arguments is None else arguments)
+
+
+def _main(arguments: list[str]) -> None:
+    """`main`, with messages in the words of the command line."""
     signal.signal(signal.SIGTERM, stop_now)
     if not sys.warnoptions:  # a user reads our warnings, not those that libraries address to developers
         warnings.simplefilter("ignore")

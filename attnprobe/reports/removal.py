@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from attnprobe.core.errors import option
 from attnprobe.core.evidence import Change, Evidence, Tried
 from attnprobe.core.text import blocks_text
 from attnprobe.plots import removal_curve
@@ -99,7 +100,7 @@ def _no_advice(evidence: Evidence) -> str:
     if any(evidence.gained_choosing(tried)[2] >= -evidence.tolerance for tried in removed):
         return (
             f"cannot say: the {n} images that choose cannot exclude a loss of more than {evidence.tolerance:.1%} for "
-            "any of them; try more images, or allow more with --tolerance"
+            f"any of them; try more images, or allow more with {option('tolerance')}"
         )
     return f"nothing can be removed at a tolerance of {evidence.tolerance:.1%}: each part costs more"
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from attnprobe.core.errors import InputError
+from attnprobe.core.errors import InputError, option
 from attnprobe.core.evidence import Change
 from attnprobe.core.measurement import Measurement, Measurements
 from attnprobe.io.run import Run
@@ -94,7 +94,8 @@ def reported_measurements(
         raise InputError(f"no maps at {path} that say what is similar: capture them, or name --blocks and --heads.")
     named = {metric.partition(":")[0] for metric in metrics}
     if odd := named - {*METRICS}:
-        raise InputError(f"{odd.pop()!r} does not say what could be removed; --metric takes {' and '.join(METRICS)}.")
+        takes = f"{option('metric', python='metrics')} takes {' and '.join(METRICS)}"
+        raise InputError(f"{odd.pop()!r} does not say what could be removed; {takes}.")
     reader = open_maps(path)
     found = measure(reader, [*metrics, *(m for m in METRICS if m not in named)], bootstrap=0)
     return found, reader.attrs.get("checkpoint_sha256", "")
@@ -125,7 +126,7 @@ def reported_candidates(measurements: Mapping[str, Measurement], what: Drop) -> 
     if len(stages := {m.stage for m in measurements.values() if m.metric in METRICS}) > 1:
         raise InputError(
             f"blocks differ in heads or tokens, so they were measured as {len(stages)} stages ({', '.join(stages)}), "
-            "and not all are compared with the previous one: name --blocks and --heads, or all."
+            f"and not all are compared with the previous one: name {option('blocks')} and {option('heads')}, or all."
         )
     similar = measurements.get("similar_blocks", site="effective")
     divergence = measurements.get("head_divergence", site="weights")

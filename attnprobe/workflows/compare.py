@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from attnprobe.core.errors import InputError, check_choice
+from attnprobe.core.errors import InputError, check_choice, option
 from attnprobe.core.examined import Examined
 from attnprobe.core.measurement import Measurement
 from attnprobe.core.sites import SITES
@@ -105,7 +105,7 @@ def compare(
         raise InputError("nothing to compare; give two maps files or runs, or more.")
     sides = _sides(paths, metrics, group)
     if match_heads and sides[0].is_method:
-        raise InputError("heads of several runs have no order in common; leave --match-heads out.")
+        raise InputError(f"heads of several runs have no order in common; leave {option('match-heads')} out.")
     found, notes = [], []
     first, *others = sides
     for other in others:

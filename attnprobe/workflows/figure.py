@@ -9,7 +9,7 @@ import matplotlib as mpl
 from cycler import cycler
 from matplotlib.figure import Figure
 
-from attnprobe.core.errors import InputError, check_choice
+from attnprobe.core.errors import InputError, check_choice, option
 from attnprobe.core.examined import AttendedImage
 from attnprobe.core.figures import FIGURES
 from attnprobe.core.history import History
@@ -127,7 +127,7 @@ def _what(path: Path, figure: str, metric: str, user: UserImages) -> Measurement
             why = "".join(f" ({warning.message})" for warning in said[:1])
             raise InputError(
                 f"{path}: the images are not at hand{why}, so there is nothing to draw attention on; name them with "
-                "--data."
+                f"{option('data', python='user=UserImages(...)')}."
             )
         return pictures[0]
     found = examine(maps, metrics=[metric], pictures=0).measurements

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 import attnprobe
 from attnprobe.cli import app as cli
+from attnprobe.core.errors import CheckpointError
 from attnprobe.metrics import DERIVED
 from attnprobe.models import build_model
 
@@ -216,3 +217,12 @@ def test_usage_that_is_wrong_is_one_line(run, arguments, pattern):
     code, out, err = run(*arguments)
     check_one_line(code, err, 2, pattern)
     assert not out
+
+
+def test_one_mistake_is_told_in_the_words_of_the_command_line_and_in_those_of_python(tmp_path, run):
+    torch.save({"a": torch.zeros(2)}, file := tmp_path / "mine.pth")
+    with pytest.raises(CheckpointError) as in_python:
+        attnprobe.load_model(file)
+    assert "model='deit_tiny_patch16_224'" in str(in_python.value) and "--" not in str(in_python.value)
+    code, _, err = run("capture", str(file), "--data", "digits")
+    check_one_line(code, err, 2, "--model deit_tiny_patch16_224")
