@@ -13,7 +13,7 @@ from attnprobe.reports.drawing import as_uri
 from attnprobe.reports.figures import WIDTH, sections
 from attnprobe.reports.json_report import plain
 from attnprobe.reports.kind_rows import kind_rows
-from attnprobe.reports.numbers import NONE, settings_text
+from attnprobe.reports.numbers import NONE, accuracy_words, settings_text
 from attnprobe.reports.removal import removal_rows
 from attnprobe.reports.tables import by_question, summary_metrics, summary_table
 from attnprobe.reports.verdict import verdict
@@ -82,9 +82,8 @@ def to_html(runs: Sequence[Examined]) -> str:
 
 def _about(e: Examined) -> str:
     """Line below a run's name: model, accuracy, images."""
-    accuracy, n = e.info.get("accuracy"), max((m.n_images for m in e.measurements.values()), default=0)
-    facts = (_text(e.info.get("model", NONE)), "" if accuracy is None else f"accuracy {accuracy:.1%}",
-             f"{n} image{'s' if n != 1 else ''}")  # fmt: skip
+    n = max((m.n_images for m in e.measurements.values()), default=0)
+    facts = (_text(e.info.get("model", NONE)), accuracy_words(e), f"maps of {n} image{'s' if n != 1 else ''}")
     return " · ".join(fact for fact in facts if fact not in ("", NONE))
 
 

@@ -98,7 +98,7 @@ class Evaluation:
         size = " x ".join(map(str, self.spec.size))
         amp = f", {self.amp}" if self.amp else ""
         lines = [
-            f"{self.model} on {self.data}: {self.n_images} images, {size}, crop {self.spec.crop_pct:g}, "
+            f"{self.model} on {self.data}: {self.n_images} images of {size} px, crop {self.spec.crop_pct:g}, "
             f"{self.spec.interpolation}{amp}"
         ]
         if self.neighbours:

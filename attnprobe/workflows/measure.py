@@ -68,7 +68,7 @@ def examine(
         maps=reader,
         class_names=tuple(reader.attrs.get("config", {}).get("class_names") or ()),
         history=history,
-        notes=(*notes, *(run.warnings() if path == run.maps else ()), *doubts(measurements)),
+        notes=(*notes, *(run.warnings() if path == run.maps else ()), *_no_accuracy(reader), *doubts(measurements)),
     )
 
 
@@ -92,7 +92,7 @@ def _info(reader: MapReader) -> dict[str, Any]:
     attrs, config = reader.attrs, reader.attrs.get("config", {})
     names = ("model", "variant", "data", "seed", "device", "created", "checkpoint_sha256", "versions")
     info = {name: attrs[name] for name in names if name in attrs}
-    info |= {"n_images": len(reader), "parameters": config.get("parameters"), "images": config.get("images")}
+    info |= {"n_images": len(reader), **{name: config.get(name) for name in ("parameters", "images", "spec")}}
     labels, prediction = np.asarray(reader.labels), np.asarray(reader.prediction)
     known = (labels >= 0) & (prediction >= 0)
     if known.any():
@@ -100,6 +100,14 @@ def _info(reader: MapReader) -> dict[str, Any]:
         info["n_labelled"] = int(known.sum())
         info["n_classes"] = len(config.get("class_names", ())) or None
     return info
+
+
+def _no_accuracy(reader: MapReader) -> Iterator[str]:
+    """Sentence if images have labels and the model gives none of them a class of theirs."""
+    labels, prediction = np.asarray(reader.labels), np.asarray(reader.prediction)
+    classes = len(reader.attrs.get("config", {}).get("class_names") or ())
+    if classes and (labels >= 0).any() and not (prediction >= 0).any():
+        yield f"no accuracy: the model does not tell the {classes} classes of the images apart."
 
 
 def pictures_of(reader: MapReader, count: int, user: UserImages = NOT_SAID) -> tuple[AttendedImage, ...]:

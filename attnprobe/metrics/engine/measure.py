@@ -11,6 +11,7 @@ from attnprobe.core.errors import InputError, ShapeError
 from attnprobe.core.maps import AttentionMaps
 from attnprobe.core.measurement import Key, Measurement, Measurements
 from attnprobe.core.metric import Metric
+from attnprobe.metrics.engine.answers import Answers
 from attnprobe.metrics.engine.choose import choose
 from attnprobe.metrics.engine.collect import Place, collect, values_of
 from attnprobe.metrics.engine.collected import Collected
@@ -58,12 +59,13 @@ def measure(
     wanted, required = choose(metrics)
     if bootstrap < 0:
         raise InputError(f"bootstrap={bootstrap} must be the number of resamples, 0 or more.")
-    places = collect(_require_maps(chunks, "measure"), wanted)
+    answers = Answers()
+    places = collect(answers.counted(_require_maps(chunks, "measure")), wanted)
     others = {
         name: collect(_require_maps(maps, f"the baseline {name!r} of measure"), wanted)
         for name, maps in (baselines or {}).items()
     }
-    return summarise(places, wanted, required, others, bootstrap, seed, group)
+    return Measurements(summarise(places, wanted, required, others, bootstrap, seed, group), answers.facts())
 
 
 def _require_maps(chunks: Iterable[AttentionMaps], who: str) -> Iterator[AttentionMaps]:
