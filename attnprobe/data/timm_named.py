@@ -79,7 +79,8 @@ def open_named(name: str, split: str, root: Path | None, download: bool) -> Any:
     if missing:
         raise InputError(f"{name!r} needs {' and '.join(missing)}: pip install {' '.join(missing)}.")
     if prefix == "torch" and rest not in TORCH_SETS:
-        raise UnknownName(f"no torchvision data set named {name!r}.{did_you_mean(rest, TORCH_SETS)}")
+        known = [f"torch/{one}" for one in TORCH_SETS]
+        raise UnknownName(f"no torchvision data set named {name!r}.{did_you_mean(name, known)}")
     if prefix == "torch" and split not in SPLITS:  # timm would take any other name for the test set
         raise InputError(f"{name!r} has no split {split!r}; ask for {', '.join(SPLITS)}.")
     if not rest or (prefix == "wds" and root is None):

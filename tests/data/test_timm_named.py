@@ -126,7 +126,7 @@ def test_a_missing_package_is_named_as_pip_calls_it(monkeypatch, name, packages)
 
 
 def test_misspelt_sets_splits_and_bare_prefixes_are_refused(cifar):
-    with pytest.raises(UnknownName, match="Did you mean 'cifar10'"):
+    with pytest.raises(UnknownName, match="Did you mean 'torch/cifar10'"):
         timm_named("torch/cifar1O", spec=CIFAR)
     with pytest.raises(InputError, match="ask for train, val"):
         timm_named("torch/cifar10", "dev", spec=CIFAR, data_dir=cifar)
