@@ -72,7 +72,9 @@ def _main(arguments: list[str]) -> None:
     signal.signal(signal.SIGTERM, stop_now)
     if not sys.warnoptions:  # a user reads our warnings, not those that libraries address to developers
         warnings.simplefilter("ignore")
-        warnings.filterwarnings("default", module=r"attnprobe\b")
+        # Libraries' warnings are often laid to their caller: ours are of the default category, and none is of a figure.
+        warnings.filterwarnings("default", category=UserWarning, module=r"attnprobe\b")
+        warnings.filterwarnings("ignore", module=r"attnprobe\.(plots|reports|workflows\.figure)\b")
         warnings.showwarning = _warn
         os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # it prints two lines for each of six attempts
     try:

@@ -187,7 +187,7 @@ def judged(kind: Kind, bar: float, found: Levels, excused: Mapping[str, frozense
         excused: {words of the other kind: its blocks}.
         detail: what to say first.
     """
-    finite = np.isfinite(found.mean)
+    found, finite = found.within(kind.possible), np.isfinite(found.mean)
     if not finite.any():
         return cannot_say(kind, bar, f"{kind.metric} is not finite in any block")
     numbers, sign = np.asarray(found.numbers), -1 if kind.below else 1

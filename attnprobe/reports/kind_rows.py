@@ -96,7 +96,7 @@ def _drawing(findings: dict[str, Finding], names: Sequence[str], width: float) -
             for formatter in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter):
                 formatter(ScalarFormatter())
             ax.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
-            low, high = min(values) / 1.2, max(values) * 1.2
+            low, high = min(value for value in values if value > 0) / 1.2, max(values) * 1.2
         else:
             low, high = min(0.0, *values), max(1.0, *values) + 0.03
         ax.set_ylim(low, high)

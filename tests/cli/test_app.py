@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
@@ -226,3 +227,16 @@ def test_one_mistake_is_told_in_the_words_of_the_command_line_and_in_those_of_py
     assert "model='deit_tiny_patch16_224'" in str(in_python.value) and "--" not in str(in_python.value)
     code, _, err = run("capture", str(file), "--data", "digits")
     check_one_line(code, err, 2, "--model deit_tiny_patch16_224")
+
+
+def test_warnings_of_libraries_that_figures_cause_do_not_reach_the_terminal(run, monkeypatch):
+    def noisy(*_):
+        for category, module in ((UserWarning, "attnprobe.plots.style"), (RuntimeWarning, "attnprobe.metrics.rank")):
+            warnings.warn_explicit("of a library", category, "x.py", 1, module=module)
+        warnings.warn_explicit("of ours", UserWarning, "x.py", 1, module="attnprobe.workflows.measure")
+
+    monkeypatch.setattr(sys, "warnoptions", [])
+    monkeypatch.setattr(cli, "_parsed", lambda *_: noisy)
+    with warnings.catch_warnings():
+        code, _, err = run("schema")
+    assert code == 0 and err == "attnprobe: of ours\n"

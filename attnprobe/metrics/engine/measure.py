@@ -224,7 +224,7 @@ def _mean_and_interval(
     mean, std = moments.mean_and_std()
     if metric.from_mean is None:
         if per_image is None or bootstrap == 0 or collected.folded:
-            return "normal", mean, std, moments.normal_interval()
+            return "normal", mean, std, within(moments.normal_interval(), metric.value_range)
         ci = interval_of_mean(per_image, bootstrap, seed)
         return "bootstrap", mean, std, np.where(moments.n > 1, ci, np.nan)
     mean = metric.from_mean(mean, collected.n_images)
