@@ -6,6 +6,7 @@ Data goes to stdout, progress and messages to stderr. Exit codes: 0 fine, 1 the 
 
 import contextlib
 import functools
+import inspect as inspection
 import io
 import os
 import re
@@ -130,7 +131,10 @@ def _parsed(name: str, arguments: list[str]) -> Callable[[], Any]:
     except SystemExit as end:
         if not end.code:
             raise
-        raise InputError(f"{_usage(box.getvalue())}; attnprobe {name} --help lists what it takes.") from None
+        usage = _usage(box.getvalue())
+        if usage.startswith("Missing") and "maps" in inspection.signature(command).parameters and not arguments:
+            usage = usage.replace(": ", ": MAPS, ", 1)  # any number of files may follow, so tyro misses none
+        raise InputError(f"{usage}; attnprobe {name} --help lists what it takes.") from None
 
 
 def _usage(box: str) -> str:

@@ -1,6 +1,5 @@
 """The verdict: kinds of collapse found, from which block on, in words that claim no more than the numbers."""
 
-import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,15 +10,14 @@ from attnprobe.core.evidence import Evidence
 from attnprobe.core.examined import Examined
 from attnprobe.core.grid import TokenGrid
 from attnprobe.core.measurement import Measurement, Measurements
-from attnprobe.core.text import blocks_text, table, visible
-from attnprobe.io.run import Run
+from attnprobe.core.text import blocks_text, table
 from attnprobe.plots.style import SITES
 from attnprobe.reports.caveats import caveats, near_chance
 from attnprobe.reports.finding import NOT_MEASURED, Finding
 from attnprobe.reports.findings import findings
 from attnprobe.reports.kinds import EXTENT
 from attnprobe.reports.numbers import ci_text, is_counted
-from attnprobe.reports.removal import advice, cost_text
+from attnprobe.reports.removal import advice, cost_text, verify_command
 
 COMPARED = {
     "previous": "the previous block",
@@ -145,19 +143,9 @@ def _advice(e: Examined, m: Measurement | None) -> str:
     what = [f"{n} {word}{'s' if n > 1 else ''}" for n, word in counts if n]
     if e.info.get("accuracy") is None or not what:
         return ""
-    return f"attnprobe verify-drops {_reference(e)} measures the accuracy without its {' and '.join(what)}"
-
-
-def _reference(e: Examined) -> str:
-    """Arguments of verify-drops for this model: its run, or the maps and images of a model that the reader names."""
     path, config = getattr(e.maps, "path", None), getattr(e.maps, "attrs", {}).get("config", {})
-    if path is None:
-        return "MODEL --data DATA"
-    run = Path(path).parent
-    if Run(run).config.exists():
-        return shlex.quote(str(run))
-    data = (config.get("images") or {}).get("data") or "DATA"
-    return f"MODEL --maps {shlex.quote(str(path))} --data {shlex.quote(visible(str(data)))}"
+    command = "attnprobe verify-drops MODEL --data DATA" if path is None else verify_command(Path(path), config)
+    return f"{command} measures the accuracy without its {' and '.join(what)}"
 
 
 def similar_words(m: Measurement) -> str:

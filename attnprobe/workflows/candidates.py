@@ -1,5 +1,6 @@
 """Candidates for ablation: blocks and heads that a report calls similar or redundant, or that the user names."""
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from attnprobe.core.measurement import Measurement, Measurements
 from attnprobe.io.run import Run
 from attnprobe.metrics import measure
 from attnprobe.models.ablate import Ablatable
+from attnprobe.reports.removal import verify_command
 from attnprobe.store import open_maps
 
 METRICS = ("similar_blocks", "head_divergence")
@@ -91,7 +93,7 @@ def reported_measurements(
         raise InputError("a model alone has no maps that say what is similar: name maps, blocks or heads.")
     path = maps or _maps_of_run(str(ref))
     if not path.exists():
-        raise InputError(f"no maps at {path} that say what is similar: capture them, or name --blocks and --heads.")
+        raise InputError(f"no maps at {path} that say what is similar: {_make_some(ref, path)}.")
     named = {metric.partition(":")[0] for metric in metrics}
     if odd := named - {*METRICS}:
         takes = f"{option('metric', python='metrics')} takes {' and '.join(METRICS)}"
@@ -101,18 +103,29 @@ def reported_measurements(
     return found, reader.attrs.get("checkpoint_sha256", "")
 
 
+def _make_some(ref: Path | str | nn.Module, path: Path | str) -> str:
+    """How maps that say what is similar are made and named, and what does without them."""
+    words = "attnprobe capture MODEL" if isinstance(ref, nn.Module) else shlex.join(["attnprobe", "capture", str(ref)])
+    data = "" if isinstance(ref, nn.Module) or Run.of(ref).config.exists() else " --data FOLDER"
+    named = (
+        f"{option('maps', path)} and labelled images with {option('data', 'FOLDER')}" if data else option("maps", path)
+    )
+    every = option("blocks", "all")
+    return f"make some with `{words}{data} -o {path}` and name {named}, or try {every} without any"
+
+
 def _maps_of_run(ref: str) -> Path:
     """The maps file of a run, made or not.
 
     Raises:
         InputError: `ref` is maps without a model, or a model that is no run and has none.
     """
-    run, beside = Run.of(ref), Run(Path(ref).parent)
+    run = Run.of(ref)
     if Path(ref).suffix in (".h5", ".parts"):
-        whole = beside.path if beside.config.exists() else f"MODEL --maps {ref}"
-        raise InputError(f"{ref} holds maps, not a model: attnprobe verify-drops {whole}.")
+        config = open_maps(ref).attrs.get("config", {}) if Path(ref).exists() else {}
+        raise InputError(f"{ref} holds maps, not a model: {verify_command(Path(ref), config)}.")
     if not run.config.exists():
-        raise InputError(f"{ref} is no run, so no maps say what is similar: name --maps, or --blocks all.")
+        raise InputError(f"{ref} is no run, so no maps say what is similar: {_make_some(ref, 'maps.h5')}.")
     return run.maps
 
 

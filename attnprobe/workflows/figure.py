@@ -72,6 +72,8 @@ def draw(
     check_choice("figure", figure, tuple(FIGURES))
     if not paths:
         raise InputError("nothing to draw; name a maps file or a run, or several.")
+    if figures := [path for path in map(str, paths) if path in FIGURES and not Path(path).exists()]:
+        raise InputError(f"{figures[0]} is a figure, not a file: give it with {option('figure', figures[0])}.")
     kind, inches = FIGURES[figure], _inches(width)
     if out.suffix.lstrip(".").lower() not in Figure().canvas.get_supported_filetypes():
         raise InputError(f"{out}: cannot draw {out.suffix or 'a file without ending'}; use .pdf, .svg or .png.")

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from attnprobe.core.errors import MapsFileError
+from attnprobe.core.errors import InputError, MapsFileError, option
 from attnprobe.core.examined import AttendedImage, Examined
 from attnprobe.core.maps import AttentionMaps
 from attnprobe.core.text import visible
@@ -16,7 +16,7 @@ from attnprobe.io.progress import Advance, progress
 from attnprobe.io.reference import NOT_SAID, UserImages
 from attnprobe.io.remote import place
 from attnprobe.io.run import Run, maps_of, name_of, run_of, untrained_maps
-from attnprobe.metrics import measure
+from attnprobe.metrics import METRICS, measure
 from attnprobe.metrics.engine.choose import choose
 from attnprobe.metrics.engine.units import doubts
 from attnprobe.store import MapReader, open_maps
@@ -45,6 +45,10 @@ def examine(
         group: which images count once together, as for `measure`.
     """
     choose(metrics)  # a misspelt name is said before any file is opened
+    if (metric := str(path).partition(":")[0]) in METRICS and not Path(path).exists():
+        raise InputError(
+            f"{metric} is a metric, not a file: give it with {option('metric', path, f'metrics=[{path!r}]')}."
+        )
     path = maps_of(place(path))
     if is_measured(path):
         return examine_measured(path, metrics=metrics, name=name, group=group)

@@ -97,6 +97,7 @@ def tasks(
         checkpoint_sha256=facts.sha256,
         config={
             "model_args": facts.options,
+            "named": {"model": str(spec.model), "architecture": spec.architecture},
             "parameters": facts.parameters,
             "notes": list(facts.notes),
             "spec": asdict(pixels),

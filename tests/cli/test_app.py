@@ -208,6 +208,7 @@ def test_every_kind_of_collapse_is_explained_by_its_bar_and_source(run):
     ("arguments", "pattern"),
     [
         (["plot", "a"], r"Missing from attnprobe plot: -o FILE, --out FILE; attnprobe plot --help"),
+        (["plot"], r"Missing from attnprobe plot: MAPS, -o FILE, --out FILE; attnprobe plot --help"),
         (["report", "a", "--data-di", "x"], r"Unrecognized options: --data-di, x \(did you mean --data-dir\?\)"),
         (["evaluate", "a", "--batch-size", "many"], r"Error parsing --batch-size: .*'many'"),
         (["verify-drops", "a", "--what", "x"], r"invalid choice 'x' for argument '--what'. .*'block', 'attention'"),

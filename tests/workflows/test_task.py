@@ -1,4 +1,5 @@
 import json
+import shlex
 
 import pytest
 import torch
@@ -36,6 +37,15 @@ def test_accuracy_is_said_with_the_preparation_that_evaluate_says(tmp_path):
     prepared = "8 images of 32 x 32 px, crop 1, bicubic"
     assert prepared in accuracy_words(e) and prepared in str(done)
     assert f"{done.shares['top-1'][0]:.1%}" in accuracy_words(e)
+
+
+def test_the_printed_advice_runs_as_it_is_printed(tmp_path, call_command):
+    options = checkpoint(tmp_path, 10) | {"images": 16}
+    maps = capture_file(CaptureSpec(tmp_path / "my.pth", **options, untrained=0), out=tmp_path / "my maps.h5")
+    command = shlex.split(verdict(examine(maps)).advice.partition(" measures the accuracy")[0])
+    assert command[:4] == ["attnprobe", "verify-drops", str(tmp_path / "my.pth"), "--model"]
+    code, out, err = call_command(*command[1:], "--images", "16")
+    assert code == 0 and "the report calls" in out and "advice: " in out, err
 
 
 def test_nothing_is_said_where_classes_agree_or_are_not_known():
