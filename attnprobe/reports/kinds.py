@@ -140,6 +140,10 @@ is often near uniform, and one block beyond a bar comes and goes with the seed. 
 copies another (nearer to an overlap of 1 than to the bar), since it could go, and where its output is the last, which
 is what the classifier sees. Ours."""
 
+OTHER_BARS = "counted as in the literature, by other bars than the kinds repetition and head_redundancy"
+"""Said where similar blocks and redundant heads are counted beside the kinds: a page can name neither kind and count
+both."""
+
 CONTENT = 0.5
 """A block that repeats copies content if more than this share of what could be its own image's is: with O the overlap
 and O0 that with another image, (O - O0) / (1 - O0), and O0 is not above the bar of repetition itself. Else its maps are

@@ -56,7 +56,7 @@ PLAIN = {
 }
 """Rows of default metrics that have none in `_usual_quantities`, in words."""
 
-SUMMARY_HEADER = "mean over images (95 % CI)"
+SUMMARY_HEADER = "mean over images and blocks (95 % CI)"
 """Above the labels of `summary_table`."""
 
 

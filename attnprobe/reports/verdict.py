@@ -15,7 +15,7 @@ from attnprobe.plots.style import SITES
 from attnprobe.reports.caveats import caveats, near_chance
 from attnprobe.reports.finding import NOT_MEASURED, Finding
 from attnprobe.reports.findings import findings
-from attnprobe.reports.kinds import EXTENT
+from attnprobe.reports.kinds import EXTENT, OTHER_BARS
 from attnprobe.reports.numbers import ci_text, is_counted
 from attnprobe.reports.removal import advice, cost_text, verify_command
 
@@ -145,7 +145,7 @@ def _advice(e: Examined, m: Measurement | None) -> str:
         return ""
     path, config = getattr(e.maps, "path", None), getattr(e.maps, "attrs", {}).get("config", {})
     command = "attnprobe verify-drops MODEL --data DATA" if path is None else verify_command(Path(path), config)
-    return f"{command} measures the accuracy without its {' and '.join(what)}"
+    return f"{command} measures the accuracy without its {' and '.join(what)}, {OTHER_BARS}"
 
 
 def similar_words(m: Measurement) -> str:
@@ -185,8 +185,8 @@ def _settings(e: Examined, m: Measurement | None) -> str:
         fresh = heads.baselines.get("untrained")
         reference = f", untrained {fresh.summary['redundant']}" if fresh is not None and fresh.summary else ""
         parts.append(
-            f"{heads.summary['redundant']} of {heads.summary['of']} heads redundant{reference}: closer than "
-            f"{heads.summary['cut']} nats to another of their block (Jensen-Shannon, average linkage), all but one of "
-            f"each group; {SITES[heads.site]}, {heads.n_images} images"
+            f"Likewise counted: {heads.summary['redundant']} of {heads.summary['of']} heads redundant{reference}: "
+            f"closer than {heads.summary['cut']} nats to another of their block (Jensen-Shannon, average linkage), all "
+            f"but one of each group; {SITES[heads.site]}, {heads.n_images} images"
         )
     return ". ".join(parts) + "." if parts else ""

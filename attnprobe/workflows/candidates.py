@@ -14,6 +14,7 @@ from attnprobe.core.measurement import Measurement, Measurements
 from attnprobe.io.run import Run
 from attnprobe.metrics import measure
 from attnprobe.models.ablate import Ablatable
+from attnprobe.reports.kinds import OTHER_BARS
 from attnprobe.reports.removal import verify_command
 from attnprobe.store import open_maps
 
@@ -150,7 +151,9 @@ def reported_candidates(measurements: Mapping[str, Measurement], what: Drop) -> 
     n_blocks, n_heads = (
         f"{len(found)} {word}{'s' if len(found) != 1 else ''}" for found, word in ((blocks, "block"), (heads, "head"))
     )
-    return Candidates(blocks, heads, f"the report calls {n_blocks} similar and {n_heads} redundant", what, True)
+    return Candidates(
+        blocks, heads, f"the report calls {n_blocks} similar and {n_heads} redundant, {OTHER_BARS}", what, True
+    )
 
 
 def redundant_heads(m: Measurement) -> Iterator[tuple[int, int]]:

@@ -111,7 +111,10 @@ def _no_accuracy(reader: MapReader) -> Iterator[str]:
     labels, prediction = np.asarray(reader.labels), np.asarray(reader.prediction)
     classes = len(reader.attrs.get("config", {}).get("class_names") or ())
     if classes and (labels >= 0).any() and not (prediction >= 0).any():
-        yield f"no accuracy: the model does not tell the {classes} classes of the images apart."
+        them = (
+            f"the {classes} classes of the images" if classes > 1 else "classes of these images, of which there is one,"
+        )
+        yield f"no accuracy: the model does not tell {them} apart."
 
 
 def pictures_of(reader: MapReader, count: int, user: UserImages = NOT_SAID) -> tuple[AttendedImage, ...]:

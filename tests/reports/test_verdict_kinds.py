@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from attnprobe.reports.kinds import KINDS, kind_named
+from attnprobe.reports.verdict import verdict
 from tests.reports import known_maps as made
 from tests.reports.known_maps import HEADS, IMAGES, LAYERS, TOKENS, judged, logits, named, softmax
 
@@ -129,3 +130,20 @@ def test_an_interval_of_few_images_ends_at_possible_values(n, seed):
             most = TOKENS if f.kind == "entropy_collapse" else most
             assert f.low >= min(-np.inf if least is None else least, f.number), f
             assert f.high <= max(np.inf if most is None else most, f.number) + 1e-9, f
+
+
+def test_the_number_of_a_kind_that_is_explained_everywhere_is_the_furthest_beyond_the_bar():
+    spread = np.linspace(0.05, 0.25, LAYERS)[:, None, None, None]  # nearer to uniform in early blocks
+    f = next(f for f in judged(softmax(logits(1.0) * spread)).findings if f.kind == "rank_collapse")
+    assert f.is_explained and f.levels is not None
+    assert f.number == f.levels.mean.min() and f.block == f.levels.numbers[int(f.levels.mean.argmin())] != LAYERS
+
+
+def test_similar_and_redundant_are_said_to_be_other_counts_than_the_kinds_wherever_they_are_advised():
+    from attnprobe.reports.kinds import OTHER_BARS
+    from attnprobe.reports.papers import papers_caption
+    from tests.reports.formulas import examined
+
+    e = examined("a", similar=range(9, 17))
+    assert OTHER_BARS in verdict(e).advice and OTHER_BARS in papers_caption([e])
+    assert "Likewise counted" in verdict(e).settings or "redundant" not in verdict(e).settings
