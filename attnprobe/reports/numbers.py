@@ -65,7 +65,7 @@ def accuracy_words(e: Examined) -> str:
 
 
 def prepared_words(e: Examined, *, short: bool = False) -> str:
-    """How images were prepared for the model, in the words of `attnprobe evaluate`; empty where it is not known.
+    """Preparation of the images for the model, in the words of `attnprobe evaluate`; empty where it is not known.
 
     Args:
         short: for a column, `96x96, crop 0.9`.

@@ -8,6 +8,7 @@ import pytest
 from attnprobe.core.accuracy import accuracy_interval
 from attnprobe.reports.kinds import NAMES
 from attnprobe.reports.numbers import number
+from attnprobe.reports.kinds import OTHER_BARS
 from attnprobe.reports.papers import HEADER, kinds_cells, papers_caption, papers_cells, papers_table
 from attnprobe.reports.verdict import verdict
 from tests.reports.formulas import examined
@@ -41,7 +42,7 @@ def test_cells_are_for_reading_and_unknown_ones_are_dashes(runs):
 
 def test_the_caption_says_once_what_similar_means(runs):
     caption = papers_caption(runs)
-    assert caption.count("tau=0.9") == 1 and caption.endswith("each head on its own, on 40 images.")
+    assert caption.count("tau=0.9") == 1 and f"each head on its own, on 40 images; {OTHER_BARS}." in caption
     assert "not measured" in papers_caption([examined("none", layers=3, measurements={}, info={})])
 
 
