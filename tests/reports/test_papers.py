@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from attnprobe.core.accuracy import accuracy_interval
-from attnprobe.reports.kinds import NAMES
+from attnprobe.reports.kinds import NAMES, OTHER_BARS
 from attnprobe.reports.numbers import number
-from attnprobe.reports.kinds import OTHER_BARS
 from attnprobe.reports.papers import HEADER, kinds_cells, papers_caption, papers_cells, papers_table
 from attnprobe.reports.verdict import verdict
 from tests.reports.formulas import examined
