@@ -49,9 +49,10 @@ def evidence_text(evidence: Evidence) -> str:
             for before, n, tried in zip(ends[:-1], ends[1:], curve, strict=True)
         )
         for cells, alike in groupby(steps, key=lambda step: step[2]):
-            numbers, added = zip(*((n, _words(changes)) for n, changes, _ in alike), strict=True)
-            count = f"{numbers[0]}–{numbers[-1]}" if len(numbers) > 1 else f"{numbers[0]}"
-            lines.append(f"  {count}: {'; '.join(added)}: {cells}")
+            together = [(n, _words(changes)) for n, changes, _ in alike]
+            (first, _), (last, _) = together[0], together[-1]
+            count = f"{first}–{last}" if last > first else f"{first}"
+            lines.append(f"  {count}: {'; '.join(words for _, words in together)}: {cells}")
     return "\n".join([*lines, f"advice: {advice(evidence)}"])
 
 
