@@ -137,12 +137,14 @@ def test_a_block_of_which_no_image_is_known_is_not_counted_as_different(file, ca
 def test_other_images_of_the_same_names_are_not_taken_for_the_same(file, call, tmp_path):
     code, printed = call("compare", file("a", data="folder of A"), file("b", data="of B"), "-o", tmp_path / "out")
     assert code == 0 and "b minus a: images of other data (folder of A and of B)" in printed
+    assert 0 < printed.index("**b and a were captured on different images: ") < printed.index("| model")
     assert ": images of other data" in printed and not (tmp_path / "out" / "differences.csv").read_text()[1:]
 
 
 def test_runs_of_other_images_cannot_be_compared_in_pairs(file, call, tmp_path):
     code, printed = call("compare", file("a"), file("b", first=100, seed=1), "-o", tmp_path / "out")
     assert code == 0 and "0 images that both were measured on" in printed and "Cannot say of" in printed
+    assert "no difference of the models can be tested.**" in printed
     assert "nan" not in printed.lower()
 
 

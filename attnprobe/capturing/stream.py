@@ -283,7 +283,7 @@ def _cut(batch: ImageBatch, start: int, stop: int) -> ImageBatch:
 
 
 def _too_large() -> WorkError:
-    return WorkError("out of memory with one image; keep fewer layers, heads or queries, or a smaller --img-size.")
+    return WorkError("out of memory with one image; keep fewer layers, heads or queries, or a smaller image size.")
 
 
 def _outcome(output: object, labels: Tensor, of_other_classes: bool) -> Outcome | None:

@@ -6,6 +6,7 @@ Data goes to stdout, progress and messages to stderr. Exit codes: 0 fine, 1 the 
 
 import contextlib
 import functools
+import inspect as inspection
 import io
 import os
 import re
@@ -26,7 +27,7 @@ from attnprobe.cli.prune import prune, verify_drops
 from attnprobe.cli.report import compare, plot, report, view
 from attnprobe.cli.tables import explain, list_, schema, verify
 from attnprobe.cli.train import demo, evaluate, train
-from attnprobe.core.errors import AttnprobeError, InputError, Stopped, did_you_mean, stop_now
+from attnprobe.core.errors import AttnprobeError, InputError, Stopped, command_line, did_you_mean, stop_now
 from attnprobe.core.text import visible
 
 DESCRIPTION = """Attention diagnostics for vision transformers: has attention collapsed, how, and
@@ -63,11 +64,18 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 
 def main(arguments: list[str] | None = None) -> None:
     """Run a command and end the process with its exit code."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    with command_line():
+        _main(sys.argv[1:] if arguments is None else arguments)
+
+
+def _main(arguments: list[str]) -> None:
+    """`main`, with messages in the words of the command line."""
     signal.signal(signal.SIGTERM, stop_now)
     if not sys.warnoptions:  # a user reads our warnings, not those that libraries address to developers
         warnings.simplefilter("ignore")
-        warnings.filterwarnings("default", module=r"attnprobe\b")
+        # Libraries' warnings are often laid to their caller: ours are of the default category, and none is of a figure.
+        warnings.filterwarnings("default", category=UserWarning, module=r"attnprobe\b")
+        warnings.filterwarnings("ignore", module=r"attnprobe\.(plots|reports|workflows\.figure)\b")
         warnings.showwarning = _warn
         os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # it prints two lines for each of six attempts
     try:
@@ -125,7 +133,10 @@ def _parsed(name: str, arguments: list[str]) -> Callable[[], Any]:
     except SystemExit as end:
         if not end.code:
             raise
-        raise InputError(f"{_usage(box.getvalue())}; attnprobe {name} --help lists what it takes.") from None
+        usage = _usage(box.getvalue())
+        if usage.startswith("Missing") and "maps" in inspection.signature(command).parameters and not arguments:
+            usage = usage.replace(": ", ": MAPS, ", 1)  # any number of files may follow, so tyro misses none
+        raise InputError(f"{usage}; attnprobe {name} --help lists what it takes.") from None
 
 
 def _usage(box: str) -> str:

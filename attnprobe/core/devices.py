@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from attnprobe.core.errors import InputError
+from attnprobe.core.errors import InputError, option
 
 
 def own_gpu(device: torch.device, local_rank: int) -> torch.device:
@@ -20,7 +20,7 @@ def own_gpu(device: torch.device, local_rank: int) -> torch.device:
     if local_rank >= (n := torch.cuda.device_count()):
         raise InputError(
             f"process {local_rank + 1} of this machine needs a GPU of its own, but there are {n}; start "
-            f"--nproc-per-node {n}, or run on --device cpu (train: --set device=cpu)."
+            f"--nproc-per-node {n}, or run on {option('device', 'cpu')} (train: among the settings)."
         )
     return torch.device("cuda", local_rank)
 

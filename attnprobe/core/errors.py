@@ -4,7 +4,8 @@ Every message says what was expected, what came instead and what to do next, in 
 """
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 
 class AttnprobeError(Exception):
@@ -68,6 +69,32 @@ def stop_now(*_signal: object) -> None:
         Stopped: always.
     """
     raise Stopped("stopped on request; run the same command again to resume.")
+
+
+_on_command_line = False
+
+
+@contextmanager
+def command_line() -> Iterator[None]:
+    """While the program `attnprobe` runs a command: messages name its options, which else are arguments in Python."""
+    global _on_command_line
+    before, _on_command_line = _on_command_line, True
+    try:
+        yield
+    finally:
+        _on_command_line = before
+
+
+def option(name: str, value: object = "", python: str = "") -> str:
+    """An option as the reader of a message writes it: `--data-dir photos`, or `data_dir='photos'` in Python.
+
+    Args:
+        name: of the option, without dashes in front; `value`: what follows it, if anything.
+        python: the argument in Python where it has another name or type.
+    """
+    if _on_command_line:
+        return f"--{name} {value}".rstrip()
+    return python or name.replace("-", "_") + (f"={value!r}" if value != "" else "")
 
 
 LISTED = 24

@@ -142,9 +142,10 @@ class Measurements(Registry[Measurement]):
     multiplies its softmax maps with V as they are, so both sites name one measurement.
     """
 
-    def __init__(self, named: Mapping[str, Measurement] | None = None) -> None:
+    def __init__(self, named: Mapping[str, Measurement] | None = None, facts: Mapping[str, Any] | None = None) -> None:
+        """`facts`: what is known of the model beside them, such as its accuracy on the images; see `Examined.info`."""
         super().__init__("measurement")
-        self._things = dict(named or {})
+        self._things, self.facts = dict(named or {}), dict(facts or {})
 
     def __repr__(self) -> str:
         return f"<{len(self)} measurements: {', '.join(map(visible, self))}>"

@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from attnprobe.core.errors import InputError, check_choice, did_you_mean
+from attnprobe.core.errors import InputError, check_choice, did_you_mean, nearest
 from attnprobe.core.images import ImageSource, InputSpec
 from attnprobe.core.registry import Registry, UnknownName
 from attnprobe.data.decode import BadImages
@@ -39,7 +39,8 @@ from attnprobe.data.fractals import fractals
 from attnprobe.data.image_files import READING, Reading, load_files
 from attnprobe.data.remote_folder import load_remote_folder
 from attnprobe.data.tar_shards import load_tar_shards
-from attnprobe.data.timm_named import PACKAGES, timm_named
+from attnprobe.data.timm_named import PACKAGES, TORCH_SETS, timm_named
+from attnprobe.io import fs
 from attnprobe.io.remote import RemotePath, place
 
 __all__ = ["DATASETS", "DataSet", "load_images"]
@@ -98,9 +99,13 @@ def kind_of(name: str) -> str:
         return "list"
     if os.path.isdir(path) or name.startswith((".", "~", "/")):
         return "folder"
-    if slash:
-        raise UnknownName(f"no folder and no data set named {name!r}.{did_you_mean(prefix, PACKAGES)}")
-    return DATASETS[name].name
+    if name in DATASETS:  # the kind without its rest, whose message says what is missing
+        return name
+    near = nearest(name, ("digits", "fractals", *(f"torch/{one}" for one in TORCH_SETS), *fs.beside(Path(path))))
+    raise UnknownName(
+        f"no folder and no data set named {name!r}.{near} Known: a folder, a list of files, digits, fractals, "
+        f"torch/{'|'.join(TORCH_SETS)}, and what `attnprobe list data` describes."
+    )
 
 
 SHARED = ("seed", "download")

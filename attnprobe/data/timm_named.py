@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from attnprobe.core.errors import InputError, WorkError, did_you_mean
+from attnprobe.core.errors import InputError, WorkError, did_you_mean, option
 from attnprobe.core.images import InputSpec
 from attnprobe.core.registry import UnknownName
 from attnprobe.data.decode import DecodedImages
@@ -61,8 +61,8 @@ def local_folder(name: str, data_dir: Path) -> Path:
     root = Path(os.path.expanduser(data_dir))
     if not root.is_dir() and (name.startswith("wds/") or re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", str(root))):
         raise InputError(
-            f"{name!r} needs a folder on this machine as --data-dir, got {str(data_dir)!r}. Pipes and URLs are not "
-            "opened, since they run commands; download the data first."
+            f"{name!r} needs a folder on this machine as {option('data-dir')}, got {str(data_dir)!r}. Pipes and URLs "
+            "are not opened, since they run commands; download the data first."
         )
     return root.resolve()
 
@@ -79,12 +79,14 @@ def open_named(name: str, split: str, root: Path | None, download: bool) -> Any:
     if missing:
         raise InputError(f"{name!r} needs {' and '.join(missing)}: pip install {' '.join(missing)}.")
     if prefix == "torch" and rest not in TORCH_SETS:
-        raise UnknownName(f"no torchvision data set named {name!r}.{did_you_mean(rest, TORCH_SETS)}")
+        known = [f"torch/{one}" for one in TORCH_SETS]
+        raise UnknownName(f"no torchvision data set named {name!r}.{did_you_mean(name, known)}")
     if prefix == "torch" and split not in SPLITS:  # timm would take any other name for the test set
         raise InputError(f"{name!r} has no split {split!r}; ask for {', '.join(SPLITS)}.")
     if not rest or (prefix == "wds" and root is None):
         raise InputError(
-            f"cannot open {name!r}: expected {prefix}/NAME, and for wds the folder of the shards (--data-dir)."
+            f"cannot open {name!r}: expected {prefix}/NAME, and for wds the folder of the shards "
+            f"({option('data-dir')})."
         )
     first_error = None
     for asked in SPLITS.get(split, (split,))[: 1 if prefix == "torch" else None]:
@@ -103,13 +105,13 @@ def open_named(name: str, split: str, root: Path | None, download: bool) -> Any:
     reason = (str(first_error).strip().splitlines() or [type(first_error).__name__])[0].rstrip(".")
     if download and isinstance(first_error, OSError):
         raise WorkError(
-            f"could not download {name!r}: {reason}. Check the network, or give --data-dir."
+            f"could not download {name!r}: {reason}. Check the network, or give {option('data-dir')}."
         ) from first_error
     reason = reason.removesuffix(". You can use download=True to download it")
     what = f" for {FILES[rest]}" if rest in FILES and prefix == "torch" else ""
     hint = (
-        f"looked in {root or 'its own cache'}{what}; pass the folder that holds it as --data-dir, or --download to "
-        "fetch it"
+        f"looked in {root or 'its own cache'}{what}; name the folder that holds it by {option('data-dir')}, or fetch "
+        "it: download=True of ap.load_images, --set download=true of train"
     )
     raise InputError(f"cannot open split {split!r} of {name!r}: {reason} ({hint}).") from first_error
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from attnprobe.core.errors import InputError
+from attnprobe.core.errors import InputError, option
 from attnprobe.core.text import visible
 from attnprobe.io.config import from_mapping
 
@@ -97,11 +97,13 @@ def _harmless(reference: ImageReference, home: Path | None) -> ImageReference:
     folder = Path(os.path.expanduser(reference.data_dir if name == "folder" and reference.data_dir else name))
     if home is not None and folder.is_dir() and _keeps_inside(folder, home):
         return replace(reference, data=str(folder.resolve()), data_dir=None)
-    where = "" if reference.data_dir is None else f" --data-dir {shlex.quote(reference.data_dir)}"
+    folder = reference.data_dir
+    where = "" if folder is None else f" --data-dir {shlex.quote(folder)}"
+    call = f"data={name!r}{'' if folder is None else f', data_dir={folder!r}'} (user=UserImages(...) of ap.examine)"
     raise InputError(
         f"the images are {visible(name)!r}, which a file does not get to open by itself (only digits, at most "
         f"{MAX_IMAGES:,} fractals, and folders inside the run are). If you trust it, name them: "
-        f"--data {shlex.quote(name)}{where}"
+        f"{option('data', shlex.quote(name) + where, python=call)}"
     )
 
 

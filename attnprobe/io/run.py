@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from attnprobe.core.errors import CheckpointError
+from attnprobe.core.errors import CheckpointError, option
 from attnprobe.core.text import visible
 from attnprobe.io import fs
 from attnprobe.io.remote import RemotePath
@@ -100,7 +100,7 @@ class Run:
                 have = ", ".join(map(str, epochs))
                 raise CheckpointError(f"{self.path} has no checkpoint of epoch {epoch}; it has those of {have}.")
             if damaged_files(folder := self.checkpoint(epoch)):
-                raise CheckpointError(f"in {self.checkpoints}, {damage([folder])}; choose another with --checkpoint.")
+                raise CheckpointError(f"in {self.checkpoints}, {damage([folder])}; choose another one.")
             return folder
         intact, newer = self._newest()
         if intact is None:
@@ -108,9 +108,10 @@ class Run:
                 f"{self.path} has no intact checkpoint: {damage(newer)}. Restore one, or train into a new folder."
             )
         if newer and not allow_older:
+            older = int(intact.name.rpartition("-")[2])
             raise CheckpointError(
-                f"in {self.checkpoints}, {damage(newer)}. The newest intact one is {intact}: name it, or add "
-                f"--checkpoint {int(intact.name.rpartition('-')[2])} or --allow-older."
+                f"in {self.checkpoints}, {damage(newer)}. The newest intact one is {intact}: name it, "
+                f"{option('checkpoint', f'{older} or --allow-older', python='that folder, in place of the run')}."
             )
         if newer:
             warnings.warn(f"in {self.checkpoints}, {damage(newer)}; {intact.name} is used.", stacklevel=2)

@@ -10,7 +10,7 @@ import torch
 from timm.data import resolve_data_config
 from torch import nn
 
-from attnprobe.core.errors import CheckpointError, InputError, did_you_mean
+from attnprobe.core.errors import CheckpointError, InputError, did_you_mean, option
 from attnprobe.core.images import InputSpec
 from attnprobe.io import fs
 from attnprobe.io.config import parse_settings
@@ -121,7 +121,7 @@ def require_stored(checkpoint: Checkpoint, name: str, options: Mapping[str, Any]
     if declared > 4 * stored + SMALL:
         raise CheckpointError(
             f"{checkpoint.path.name} holds {stored:,} numbers for a {name!r} of {declared:,}; its options do not fit "
-            "its weights. Name its model with --model."
+            f"its weights. Name its model with {option('model')}."
         )
 
 

@@ -7,7 +7,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from attnprobe.core.errors import CheckpointError
+from attnprobe.core.errors import CheckpointError, option
 from attnprobe.models.build import build_model
 from attnprobe.models.read import Checkpoint
 from attnprobe.models.unwrap import require_ranks, unwrap
@@ -119,7 +119,8 @@ def _image_size(state: Mapping[str, Tensor], checkpoint: Checkpoint, model: Any)
     if grid is None:
         raise CheckpointError(
             f"{checkpoint.path.name}: its position table of {state['pos_embed'].shape[1]} entries is no square of "
-            "patches, and the file does not say for which images; give their rows and columns, as in --img-size 64 256."
+            "patches, and the file does not say for which images; give their rows and columns, as in "
+            f"{option('img-size', '64 256', python='img_size=(64, 256)')}."
         )
     if grid == tuple(embed.grid_size):
         return {}, []
@@ -127,7 +128,8 @@ def _image_size(state: Mapping[str, Tensor], checkpoint: Checkpoint, model: Any)
     if is_declared:
         return {"img_size": size}, []
     assumed = f"its {grid[0] * grid[1]} positions are taken for a square of {grid[0]} x {grid[1]} patches ({size} px)"
-    return {"img_size": size}, [f"{assumed}; give --img-size ROWS COLUMNS if its images were not square"]
+    sides = option("img-size", "ROWS COLUMNS", python="img_size=(ROWS, COLUMNS)")
+    return {"img_size": size}, [f"{assumed}; give {sides} if its images were not square"]
 
 
 def _shortest(size: tuple[int, ...]) -> Any:

@@ -12,7 +12,7 @@ import timm
 import torch
 from torch import nn
 
-from attnprobe.core.errors import CheckpointError, InputError
+from attnprobe.core.errors import CheckpointError, InputError, option
 from attnprobe.io.download import local_copy
 from attnprobe.io.remote import RemotePath, place
 from attnprobe.models.build import build_model, named_options, require_stored
@@ -131,11 +131,11 @@ def _which_model(checkpoint: Checkpoint, named: str | None) -> tuple[str, dict[s
     found = identify(checkpoint.state)
     if found is None:
         known = f"calls its model {checkpoint.said!r:.80}, which is none of timm's or ours"
-        says = known if checkpoint.said else "does not say which model it is"
+        says, example = known if checkpoint.said else "does not say which model it is", "deit_tiny_patch16_224"
         raise CheckpointError(
             f"{checkpoint.path.name} {says}, and its parameters do not show it (of a plain ViT, the number of heads "
-            "does not); give the name it was built with, as in --model deit_tiny_patch16_224, and its options where "
-            "its sizes are its own, as in --model deit_tiny_patch16_224:embed_dim=256,depth=6,num_heads=4."
+            f"does not); give the name it was built with, as in {option('model', example)}, and its options where its "
+            f"sizes are its own, as in {option('model', f'{example}:embed_dim=256,depth=6,num_heads=4')}."
         )
     assumed = ", ".join(f"{option}={value}" for option, value in found.assumed.items())
     notes = [f"taken for {found.name} with its sizes read off the weights; {assumed} assumed, which no weight shows"]

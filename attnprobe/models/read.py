@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as safetensors_load
 from torch import Tensor
 
-from attnprobe.core.errors import CheckpointError, InputError, nearest
+from attnprobe.core.errors import CheckpointError, InputError, nearest, option
 from attnprobe.io import fs
 from attnprobe.io.run import MANIFEST, Run, damaged_files
 from attnprobe.models.file_options import checked_cfg, checked_options, is_architecture, trained_with
@@ -221,7 +221,7 @@ def _require_saved_by_torch(path: Path, file: BinaryIO) -> None:
         what = "an HDF5 file, perhaps of maps" if start == b"\x89HDF\r\n\x1a\n" else "something else"
         raise CheckpointError(
             f"{path.name} holds no weights: expected .safetensors, or what torch.save writes, got {what}. Images are "
-            "named with --data."
+            f"named with {option('data')}."
         )
 
 

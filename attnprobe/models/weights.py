@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
-from attnprobe.core.errors import CheckpointError
+from attnprobe.core.errors import CheckpointError, option
 from attnprobe.models.identify import identify
 from attnprobe.models.read import Checkpoint
 from attnprobe.models.unwrap import require_ranks, unused, unwrap
@@ -128,9 +128,10 @@ def resize_positions(table: Tensor, grid: tuple[int, int], *, n_prefix: int, old
 def _check_finite(checkpoint: Checkpoint, allow: bool) -> None:
     bad = [n for n, v in checkpoint.state.items() if v.is_floating_point() and not torch.isfinite(v).all()]
     if bad and not allow:
+        look = option("allow-nonfinite", python="allow_nonfinite=True")
         raise CheckpointError(
             f"{checkpoint.path.name} holds NaN or infinite weights in {len(bad)} tensors, first {bad[0]!r}; "
-            "the training diverged. Use an earlier checkpoint, or --allow-nonfinite to look at it anyway."
+            f"the training diverged. Use an earlier checkpoint, or {look} to look at it anyway."
         )
 
 
@@ -146,9 +147,10 @@ def _check_fits(checkpoint: Checkpoint, got: Mapping[str, Tensor], name: str, mo
         problems = "; ".join(f"{len(items)} {what} ({', '.join(items[:2])})" for what, items in parts if items)
         likely = identify(checkpoint.state)
         if likely and likely.name != name:
-            advice = f"It looks like {likely.name!r}; try --model {likely.name}"
+            advice = f"It looks like {likely.name!r}; try {option('model', likely.name)}"
         elif checkpoint.architecture == name:
-            advice = "The file's own description does not fit its weights; name its architecture with --model"
+            advice = f"The file's own description does not fit its weights; name its model with {option('model')}"
         else:
-            advice = f"Name the model and the options it was built with, as in --model {name}:embed_dim=256,num_heads=4"
+            example = f"{name}:embed_dim=256,num_heads=4"
+            advice = f"Name the model and the options it was built with, as in {option('model', example)}"
         raise CheckpointError(f"{checkpoint.path.name} is not a {name!r} checkpoint: {problems}. {advice}.")

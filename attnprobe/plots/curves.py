@@ -14,6 +14,7 @@ from attnprobe.core.measurement import Measurement
 from attnprobe.plots.style import (
     COLOURS,
     GREY,
+    RINGS,
     band,
     baseline_lines,
     legend,
@@ -93,7 +94,7 @@ def similar_fraction(
     untrained = [m.baselines.get("untrained") for m in measurements]
     if baselines and all(base is not None for base in untrained):
         shares = [_share(base)[0] for base in untrained if base is not None]
-        ax.plot(depth, shares, label="untrained", color=colour, linestyle=":", marker=".", linewidth=1.2)
+        ax.plot(depth, shares, label="untrained", color=colour, linestyle=":", linewidth=1.2, **RINGS)
     tau, rho = measurements[0].settings["tau"], measurements[0].settings["rho"]
     drawn_depths = np.concatenate([np.atleast_1d(line.get_xdata()) for line in ax.get_lines()])
     ax.set_xticks(np.unique(drawn_depths.astype(int)))

@@ -146,6 +146,12 @@ def band(ax: Axes, x: ArrayLike, bounds: tuple[ArrayLike, ArrayLike], colour: An
     ax.fill_between(x, *bounds, color=colour, alpha=0.2, linewidth=0)
 
 
+RINGS = {"marker": "s", "markersize": 6, "markerfacecolor": "none", "markeredgewidth": 0.8}
+"""Hollow squares on the line of the untrained network: the model's own may lie on it, in the same colour."""
+
+MOST_RINGS = 24
+
+
 def baseline_lines(ax: Axes, m: Measurement, points: Callable[[Measurement], tuple[Any, Any]], colour: Any) -> None:
     """Draw "untrained" (dotted, in this colour) and "uniform" (dash-dotted, grey) where they were measured.
 
@@ -154,7 +160,9 @@ def baseline_lines(ax: Axes, m: Measurement, points: Callable[[Measurement], tup
     """
     for name, style, its_colour in (("untrained", ":", colour), ("uniform", "-.", GREY)):
         if name in m.baselines:
-            ax.plot(*points(m.baselines[name]), label=name, color=its_colour, linestyle=style, linewidth=1.2)
+            x, y = points(m.baselines[name])
+            marks = {**RINGS, "markevery": max(1, len(x) // MOST_RINGS)} if name == "untrained" else {}
+            ax.plot(x, y, label=name, color=its_colour, linestyle=style, linewidth=1.2, **marks)
 
 
 def line_label(name: str) -> str:

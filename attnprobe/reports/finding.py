@@ -26,8 +26,9 @@ class Finding:
     Attributes:
         kind, words, quantity, bar, source: as in `Kind`; `below`: it is found below the bar, not above it.
         found: "cannot say" for missing data alone.
-        number: of the block that is furthest beyond the bar, or nearest to it; `low`, `high`: its 95 % interval over
-            images; `untrained`: of the same block of the untrained network. None where unknown.
+        number: of the block that is furthest beyond the bar, or nearest to it, among those that no other kind explains,
+            if there are some; of the last block for a kind that must last to the end and is not found. `low`, `high`:
+            its 95 % interval over images; `untrained`: of the same block of the untrained network. None where unknown.
         block: which one that is, from 1.
         blocks: all that are beyond the bar; `of` so many.
         surely, at_most: how many of them are by the bounds of their intervals; all where these are not known.
@@ -187,7 +188,7 @@ def judged(kind: Kind, bar: float, found: Levels, excused: Mapping[str, frozense
         excused: {words of the other kind: its blocks}.
         detail: what to say first.
     """
-    finite = np.isfinite(found.mean)
+    found, finite = found.within(kind.possible), np.isfinite(found.mean)
     if not finite.any():
         return cannot_say(kind, bar, f"{kind.metric} is not finite in any block")
     numbers, sign = np.asarray(found.numbers), -1 if kind.below else 1
@@ -209,7 +210,7 @@ def judged(kind: Kind, bar: float, found: Levels, excused: Mapping[str, frozense
         details.append(f"{blocks_text(hidden)} {NOT_COUNTED}: {words}")
     if not finite.all():
         details.append(f"{blocks_text(numbers[~finite].tolist())} without a finite value")
-    candidates = [mask, free & ~kind.to_the_end, np.arange(len(mask)) == len(mask) - 1, finite]
+    candidates = [mask, free & ~kind.to_the_end, (np.arange(len(mask)) == len(mask) - 1) & kind.to_the_end, finite]
     pick = next(c & finite for c in candidates if (c & finite).any())
     at = int(np.argmax(np.where(pick, sign * found.mean, -np.inf)))
     blocks = tuple(numbers[mask].tolist())

@@ -29,9 +29,14 @@ def _needless_heads(m: Measurement) -> Levels:
     return Levels(mean, low, high, share(fresh.get("effective_heads")), block_numbers(m), m.n_images)
 
 
+def _most(m: Measurement) -> float | None:
+    """Entropy of uniform attention, above which there is none; None where it was not measured."""
+    return float(m.baselines["uniform"].mean.max()) if "uniform" in m.baselines else None
+
+
 NUMBERS: dict[str, Callable[[Measurement], Levels]] = {
     "near_uniform": lambda m: levels(m).then(lambda x: np.exp(x - m.baselines["uniform"].mean.mean())),
-    "entropy_collapse": lambda m: levels(m).then(np.exp),
+    "entropy_collapse": lambda m: levels(m).within((0.0, _most(m))).then(np.exp),
     "image_independent": lambda m: diagonal(m).then(lambda x: 1 - x),
     "head_redundancy": _needless_heads,
 }

@@ -1,5 +1,6 @@
 """One self-contained page: verdict, the figure that shows it, explorer, all figures, summary, and what they rest on."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,13 +14,13 @@ from attnprobe.reports.drawing import as_uri
 from attnprobe.reports.figures import WIDTH, sections
 from attnprobe.reports.json_report import plain
 from attnprobe.reports.kind_rows import kind_rows
-from attnprobe.reports.numbers import NONE, settings_text
+from attnprobe.reports.numbers import NONE, accuracy_words, settings_text
 from attnprobe.reports.removal import removal_rows
 from attnprobe.reports.tables import by_question, summary_metrics, summary_table
 from attnprobe.reports.verdict import verdict
 from attnprobe.view import page
 from attnprobe.view.described import Viewed, explorable, left_out
-from attnprobe.view.embedded import Embedded, embed
+from attnprobe.view.embedded import Embedded, embed, viewer_command
 
 PAGE_BYTES = 5_000_000
 """Size of the whole page: a mail takes it, and a phone opens it at once. The explorer gets what the rest leaves."""
@@ -63,13 +64,14 @@ def to_html(runs: Sequence[Examined]) -> str:
         "provenance": _provenance(runs),
         "certificates": [(e, proof_of(e.certificate)) for e in runs],
         "without_images": [e.name for e in runs if e.maps is not None and not e.pictures],
+        "with_images": with_images(runs),
     }
     template = environment.get_template("report.html")
     plain_page = template.render(parts, explorer=None, unexplored=[])
     explorer = explorer_of(runs, PAGE_BYTES - len(plain_page.encode("utf-8", "replace")) - OF_EXPLORER)
     if explorer is None:
         viewed = _viewed(runs)
-        no_room = ["No image's maps fit into this page; attnprobe view maps.h5 shows them all."]
+        no_room = [f"No image's maps fit into this page; {viewer_command(viewed)} shows them all."]
         unexplored = no_room if any(explorable(run.maps) for run in viewed) else left_out(viewed)
         return template.render(parts, explorer=None, unexplored=unexplored)
     made = {
@@ -80,11 +82,17 @@ def to_html(runs: Sequence[Examined]) -> str:
     return template.render(parts, explorer=made, unexplored=[])
 
 
+def with_images(runs: Sequence[Examined]) -> str:
+    """The command that makes this report with photographs."""
+    paths = [str(getattr(e.maps, "path", None) or "MAPS") for e in runs]
+    images = (runs[0].info.get("images") or {}).get("data") or "FOLDER"
+    return shlex.join(["attnprobe", "report", *map(visible, paths), "--data", visible(str(images))])
+
+
 def _about(e: Examined) -> str:
     """Line below a run's name: model, accuracy, images."""
-    accuracy, n = e.info.get("accuracy"), max((m.n_images for m in e.measurements.values()), default=0)
-    facts = (_text(e.info.get("model", NONE)), "" if accuracy is None else f"accuracy {accuracy:.1%}",
-             f"{n} image{'s' if n != 1 else ''}")  # fmt: skip
+    n = max((m.n_images for m in e.measurements.values()), default=0)
+    facts = (_text(e.info.get("model", NONE)), accuracy_words(e), f"maps of {n} image{'s' if n != 1 else ''}")
     return " · ".join(fact for fact in facts if fact not in ("", NONE))
 
 

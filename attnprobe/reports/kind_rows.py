@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, ScalarFormatter
 
 from attnprobe.core.examined import Examined
-from attnprobe.plots.style import GREY, band, legend, line_label, number_from_one
+from attnprobe.plots.style import GREY, RINGS, band, legend, line_label, number_from_one
 from attnprobe.reports.drawing import Drawing, as_svg, canvas
 from attnprobe.reports.finding import Finding, Found
 from attnprobe.reports.kinds import Kind, kind_named
@@ -96,7 +96,7 @@ def _drawing(findings: dict[str, Finding], names: Sequence[str], width: float) -
             for formatter in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter):
                 formatter(ScalarFormatter())
             ax.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
-            low, high = min(values) / 1.2, max(values) * 1.2
+            low, high = min(value for value in values if value > 0) / 1.2, max(values) * 1.2
         else:
             low, high = min(0.0, *values), max(1.0, *values) + 0.03
         ax.set_ylim(low, high)
@@ -119,7 +119,7 @@ def _line(ax: Axes, f: Finding, name: str, colour: str) -> None:
     counted = np.isin(blocks, f.blocks)
     ax.plot(blocks[counted], levels.mean[counted], "o", color=colour, markersize=4, label="_counted")
     if np.isfinite(levels.untrained).any():
-        ax.plot(blocks, levels.untrained, color=colour, linestyle=":", linewidth=1.2, label="untrained")
+        ax.plot(blocks, levels.untrained, color=colour, linestyle=":", linewidth=1.2, label="untrained", **RINGS)
 
 
 def _values(findings: Iterable[Finding]) -> Iterator[float]:

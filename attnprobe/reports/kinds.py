@@ -24,6 +24,7 @@ class Kind:
         why: where the bar comes from.
         to_the_end: only blocks count after which all are beyond the bar, too; a class token starts out alike in all
             images.
+        possible: least and largest value of the number; intervals end there.
         of_maps: it is measured on maps, not on the outputs of blocks.
     """
 
@@ -38,6 +39,7 @@ class Kind:
     below: bool = False
     to_the_end: bool = False
     of_maps: bool = True
+    possible: tuple[float | None, float | None] = (0.0, 1.0)
 
     @property
     def explanation(self) -> str:
@@ -59,20 +61,21 @@ KINDS = (
         "cosine between images of the class token or mean patch", "image_similarity", 0.95, "arXiv:2110.09348",
         "ours: what tells two images apart is then less than a third of a vector's length, sqrt(1 - 0.95^2) = 0.31",
         to_the_end=True,
-        of_maps=False,
+        of_maps=False, possible=(-1.0, 1.0),
     ),
     Kind(
         "oversmoothing", "oversmoothing of tokens",
         "The tokens of an image have become alike.",
         "cosine between tokens", "token_similarity", 0.9,
         "arXiv:2104.12753, arXiv:2203.06345", "ours: as tight as the 0.9 of similar blocks", of_maps=False,
+        possible=(-1.0, 1.0),
     ),
     Kind(
         "dimensional_collapse", "dimensional collapse of tokens",
         "The tokens of an image differ in one or two directions only.",
         "effective rank of tokens", "token_rank", 2.0,
         "arXiv:2110.09348, of representations over images", "ours: one direction then holds more than half of "
-        "the variance", below=True, of_maps=False,
+        "the variance", below=True, of_maps=False, possible=(1.0, None),
     ),
     Kind(
         "repetition", "repetition",
@@ -94,7 +97,7 @@ KINDS = (
         "Each query attends to hardly more than one token.",
         "tokens attended to, exp(entropy),", "row_entropy", 1.5,
         "arXiv:2303.06296", "ours: half a token beyond the least there can be; three heads of four with one key each "
-        "and a fourth with five are at it", below=True,
+        "and a fourth with five are at it", below=True, possible=(1.0, None),
     ),
     Kind(
         "sink_collapse", "sink collapse",
@@ -126,7 +129,7 @@ KINDS = (
         "A few entries of a block's output are far larger than all others.",
         "largest entry over the median one", "largest_activation", 100.0,
         "arXiv:2402.17762", "ours: a tenth of the 1,000 of that paper, and more than ten times what normal entries "
-        "reach", of_maps=False,
+        "reach", of_maps=False, possible=(1.0, None),
     ),
 )  # fmt: skip
 """In the order in which ties are broken, the nearest to the classifier first."""
@@ -136,6 +139,10 @@ EXTENT = 0.25
 is often near uniform, and one block beyond a bar comes and goes with the seed. A single block counts where it all but
 copies another (nearer to an overlap of 1 than to the bar), since it could go, and where its output is the last, which
 is what the classifier sees. Ours."""
+
+OTHER_BARS = "counted as in the literature, by other bars than the kinds repetition and head_redundancy"
+"""Said where similar blocks and redundant heads are counted beside the kinds: a page can name neither kind and count
+both."""
 
 CONTENT = 0.5
 """A block that repeats copies content if more than this share of what could be its own image's is: with O the overlap

@@ -32,6 +32,20 @@ class Levels:
         low, high = np.minimum(low, high), np.maximum(low, high)
         return Levels(function(self.mean), low, high, function(self.untrained), self.numbers, self.n_images)
 
+    def within(self, possible: tuple[float | None, float | None]) -> "Levels":
+        """Levels whose bounds are possible values: an interval of few images can reach beyond what there is.
+
+        What is cut off holds no value, so the interval covers as often as before. A bound never passes its mean: an
+        effective rank is 1 or more, but 0 where all tokens are equal.
+        """
+        least, most = (np.full_like(self.mean, end if end is not None else other)
+                       for end, other in zip(possible, (-np.inf, np.inf), strict=True))  # fmt: skip
+        low, high = (
+            np.maximum(self.low, np.minimum(least, self.mean)),
+            np.minimum(self.high, np.maximum(most, self.mean)),
+        )
+        return Levels(self.mean, low, high, self.untrained, self.numbers, self.n_images)
+
     def or_larger(self, other: "Levels") -> "Levels":
         """The larger of two levels, block by block."""
         use = other.mean > self.mean

@@ -16,6 +16,7 @@ from attnprobe.core.text import short
 from attnprobe.plots import depth_curve
 from attnprobe.plots.style import COLOURS
 from attnprobe.reports.finding import Finding
+from attnprobe.reports.kinds import OTHER_BARS
 from attnprobe.reports.numbers import NONE, interval, is_counted, number
 from attnprobe.reports.verdict import similar_words, verdict
 
@@ -48,7 +49,8 @@ def papers_caption(runs: Sequence[Examined], begin: str = OF_RUNS) -> str:
     images = sorted({m.n_images for e in runs for m in e.measurements.at_sites("similar_blocks")})
     meaning = "; ".join(meanings) or "similar blocks were not measured"
     on = f", on {'–'.join(map(str, dict.fromkeys((images[0], images[-1]))))} images" if images else ""
-    return f"{begin} Untrained: the same architecture with initial weights. {meaning[0].upper()}{meaning[1:]}{on}."
+    words = f"{meaning[0].upper()}{meaning[1:]}{on}; {OTHER_BARS}"
+    return f"{begin} Untrained: the same architecture with initial weights. {words}."
 
 
 def _row(e: Examined) -> dict[str, Any]:

@@ -1,16 +1,36 @@
 """Evidence in a report: what removing blocks and heads costs, in sentences, a table and curves, and what to do."""
 
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from attnprobe.core.errors import option
 from attnprobe.core.evidence import Change, Evidence, Tried
-from attnprobe.core.text import blocks_text
+from attnprobe.core.text import blocks_text, visible
+from attnprobe.io.run import Run
 from attnprobe.plots import removal_curve
 from attnprobe.reports.drawing import Drawing, as_svg, canvas
 from attnprobe.reports.numbers import number
+
+
+def verify_command(path: Path, config: Mapping[str, Any]) -> str:
+    """The command that measures the accuracy without what these maps call similar: with the model's name and images.
+
+    Args:
+        path: of the maps file; `config`: its description of the capture.
+    """
+    if Run(path.parent).config.exists():
+        return shlex.join(["attnprobe", "verify-drops", str(path.parent)])
+    named, images = (part if isinstance(part := config.get(name), Mapping) else {} for name in ("named", "images"))
+    words = ["attnprobe", "verify-drops", named.get("model") or "MODEL"]
+    words += ["--model", named["architecture"]] if named.get("architecture") else []
+    words += ["--maps", str(path), "--data", images.get("data") or "DATA"]
+    words += ["--data-dir", images["data_dir"]] if images.get("data_dir") else []
+    return shlex.join(visible(str(word)) for word in words)
 
 
 def evidence_text(evidence: Evidence) -> str:
@@ -18,14 +38,21 @@ def evidence_text(evidence: Evidence) -> str:
     lines = [evidence.candidates, accuracy_text(evidence), *_update_lines(evidence)]
     if evidence.single:
         lines.append("each alone, blocks then heads: accuracy, and what it changes by (95 % intervals):")
-    lines += [_line(f"  {_words(tried.changes)}", evidence, tried) for tried in evidence.single]
+    single = ((_words(tried.changes), _cells(evidence, tried)) for tried in evidence.single)
+    for cells, alike in groupby(single, key=lambda words_and_cells: words_and_cells[1]):
+        lines.append(f"  {'; '.join(words for words, _ in alike)}: {cells}")  # of few images many cost the same
     for name, curve in evidence.curves.items():
         lines.append(f"{name} removed cumulatively, the cheapest first:")
-        before = 0
-        for tried in curve:
-            n, added = len(tried.changes), tried.changes[before:]
-            lines.append(_line(f"  {n}: {_words(added)}", evidence, tried))
-            before = n
+        ends = [0, *(len(tried.changes) for tried in curve)]
+        steps = (
+            (n, tried.changes[before:], _cells(evidence, tried))
+            for before, n, tried in zip(ends[:-1], ends[1:], curve, strict=True)
+        )
+        for cells, alike in groupby(steps, key=lambda step: step[2]):
+            together = [(n, _words(changes)) for n, changes, _ in alike]
+            (first, _), (last, _) = together[0], together[-1]
+            count = f"{first}–{last}" if last > first else f"{first}"
+            lines.append(f"  {count}: {'; '.join(words for _, words in together)}: {cells}")
     return "\n".join([*lines, f"advice: {advice(evidence)}"])
 
 
@@ -99,16 +126,17 @@ def _no_advice(evidence: Evidence) -> str:
     if any(evidence.gained_choosing(tried)[2] >= -evidence.tolerance for tried in removed):
         return (
             f"cannot say: the {n} images that choose cannot exclude a loss of more than {evidence.tolerance:.1%} for "
-            "any of them; try more images, or allow more with --tolerance"
+            f"any of them; try more images, or allow more with {option('tolerance')}"
         )
     return f"nothing can be removed at a tolerance of {evidence.tolerance:.1%}: each part costs more"
 
 
-def _line(words: str, evidence: Evidence, tried: Tried) -> str:
+def _cells(evidence: Evidence, tried: Tried) -> str:
+    """Accuracy without these parts, and what it changes by."""
     row = evidence.row(tried)
     sure = "" if row["gained_low"] <= 0 <= row["gained_high"] else ", not by chance"
     accuracy = f"{row['accuracy']:.2%} ({row['low']:.2%}–{row['high']:.2%})"
-    return f"{words}: {accuracy}, {cost_text(evidence, tried)}{sure}"
+    return f"{accuracy}, {cost_text(evidence, tried)}{sure}"
 
 
 def _words(changes: Sequence[Change]) -> str:

@@ -9,7 +9,16 @@ from attnprobe.core.examined import Examined
 from attnprobe.core.measurement import Measurement
 from attnprobe.core.sites import Site
 from attnprobe.core.text import cell
-from attnprobe.reports.numbers import NONE, is_counted, mean_of_cells, neighbours, number, telling_cells, with_interval
+from attnprobe.reports.numbers import (
+    NONE,
+    is_counted,
+    mean_of_cells,
+    neighbours,
+    number,
+    prepared_words,
+    telling_cells,
+    with_interval,
+)
 
 REST_OF_TYPES = ("sink_mass", "own_row_mass", "own_column_mass", "position_share")
 """Metrics measured for `head_types` alone; the summary has no rows of them."""
@@ -47,7 +56,7 @@ PLAIN = {
 }
 """Rows of default metrics that have none in `_usual_quantities`, in words."""
 
-SUMMARY_HEADER = "mean over images (95 % CI)"
+SUMMARY_HEADER = "mean over images and blocks (95 % CI)"
 """Above the labels of `summary_table`."""
 
 
@@ -142,6 +151,7 @@ def _quantities(runs: Sequence[Examined]) -> Iterator[tuple[str, str, Cell]]:
 def _usual_quantities(runs: Sequence[Examined]) -> Iterator[tuple[str, str, Cell]]:
     both = any(e.measurements.change_after_softmax for e in runs)
     yield "accuracy", "", lambda e: f"{e.info['accuracy']:.1%}" if e.info.get("accuracy") is not None else NONE
+    yield "accuracy is of images of", "", lambda e: prepared_words(e) or NONE
     yield "images", "", lambda e: str(max((m.n_images for m in e.measurements.values()), default=0))
     for metric, label, write in (
         ("similar_blocks", "similar blocks", _count),

@@ -15,7 +15,7 @@ from attnprobe.core.examined import Examined
 from attnprobe.core.text import one_run_each, visible
 from attnprobe.reports.finding import Finding
 from attnprobe.reports.kinds import NAMES
-from attnprobe.reports.numbers import number, with_interval
+from attnprobe.reports.numbers import accuracy_words, number, prepared_words, with_interval
 from attnprobe.reports.tables import SUMMARY_HEADER, summary_table
 from attnprobe.reports.verdict import Verdict, verdict
 
@@ -45,6 +45,8 @@ def print_report(runs: Sequence[Examined], console: Console, *, details: bool = 
     for e, found in zip(runs, verdicts, strict=True):
         name = Text.assemble((visible(e.name), "bold"), ": ", (found.headline, STYLES.get(found.status, "bold")))
         console.print(name)
+        if len(runs) == 1 and not details and (accuracy := accuracy_words(e)):
+            console.print(Padding(Text(accuracy), (0, 0, 0, 2), expand=False))
         kinds = (f"- {finding.line}" for finding in found.findings if details)
         beware = (f"! {warning}" for warning in found.warnings)
         settings = found.settings if details else ""
@@ -83,6 +85,8 @@ def _several(runs: Sequence[tuple[Examined, Verdict]]) -> Table:
     accuracy = [e.info.get("accuracy") for e, _ in runs]
     if any(share is not None for share in accuracy):
         table.add_row("accuracy", *("" if share is None else f"{share:.1%}" for share in accuracy))
+        if any(prepared := [prepared_words(e, short=True) for e, _ in runs]):
+            table.add_row("accuracy at", *prepared)
     for kinds in zip(*(found.findings for _, found in runs), strict=True):
         numbers = ("" if f.number is None else f", {number(f.number)}" for f in kinds)
         cells = (_answer(f).append(text) for f, text in zip(kinds, numbers, strict=True))

@@ -1,6 +1,5 @@
 """The verdict: kinds of collapse found, from which block on, in words that claim no more than the numbers."""
 
-import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,15 +10,14 @@ from attnprobe.core.evidence import Evidence
 from attnprobe.core.examined import Examined
 from attnprobe.core.grid import TokenGrid
 from attnprobe.core.measurement import Measurement, Measurements
-from attnprobe.core.text import blocks_text, table, visible
-from attnprobe.io.run import Run
+from attnprobe.core.text import blocks_text, table
 from attnprobe.plots.style import SITES
 from attnprobe.reports.caveats import caveats, near_chance
 from attnprobe.reports.finding import NOT_MEASURED, Finding
 from attnprobe.reports.findings import findings
-from attnprobe.reports.kinds import EXTENT
+from attnprobe.reports.kinds import EXTENT, OTHER_BARS
 from attnprobe.reports.numbers import ci_text, is_counted
-from attnprobe.reports.removal import advice, cost_text
+from attnprobe.reports.removal import advice, cost_text, verify_command
 
 COMPARED = {
     "previous": "the previous block",
@@ -83,7 +81,7 @@ def verdict(e: Examined | Mapping[str, Measurement]) -> Verdict:
         InputError: something else, such as maps or a path.
     """
     if isinstance(e, Mapping):
-        e = Examined("", Measurements(e), {}, (), TokenGrid(0, 0))
+        e = Examined("", Measurements(e), getattr(e, "facts", {}), (), TokenGrid(0, 0))
     if not isinstance(e, Examined):
         raise InputError(
             f"verdict takes measurements, as ap.measure(maps) gives them, or ap.examine(path), got {type(e).__name__}."
@@ -145,19 +143,9 @@ def _advice(e: Examined, m: Measurement | None) -> str:
     what = [f"{n} {word}{'s' if n > 1 else ''}" for n, word in counts if n]
     if e.info.get("accuracy") is None or not what:
         return ""
-    return f"attnprobe verify-drops {_reference(e)} measures the accuracy without its {' and '.join(what)}"
-
-
-def _reference(e: Examined) -> str:
-    """Arguments of verify-drops for this model: its run, or the maps and images of a model that the reader names."""
     path, config = getattr(e.maps, "path", None), getattr(e.maps, "attrs", {}).get("config", {})
-    if path is None:
-        return "MODEL --data DATA"
-    run = Path(path).parent
-    if Run(run).config.exists():
-        return shlex.quote(str(run))
-    data = (config.get("images") or {}).get("data") or "DATA"
-    return f"MODEL --maps {shlex.quote(str(path))} --data {shlex.quote(visible(str(data)))}"
+    command = "attnprobe verify-drops MODEL --data DATA" if path is None else verify_command(Path(path), config)
+    return f"{command} measures the accuracy without its {' and '.join(what)}, {OTHER_BARS}"
 
 
 def similar_words(m: Measurement) -> str:
@@ -197,8 +185,8 @@ def _settings(e: Examined, m: Measurement | None) -> str:
         fresh = heads.baselines.get("untrained")
         reference = f", untrained {fresh.summary['redundant']}" if fresh is not None and fresh.summary else ""
         parts.append(
-            f"{heads.summary['redundant']} of {heads.summary['of']} heads redundant{reference}: closer than "
-            f"{heads.summary['cut']} nats to another of their block (Jensen-Shannon, average linkage), all but one of "
-            f"each group; {SITES[heads.site]}, {heads.n_images} images"
+            f"Likewise counted: {heads.summary['redundant']} of {heads.summary['of']} heads redundant{reference}: "
+            f"closer than {heads.summary['cut']} nats to another of their block (Jensen-Shannon, average linkage), all "
+            f"but one of each group; {SITES[heads.site]}, {heads.n_images} images"
         )
     return ". ".join(parts) + "." if parts else ""

@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from attnprobe.core.errors import InputError, ShapeError
+from attnprobe.core.errors import InputError, ShapeError, option
 from attnprobe.core.maps import AttentionMaps
 from attnprobe.core.sites import SITES
 from attnprobe.store.layout import ITEM_BYTES, DatasetLayout, Layout, StageLayout, chunk_shape, shard_images
@@ -93,7 +93,7 @@ def _factors(maps: AttentionMaps, factors: tuple[Tensor, Tensor], chunk: Chunk, 
     if item_bytes < 4 or not (maps.stochastic and maps.is_effective):
         raise InputError(
             "queries and keys are stored in place of softmax maps that multiply V, and as float32, without which the "
-            "maps would not come back as they were; choose --dtype float32."
+            f"maps would not come back as they were; choose {option('dtype', 'float32')}."
         )
     shapes = {"queries": tuple(queries.shape[1:]), "keys": tuple(keys.shape[1:])}
     return [DatasetLayout(name, shape, chunk(shape), False, False) for name, shape in shapes.items()]

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from attnprobe.core.errors import InputError, InUse, MapsFileError, WorkError
+from attnprobe.core.errors import InputError, InUse, MapsFileError, WorkError, option
 from attnprobe.core.maps import AttentionMaps
 from attnprobe.io import fs
 from attnprobe.io.lock import FileLock
@@ -181,7 +181,8 @@ class Job:
 
     def _refuse_existing(self) -> None:
         if self.path.exists() and not self._overwrite:
-            raise InputError(f"{self.path} exists. Choose another output, or replace it with --overwrite.")
+            replace = option("overwrite", python="overwrite=True")
+            raise InputError(f"{self.path} exists. Choose another output, or replace it with {replace}.")
 
     def _resume(self) -> None:
         if not self._rank.job:  # the others of a job may be writing theirs

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from attnprobe.core.errors import InputError, MapsFileError
+from attnprobe.core.errors import InputError, MapsFileError, option
 from attnprobe.core.text import short
 from attnprobe.io import fs
 from attnprobe.io.config import from_mapping
@@ -209,8 +209,8 @@ def read_plan(folder: Path) -> tuple[Pinned, tuple[str, ...], tuple[int, ...]]:
             "`attnprobe capture`."
         ) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise MapsFileError(f"{path} cannot be read: {error}. Capture again with --overwrite.") from None
-    damaged = MapsFileError(f"{path} is damaged: it does not match its own hash. Capture again with --overwrite.")
+        raise MapsFileError(f"{path} cannot be read: {error}. Capture it again.") from None
+    damaged = MapsFileError(f"{path} is damaged: it does not match its own hash. Capture it again.")
     try:
         data = fs.parse_json(text)
         plan_id, ids, labels = data.pop("plan_id"), data.pop("image_ids"), data.pop("labels")
@@ -226,7 +226,7 @@ def read_plan(folder: Path) -> tuple[Pinned, tuple[str, ...], tuple[int, ...]]:
         if isinstance(error, MapsFileError):
             raise
         if isinstance(error, InputError):
-            raise MapsFileError(f"{path} is damaged: {error}. Capture again with --overwrite.") from None
+            raise MapsFileError(f"{path} is damaged: {error}. Capture it again.") from None
         raise damaged from None
     if not whole or digest(data) != plan_id or lists != facts:
         raise damaged
@@ -249,7 +249,8 @@ def require_same_plan(folder: Path, plan: CapturePlan, dtype: str) -> Pinned:
     """
     pinned, ids, _ = read_plan(folder)
     then, now = pinned.asked, plan.facts()
-    remedy = "Restore it to go on, choose another output, or start anew with --overwrite."
+    anew = option("overwrite", python="overwrite=True")
+    remedy = f"Restore it to go on, choose another output, or start anew with {anew}."
     if then["image_ids_sha256"] != now["image_ids_sha256"]:
         gone, new = set(ids) - set(plan.image_ids), set(plan.image_ids) - set(ids)
         change = next((f"{min(s)!r} is {how}" for s, how in ((gone, "gone"), (new, "new")) if s), "in another order")

@@ -150,12 +150,23 @@ def _readable(path: Path) -> Iterator[None]:
         raise MapsFileError(f"{path} cannot be read: {error.strerror or error}.") from None
 
 
+def _in_its_place(path: Path, block: bytes) -> str:
+    """What a file is that holds no maps, and how to make some."""
+    if block.startswith((b"PK", b"\x80")) or path.suffix == ".safetensors":
+        return (
+            f"is no maps file but a model's weights, it seems: `attnprobe capture {path} --data FOLDER -o maps.h5` "
+            "captures its maps, with --model NAME where the file does not say which model it is."
+        )
+    what = "HDF5 of another program" if block.startswith(b"\x89HDF") else "something else" if block else "empty"
+    return (
+        f"is no maps file of attnprobe but {what}. Make maps of a model with `attnprobe capture`, of saved arrays with "
+        "`attnprobe import`."
+    )
+
+
 def _parse(path: Path, block: bytes, size: int) -> Seal:
     if block[:8] != MAGIC:
-        raise MapsFileError(
-            f"{path} is no maps file of attnprobe: expected {MAGIC!r} first, got {block[:8]!r}. Make maps "
-            "of a model with `attnprobe capture`, of saved arrays with `attnprobe import`."
-        )
+        raise MapsFileError(f"{path} {_in_its_place(path, block)}")
     damaged = MapsFileError(f"{path} is damaged or truncated in its first {BLOCK} bytes. Restore it or capture again.")
     try:
         data = fs.parse_json(block[8:].rstrip(b"\0"))

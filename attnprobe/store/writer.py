@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 
-from attnprobe.core.errors import InputError, did_you_mean
+from attnprobe.core.errors import InputError, did_you_mean, option
 from attnprobe.core.maps import AttentionMaps
 from attnprobe.io.ranks import ALONE, Rank
 from attnprobe.io.remote import RemotePath, place
@@ -155,7 +155,7 @@ class MapWriter:
         if unlike:
             raise InputError(
                 f"these maps are unlike the first ones in {self.folder}: {unlike}. Append every stage and site of "
-                "each image, or start anew with --overwrite."
+                f"each image, or start anew with {option('overwrite', python='overwrite=True')}."
             )
         self._expect(pinned, start, maps[0].n_images)
         device, dtype = maps[0].values.device, getattr(torch, self._dtype)

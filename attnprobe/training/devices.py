@@ -5,7 +5,7 @@ from contextlib import suppress
 
 import torch
 
-from attnprobe.core.errors import InputError
+from attnprobe.core.errors import InputError, option
 from attnprobe.training.config import TrainConfig
 
 
@@ -23,7 +23,9 @@ def pick_device(name: str) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         why = str(error).splitlines()[0]
-        raise InputError(f"no device {name!r} here ({why}); try --device cpu, or --set device=cpu of train.") from error
+        of_train = option("set", "device=cpu", python="settings={'device': 'cpu'}")
+        other = f"{option('device', 'cpu')}, or {of_train} of train"
+        raise InputError(f"no device {name!r} here ({why}); try {other}.") from error
     return device
 
 

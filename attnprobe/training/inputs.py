@@ -123,7 +123,7 @@ def imbalance(images: Any) -> str:
         return ""
     return (
         f"classes of {images.name} have {counts.min()} to {counts.max()} images: top-1 favours the large ones; "
-        "attnprobe evaluate --per-class shows each"
+        "attnprobe evaluate --per-class (.per_class of ap.evaluate) shows each"
     )
 
 

@@ -13,7 +13,7 @@ from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3, dispatch_clip_grad
 from torch import Tensor, nn
 
-from attnprobe.core.errors import InputError, WorkError
+from attnprobe.core.errors import InputError, WorkError, option
 from attnprobe.core.images import ImageSource
 from attnprobe.core.memory import free_memory, is_out_of_memory
 from attnprobe.core.text import Shown
@@ -316,10 +316,11 @@ def _require_finite(loss: float, epoch: int, run: Run, optimizer: torch.optim.Op
     if math.isfinite(loss):
         return
     kept, lower = run.latest_checkpoint(), base_rate(optimizer) / 3
-    start = f" and, to start from there, --set initial_checkpoint={kept}" if kept else ""
+    there, rate = f"initial_checkpoint={kept}", f"lr={lower:.2g}"
+    start = f" and, to start from there, {option('set', there, python=there)}" if kept else ""
     raise WorkError(
-        f"the training loss is {loss} in epoch {epoch + 1}; train into a new folder with --set lr={lower:.2g}{start}. "
-        f"Last good checkpoint: {kept or 'none'}."
+        f"the training loss is {loss} in epoch {epoch + 1}; train into a new folder with "
+        f"{option('set', rate, python=rate)}{start}. Last good checkpoint: {kept or 'none'}."
     )
 
 

@@ -10,7 +10,7 @@ are timm's alone and none is ours alone, and the note says so.
 from collections.abc import Mapping
 from typing import Any
 
-from attnprobe.core.errors import InputError, did_you_mean
+from attnprobe.core.errors import InputError, did_you_mean, option
 
 ENOUGH = 2
 """Names that only timm's files have; one may have been copied into a file of ours."""
@@ -162,7 +162,7 @@ def from_timm(
     if unknown and not ignore_unknown:
         raise InputError(
             f"{source}: no option named {', '.join(map(repr, unknown))}.{did_you_mean(unknown[0], known)} "
-            "--ignore-unknown trains without."
+            f"{option('ignore-unknown', python='ignore_unknown=True')} trains without."
         )
     model_kwargs = dict(values.get("model_kwargs") or {})
     given = {**{name: model_kwargs[name] for name in UNLESS if name in model_kwargs}, **values}

@@ -1,6 +1,7 @@
 """Maps embedded in a page that is sent as one file: as many as fit."""
 
 import base64
+import shlex
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -116,6 +117,14 @@ def _packed(
     return base64.b64encode(zlib.compress(data, 9)).decode()
 
 
+def viewer_command(runs: Sequence[Viewed]) -> str:
+    """The command that shows all maps of these runs."""
+    paths = [getattr(run.maps, "path", None) for run in runs]
+    return (
+        shlex.join(["attnprobe", "view", *(visible(str(path)) for path in paths)]) if all(paths) else "attnprobe view"
+    )
+
+
 def _index(
     runs: Sequence[Viewed],
     shown: Sequence[Viewed],
@@ -138,7 +147,7 @@ def _index(
     if detail.every > 1:
         notes.append(f"To keep the page small, only one block in {detail.every} is here.")
     notes += left_out(runs)
-    notes.append("attnprobe view maps.h5 shows every image, block and head as it was stored.")
+    notes.append(f"{viewer_command(runs)} shows every image, block and head as it was stored.")
     return {
         "runs": [described(run, every=detail.every) for run in shown],
         "images": images,

@@ -78,7 +78,7 @@ def verify_drops(
         InputError: no maps, maps of another checkpoint, a model of no family that can lose parts, no labelled images,
             or labels of other classes.
     """
-    check_choice("--what", what, ("block", "attention"))
+    check_choice("what", what, ("block", "attention"))
     if blocks is None and heads is None:
         found, sha256 = reported_measurements(ref, maps, metrics)
         return evidence_of(ref, found, sha256=sha256, what=what, tolerance=tolerance, **where)
@@ -108,7 +108,7 @@ def _evidence(
     ref: Path | str | nn.Module, candidates: Candidates, tolerance: float, sha256: str = "", **where: Any
 ) -> Evidence:
     if not 0 <= tolerance < 1:
-        raise InputError(f"--tolerance {tolerance} must be a share of the images, from 0 to 1; 0.02 is two percent.")
+        raise InputError(f"tolerance {tolerance} must be a share of the images, from 0 to 1; 0.02 is two percent.")
     trial = open_trial(ref, **where)
     if sha256 and trial.facts.sha256 and sha256 != trial.facts.sha256:
         raise InputError(f"the maps are of another checkpoint than {ref}: capture {ref} again.")

@@ -1,5 +1,6 @@
 """Candidates for ablation: blocks and heads that a report calls similar or redundant, or that the user names."""
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,12 +8,14 @@ from typing import Any, Literal
 
 from torch import nn
 
-from attnprobe.core.errors import InputError
+from attnprobe.core.errors import InputError, option
 from attnprobe.core.evidence import Change
 from attnprobe.core.measurement import Measurement, Measurements
 from attnprobe.io.run import Run
 from attnprobe.metrics import measure
 from attnprobe.models.ablate import Ablatable
+from attnprobe.reports.kinds import OTHER_BARS
+from attnprobe.reports.removal import verify_command
 from attnprobe.store import open_maps
 
 METRICS = ("similar_blocks", "head_divergence")
@@ -91,13 +94,25 @@ def reported_measurements(
         raise InputError("a model alone has no maps that say what is similar: name maps, blocks or heads.")
     path = maps or _maps_of_run(str(ref))
     if not path.exists():
-        raise InputError(f"no maps at {path} that say what is similar: capture them, or name --blocks and --heads.")
+        raise InputError(f"no maps at {path} that say what is similar: {_make_some(ref, path)}.")
     named = {metric.partition(":")[0] for metric in metrics}
     if odd := named - {*METRICS}:
-        raise InputError(f"{odd.pop()!r} does not say what could be removed; --metric takes {' and '.join(METRICS)}.")
+        takes = f"{option('metric', python='metrics')} takes {' and '.join(METRICS)}"
+        raise InputError(f"{odd.pop()!r} does not say what could be removed; {takes}.")
     reader = open_maps(path)
     found = measure(reader, [*metrics, *(m for m in METRICS if m not in named)], bootstrap=0)
     return found, reader.attrs.get("checkpoint_sha256", "")
+
+
+def _make_some(ref: Path | str | nn.Module, path: Path | str) -> str:
+    """How maps that say what is similar are made and named, and what does without them."""
+    words = "attnprobe capture MODEL" if isinstance(ref, nn.Module) else shlex.join(["attnprobe", "capture", str(ref)])
+    data = "" if isinstance(ref, nn.Module) or Run.of(ref).config.exists() else " --data FOLDER"
+    named = (
+        f"{option('maps', path)} and labelled images with {option('data', 'FOLDER')}" if data else option("maps", path)
+    )
+    every = option("blocks", "all")
+    return f"make some with `{words}{data} -o {path}` and name {named}, or try {every} without any"
 
 
 def _maps_of_run(ref: str) -> Path:
@@ -106,12 +121,12 @@ def _maps_of_run(ref: str) -> Path:
     Raises:
         InputError: `ref` is maps without a model, or a model that is no run and has none.
     """
-    run, beside = Run.of(ref), Run(Path(ref).parent)
+    run = Run.of(ref)
     if Path(ref).suffix in (".h5", ".parts"):
-        whole = beside.path if beside.config.exists() else f"MODEL --maps {ref}"
-        raise InputError(f"{ref} holds maps, not a model: attnprobe verify-drops {whole}.")
+        config = open_maps(ref).attrs.get("config", {}) if Path(ref).exists() else {}
+        raise InputError(f"{ref} holds maps, not a model: {verify_command(Path(ref), config)}.")
     if not run.config.exists():
-        raise InputError(f"{ref} is no run, so no maps say what is similar: name --maps, or --blocks all.")
+        raise InputError(f"{ref} is no run, so no maps say what is similar: {_make_some(ref, 'maps.h5')}.")
     return run.maps
 
 
@@ -125,7 +140,7 @@ def reported_candidates(measurements: Mapping[str, Measurement], what: Drop) -> 
     if len(stages := {m.stage for m in measurements.values() if m.metric in METRICS}) > 1:
         raise InputError(
             f"blocks differ in heads or tokens, so they were measured as {len(stages)} stages ({', '.join(stages)}), "
-            "and not all are compared with the previous one: name --blocks and --heads, or all."
+            f"and not all are compared with the previous one: name {option('blocks')} and {option('heads')}, or all."
         )
     similar = measurements.get("similar_blocks", site="effective")
     divergence = measurements.get("head_divergence", site="weights")
@@ -136,7 +151,9 @@ def reported_candidates(measurements: Mapping[str, Measurement], what: Drop) -> 
     n_blocks, n_heads = (
         f"{len(found)} {word}{'s' if len(found) != 1 else ''}" for found, word in ((blocks, "block"), (heads, "head"))
     )
-    return Candidates(blocks, heads, f"the report calls {n_blocks} similar and {n_heads} redundant", what, True)
+    return Candidates(
+        blocks, heads, f"the report calls {n_blocks} similar and {n_heads} redundant, {OTHER_BARS}", what, True
+    )
 
 
 def redundant_heads(m: Measurement) -> Iterator[tuple[int, int]]:

@@ -7,7 +7,7 @@ from itertools import tee, zip_longest
 from pathlib import Path
 from typing import Any
 
-from attnprobe.core.errors import InputError, MapsFileError
+from attnprobe.core.errors import InputError, MapsFileError, option
 from attnprobe.core.examined import Examined
 from attnprobe.core.maps import AttentionMaps
 from attnprobe.core.spec import KEEP_VALUES, CaptureSpec
@@ -58,8 +58,8 @@ def capture_file(spec: CaptureSpec, *, out: Path | None = None) -> Path:
     done = replica.told(is_done(main, out))
     if out.exists() and rank.alone and not spec.overwrite and not done:
         raise InputError(
-            f"{out} exists, of another model, images or options. Choose another output with -o, or replace it with "
-            "--overwrite."
+            f"{out} exists, of another model, images or options. Choose another output, or replace it with "
+            f"{option('overwrite', python='overwrite=True')}."
         )
 
     def store(task: Task, path: Path, overwrite: bool) -> Path:
@@ -112,7 +112,7 @@ def measure_live(
     """
     choose(metrics)
     if keep_values < 1:
-        raise InputError(f"--keep-values {keep_values} must be 1 image or more.")
+        raise InputError(f"keep_values {keep_values} must be 1 image or more.")
     replica, out = Replica.of_this_process(spec.shard), place(out, output=True)
     rank = replica.rank
     shared = out / "images.list" if rank.job and not isinstance(out, RemotePath) else None

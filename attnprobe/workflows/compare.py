@@ -1,6 +1,6 @@
 """Several runs, or methods of several runs -> one table for a paper, and where each differs from the first."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from attnprobe.core.errors import InputError, check_choice
+from attnprobe.core.errors import InputError, check_choice, option
 from attnprobe.core.examined import Examined
 from attnprobe.core.measurement import Measurement
 from attnprobe.core.sites import SITES
@@ -54,11 +54,13 @@ class Comparison:
         sides: what is compared; either all are methods of several runs, or all are single runs.
         differences: of each side but the first, of every metric.
         notes: a sentence for each side but the first.
+        unlike: a sentence for each side that saw other images than the first.
     """
 
     sides: tuple[Side, ...]
     differences: tuple[Compared, ...]
     notes: tuple[str, ...]
+    unlike: tuple[str, ...] = ()
 
     @property
     def runs(self) -> tuple[Examined, ...]:
@@ -105,13 +107,14 @@ def compare(
         raise InputError("nothing to compare; give two maps files or runs, or more.")
     sides = _sides(paths, metrics, group)
     if match_heads and sides[0].is_method:
-        raise InputError("heads of several runs have no order in common; leave --match-heads out.")
-    found, notes = [], []
+        raise InputError(f"heads of several runs have no order in common; leave {option('match-heads')} out.")
+    found, notes, unlike = [], [], []
     first, *others = sides
     for other in others:
         refusal = next((why for run in (*first.runs[1:], *other.runs) if (why := why_not(first.runs[0], run))), "")
         shared, changed = ((), 0) if refusal else shared_images((*first.runs, *other.runs))
         notes.append(_about(first, other, shared, refusal, changed))
+        unlike += _unlike(first, other, len(shared))
         order = order_of_heads(first.runs[0], other.runs[0], shared) if match_heads else None
         pairs = list(common_measurements(first.runs[0], other.runs[0]))
         with progress(f"compare {other.name}", len(pairs)) as advance:
@@ -124,7 +127,7 @@ def compare(
                 else:
                     found.append(compared(other.name, ones, twos, site, shared, order, resamples))
                 advance(1)
-    comparison = Comparison(sides, tuple(found), tuple(notes))
+    comparison = Comparison(sides, tuple(found), tuple(notes), tuple(unlike))
     with fs.as_work_error(f"writing the comparison into {out}"):
         return comparison, _write(comparison, table, place(out, output=True))
 
@@ -145,6 +148,21 @@ def _everywhere(side: Side, m: Measurement) -> list[Measurement]:
     """The measurement of one run in the runs of its method that have it."""
     found = (run.measurements.get(m.metric, site=m.site, stage=m.stage) for run in side.runs)
     return [its for its in found if its is not None]
+
+
+def _unlike(one: Side, two: Side, n_shared: int) -> Iterator[str]:
+    """Sentence on two sides that were not captured on the same images."""
+    sizes = {max((m.n_images for m in e.measurements.values()), default=0) for e in (*one.runs, *two.runs)}
+    if not n_shared:
+        yield (
+            f"{two} and {one} were captured on different images: numbers side by side differ by their images, too, and "
+            "no difference of the models can be tested."
+        )
+    elif n_shared < max(sizes):
+        yield (
+            f"{two} and {one} share {n_shared} of up to {max(sizes)} images: numbers side by side are each on its own "
+            "images, differences on the shared ones."
+        )
 
 
 def _about(one: Side, two: Side, shared: tuple[str, ...], refusal: str, changed: int) -> str:
@@ -245,7 +263,8 @@ def _cells_of(row: Compared, first: str) -> pd.DataFrame:
 
 def _markdown(comparison: Comparison, header: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> str:
     first, *others = comparison.sides
-    lines = ["# Comparison", "", *markdown_table(header, rows), "", markdown(caption), ""]
+    unlike = [line for sentence in comparison.unlike for line in (f"**{markdown(sentence)}**", "")]
+    lines = ["# Comparison", "", *unlike, *markdown_table(header, rows), "", markdown(caption), ""]
     if kinds := kinds_cells({str(side): side.runs for side in comparison.sides}):
         head = ("kind of collapse: blocks, deciding number", *map(str, comparison.sides))
         lines += [*markdown_table(head, kinds), ""]

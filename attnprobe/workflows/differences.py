@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from attnprobe.core.errors import InputError
+from attnprobe.core.errors import InputError, option
 from attnprobe.core.examined import Examined
 from attnprobe.core.measurement import Measurement
 from attnprobe.core.sites import Site
@@ -233,7 +233,7 @@ def order_of_heads(first: Examined, other: Examined, shared: tuple[str, ...]) ->
     if len(forms) > 1:
         raise InputError(
             f"heads of {first.name} and {other.name} cannot be matched: they differ in blocks, heads or tokens. "
-            "Compare without --match-heads."
+            f"Compare without {option('match-heads')}."
         )
     shape = shapes[0]
     places = [{name: i for i, name in enumerate(maps.image_ids)} for maps in (first.maps, other.maps)]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from attnprobe.core.accuracy import accuracy_interval
-from attnprobe.core.errors import InputError
+from attnprobe.core.errors import InputError, option
 from attnprobe.core.images import ImageSource, InputSpec
 from attnprobe.core.spec import EvaluateSpec
 from attnprobe.data import load_images
@@ -98,7 +98,7 @@ class Evaluation:
         size = " x ".join(map(str, self.spec.size))
         amp = f", {self.amp}" if self.amp else ""
         lines = [
-            f"{self.model} on {self.data}: {self.n_images} images, {size}, crop {self.spec.crop_pct:g}, "
+            f"{self.model} on {self.data}: {self.n_images} images of {size} px, crop {self.spec.crop_pct:g}, "
             f"{self.spec.interpolation}{amp}"
         ]
         if self.neighbours:
@@ -153,7 +153,8 @@ def evaluate(model: EvaluateSpec | Path | str, **options: Any) -> Evaluation:
     classes = n_classes(module)
     if not spec.knn:
         if classes == 0:
-            raise InputError(f"{spec.model} has no head that tells classes apart; --knn judges its features.")
+            neighbours = option("knn", python="knn=True")
+            raise InputError(f"{spec.model} has no head that tells classes apart; {neighbours} judges its features.")
         check_classes(images, classes, str(spec.model), data)
     named = (str(spec.model), images.name, pixels)
     amp = torch.bfloat16 if spec.amp else None
@@ -187,10 +188,10 @@ def _as_asked(own: InputSpec, spec: EvaluateSpec) -> InputSpec:
     asked = {name: getattr(spec, name) for name in ("crop_pct", "interpolation", "mean", "std")}
     asked = {name: value for name, value in asked.items() if value is not None}
     if not 0 < asked.get("crop_pct", 1.0) <= 2:
-        raise InputError(f"--crop-pct {asked['crop_pct']} must be a share of the resized image, such as 0.9.")
+        raise InputError(f"crop_pct {asked['crop_pct']} must be a share of the resized image, such as 0.9.")
     for name in ("mean", "std"):
         if len(asked.get(name, own.mean)) != len(own.mean):
-            raise InputError(f"--{name} needs {len(own.mean)} numbers, one per channel, got {len(asked[name])}.")
+            raise InputError(f"{option(name)} needs {len(own.mean)} numbers, one per channel, got {len(asked[name])}.")
     return replace(own, **asked)
 
 

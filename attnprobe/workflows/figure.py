@@ -9,7 +9,7 @@ import matplotlib as mpl
 from cycler import cycler
 from matplotlib.figure import Figure
 
-from attnprobe.core.errors import InputError, check_choice
+from attnprobe.core.errors import InputError, check_choice, option
 from attnprobe.core.examined import AttendedImage
 from attnprobe.core.figures import FIGURES
 from attnprobe.core.history import History
@@ -72,6 +72,8 @@ def draw(
     check_choice("figure", figure, tuple(FIGURES))
     if not paths:
         raise InputError("nothing to draw; name a maps file or a run, or several.")
+    if figures := [path for path in map(str, paths) if path in FIGURES and not Path(path).exists()]:
+        raise InputError(f"{figures[0]} is a figure, not a file: give it with {option('figure', figures[0])}.")
     kind, inches = FIGURES[figure], _inches(width)
     if out.suffix.lstrip(".").lower() not in Figure().canvas.get_supported_filetypes():
         raise InputError(f"{out}: cannot draw {out.suffix or 'a file without ending'}; use .pdf, .svg or .png.")
@@ -127,7 +129,7 @@ def _what(path: Path, figure: str, metric: str, user: UserImages) -> Measurement
             why = "".join(f" ({warning.message})" for warning in said[:1])
             raise InputError(
                 f"{path}: the images are not at hand{why}, so there is nothing to draw attention on; name them with "
-                "--data."
+                f"{option('data', python='user=UserImages(...)')}."
             )
         return pictures[0]
     found = examine(maps, metrics=[metric], pictures=0).measurements

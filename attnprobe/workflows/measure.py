@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from attnprobe.core.errors import MapsFileError
+from attnprobe.core.errors import InputError, MapsFileError, option
 from attnprobe.core.examined import AttendedImage, Examined
 from attnprobe.core.maps import AttentionMaps
 from attnprobe.core.text import visible
@@ -16,7 +16,7 @@ from attnprobe.io.progress import Advance, progress
 from attnprobe.io.reference import NOT_SAID, UserImages
 from attnprobe.io.remote import place
 from attnprobe.io.run import Run, maps_of, name_of, run_of, untrained_maps
-from attnprobe.metrics import measure
+from attnprobe.metrics import METRICS, measure
 from attnprobe.metrics.engine.choose import choose
 from attnprobe.metrics.engine.units import doubts
 from attnprobe.store import MapReader, open_maps
@@ -45,6 +45,10 @@ def examine(
         group: which images count once together, as for `measure`.
     """
     choose(metrics)  # a misspelt name is said before any file is opened
+    if (metric := str(path).partition(":")[0]) in METRICS and not Path(path).exists():
+        raise InputError(
+            f"{metric} is a metric, not a file: give it with {option('metric', path, f'metrics=[{path!r}]')}."
+        )
     path = maps_of(place(path))
     if is_measured(path):
         return examine_measured(path, metrics=metrics, name=name, group=group)
@@ -68,7 +72,7 @@ def examine(
         maps=reader,
         class_names=tuple(reader.attrs.get("config", {}).get("class_names") or ()),
         history=history,
-        notes=(*notes, *(run.warnings() if path == run.maps else ()), *doubts(measurements)),
+        notes=(*notes, *(run.warnings() if path == run.maps else ()), *_no_accuracy(reader), *doubts(measurements)),
     )
 
 
@@ -92,7 +96,7 @@ def _info(reader: MapReader) -> dict[str, Any]:
     attrs, config = reader.attrs, reader.attrs.get("config", {})
     names = ("model", "variant", "data", "seed", "device", "created", "checkpoint_sha256", "versions")
     info = {name: attrs[name] for name in names if name in attrs}
-    info |= {"n_images": len(reader), "parameters": config.get("parameters"), "images": config.get("images")}
+    info |= {"n_images": len(reader), **{name: config.get(name) for name in ("parameters", "images", "spec")}}
     labels, prediction = np.asarray(reader.labels), np.asarray(reader.prediction)
     known = (labels >= 0) & (prediction >= 0)
     if known.any():
@@ -100,6 +104,17 @@ def _info(reader: MapReader) -> dict[str, Any]:
         info["n_labelled"] = int(known.sum())
         info["n_classes"] = len(config.get("class_names", ())) or None
     return info
+
+
+def _no_accuracy(reader: MapReader) -> Iterator[str]:
+    """Sentence if images have labels and the model gives none of them a class of theirs."""
+    labels, prediction = np.asarray(reader.labels), np.asarray(reader.prediction)
+    classes = len(reader.attrs.get("config", {}).get("class_names") or ())
+    if classes and (labels >= 0).any() and not (prediction >= 0).any():
+        them = (
+            f"the {classes} classes of the images" if classes > 1 else "classes of these images, of which there is one,"
+        )
+        yield f"no accuracy: the model does not tell {them} apart."
 
 
 def pictures_of(reader: MapReader, count: int, user: UserImages = NOT_SAID) -> tuple[AttendedImage, ...]:

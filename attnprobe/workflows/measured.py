@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from attnprobe.core.errors import AttnprobeError, InputError, MapsFileError
+from attnprobe.core.errors import AttnprobeError, InputError, MapsFileError, option
 from attnprobe.core.examined import Examined
 from attnprobe.core.metric import Metric
 from attnprobe.io import fs
@@ -55,7 +55,8 @@ def examine_measured(
             "`attnprobe capture --stats-only` again to complete it."
         )
     if folded_by != group:
-        raise InputError(f"{folder} was measured with --group {folded_by!r}, by which its values were folded.")
+        by = option("group", repr(folded_by), python=f"group={folded_by!r}")
+        raise InputError(f"{folder} was measured with {by}, by which its values were folded.")
     chosen = _chosen(measured, metrics, folder)
     untrained = _slices(folder / "untrained") if (folder / "untrained").is_dir() else []
     baselines = {"untrained": map(Path.read_bytes, untrained)} if untrained else {}

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from attnprobe.core.accuracy import accuracy_difference, accuracy_interval
-from attnprobe.core.errors import InputError
+from attnprobe.core.errors import InputError, option
 from attnprobe.io import fs
 from attnprobe.io.progress import Advance, progress, silent
 from attnprobe.io.reference import UserImages
@@ -106,16 +106,21 @@ def prune(
     """
     removal = Removal(blocks, attention, heads or {})
     if not (removal.blocks or removal.attention or removal.heads):
-        raise InputError("nothing to remove; name --blocks 12,14, --attention 10 or --heads 9:3,9:5.")
+        raise InputError(
+            f"nothing to remove; name {option('blocks', '12,14', python='blocks=[12, 14]')}, "
+            f"{option('attention', '10', python='attention=[10]')} or "
+            f"{option('heads', '9:3,9:5', python='heads={9: [3, 5]}')}."
+        )
     if (out / "config.json").exists():
-        raise InputError(f"{out} holds a model; choose another folder with -o.")
+        raise InputError(f"{out} holds a model; choose another folder.")
     if Run(out).config.exists():
-        raise InputError(f"{out} is a run; choose another folder with -o, such as {out}-smaller.")
+        raise InputError(f"{out} is a run; choose another folder, such as {out}-smaller.")
     if finetune_epochs < 0:
-        raise InputError(f"--finetune-epochs {finetune_epochs} must be 0 or more.")
+        raise InputError(f"finetune_epochs {finetune_epochs} must be 0 or more.")
     trial = open_trial(ref, **where)
     if finetune_epochs and not trial.recipe:
-        raise InputError(f"{ref} is no run, so there is no recipe to train on with; leave --finetune-epochs out.")
+        left_out = option("finetune-epochs")
+        raise InputError(f"{ref} is no run, so there is no recipe to train on with; leave {left_out} out.")
     smaller = smaller_model(trial.model, removal, trial.facts.model, trial.facts.options)
     rebuilt, run = smaller.module, Path(str(ref))
     named, folder = run_images(run, trial.recipe, UserImages(where.get("data"), where.get("data_dir")))

@@ -25,6 +25,7 @@ from attnprobe.io.reference import UserImages
 from attnprobe.io.run import Run
 from attnprobe.models import build_model, input_spec
 from attnprobe.models.describe import resolve_model
+from attnprobe.models.features import n_classes
 from attnprobe.store.plan import CapturePlan
 from attnprobe.training import pick_device
 from attnprobe.workflows.lockstep import Replica
@@ -86,6 +87,8 @@ def tasks(
             opening["shared"] = Shared(shared or Path(alone) / "images", request)
         source = load_images(data, spec.split, limit=spec.images, **opening)
         few = load_images(data, spec.split, limit=min(spec.untrained, len(source)), **opening) if has_baseline else None
+    if remark := no_accuracy(len(source.class_names), n_classes(model), str(spec.model), source.name):
+        warnings.warn(remark, stacklevel=3)
     images = {"data": data, "split": spec.split, "data_dir": data_dir and str(data_dir), "images": spec.images}
     plan = CapturePlan(
         image_ids=tuple(source.ids),
@@ -94,6 +97,7 @@ def tasks(
         checkpoint_sha256=facts.sha256,
         config={
             "model_args": facts.options,
+            "named": {"model": str(spec.model), "architecture": spec.architecture},
             "parameters": facts.parameters,
             "notes": list(facts.notes),
             "spec": asdict(pixels),
@@ -126,6 +130,24 @@ def tasks(
         return main, None
     base = replace(plan, image_ids=tuple(few.ids), checkpoint_sha256="", data=few.fingerprint)
     return main, task(build_model(facts.model, seed=spec.seed, **facts.options), few, base)
+
+
+def no_accuracy(of_images: int, of_model: int | None, model: str, images: str) -> str:
+    """Sentence on a model whose head does not tell the images' classes apart, so that nothing is right or wrong.
+
+    Empty where it does, or where it is not known.
+
+    Args:
+        of_images, of_model: numbers of classes; 0 for images without labels, and for a model without a head.
+    """
+    if not of_images or of_model is None or of_images == of_model:
+        return ""
+    apart = (
+        f"tells {of_model} classes apart, not the {of_images}"
+        if of_model
+        else f"has no head for the {of_images} classes"
+    )
+    return f"no accuracy: {model} {apart} of {images} (attnprobe evaluate --knn judges its features)."
 
 
 def _settings(spec: CaptureSpec, selection: Selection) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import yaml
 
-from attnprobe.core.errors import InputError, WorkError
+from attnprobe.core.errors import InputError, WorkError, option
 from attnprobe.core.images import ImageSource, InputSpec
 from attnprobe.core.memory import is_out_of_memory
 from attnprobe.data import load_images
@@ -117,7 +117,7 @@ def train_seeds(
     if not seeds or len(set(seeds)) < len(seeds):
         raise InputError(f"seeds {', '.join(map(str, seeds)) or 'none'} must be one or more different numbers.")
     if "seed" in (settings or {}):
-        raise InputError("a seed is set both by --seeds and among the settings; leave one of them out.")
+        raise InputError(f"a seed is set both by {option('seeds')} and among the settings; leave one of them out.")
     for seed in seeds:
         settings_of = {**(settings or {}), "seed": seed}
         yield train(recipe, run_of_seed(out, seed), settings=settings_of, ignore_unknown=ignore_unknown)
@@ -177,11 +177,11 @@ def _memory(config: TrainConfig) -> Iterator[None]:
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        half, parts = config.batch_size // 2, 2 * config.grad_accum_steps
+        size, steps = f"batch_size={config.batch_size // 2}", f"grad_accum_steps={2 * config.grad_accum_steps}"
         raise WorkError(
             f"out of memory with batch_size={config.batch_size}; train into a new folder with "
-            f"--set batch_size={half} --set grad_accum_steps={parts}, which updates the weights with as many images, "
-            "or use --auto-batch."
+            f"{option('set', f'{size} --set {steps}', python=f'{size} and {steps}')}, which updates the weights with "
+            f"as many images, or use {option('auto-batch')}."
         ) from error
 
 
@@ -207,10 +207,10 @@ def _same_run(out: Path, config: TrainConfig) -> Run:
         )  # fmt: skip
     elif others:
         changes = ", ".join(f"{name} {before[name]} -> {now[name]}" for name in others[:3])
-        more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+        more, there = f" and {len(others) - 3} more" if len(others) > 3 else "", f"initial_checkpoint={out}"
         raise InputError(
-            f"{out} holds a run with other options: {changes}{more}. Train into a new folder (-o); "
-            f"--set initial_checkpoint={out} starts there from its weights."
+            f"{out} holds a run with other options: {changes}{more}. Train into a new folder; "
+            f"{option('set', there, python=there)} starts there from its weights."
         )
     return run
 

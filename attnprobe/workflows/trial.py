@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attnprobe.core.errors import InputError, check_choice
+from attnprobe.core.errors import InputError, check_choice, option
 from attnprobe.core.images import ImageSource
 from attnprobe.core.outputs import class_logits
 from attnprobe.data import load_images
@@ -118,7 +118,7 @@ def open_trial(
     ref = Path(type(ref).__name__ if isinstance(ref, nn.Module) else ref)
     recipe = recipe_of(ref)
     data, data_dir = run_images(ref, recipe, UserImages(data, data_dir))
-    check_choice("--split", split, ("train", "val"))
+    check_choice("split", split, ("train", "val"))
     opening = {"spec": input_spec(model), "data_dir": data_dir, "limit": images}
     source = load_images(data, split, **opening)
     classes = n_classes(model)
@@ -133,7 +133,7 @@ def open_trial(
     if judging is not None and (same := set(source.ids) & set(judging.ids)):
         raise InputError(
             f"{min(same)!r} is in both splits of {data}, so what training images choose has no others to judge it; "
-            "leave --split train out, and one half chooses."
+            f"leave {option('split', 'train')} out, and one half chooses."
         )
     ids, labels, chooses = _shared_out(source, judging)
     return Trial(model, facts, source, judging, ids, chooses, pick_device(device), batch_size, recipe, labels, has_head)
@@ -174,7 +174,7 @@ def check_classes(source: ImageSource, classes: int | None, ref: str, data: str)
         data, _, _ = source.name.rpartition("/")  # the rest is the split
         raise InputError(
             f"the images of {data} have no labels, as folders named by class would give them, so there is no accuracy; "
-            "name labelled images with --data."
+            f"name labelled images with {option('data')}."
         )
     if classes and are_other_classes(source, classes, data):
         n = len(source.class_names)
@@ -210,7 +210,8 @@ def run_images(ref: Path, recipe: Mapping[str, Any], user: UserImages) -> tuple[
     if user.data is not None:
         return user.data, user.data_dir
     if recipe.get("dataset") is None:
-        raise InputError(f"no images are named for {ref}. Name some, as in --data digits or --data FOLDER.")
+        some = f"{option('data', 'digits')} or {option('data', 'FOLDER')}"
+        raise InputError(f"no images are named for {ref}. Name some, as in {some}.")
     named = {"data": recipe["dataset"], "data_dir": recipe.get("data_dir")}
     run = Run.of(ref)
     reference = allowed(named, str(run.config), run.path, user)

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from safetensors.torch import save_file
 
 import attnprobe
 from attnprobe.cli import app as cli
+from attnprobe.core.errors import CheckpointError
 from attnprobe.metrics import DERIVED
 from attnprobe.models import build_model
 
@@ -206,6 +208,7 @@ def test_every_kind_of_collapse_is_explained_by_its_bar_and_source(run):
     ("arguments", "pattern"),
     [
         (["plot", "a"], r"Missing from attnprobe plot: -o FILE, --out FILE; attnprobe plot --help"),
+        (["plot"], r"Missing from attnprobe plot: MAPS, -o FILE, --out FILE; attnprobe plot --help"),
         (["report", "a", "--data-di", "x"], r"Unrecognized options: --data-di, x \(did you mean --data-dir\?\)"),
         (["evaluate", "a", "--batch-size", "many"], r"Error parsing --batch-size: .*'many'"),
         (["verify-drops", "a", "--what", "x"], r"invalid choice 'x' for argument '--what'. .*'block', 'attention'"),
@@ -216,3 +219,25 @@ def test_usage_that_is_wrong_is_one_line(run, arguments, pattern):
     code, out, err = run(*arguments)
     check_one_line(code, err, 2, pattern)
     assert not out
+
+
+def test_one_mistake_is_told_in_the_words_of_the_command_line_and_in_those_of_python(tmp_path, run):
+    torch.save({"a": torch.zeros(2)}, file := tmp_path / "mine.pth")
+    with pytest.raises(CheckpointError) as in_python:
+        attnprobe.load_model(file)
+    assert "model='deit_tiny_patch16_224'" in str(in_python.value) and "--" not in str(in_python.value)
+    code, _, err = run("capture", str(file), "--data", "digits")
+    check_one_line(code, err, 2, "--model deit_tiny_patch16_224")
+
+
+def test_warnings_of_libraries_that_figures_cause_do_not_reach_the_terminal(run, monkeypatch):
+    def noisy(*_):
+        for category, module in ((UserWarning, "attnprobe.plots.style"), (RuntimeWarning, "attnprobe.metrics.rank")):
+            warnings.warn_explicit("of a library", category, "x.py", 1, module=module)
+        warnings.warn_explicit("of ours", UserWarning, "x.py", 1, module="attnprobe.workflows.measure")
+
+    monkeypatch.setattr(sys, "warnoptions", [])
+    monkeypatch.setattr(cli, "_parsed", lambda *_: noisy)
+    with warnings.catch_warnings():
+        code, _, err = run("schema")
+    assert code == 0 and err == "attnprobe: of ours\n"

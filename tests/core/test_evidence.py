@@ -86,3 +86,11 @@ def test_many_heads_are_counted_in_a_sentence():
     assert (
         parts_text(Tried(tuple(Change("head", 1, h) for h in range(1, 6)), np.ones(1, bool), np.zeros(1))) == "5 heads"
     )
+
+
+def test_ablations_of_equal_outcome_share_a_line_and_none_is_left_out():
+    text = evidence_text(evidence((0, 0, 0, 3), (0, 0), images=8))
+    lines = text.splitlines()
+    alike = [line for line in lines if line.startswith("  ") and "without block 2;" in line]
+    assert all("without block 3" in line for line in alike) and any(line.startswith("  1–3: ") for line in lines)
+    assert len(lines) <= 12 and all(text.count(f"without block {block}") >= 2 for block in range(2, 6))

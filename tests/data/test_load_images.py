@@ -53,11 +53,15 @@ def test_a_name_or_path_finds_its_kind(tmp_path, monkeypatch, name, kind):
     [
         ("digit", "Did you mean 'digits'"),
         ("fractal", "Did you mean 'fractals'"),
-        ("torhc/cifar10", "Did you mean 'torch'"),
-        ("", "Known: digits"),
+        ("torhc/cifar10", "Did you mean 'torch/cifar10'"),
+        ("cifar10", "Did you mean 'torch/cifar10'"),
+        ("photo", "Did you mean 'photos'"),
+        ("photo", r"Known: a folder, a list of files, digits, fractals, torch/cifar10\|.*`attnprobe list data`"),
+        ("", "Known: a folder"),
     ],
 )
-def test_an_unknown_name_suggests_the_nearest(name, said):
+def test_an_unknown_name_suggests_the_nearest(name, said, one_of_each, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(UnknownName, match=said):
         load_images(name, spec=InputSpec())
 

@@ -96,7 +96,7 @@ def test_limit_is_balanced_and_ids_still_say_which_row(cifar, collect, spec):
 def test_what_is_not_on_disk_says_which_options_help(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     for options in ({"data_dir": tmp_path / "x"}, {}):
-        with pytest.raises(InputError, match=r"--data-dir, or --download") as caught:
+        with pytest.raises(InputError, match="data_dir, or fetch it: download=True") as caught:
             timm_named("torch/cifar10", spec=CIFAR, **options)
         assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
 
@@ -126,7 +126,7 @@ def test_a_missing_package_is_named_as_pip_calls_it(monkeypatch, name, packages)
 
 
 def test_misspelt_sets_splits_and_bare_prefixes_are_refused(cifar):
-    with pytest.raises(UnknownName, match="Did you mean 'cifar10'"):
+    with pytest.raises(UnknownName, match="Did you mean 'torch/cifar10'"):
         timm_named("torch/cifar1O", spec=CIFAR)
     with pytest.raises(InputError, match="ask for train, val"):
         timm_named("torch/cifar10", "dev", spec=CIFAR, data_dir=cifar)

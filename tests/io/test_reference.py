@@ -48,7 +48,7 @@ def test_a_file_names_what_needs_nothing_from_this_machine(values):
 )
 def test_anything_else_is_refused_with_the_options_to_name_it(values, run):
     for home in (None, run):
-        with pytest.raises(InputError, match="--data ") as caught:
+        with pytest.raises(InputError, match="data='") as caught:
             allowed(values, "file", home)
         assert "\n" not in str(caught.value)
 

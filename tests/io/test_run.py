@@ -48,7 +48,7 @@ def test_a_damaged_newest_is_refused_unless_an_older_one_is_asked_for(run):
     (run.checkpoint(2) / "a.bin").write_bytes(b"weighty")
     with pytest.raises(CheckpointError) as caught:
         run.choose_checkpoint()
-    for told in ("epoch-0002 is damaged (a.bin", str(run.checkpoint(1)), "--checkpoint 1", "--allow-older"):
+    for told in ("epoch-0002 is damaged (a.bin", str(run.checkpoint(1)), "that folder, in place of the run"):
         assert told in str(caught.value)
     assert "\n" not in str(caught.value)
     with pytest.warns(UserWarning, match=r"epoch-0002 is damaged \(a\.bin .*; epoch-0001 is used"):
@@ -73,7 +73,7 @@ def test_epochs_are_counted_beyond_four_digits(run):
         shutil.copytree(run.checkpoint(1), run.checkpoint(epoch))
     assert run.epochs() == [1, 2, 9999, 10000] and run.choose_checkpoint() == run.checkpoint(10000)
     (run.checkpoint(10000) / "a.bin").unlink()
-    with pytest.raises(CheckpointError, match="--checkpoint 9999"):
+    with pytest.raises(CheckpointError, match="that folder, in place of the run"):
         run.choose_checkpoint()
 
 

@@ -122,7 +122,7 @@ def test_weights_of_own_sizes_are_loaded_by_a_name_with_options(tmp_path):
     loaded, facts = resolve_model(tmp_path / "own.pth", named)
     assert same_weights(model, loaded) and loaded.blocks[0].attn.num_heads == 3
     assert facts.model == "vit_tiny_patch16_224" and facts.options == sizes
-    with pytest.raises(CheckpointError, match="as in --model vit_tiny_patch16_224:embed_dim="):
+    with pytest.raises(CheckpointError, match="as in model='vit_tiny_patch16_224:embed_dim="):
         load_model(tmp_path / "own.pth", model="vit_tiny_patch16_224")
     with pytest.raises(InputError, match="'depth': expected NAME=VALUE"):
         load_model(tmp_path / "own.pth", model="vit_tiny_patch16_224:depth")
@@ -194,7 +194,7 @@ def test_missing_architecture_other_architecture_and_nan_are_named(tmp_path, mod
     with pytest.raises(CheckpointError, match="does not say which model"):
         load_model(tmp_path / "unknown.safetensors")
     save_file(model.state_dict(), tmp_path / "x.safetensors")
-    with pytest.raises(CheckpointError, match="not a 'deepvit_16_digits' checkpoint.*missing.*--model vit_16_digits"):
+    with pytest.raises(CheckpointError, match="not a 'deepvit_16_digits' checkpoint.*missing.*model='vit_16_digits'"):
         load_model(tmp_path / "x.safetensors", model="deepvit_16_digits")
     with pytest.raises(CheckpointError, match="no checkpoint at"):
         load_model(tmp_path / "y.safetensors")

@@ -6,6 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
+from attnprobe.metrics import measure
+from attnprobe.plots import depth_curve
 from attnprobe.plots.style import COLOURS, colour_bar, colours, number_from_one, shared_limits
 from tests.reports.formulas import layer_cosine, measurement
 
@@ -72,3 +74,13 @@ def test_lines_can_be_seen_on_a_light_and_on_a_dark_page(page):
     for colour in COLOURS:
         dark, light = sorted((luminance(colour), luminance(page)))
         assert (light + 0.05) / (dark + 0.05) > 2.0, colour
+
+
+def test_an_untrained_network_that_lies_on_the_line_of_the_trained_one_is_seen(make_maps):
+    m = measure([make_maps(images=3, layers=4)], ["row_entropy"], bootstrap=0)["row_entropy"]
+    m = replace(m, baselines={"untrained": replace(m, baselines={})})
+    ax = depth_curve(m, Figure().add_subplot())
+    (untrained,) = (line for line in ax.lines if line.get_label() == "untrained")
+    assert untrained.get_marker() == "s" and untrained.get_markerfacecolor() == "none"
+    others = [line.get_markersize() for line in ax.lines if line.get_marker() == "o"]
+    assert untrained.get_markersize() > max(others, default=0)

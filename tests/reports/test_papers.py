@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from attnprobe.core.accuracy import accuracy_interval
-from attnprobe.reports.kinds import NAMES
+from attnprobe.reports.kinds import NAMES, OTHER_BARS
 from attnprobe.reports.numbers import number
 from attnprobe.reports.papers import HEADER, kinds_cells, papers_caption, papers_cells, papers_table
 from attnprobe.reports.verdict import verdict
@@ -41,7 +41,7 @@ def test_cells_are_for_reading_and_unknown_ones_are_dashes(runs):
 
 def test_the_caption_says_once_what_similar_means(runs):
     caption = papers_caption(runs)
-    assert caption.count("tau=0.9") == 1 and caption.endswith("each head on its own, on 40 images.")
+    assert caption.count("tau=0.9") == 1 and f"each head on its own, on 40 images; {OTHER_BARS}." in caption
     assert "not measured" in papers_caption([examined("none", layers=3, measurements={}, info={})])
 
 

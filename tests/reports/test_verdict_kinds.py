@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from attnprobe.reports.kinds import KINDS
+from attnprobe.reports.kinds import KINDS, kind_named
+from attnprobe.reports.verdict import verdict
 from tests.reports import known_maps as made
 from tests.reports.known_maps import HEADS, IMAGES, LAYERS, TOKENS, judged, logits, named, softmax
 
@@ -114,3 +115,35 @@ def test_a_model_near_chance_is_said_to_be_so():
     about = {"accuracy": 0.11, "n_classes": 10, "n_images": 180}
     assert "the model is near chance" in judged(softmax(logits()), info=about).headline
     assert "near chance" not in judged(softmax(logits()), info={**about, "accuracy": 0.9}).headline
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("n", [2, 3, 5])
+def test_an_interval_of_few_images_ends_at_possible_values(n, seed):
+    rng = np.random.default_rng(seed)
+    sharpness = 6 * rng.random((n, 1, 1, 1, 1)) ** 3  # from uniform to one key, image by image
+    x = softmax(sharpness * rng.normal(size=(n, LAYERS, HEADS, TOKENS, TOKENS)))
+    y = rng.normal(size=(n, LAYERS, TOKENS, WIDTH)) * (1 + 30 * (rng.random((n, 1, 1, WIDTH)) > 0.9))
+    for f in judged(x, tokens=y).findings:
+        if f.number is not None and f.low is not None and f.high is not None:
+            least, most = kind_named(f.kind).possible
+            most = TOKENS if f.kind == "entropy_collapse" else most
+            assert f.low >= min(-np.inf if least is None else least, f.number), f
+            assert f.high <= max(np.inf if most is None else most, f.number) + 1e-9, f
+
+
+def test_the_number_of_a_kind_that_is_explained_everywhere_is_the_furthest_beyond_the_bar():
+    spread = np.linspace(0.05, 0.25, LAYERS)[:, None, None, None]  # nearer to uniform in early blocks
+    f = next(f for f in judged(softmax(logits(1.0) * spread)).findings if f.kind == "rank_collapse")
+    assert f.is_explained and f.levels is not None
+    assert f.number == f.levels.mean.min() and f.block == f.levels.numbers[int(f.levels.mean.argmin())] != LAYERS
+
+
+def test_similar_and_redundant_are_said_to_be_other_counts_than_the_kinds_wherever_they_are_advised():
+    from attnprobe.reports.kinds import OTHER_BARS
+    from attnprobe.reports.papers import papers_caption
+    from tests.reports.formulas import examined
+
+    e = examined("a", similar=range(9, 17))
+    assert OTHER_BARS in verdict(e).advice and OTHER_BARS in papers_caption([e])
+    assert "Likewise counted" in verdict(e).settings or "redundant" not in verdict(e).settings

@@ -47,7 +47,7 @@ def test_anyone_can_make_them(tmp_path, maps):
 
 
 def test_they_are_kept_as_they_are_and_of_nothing_but_a_softmax(tmp_path, maps):
-    with pytest.raises(InputError, match="--dtype float32"):
+    with pytest.raises(InputError, match="dtype='float32'"):
         capture(tmp_path / "a.h5", [maps])
     with pytest.raises(InputError, match="softmax maps that multiply V"):
         capture(tmp_path / "b.h5", [replace(maps, is_effective=False)], dtype="float32")

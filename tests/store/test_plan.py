@@ -71,7 +71,7 @@ def test_going_on_with_another_plan_names_what_differs_and_what_to_do(tmp_path, 
     with pytest.raises(InputError, match=says) as caught:
         require_same_plan(tmp_path, replace(PLAN, **change), "bfloat16")
     message = str(caught.value)
-    assert "\n" not in message and str(tmp_path) in message and "--overwrite" in message
+    assert "\n" not in message and str(tmp_path) in message and "overwrite=True" in message
 
 
 def test_going_on_with_the_same_plan_needs_the_same_type_too(tmp_path):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from attnprobe.core.errors import MapsFileError
 from attnprobe.core.maps import AttentionMaps, TokenGrid
@@ -232,3 +233,12 @@ def test_verify_finds_a_changed_byte_in_a_large_file(whole_file, large, monkeypa
             seal.verify(path)
     path.write_bytes(content)
     assert seal.verify(path).size == len(content)
+
+
+def test_weights_in_place_of_maps_are_called_so_with_the_command_that_captures_them(tmp_path):
+    torch.save({"a": torch.zeros(3)}, tmp_path / "my.pth")
+    save_file({"a": torch.zeros(3)}, tmp_path / "my.safetensors")
+    for path in (tmp_path / "my.pth", tmp_path / "my.safetensors"):
+        with pytest.raises(MapsFileError, match=f"a model's weights, .*attnprobe capture {path} ") as caught:
+            open_maps(path)
+        assert "\\x" not in str(caught.value) and "HDF" not in str(caught.value)

@@ -171,7 +171,7 @@ def test_closing_before_all_images_came_is_an_error_that_keeps_the_shards(tmp_pa
 def test_an_existing_file_needs_overwrite_and_stays_until_the_new_one_is_complete(tmp_path, ten_maps, make_maps):
     path = capture(tmp_path / "maps.h5", [ten_maps])
     before = path.read_bytes()
-    with pytest.raises(InputError, match="exists. Choose another output, or replace it with --overwrite"):
+    with pytest.raises(InputError, match="exists. Choose another output, or replace it with overwrite=True"):
         MapWriter(path, plan_for([ten_maps]))
     assert os.listdir(tmp_path) == ["maps.h5"]
     other = make_maps(images=4, seed=5)
@@ -193,7 +193,7 @@ def test_an_unfinished_capture_by_another_plan_is_thrown_away_only_when_asked(tm
         MapWriter(path, other)
     assert shard_path(tmp_path / "maps.parts", 1).exists()
     with MapWriter(path, plan_for([ten_maps]), overwrite=True) as same:
-        assert same.pending() == [range(8, 10)], "the same plan is continued, with or without --overwrite"
+        assert same.pending() == [range(8, 10)], "the same plan is continued, with or without overwrite=True"
         with pytest.raises(InUse, match=f"in use by pid {os.getpid()} on "):
             MapWriter(path, other, overwrite=True)
         same.append([ten_maps.images(8, 10)])

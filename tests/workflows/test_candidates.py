@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from attnprobe.core.errors import InputError
+from attnprobe.reports.kinds import OTHER_BARS
 from attnprobe.workflows.candidates import Candidates, redundant_heads, reported_candidates
 from tests.reports.formulas import head_distance, measurement, similar_blocks
 
@@ -18,7 +19,7 @@ def test_redundant_heads_are_all_but_one_of_each_group():
 
 def test_reported_blocks_are_the_similar_ones_in_words_and_numbers():
     found = reported_candidates({"similar_blocks": similar_blocks(6, similar=(4, 6))}, "attention")
-    expected = "the report calls 2 blocks similar and 0 heads redundant"
+    expected = "the report calls 2 blocks similar and 0 heads redundant, " + OTHER_BARS
     assert found == Candidates([4, 6], [], expected, "attention", reported=True)
     with pytest.raises(InputError, match="nothing says what could be removed"):
         reported_candidates({}, "block")

@@ -479,6 +479,6 @@ def test_a_capture_under_autocast_is_another_plan_and_the_file_says_so(checkpoin
 
 
 def test_a_bound_below_one_image_is_refused_before_any_work(tmp_path):
-    with pytest.raises(InputError, match="--keep-values 0 must be 1 image or more"):
+    with pytest.raises(InputError, match="keep_values 0 must be 1 image or more"):
         measure_live(CaptureSpec("no_such_model", data="digits"), out=tmp_path / "live", keep_values=0)
     assert not list(tmp_path.iterdir())

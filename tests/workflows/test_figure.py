@@ -91,3 +91,12 @@ def test_a_file_without_history_or_images_says_what_to_do(run, tmp_path):
         draw([tmp_path / "alone.h5"], "filmstrip", tmp_path / "x.png")
     with pytest.raises(UnknownName):
         draw([run], "layer_head", tmp_path / "x.png", metric="moon")
+
+
+@pytest.mark.parametrize(
+    ("paths", "said"),
+    [(["row_entropy"], "row_entropy is a metric, not a file: .*metric"), (["depth_curve"], "is a figure, not a file")],
+)
+def test_a_metric_or_figure_where_a_file_belongs_is_called_so(paths, said, tmp_path):
+    with pytest.raises(InputError, match=said):
+        draw(paths, "layer_matrix", tmp_path / "x.png")

@@ -75,7 +75,7 @@ def test_what_cannot_be_done_is_said_before_anything_is_written(run, tmp_path):
         prune(run, tmp_path / "none", blocks=[9])
     with pytest.raises(InputError, match="no run"):
         prune("vit_16_digits:num_classes=10", tmp_path / "none", blocks=[9], data="digits", finetune_epochs=1)
-    with pytest.raises(InputError, match="--data"):
+    with pytest.raises(InputError, match="data='"):
         prune("vit_16_digits", tmp_path / "none", blocks=[9])
     with pytest.raises(InputError, match="is a run; choose another folder"):
         prune(run, run, blocks=[1])

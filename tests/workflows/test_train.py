@@ -148,7 +148,7 @@ def test_each_is_an_ordinary_run_and_the_same_command_goes_on(tmp_path, capsys, 
 def test_seeds_twice_or_in_two_places_are_refused(tmp_path):
     with pytest.raises(InputError, match="must be one or more different numbers"):
         next(train_seeds("digits_vit_16", tmp_path / "vit", (1, 1)))
-    with pytest.raises(InputError, match="both by --seeds and among the settings"):
+    with pytest.raises(InputError, match="both by seeds and among the settings"):
         next(train_seeds("digits_vit_16", tmp_path / "vit", (1,), settings={"seed": 3}))
 
 
@@ -157,7 +157,7 @@ def test_seeds_twice_or_in_two_places_are_refused(tmp_path):
     [
         ({"dataset": "nowhere"}, "nowhere"),
         ({"model": "vit_17"}, "vit_17"),
-        ({"device": "cuda:9"}, "no device 'cuda:9' here.*--set device=cpu"),
+        ({"device": "cuda:9"}, "no device 'cuda:9' here.*'device': 'cpu'}"),
         ({"num_classes": 3}, "num_classes=3, but digits has 10"),
         ({"initial_checkpoint": "gone.pth"}, "gone.pth"),
         ({"sched": "plateau"}, "no schedule 'plateau' here; use cosine, step"),

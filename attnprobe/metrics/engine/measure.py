@@ -11,6 +11,7 @@ from attnprobe.core.errors import InputError, ShapeError
 from attnprobe.core.maps import AttentionMaps
 from attnprobe.core.measurement import Key, Measurement, Measurements
 from attnprobe.core.metric import Metric
+from attnprobe.metrics.engine.answers import Answers
 from attnprobe.metrics.engine.choose import choose
 from attnprobe.metrics.engine.collect import Place, collect, values_of
 from attnprobe.metrics.engine.collected import Collected
@@ -58,12 +59,13 @@ def measure(
     wanted, required = choose(metrics)
     if bootstrap < 0:
         raise InputError(f"bootstrap={bootstrap} must be the number of resamples, 0 or more.")
-    places = collect(_require_maps(chunks, "measure"), wanted)
+    answers = Answers()
+    places = collect(answers.counted(_require_maps(chunks, "measure")), wanted)
     others = {
         name: collect(_require_maps(maps, f"the baseline {name!r} of measure"), wanted)
         for name, maps in (baselines or {}).items()
     }
-    return summarise(places, wanted, required, others, bootstrap, seed, group)
+    return Measurements(summarise(places, wanted, required, others, bootstrap, seed, group), answers.facts())
 
 
 def _require_maps(chunks: Iterable[AttentionMaps], who: str) -> Iterator[AttentionMaps]:
@@ -222,7 +224,7 @@ def _mean_and_interval(
     mean, std = moments.mean_and_std()
     if metric.from_mean is None:
         if per_image is None or bootstrap == 0 or collected.folded:
-            return "normal", mean, std, moments.normal_interval()
+            return "normal", mean, std, within(moments.normal_interval(), metric.value_range)
         ci = interval_of_mean(per_image, bootstrap, seed)
         return "bootstrap", mean, std, np.where(moments.n > 1, ci, np.nan)
     mean = metric.from_mean(mean, collected.n_images)

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.special import fdtrc
 
-from attnprobe.core.errors import InputError
+from attnprobe.core.errors import InputError, option
 from attnprobe.core.measurement import Measurement
 from attnprobe.metrics.engine.collected import Collected
 
@@ -113,12 +113,12 @@ def unit_names(image_ids: Sequence[str], group: str | None, *, require: bool = T
     try:
         pattern = re.compile(group)
     except re.error as error:
-        raise InputError(f"--group {group!r} is no regular expression: {error}.") from error
+        raise InputError(f"group {group!r} is no regular expression: {error}.") from error
     if not pattern.groups:
-        raise InputError(f"--group {group!r} needs a part in brackets that names the group, as in '^(.+)_'.")
+        raise InputError(f"group {group!r} needs a part in brackets that names the group, as in '^(.+)_'.")
     found = [pattern.search(name) for name in image_ids]
     if require and not any(found):
-        raise InputError(f"--group {group!r} matches no image id; the first is {image_ids[0]!r}.")
+        raise InputError(f"group {group!r} matches no image id; the first is {image_ids[0]!r}.")
     return [name if match is None else match[1] or name for match, name in zip(found, image_ids, strict=True)]
 
 
@@ -161,7 +161,7 @@ def alike_in_words(measurements: Sequence[Measurement]) -> str:
     return (
         "images whose ids differ only after the last '-', '_' or blank have values that are alike (intra-class "
         f"correlation {share:.2f}; {n} images, {k} such groups): if they are copies of one image, intervals are too "
-        f"narrow, and --group '{STEM}' counts each group once."
+        f"narrow, and {option('group', repr(STEM), python=f'group={STEM!r}')} counts each group once."
     )
 
 

@@ -1,0 +1,53 @@
+import json
+import shlex
+
+import pytest
+import torch
+
+from attnprobe.core.spec import CaptureSpec
+from attnprobe.models import build_model
+from attnprobe.reports import verdict
+from attnprobe.reports.json_report import to_json
+from attnprobe.workflows.capture import capture_file
+from attnprobe.workflows.evaluate import evaluate
+from attnprobe.workflows.measure import examine
+from attnprobe.workflows.task import no_accuracy
+
+
+def checkpoint(folder, classes):
+    torch.save(build_model("vit_16_digits", num_classes=classes, seed=0).state_dict(), folder / "my.pth")
+    return {"architecture": "vit_16_digits", "data": "digits", "images": 8}
+
+
+def test_a_head_of_other_classes_leaves_no_accuracy_and_capture_and_report_say_so(tmp_path):
+    spec = CaptureSpec(tmp_path / "my.pth", **checkpoint(tmp_path, 7), untrained=0)
+    with pytest.warns(UserWarning, match=r"no accuracy: .*my.pth tells 7 classes apart, not the 10 of digits"):
+        e = examine(capture_file(spec, out=tmp_path / "my.h5"))
+    note = "no accuracy: the model does not tell the 10 classes of the images apart."
+    assert "accuracy" not in e.info and note in e.notes and note in verdict(e).warnings
+    assert note in json.loads(to_json([e]))["runs"][0]["notes"]
+
+
+def test_accuracy_is_said_with_the_preparation_that_evaluate_says(tmp_path):
+    from attnprobe.reports.numbers import accuracy_words
+
+    options = checkpoint(tmp_path, 10)
+    e = examine(capture_file(CaptureSpec(tmp_path / "my.pth", **options, untrained=0), out=tmp_path / "my.h5"))
+    done = evaluate(tmp_path / "my.pth", **options)
+    prepared = "8 images of 32 x 32 px, crop 1, bicubic"
+    assert prepared in accuracy_words(e) and prepared in str(done)
+    assert f"{done.shares['top-1'][0]:.1%}" in accuracy_words(e)
+
+
+def test_the_printed_advice_runs_as_it_is_printed(tmp_path, call_command):
+    options = checkpoint(tmp_path, 10) | {"images": 16}
+    maps = capture_file(CaptureSpec(tmp_path / "my.pth", **options, untrained=0), out=tmp_path / "my maps.h5")
+    command = shlex.split(verdict(examine(maps)).advice.partition(" measures the accuracy")[0])
+    assert command[:4] == ["attnprobe", "verify-drops", str(tmp_path / "my.pth"), "--model"]
+    code, out, err = call_command(*command[1:], "--images", "16")
+    assert code == 0 and "the report calls" in out and "advice: " in out, err
+
+
+def test_nothing_is_said_where_classes_agree_or_are_not_known():
+    assert no_accuracy(10, 10, "m", "d") == no_accuracy(0, 10, "m", "d") == no_accuracy(10, None, "m", "d") == ""
+    assert "has no head for the 10 classes of d" in no_accuracy(10, 0, "m", "d")
