@@ -94,6 +94,7 @@ def _require_every_head(model: nn.Module) -> None:
         return
     fsdp = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", ())
     gathered = {id(p) for module in model.modules() if isinstance(module, fsdp) for p in module.parameters()}
+    parameter: Any
     for name, parameter in model.named_parameters():
         if isinstance(parameter, distributed.DTensor):
             sizes = zip(parameter.placements, parameter.device_mesh.shape, strict=True)
