@@ -107,8 +107,9 @@ def plot(
     $ attnprobe plot runs/vit --figure layer_head --metric row_entropy -o heads.png
 
     Args:
-        maps: maps files, or runs that have one. Curves of several share one frame; other figures stand side by side.
-            Given NAME=PATTERN, the runs of a method, depth_curve draws each run, their mean and its interval.
+        maps: maps files, or runs that have one. Curves of several share one frame, heat maps stand side by side, other
+            figures below one another. Given NAME=PATTERN, the runs of a method, depth_curve draws each run, their mean
+            and its interval.
         out: the file; its ending chooses the format: .pdf, .svg, .png, and what else matplotlib writes.
         figure: the kind of figure (`attnprobe list plots`).
         metric: the metric to draw (`attnprobe list metrics`), settings after a colon; a usual one if not given.

@@ -14,7 +14,7 @@ class FigureKind:
         metric: what it shows if nothing else is named; "" for an image.
         height: for a width of 1.
         axes: axes of a measurement for which it is the first choice.
-        shared: several runs share one Axes, instead of standing side by side.
+        shared: several runs share one Axes, instead of standing below one another.
         heat: a heat map; several stand side by side on one scale of colours.
     """
 

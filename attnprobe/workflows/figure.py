@@ -59,7 +59,8 @@ def draw(
 
     Args:
         paths: maps files or runs; for "depth_curve" also methods of several runs, `"vit=runs/vit_s*"`.
-        figure: a name in `core.figures`. Curves of several runs share one Axes; other figures stand side by side.
+        figure: a name in `core.figures`. Curves of several runs share one Axes, heat maps stand side by
+            side, other figures below one another.
         out: .pdf, .svg, .png ...
         metric: what to show, as `examine` takes it ("similar_blocks:tau=0.8"); the figure's own if None.
         width: of the whole figure: "column", "text", or inches.
@@ -88,26 +89,32 @@ def draw(
         names = [name_of(maps_of(place(path))) for path in paths]
     style: dict[Any, Any] = {**PRINT, "axes.prop_cycle": cycler(color=COLOURS)}
     with mpl.rc_context(style):
-        panels = 1 if kind.shared else len(shown)
-        height = inches * kind.height / panels + (BELOW if kind.heat and panels > 1 else 0)
+        across = len(shown) if kind.heat else 1
+        down = 1 if kind.heat or kind.shared else len(shown)
+        height = inches * kind.height * down / across + (BELOW if across > 1 else 0)
         sheet = Figure(figsize=(inches, height), layout="constrained")
-        axes = sheet.subplots(1, panels, squeeze=False)[0]
+        axes = sheet.subplots(down, across, squeeze=False).ravel()
         function: Any = PLOTS[figure]
         if figure == "similar_fraction":
             similar_fraction(shown, axes[0])
         elif kind.shared:
             for one, name in zip(shown, names, strict=True):
                 function(one, axes[0], label=name)
-        elif kind.heat and panels > 1:
+        elif across > 1:
             sites = [f"\n{SITES[m.site]}" if len({m.site for m in shown}) > 1 else "" for m in shown]
-            letters = int(inches / panels * LETTERS)
+            letters = int(inches / across * LETTERS)
             side_by_side(function, shown, axes, [short(n, letters) + s for n, s in zip(names, sites, strict=True)])
         else:
             for one, name, ax in zip(shown, names, axes, strict=True):
                 more = {"metric": wanted} if figure in HISTORIES else {}
                 function(one, ax, **more)
                 if len(shown) > 1:
-                    ax.set_title(name, fontsize="medium", parse_math=False)
+                    key = ax.get_legend()  # it lies above the Axes, where a title would run into it
+                    if key is None:
+                        ax.set_title(name, fontsize="medium", parse_math=False)
+                    else:
+                        key.set_title(name, {"size": "medium"})
+                        key.get_title().set_parse_math(False)
         with fs.as_work_error(f"writing {out}"):
             fs.make_folder(out.parent)
             sheet.savefig(out, dpi=300)

@@ -62,6 +62,20 @@ def test_another_metric_and_its_settings_can_be_shown(run, tmp_path):
     assert "token similarity" in draw([run], "depth_curve", tmp_path / "c.svg", metric="token_similarity").read_text()
 
 
+def test_several_scatters_stand_below_one_another_each_named_above_its_legend(run, tmp_path, monkeypatch):
+    kept = []
+    monkeypatch.setattr(Figure, "savefig", lambda sheet, *_, **__: kept.append(sheet))
+    draw([run, run / "maps.h5"], "head_scatter", tmp_path / "x.png")
+    sheet = kept[0]
+    sheet.draw_without_rendering()
+    boxes = [ax.get_window_extent() for ax in sheet.axes]
+    assert len(boxes) == 2 and boxes[0].y0 > boxes[1].y1 and boxes[0].width == boxes[1].width
+    for ax in sheet.axes:
+        key = ax.get_legend()
+        assert key.get_title().get_text() == run.name and not ax.get_title()
+        assert key.get_window_extent().y0 > ax.get_window_extent().y1
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
