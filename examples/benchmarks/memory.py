@@ -17,16 +17,11 @@ import time
 from pathlib import Path
 
 import torch
+from resident import resident
 
 from attnprobe.core.spec import KEEP_VALUES, CaptureSpec
 from attnprobe.models import build_model
 from attnprobe.workflows.capture import measure_live
-
-
-def resident() -> int:
-    """Bytes of this process in memory."""
-    status = Path("/proc/self/status").read_text()
-    return int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1]) * 1024
 
 
 class Sampled(threading.Thread):
