@@ -1,5 +1,6 @@
 """Resident memory of this process and its children (Linux), for the benchmarks in this folder."""
 
+import ctypes
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,6 +19,19 @@ def peak_growth(work: Callable[[], object]) -> int:
     before = resident()
     work()
     return resident("VmHWM") - before
+
+
+class _MallInfo2(ctypes.Structure):
+    """The C library's struct mallinfo2: ten numbers, of which the ninth is fordblks."""
+
+    _fields_ = (("numbers", ctypes.c_size_t * 10),)
+
+
+def free_in_malloc() -> int:
+    """Bytes that the C library's allocator (glibc 2.33 and later) keeps free for later requests."""
+    mallinfo2 = ctypes.CDLL(None).mallinfo2
+    mallinfo2.restype = _MallInfo2
+    return mallinfo2().numbers[8]
 
 
 class LargestChild(threading.Thread):
