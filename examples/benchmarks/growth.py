@@ -69,7 +69,7 @@ class Sizes:
 Sweeps = dict[str, tuple[Sizes, tuple[int, ...]]]
 
 SWEEPS: Sweeps = {
-    "images": (Sizes(tokens=17), (64, 256, 1024, 4096, 16384, 65536)),
+    "images": (Sizes(tokens=17), (64, 256, 1024, 4096, 16384, 32768, 65536)),
     "tokens": (Sizes(images=8), (17, 65, 197, 577, 1374)),
     "layers": (Sizes(), (12, 24, 48)),
     "heads": (Sizes(), (3, 6, 12, 24)),
