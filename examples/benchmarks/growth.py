@@ -221,8 +221,9 @@ def markdown(sweeps: Sweeps, found: dict[Key, Point]) -> str:
 
 
 def draw(sweeps: Sweeps, found: dict[Key, Point], path: Path) -> None:
-    """Each quantity against each factor, on logarithmic axes; dotted, theory through the last point."""
+    """Each quantity against each factor, on logarithmic axes; dotted, theory between the last two points."""
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     factors = [factor for factor in sweeps if factor != "processes"]
     size = (2.4 * len(factors), 2.0 * len(QUANTITIES))
@@ -232,9 +233,15 @@ def draw(sweeps: Sweeps, found: dict[Key, Point], path: Path) -> None:
         for axes, (name, title) in zip(grid[:, factors.index(factor)], QUANTITIES.items(), strict=True):
             y = np.array([p[name] / UNITS[name] for p in its])
             (line,) = axes.loglog(x, y, "o-", markersize=3, label=way)
-            theory = y[-1] * (np.array(x) / x[-1]) ** THEORY[factor, way][name]
-            axes.loglog(x, theory, ":", color=line.get_color(), linewidth=1)
-            axes.set(title=title if factor == factors[0] else "", xlabel=factor if axes is grid[-1, 0] else "")
+            theory = y[-1] * (np.array(x[-2:]) / x[-1]) ** THEORY[factor, way][name]
+            axes.loglog(x[-2:], theory, ":", color=line.get_color())
+            axes.set_title(title if factor == factors[0] else "")
+            axes.xaxis.set_minor_formatter(NullFormatter())
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter(NullFormatter())
+            if x[-1] < 10 * x[0]:
+                axes.set_xticks(x, labels=map(str, x))
     for axes, factor in zip(grid[-1], factors, strict=True):
         axes.set_xlabel(factor)
     grid[0, 0].legend(frameon=False)
