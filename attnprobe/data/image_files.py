@@ -4,7 +4,7 @@ import math
 import os
 import warnings
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -30,8 +30,8 @@ class Reading:
         workers: processes that decode files.
         resident_bytes: a set of small images that fits is decoded once and kept on the device; 0 keeps none.
         scan: decode every file once before anything else, or meet what cannot be read when its turn comes.
-        shared: the list of images is made by the first process that looks there, and left for others, which may ask
-            for fewer of them.
+        shared: the list of images is made by the first process that looks there, with what `scan` found, and left for
+            others, which may ask for fewer of them.
     """
 
     bad_images: BadImages = "refuse"
@@ -83,19 +83,19 @@ def load_files(
 
     def listed() -> tuple[str, Listing]:
         source, listing = list_files(name, split)
-        return source, listing.pick(balanced_subset(listing.ids, listing.labels, limit))
+        listing = listing.pick(balanced_subset(listing.ids, listing.labels, limit))
+        tried = reading.scan and reading.shared is not None and _resident_size(listing, spec, reading) is None
+        return source, replace(listing, unreadable=_unreadable(listing, reading.workers)) if tried else listing
 
     source, listing = listed() if reading.shared is None else listed_once(reading.shared, listed)
     listing = listing.pick(balanced_subset(listing.ids, listing.labels, limit))  # a smaller one lies in a larger one
     if not reading.scan:
         return _unopened(source, listing, split, spec, reading)
-    fitting = math.isqrt(reading.resident_bytes // (3 * len(listing.files)))
-    largest = min(spec.size[0], fitting)  # to look no further than this
-    size = one_size(listing.files, at_most=(largest, largest))
-    if size and may_reside((len(listing.files), 3, *size), spec, reading.resident_bytes):
+    if listing.unreadable is None and (size := _resident_size(listing, spec, reading)):
         pixels, reasons = decode_all(listing.files, size, reading.workers)
     else:
-        pixels, reasons = None, of_each(check, listing.files, reading.workers)
+        known = _unreadable(listing, reading.workers) if listing.unreadable is None else listing.unreadable
+        pixels, reasons = None, [known.get(id_, "") for id_ in listing.ids]
     bad = [(id_, why) for id_, why in zip(listing.ids, reasons, strict=True) if why]
     good = [k for k, why in enumerate(reasons) if not why]
     if bad:
@@ -118,6 +118,20 @@ def load_files(
         return DeviceResident(source, spec, pixels=pixels, labels=torch.tensor(listing.labels), **described)
     options = {"bad_images": reading.bad_images, "workers": reading.workers}
     return DecodedImages(source, spec, read=listing.read, labels=listing.labels, **options, **described)
+
+
+def _resident_size(listing: Listing, spec: InputSpec, reading: Reading) -> tuple[int, int] | None:
+    """Rows and columns of all images, if they may be kept on the device."""
+    fitting = math.isqrt(reading.resident_bytes // (3 * len(listing.files)))
+    largest = min(spec.size[0], fitting)  # to look no further than this
+    size = one_size(listing.files, at_most=(largest, largest))
+    return size if size and may_reside((len(listing.files), 3, *size), spec, reading.resident_bytes) else None
+
+
+def _unreadable(listing: Listing, workers: int) -> dict[str, str]:
+    """Why an image cannot be decoded, by id; all are tried."""
+    reasons = of_each(check, listing.files, workers)
+    return {id_: why for id_, why in zip(listing.ids, reasons, strict=True) if why}
 
 
 def _unopened(source: str, listing: Listing, split: str, spec: InputSpec, reading: Reading) -> DecodedImages:

@@ -25,6 +25,7 @@ class Listing:
         labels: one per file, -1 where unknown.
         class_names: in label order; empty if there are no classes.
         known: the fingerprint, where it is known already.
+        unreadable: why an image cannot be decoded, by id; None where nobody has tried all.
     """
 
     files: list[str]
@@ -32,13 +33,14 @@ class Listing:
     labels: list[int]
     class_names: tuple[str, ...] = ()
     known: str = ""
+    unreadable: dict[str, str] | None = None
 
     def pick(self, positions: list[int]) -> "Listing":
         """The files at some positions, which ascend."""
         if len(positions) == len(self.ids):
             return self
         files, ids = [self.files[k] for k in positions], [self.ids[k] for k in positions]
-        return Listing(files, ids, [self.labels[k] for k in positions], self.class_names)
+        return Listing(files, ids, [self.labels[k] for k in positions], self.class_names, unreadable=self.unreadable)
 
     def read(self, position: int) -> tuple[Image.Image, int]:
         """Open one image, with its label."""

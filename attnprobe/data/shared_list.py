@@ -1,7 +1,8 @@
 """The list of images of a job: made by one of its processes, and read by the others.
 
 Question: who lists a folder of a million images, for 64 processes? Choice: whoever comes first; the others wait for the
-file that it leaves, `listed_once`. No image is opened for it: what cannot be read is met when it is decoded.
+file that it leaves, `listed_once`. No image is opened for it: what cannot be read is met when it is decoded; except
+where a plan must not name what cannot be read: then that one process tries every image, and the list says which fail.
 """
 
 import hashlib
@@ -86,6 +87,7 @@ def written(request: str, name: str, listing: Listing) -> bytes:
         "n": len(listing.ids),
         "class_names": listing.class_names,
         "fingerprint": listing.fingerprint(),
+        "unreadable": listing.unreadable,
         "bytes": len(body),
         "sha256": hashlib.sha256(body).hexdigest(),
     }
@@ -113,9 +115,12 @@ def read(path: Path, request: str) -> Named | None:
         ids = [part.decode() for part in parts[:n]]
         labels = [int(part) for part in parts[n : 2 * n]]
         files = [f"{root}{name}" for name in ids] if root is not None else _files(parts[2 * n])
+        unreadable = header.get("unreadable")  # not in lists of old
+        if unreadable is not None:
+            unreadable = {name: str(unreadable[name]) for name in unreadable}
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         raise InputError(f"{path} is damaged: {error}. Remove it and run the same command again.") from error
-    return header["name"], Listing(files, ids, labels, tuple(header["class_names"]), header["fingerprint"])
+    return header["name"], Listing(files, ids, labels, tuple(header["class_names"]), header["fingerprint"], unreadable)
 
 
 def _files(joined: bytes) -> list[str]:

@@ -106,16 +106,27 @@ def _blocks_of_means(cells: np.ndarray, replicates: int, seed: int) -> Iterator[
     n_images, n_cells = cells.shape
     width = max(1, min(n_cells, BLOCK_BYTES // 8 // max(n_images, replicates)))
     for start in range(0, n_cells, width):
-        values = cells[:, start : start + width].astype(np.float64)
+        some = cells[:, start : start + width]
+        yield np.concatenate([_means(some, counts, n_images) for counts in draws(n_images, replicates, seed)])
+
+
+def _means(cells: np.ndarray, counts: np.ndarray, size: int) -> np.ndarray:
+    """[image, cell], [resample, image] -> [resample, cell]: means over the finite values of `size` images drawn.
+
+    In float64 are only so many cells at once that they fit into a block, not a second copy of all values.
+    """
+    n_images, n_cells = cells.shape
+    means, width = np.empty((len(counts), n_cells)), max(1, BLOCK_BYTES // 8 // n_images)
+    for start in range(0, n_cells, width):
+        block = slice(start, start + width)
+        values = cells[:, block].astype(np.float64)
         finite = np.isfinite(values)
-        all_finite = finite.all()
-        if not all_finite:
-            values, weights = np.where(finite, values, 0.0), finite.astype(np.float64)
-        means = []
-        for counts in draws(n_images, replicates, seed):
+        if finite.all():
+            means[:, block] = counts @ values / size
+        else:
             with np.errstate(invalid="ignore"):  # 0 / 0 where a resample drew no finite value
-                means.append(counts @ values / (n_images if all_finite else counts @ weights))
-        yield np.concatenate(means)
+                means[:, block] = counts @ np.where(finite, values, 0.0) / (counts @ finite.astype(np.float64))
+    return means
 
 
 def draws(n_images: int, replicates: int, seed: int, size: int | None = None) -> Iterator[np.ndarray]:
@@ -138,7 +149,8 @@ def _one_block(n_images: int, replicates: int, seed: int, size: int) -> np.ndarr
 
 
 def _counts(rng: np.random.Generator, n_images: int, n: int, size: int) -> np.ndarray:
-    drawn = rng.integers(n_images, size=(n, size)) + n_images * np.arange(n)[:, None]
+    drawn = rng.integers(n_images, size=(n, size))
+    drawn += n_images * np.arange(n)[:, None]
     return np.bincount(drawn.ravel(), minlength=n * n_images).reshape(n, n_images).astype(np.float64)
 
 
@@ -149,15 +161,11 @@ def values_of_function(
 
     `size` images are drawn for each resample; as many as there are if None.
     """
-    n_images, values = len(per_image), per_image.reshape(len(per_image), -1).astype(np.float64)
-    finite = np.isfinite(values)
-    values, weights = np.where(finite, values, 0.0), finite.astype(np.float64)
-    at_once = max(1, BLOCK_BYTES // 8 // values.shape[1])
+    n_images, cells = len(per_image), per_image.reshape(len(per_image), -1)
+    at_once = max(1, BLOCK_BYTES // 8 // cells.shape[1])
     results = []
     for counts in draws(n_images, replicates, seed, size):
         for start in range(0, len(counts), at_once):
-            some = counts[start : start + at_once]
-            with np.errstate(invalid="ignore"):  # 0 / 0 where a resample drew no finite value
-                means = some @ values / ((size or n_images) if finite.all() else some @ weights)
-            results.append(function(means.reshape(len(some), *per_image.shape[1:]), size or n_images))
+            means = _means(cells, counts[start : start + at_once], size or n_images)
+            results.append(function(means.reshape(-1, *per_image.shape[1:]), size or n_images))
     return np.concatenate(results)

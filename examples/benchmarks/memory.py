@@ -7,26 +7,27 @@
 Measures images of fractals in this process and samples its resident memory fifty times a second (Linux). Printed is
 the largest beyond the libraries and the model's weights: in the first tenth of the images, among all of them, and when
 the intervals are computed, for which every metric's values of each image are needed, or of `--keep-values` of them (at
-most 128 MiB, see `attnprobe.metrics.engine.collected`); and the bytes on disk. Drawn is the whole curve.
+most 128 MiB, see `attnprobe.metrics.engine.collected`); and the bytes on disk. Then what is resident after each slice
+was committed, with and without what the C library's allocator (glibc) keeps free for later: growth of the median from
+the second tenth of the slices to the last one. Drawn is the whole curve.
 """
 
 import argparse
+import statistics
 import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import torch
+from resident import free_in_malloc, resident
 
 from attnprobe.core.spec import KEEP_VALUES, CaptureSpec
+from attnprobe.metrics.engine.sink import MeasureSink
 from attnprobe.models import build_model
 from attnprobe.workflows.capture import measure_live
-
-
-def resident() -> int:
-    """Bytes of this process in memory."""
-    status = Path("/proc/self/status").read_text()
-    return int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1]) * 1024
 
 
 class Sampled(threading.Thread):
@@ -73,7 +74,15 @@ def main() -> None:
 
     weights = sum(p.nbytes for p in build_model(options.model).parameters())  # loads all libraries, too
     base = resident() + weights
-    with tempfile.TemporaryDirectory() as folder, Sampled() as sampled:
+    between: list[tuple[int, int]] = []
+    write = MeasureSink.write
+
+    def written(*arguments: Any) -> None:
+        write(*arguments)
+        between.append((resident("RssAnon"), free_in_malloc()))
+
+    patched = mock.patch.object(MeasureSink, "write", written)
+    with tempfile.TemporaryDirectory() as folder, patched, Sampled() as sampled:
         measure_live(
             CaptureSpec(
                 options.model,
@@ -97,10 +106,16 @@ def main() -> None:
     def largest(until: float) -> str:
         return f"{max(size for seconds, size in samples if seconds <= until) / 2**20:.0f}"
 
+    def rise(sizes: list[int]) -> str:
+        tenth = max(1, len(sizes) // 10)
+        return f"{(statistics.median(sizes[-tenth:]) - statistics.median(sizes[tenth : 2 * tenth])) / 2**20:+.1f} MiB"
+
     title = f"{options.model}, {options.images} images: MiB beyond the model"
     print(
         f"{title}: {largest(measured / 10)} in the first tenth of {measured:.0f} s, {largest(measured)} in all of it, "
-        f"{largest(samples[-1][0])} with the intervals; {on_disk / 2**20:.0f} MiB on disk"
+        f"{largest(samples[-1][0])} with the intervals; {on_disk / 2**20:.0f} MiB on disk\n"
+        f"between slices, {len(between)} of them, from the second tenth to the last: {rise([a for a, _ in between])}, "
+        f"without what malloc keeps free {rise([a - free for a, free in between])}"
     )
     if options.plot:
         draw(samples, title, options.plot)

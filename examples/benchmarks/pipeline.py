@@ -24,6 +24,7 @@ from unittest import mock
 
 import torch
 import torch.nn.functional as F
+from resident import peak_growth
 
 from attnprobe.capturing import Capture, capture, find_layers
 from attnprobe.capturing.hooks import unfused
@@ -115,19 +116,6 @@ def cost_of_safety(capturing: Capture, folder: Path) -> float:
             stack.enter_context(mock.patch.object(owner, name, timed(name, getattr(owner, name))))
         whole = cpu(lambda: store(capturing, folder))
     return (seconds.total() - 2 * seconds["write"]) / whole  # it is part of write_file
-
-
-def peak_growth(work: Callable[[], object]) -> int:
-    """Bytes by which the peak resident size exceeds the resident size before."""
-    Path("/proc/self/clear_refs").write_text("5")  # the kernel forgets the peak so far
-
-    def resident(field: str) -> int:
-        status = Path("/proc/self/status").read_text()
-        return int(next(line for line in status.splitlines() if line.startswith(field)).split()[1]) * 1024
-
-    before = resident("VmRSS")
-    work()
-    return resident("VmHWM") - before
 
 
 def hand_on(capturing: Capture) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import threading
+from dataclasses import replace
 
 import pytest
 
@@ -122,6 +123,30 @@ def test_what_the_model_will_not_see_of_an_image_is_said_when_it_is_met(tmp_path
     with pytest.warns(UserWarning, match=r"the first '1.png', have an alpha channel and are shown on white") as said:
         list(source.batches(1))
     assert len(said) == 1
+
+
+@pytest.mark.promise("images-bad")
+@pytest.mark.filterwarnings("ignore:.*they are skipped")
+@pytest.mark.parametrize("limit", [None, 6])
+def test_where_all_are_tried_first_one_process_tries_them(tmp_path, write_image, small, monkeypatch, limit):
+    root = tmp_path / "photos"
+    for k in range(12):
+        write_image(root / "ab"[k % 2] / f"{k}.png", size=(20 + k, 24), seed=k)
+    for name in load_files(str(root), spec=small, limit=6).ids[1:3]:
+        (root / name).write_bytes(b"")
+    skip = Reading("skip", resident_bytes=0)
+    alone = load_files(str(root), spec=small, limit=limit, reading=skip)
+    tried, real = [], image_files.check
+    monkeypatch.setattr(image_files, "check", lambda file: tried.append(file) or real(file))
+    shared = replace(skip, shared=Shared(tmp_path / "list", ""))
+    for _process in range(3):
+        found = load_files(str(root), spec=small, limit=limit, reading=shared)
+        assert (found.ids, found.bad, found.fingerprint) == (alone.ids, alone.bad, alone.fingerprint)
+    assert len(alone.bad) == 2 and len(tried) == (limit or 12)
+    few = load_files(str(root), spec=small, limit=4, reading=shared)  # as of an untrained baseline
+    assert few.ids == load_files(str(root), spec=small, limit=4, reading=skip).ids
+    with pytest.raises(InputError, match=r"2 of \d+ images cannot be read .*: empty file"):
+        load_files(str(root), spec=small, limit=limit, reading=replace(shared, bad_images="refuse"))
 
 
 @pytest.mark.slow

@@ -1,11 +1,12 @@
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from attnprobe.stats import bootstrap
-from attnprobe.stats.bootstrap import interval_of_mean, percentile_interval, tail
+from attnprobe.stats.bootstrap import interval_of_mean, percentile_interval, tail, values_of_function
 
 
 def by_loops(values, replicates, seed):
@@ -51,6 +52,25 @@ def test_the_size_of_temporaries_does_not_show(monkeypatch, block_bytes):
     expected = interval_of_mean(values, 50, seed=0)
     monkeypatch.setattr(bootstrap, "BLOCK_BYTES", block_bytes)
     np.testing.assert_allclose(interval_of_mean(values, 50, seed=0), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_a_function_of_the_means_takes_blocks_of_memory_beside_the_values_and_no_copy_of_them(monkeypatch, missing):
+    values = np.random.default_rng(1).normal(size=(64, 4, 20_000)).astype(np.float32)
+    if missing:
+        values[3, 1, 5::7] = np.nan
+
+    def function(means, _n_images):
+        return means[:, :, ::2000].sum(1)
+
+    expected = values_of_function(function, values, 20, seed=0)
+    monkeypatch.setattr(bootstrap, "BLOCK_BYTES", 2**20)
+    tracemalloc.start()
+    found = values_of_function(function, values, 20, seed=0)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    assert peak < 8 * 2**20 < values.nbytes
 
 
 def test_the_same_seed_gives_the_same_interval_and_another_does_not():

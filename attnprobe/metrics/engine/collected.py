@@ -86,7 +86,9 @@ class Collected:
     @property
     def per_image(self) -> np.ndarray | None:
         """[image, *axes], of all images or, folded with a draw, of those that are kept; None if they are too many."""
-        return None if self._kept is None else np.concatenate(self._kept)
+        if self._kept is not None and len(self._kept) > 1:
+            self._kept = [np.concatenate(self._kept)]  # instead of its parts, or all values would be there twice
+        return None if self._kept is None else self._kept[0]
 
     def moments(self) -> Moments:
         """Sums over all images; from kept values they do not depend on the sizes in which these came."""
