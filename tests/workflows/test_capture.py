@@ -120,6 +120,7 @@ FOLDED = {"metrics": METRICS, "formats": ("json",), "keep_values": 40}
 @pytest.mark.parametrize("world", [2, 3])
 def test_folded_sums_are_the_same_bits_for_any_number_of_processes(checkpoint, tmp_path, world, monkeypatch):
     monkeypatch.setattr(sink, "SLICE", 16)
+    monkeypatch.setattr(sink, "LARGER", 1)
     spec = CaptureSpec(checkpoint, **COMMON)
     (one,), _ = measure_live(spec, out=tmp_path / "one", **FOLDED)
     found = []
@@ -138,6 +139,7 @@ def test_folded_sums_are_the_same_bits_for_any_number_of_processes(checkpoint, t
 @pytest.mark.promise("capture-killed")
 def test_a_folded_measurement_that_was_stopped_has_the_bits_of_one_that_was_not(checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr(sink, "SLICE", 16)
+    monkeypatch.setattr(sink, "LARGER", 1)
     spec = CaptureSpec(checkpoint, **{**COMMON, "untrained": 0})
     (one,), _ = measure_live(spec, out=tmp_path / "one", **FOLDED)
     for strike in (9, 25, 40):
@@ -414,6 +416,7 @@ def test_images_that_cannot_be_read_are_left_out_wherever_they_are_and_what_was_
     folder = tmp_path / "photos"
     shutil.copytree(photos, folder)
     monkeypatch.setattr(sink, "SLICE", 6)
+    monkeypatch.setattr(sink, "LARGER", 1)
     how = {"metrics": METRICS, "formats": ("json",), "keep_values": keep_values}
     spec = CaptureSpec(checkpoint, data=str(folder), untrained=0, batch_size=3, device="cpu")
     names = sorted(path.name for path in folder.iterdir())

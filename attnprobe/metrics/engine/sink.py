@@ -23,8 +23,11 @@ MOST_BYTES = 64 << 20
 SLICE = 64
 """Images whose measurements are one file: what a stop costs at most, and the smallest share of work."""
 
+LARGER = 16
+"""A slice of folded values has so many times as many images, since each is as large as the sums of all."""
+
 MOST_SLICES = 512
-"""Slices of folded values at most, each of which is as large as the sums of all: a slice has more images then."""
+"""Slices of folded values at most; of very many images a slice has more."""
 
 
 class MeasureSink:
@@ -155,8 +158,10 @@ class MeasureSink:
     @property
     def _size(self) -> int:
         assert self.batch_images is not None, "begin() comes first"
-        fewest = -(-len(self._image_ids) // (MOST_SLICES * self.batch_images)) if self._folding else 1
-        return self.batch_images * max(fewest, SLICE // self.batch_images, 1)
+        if not self._folding:
+            return self.batch_images * max(SLICE // self.batch_images, 1)
+        batches = -(-len(self._image_ids) // (MOST_SLICES * self.batch_images))
+        return self.batch_images * max(batches, LARGER * SLICE // self.batch_images, 1)
 
     @property
     def _tree(self) -> Tree:
