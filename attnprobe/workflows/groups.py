@@ -41,10 +41,9 @@ def named_groups(texts: Sequence[Path | str]) -> dict[str, list[Path]] | None:
     Raises:
         InputError: single runs among groups, a pattern that matches nothing, no name, or what `check_paths` says.
     """
-    parts = [
-        (str(text), "", "") if "=" not in str(text) or Path(text).exists() else str(text).partition("=")
-        for text in texts
-    ]
+    parts = [(str(text), "", "") if Path(text).exists() else str(text).partition("=") for text in texts]
+    # the = of a URL's key, or of a metric's setting, comes behind a colon
+    parts = [(name + sign + rest, "", "") if ":" in name else (name, sign, rest) for name, sign, rest in parts]
     if not any(sign for _, sign, _ in parts):
         return None
     if alone := next((name for name, sign, _ in parts if not sign), None):

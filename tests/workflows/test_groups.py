@@ -33,6 +33,11 @@ def test_what_a_shell_has_expanded_is_the_same_group(runs):
     assert names(named_groups(["vit=runs/vit_s0", "vit=runs/vit_s1"])) == {"vit": ["vit_s0", "vit_s1"]}
 
 
+@pytest.mark.parametrize("text", ["row_entropy:order=2", "s3://bucket/key=value/maps.h5"])
+def test_what_has_a_colon_before_its_sign_is_no_group(text):
+    assert named_groups([text]) is None
+
+
 def test_texts_without_a_name_stay_single_runs(runs):
     assert named_groups(["runs/vit_s0", "runs/vit_s1"]) is None
     assert named_groups(["runs/a=b", "runs/vit_s1"]) is None  # it is there, so it is a path
