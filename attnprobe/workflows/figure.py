@@ -93,7 +93,7 @@ def draw(
         down = 1 if kind.heat or kind.shared else len(shown)
         height = inches * kind.height * down / across + (BELOW if across > 1 else 0)
         sheet = Figure(figsize=(inches, height), layout="constrained")
-        axes = sheet.subplots(down, across, squeeze=False).ravel()
+        axes = list(sheet.subplots(down, across, squeeze=False).flat)
         function: Any = PLOTS[figure]
         if figure == "similar_fraction":
             similar_fraction(shown, axes[0])
