@@ -220,18 +220,20 @@ def open_regular(path: Path, most: int | None = None, *, follow: bool = True) ->
     """
     if isinstance(path, RemotePath):
         return _small_enough(path, path.open_ranges(), most)
-    flags = ("O_CLOEXEC", "O_NONBLOCK", "O_BINARY", *(() if follow else ("O_NOFOLLOW",)))
-    descriptor = os.open(path, os.O_RDONLY | sum(getattr(os, name, 0) for name in flags))
-    status, most = os.fstat(descriptor), _memory() if most is None else most
+    names = ("O_CLOEXEC", "O_NONBLOCK", "O_BINARY", *(() if follow else ("O_NOFOLLOW",)))
+    flags = os.O_RDONLY | sum(getattr(os, name, 0) for name in names)
+    # The file owns its descriptor from the start: a stop that strikes here must not close it a second time.
+    file = open(path, "rb", opener=lambda name, _: os.open(name, flags))  # noqa: SIM115
     try:
+        status, most = os.fstat(file.fileno()), _memory() if most is None else most
         if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "not a regular file", str(path))
         if status.st_size > most:
             raise OSError(errno.EFBIG, f"of {status.st_size} bytes, at most {most} are read", str(path))
-        return os.fdopen(descriptor, "rb")
     except BaseException:
-        os.close(descriptor)
+        file.close()
         raise
+    return file
 
 
 def _memory() -> int:

@@ -1,9 +1,11 @@
 import errno
+import itertools
 import os
+import sys
 
 import pytest
 
-from attnprobe.core.errors import WorkError
+from attnprobe.core.errors import Stopped, WorkError
 from attnprobe.io import fs
 
 
@@ -135,3 +137,34 @@ def test_trouble_with_the_disk_is_one_line_that_says_what_to_do(code, says):
         raise OSError(code, os.strerror(code), "maps.h5")
     assert caught.value.exit_code == 1
     assert "\n" not in str(caught.value) and "run the same command again" in str(caught.value)
+
+
+def stops_at(n):
+    """A trace that raises Stopped at the n-th line or return of `fs`, or of what it calls, as a signal may."""
+    seen = []
+
+    def trace(frame, event, _argument):
+        seen.append(event)
+        if len(seen) == n:
+            raise Stopped("stopped")
+        return trace
+
+    return trace
+
+
+@pytest.mark.promise("stop-requested")
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_stop_at_any_moment_of_opening_a_file_is_that_stop_and_no_error(tmp_path):
+    (tmp_path / "a").write_bytes(b"content")
+    before = sys.gettrace()
+    for n in itertools.count(1):
+        sys.settrace(stops_at(n))
+        try:
+            file = fs.open_regular(tmp_path / "a")
+        except Stopped:
+            continue
+        finally:
+            sys.settrace(before)
+        break
+    assert n > 10 and file.read() == b"content"
+    file.close()
