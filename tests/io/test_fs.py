@@ -143,7 +143,8 @@ def stops_at(n):
     """A trace that raises Stopped at the n-th line or return of `fs`, or of what it calls, as a signal may."""
     seen = []
 
-    def trace(frame, event, _argument):
+    def trace(frame, event, argument):
+        del argument  # what a function returns goes with it, as where a signal strikes
         seen.append(event)
         if len(seen) == n:
             raise Stopped("stopped")
