@@ -50,9 +50,6 @@ def import_maps(path: Path, out: Path, options: ImportOptions | None = None, *, 
             f"{path}: {layers[0][0]} is {tuple(shape)} and {other} is another shape; import one at a time."
         )
     values = torch.stack([values for _, values in layers], 1)
-    if not options.axes:
-        sizes = ", ".join(f"{n} {axis}" for n, axis in zip(values.shape, ORDER, strict=True))
-        warnings.warn(f"{path.name} is read as {sizes}; if that is wrong, say so with --axes.", stacklevel=2)
     if not values.isfinite().all() and options.site != "scores":
         raise InputError(f"{path} holds values that are not finite, so it holds no attention weights.")
     grid = _grid(options, values.shape[-1])
@@ -62,6 +59,9 @@ def import_maps(path: Path, out: Path, options: ImportOptions | None = None, *, 
             f"{path}: rows of {layers[0][0]} {tuple(shape)} do not sum to 1, so these are no attention weights. Maps "
             "whose heads were mixed are imported with --site effective, logits with --site scores."
         )
+    if not options.axes:
+        sizes = ", ".join(f"{n} {axis}" for n, axis in zip(values.shape, ORDER, strict=True))
+        warnings.warn(f"{path.name} is read as {sizes}; if that is wrong, say so with --axes.", stacklevel=2)
     maps = AttentionMaps(
         values=values,
         image_ids=tuple(str(i) for i in range(len(values))),
