@@ -10,14 +10,21 @@ from attnprobe.core.measurement import Measurement
 from attnprobe.core.text import blocks_text
 from attnprobe.plots.style import SITES
 from attnprobe.reports.finding import Finding
+from attnprobe.reports.kinds import kind_named
 from attnprobe.reports.numbers import ci_text, number
 
 FEW_IMAGES = 32
 """Below this many images intervals of skewed values, such as shares near 0 or 1, cover less than 95 %."""
 
 
-def caveats(e: Examined, m: Measurement | None, findings: Sequence[Finding] = ()) -> Iterator[str]:
-    """Sentences to show beside the verdict on `e`, with its similar blocks `m` and the kinds that it names."""
+def caveats(
+    e: Examined, m: Measurement | None, findings: Sequence[Finding] = (), single: Sequence[Finding] = ()
+) -> Iterator[str]:
+    """Sentences to show beside the verdict on `e`, with its similar blocks `m` and the kinds that it names.
+
+    Args:
+        findings: of the kinds that are found; `single`: in single blocks alone.
+    """
     yield from e.notes
     if e.history is not None and e.history.alarms:
         first, *others = e.history.alarms
@@ -26,6 +33,8 @@ def caveats(e: Examined, m: Measurement | None, findings: Sequence[Finding] = ()
     if e.measurements and not any("untrained" in other.baselines for other in e.measurements.values()):
         yield "no untrained network was measured, so the numbers have no reference."
     yield from filter(None, map(_from_start, findings))
+    if "cls" in e.grid.prefix:
+        yield from filter(None, map(_last_block, (*findings, *single)))
     if e.measurements.change_after_softmax:
         yield _two_matrices(e)
     if m is not None and (others := _other_stages(e, m)):
@@ -61,6 +70,16 @@ def _from_start(f: Finding) -> str:
     return (
         f"{f.words} is in the untrained network, too, in {blocks} ({same}): training did not bring it and has not "
         "removed it, or these are initial weights."
+    )
+
+
+def _last_block(f: Finding) -> str:
+    """Sentence if maps show the kind in the last block alone, most of whose rows need not reach the output."""
+    if not kind_named(f.kind).of_maps or f.blocks != (f.depth,):
+        return ""
+    return (
+        f"{f.words} is in the last block alone, over all rows of its maps: where the classifier reads the class token, "
+        "only that token's row of this block reaches it."
     )
 
 

@@ -106,7 +106,7 @@ def verdict(e: Examined | Mapping[str, Measurement]) -> Verdict:
         parts.extend(_needed(e.evidence))
     status: Status = "found" if named else "none found" if n_judged else "cannot say"
     m = e.measurements.prefer("similar_blocks", "effective", "weights")
-    return Verdict(status, "; ".join(parts), _settings(e, m), tuple(caveats(e, m, named)), _advice(e, m), found)
+    return Verdict(status, "; ".join(parts), _settings(e, m), tuple(caveats(e, m, named, single)), _advice(e, m), found)
 
 
 def _unknown(unknown: list[Finding], n_judged: int) -> str:

@@ -126,6 +126,13 @@ def pictures_of(reader: MapReader, count: int, user: UserImages = NOT_SAID) -> t
     data = DataSet(config, run_of(reader.path), user) if count else None
     if data and data.why and config.get("images"):
         warnings.warn(f"{reader.path} is shown without pictures: {data.why}", stacklevel=2)
+    if data and not data.why and data.fingerprint != reader.attrs.get("data", data.fingerprint):
+        there = sum(image_id in data.where for image_id in reader.image_ids)
+        warnings.warn(
+            f"{reader.path} is of other images than {data.name}: names, sizes or classes differ, and {there} of its "
+            f"{len(reader)} names are there. Name the images that were captured.",
+            stacklevel=2,
+        )
     chosen = [int(i) for i in np.linspace(0, len(reader) - 1, min(count, len(reader)))]
     chosen = [i for i in chosen if data and reader.image_ids[i] in data.where]
     if not data or not chosen:

@@ -37,6 +37,7 @@ class DataSet:
     Attributes:
         where: {id: position}; empty if the images cannot be read.
         why: the reason for that, a sentence; "" otherwise.
+        name, fingerprint: of the images, if they can be read.
     """
 
     def __init__(self, config: Mapping[str, Any], home: Path | None = None, user: UserImages = NOT_SAID) -> None:
@@ -66,7 +67,7 @@ class DataSet:
             self.why = str(error)
             return
         self.where = {image_id: position for position, image_id in enumerate(self._source.ids)}
-        self.why = ""
+        self.name, self.fingerprint, self.why = self._source.name, self._source.fingerprint, ""
 
     def pixels(self, image_ids: Sequence[str]) -> np.ndarray:
         """[image, row, col, 3], uint8, as the model saw them; every id is one of `where`."""

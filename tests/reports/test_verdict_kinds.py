@@ -147,3 +147,12 @@ def test_similar_and_redundant_are_said_to_be_other_counts_than_the_kinds_wherev
     e = examined("a", similar=range(9, 17))
     assert OTHER_BARS in verdict(e).advice and OTHER_BARS in papers_caption([e])
     assert "Likewise counted" in verdict(e).settings or "redundant" not in verdict(e).settings
+
+
+@pytest.mark.parametrize(("block", "warned"), [(-1, True), (2, False)])
+def test_a_kind_of_the_last_block_alone_comes_with_what_a_class_token_reads(block, warned):
+    maps = softmax(logits())
+    maps[:, block] = softmax(logits(0.2))[:, block]
+    found = judged(maps, tokens())
+    assert "in single blocks: near-uniform attention" in found.headline
+    assert any("near-uniform attention is in the last block alone" in said for said in found.warnings) == warned

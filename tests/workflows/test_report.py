@@ -65,6 +65,12 @@ def test_examining_gives_measurements_baselines_pictures_and_provenance(runs):
         assert set(e.measurements) >= set(DEFAULT)
 
 
+def test_images_that_are_not_the_captured_ones_are_said_to_be_others(runs):
+    with pytest.warns(UserWarning, match="maps.h5 is of other images than fractals.*, and 0 of its 40 names are there"):
+        examined = examine(runs / "digits_vit_16", metrics=["row_entropy"], user=UserImages("fractals:4:20"))
+    assert not examined.pictures
+
+
 def test_report_measures_what_a_live_capture_measures(runs):
     run = runs / "digits_vit_16"
     model = ap.load_model(run)

@@ -9,13 +9,13 @@ from attnprobe.core.metric import Metric
 from attnprobe.io.config import parse_settings
 
 
-def choose(wanted: Sequence[Metric | str] | None) -> tuple[tuple[Metric, ...], frozenset[str]]:
+def choose(wanted: Sequence[Metric | str] | str | None) -> tuple[tuple[Metric, ...], frozenset[str]]:
     """The metrics to measure, and the names of those that must be defined on the maps.
 
     Args:
-        wanted: metrics; names, with settings as in "similar_blocks:tau=0.8,compare=any"; or sets of names: "default",
-            "all" but the slow ones, "atlas" (what `head_types` needs); there a metric may have the cheaper settings of
-            `IN_SETS`. A metric asked for by itself replaces that of a set. None for "default".
+        wanted: metrics, or one; names, with settings as in "similar_blocks:tau=0.8,compare=any"; or sets of names:
+            "default", "all" but the slow ones, "atlas" (what `head_types` needs); there a metric may have the cheaper
+            settings of `IN_SETS`. A metric asked for by itself replaces that of a set. None for "default".
 
     Raises:
         InputError: an unknown name or setting, or two metrics of one name.
@@ -24,7 +24,7 @@ def choose(wanted: Sequence[Metric | str] | None) -> tuple[tuple[Metric, ...], f
 
     every = tuple(name for name in metrics.METRICS if name not in metrics.SLOW)
     sets = {"default": metrics.DEFAULT, "all": every, "atlas": metrics.ATLAS}
-    wanted = ("default",) if wanted is None else wanted
+    wanted = ("default",) if wanted is None else (wanted,) if isinstance(wanted, str) else wanted
     named = [name for one in wanted if isinstance(one, str) and one in sets for name in sets[one]]
     chosen = {name: metrics.METRICS[name].with_settings(**metrics.IN_SETS.get(name, {})) for name in named}
     alone = [_metric(one, metrics.METRICS) for one in wanted if not (isinstance(one, str) and one in sets)]

@@ -13,7 +13,8 @@ def names(*wanted):
 
 
 def test_sets_are_names_and_nothing_in_them_is_required():
-    assert choose(None) == choose(["default"])
+    assert choose(None) == choose(["default"]) == choose("default")
+    assert choose("stable_rank") == choose(["stable_rank"])
     assert names("default") == (list(DEFAULT), set())
     assert names("all") == ([name for name in METRICS if name not in SLOW], set())
     assert set(SLOW) < set(METRICS) and set(DEFAULT) < set(METRICS) and not set(SLOW) & set(DEFAULT)
