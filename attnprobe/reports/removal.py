@@ -104,13 +104,13 @@ def advice(evidence: Evidence) -> str:
     words += ["--attention", ",".join(map(str, advised.attention))] if advised.attention else []
     words += ["--heads", ",".join(f"{block}:{head}" for block, head in advised.heads)] if advised.heads else []
     command = shlex.join([*words, "-o", f"{_folder_of(evidence.ref)}-smaller"])
-    left = f"; {evidence.refusal}" if evidence.refusal else ""
     unconfirmed = f", which do not exclude a loss of more than {evidence.tolerance:.1%}"
-    return (
-        f"without {parts_text(advised)} accuracy {cost_text(evidence, advised)}: {command}{left}. Chosen on "
-        f"{evidence.n_choosing} images, measured on {evidence.n_judging} others"
-        f"{'' if evidence.confirmed(advised) else unconfirmed}."
+    measured = (
+        f"chosen on {evidence.n_choosing} images, measured on {evidence.n_judging} others"
+        f"{'' if evidence.confirmed(advised) else unconfirmed}"
     )
+    left = f"; {evidence.refusal}" if evidence.refusal else ""
+    return f"without {parts_text(advised)} accuracy {cost_text(evidence, advised)}, {measured}{left}: {command}"
 
 
 def _no_advice(evidence: Evidence) -> str:
@@ -175,7 +175,7 @@ def removal_drawings(name: str, evidence: Evidence, width: float) -> Iterator[Dr
 def removal_sentences(name: str, evidence: Evidence) -> Iterator[str]:
     """Accuracy of the whole model, what was removed, and what may go."""
     yield f"{name}, {accuracy_text(evidence)}; {evidence.candidates}."
-    yield f"{name}, advice: {advice(evidence).rstrip('.')}."
+    yield f"{name}, advice: {advice(evidence)}"
 
 
 def removal_rows(evidence: Evidence) -> list[tuple[str, str, str, str]]:

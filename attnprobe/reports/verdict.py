@@ -40,7 +40,7 @@ class Verdict:
         headline: the kinds found, the worst first, or that none of so many was; then what could not be judged.
         settings: which maps and how many images the numbers are of; accompanies the headline everywhere.
         warnings: sentences that a reader must weigh; a report shows them with the headline.
-        advice: what to do next; "" for nothing.
+        advice: what to do next, a command at its end; "" for nothing.
         findings: every kind, found or not, with its numbers.
     """
 
@@ -145,7 +145,7 @@ def _advice(e: Examined, m: Measurement | None) -> str:
         return ""
     path, config = getattr(e.maps, "path", None), getattr(e.maps, "attrs", {}).get("config", {})
     command = "attnprobe verify-drops MODEL --data DATA" if path is None else verify_command(Path(path), config)
-    return f"{command} measures the accuracy without its {' and '.join(what)}, {OTHER_BARS}"
+    return f"to measure the accuracy without its {' and '.join(what)} ({OTHER_BARS}): {command}"
 
 
 def similar_words(m: Measurement) -> str:

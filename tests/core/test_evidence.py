@@ -56,7 +56,7 @@ def test_advice_is_a_command_that_can_be_copied():
     changes = (Change("block", 7), Change("block", 5), Change("head", 9, 3), Change("head", 2, 6))
     both = evidence(advised=tried(0, 100, *changes), ref="runs/vit/")
     command = "attnprobe prune runs/vit/ --blocks 5,7 --heads 2:6,9:3 -o runs/vit-smaller"
-    assert f": {command}. Chosen on 100 images, measured on 100 others." in (advice(both))
+    assert advice(both).endswith(f", chosen on 100 images, measured on 100 others: {command}")
     assert advice(both).startswith("without blocks 5 and 7 and heads 2:6, 9:3 accuracy +0.00% (")
     elsewhere = replace(both, ref="my runs/vit/checkpoints/epoch-0015", options=("--data", "a b"))
     assert "prune 'my runs/vit/checkpoints/epoch-0015' --data 'a b' --blocks" in advice(elsewhere)
@@ -76,10 +76,10 @@ def test_some_images_choose_and_others_are_told_of():
     assert (row["accuracy"], row["gained"], row["gained_choosing"]) == (0, pytest.approx(-0.9), 0)
     assert "accuracy -90.00% (" in advice(
         e
-    ) and "Chosen on 400 images, measured on 400 others, which do not exclude a loss of more than 2.0%." in advice(e)
+    ) and "chosen on 400 images, measured on 400 others, which do not exclude a loss of more than 2.0%: " in advice(e)
     assert e.cost_choosing(worse) == e.cost_choosing(e.whole)
     kind = replace(e, advised=e.whole)
-    assert kind.confirmed(kind.whole) and advice(kind).endswith("measured on 400 others.")
+    assert kind.confirmed(kind.whole) and "measured on 400 others: attnprobe" in advice(kind)
 
 
 def test_many_heads_are_counted_in_a_sentence():

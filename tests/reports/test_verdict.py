@@ -240,9 +240,10 @@ def test_the_next_step_names_the_run_and_there_is_none_without_labels(tmp_path):
     of_run = replace(e, maps=SimpleNamespace(path=tmp_path / "a run" / "maps.h5"))
     attrs = {"config": {"images": {"data": "photos/"}}}
     of_file = replace(e, maps=SimpleNamespace(path=tmp_path / "maps.h5", attrs=attrs))
-    assert f"verify-drops '{tmp_path / 'a run'}' measures" in verdict(of_run).advice
-    assert f"verify-drops MODEL --maps {tmp_path / 'maps.h5'} --data photos/ measures" in verdict(of_file).advice
-    assert "verify-drops MODEL --data DATA measures" in verdict(e).advice
+    assert verdict(of_run).advice.endswith(f": attnprobe verify-drops '{tmp_path / 'a run'}'")
+    maps = tmp_path / "maps.h5"
+    assert verdict(of_file).advice.endswith(f": attnprobe verify-drops MODEL --maps {maps} --data photos/")
+    assert verdict(e).advice.endswith(": attnprobe verify-drops MODEL --data DATA")
     assert verdict(replace(e, info={})).advice == ""
 
 
