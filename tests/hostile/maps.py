@@ -17,6 +17,7 @@ from attnprobe.store import CapturePlan, MapWriter, seal
 from attnprobe.store.plan import canonical, digest
 from tests.hostile.files import BAD_FILES, put
 
+OF_DIGITS = "digits:1 split=val images=360"
 SPEC = {"size": [8, 8], "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "crop_pct": 1.0}
 CONFIG = {
     "images": {"data": "digits", "split": "val", "data_dir": None, "images": None},
@@ -39,7 +40,7 @@ def _honest(ids: tuple[str, ...]) -> bytes:
 
 
 def write(path: Path, ids: tuple[str, ...] = ("a", "b", "c"), **options: Any) -> None:
-    plan = CapturePlan(image_ids=ids, model="vit", config=CONFIG, settings={"what": ["weights"]}, data="digits/val")
+    plan = CapturePlan(image_ids=ids, model="vit", config=CONFIG, settings={"what": ["weights"]}, data=OF_DIGITS)
     with MapWriter(path, plan, **options) as writer:
         for positions in writer.pending():
             writer.append([maps(ids).images(positions.start, positions.stop)])
