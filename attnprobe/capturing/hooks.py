@@ -102,7 +102,7 @@ def _require_every_head(model: nn.Module) -> None:
             if splits > (id(parameter) in gathered):
                 raise CaptureError(
                     f"{type(model).__name__} is tensor parallel ({name} is split between processes), so each process "
-                    "has only some of the heads; load the model whole, or split it by fully_shard or --shard N."
+                    "has only some of the heads; load the model whole, or let FSDP (fully_shard) split it."
                 )
 
 

@@ -154,8 +154,8 @@ def _in_its_place(path: Path, block: bytes) -> str:
     """What a file is that holds no maps, and how to make some."""
     if block.startswith((b"PK", b"\x80")) or path.suffix == ".safetensors":
         return (
-            f"is no maps file but a model's weights, it seems: `attnprobe capture {path} --data FOLDER -o maps.h5` "
-            "captures its maps, with --model NAME where the file does not say which model it is."
+            f"is no maps file but a model's weights, it seems: capture its maps first, `attnprobe capture {path} "
+            "--data FOLDER -o maps.h5`, and name its model where the file does not say it."
         )
     what = "HDF5 of another program" if block.startswith(b"\x89HDF") else "something else" if block else "empty"
     return (

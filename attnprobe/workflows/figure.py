@@ -131,6 +131,7 @@ def _what(path: Path, figure: str, metric: str, user: UserImages) -> Measurement
         return history
     if figure == "attention_grid":
         with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")  # the command line shows none that are laid to a figure
             pictures = pictures_of(open_maps(maps), 1, user)
         if not pictures:
             why = "".join(f" ({warning.message})" for warning in said[:1])

@@ -10,8 +10,8 @@ import attnprobe
 from attnprobe.core.errors import LISTED, command_line, did_you_mean, nearest, option
 
 STAGES = ("core", "data", "models", "training", "capturing", "store", "metrics", "plots")
-BOTH_WAYS = re.compile(r"nproc-per-node|\(allow_missing=|--what values\)|or --what tokens|--set|per_class of")
-"""Of torchrun, or beside the argument in Python."""
+BOTH_WAYS = re.compile(r"nproc-per-node|\(allow_missing=|--what values\)|or --what tokens|--set|per_class of|-o maps\.h5`")
+"""Of torchrun, of a whole command, or beside the argument in Python."""
 
 
 def test_what_is_nearly_the_name_or_part_of_it_is_suggested_and_nothing_far_away():

@@ -110,7 +110,7 @@ def of(values, ids, metric="row_entropy"):
 def test_augmented_copies_are_told_by_their_values_and_names():
     values, ids = augmented(cells=1)
     told = alike_in_words([of(values, ids)])
-    assert f"--group '{STEM}'" in told and "512 images, 64 such groups" in told
+    assert f"group='{STEM}'" in told and "512 images, 64 such groups" in told
     share = 1 / (1 + 0.3**2)  # variance between originals over all of it
     assert abs(float(told.split("correlation ")[1].split(";")[0]) - share) < 0.05
     grouped = replace(of(values, ids), settings={**of(values, ids).settings, "group": STEM})
