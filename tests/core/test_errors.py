@@ -10,7 +10,9 @@ import attnprobe
 from attnprobe.core.errors import LISTED, command_line, did_you_mean, nearest, option
 
 STAGES = ("core", "data", "models", "training", "capturing", "store", "metrics", "plots")
-BOTH_WAYS = re.compile(r"nproc-per-node|\(allow_missing=|--what values\)|or --what tokens|--set|per_class of|-o maps\.h5`")
+BOTH_WAYS = re.compile(
+    r"nproc-per-node|\(allow_missing=|--what values\)|or --what tokens|--set|per_class of|-o maps\.h5`"
+)
 """Of torchrun, of a whole command, or beside the argument in Python."""
 
 
