@@ -62,13 +62,16 @@ class Stopped(BaseException):
     exit_code = 75
 
 
+STOPPED = "stopped on request; run the same command again to resume."
+
+
 def stop_now(*_signal: object) -> None:
     """The handler of SIGTERM.
 
     Raises:
         Stopped: always.
     """
-    raise Stopped("stopped on request; run the same command again to resume.")
+    raise Stopped(STOPPED)
 
 
 _on_command_line = False

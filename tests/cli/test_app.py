@@ -1,8 +1,12 @@
 """The command line as a user meets it: help, one-line errors, exit codes."""
 
+import contextlib
+import os
 import re
+import signal
 import subprocess
 import sys
+import time
 import warnings
 
 import pytest
@@ -11,7 +15,7 @@ from safetensors.torch import save_file
 
 import attnprobe
 from attnprobe.cli import app as cli
-from attnprobe.core.errors import CheckpointError
+from attnprobe.core.errors import STOPPED, CheckpointError, InputError, Stopped
 from attnprobe.metrics import DERIVED
 from attnprobe.models import build_model
 
@@ -241,3 +245,22 @@ def test_warnings_of_libraries_that_figures_cause_do_not_reach_the_terminal(run,
     with warnings.catch_warnings():
         code, _, err = run("schema")
     assert code == 0 and err == "attnprobe: of ours\n"
+
+
+@pytest.mark.promise("stop-requested")
+@pytest.mark.parametrize("error", [OSError("a descriptor"), SystemError("a result"), InputError("x")])
+def test_a_stop_that_a_library_turns_into_an_error_of_its_own_is_still_a_stop(monkeypatch, capsys, error):
+    def strikes():
+        with contextlib.suppress(Stopped):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1)
+        raise error
+
+    monkeypatch.setitem(cli.COMMANDS, "verify", strikes)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["verify"])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert ended.value.code == 75 and capsys.readouterr().err == f"attnprobe: {STOPPED}\n"
