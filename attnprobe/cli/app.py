@@ -27,7 +27,17 @@ from attnprobe.cli.prune import prune, verify_drops
 from attnprobe.cli.report import compare, plot, report, view
 from attnprobe.cli.tables import explain, list_, schema, verify
 from attnprobe.cli.train import demo, evaluate, train
-from attnprobe.core.errors import STOPPED, AttnprobeError, InputError, Stopped, command_line, did_you_mean, stop_now
+from attnprobe.core.errors import (
+    STOPPED,
+    AttnprobeError,
+    InputError,
+    Stopped,
+    command_line,
+    did_you_mean,
+    forget_stop,
+    stop_asked,
+    stop_now,
+)
 from attnprobe.core.text import visible
 
 DESCRIPTION = """Attention diagnostics for vision transformers: has attention collapsed, how, and
@@ -70,17 +80,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _main(arguments: list[str]) -> None:
     """`main`, with messages in the words of the command line."""
-    asked: list[int] = []
-
-    def stop(number: int, _frame: object) -> None:
-        asked.append(number)
-        stop_now()
-
-    def end(error: object, code: int) -> None:
-        """End with this error; or as stopped, for a stop inside a library may come out as an error of its own."""
-        _end(error if not asked else STOPPED, Stopped.exit_code if asked else code)
-
-    signal.signal(signal.SIGTERM, stop)
+    forget_stop()
+    signal.signal(signal.SIGTERM, stop_now)
     if not sys.warnoptions:  # a user reads our warnings, not those that libraries address to developers
         warnings.simplefilter("ignore")
         # Libraries' warnings are often laid to their caller: ours are of the default category, and none is of a figure.
@@ -103,20 +104,20 @@ def _main(arguments: list[str]) -> None:
             return
         _parsed(name, arguments[1:])()
     except (AttnprobeError, Stopped) as error:
-        end(error, error.exit_code)
+        _end(error, error.exit_code)
     except KeyboardInterrupt:
         _end("stopped; run the same command again to resume", 130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads us any more, as in `| head`
         sys.exit(0)
     except (MemoryError, OSError) as error:
-        end(f"{type(error).__name__}: {error}; free some space or memory and run the same command again", 1)
+        _end(f"{type(error).__name__}: {error}; free some space or memory and run the same command again", 1)
     except Exception as error:
         if "start new thread" in str(error):
-            end("no thread starts: the limit of processes (ulimit -u) is reached; end some, run the command again", 1)
+            _end("no thread starts: the limit of processes (ulimit -u) is reached; end some, run the command again", 1)
         if os.environ.get("ATTNPROBE_DEBUG"):
             raise
-        end(f"bug: {type(error).__name__}: {error} (ATTNPROBE_DEBUG=1 shows where; please report it)", 1)
+        _end(f"bug: {type(error).__name__}: {error} (ATTNPROBE_DEBUG=1 shows where; please report it)", 1)
 
 
 def _parsed(name: str, arguments: list[str]) -> Callable[[], Any]:
@@ -178,5 +179,8 @@ def _warn(message: object, *_where: object, **_more: object) -> None:
 
 
 def _end(message: object, code: int) -> None:
+    """End with this error; or as stopped, since a stop inside a library may come out as an error of its own."""
+    if stop_asked():
+        message, code = STOPPED, Stopped.exit_code
     _warn(message)
     sys.exit(code)

@@ -64,6 +64,8 @@ class Stopped(BaseException):
 
 STOPPED = "stopped on request; run the same command again to resume."
 
+_stop_asked = False
+
 
 def stop_now(*_signal: object) -> None:
     """The handler of SIGTERM.
@@ -71,7 +73,20 @@ def stop_now(*_signal: object) -> None:
     Raises:
         Stopped: always.
     """
+    global _stop_asked
+    _stop_asked = True
     raise Stopped(STOPPED)
+
+
+def stop_asked() -> bool:
+    """True after a request to stop: an error that a library gives then may be what it made of the stop."""
+    return _stop_asked
+
+
+def forget_stop() -> None:
+    """Begin anew, in a process that runs several commands."""
+    global _stop_asked
+    _stop_asked = False
 
 
 _on_command_line = False

@@ -9,6 +9,8 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from attnprobe.core.errors import STOPPED, Stopped, stop_asked
+
 MODULE = "attnprobe.metrics.engine.kernels"
 
 
@@ -23,6 +25,9 @@ def _module() -> ModuleType | None:
         return None
     try:
         return import_module(MODULE)
-    except Exception as error:  # an installation that does not fit together fails in any way; nothing needs it
+    except Exception as error:
+        if stop_asked():  # and numba made it an error of its own; without its loops numbers would differ by rounding
+            raise Stopped(STOPPED) from error
+        # an installation that does not fit together fails in any way; nothing needs it
         warnings.warn(f"numba is installed but cannot be used, so metrics take longer: {error}.", stacklevel=2)
         return None
