@@ -97,9 +97,9 @@ def _harmless(reference: ImageReference, home: Path | None) -> ImageReference:
     folder = Path(os.path.expanduser(reference.data_dir if name == "folder" and reference.data_dir else name))
     if home is not None and folder.is_dir() and _keeps_inside(folder, home):
         return replace(reference, data=str(folder.resolve()), data_dir=None)
-    folder = reference.data_dir
-    where = "" if folder is None else f" --data-dir {shlex.quote(folder)}"
-    call = f"data={name!r}{'' if folder is None else f', data_dir={folder!r}'} (user=UserImages(...) of ap.examine)"
+    inside = reference.data_dir
+    where = "" if inside is None else f" --data-dir {shlex.quote(inside)}"
+    call = f"data={name!r}{'' if inside is None else f', data_dir={inside!r}'} (user=UserImages(...) of ap.examine)"
     raise InputError(
         f"the images are {visible(name)!r}, which a file does not get to open by itself (only digits, at most "
         f"{MAX_IMAGES:,} fractals, and folders inside the run are). If you trust it, name them: "

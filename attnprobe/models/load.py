@@ -137,7 +137,7 @@ def _which_model(checkpoint: Checkpoint, named: str | None) -> tuple[str, dict[s
             f"does not); give the name it was built with, as in {option('model', example)}, and its options where its "
             f"sizes are its own, as in {option('model', f'{example}:embed_dim=256,depth=6,num_heads=4')}."
         )
-    assumed = ", ".join(f"{option}={value}" for option, value in found.assumed.items())
+    assumed = ", ".join(f"{name}={value}" for name, value in found.assumed.items())
     notes = [f"taken for {found.name} with its sizes read off the weights; {assumed} assumed, which no weight shows"]
     options = {name: value for name, value in found.options.items() if name != "img_size"}  # `fit_options` judges it
     return found.name, options, notes if assumed else []

@@ -50,11 +50,11 @@ def print_report(runs: Sequence[Examined], console: Console, *, details: bool = 
         kinds = (f"- {finding.line}" for finding in found.findings if details)
         beware = (f"! {warning}" for warning in found.warnings)
         settings = found.settings if details else ""
-        words, colon, command = found.advice.partition(": attnprobe ")
-        for sentence in filter(None, (*kinds, *beware, settings, words and f"> {words}{colon[:1]}")):
+        words, command = found.next_step
+        for sentence in filter(None, (*kinds, *beware, settings, words and f"> {words}")):
             console.print(Padding(Text(visible(sentence)), (0, 0, 0, 2), expand=False))
         if command:  # not wrapped, so that it can be copied
-            console.print(Text(f"    attnprobe {visible(command)}"), soft_wrap=True)
+            console.print(Text(f"    {visible(command)}"), soft_wrap=True)
 
 
 def _side_by_side(console: Console, runs: Sequence, labels: int) -> list[Sequence]:

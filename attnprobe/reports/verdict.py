@@ -19,6 +19,9 @@ from attnprobe.reports.kinds import EXTENT, OTHER_BARS
 from attnprobe.reports.numbers import ci_text, is_counted
 from attnprobe.reports.removal import advice, cost_text, verify_command
 
+PROGRAM = "attnprobe "
+"""Beginning of a command in an advice."""
+
 COMPARED = {
     "previous": "the previous block",
     "next": "the next block",
@@ -50,6 +53,12 @@ class Verdict:
     warnings: tuple[str, ...]
     advice: str = ""
     findings: tuple[Finding, ...] = ()
+
+    @property
+    def next_step(self) -> tuple[str, str]:
+        """The advice as a sentence and the command at its end; empty where there is none."""
+        words, _, command = self.advice.partition(f": {PROGRAM}")
+        return (f"{words}:", f"{PROGRAM}{command}") if command else (words, "")
 
     def __str__(self) -> str:
         """The headline, then a line for each kind of collapse, and what a reader must weigh."""

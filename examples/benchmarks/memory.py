@@ -15,14 +15,13 @@ the second tenth of the slices to the last one. Drawn is the whole curve.
 import argparse
 import statistics
 import tempfile
-import threading
 import time
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
-from resident import free_in_malloc, resident
+from resident import Watch, free_in_malloc, resident
 
 from attnprobe.core.spec import KEEP_VALUES, CaptureSpec
 from attnprobe.metrics.engine.sink import MeasureSink
@@ -30,25 +29,15 @@ from attnprobe.models import build_model
 from attnprobe.workflows.capture import measure_live
 
 
-class Sampled(threading.Thread):
-    """Times and resident bytes, while in use as a context manager."""
+class Sampled(Watch):
+    """Times and resident bytes."""
 
     def __init__(self) -> None:
-        super().__init__(daemon=True)
+        super().__init__()
         self.samples: list[tuple[float, int]] = []
-        self._over = threading.Event()
 
-    def run(self) -> None:
-        while not self._over.wait(0.02):
-            self.samples.append((time.time(), resident()))
-
-    def __enter__(self) -> "Sampled":
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self.join()
+    def look(self) -> None:
+        self.samples.append((time.time(), resident()))
 
 
 def draw(samples: list[tuple[float, int]], title: str, path: Path) -> None:
@@ -113,10 +102,14 @@ def main() -> None:
     title = f"{options.model}, {options.images} images: MiB beyond the model"
     print(
         f"{title}: {largest(measured / 10)} in the first tenth of {measured:.0f} s, {largest(measured)} in all of it, "
-        f"{largest(samples[-1][0])} with the intervals; {on_disk / 2**20:.0f} MiB on disk\n"
-        f"between slices, {len(between)} of them, from the second tenth to the last: {rise([a for a, _ in between])}, "
-        f"without what malloc keeps free {rise([a - free for a, free in between])}"
+        f"{largest(samples[-1][0])} with the intervals; {on_disk / 2**20:.0f} MiB on disk"
     )
+    if len(between) > 2:
+        print(
+            f"between slices, {len(between)} of them, from the second tenth to the last: "
+            f"{rise([size for size, _ in between])}, without what malloc keeps free "
+            f"{rise([size - free for size, free in between])}"
+        )
     if options.plot:
         draw(samples, title, options.plot)
 

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Self
 
 
 def resident(field: str = "VmRSS", process: str = "self") -> int:
@@ -34,30 +35,42 @@ def free_in_malloc() -> int:
     return mallinfo2().numbers[8]
 
 
-class LargestChild(threading.Thread):
-    """Most resident bytes of any child of this process, looked at fifty times a second, while in use as a context."""
+class Watch(threading.Thread):
+    """Calls `look` fifty times a second, while in use as a context manager."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
-        self.bytes = 0
         self._over = threading.Event()
 
-    def run(self) -> None:
-        own = _command("self")
-        while not self._over.wait(0.02):
-            for children in Path("/proc/self/task").glob("*/children"):
-                with suppress(OSError, StopIteration):  # a thread or a child has just ended
-                    for child in children.read_text().split():
-                        if _command(child) != own:  # else it is still a copy of this process
-                            self.bytes = max(self.bytes, resident("VmHWM", child))
+    def look(self) -> None:
+        raise NotImplementedError
 
-    def __enter__(self) -> "LargestChild":
+    def run(self) -> None:
+        while not self._over.wait(0.02):
+            self.look()
+
+    def __enter__(self) -> Self:
         self.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._over.set()
         self.join()
+
+
+class LargestChild(Watch):
+    """Most resident bytes of any child of this process."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes, self._own = 0, _command("self")
+
+    def look(self) -> None:
+        for children in Path("/proc/self/task").glob("*/children"):
+            with suppress(OSError, StopIteration):  # a thread or a child has just ended
+                for child in children.read_text().split():
+                    if _command(child) != self._own:  # else it is still a copy of this process
+                        self.bytes = max(self.bytes, resident("VmHWM", child))
 
 
 def _command(process: str) -> str:
