@@ -14,7 +14,6 @@ from attnprobe.core.measurement import Measurement
 from attnprobe.plots.style import (
     COLOURS,
     GREY,
-    RINGS,
     band,
     baseline_lines,
     legend,
@@ -22,6 +21,7 @@ from attnprobe.plots.style import (
     new_axes,
     number_from_one,
     require_axes,
+    untrained_line,
 )
 from attnprobe.stats.blocks import without_partner
 
@@ -94,7 +94,7 @@ def similar_fraction(
     untrained = [m.baselines.get("untrained") for m in measurements]
     if baselines and all(base is not None for base in untrained):
         shares = [_share(base)[0] for base in untrained if base is not None]
-        ax.plot(depth, shares, label="untrained", color=colour, linestyle=":", linewidth=1.2, **RINGS)
+        untrained_line(ax, depth, shares, colour)
     tau, rho = measurements[0].settings["tau"], measurements[0].settings["rho"]
     drawn_depths = np.concatenate([np.atleast_1d(line.get_xdata()) for line in ax.get_lines()])
     ax.set_xticks(np.unique(drawn_depths.astype(int)))

@@ -146,10 +146,18 @@ def band(ax: Axes, x: ArrayLike, bounds: tuple[ArrayLike, ArrayLike], colour: An
     ax.fill_between(x, *bounds, color=colour, alpha=0.2, linewidth=0)
 
 
-RINGS = {"marker": "s", "markersize": 6, "markerfacecolor": "none", "markeredgewidth": 0.8}
-"""Hollow squares on the line of the untrained network: the model's own may lie on it, in the same colour."""
+UNTRAINED: dict[str, Any] = {"linestyle": ":", "linewidth": 1.2, "marker": "s", "markersize": 6,
+                             "markerfacecolor": "none", "markeredgewidth": 0.8}  # fmt: skip
+"""Line of the untrained network, with hollow squares: the model's own may lie on it, in the same colour."""
 
-MOST_RINGS = 24
+MOST_SQUARES = 8
+"""Squares along a line; more would hide the model's line where the two are near."""
+
+
+def untrained_line(ax: Axes, x: Any, y: Any, colour: Any) -> None:
+    """Draw the numbers of the untrained network."""
+    every = -(-len(x) // MOST_SQUARES) if len(x) > 2 * MOST_SQUARES else 1
+    ax.plot(x, y, label="untrained", color=colour, markevery=every, **UNTRAINED)
 
 
 def baseline_lines(ax: Axes, m: Measurement, points: Callable[[Measurement], tuple[Any, Any]], colour: Any) -> None:
@@ -158,11 +166,10 @@ def baseline_lines(ax: Axes, m: Measurement, points: Callable[[Measurement], tup
     Args:
         points: a baseline -> its x and y.
     """
-    for name, style, its_colour in (("untrained", ":", colour), ("uniform", "-.", GREY)):
-        if name in m.baselines:
-            x, y = points(m.baselines[name])
-            marks = {**RINGS, "markevery": max(1, len(x) // MOST_RINGS)} if name == "untrained" else {}
-            ax.plot(x, y, label=name, color=its_colour, linestyle=style, linewidth=1.2, **marks)
+    if "untrained" in m.baselines:
+        untrained_line(ax, *points(m.baselines["untrained"]), colour)
+    if "uniform" in m.baselines:
+        ax.plot(*points(m.baselines["uniform"]), label="uniform", color=GREY, linestyle="-.", linewidth=1.2)
 
 
 def line_label(name: str) -> str:

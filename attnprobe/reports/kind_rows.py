@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, ScalarFormatter
 
 from attnprobe.core.examined import Examined
-from attnprobe.plots.style import GREY, RINGS, band, legend, line_label, number_from_one
+from attnprobe.plots.style import GREY, band, legend, line_label, number_from_one, untrained_line
 from attnprobe.reports.drawing import Drawing, as_svg, canvas
 from attnprobe.reports.finding import Finding, Found
 from attnprobe.reports.kinds import Kind, kind_named
@@ -119,7 +119,7 @@ def _line(ax: Axes, f: Finding, name: str, colour: str) -> None:
     counted = np.isin(blocks, f.blocks)
     ax.plot(blocks[counted], levels.mean[counted], "o", color=colour, markersize=4, label="_counted")
     if np.isfinite(levels.untrained).any():
-        ax.plot(blocks, levels.untrained, color=colour, linestyle=":", linewidth=1.2, label="untrained", **RINGS)
+        untrained_line(ax, blocks, levels.untrained, colour)
 
 
 def _values(findings: Iterable[Finding]) -> Iterator[float]:
