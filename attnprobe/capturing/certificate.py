@@ -157,44 +157,75 @@ def certify(
     layers, watched = layers_to_hook(inner, watch)
     asked = {"error_of": True, "scores": scores, "factors": factors}
     extras = [name for name, wanted in asked.items() if wanted]
-    routes = {layer.name: layer.route for layer in layers}
-    proofs: list[LayerProof] = []
-    n_bytes = 0
     with computing(pixels.device, amp), exact_products():
         # First as the user runs it, since what follows differs from it step by step, and each step is compared: the
         # explicit softmax without hooks, then the same with hooks.
         as_run = tensors_of(_run(inner, pixels))
         with unfused(inner, layers), untraced() if watched else nullcontext():
-            hooked = unhooked = tensors_of(inner(pixels))
+            unhooked = tensors_of(inner(pixels))
         fused_difference = difference(as_run, unhooked)
         dtype = _precision(inner, as_run)
         if fused_difference > TOLERANCE[dtype]:  # it may compute in less than its output shows, under autocast
             dtype = _lowest_inside(inner, pixels, dtype)
         if not (fused_difference <= TOLERANCE[dtype] or _is_rounding(inner, pixels, watch)):
             raise _off("an explicit softmax", fused_difference, dtype)
-        recording = Recording(inner, MAPS, watch=watch, budget=AT_ONCE, allow_missing=allow_missing)
-        with recording as recorder:
-            while not proofs or recorder.first:  # as many layers at a time as fit
-                products: dict[str, Product] = {}
-                noting = partial(_note, recorder, products)
-                with Tracing(inner, noting, extras=extras, allow_missing=allow_missing) as tracing:
-                    hooked = tensors_of(inner(pixels))
-                error = difference(hooked, unhooked)
-                if not error <= TOLERANCE[dtype]:
-                    raise _off("hooks", error, dtype)
-                fired = recorder.fired
-                taken = recorder.take()
-                n_bytes += sum(maps.values.nbytes for maps in taken)
-                proofs += _proofs(taken, products, routes, factors)
-                taken = []
+        found = _of_layers(inner, pixels, unhooked, dtype, watch=watch, extras=extras, allow_missing=allow_missing)
+    with computing(pixels.device, amp), exact_products(), unfused(inner, ()):
+        located = locate(inner, pixels)
+    same = equal(found.output, unhooked) if unhooked else None
+    image_bytes = found.n_bytes // len(pixels)
+    return Certificate(tuple(found.proofs), same, fused_difference, len(pixels), image_bytes, located, found.missing)
+
+
+@dataclass(frozen=True, slots=True)
+class _Layers:
+    """Proofs of all layers, the model's last output with hooks, bytes of all maps, and modules without a map."""
+
+    proofs: list[LayerProof]
+    output: list[Tensor]
+    n_bytes: int
+    missing: tuple[str, ...]
+
+
+def _of_layers(
+    model: nn.Module,
+    pixels: Tensor,
+    unhooked: list[Tensor],
+    dtype: torch.dtype,
+    *,
+    watch: bool | None,
+    extras: Sequence[str],
+    allow_missing: bool,
+) -> _Layers:
+    """Capture and check every layer, as many in one pass as fit; no map outlives it.
+
+    Args:
+        unhooked: the model's output without hooks, which must not change, and `dtype`, its precision.
+        extras: what the tracing tells of products; see `Tracing`.
+    """
+    layers, _ = layers_to_hook(model, watch)
+    routes = {layer.name: layer.route for layer in layers}
+    recording = Recording(model, MAPS, watch=watch, budget=AT_ONCE, allow_missing=allow_missing)
+    proofs: list[LayerProof] = []
+    n_bytes = 0
+    with recording as recorder:
+        while not proofs or recorder.first:
+            products: dict[str, Product] = {}
+            noting = partial(_note, recorder, products)
+            with Tracing(model, noting, extras=extras, allow_missing=allow_missing) as tracing:
+                hooked = tensors_of(model(pixels))
+            error = difference(hooked, unhooked)
+            if not error <= TOLERANCE[dtype]:
+                raise _off("hooks", error, dtype)
+            fired = recorder.fired
+            taken = recorder.take()
+            n_bytes += sum(maps.values.nbytes for maps in taken)
+            proofs += _proofs(taken, products, routes, "factors" in extras)
+            taken = []
     missing = missing_siblings(tracing.ran, fired)
     if not allow_missing:
         refuse_missing(missing, tracing.ran)
-    with computing(pixels.device, amp), exact_products(), unfused(inner, ()):
-        located = locate(inner, pixels)
-    same = equal(hooked, unhooked) if unhooked else None
-    image_bytes = n_bytes // len(pixels)
-    return Certificate(tuple(proofs), same, fused_difference, len(pixels), image_bytes, located, tuple(missing))
+    return _Layers(proofs, hooked, n_bytes, tuple(missing))
 
 
 def _note(recorder: Recorder, products: dict[str, Product], product: Product) -> None:

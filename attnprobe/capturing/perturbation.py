@@ -8,7 +8,7 @@ where tokens turn out to form no complete grid do log2(patches) + 4 passes follo
 
 import itertools
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -35,11 +35,11 @@ explain; without any mixing it is zero, or the rounding of a scale that a whole 
 
 @dataclass(slots=True)
 class _Pass:
-    """Values and block outputs of one forward pass, by the names of layers and blocks."""
+    """Values of one forward pass and, if asked for, products and block outputs; by the names of layers and blocks."""
 
-    values: dict[str, Tensor]
-    products: dict[str, Product]
-    outputs: dict[str, Tensor]
+    values: dict[str, Tensor] = field(default_factory=dict)
+    products: dict[str, Product] = field(default_factory=dict)
+    outputs: dict[str, Tensor] = field(default_factory=dict)
 
 
 def locate(model: nn.Module, pixels: Tensor) -> Located:
@@ -62,8 +62,8 @@ def locate(model: nn.Module, pixels: Tensor) -> Located:
 def _located(model: nn.Module, pixels: Tensor) -> Located:
     first, others = pixels[:1], pixels[1:2]
     down, up, right = (changed[None] for changed in changes(pixels[0]))
-    base = _observed(model, torch.cat([first, others]))
-    moved = _observed(model, torch.cat([down, others]))
+    base = _observed(model, torch.cat([first, others]), whole=True)
+    moved = _observed(model, torch.cat([down, others]), whole=True)
     rest = _observed(model, torch.cat([up, right]) if len(others) else up)
     last = rest if len(others) else _observed(model, right)
     comparable = len(others) > 0 and not _shares_scales(model)
@@ -210,19 +210,22 @@ def _parallel(products: Sequence[Product]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _observed(model: nn.Module, pixels: Tensor, only: str = "", moving: str = "") -> _Pass:
-    """One forward pass, with V of every layer and the output of the block around it.
+def _observed(model: nn.Module, pixels: Tensor, only: str = "", moving: str = "", whole: bool = False) -> _Pass:
+    """One forward pass, with V of every layer.
 
     Args:
         only: the one layer of which V is kept; all if "".
         moving: a parameter that is another one in this pass.
+        whole: keep the products, too, and the output of the block around each; they take several times the memory.
     """
-    seen = _Pass({}, {}, {})
+    seen = _Pass()
     blocks: set[str] = set()
 
     def keep(product: Product) -> None:
         if product.value is not None and only in ("", product.layer):
-            seen.values[product.layer] = product.value
+            seen.values[product.layer] = product.value.clone()  # often a view of queries, keys and values in one
+        if not whole:
+            return
         seen.products[product.layer] = _light(product)
         names = {call.name for call in product.calls}
         blocks.add(next((name for name in block_names(product.layer) if name in names), ""))

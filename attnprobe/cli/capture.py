@@ -28,14 +28,11 @@ def capture(
     checkpoint: Which = NEWEST,
     engine: Literal["alone", "ray"] = "alone",
 ) -> None:
-    """Store a model's attention maps in one HDF5 file.
-
-    The same command resumes one that was stopped.
+    """Store a model's attention maps in one HDF5 file; run again, it resumes.
 
     For example:
 
-    $ attnprobe capture runs/vit
-    $ attnprobe capture vit_small_patch16_224 --data photos/ -o maps.h5
+    $ attnprobe capture runs/vit -o maps.h5
     $ attnprobe capture old.pth --model deepvit_16 --data fractals --images 99
     $ attnprobe capture hf:facebook/dinov2-small --data photos/ --layers 1,6,12
     $ attnprobe capture runs/vit --stats-only -o report
@@ -48,7 +45,7 @@ def capture(
         group: for --stats-only, as for report. Images that count once together.
         keep_values: most images whose values --stats-only keeps. Of more, sums over all of them and over resamples are
             kept, and the values of so many.
-        out: the file; maps.h5 in the run, or MODEL.h5 here, if not given.
+        out: the file; else maps.h5 in the run, or MODEL.h5 here.
         engine: alone in this process, or over Ray. Alone may be several processes, of torchrun; Ray is the cluster of
             RAY_ADDRESS, or the cores of this machine.
     """

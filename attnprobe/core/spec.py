@@ -3,7 +3,7 @@
 import shlex
 from dataclasses import KW_ONLY, dataclass, fields
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, Suppress, UseAppendAction, arg
 
@@ -16,13 +16,16 @@ Format = Literal["html", "json", "csv", "md"]
 KEEP_VALUES = 16_384
 """Images up to which the values of each are kept when no maps are, and number of them that are kept beyond."""
 
+PREPARATION = ("crop_pct", "interpolation", "mean", "std")
+"""Options that set how images are prepared."""
+
 FIRST = "first"
 """Mark of an option that people use first, which the help of a command lists before the others."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageOptions:
-    """The images that a model is run on, and where; shared by all commands that run one."""
+    """The images that a model is run on, how they are prepared, and where; shared by all commands that run one."""
 
     architecture: Annotated[str | None, FIRST, arg(name="model", metavar="NAME")] = None
     """the model's name, for files that do not show it. With its options where it has other sizes than the named model,
@@ -39,6 +42,34 @@ class ImageOptions:
     """images per forward pass."""
     device: Annotated[str, arg(metavar="DEVICE")] = "auto"
     """cpu, cuda, cuda:1, mps, or auto. A GPU is taken if there is one, unless given."""
+
+    # names are those of timm's validate.py
+    crop_pct: float | None = None
+    """share of the resized image that the crop keeps. As the model was trained, unless given."""
+    interpolation: Annotated[
+        Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"] | None, arg(metavar="HOW")
+    ] = None
+    """nearest, bilinear, bicubic, lanczos, box or hamming. As the model was trained, unless given."""
+    mean: Annotated[tuple[float, ...] | None, arg(metavar="R G B")] = None
+    """subtracted from pixels in [0, 1], per channel. As the model was trained, unless given."""
+    std: Annotated[tuple[float, ...] | None, arg(metavar="R G B")] = None
+    """divided into them, per channel. As the model was trained, unless given."""
+
+    @property
+    def preparation(self) -> dict[str, Any]:
+        """How the user wants images prepared; the rest is as the model was trained."""
+        return {name: value for name in PREPARATION if (value := getattr(self, name)) is not None}
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The options that are not the default, as words of a command line."""
+        words: list[str] = []
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name != "model" and value != field.default:
+                words.append("--" + ("model" if field.name == "architecture" else field.name.replace("_", "-")))
+                words += () if value is True else map(str, value if isinstance(value, (tuple, list)) else (value,))
+        return tuple(words)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,13 +155,7 @@ class CaptureSpec(ModelOptions):
     @property
     def command(self) -> str:
         """The command line of this capture."""
-        words = ["attnprobe", "capture", str(self.model)]
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name != "model" and value != field.default:
-                words.append("--" + ("model" if field.name == "architecture" else field.name.replace("_", "-")))
-                words += () if value is True else map(str, value if isinstance(value, tuple) else (value,))
-        return shlex.join(words)
+        return shlex.join(["attnprobe", "capture", str(self.model), *self.words])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,19 +179,8 @@ class ImportOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluateSpec(ModelOptions):
-    """One evaluation: which model, on which labelled images, prepared how; names are those of timm's validate.py."""
+    """One evaluation: which model, on which labelled images, prepared how."""
 
-    # as the model was trained, unless given
-    crop_pct: float | None = None
-    """share of the resized image that the crop keeps."""
-    interpolation: Annotated[
-        Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"] | None, arg(metavar="HOW")
-    ] = None
-    """nearest, bilinear, bicubic, lanczos, box or hamming."""
-    mean: Annotated[tuple[float, ...] | None, arg(metavar="R G B")] = None
-    """subtracted from pixels in [0, 1], per channel."""
-    std: Annotated[tuple[float, ...] | None, arg(metavar="R G B")] = None
-    """divided into them, per channel."""
     amp: Literal["bf16"] | None = None
     """run the model under bfloat16 autocast."""
 

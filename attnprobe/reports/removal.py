@@ -10,6 +10,7 @@ import numpy as np
 
 from attnprobe.core.errors import option
 from attnprobe.core.evidence import Change, Evidence, Tried
+from attnprobe.core.spec import PREPARATION, ImageOptions
 from attnprobe.core.text import blocks_text, visible
 from attnprobe.io.run import Run
 from attnprobe.plots import removal_curve
@@ -23,13 +24,16 @@ def verify_command(path: Path, config: Mapping[str, Any]) -> str:
     Args:
         path: of the maps file; `config`: its description of the capture.
     """
-    if Run(path.parent).config.exists():
-        return shlex.join(["attnprobe", "verify-drops", str(path.parent)])
-    named, images = (part if isinstance(part := config.get(name), Mapping) else {} for name in ("named", "images"))
-    words = ["attnprobe", "verify-drops", named.get("model") or "MODEL"]
-    words += ["--model", named["architecture"]] if named.get("architecture") else []
-    words += ["--maps", str(path), "--data", images.get("data") or "DATA"]
-    words += ["--data-dir", images["data_dir"]] if images.get("data_dir") else []
+    named, images, prepared = (
+        part if isinstance(part := config.get(name), Mapping) else {} for name in ("named", "images", "preparation")
+    )
+    options: dict[str, Any] = {name: prepared.get(name) for name in PREPARATION}
+    model, maps = str(path.parent), []
+    if not Run(path.parent).config.exists():  # a run knows its model and images
+        model, maps = named.get("model") or "MODEL", ["--maps", str(path)]
+        options |= {"architecture": named.get("architecture") or None, "data": images.get("data") or "DATA"}
+        options |= {"data_dir": images.get("data_dir") or None}
+    words = ["attnprobe", "verify-drops", model, *maps, *ImageOptions(**options).words]
     return shlex.join(visible(str(word)) for word in words)
 
 

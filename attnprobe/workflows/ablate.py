@@ -14,6 +14,7 @@ from torch import nn
 from attnprobe.core.errors import InputError, check_choice
 from attnprobe.core.evidence import TOLERANCE, Change, Evidence, Tried
 from attnprobe.core.measurement import Measurement
+from attnprobe.core.spec import ImageOptions
 from attnprobe.io import fs
 from attnprobe.io.progress import progress
 from attnprobe.metrics import attention_update, head_ablation, head_importance
@@ -31,11 +32,6 @@ from attnprobe.workflows.candidates import (
     reported_measurements,
 )
 from attnprobe.workflows.trial import Trial, logits_of, open_trial
-
-OPTIONS = {
-    "architecture": "--model", "data": "--data", "data_dir": "--data-dir", "split": "--split", "images": "--images",
-}  # fmt: skip
-"""Options of `open_trial` by their names on the command line, for the command that is advised."""
 
 MOST_TRIED = 12
 """Up to so many candidates each step of a curve tries all that are left; beyond, they are removed in the order of their
@@ -71,8 +67,7 @@ def verify_drops(
             MLPs. Both are tried singly.
         tolerance: accuracy loss, as a fraction, that the advice accepts; a larger one must be excluded by the 95 %
             interval.
-        where: images and device, options of `open_trial`: architecture (name of the model of a checkpoint file), data,
-            data_dir, split ("val" or "train"), images (a class-balanced subset of so many), device, batch_size.
+        where: images and device, options of `open_trial`, such as data and images.
 
     Raises:
         InputError: no maps, maps of another checkpoint, a model of no family that can lose parts, no labelled images,
@@ -129,10 +124,7 @@ def _evidence(
             return outcome
 
         single = tuple(ablated(changes) for changes in singles)
-        named = {**where, "split": where.get("split") if where.get("split") != "val" else None}
-        options = tuple(
-            word for name, option in OPTIONS.items() if named.get(name) for word in (option, str(named[name]))
-        )
+        options = ImageOptions(**where).words  # for the command that is advised
         classes = len(trial.images.class_names)
         name = type(ref).__name__ if isinstance(ref, nn.Module) else str(ref)
         evidence = Evidence(

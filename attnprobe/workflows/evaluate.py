@@ -2,7 +2,7 @@
 
 import json
 import warnings
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,6 @@ from attnprobe.data.order import one_half
 from attnprobe.io import fs
 from attnprobe.io.progress import Advance, progress
 from attnprobe.io.reference import UserImages
-from attnprobe.models import input_spec
 from attnprobe.models.describe import resolve_model
 from attnprobe.models.features import features, n_classes
 from attnprobe.reports.json_report import plain
@@ -28,7 +27,7 @@ from attnprobe.stats.neighbours import neighbour_votes
 from attnprobe.training import evaluate as scores_of
 from attnprobe.training import pick_device
 from attnprobe.training.processes import Processes, processes
-from attnprobe.workflows.trial import check_classes, logits_of, recipe_of, run_images
+from attnprobe.workflows.trial import check_classes, logits_of, prepared_for, recipe_of, run_images
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -143,7 +142,7 @@ def evaluate(model: EvaluateSpec | Path | str, **options: Any) -> Evaluation:
     module, facts = resolve_model(spec.model, spec.architecture, img_size=spec.img_size)
     for note in facts.notes:
         warnings.warn(note, stacklevel=2)
-    pixels = _as_asked(input_spec(module), spec)
+    pixels = prepared_for(module, spec)
     recipe = recipe_of(Path(spec.model))
     data, data_dir = run_images(Path(spec.model), recipe, UserImages(spec.data, spec.data_dir))
     opening: dict[str, Any] = {"spec": pixels, "data_dir": data_dir, "limit": spec.images, "workers": spec.workers}
@@ -181,18 +180,6 @@ def write_json(evaluation: Evaluation, path: Path) -> None:
     """
     with fs.as_work_error(f"writing {path}"):
         fs.write_file(path, (json.dumps(plain(evaluation.document()), indent=1) + "\n").encode(), overwrite=True)
-
-
-def _as_asked(own: InputSpec, spec: EvaluateSpec) -> InputSpec:
-    """Preparation of pixels: as the model was trained, but for what the user sets."""
-    asked = {name: getattr(spec, name) for name in ("crop_pct", "interpolation", "mean", "std")}
-    asked = {name: value for name, value in asked.items() if value is not None}
-    if not 0 < asked.get("crop_pct", 1.0) <= 2:
-        raise InputError(f"crop_pct {asked['crop_pct']} must be a share of the resized image, such as 0.9.")
-    for name in ("mean", "std"):
-        if len(asked.get(name, own.mean)) != len(own.mean):
-            raise InputError(f"{option(name)} needs {len(own.mean)} numbers, one per channel, got {len(asked[name])}.")
-    return replace(own, **asked)
 
 
 class _Logits(nn.Module):

@@ -101,13 +101,13 @@ def inspect_model(spec: CaptureSpec) -> Inspection:
     from attnprobe.capturing.recording import Recording
     from attnprobe.capturing.selection import Selection
     from attnprobe.capturing.stream import Capture
-    from attnprobe.models import input_spec
     from attnprobe.models.describe import resolve_model
     from attnprobe.training import pick_device
+    from attnprobe.workflows.trial import prepared_for
 
     spec = replace(spec, data=spec.data or "FOLDER", images=spec.images or IMAGES)
     model, facts = resolve_model(spec.model, spec.architecture, img_size=spec.img_size, initial=True)
-    wanted, device = input_spec(model), pick_device(spec.device)
+    wanted, device = prepared_for(model, spec), pick_device(spec.device)
     pixels = torch.randn(TRIAL, 3, *wanted.size, generator=torch.Generator().manual_seed(0))
     qk, selection = spec.store == "qk", Selection.parse(spec.layers, spec.heads, spec.queries)
     kept: dict[str, Any] = {"selection": selection, "allow_missing": spec.allow_missing}

@@ -97,7 +97,7 @@ def prune(
             learning rate, since the weights are nearly right. The weights of the epoch that is best on the choosing
             images are written.
         settings: options of the fine-tuning that replace the recipe's; its images are those of `where`, if named.
-        where: keyword arguments of `open_trial`: architecture, data, data_dir, split, images, device, batch_size.
+        where: images and device, options of `open_trial`.
 
     Raises:
         InputError: the model cannot be pruned so (see `smaller_model`); nothing to remove; fine-tuning without

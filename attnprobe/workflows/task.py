@@ -23,13 +23,13 @@ from attnprobe.data.shared_list import Shared
 from attnprobe.io.ranks import Rank
 from attnprobe.io.reference import UserImages
 from attnprobe.io.run import Run
-from attnprobe.models import build_model, input_spec
+from attnprobe.models import build_model
 from attnprobe.models.describe import resolve_model
 from attnprobe.models.features import n_classes
 from attnprobe.store.plan import CapturePlan
 from attnprobe.training import pick_device
 from attnprobe.workflows.lockstep import Replica
-from attnprobe.workflows.trial import recipe_of, run_images
+from attnprobe.workflows.trial import prepared_for, recipe_of, run_images
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def tasks(
     device = device if rank.alone and replica.size == 1 else own_gpu(device, rank.local)
     # a graph (onnx:) has trained weights alone
     has_baseline = bool(spec.untrained and facts.sha256) and not facts.model.startswith("onnx:")
-    pixels, recipe = input_spec(model), recipe_of(Path(spec.model))
+    pixels, recipe = prepared_for(model, spec), recipe_of(Path(spec.model))
     data, data_dir = run_images(Path(spec.model), recipe, UserImages(spec.data, spec.data_dir))
     opening: dict[str, Any] = {"spec": pixels, "data_dir": data_dir, "bad_images": spec.bad_images}
     opening |= {"workers": spec.workers, "scan": scan}
@@ -101,6 +101,7 @@ def tasks(
             "parameters": facts.parameters,
             "notes": list(facts.notes),
             "spec": asdict(pixels),
+            **({"preparation": asked} if (asked := spec.preparation) else {}),
             "images": images,
             "class_names": list(source.class_names),
             "recipe": recipe,

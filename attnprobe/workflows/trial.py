@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attnprobe.core.errors import InputError, check_choice, option
-from attnprobe.core.images import ImageSource
+from attnprobe.core.images import ImageSource, InputSpec
 from attnprobe.core.outputs import class_logits
+from attnprobe.core.spec import ImageOptions
 from attnprobe.data import load_images
 from attnprobe.data.order import one_half
 from attnprobe.io.config import read_yaml
@@ -88,39 +89,30 @@ class Trial:
                 yield batch.pixels[known], batch.labels[known]
 
 
-def open_trial(
-    ref: Path | str | nn.Module,
-    *,
-    architecture: str | None = None,
-    data: str | None = None,
-    data_dir: Path | None = None,
-    split: str = "val",
-    images: int | None = None,
-    device: str = "auto",
-    batch_size: int = 64,
-) -> Trial:
+def open_trial(ref: Path | str | nn.Module, **options: Any) -> Trial:
     """Open a run, checkpoint, model name or model, with the run's validation images unless others are named.
 
     A VisionTransformer of torchvision becomes timm's of the same weights, which can be written without parts. A model
     that is no run and tells other classes apart than the images have is judged by its features, with a warning.
 
     Args:
-        split: "val": one half of the validation images chooses and the other judges (`one_half`); "train": training
-            images choose and validation images judge.
-        images: a class-balanced subset of this many, of each split.
+        options: fields of `ImageOptions`. Of them, `split` is "val" where one half of the validation images chooses and
+            the other judges (`one_half`), "train" where training images choose and validation images judge; and
+            `images` is a class-balanced subset of so many, of each split.
 
     Raises:
         InputError: no images are named, fewer than two of them have a label, they have other classes than a run's, or
             the same images are in both splits.
         CheckpointError: the checkpoint cannot be loaded, see `load_model`.
     """
-    model, facts = _opened(ref, architecture)
+    asked = ImageOptions(**options)
+    model, facts = _opened(ref, asked.architecture)
     ref = Path(type(ref).__name__ if isinstance(ref, nn.Module) else ref)
     recipe = recipe_of(ref)
-    data, data_dir = run_images(ref, recipe, UserImages(data, data_dir))
-    check_choice("split", split, ("train", "val"))
-    opening = {"spec": input_spec(model), "data_dir": data_dir, "limit": images}
-    source = load_images(data, split, **opening)
+    data, data_dir = run_images(ref, recipe, UserImages(asked.data, asked.data_dir))
+    check_choice("split", asked.split, ("train", "val"))
+    opening = {"spec": prepared_for(model, asked), "data_dir": data_dir, "limit": asked.images}
+    source = load_images(data, asked.split, **opening)
     classes = n_classes(model)
     has_head = classes != 0
     if not recipe and source.class_names and classes and are_other_classes(source, classes, data):
@@ -129,14 +121,15 @@ def open_trial(
         warnings.warn(text, stacklevel=2)
     else:
         check_classes(source, classes, str(ref), data)
-    judging = load_images(data, "val", **opening) if split == "train" else None
+    judging = load_images(data, "val", **opening) if asked.split == "train" else None
     if judging is not None and (same := set(source.ids) & set(judging.ids)):
         raise InputError(
             f"{min(same)!r} is in both splits of {data}, so what training images choose has no others to judge it; "
             f"leave {option('split', 'train')} out, and one half chooses."
         )
     ids, labels, chooses = _shared_out(source, judging)
-    return Trial(model, facts, source, judging, ids, chooses, pick_device(device), batch_size, recipe, labels, has_head)
+    device = pick_device(asked.device)
+    return Trial(model, facts, source, judging, ids, chooses, device, asked.batch_size, recipe, labels, has_head)
 
 
 def _opened(ref: Path | str | nn.Module, architecture: str | None) -> tuple[nn.Module, ModelFacts]:
@@ -190,6 +183,17 @@ def are_other_classes(source: ImageSource, classes: int, data: str) -> bool:
     n = len(source.class_names)
     of_list = Path(data).suffix == ".txt" and source.class_names == tuple(map(str, range(n)))
     return n > classes or (n < classes and not of_list)
+
+
+def prepared_for(model: nn.Module, asked: ImageOptions) -> InputSpec:
+    """Preparation of pixels: as the model was trained, but for what the user sets."""
+    own, chosen = input_spec(model), asked.preparation
+    if not 0 < chosen.get("crop_pct", 1.0) <= 2:
+        raise InputError(f"crop_pct {chosen['crop_pct']} must be a share of the resized image, such as 0.9.")
+    for name in ("mean", "std"):
+        if len(chosen.get(name, own.mean)) != len(own.mean):
+            raise InputError(f"{option(name)} needs {len(own.mean)} numbers, one per channel, got {len(chosen[name])}.")
+    return replace(own, **chosen)
 
 
 def recipe_of(ref: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shlex
 import subprocess
 import sys
 import warnings
@@ -21,10 +22,13 @@ from torch import nn
 import attnprobe as ap
 from attnprobe.core.accuracy import accuracy_interval
 from attnprobe.core.errors import InputError
+from attnprobe.core.spec import CaptureSpec
 from attnprobe.data import load_images
 from attnprobe.data.order import one_half
 from attnprobe.models import build_model, input_spec, load_model
 from attnprobe.models.describe import config_json
+from attnprobe.reports.removal import verify_command
+from attnprobe.workflows.capture import capture_file
 from attnprobe.workflows.train import train
 
 MODELS = {
@@ -138,15 +142,43 @@ def test_classes_add_up_and_few_classes_have_a_smaller_top_k(tmp_path, folder):
     assert list(ap.evaluate(saved(tmp_path / "few", "vit", 3), data=str(three)).shares) == ["top-1", "top-3"]
 
 
+ASKED = {"crop_pct": 1.0, "interpolation": "nearest", "mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}
+
+
+def trained_as_asked(path):
+    """The model of `saved`, whose file says that it was trained on pixels prepared so."""
+    saved(path, "vit")
+    config = json.loads((path / "config.json").read_text())
+    config["pretrained_cfg"] |= {**ASKED, "mean": list(ASKED["mean"]), "std": list(ASKED["std"])}
+    (path / "config.json").write_text(json.dumps(config))
+    return path
+
+
+def test_maps_and_ablations_are_of_pixels_prepared_as_the_user_says_and_so_are_the_commands_advised(tmp_path, folder):
+    models = {"plain": saved(tmp_path / "plain", "vit"), "other": trained_as_asked(tmp_path / "other")}
+    data = {"data": str(folder), "device": "cpu", "images": 14}
+    weights, losses = {}, {}
+    for name, model, asked in (("plain", "plain", {}), ("asked", "plain", ASKED), ("trained", "other", {})):
+        spec = CaptureSpec(models[model], **data, **asked, untrained=0, dtype="float32")
+        maps = capture_file(spec, out=tmp_path / f"{name}.h5")
+        with ap.open_maps(maps) as reader:
+            weights[name] = torch.cat([batch.values.clone() for batch in reader])
+            config = reader.attrs["config"]
+        evidence = ap.verify_drops(models[model], blocks=[2], **data, **asked)
+        losses[name] = evidence.whole.loss
+        words = "--crop-pct 1.0 --interpolation nearest --mean 0.1 0.2 0.3 --std 0.4 0.5 0.6"
+        commands = [spec.command, shlex.join(evidence.options), verify_command(maps, config)]
+        assert all((words in command) is (name == "asked") for command in commands)
+    assert torch.equal(weights["asked"], weights["trained"]) and not torch.equal(weights["asked"], weights["plain"])
+    assert np.array_equal(losses["asked"], losses["trained"]) and not np.array_equal(losses["asked"], losses["plain"])
+
+
 def test_what_the_user_sets_takes_the_place_of_what_the_model_was_trained_with(tmp_path, folder):
     path = saved(tmp_path / "vit", "vit")
-    asked = {"crop_pct": 1.0, "interpolation": "nearest", "mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}
+    asked = ASKED
     done = ap.evaluate(path, data=str(folder), device="cpu", **asked)
     assert {name: getattr(done.spec, name) for name in asked} == asked
-    other = saved(tmp_path / "other", "vit")
-    config = json.loads((other / "config.json").read_text())
-    config["pretrained_cfg"] |= {**asked, "mean": list(asked["mean"]), "std": list(asked["std"])}
-    (other / "config.json").write_text(json.dumps(config))
+    other = trained_as_asked(tmp_path / "other")
     assert ap.evaluate(other, data=str(folder), device="cpu").loss == done.loss
     assert ap.evaluate(path, data=str(folder), device="cpu").loss != done.loss
     with pytest.warns(UserWarning, match="resized from 4 x 4 to 6 x 6"):

@@ -43,7 +43,7 @@ def test_the_printed_advice_runs_as_it_is_printed(tmp_path, call_command):
     options = checkpoint(tmp_path, 10) | {"images": 16}
     maps = capture_file(CaptureSpec(tmp_path / "my.pth", **options, untrained=0), out=tmp_path / "my maps.h5")
     command = shlex.split(verdict(examine(maps)).advice.partition("): ")[2])
-    assert command[:4] == ["attnprobe", "verify-drops", str(tmp_path / "my.pth"), "--model"]
+    assert command[:3] == ["attnprobe", "verify-drops", str(tmp_path / "my.pth")]
     code, out, err = call_command(*command[1:], "--images", "16")
     assert code == 0 and "the report calls" in out and "advice: " in out, err
 

@@ -37,9 +37,13 @@ class LayerCosines:
 
     def mean(self) -> Tensor:
         """[image, layer, layer]: the mean over heads and tokens."""
-        scaled = self.products * self.scale.unsqueeze(-1) * self.scale.unsqueeze(-2)
+        parts = (in_cache(x, self.products.shape[1:]) for x in (self.products, self.scale))
+        scaled = [
+            (products * scale.unsqueeze(-1) * scale.unsqueeze(-2)).mean(2).mean(1)
+            for products, scale in zip(*parts, strict=True)
+        ]
         offset = self.offset.flatten(1, 2)
-        return scaled.mean(2).mean(1) + offset.mT @ offset / offset.shape[1]
+        return torch.cat(scaled) + offset.mT @ offset / offset.shape[1]
 
 
 def layer_cosines(maps: Tensor, axis: str = "key", center: str = "none", exclude_prefix: int = 0) -> LayerCosines:
@@ -65,23 +69,34 @@ def layer_cosines(maps: Tensor, axis: str = "key", center: str = "none", exclude
 @shared
 def _about_means(maps: Tensor, axis: str) -> tuple[Tensor, Tensor]:
     """Products of vectors less their means, [image, head, token, layer, layer], and the means [..., token, layer]."""
-    products, means = [], []
-    for some in in_cache(maps, maps[0, :, 0].shape):
-        scratch = some.new_empty(0)  # fresh memory for every head would double the time
-        found = [_of_head(head, axis, scratch) for head in some.unbind(2)]
-        products.append(torch.stack([product for product, _ in found], 1))
-        means.append(torch.stack([mean for _, mean in found], 1))
-    return _joined(products), _joined(means)
+    order = (0, 2, 4, 1, 3) if axis == "key" else (0, 2, 3, 1, 4)  # [image, head, token, layer, entry]
+    if maps.requires_grad:
+        vectors = maps.permute(order)
+        means = vectors.mean(-1, keepdim=True)
+        return (vectors - means) @ (vectors - means).mT, means.squeeze(-1)
+    images, heads, tokens, layers, _ = (maps.shape[axis] for axis in order)
+    products = maps.new_empty(images, heads, tokens, layers, layers)
+    means = maps.new_empty(images, heads, tokens, layers)
+    work = maps.new_empty(2, 0)  # fresh memory for every head would double the time
+    parts = (in_cache(x, maps[0, :, 0].shape) for x in (maps, products, means))
+    for some, its_products, its_means in zip(*parts, strict=True):
+        for head, product, mean in zip(some.unbind(2), its_products.unbind(1), its_means.unbind(1), strict=True):
+            work = work.resize_(2, head.numel())
+            vectors = _by_token(head, axis, work)
+            its_mean = vectors.mean(-1, keepdim=True)
+            vectors.sub_(its_mean)
+            mean.copy_(its_mean.squeeze(-1).transpose(0, 1))
+            product.copy_((vectors @ vectors.mT).transpose(0, 1))
+    return products, means
 
 
-def _of_head(head: Tensor, axis: str, scratch: Tensor) -> tuple[Tensor, Tensor]:
-    """The same of [image, layer, query, key], without the axis of the heads."""
-    vectors = head.mT if axis == "key" else head
-    vectors = vectors.clone() if head.requires_grad else scratch.resize_(vectors.shape).copy_(vectors)
-    mean = vectors.mean(-1, keepdim=True)
-    by_token = vectors.sub_(mean).transpose(1, 2)
-    return by_token @ by_token.mT, mean.squeeze(-1).transpose(1, 2)
-
-
-def _joined(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+def _by_token(head: Tensor, axis: str, work: Tensor) -> Tensor:
+    """[token, image, layer, entry] of [image, layer, query, key], in the memory of work[1]."""
+    if axis == "query":
+        rows = head.permute(2, 0, 1, 3)
+        return work[1].view(rows.shape).copy_(rows)
+    # Copied, then transposed as one matrix: PyTorch does that block by block, in a third of the time of a transpose of
+    # many matrices.
+    copied = work[0].view(head.shape).copy_(head)
+    n_keys = head.shape[-1]
+    return work[1].view(n_keys, -1).copy_(copied.view(-1, n_keys).t()).view(n_keys, *head.shape[:-1])
