@@ -107,7 +107,7 @@ def test_an_image_that_fails_when_decoded_is_not_counted_among_the_measured(tmp_
     refuse, skip = (CaptureSpec("vit_16_digits", bad_images=how, **options) for how in ("refuse", "skip"))
     live = {"out": tmp_path / "live", "metrics": ["row_entropy"], "formats": ("json",)}
     for work in (lambda: measure_live(refuse, **live), lambda: capture_file(refuse, out=tmp_path / "maps.h5")):
-        with pytest.raises(InputError, match=r"^image '4\.png' of photos/val cannot be read: .*") as caught:
+        with pytest.raises(InputError, match=r"^image '4\.png' of photos cannot be read: .*") as caught:
             work()
         assert "\n" not in str(caught.value)
     with pytest.raises(InputError, match=r"4\.png.*be decoded"):  # the plan of a maps file names what the scan saw

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -67,8 +68,10 @@ def unwrap(model: Duck) -> Duck:
             by heads.
     """
     if not isinstance(model, nn.Module):
-        unpacked = "; of an exported program pass .module()" if hasattr(model, "module") else ""
-        raise CaptureError(f"a model is a torch.nn.Module, got {type(model).__name__}{unpacked}.")
+        instead = "; of an exported program pass .module()" if hasattr(model, "module") else ""
+        if isinstance(model, str | Path):
+            instead = f" {str(model)!r}; ap.load_model(...) opens names and files"
+        raise CaptureError(f"a model is a torch.nn.Module, got {type(model).__name__}{instead}.")
     if isinstance(model, torch.jit.ScriptModule):
         raise CaptureError(
             f"{type(model).__name__} is compiled by TorchScript, and its layers cannot be followed; capture the model "

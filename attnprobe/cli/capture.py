@@ -14,7 +14,7 @@ from attnprobe.core.spec import FIRST, KEEP_VALUES, CaptureSpec, ImportOptions
 Spec = Annotated[CaptureSpec, Short(name="", prefix_name=False)]
 """Its options stand among those of the command."""
 
-INSPECTED = CaptureSpec(MISSING, images=256)
+INSPECTED = CaptureSpec(MISSING)
 AS_THEY_ARE = ImportOptions()
 
 

@@ -7,24 +7,39 @@ from typing import Annotated, Any, Literal
 from attnprobe.cli.options import Positional, Short
 from attnprobe.core.errors import InputError, did_you_mean
 
+TABLES = {
+    "variants": "kinds of networks that can be trained and compared",
+    "models": "networks of the variants, ready to be built by name",
+    "recipes": "settings of training, for `attnprobe train`",
+    "data": "data sets, for --data",
+    "metrics": "numbers that are measured, for --metric",
+    "kinds": "kinds of collapse that a verdict knows",
+    "plots": "figures, for `attnprobe plot --figure`",
+}
+
 
 def list_(
     what: Positional[
-        Annotated[Literal["variants", "models", "recipes", "data", "metrics", "kinds", "plots"], Short(metavar="TABLE")]
-    ],
+        Annotated[
+            Literal["variants", "models", "recipes", "data", "metrics", "kinds", "plots"] | None, Short(metavar="TABLE")
+        ]
+    ] = None,
 ) -> None:
     """List the variants, models, recipes, data sets, metrics, kinds of collapse or plots.
 
     For example:
 
+    $ attnprobe list
     $ attnprobe list variants
 
     Args:
-        what: variants, models, recipes, data, metrics, kinds or plots.
+        what: variants, models, recipes, data, metrics, kinds or plots; without one, these are listed.
     """
     import attnprobe
 
-    if what == "variants":
+    if what is None:
+        rows = list(TABLES.items())
+    elif what == "variants":
         from attnprobe.models.describe import variant_table
 
         rows = variant_table()

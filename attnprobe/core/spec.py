@@ -43,6 +43,9 @@ class ImageOptions:
     device: Annotated[str, arg(metavar="DEVICE")] = "auto"
     """cpu, cuda, cuda:1, mps, or auto. A GPU is taken if there is one, unless given."""
 
+    bad_images: Literal["refuse", "skip"] = "refuse"
+    """what to do about unreadable files."""
+
     # names are those of timm's validate.py
     crop_pct: float | None = None
     """share of the resized image that the crop keeps. As the model was trained, unless given."""
@@ -57,7 +60,7 @@ class ImageOptions:
 
     @property
     def preparation(self) -> dict[str, Any]:
-        """How the user wants images prepared; the rest is as the model was trained."""
+        """The options of `PREPARATION` that the user sets; images are prepared as the model was trained otherwise."""
         return {name: value for name in PREPARATION if (value := getattr(self, name)) is not None}
 
     @property
@@ -121,8 +124,6 @@ class CaptureSpec(ModelOptions):
     """processes that hold one copy of the model (FSDP). For models larger than a card, under torchrun."""
     untrained: int = 64
     """images of the untrained baseline, 0 for none. It is stored beside in NAME.untrained.h5."""
-    bad_images: Literal["refuse", "skip"] = "refuse"
-    """what to do about unreadable files."""
     seed: int = 0
     """seed of initial weights."""
     overwrite: bool = False

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from attnprobe.core.devices import on_device
-from attnprobe.core.errors import InputError, WorkError
+from attnprobe.core.errors import InputError, WorkError, option
 from attnprobe.core.images import ImageBatch, InputSpec, Order, position_batches
 from attnprobe.data.order import ListedImages
 from attnprobe.data.pillow import pillow_quiet, remark_on, why_unreadable
@@ -80,6 +80,12 @@ class Decoder(Dataset):
 
 Said = list[tuple[int, str]]
 """Positions of images, and what there is to say of each."""
+
+
+def skipping() -> str:
+    """Advice on bad images, with the option as the reader of a message gives it."""
+    how = option("bad-images", "skip (of train: --set bad_images=skip)", python="bad_images='skip'")
+    return f"skip such images with {how}"
 
 
 def gather(samples: list) -> tuple[list[int], list[int], tuple[Tensor, ...], Said, Said]:
@@ -177,7 +183,7 @@ class DecodedImages(ListedImages):
         """Record an image that turned out to be unreadable, or refuse it."""
         name = self.ids[position]
         if self.bad_images == "refuse":
-            raise InputError(f"image {name!r} of {self.name} cannot be read: {why}. Repair it, or skip bad images.")
+            raise InputError(f"image {name!r} of {self.name} cannot be read: {why}. Repair it, or {skipping()}.")
         if name not in self.bad:
             self.bad.append(name)
             warnings.warn(f"image {name!r} of {self.name} cannot be read and is skipped: {why}.", stacklevel=3)

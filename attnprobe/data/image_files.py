@@ -11,9 +11,9 @@ import torch
 
 from attnprobe.core.errors import InputError
 from attnprobe.core.images import InputSpec
-from attnprobe.data.decode import BadImages, DecodedImages
+from attnprobe.data.decode import BadImages, DecodedImages, skipping
 from attnprobe.data.device_resident import RESIDENT_BYTES, DeviceResident, may_reside, shown_whole
-from attnprobe.data.folder import list_folder
+from attnprobe.data.folder import list_folder, split_folder
 from attnprobe.data.listing import Listing, list_lines
 from attnprobe.data.order import balanced_subset
 from attnprobe.data.pillow import check, decode_all, of_each, one_size, remark, some_unreadable
@@ -64,7 +64,8 @@ def list_files(name: str, split: str) -> tuple[str, Listing]:
         listing = (list_tiny_imagenet if is_tiny_imagenet(path) else list_folder)(path, split)
     except OSError as error:
         raise InputError(f"cannot list {error.filename}: {error.strerror}. Check its permissions.") from error
-    return f"{path.resolve().name}/{split}", listing
+    there, _ = split_folder(path, split)
+    return path.resolve().name + (f"/{split}" if there != path else ""), listing
 
 
 def load_files(
@@ -101,7 +102,7 @@ def load_files(
     if bad:
         sentence = f"{source}: {some_unreadable(bad, len(reasons))}"
         if reading.bad_images == "refuse" or not good:
-            raise InputError(f"{sentence}. Repair or remove them" + (", or skip bad images." if good else "."))
+            raise InputError(f"{sentence}. Repair or remove them" + (f", or {skipping()}." if good else "."))
         warnings.warn(f"{sentence}; they are skipped.", stacklevel=3)
         pixels = None if pixels is None else pixels[good]
     listing = listing.pick(good)

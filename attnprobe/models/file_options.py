@@ -119,9 +119,9 @@ def checked_options(options: Mapping[str, Any]) -> dict[str, Any]:
         elif name in OPTIONS:
             fits = value is None or OPTIONS[name](value)
         else:
-            raise InputError(f"a file may not set the option {name!r} of a model.{did_you_mean(name, OPTIONS)}")
+            raise InputError(f"no option of a model that may be set is named {name!r}.{did_you_mean(name, OPTIONS)}")
         if not fits:
-            raise InputError(f"{name}={value!r:.80} is not a value that a file may give a model.")
+            raise InputError(f"{name}={value!r:.80} is not a value that this option of a model may have.")
     return dict(options)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attnprobe.core.errors import InputError
 from attnprobe.models.build import build_model
 from attnprobe.models.presets import MODELS
 
@@ -91,6 +92,20 @@ def _geometry(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
         if side * side == shapes["pos_embed"][1] - n_prefix:
             geometry["img_size"] = side * patch[0] if patch[0] == patch[1] else (side * patch[0], side * patch[1])
     return geometry
+
+
+def sizes_beyond(name: str, state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The options in which a named ViT of timm would have to be built to have weights of these sizes.
+
+    Empty where they do not show, as of other architectures.
+    """
+    try:
+        with torch.device("meta"):
+            named = build_model(name).state_dict()
+        own, other = (_geometry({key: tuple(x.shape) for key, x in each.items()}) for each in (state, named))
+    except (InputError, LookupError, ValueError, ArithmeticError):
+        return {}
+    return {option: value for option, value in own.items() if value != other.get(option)}
 
 
 def _that_fit(name: str, shapes: Mapping[str, tuple[int, ...]], geometry: Mapping[str, Any]) -> dict[str, Any] | None:

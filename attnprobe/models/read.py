@@ -80,7 +80,7 @@ def read_checkpoint(path: Path | str) -> Checkpoint:
     """
     path = Path(path)
     if not path.exists():
-        beside = nearest(path.name, fs.beside(path))
+        beside = nearest(path.name, [name for name in fs.beside(path) if not name.endswith(".h5")])
         raise CheckpointError(
             f"no checkpoint at {path}; give a folder with config.json, a .safetensors or a .pth file.{beside}"
         )

@@ -10,7 +10,7 @@ from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from attnprobe.core.errors import CheckpointError, option
-from attnprobe.models.identify import identify
+from attnprobe.models.identify import identify, sizes_beyond
 from attnprobe.models.read import Checkpoint
 from attnprobe.models.unwrap import require_ranks, unused, unwrap
 from attnprobe.models.variants.deepvit import DeepViT
@@ -150,6 +150,11 @@ def _check_fits(checkpoint: Checkpoint, got: Mapping[str, Tensor], name: str, mo
             advice = f"It looks like {likely.name!r}; try {option('model', likely.name)}"
         elif checkpoint.architecture == name:
             advice = f"The file's own description does not fit its weights; name its model with {option('model')}"
+        elif sizes := sizes_beyond(name, got):
+            hidden = ",num_heads=HEADS" if "embed_dim" in sizes else ""
+            options = ",".join(f"{key}={value}".replace(" ", "") for key, value in sizes.items()) + hidden
+            told = ", with the number of heads that it was built with" if hidden else ""
+            advice = f"The sizes of its weights are those of {option('model', f'{name}:{options}')}{told}"
         else:
             example = f"{name}:embed_dim=256,num_heads=4"
             advice = f"Name the model and the options it was built with, as in {option('model', example)}"

@@ -146,6 +146,7 @@ def evaluate(model: EvaluateSpec | Path | str, **options: Any) -> Evaluation:
     recipe = recipe_of(Path(spec.model))
     data, data_dir = run_images(Path(spec.model), recipe, UserImages(spec.data, spec.data_dir))
     opening: dict[str, Any] = {"spec": pixels, "data_dir": data_dir, "limit": spec.images, "workers": spec.workers}
+    opening["bad_images"] = spec.bad_images
     if spec.split == "train":  # kept on the device, it would not be cropped
         opening["resident_bytes"] = 0
     images = load_images(data, spec.split, **opening)

@@ -105,7 +105,7 @@ def inspect_model(spec: CaptureSpec) -> Inspection:
     from attnprobe.training import pick_device
     from attnprobe.workflows.trial import prepared_for
 
-    spec = replace(spec, data=spec.data or "FOLDER", images=spec.images or IMAGES)
+    spec = replace(spec, data=spec.data or "FOLDER")
     model, facts = resolve_model(spec.model, spec.architecture, img_size=spec.img_size, initial=True)
     wanted, device = prepared_for(model, spec), pick_device(spec.device)
     pixels = torch.randn(TRIAL, 3, *wanted.size, generator=torch.Generator().manual_seed(0))

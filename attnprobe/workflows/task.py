@@ -86,7 +86,10 @@ def tasks(
             request = f"{data} {data_dir} {spec.split} {spec.images} {scan}"
             opening["shared"] = Shared(shared or Path(alone) / "images", request)
         source = load_images(data, spec.split, limit=spec.images, **opening)
-        few = load_images(data, spec.split, limit=min(spec.untrained, len(source)), **opening) if has_baseline else None
+        few = None
+        if has_baseline:
+            with warnings.catch_warnings(action="ignore"):  # they are some of the images, of which all was said
+                few = load_images(data, spec.split, limit=min(spec.untrained, spec.images or spec.untrained), **opening)
     if remark := no_accuracy(len(source.class_names), n_classes(model), str(spec.model), source.name):
         warnings.warn(remark, stacklevel=3)
     images = {"data": data, "split": spec.split, "data_dir": data_dir and str(data_dir), "images": spec.images}

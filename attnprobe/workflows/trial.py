@@ -111,7 +111,12 @@ def open_trial(ref: Path | str | nn.Module, **options: Any) -> Trial:
     recipe = recipe_of(ref)
     data, data_dir = run_images(ref, recipe, UserImages(asked.data, asked.data_dir))
     check_choice("split", asked.split, ("train", "val"))
-    opening = {"spec": prepared_for(model, asked), "data_dir": data_dir, "limit": asked.images}
+    opening = {
+        "spec": prepared_for(model, asked),
+        "data_dir": data_dir,
+        "limit": asked.images,
+        "bad_images": asked.bad_images,
+    }
     source = load_images(data, asked.split, **opening)
     classes = n_classes(model)
     has_head = classes != 0
@@ -164,10 +169,9 @@ def logits_of(model: nn.Module, pixels: Tensor) -> Tensor:
 def check_classes(source: ImageSource, classes: int | None, ref: str, data: str) -> None:
     """Raise InputError unless images have labels, of the model's classes; a backbone (0 classes) takes any."""
     if not source.class_names:
-        data, _, _ = source.name.rpartition("/")  # the rest is the split
         raise InputError(
-            f"the images of {data} have no labels, as folders named by class would give them, so there is no accuracy; "
-            f"name labelled images with {option('data')}."
+            f"the images of {source.name} have no labels, as folders named by class would give them, so there is no "
+            f"accuracy; name labelled images with {option('data')}."
         )
     if classes and are_other_classes(source, classes, data):
         n = len(source.class_names)

@@ -90,6 +90,7 @@ REFUSED = {
     ),
     "a traced part": (with_traced, CaptureError, "its 0 is TorchScript"),
     "a meta part": (partly_meta, CaptureError, "lacks weights"),
+    "a file": (lambda: "my.pth", CaptureError, r"got str 'my.pth'; ap.load_model\(\.\.\.\) opens names and files"),
     "a function": (lambda: lambda x: x, CaptureError, r"a model is a torch\.nn\.Module, got function"),
     "a program": (lambda: torch.export.export(vit(), (X,)), CaptureError, r"pass \.module\(\)"),
 }

@@ -130,6 +130,13 @@ def test_tables_are_listed(run, what):
     assert code == 0 and len(out.splitlines()) >= 2
 
 
+def test_list_alone_names_every_table(run):
+    code, out, _ = run("list")
+    tables = [line.split()[0] for line in out.splitlines()]
+    assert code == 0 and all(run("list", table)[0] == 0 for table in tables)
+    assert all(table in run("list", "--help")[1] for table in tables)
+
+
 def test_variants_are_listed_with_paper_parameters_and_maps(run):
     code, out, _ = run("list", "variants")
     lines = out.splitlines()

@@ -34,6 +34,7 @@ def test_bad_images_are_refused_by_name_or_skipped_and_no_id_shifts(
     with pytest.raises(InputError, match=rf"1 of 8 images cannot be read \('a/2.{ending}': .+\)") as caught:
         load_files(root, spec=small)
     assert "\n" not in str(caught.value)
+    assert str(caught.value).endswith("Repair or remove them, or skip such images with bad_images='skip'.")
 
     with pytest.warns(UserWarning, match="1 of 8 images cannot be read .* they are skipped"):
         source = load_files(root, spec=small, reading=Reading("skip"))
@@ -64,3 +65,10 @@ def test_if_all_are_bad_skipping_does_not_help(tmp_path, small):
     (tmp_path / "a.png").touch()
     with pytest.raises(InputError, match="1 of 1 images cannot be read"):
         load_files(str(tmp_path), spec=small, reading=Reading("skip"))
+
+
+def test_images_are_named_after_their_folder_and_after_its_split_only_where_it_has_splits(tmp_path, write_image, small):
+    write_image(tmp_path / "flat" / "a.png")
+    write_image(tmp_path / "split" / "val" / "cat" / "a.png")
+    names = [load_files(str(tmp_path / folder), spec=small).name for folder in ("flat", "split")]
+    assert names == ["flat", "split/val"]

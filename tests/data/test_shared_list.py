@@ -83,7 +83,7 @@ def test_no_file_is_opened_before_its_turn(photos, small, monkeypatch):
     monkeypatch.setattr(image_files, "one_size", lambda *_, **__: pytest.fail("opened"))
     source = load_files(str(photos), spec=small, reading=Reading(scan=False))
     assert len(source) == 12 and source.bad == []
-    with pytest.raises(InputError, match=r"image 'a/0.png' of photos/val cannot be read: empty file"):
+    with pytest.raises(InputError, match=r"image 'a/0.png' of photos cannot be read: empty file"):
         next(source.batches(4))
 
 

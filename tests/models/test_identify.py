@@ -106,3 +106,24 @@ def test_the_first_mismatches_and_the_likely_model_are_listed(tmp_path):
     save_file({k: torch.zeros(v.shape, dtype=v.dtype) for k, v in state.items()}, tmp_path / "x.safetensors")
     with pytest.raises(CheckpointError, match=r"of other shapes \(cls_token is .*It looks like 'deepvit_s'"):
         load_model(tmp_path / "x.safetensors", model="refiner_m")
+
+
+@pytest.mark.parametrize(
+    ("built", "given", "advised"),
+    [
+        ({"depth": 4}, {}, "vit_tiny_patch16_224:depth=4"),
+        ({"depth": 4, "num_classes": 3}, {"num_classes": 3}, "vit_tiny_patch16_224:depth=4,num_classes=3"),
+        (
+            {"depth": 2, "embed_dim": 64, "num_heads": 2, "img_size": 64},
+            {"embed_dim": 64, "num_heads": 2},
+            "vit_tiny_patch16_224:depth=2,embed_dim=64,img_size=64,num_heads=HEADS, with the number of heads",
+        ),
+    ],
+)
+def test_sizes_that_the_weights_show_are_named_with_the_ones_that_were_given(tmp_path, built, given, advised):
+    save_file(build_model("vit_tiny_patch16_224", **built).state_dict(), tmp_path / "x.safetensors")
+    name = "vit_tiny_patch16_224" + (":" if given else "") + ",".join(f"{k}={v}" for k, v in given.items())
+    with pytest.raises(CheckpointError) as caught:
+        load_model(tmp_path / "x.safetensors", model=name)
+    assert advised in str(caught.value).replace("'", "")
+    load_model(tmp_path / "x.safetensors", model=advised.partition(", ")[0].replace("HEADS", "2"))

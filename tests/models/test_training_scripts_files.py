@@ -185,7 +185,7 @@ def test_advice_on_a_named_model_is_to_name_its_options(tmp_path):
     torch.save(small(depth=3).state_dict(), tmp_path / "x.pth")
     with pytest.raises(CheckpointError, match="is not a 'vit_tiny_patch16_224' checkpoint") as caught:
         load_model(tmp_path / "x.pth", model=NAME)
-    assert "model='vit_tiny_patch16_224:embed_dim=" in str(caught.value) and "\n" not in str(caught.value)
+    assert "model='vit_tiny_patch16_224:depth=3" in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_folder_of_a_trainer_points_to_its_checkpoint(tmp_path):

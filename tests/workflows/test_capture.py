@@ -408,6 +408,24 @@ def test_files_replaced_under_their_names_are_not_paired(checkpoint, tmp_path):
 
 
 @pytest.mark.promise("images-bad")
+def test_bad_images_are_named_once_and_with_the_option_and_the_baseline_loses_no_other(
+    checkpoint, photos, tmp_path, call_command
+):
+    folder = tmp_path / "photos"
+    shutil.copytree(photos, folder)
+    names = sorted(path.name for path in folder.iterdir())
+    for name in names[:2]:
+        (folder / name).write_bytes(b"")
+    n, out = len(names), tmp_path / "maps.h5"
+    command = ["capture", str(checkpoint), "--data", str(folder), "--device", "cpu", "-o", str(out)]
+    code, _, err = call_command(*command)
+    assert code == 2 and "skip such images with --bad-images skip" in err
+    code, _, err = call_command(*command, "--bad-images", "skip")
+    assert code == 0 and err.count("cannot be read") == 1 and f"photos: 2 of {n} images cannot be read" in err
+    assert len(ap.open_maps(out)) == len(ap.open_maps(tmp_path / "maps.untrained.h5")) == n - 2
+
+
+@pytest.mark.promise("images-bad")
 @pytest.mark.filterwarnings("ignore:image")
 @pytest.mark.parametrize("keep_values", [100, 10])
 def test_images_that_cannot_be_read_are_left_out_wherever_they_are_and_what_was_finished_stays(
@@ -422,7 +440,7 @@ def test_images_that_cannot_be_read_are_left_out_wherever_they_are_and_what_was_
     names = sorted(path.name for path in folder.iterdir())
     for name in (names[0], *names[12:18], names[20], names[-1]):  # the first, a whole slice, one of a batch, the last
         (folder / name).write_bytes(b"")
-    with pytest.raises(InputError, match=f"^image '{names[0]}' of photos/val cannot be read: empty file"):
+    with pytest.raises(InputError, match=f"^image '{names[0]}' of photos cannot be read: empty file"):
         measure_live(spec, out=tmp_path / "live", **how)
     (live,), _ = measure_live(replace(spec, bad_images="skip"), out=tmp_path / "live", **how)
     assert live.info["n_images"] == 29 == live.measurements["row_entropy"].n_images
@@ -443,7 +461,7 @@ def test_a_refused_image_ends_a_measurement_whose_finished_slices_stay(checkpoin
     names = sorted(path.name for path in folder.iterdir())
     (folder / names[20]).write_bytes(b"no image")
     spec = CaptureSpec(checkpoint, data=str(folder), untrained=0, batch_size=6)
-    with pytest.raises(InputError, match=f"^image '{names[20]}' of photos/val cannot be read: "):
+    with pytest.raises(InputError, match=f"^image '{names[20]}' of photos cannot be read: "):
         measure_live(spec, out=tmp_path / "live", metrics=METRICS, formats=())
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "live" / "slices").glob("*.npz")}
     assert len(kept) == 3
