@@ -295,4 +295,4 @@ def _outcome(output: object, labels: Tensor, of_other_classes: bool) -> Outcome 
         prediction = torch.full((len(logits),), -1, device=logits.device)
         return Outcome(labels.to(logits.device), prediction, prediction * float("nan"))
     probability, prediction = logits.float().softmax(-1).max(-1)
-    return Outcome(labels.to(prediction.device), prediction, probability)
+    return Outcome(labels.to(prediction.device), prediction, probability, logits.shape[-1])

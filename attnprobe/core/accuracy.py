@@ -17,6 +17,14 @@ def accuracy_interval(right: int, n: int) -> tuple[float, float]:
     return 0.0 if right == 0 else centre - half, 1.0 if right == n else centre + half
 
 
+def no_accuracy_text(n_classes: int) -> str:
+    """Sentence on a model that gives none of the labelled images a class of theirs, of which there are so many."""
+    them = (
+        f"the {n_classes} classes of the images" if n_classes > 1 else "classes of these images, of which there is one,"
+    )
+    return f"no accuracy: the model does not tell {them} apart."
+
+
 def accuracy_difference(before: np.ndarray, after: np.ndarray) -> tuple[float, float, float]:
     """Accuracy gained, and its 95 % interval, from which of the same images each model got right.
 

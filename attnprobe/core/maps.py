@@ -21,11 +21,19 @@ class Outcome:
         labels: the true class, -1 where unknown.
         prediction: the class with the largest logit; -1 where the model has other classes than the data, or none.
         probability: softmax probability of that class; NaN where there is none.
+        n_classes: number of classes that the model tells apart; 0 where it is not known.
     """
 
     labels: Tensor
     prediction: Tensor
     probability: Tensor
+    n_classes: int = 0
+
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> "Outcome":
+        """The same with every tensor changed by a function."""
+        return replace(
+            self, labels=change(self.labels), prediction=change(self.prediction), probability=change(self.probability)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +156,7 @@ class AttentionMaps(Shown):
         """The maps of images start..stop-1, as views of the same memory."""
 
         here, told = slice(start, stop), self.outcome
-        outcome = told and Outcome(told.labels[here], told.prediction[here], told.probability[here])
+        outcome = told and told.mapped(lambda tensor: tensor[here])
         pixels = None if self.pixels is None else self.pixels[here]
         ids = self.image_ids[here]
         return self.mapped(lambda tensor: tensor[here], image_ids=ids, outcome=outcome, pixels=pixels)

@@ -10,6 +10,7 @@ import numpy as np
 
 from attnprobe.core.errors import option
 from attnprobe.core.evidence import Change, Evidence, Tried
+from attnprobe.core.measurement import Measurement
 from attnprobe.core.spec import PREPARATION, ImageOptions
 from attnprobe.core.text import blocks_text, visible
 from attnprobe.io.run import Run
@@ -35,6 +36,27 @@ def verify_command(path: Path, config: Mapping[str, Any]) -> str:
         options |= {"data_dir": images.get("data_dir") or None}
     words = ["attnprobe", "verify-drops", model, *maps, *ImageOptions(**options).words]
     return shlex.join(visible(str(word)) for word in words)
+
+
+MOST_NAMED = 24
+"""Heads that a command names; of more it tries all."""
+
+
+def verify_parts_command(similar: Measurement | None, divergence: Measurement | None) -> str:
+    """The same command where there is no maps file: it names the similar blocks and redundant heads."""
+    blocks = [] if similar is None else [str(n) for n in similar.summary.get("similar", ()) if n > 1]
+    heads = [] if divergence is None else [f"{block}:{head}" for block, head in redundant_heads(divergence)]
+    words = ["attnprobe", "verify-drops", "MODEL", "--data", "DATA"]
+    words += ["--blocks", ",".join(blocks)] if blocks else []
+    words += ["--heads", ",".join(heads) if len(heads) <= MOST_NAMED else "all"] if heads else []
+    return shlex.join(words)
+
+
+def redundant_heads(m: Measurement) -> Iterator[tuple[int, int]]:
+    """All but the first head of each group of a measured `head_divergence`, as (block, head)."""
+    layers = m.coords.get("layer", range(1, len(m.mean) + 1))
+    for layer, groups in zip(layers, m.summary.get("clusters", ()), strict=False):
+        yield from ((layer, head) for group in groups for head in sorted(group)[1:])
 
 
 def evidence_text(evidence: Evidence) -> str:

@@ -17,7 +17,7 @@ from attnprobe.reports.finding import NOT_MEASURED, Finding
 from attnprobe.reports.findings import findings
 from attnprobe.reports.kinds import EXTENT, OTHER_BARS
 from attnprobe.reports.numbers import ci_text, is_counted
-from attnprobe.reports.removal import advice, cost_text, verify_command
+from attnprobe.reports.removal import advice, cost_text, verify_command, verify_parts_command
 
 PROGRAM = "attnprobe "
 """Beginning of a command in an advice."""
@@ -153,7 +153,7 @@ def _advice(e: Examined, m: Measurement | None) -> str:
     if e.info.get("accuracy") is None or not what:
         return ""
     path, config = getattr(e.maps, "path", None), getattr(e.maps, "attrs", {}).get("config", {})
-    command = "attnprobe verify-drops MODEL --data DATA" if path is None else verify_command(Path(path), config)
+    command = verify_parts_command(m, heads) if path is None else verify_command(Path(path), config)
     return f"to measure the accuracy without its {' and '.join(what)} ({OTHER_BARS}): {command}"
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnprobe.core.maps import AttentionMaps, Outcome
+from attnprobe.core.maps import AttentionMaps
 
 
 def copies_by_itself(device: torch.device) -> bool:
@@ -52,8 +52,7 @@ class Offloaded:
         return self._maps
 
     def _copied(self, maps: AttentionMaps, dtype: torch.dtype) -> AttentionMaps:
-        told = maps.outcome
-        outcome = told and Outcome(*map(self._copy, (told.labels, told.prediction, told.probability)))
+        outcome = maps.outcome and maps.outcome.mapped(self._copy)
         return maps.mapped(lambda tensor: self._copy(tensor, dtype), outcome=outcome)
 
     def _copy(self, tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:

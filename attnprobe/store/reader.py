@@ -164,7 +164,8 @@ class MapReader(StoredMaps):
     def _outcome(self, positions: Sequence[int]) -> tuple[Outcome, Tensor | None]:
         """Labels and predictions of images, and the hashes of their pixels, if these are known."""
         columns = self._outcome_columns(positions)
-        outcome = Outcome(*(torch.from_numpy(columns[name]) for name in ("label", "prediction", "probability")))
+        told = (torch.from_numpy(columns[name]) for name in ("label", "prediction", "probability"))
+        outcome = Outcome(*told, n_classes=len(self.attrs.get("config", {}).get("class_names") or ()))
         return outcome, torch.from_numpy(columns["pixels"]) if columns["pixels"].any() else None
 
 

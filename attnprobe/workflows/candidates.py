@@ -1,7 +1,7 @@
 """Candidates for ablation: blocks and heads that a report calls similar or redundant, or that the user names."""
 
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from attnprobe.io.run import Run
 from attnprobe.metrics import measure
 from attnprobe.models.ablate import Ablatable
 from attnprobe.reports.kinds import OTHER_BARS
-from attnprobe.reports.removal import verify_command
+from attnprobe.reports.removal import redundant_heads, verify_command
 from attnprobe.store import open_maps
 
 METRICS = ("similar_blocks", "head_divergence")
@@ -154,10 +154,3 @@ def reported_candidates(measurements: Mapping[str, Measurement], what: Drop) -> 
     return Candidates(
         blocks, heads, f"the report calls {n_blocks} similar and {n_heads} redundant, {OTHER_BARS}", what, True
     )
-
-
-def redundant_heads(m: Measurement) -> Iterator[tuple[int, int]]:
-    """All but the first head of each group of `head_divergence`, as (block, head)."""
-    layers = m.coords.get("layer", range(1, len(m.mean) + 1))
-    for layer, groups in zip(layers, m.summary.get("clusters", ()), strict=False):
-        yield from ((layer, head) for group in groups for head in sorted(group)[1:])

@@ -19,7 +19,7 @@ from attnprobe.io.remote import RemotePath, place
 from attnprobe.io.run import Run, untrained_maps
 from attnprobe.metrics.engine.choose import choose
 from attnprobe.metrics.engine.sink import MeasureSink
-from attnprobe.metrics.engine.slices import Skipped, layers_and_grid, measure_slices
+from attnprobe.metrics.engine.slices import Skipped, answers_of, layers_and_grid, measure_slices
 from attnprobe.metrics.engine.units import doubts
 from attnprobe.reports import write_report
 from attnprobe.store.parts import write_certificate
@@ -267,17 +267,23 @@ def _examined(task: Task, slices: list[Path], metrics: Sequence[str] | None, ski
         raise InputError(f"none of {skipped.n} images of {task.plan.data} can be read.")
     layers, grid = seen
     measurements = measure_slices(map(fs.read_regular, slices), metrics, **more)
+    answers = answers_of(map(fs.read_regular, slices))
     plan = task.plan
     names = ("model", "variant", "data", "seed", "device", "checkpoint_sha256", "versions")
-    info = {name: getattr(plan, name) for name in names}
+    info = {name: getattr(plan, name) for name in names} | answers.facts()
+    info |= {name: plan.config[name] for name in ("parameters", "images", "spec")}
     return Examined(
         name=task.name,
         measurements=measurements,
-        info={**info, "n_images": len(plan.image_ids) - skipped.n, "parameters": plan.config["parameters"]},
+        info={**info, "n_images": len(plan.image_ids) - skipped.n},
         layers=layers,
         grid=grid,
         certificate=task.capturing.certificate.to_dict(),
-        notes=(*filter(None, [skipped.in_words()]), *doubts(measurements)),
+        notes=(
+            *filter(None, [skipped.in_words()]),
+            *answers.missing(len(plan.config["class_names"])),
+            *doubts(measurements),
+        ),
     )
 
 

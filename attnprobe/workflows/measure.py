@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from attnprobe.core.accuracy import no_accuracy_text
 from attnprobe.core.errors import InputError, MapsFileError, option
 from attnprobe.core.examined import AttendedImage, Examined
 from attnprobe.core.maps import AttentionMaps
@@ -111,10 +112,7 @@ def _no_accuracy(reader: MapReader) -> Iterator[str]:
     labels, prediction = np.asarray(reader.labels), np.asarray(reader.prediction)
     classes = len(reader.attrs.get("config", {}).get("class_names") or ())
     if classes and (labels >= 0).any() and not (prediction >= 0).any():
-        them = (
-            f"the {classes} classes of the images" if classes > 1 else "classes of these images, of which there is one,"
-        )
-        yield f"no accuracy: the model does not tell {them} apart."
+        yield no_accuracy_text(classes)
 
 
 def pictures_of(reader: MapReader, count: int, user: UserImages = NOT_SAID) -> tuple[AttendedImage, ...]:

@@ -10,7 +10,7 @@ from attnprobe.io import fs
 from attnprobe.metrics import METRICS
 from attnprobe.metrics.engine.choose import choose
 from attnprobe.metrics.engine.sink import MOST_BYTES
-from attnprobe.metrics.engine.slices import Skipped, images_of, layers_and_grid, measure_slices
+from attnprobe.metrics.engine.slices import Skipped, answers_of, images_of, layers_and_grid, measure_slices
 from attnprobe.metrics.engine.units import doubts
 from attnprobe.store.parts import read_certificate
 
@@ -61,14 +61,19 @@ def examine_measured(
     untrained = _slices(folder / "untrained") if (folder / "untrained").is_dir() else []
     baselines = {"untrained": map(Path.read_bytes, untrained)} if untrained else {}
     measurements = measure_slices(map(Path.read_bytes, slices), chosen, baselines=baselines, group=group)
+    answers, n_classes = answers_of(map(Path.read_bytes, slices)), len(config.get("class_names") or ())
     return Examined(
         name=name or folder.name,
         measurements=measurements,
-        info={**info, "n_images": n_images},
+        info={**info, **answers.facts(), "n_images": n_images},
         layers=seen[0],
         grid=seen[1],
         certificate=read_certificate(folder / "slices") or {},
-        notes=(*filter(None, [skipped.in_words()]), *doubts(measurements)),
+        notes=(
+            *filter(None, [skipped.in_words()]),
+            *answers.missing(n_classes),
+            *doubts(measurements),
+        ),
     )
 
 

@@ -25,7 +25,8 @@ RUNS = [
 @pytest.mark.parametrize("runs", [RUNS[:1], RUNS[:2], RUNS[:3], RUNS], ids=len)
 def test_it_fits_eighty_columns(runs):
     lines = printed(runs, width=80).splitlines()
-    assert max(len(line.rstrip()) for line in lines) <= 80
+    commands = [line for line in lines if line.startswith("    attnprobe ")]  # not wrapped, so that they can be copied
+    assert max(len(line.rstrip()) for line in lines if line not in commands) <= 80
     for e in runs:
         assert any(e.name[:8] in line for line in lines)
 

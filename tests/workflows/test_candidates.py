@@ -1,20 +1,11 @@
 """What a report calls similar or redundant is what is tried."""
 
-from dataclasses import replace
-
 import pytest
 
 from attnprobe.core.errors import InputError
 from attnprobe.reports.kinds import OTHER_BARS
-from attnprobe.workflows.candidates import Candidates, redundant_heads, reported_candidates
-from tests.reports.formulas import head_distance, measurement, similar_blocks
-
-
-def test_redundant_heads_are_all_but_one_of_each_group():
-    m = measurement("head_divergence", head_distance(4, 5, twins=3))
-    assert list(redundant_heads(m)) == [(3, 2), (3, 3), (4, 2), (4, 3)]
-    some = replace(m, coords={"layer": [2, 5, 8, 11]})
-    assert list(redundant_heads(some)) == [(8, 2), (8, 3), (11, 2), (11, 3)]
+from attnprobe.workflows.candidates import Candidates, reported_candidates
+from tests.reports.formulas import similar_blocks
 
 
 def test_reported_blocks_are_the_similar_ones_in_words_and_numbers():

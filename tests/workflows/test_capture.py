@@ -17,10 +17,12 @@ from attnprobe.data import image_files
 from attnprobe.io import fs
 from attnprobe.io.ranks import ALONE
 from attnprobe.metrics.engine import sink
+from attnprobe.models import build_model
 from attnprobe.store import MapWriter, job, layout
 from attnprobe.store.stored import StoredMaps
 from attnprobe.workflows.capture import capture_file, measure_live
 from attnprobe.workflows.measure import examine
+from attnprobe.workflows.measured import examine_measured
 from attnprobe.workflows.report import report
 from attnprobe.workflows.task import Task, tasks
 from tests.model_folder import model_folder
@@ -405,6 +407,30 @@ def test_files_replaced_under_their_names_are_not_paired(checkpoint, tmp_path):
         [tmp_path / "one.h5"] * 2, out=tmp_path / "grouped", metrics=METRICS, resamples=50, group="n(.)"
     )
     assert {row.cells.n_images for row in grouped.differences if row.cells} == {2}
+
+
+@pytest.mark.parametrize("keep_values", [1000, 10])
+@pytest.mark.parametrize("classes", [10, 7])
+def test_measuring_without_maps_gives_the_accuracy_of_the_maps_file_or_the_same_word_on_its_absence(
+    tmp_path, monkeypatch, keep_values, classes
+):
+    monkeypatch.setattr(sink, "SLICE", 8)
+    torch.save(build_model("vit_16_digits", num_classes=classes, seed=0).state_dict(), tmp_path / "my.pth")
+    options = {"architecture": "vit_16_digits", "data": "digits", "images": 40, "untrained": 0, "device": "cpu"}
+    spec = CaptureSpec(tmp_path / "my.pth", **options)
+    stored = ap.examine(capture_file(spec, out=tmp_path / "my.h5"), metrics=METRICS, pictures=0)
+    how = {"metrics": METRICS, "formats": ("json",), "keep_values": keep_values}
+    (live,), _ = measure_live(spec, out=tmp_path / "live", **how)
+    names = ("accuracy", "n_labelled", "n_classes", "spec", "images")
+
+    def said_of(e):
+        return json.loads(json.dumps([e.info.get(name) for name in names]))
+
+    for e in (live, examine_measured(tmp_path / "live")):
+        assert said_of(e) == said_of(stored)
+        assert ("accuracy" in e.info) is (classes == 10)
+        said = [note for note in e.notes if note.startswith("no accuracy")]
+        assert said == [note for note in stored.notes if note.startswith("no accuracy")] and len(said) == (classes == 7)
 
 
 @pytest.mark.promise("images-bad")

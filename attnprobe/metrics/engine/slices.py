@@ -21,6 +21,7 @@ from attnprobe.core.maps import AttentionMaps, Part, uniform_maps
 from attnprobe.core.measurement import Measurements
 from attnprobe.core.metric import Metric
 from attnprobe.io.config import from_mapping
+from attnprobe.metrics.engine.answers import Answers
 from attnprobe.metrics.engine.choose import choose
 from attnprobe.metrics.engine.collect import NAMED, Place, collect
 from attnprobe.metrics.engine.collected import KEEP_BYTES, Collected
@@ -65,11 +66,13 @@ def measure_slice(
     chunks = iter(chunks)
     first = next(chunks, None)
     skipped = skipped or Skipped()
+    answers = Answers()
     if first is None and skipped.n:  # nothing but images that cannot be read
-        return _written([], skipped)
+        return _written([], skipped, answers)
     start = [] if first is None else [first]
     del first  # its memory is free for the next one
-    return _written(collect(chain(_popped(start), chunks), choose(metrics)[0], folding), skipped)
+    maps = answers.counted(chain(_popped(start), chunks))
+    return _written(collect(maps, choose(metrics)[0], folding), skipped, answers)
 
 
 def _popped(maps: list[AttentionMaps]) -> Iterator[AttentionMaps]:
@@ -79,12 +82,12 @@ def _popped(maps: list[AttentionMaps]) -> Iterator[AttentionMaps]:
 
 def merge_slices(slices: Iterable[bytes]) -> bytes:
     """One slice of the images of several that follow one another, of folded values."""
-    skipped = Skipped()
-    return _written(_places(slices, skipped), skipped)
+    skipped, answers = Skipped(), Answers()
+    return _written(_places(slices, skipped, answers), skipped, answers)
 
 
-def _written(places: Sequence[Place], skipped: Skipped) -> bytes:
-    arrays: dict[str, np.ndarray] = {}
+def _written(places: Sequence[Place], skipped: Skipped, answers: Answers) -> bytes:
+    arrays = {"answers": np.frombuffer(json.dumps(asdict(answers)).encode(), np.uint8)}
     if skipped.n:
         arrays["skipped"] = np.frombuffer(json.dumps(asdict(skipped)).encode(), np.uint8)
     for i, place in enumerate(places):
@@ -181,18 +184,34 @@ def _skipped(arrays: Any) -> Skipped:
     return Skipped(**json.loads(arrays["skipped"].tobytes())) if "skipped" in arrays.files else Skipped()
 
 
+def answers_of(slices: Iterable[bytes]) -> Answers:
+    """What the model answered on the images of all slices."""
+    answers = Answers()
+    for data in slices:
+        answers.add(_answers(_read(data)[1]))
+    return answers
+
+
+def _answers(arrays: Any) -> Answers:
+    if "answers" not in arrays.files:  # 0.1.0 did not count them
+        return Answers(whole=False)
+    return Answers(**json.loads(arrays["answers"].tobytes()))
+
+
 def _read(data: bytes) -> tuple[list[dict[str, Any]], Any]:
     """Facts (`_about`) of each place of a slice, and its arrays, read when they are asked for."""
     arrays = np.load(io.BytesIO(data), allow_pickle=False)
     return json.loads(arrays["about"].tobytes()), arrays
 
 
-def _places(slices: Iterable[bytes], skipped: Skipped | None = None) -> list[Place]:
+def _places(slices: Iterable[bytes], skipped: Skipped | None = None, answers: Answers | None = None) -> list[Place]:
     places: dict[tuple[str, str], Place] = {}
     for abouts, arrays in map(_read, slices):
         if skipped is not None:
             its = _skipped(arrays)
             skipped.add(its.names, its.n)
+        if answers is not None:
+            answers.add(_answers(arrays))
         for i, about in enumerate(abouts):
             place = places.setdefault((about["stage"], about["site"]), _place(about))
             place.image_ids.extend(about["image_ids"])
