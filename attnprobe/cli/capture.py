@@ -1,6 +1,7 @@
 """The commands that make maps files, and say what would be in one: capture, import and inspect."""
 
 import shlex
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -54,6 +55,7 @@ def capture(
         from attnprobe.workflows.over_ray import measure_over_ray as measure_live
     else:
         from attnprobe.workflows.capture import capture_file, measure_live
+    from attnprobe.workflows.capture import maps_file
 
     chosen = replace(spec, model=checkpoint.of(str(spec.model)))
     if stats_only:
@@ -63,7 +65,11 @@ def capture(
         show(examined, files)
         say_what_shows(files)
     else:
+        before = maps_file(chosen, out)
+        was_there = before.exists() and not chosen.overwrite
         made = capture_file(chosen, out=out)
+        if was_there and made == before:
+            warnings.warn(f"{made} holds this capture already; nothing was computed.", stacklevel=2)
         print(made)
         say_next(shlex.join(["attnprobe", "report", str(made)]))
 

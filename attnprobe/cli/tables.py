@@ -58,8 +58,10 @@ def list_(
 
 
 def _summary(thing: Any) -> str:
-    """The first line of an entry's docstring, or its summary."""
-    return getattr(thing, "summary", None) or (getattr(thing, "function", thing).__doc__ or "").partition("\n")[0]
+    """The first line of an entry's docstring, or its summary, with settings that its name stands for."""
+    line = getattr(thing, "summary", None) or (getattr(thing, "function", thing).__doc__ or "").partition("\n")[0]
+    settings = ", ".join(f"{name}={value}" for name, value in getattr(thing, "settings", {}).items())
+    return f"{line} ({settings})" if settings else line
 
 
 def explain(metric: Positional[Annotated[str | None, Short(metavar="METRIC")]] = None) -> None:

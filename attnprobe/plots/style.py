@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, Normalize
+from matplotlib.lines import Line2D
 from numpy.typing import ArrayLike
 
 from attnprobe.core.errors import ShapeError
@@ -177,12 +178,25 @@ def line_label(name: str) -> str:
     return f" {name}" if name.startswith("_") else name
 
 
+def _grey(line: Line2D) -> Line2D:
+    """A line that looks alike, without its numbers and colour."""
+    other = Line2D([], [])
+    other.update_from(line)
+    other.set_color(GREY)
+    other.set_markeredgecolor(GREY)
+    return other
+
+
 def legend(ax: Axes) -> None:
-    """Name the lines above the Axes, each name once."""
-    lines = {}
+    """Name the lines above the Axes, each name once; in grey where lines of one name differ in colour."""
+    lines: dict[str, Line2D] = {}
     for line in ax.get_lines():
-        if not str(line.get_label()).startswith("_"):
-            lines.setdefault(str(line.get_label()), line)
+        name = str(line.get_label())
+        if name.startswith("_"):
+            continue
+        if name in lines and line.get_color() != lines[name].get_color():
+            lines[name] = _grey(line)
+        lines.setdefault(name, line)
     box = ax.legend(
         list(lines.values()),
         list(lines),

@@ -220,7 +220,8 @@ def print_maps(reader: MapReader, stages: Sequence[StageFacts], console: Console
     """Everything about a maps file within 80 columns."""
     attrs = reader.attrs
     whole = "complete" if reader.complete else "unfinished"
-    line = f": {len(reader)} images of {visible(attrs['data'])}, {whole}"
+    images = attrs.get("config", {}).get("images") or {}
+    line = f": {len(reader)} images of {visible(str(images.get('data') or attrs['data']))}, {whole}"
     console.print(Text.assemble((visible(str(reader.path)), "bold"), line))
     console.print(Text(f"{visible(attrs['model'])}, {attrs['dtype']}, {visible(attrs['created'])[:19]}"))
     _print_stages(stages, console)

@@ -137,6 +137,11 @@ def test_list_alone_names_every_table(run):
     assert all(table in run("list", "--help")[1] for table in tables)
 
 
+def test_no_two_metrics_are_described_by_the_same_line(run):
+    lines = [line.partition("  ")[2].strip() for line in run("list", "metrics")[1].splitlines()]
+    assert len(set(lines)) == len(lines)
+
+
 def test_variants_are_listed_with_paper_parameters_and_maps(run):
     code, out, _ = run("list", "variants")
     lines = out.splitlines()

@@ -8,7 +8,16 @@ from matplotlib.figure import Figure
 
 from attnprobe.metrics import measure
 from attnprobe.plots import depth_curve
-from attnprobe.plots.style import COLOURS, colour_bar, colours, number_from_one, shared_limits
+from attnprobe.plots.style import (
+    COLOURS,
+    GREY,
+    colour_bar,
+    colours,
+    legend,
+    number_from_one,
+    shared_limits,
+    untrained_line,
+)
 from tests.reports.formulas import layer_cosine, measurement
 
 
@@ -84,3 +93,14 @@ def test_an_untrained_network_that_lies_on_the_line_of_the_trained_one_is_seen(m
     assert untrained.get_marker() == "s" and untrained.get_markerfacecolor() == "none"
     others = [line.get_markersize() for line in ax.lines if line.get_marker() == "o"]
     assert untrained.get_markersize() > max(others, default=0)
+
+
+def test_the_legend_names_untrained_networks_of_several_runs_in_the_colour_of_none():
+    ax = Figure().add_subplot()
+    for name, colour in (("a", "C0"), ("b", "C1")):
+        ax.plot([0, 1], [0, 1], label=name, color=colour)
+        untrained_line(ax, [0, 1], [1, 0], colour)
+    legend(ax)
+    named = dict(zip((t.get_text() for t in ax.get_legend().get_texts()), ax.get_legend().get_lines(), strict=True))
+    assert {name: line.get_color() for name, line in named.items()} == {"a": "C0", "untrained": GREY, "b": "C1"}
+    assert named["untrained"].get_linestyle() == ":"

@@ -433,6 +433,13 @@ def test_measuring_without_maps_gives_the_accuracy_of_the_maps_file_or_the_same_
         assert said == [note for note in stored.notes if note.startswith("no accuracy")] and len(said) == (classes == 7)
 
 
+def test_a_capture_that_is_there_already_is_said_to_be(checkpoint, photos, tmp_path, call_command):
+    command = ["capture", str(checkpoint), "--data", str(photos), "--device", "cpu", "-o", str(tmp_path / "maps.h5")]
+    told = [call_command(*command) for _ in range(2)]
+    assert [(code, out) for code, out, _ in told] == [(0, f"{tmp_path / 'maps.h5'}\n")] * 2
+    assert ["holds this capture already; nothing was computed" in err for _, _, err in told] == [False, True]
+
+
 @pytest.mark.promise("images-bad")
 def test_bad_images_are_named_once_and_with_the_option_and_the_baseline_loses_no_other(
     checkpoint, photos, tmp_path, call_command
