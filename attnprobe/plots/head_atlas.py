@@ -4,6 +4,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
+from matplotlib.patches import Patch
 
 from attnprobe.core.errors import ShapeError
 from attnprobe.core.measurement import Measurement
@@ -65,7 +66,7 @@ def head_atlas(
         raise ShapeError(f"thumbnails are of {thumbnails.shape[:2]} (layer, head), types of {m.mean.shape[:2]}.")
     layers, heads = m.mean.shape[:2]
     width, height = atlas_size(m)
-    ax = new_axes(9.6, 0.9 + 9.1 * height / width) if ax is None else ax
+    ax = new_axes(9.6, 1.4 + 9.1 * height / width) if ax is None else ax
     size = min(8.0, 0.26 * 72 * ax.get_window_extent().width / ax.figure.dpi / layers)
     whole = np.zeros((height, width, 4))  # one array of all: a thousand images take half a minute to draw
     for layer, head in np.ndindex(layers, heads):
@@ -80,6 +81,17 @@ def head_atlas(
     for axis, n, step, start in ((ax.xaxis, layers, ACROSS, TILE / 2), (ax.yaxis, heads, DOWN, DOWN - TILE / 2)):
         number_from_one(axis, n, kept=m.coords.get("layer" if axis is ax.xaxis else "head"), start=start, step=step)
     without_frame(ax)
+    there = {name for row in m.summary["types"] for name in row}
+    ax.legend(
+        [Patch(color=COLOURS[name]) for name in names if name in there],
+        [f"{SHORT[name]}: {name}" if SHORT[name] != name else name for name in names if name in there],
+        loc="upper center",
+        bbox_to_anchor=(0.5, 0),
+        borderaxespad=5,  # in sizes of its letters: below the numbers and the name of the axis
+        ncols=4,
+        fontsize="small",
+        frameon=False,
+    )
     ax.set_title(heading(m) if title is None else title, fontsize="medium", parse_math=False)
     return ax
 
