@@ -52,13 +52,14 @@ def mean_of_cells(m: Measurement, where: np.ndarray | None = None) -> str:
 
 
 def accuracy_words(e: Examined) -> str:
-    """`accuracy 75.3% (70.8%–79.3%, 400 images of 96 x 96 px, crop 0.9, bicubic)`; empty where it is not known.
+    """`accuracy 75.3% (70.8%–79.3%, 400 images of 96 x 96 px, crop 0.9, bicubic)`; that there are no labels; or "".
 
     Another preparation of the same images gives another accuracy.
     """
     accuracy, n = e.info.get("accuracy"), e.info.get("n_labelled") or e.info.get("n_images")
     if accuracy is None or not n:
-        return ""
+        unlabelled = e.info.get("images") and not e.class_names
+        return "no accuracy: the images have no labels" if unlabelled else ""
     low, high = accuracy_interval(round(accuracy * n), n)
     prepared = f" of {words}" if (words := prepared_words(e)) else ""
     return f"accuracy {accuracy:.1%} ({low:.1%}–{high:.1%}, {n} image{'s' if n != 1 else ''}{prepared})"

@@ -279,6 +279,7 @@ def _examined(task: Task, slices: list[Path], metrics: Sequence[str] | None, ski
         layers=layers,
         grid=grid,
         certificate=task.capturing.certificate.to_dict(),
+        class_names=tuple(plan.config["class_names"]),
         notes=(
             *filter(None, [skipped.in_words()]),
             *answers.missing(len(plan.config["class_names"])),

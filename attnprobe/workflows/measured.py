@@ -61,7 +61,7 @@ def examine_measured(
     untrained = _slices(folder / "untrained") if (folder / "untrained").is_dir() else []
     baselines = {"untrained": map(Path.read_bytes, untrained)} if untrained else {}
     measurements = measure_slices(map(Path.read_bytes, slices), chosen, baselines=baselines, group=group)
-    answers, n_classes = answers_of(map(Path.read_bytes, slices)), len(config.get("class_names") or ())
+    answers, class_names = answers_of(map(Path.read_bytes, slices)), tuple(config.get("class_names") or ())
     return Examined(
         name=name or folder.name,
         measurements=measurements,
@@ -69,9 +69,10 @@ def examine_measured(
         layers=seen[0],
         grid=seen[1],
         certificate=read_certificate(folder / "slices") or {},
+        class_names=class_names,
         notes=(
             *filter(None, [skipped.in_words()]),
-            *answers.missing(n_classes),
+            *answers.missing(len(class_names)),
             *doubts(measurements),
         ),
     )

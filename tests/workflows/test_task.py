@@ -3,12 +3,13 @@ import shlex
 
 import pytest
 import torch
+from PIL import Image
 
 from attnprobe.core.spec import CaptureSpec
 from attnprobe.models import build_model
 from attnprobe.reports import verdict
 from attnprobe.reports.json_report import to_json
-from attnprobe.workflows.capture import capture_file
+from attnprobe.workflows.capture import capture_file, measure_live
 from attnprobe.workflows.evaluate import evaluate
 from attnprobe.workflows.measure import examine
 from attnprobe.workflows.task import no_accuracy
@@ -51,3 +52,16 @@ def test_the_printed_advice_runs_as_it_is_printed(tmp_path, call_command):
 def test_nothing_is_said_where_classes_agree_or_are_not_known():
     assert no_accuracy(10, 10, "m", "d") == no_accuracy(0, 10, "m", "d") == no_accuracy(10, None, "m", "d") == ""
     assert "has no head for the 10 classes of d" in no_accuracy(10, 0, "m", "d")
+
+
+def test_images_without_labels_are_said_to_have_none_and_so_no_accuracy(tmp_path):
+    from attnprobe.reports.numbers import accuracy_words
+
+    (tmp_path / "photos").mkdir()
+    for k in range(4):
+        Image.new("RGB", (32, 32), (60 * k, 0, 0)).save(tmp_path / "photos" / f"{k}.png")
+    options = checkpoint(tmp_path, 10) | {"data": str(tmp_path / "photos"), "untrained": 0}
+    spec = CaptureSpec(tmp_path / "my.pth", **options)
+    (live,), _ = measure_live(spec, out=tmp_path / "live", formats=("json",))
+    for e in (examine(capture_file(spec, out=tmp_path / "my.h5"), pictures=0), live):
+        assert accuracy_words(e) == "no accuracy: the images have no labels"
