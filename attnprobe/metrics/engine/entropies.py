@@ -36,7 +36,7 @@ def sum_x_ln_x(x: Tensor) -> Tensor:
         x = _lifted(x)
         return (x * x.log()).sum(-1, dtype=torch.float64)
     vectors = x.reshape(-1, x.shape[-1]).numpy()
-    step = max(1, 16 * BLOCK // vectors.shape[-1])
+    step = max(1, 64 * BLOCK // vectors.shape[-1])  # smaller ones take a fifth longer
     found, memory = np.empty(len(vectors)), [np.empty_like(vectors[:step]) for _ in range(2)]
     for start in range(0, len(vectors), step):
         block = vectors[start : start + step]
