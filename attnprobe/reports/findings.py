@@ -1,5 +1,6 @@
 """Findings of a model: every kind of collapse judged, in an order in which nothing is reported twice."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
@@ -31,7 +32,10 @@ def _needless_heads(m: Measurement) -> Levels:
 
 def _most(m: Measurement) -> float | None:
     """Entropy of uniform attention, above which there is none; None where it was not measured."""
-    return float(m.baselines["uniform"].mean.max()) if "uniform" in m.baselines else None
+    if "uniform" not in m.baselines:
+        return None
+    n_keys = round(math.exp(float(m.baselines["uniform"].mean.max())))  # it was measured up to rounding
+    return math.log(n_keys)
 
 
 NUMBERS: dict[str, Callable[[Measurement], Levels]] = {
