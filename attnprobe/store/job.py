@@ -224,10 +224,17 @@ class Job:
             )
 
     def _is_done(self, number: int) -> bool:
-        """True if a shard is there. Of a job, where plan.json has gone, all were: they have become the file."""
+        """True if a shard is there. Of a job, where the file is there or plan.json has gone, all were.
+
+        The shard first: it may be removed while we look, but only once it is in the file.
+        """
         if number in self.done or not self._rank.job:
             return number in self.done
-        return parts.shard_path(self.folder, number).exists() or not (self.folder / "plan.json").exists()
+        if parts.shard_path(self.folder, number).exists():
+            return True
+        # An object store would be asked once more for every shard; there a shard that comes too late does no harm.
+        is_made = not self._remote and self._is_there()
+        return is_made or not (self.folder / "plan.json").exists()
 
     def _is_to_merge(self) -> bool:
         """True if this process makes the file: nothing is missing, and no other has claimed to."""

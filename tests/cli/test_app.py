@@ -92,7 +92,8 @@ def test_capture_then_the_same_again_then_report_and_nothing_is_overwritten(run,
     code, out, err = run(*arguments)
     assert (code, out.strip(), err) == (0, "maps.h5", "")
     before = (tmp_path / "maps.h5").read_bytes()
-    assert run(*arguments) == (0, "maps.h5\n", ""), "as of train: it is done"
+    said = "attnprobe: maps.h5 holds this capture already; nothing was computed.\n"
+    assert run(*arguments) == (0, "maps.h5\n", said), "as of train: it is done"
     code, _, err = run(*arguments, "--seed", "1")
     check_one_line(code, err, 2, "--overwrite")
     assert (tmp_path / "maps.h5").read_bytes() == before

@@ -129,6 +129,24 @@ def test_killed_at_any_point_of_a_commit_by_two_processes(tmp_path, make_maps, o
     assert found, "readers came meanwhile"
 
 
+def test_no_shard_is_begun_again_while_the_shards_of_a_finished_file_are_removed(tmp_path, ten_maps, monkeypatch):
+    path, begun, discard = tmp_path / "maps.h5", [], parts.discard
+    with MapWriter(path, plan_for([ten_maps]), Rank(1, 2, job="a")) as late:
+        late.begin([ten_maps.images(0, 3)])
+
+        def halfway(folder):
+            for shard in (folder / "shards").glob("*.h5"):
+                shard.unlink()
+                begun.extend(late.parts())
+            discard(folder)
+
+        monkeypatch.setattr(parts, "discard", halfway)
+        assert work(path, ten_maps, 0, 2) == path
+        assert late.close(CERTIFICATE) == path
+    assert begun == []
+    check_whole(path, ten_maps)
+
+
 def test_one_after_the_other_the_late_one_finds_all_done(tmp_path, ten_maps):
     path = tmp_path / "maps.h5"
     assert work(path, ten_maps, 0, 2) == path

@@ -185,7 +185,7 @@ def _skipped(arrays: Any) -> Skipped:
 
 
 def answers_of(slices: Iterable[bytes]) -> Answers:
-    """What the model answered on the images of all slices."""
+    """The model's answers on the images of all slices, counted."""
     answers = Answers()
     for data in slices:
         answers.add(_answers(_read(data)[1]))
