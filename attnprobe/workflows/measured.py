@@ -44,6 +44,7 @@ def examine_measured(
             _, n, its = images_of(path.read_bytes())
             skipped.add(its.names, its.n)
             n_images += n
+        answers, class_names = answers_of(map(Path.read_bytes, slices)), tuple(config.get("class_names") or ())
         seen = next(filter(None, (layers_and_grid(path.read_bytes()) for path in slices)), None)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, AttnprobeError):
@@ -61,7 +62,6 @@ def examine_measured(
     untrained = _slices(folder / "untrained") if (folder / "untrained").is_dir() else []
     baselines = {"untrained": map(Path.read_bytes, untrained)} if untrained else {}
     measurements = measure_slices(map(Path.read_bytes, slices), chosen, baselines=baselines, group=group)
-    answers, class_names = answers_of(map(Path.read_bytes, slices)), tuple(config.get("class_names") or ())
     return Examined(
         name=name or folder.name,
         measurements=measurements,

@@ -1,6 +1,7 @@
 """A folder of --stats-only is reported on and compared like maps, folded values too."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -73,3 +74,14 @@ def test_what_was_not_measured_or_not_finished_is_refused(folders, tmp_path):
     (folder / "plan.json").write_text("{}")
     with pytest.raises(MapsFileError, match="is damaged"):
         examine(tmp_path / "part")
+
+
+@pytest.mark.parametrize("said", ['{"n_right": 9}', '{"n_labels": "many"}', '{"n_odd": 1}', "[1]", "{"])
+def test_a_slice_whose_count_of_answers_is_impossible_is_refused(folders, tmp_path, said):
+    shutil.copytree(folders[0] / "whole", tmp_path / "whole")
+    path = min((tmp_path / "whole" / "slices").glob("s*.npz"))
+    with np.load(path) as stored:
+        arrays = dict(stored) | {"answers": np.frombuffer(said.encode(), np.uint8)}
+    np.savez(path, **arrays)
+    with pytest.raises((InputError, MapsFileError), match="answers|is damaged"):
+        examine(tmp_path / "whole")

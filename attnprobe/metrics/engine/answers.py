@@ -23,6 +23,10 @@ class Answers:
     n_classes: int = 0
     whole: bool = True
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.n_right <= self.n_labelled <= self.n_labels or self.n_classes < 0:
+            raise ValueError(f"{self.n_right} of {self.n_labelled} of {self.n_labels} labelled images are right")
+
     def counted(self, chunks: Iterable[AttentionMaps]) -> Iterator[AttentionMaps]:
         """The chunks; images count once, in the first stage and site."""
         first = None

@@ -195,7 +195,7 @@ def answers_of(slices: Iterable[bytes]) -> Answers:
 def _answers(arrays: Any) -> Answers:
     if "answers" not in arrays.files:  # 0.1.0 did not count them
         return Answers(whole=False)
-    return Answers(**json.loads(arrays["answers"].tobytes()))
+    return from_mapping(Answers, json.loads(arrays["answers"].tobytes()), source="answers of a slice")
 
 
 def _read(data: bytes) -> tuple[list[dict[str, Any]], Any]:
