@@ -11,6 +11,7 @@ from attnprobe.core.errors import InputError, ShapeError
 from attnprobe.core.maps import AttentionMaps
 from attnprobe.core.measurement import Key, Measurement, Measurements
 from attnprobe.core.metric import Metric
+from attnprobe.core.sharing import sharing
 from attnprobe.metrics.engine.answers import Answers
 from attnprobe.metrics.engine.choose import choose
 from attnprobe.metrics.engine.collect import Place, collect, values_of
@@ -131,6 +132,7 @@ def _measurements(
     """Measurements of one run of `collect`, by name."""
     result = {}
     units = {(place.stage, place.site): Units.of(place.image_ids, place.pixels, group) for place in places}
+    uniform = {(place.stage, place.site): _of_uniform_attention(place, metrics) for place in places}
     for stage in dict.fromkeys(place.stage for place in places):
         for metric in metrics:
             measured = [place for place in places if place.stage == stage and metric.name in place.collected]
@@ -142,21 +144,29 @@ def _measurements(
                 named = replace(place, image_ids=list(its.ids), n_units=place.n_units if group else None)
                 folded = None if place.n_units is None else of_units.n_images
                 m = with_units(_measurement(named, metric, of_units, bootstrap, seed), its, group, folded)
-                result[key] = replace(m, baselines=_uniform_baseline(place, metric, bootstrap, seed))
+                reference = uniform[place.stage, place.site].get(metric.name)
+                baselines = {"uniform": _of_uniform(place, metric, reference, bootstrap, seed)} if reference else {}
+                result[key] = replace(m, baselines=baselines)
     return result
 
 
-def _uniform_baseline(place: Place, metric: Metric, bootstrap: int, seed: int) -> dict[str, Measurement]:
-    """The metric on one image of uniform attention, if it is a metric of maps."""
-    if "maps" not in metric.parameters or not metric.accepts(place.uniform):
-        return {}
-    collected = Collected()
-    with torch.inference_mode():
+def _of_uniform_attention(place: Place, metrics: Sequence[Metric]) -> dict[str, Collected]:
+    """The values of every metric of maps, by its name, on one image of uniform attention."""
+    of_maps = [m for m in metrics if m.name in place.collected and "maps" in m.parameters and m.accepts(place.uniform)]
+    result = {}
+    if of_maps:
         whole = replace(place.uniform, values=place.uniform.values.contiguous())
-        collected.add(values_of(metric, whole))
+        with torch.inference_mode(), sharing():
+            for metric in of_maps:
+                result[metric.name] = Collected()
+                result[metric.name].add(values_of(metric, whole))
+    return result
+
+
+def _of_uniform(place: Place, metric: Metric, collected: Collected, bootstrap: int, seed: int) -> Measurement:
     one: dict[str, Any] = {"image_ids": ["uniform"], "not_finite": [], "n_units": None}
     about = replace(place, site="weights", is_effective=True, stochastic=True, **one)
-    return {"uniform": _measurement(about, metric, collected, bootstrap, seed)}
+    return _measurement(about, metric, collected, bootstrap, seed)
 
 
 def _measurement(place: Place, metric: Metric, collected: Collected, bootstrap: int, seed: int) -> Measurement:
