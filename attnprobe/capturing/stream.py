@@ -187,13 +187,8 @@ class Capture(Shown):
             first = _joined([*filter(None, [first]), *islice(others, 2 - (len(first.ids) if first else 0))])
         if first is None:
             raise CaptureError("no image to capture; the source is empty, or none of its images can be read.")
-        if not hasattr(self.images, "spec") and _are_bytes(first.pixels):
-            warnings.warn(
-                f"pixels are whole numbers up to {first.pixels.max():.0f}, as if they were not normalised: unless the "
-                "model does that itself, divide by 255, subtract the mean and divide by the standard deviation that it "
-                "was trained with.",
-                stacklevel=2,
-            )
+        if not hasattr(self.images, "spec") and (doubt := _doubt_of_pixels(first.pixels, self._model)):
+            warnings.warn(doubt, stacklevel=2)
         return first
 
     def _is_of_other_classes(self, output: object, n_images: int) -> bool:
@@ -264,10 +259,31 @@ def _device_of(model: nn.Module) -> torch.device:
     return torch.device(device)
 
 
-def _are_bytes(pixels: Tensor) -> bool:
-    """True if pixels of a float type are the bytes of images."""
-    low, high = pixels.aminmax()
-    return bool(low >= 0) and 32 < high.item() <= 255 and bool((pixels == pixels.round()).all())
+def _doubt_of_pixels(pixels: Tensor, model: nn.Module) -> str:
+    """Why pixels of a float type look as if nobody had normalised them, and what to do; empty if they do not.
+
+    Values from 0 to 1 are what many a model was trained on, so they are doubted only if the model, as those of timm do,
+    says that it wants others.
+    """
+    low, high = (x.item() for x in pixels.aminmax())
+    if low >= 0 and 32 < high <= 255 and bool((pixels == pixels.round()).all()):
+        return (
+            f"pixels are whole numbers up to {high:.0f}, as if they were not normalised: unless the model does that "
+            "itself, divide by 255, subtract the mean and divide by the standard deviation that it was trained with."
+        )
+    stated = getattr(model, "pretrained_cfg", None) or {}
+    mean, std = stated.get("mean"), stated.get("std")
+    plain = not mean or not std or (not any(mean) and all(x == 1 for x in std))
+    if plain or not (low >= 0 and 0.5 < high <= 1):
+        return ""
+    return (
+        f"pixels are from {low:.2g} to {high:.2g}, as if they were not normalised, but the model states mean "
+        f"{_numbers(mean)} and std {_numbers(std)}: subtract the one and divide by the other, unless that is done."
+    )
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values)
 
 
 def _joined(batches: list[ImageBatch]) -> ImageBatch | None:

@@ -298,8 +298,19 @@ def test_bytes_as_floats_are_named_and_normalised_pixels_are_not(vit):
         list(ap.capture(vit, (X.clamp(-2, 2) + 2).mul(63.75).round()))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for pixels in (X, X.clamp(0, 1), X.round(), torch.zeros_like(X)):
+        for pixels in (X, X.clamp(0, 1) - 0.1, X.round(), torch.zeros_like(X)):
             list(ap.capture(vit, pixels))
+
+
+def test_pixels_from_0_to_1_are_doubted_only_where_the_model_states_another_normalisation():
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1, num_classes=0).eval()
+    with pytest.warns(UserWarning, match="pixels are from 0 to 1, .* states mean 0.5, 0.5, 0.5 and std 0.5, 0.5, 0.5"):
+        list(ap.capture(model, X.clamp(0, 1)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for stated in ({}, {"mean": (0, 0, 0), "std": (1, 1, 1)}):
+            model.pretrained_cfg = stated
+            list(ap.capture(model, X.clamp(0, 1)))
 
 
 def test_files_of_three_channels_are_no_advice_for_a_model_of_twelve():

@@ -21,6 +21,12 @@ PART = 2048
 BLOCK = 4 * PART
 """Entries of each head of a layer that are worked on at once on a CPU: with 12 heads about 1 MiB in float32."""
 
+AT_ONCE = 64 * BLOCK
+"""Entries of maps that are worked on at once on a CPU, in new memory, 2 MiB in float32.
+
+16 x 12 x 197 x 197 take 3.1 ms; 4.4 if the logarithms are written into memory that is kept (AMD EPYC).
+"""
+
 
 @shared
 def map_information(maps: Tensor) -> Tensor:
@@ -35,15 +41,11 @@ def sum_x_ln_x(x: Tensor) -> Tensor:
     if not _by_numpy(x):
         x = _lifted(x)
         return (x * x.log()).sum(-1, dtype=torch.float64)
-    vectors = x.reshape(-1, x.shape[-1]).numpy()
-    step = max(1, 64 * BLOCK // vectors.shape[-1])  # smaller ones take a fifth longer
-    found, memory = np.empty(len(vectors)), [np.empty_like(vectors[:step]) for _ in range(2)]
-    for start in range(0, len(vectors), step):
-        block = vectors[start : start + step]
-        lifted, log = (space[: len(block)] for space in memory)
-        np.maximum(block, np.finfo(vectors.dtype).tiny, out=lifted)
-        found[start : start + step] = _dot(lifted, np.log2(lifted, out=log))
-    return torch.from_numpy(found).view(x.shape[:-1]) * math.log(2)
+    vectors = x.reshape(-1, x.shape[-1])
+    step = max(1, AT_ONCE // vectors.shape[-1])
+    lifted = (_lifted(part).numpy() for part in vectors.split(step))
+    sums = np.concatenate([np.empty(0), *(_dot(part, np.log2(part)) for part in lifted)])
+    return torch.from_numpy(sums).view(x.shape[:-1]) * math.log(2)
 
 
 def mixture_information(heads: Tensor) -> Tensor:
