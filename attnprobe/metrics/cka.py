@@ -6,6 +6,7 @@ from torch import Tensor
 
 from attnprobe.core.metric import metric
 from attnprobe.metrics.engine.hsic import constant, gram, hsic, hsic_of_products, normalised
+from attnprobe.metrics.engine.linear_algebra import row_products
 from attnprobe.metrics.engine.row_grams import row_grams
 
 
@@ -48,7 +49,7 @@ def map_cka(maps: Tensor, *, estimator: str = "unbiased") -> Tensor:
     kernels, diagonal = grams.layers.flatten(2), grams.diagonal.sum(2)
     varies = ~constant(diagonal, grams.squared_length.sum(2))
     kernels, diagonal = (x.where(varies.unsqueeze(-1), 0) for x in (kernels, diagonal))
-    return hsic_of_products(kernels @ kernels.mT, diagonal, estimator)
+    return hsic_of_products(row_products(kernels), diagonal, estimator)
 
 
 @metric(axes=("layer", "layer"), value_range=(-1.0, 1.0), narrow_range=_range, from_mean=normalised)

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from attnprobe.core.errors import InputError, check_choice
 from attnprobe.core.grid import TokenGrid
 from attnprobe.core.metric import metric
+from attnprobe.metrics.engine.linear_algebra import row_products
 
 
 @metric(axes=("layer",), value_range=(-1.0, 1.0))
@@ -41,7 +42,7 @@ def token_layer_similarity(tokens: Tensor) -> Tensor:
     tells how much that is.
     """
     by_token = F.normalize(tokens, dim=-1).transpose(1, 2)
-    return (by_token @ by_token.mT).mean(1)
+    return row_products(by_token).mean(1)
 
 
 TOKENS = ("either", "class", "mean")

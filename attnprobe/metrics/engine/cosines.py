@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from attnprobe.core.sharing import shared
-from attnprobe.metrics.engine.linear_algebra import check_vectors, in_cache, inverse_length
+from attnprobe.metrics.engine.linear_algebra import check_vectors, in_cache, inverse_length, row_products
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ def _about_means(maps: Tensor, axis: str) -> tuple[Tensor, Tensor]:
     if maps.requires_grad:
         vectors = maps.permute(order)
         means = vectors.mean(-1, keepdim=True)
-        return (vectors - means) @ (vectors - means).mT, means.squeeze(-1)
+        return row_products(vectors - means), means.squeeze(-1)
     images, heads, tokens, layers, _ = (maps.shape[axis] for axis in order)
     products = maps.new_empty(images, heads, tokens, layers, layers)
     means = maps.new_empty(images, heads, tokens, layers)
@@ -86,10 +86,7 @@ def _about_means(maps: Tensor, axis: str) -> tuple[Tensor, Tensor]:
             its_mean = vectors.mean(-1, keepdim=True)
             vectors.sub_(its_mean)
             mean.copy_(its_mean.squeeze(-1).transpose(0, 1))
-            if len(product) == 1:  # else its tokens do not follow one another in memory
-                torch.matmul(vectors[:, 0], vectors[:, 0].mT, out=product[0])
-            else:
-                product.copy_((vectors @ vectors.mT).transpose(0, 1))
+            product.copy_(row_products(vectors).transpose(0, 1))
     return products, means
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from attnprobe.core.errors import InputError, check_choice
-from attnprobe.metrics.engine.linear_algebra import ROUNDING, half_products
+from attnprobe.metrics.engine.linear_algebra import ROUNDING, half_products, row_products
 
 ESTIMATORS = ("unbiased", "biased")
 
@@ -42,7 +42,7 @@ def hsic(below: Tensor, diagonal: Tensor, estimator: str) -> Tensor:
         diagonal, estimator: as for `hsic_of_products`.
     """
     flat = below.flatten(-2)
-    return hsic_of_products(2 * flat @ flat.mT, diagonal, estimator)
+    return hsic_of_products(2 * row_products(flat), diagonal, estimator)
 
 
 def hsic_of_products(apart: Tensor, diagonal: Tensor, estimator: str) -> Tensor:

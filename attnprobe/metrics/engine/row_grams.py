@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from attnprobe.core.sharing import shared
-from attnprobe.metrics.engine.linear_algebra import in_cache
+from attnprobe.metrics.engine.linear_algebra import in_cache, row_products
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +63,14 @@ def _of_images(maps: Tensor) -> tuple[Tensor, ...]:
         else:  # the mean is one more row, for B m and |m|^2 come with the same product
             torch.sub(layer, mean, out=rows[..., :-1, :])
             rows[..., -1:, :] = mean
-        gram = torch.matmul(rows, rows.mT, out=gram)
+        gram = row_products(rows, out=gram)
         length = gram.diagonal(dim1=-2, dim2=-1).clone()
         along_mean = gram[..., :-1, -1].square().sum(-1)
         gram.diagonal(dim1=-2, dim2=-1).zero_()
         gram[..., -1].zero_()
         gram[..., -1, :].zero_()
         flat = gram.flatten(-2)
-        parts = length[..., :-1], flat @ flat.mT, gram.sum(1)[..., :-1, :-1], length[..., -1], along_mean
+        parts = length[..., :-1], row_products(flat), gram.sum(1)[..., :-1, :-1], length[..., -1], along_mean
         layers.append(parts)
     return tuple(torch.stack(part, 1) for part in zip(*layers, strict=True))
 

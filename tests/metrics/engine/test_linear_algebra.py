@@ -6,9 +6,7 @@ import torch
 
 from attnprobe.core.sharing import sharing
 from attnprobe.metrics import nuclear_ratio, spectral_gap, stable_rank
-from attnprobe.metrics.engine import linear_algebra
 from attnprobe.metrics.engine.linear_algebra import (
-    FEW,
     half_products,
     row_products,
     singular_values,
@@ -16,7 +14,7 @@ from attnprobe.metrics.engine.linear_algebra import (
 )
 
 
-@pytest.mark.parametrize("rows", [3, FEW, 41])
+@pytest.mark.parametrize("rows", [3, 32, 41])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_equal_the_product_with_the_transpose(signed, rows, dtype):
     x = signed(2, 3, rows, 7).to(dtype)
@@ -28,12 +26,11 @@ def test_equal_the_product_with_the_transpose(signed, rows, dtype):
     torch.testing.assert_close(row_products(x.mT.contiguous().mT), whole)
 
 
-def test_both_ways_of_computing_agree_and_gradients_flow(signed, monkeypatch):
+def test_products_that_somebody_differentiates_or_keeps_memory_for_are_the_same(signed):
     x = signed(1, 40, 9)
-    by_blas = row_products(x), half_products(x)
-    monkeypatch.setattr(linear_algebra, "FEW", 10**9)
-    torch.testing.assert_close(by_blas, (row_products(x), half_products(x)))
-    monkeypatch.undo()
+    memory = x.new_empty(1, 40, 40)
+    assert row_products(x, out=memory).data_ptr() == memory.data_ptr()
+    torch.testing.assert_close(memory, row_products(x.clone().requires_grad_()).detach())
     row_products(x.requires_grad_()).sum().backward()
     assert x.grad.isfinite().all()
 
