@@ -1,4 +1,6 @@
-"""Student's t intervals of means."""
+"""Student's t intervals of means, and ranges outside which no interval reaches."""
+
+from collections.abc import Iterable
 
 import numpy as np
 from scipy.special import stdtrit
@@ -49,3 +51,12 @@ def within(values: np.ndarray, value_range: tuple[float | None, float | None]) -
     """The values clipped to a range; None for no bound."""
     low, high = value_range
     return np.clip(values, -np.inf if low is None else low, np.inf if high is None else high)
+
+
+def within_differences(values: np.ndarray, measured: Iterable[Measurement]) -> np.ndarray:
+    """The values clipped to what differences between numbers in the ranges of these measurements can be."""
+    lows, highs = zip(*(m.value_range for m in measured), strict=True)
+    if None in lows or None in highs:
+        return values
+    most = max(highs) - min(lows)
+    return within(values, (-most, most))

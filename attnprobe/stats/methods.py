@@ -7,6 +7,7 @@ import numpy as np
 from attnprobe.core.errors import InputError
 from attnprobe.core.measurement import Measurement
 from attnprobe.stats.bootstrap import BLOCK_BYTES, finite_mean, values_of_function
+from attnprobe.stats.interval import within_differences
 from attnprobe.stats.over_runs import Estimate, Runs, estimate, scatter_of_mean
 from attnprobe.stats.paired import Difference, aligned, corrected
 
@@ -43,7 +44,7 @@ def difference_of_methods(
         axes=m.axes,
         unit=m.unit,
         mean=np.asarray(found.mean),
-        ci=found.ci,
+        ci=within_differences(found.ci, [*first, *second]),
         p=found.p,
         p_holm=p_holm,
         n_images=len(m.image_ids),

@@ -21,6 +21,7 @@ import numpy as np
 from attnprobe.core.errors import InputError, ShapeError
 from attnprobe.core.measurement import FromMean, Measurement
 from attnprobe.stats.bootstrap import BLOCK_BYTES, centred, draws, percentile_interval
+from attnprobe.stats.interval import within_differences
 
 LEVEL = 0.05
 """Family-wise error rate: chance that any cell is called different although none of its metric is."""
@@ -97,7 +98,7 @@ def paired_difference(first: Measurement, second: Measurement, *, resamples: int
         mean, ci, p = zip(*(_of_cells(x, y, *times, seed) for x, y in parts), strict=True)
         mean, ci, p = (np.concatenate(x, axis=-1) for x in (mean, ci, p))
         found = tuple(x.reshape((*x.shape[:-1], *a.shape[1:])) for x in (mean, ci, p))
-    return _difference(first, first.axes, found, len(a), times, seed)
+    return _difference((first, second), first.axes, found, len(a), times, seed)
 
 
 def paired_with_mean(
@@ -121,7 +122,8 @@ def paired_with_mean(
     cells = [x[..., :-1].reshape(*x.shape[:-1], *shape) for x in found]
     overall = [x[..., -1] for x in found]
     about = len(a), times, seed
-    return _difference(first, first.axes, cells, *about), _difference(first, (), overall, *about)
+    pair = first, second
+    return _difference(pair, first.axes, cells, *about), _difference(pair, (), overall, *about)
 
 
 def _times(first: Measurement, a: np.ndarray, resamples: int) -> tuple[int, int]:
@@ -138,14 +140,14 @@ Found = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def _difference(
-    first: Measurement,
+    pair: tuple[Measurement, Measurement],
     axes: tuple[str, ...],
     found: Sequence[np.ndarray],
     n_images: int,
     times: tuple[int, int],
     seed: int,
 ) -> Difference:
-    mean, ci, p = found
+    (mean, ci, p), first = found, pair[0]
     resamples, exchanges = times
     p_holm, n_tests = corrected(p, axes)
     return Difference(
@@ -153,7 +155,7 @@ def _difference(
         axes=axes,
         unit=first.unit,
         mean=mean,
-        ci=ci,
+        ci=within_differences(ci, pair),
         p=p,
         p_holm=p_holm,
         n_images=n_images,

@@ -77,3 +77,13 @@ def test_splits_of_runs_of_one_method_are_rarely_called_different():
         welch.append(stats.ttest_ind(*(side.mean(1) for side in sides), equal_var=False).pvalue < 0.05)
     assert 0.03 <= np.mean(excluded) <= 0.08
     assert np.mean(excluded) == pytest.approx(np.mean(welch), abs=0.01)
+
+
+def test_a_difference_between_numbers_from_0_to_1_has_no_interval_beyond_1():
+    """Of two runs each, one at an end of the range, Student's t reaches further."""
+    values = np.random.default_rng(0).random((4, 10, 4, 2))
+    values[0], values[3] = values[0] / 10, 1 - values[3] / 10
+    bounded, free = ([run(x, value_range=ends) for x in values] for ends in ((0.0, 1.0), (0.0, None)))
+    narrow, wide = (difference_of_methods(runs[:2], runs[2:]).ci for runs in (bounded, free))
+    assert np.abs(wide).max() > 1
+    np.testing.assert_array_equal(narrow, wide.clip(-1, 1))
