@@ -33,6 +33,10 @@ FIT, FIT_MEAN = 0.75, 0.35
 """Largest and root mean square distance, in patches, of tokens from the patches of a grid that is proved. Tokens in any
 other order are off by one patch or more."""
 
+PITCH = (0.3, 0.05)
+"""Share by which the distance of neighbouring patches may differ from a size that the model states or that fills the
+image: of fewer than four rows, which are all at an edge, and of more."""
+
 UNMOVED = 1e-10
 """Share of the largest squared response below which a token does not respond: rounding is at 1e-12."""
 
@@ -151,7 +155,7 @@ def places(found: Responses, size: tuple[int, int], guess: TokenGrid | None, pre
     errors = {grid: _distances(row, col, grid) for grid in grids}
     best = min(grids, key=lambda grid: errors[grid].square().mean().item())
     if errors[best].max() <= FIT and errors[best].square().mean().sqrt() <= FIT_MEAN:
-        return Places("proved", "", _grid(best, size, guess, n_prefix, prefix))
+        return Places("proved", "", _grid(best, _patch(row, col, best, size, guess), guess, n_prefix, prefix))
     if (other := next((grid for grid in grids if _in_another_order(row, col, grid)), None)) is not None:
         rows, cols = other
         return Places("unknown", f"its tokens fill a grid of {rows} x {cols} patches in another order than row by row")
@@ -230,15 +234,41 @@ def _distances(row: Tensor, col: Tensor, grid: tuple[int, int], unit: bool = Tru
 
 
 def _grid(
-    shape: tuple[int, int], size: tuple[int, int], guess: TokenGrid | None, n_prefix: int, prefix: tuple[str, ...]
+    shape: tuple[int, int], patch: tuple[int, int], guess: TokenGrid | None, n_prefix: int, prefix: tuple[str, ...]
 ) -> TokenGrid:
-    """The proved grid; names of prefix tokens as the model has them, patches of its own size where it pads images."""
+    """The proved grid, with names of prefix tokens as the model has them."""
     rows, cols = shape
-    whole = size[0] % rows == 0 and size[1] % cols == 0
     if guess is not None and (guess.rows, guess.cols, guess.n_prefix) == (rows, cols, n_prefix):
-        return replace(guess, patch=(size[0] // rows, size[1] // cols)) if whole else guess
+        return replace(guess, patch=patch)
     names = prefix[:n_prefix] if n_prefix <= len(prefix) else tuple(f"prefix{i}" for i in range(n_prefix))
-    return TokenGrid(rows, cols, names, (max(1, round(size[0] / rows)), max(1, round(size[1] / cols))))
+    return TokenGrid(rows, cols, names, patch)
+
+
+def _patch(
+    row: Tensor, col: Tensor, shape: tuple[int, int], size: tuple[int, int], guess: TokenGrid | None
+) -> tuple[int, int]:
+    """Height and width of a patch in pixels: those of the model or of a grid that fills the image, if the tokens lie so
+    far apart, else as far apart as they lie: of images that are padded, cropped or resized on the way."""
+    of_model = (0, 0) if guess is None else guess.patch
+    centres = row.view(shape).mean(1), col.view(shape).mean(0)
+    return tuple(map(_side, centres, size, of_model))  # type: ignore[return-value]
+
+
+def _side(centres: Tensor, size: int, of_model: int) -> int:
+    """One side of a patch in pixels, from the centres of the rows or columns of patches in fractions of the image."""
+    n = len(centres)
+    filling = max(1, round(size / n))
+    if n == 1:
+        return filling
+    # Medians, not a line through all: what is padded pulls the outermost centres inward. Over all pairs chance is less,
+    # over neighbours alone padding is.
+    one, other = torch.triu_indices(n, n, 1, device=centres.device)
+    all_pairs = ((centres[other] - centres[one]) / (other - one)).median().item() * size
+    neighbours = centres.diff().median().item() * size
+    off, near = min(
+        (abs(side - apart) / side, side) for side in (filling, of_model or filling) for apart in (all_pairs, neighbours)
+    )
+    return near if off <= PITCH[n >= 4] else max(1, round(neighbours))
 
 
 def _listed(numbers: list[int]) -> str:

@@ -12,6 +12,7 @@ from attnprobe.reports.finding import Finding, bar_of, cannot_say, judged, missi
 from attnprobe.reports.kinds import KINDS, Kind
 from attnprobe.reports.levels import Levels, block_numbers, diagonal, levels
 from attnprobe.reports.repetition import repetition
+from attnprobe.stats.alarms import FEWEST_KEYS
 
 
 def _needless_heads(m: Measurement) -> Levels:
@@ -30,12 +31,25 @@ def _needless_heads(m: Measurement) -> Levels:
     return Levels(mean, low, high, share(fresh.get("effective_heads")), block_numbers(m), m.n_images)
 
 
+def _n_keys(entropy: Measurement | None) -> int | None:
+    """Number of keys, by the entropy of uniform attention; None where it was not measured."""
+    if entropy is None or "uniform" not in entropy.baselines:
+        return None
+    return round(math.exp(float(entropy.baselines["uniform"].mean.max())))  # it was measured up to rounding
+
+
 def _most(m: Measurement) -> float | None:
     """Entropy of uniform attention, above which there is none; None where it was not measured."""
-    if "uniform" not in m.baselines:
-        return None
-    n_keys = round(math.exp(float(m.baselines["uniform"].mean.max())))  # it was measured up to rounding
-    return math.log(n_keys)
+    n_keys = _n_keys(m)
+    return None if n_keys is None else math.log(n_keys)
+
+
+def _too_few_keys(e: Examined) -> str:
+    """Reason why maps cannot be judged at all; "" if they can."""
+    n_keys = _n_keys(e.measurements.prefer("row_entropy", "weights", "effective"))
+    if n_keys is None or n_keys >= FEWEST_KEYS:
+        return ""
+    return f"attention over {n_keys} token{'s' if n_keys > 1 else ''} leaves no choice to judge"
 
 
 NUMBERS: dict[str, Callable[[Measurement], Levels]] = {
@@ -61,10 +75,15 @@ and queries that all attend to one token have no entropy. Named once."""
 def findings(e: Examined) -> tuple[Finding, ...]:
     """The finding on each kind, in the order of `KINDS`."""
     found: dict[str, Finding] = {}
+    few = _too_few_keys(e)
     for kind in sorted(KINDS, key=lambda kind: [*EXCUSED, kind.name].index(kind.name)):
-        if kind.name != "repetition":
+        if kind.of_maps and few:
+            found[kind.name] = cannot_say(kind, bar_of(e, kind), few)
+        elif kind.name != "repetition":
             found[kind.name] = _finding(e, kind, found)
-    found["repetition"], repeating = repetition(e, found)
+    repeating: frozenset[int] = frozenset()
+    if not few:
+        found["repetition"], repeating = repetition(e, found)
     if repeating:  # reported where it is explained, and not counted as repetition
         near = found["near_uniform"]
         words = f"so {len(repeating)} of them overlap{'s' if len(repeating) == 1 else ''} with the previous block"

@@ -15,6 +15,9 @@ from attnprobe.core.history import Alarm, History
 from attnprobe.core.measurement import Key
 from attnprobe.core.text import blocks_text
 
+FEWEST_KEYS = 4
+"""Of fewer keys every map is near uniform, on one token or like the others, whatever it attends to."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Thresholds:
@@ -69,6 +72,9 @@ class _Stage:
     def alarms(self) -> Iterator[Alarm]:
         t = self.thresholds
         tokens = np.exp(self.entropy)
+        if np.exp(self.uniform).max() < FEWEST_KEYS - 0.5:  # it was measured up to rounding
+            yield from self._news(~np.isfinite(self.entropy), self._not_finite)
+            return
         peaked = tokens < t.peaked
         recent = [np.fmax.reduce(self.entropy[self._recent(row)]) for row in range(len(self.epochs))]
         fallen = (self.entropy < (1 - t.fall) * np.stack(recent)) & ~_ever(peaked)

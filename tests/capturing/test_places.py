@@ -148,3 +148,23 @@ def test_tokens_that_drift_by_attention_are_not_said_to_have_moved_and_exchanged
         turned = torch.arange(16).flip(0)
         assert contradicts(at(row[turned], col[turned]), grid, before)
     assert any(alone)  # by the grid alone some would be said to have moved
+
+
+@pytest.mark.parametrize(
+    ("size", "patch", "seen", "of_model"),
+    [((76, 60), 16, (64, 48), 16), ((60, 60), 14, (56, 56), 14), ((232, 232), 16, (224, 224), 16),
+     ((52, 52), 16, (64, 64), 16), ((76, 76), 16, (64, 64), None)],
+)  # fmt: skip
+def test_patches_that_do_not_fill_the_image_have_the_size_that_they_have(size, patch, seen, of_model):
+    """A convolution leaves a rest out, or the model pads: patches do not become larger or smaller by it."""
+
+    class Fitted(Tokens):
+        def forward(self, images):
+            padded = torch.nn.functional.pad(images, (0, seen[1] - size[1], 0, seen[0] - size[0]))
+            return super().forward(padded)
+
+    rows, cols = seen[0] // patch, seen[1] // patch
+    guess = None if of_model is None else TokenGrid(rows, cols, (), (of_model, of_model))
+    measured = found(Fitted(patch), size, guess=guess)
+    assert measured.status == "proved"
+    assert measured.grid == TokenGrid(rows, cols, (), (patch, patch))

@@ -2,8 +2,13 @@
 
 import numpy as np
 import pytest
+import torch
 
+from attnprobe.core.grid import TokenGrid
+from attnprobe.core.maps import AttentionMaps
 from attnprobe.core.text import blocks_text
+from attnprobe.metrics import measure
+from attnprobe.reports.verdict import verdict
 from tests.reports import known_maps as made
 from tests.reports.known_maps import LAYERS, judged, logits, named, softmax
 
@@ -117,3 +122,15 @@ def test_a_single_block_that_repeats_is_a_headline_where_it_all_but_copies(mixed
     assert named(found) == {REPEATS} and overlap > 0.85 and (overlap > 0.925) is is_headline
     assert found.headline.startswith("repetition in block 5" if is_headline else "none of 7 kinds") is True
     assert ("in single blocks: repetition (block 5 of 8)" in found.headline) is not is_headline
+
+
+@pytest.mark.parametrize("n_keys", [1, 2, 3])
+def test_maps_of_so_few_tokens_that_they_have_no_choice_are_not_judged(n_keys):
+    maps = softmax(np.random.default_rng(0).normal(size=(8, LAYERS, 2, n_keys, n_keys)))
+    grid = TokenGrid(1, n_keys, prefix=())
+    values = torch.from_numpy(maps).float()
+    found = verdict(measure([AttentionMaps(values, tuple(map(str, range(8))), grid)], bootstrap=0))
+    assert found.status == "cannot say" and not named(found)
+    told = {f.kind: f.detail for f in found.findings}
+    reason = f"attention over {n_keys} token{'s' if n_keys > 1 else ''} leaves no choice to judge"
+    assert all(told[kind] == reason for kind in ("near_uniform", SINK, ENTROPY, REPEATS, "head_redundancy"))
