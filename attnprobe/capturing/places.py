@@ -268,7 +268,8 @@ def _side(centres: Tensor, size: int, of_model: int) -> int:
     off, near = min(
         (abs(side - apart) / side, side) for side in (filling, of_model or filling) for apart in (all_pairs, neighbours)
     )
-    return near if off <= PITCH[n >= 4] else max(1, round(neighbours))
+    alike = abs(all_pairs - neighbours) <= PITCH[1] * neighbours
+    return near if off <= PITCH[n >= 4] else max(1, round(all_pairs if alike else neighbours))
 
 
 def _listed(numbers: list[int]) -> str:
