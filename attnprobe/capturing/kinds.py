@@ -28,7 +28,8 @@ def kind_of(product: Product) -> str:
     if _over_channels(product):
         return "channel"
     if n_windows > 1:
-        return "grid" if "grid" in layer.name.lower() else "window"
+        own = layer.name.lower().split(".")[-3:]  # not the names of what the layer is part of
+        return "grid" if any("grid" in part for part in own) else "window"
     if "cross" in type(layer.module).__name__.lower() or "cross" in layer.name.rpartition(".")[2].lower():
         return "cross"
     if n_queries == 1 < n_keys:

@@ -80,13 +80,18 @@ def _located(model: nn.Module, pixels: Tensor) -> Located:
     of_stage: dict[tuple[object, ...], tuple[str, Places]] = {}
     keys: dict[str, tuple[object, ...]] = {}
     before: dict[tuple[object, ...], Responses | None] = {}
+    windows: dict[str, Tensor] = {}
     for layer, product in base.products.items():
         passes = [value for seen in (base, moved, rest, last) if (value := seen.values.get(layer)) is not None]
         kind = kind_of(product)
         key = keys[layer] = (kind, *product.effective.shape[1:], product.tower)
         if key not in of_stage:
             of_stage[key] = search.first_layer(layer, product, kind, passes)
-        now = search.responses_of(passes) if kind == "self" else None
+        now = search.responses_of(passes) if kind in ("self", "window", "grid") else None
+        if now is not None and kind != "self":
+            if bool(now.moved.all()):
+                windows[layer] = torch.stack([now.row, now.col])
+            continue
         grid = of_stage[key][1].grid
         if now is not None and grid and grid.rows and key in before and contradicts(now, grid, before[key]):
             why = f"tokens of {layer} are not where those of its first layer are"
@@ -99,6 +104,7 @@ def _located(model: nn.Module, pixels: Tensor) -> Located:
         comparable,
         {layer: kind for layer, (kind, _) in found.items() if kind != keys[layer][0]},
         _parallel(list(base.products.values())),
+        windows=windows,
     )
 
 

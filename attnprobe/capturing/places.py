@@ -80,6 +80,7 @@ class Located:
         parallel: layers that are given the same tokens as the layer before them, in one list of modules.
         passes: forward passes of up to two images that it took.
         kinds: of layers whose shapes say another kind than their responses: channels that are as many as tokens.
+        windows: of layers of windows that all respond, by name: [row or column, token of all windows], where they do.
     """
 
     places: Mapping[str, Places] = field(default_factory=dict)
@@ -88,6 +89,7 @@ class Located:
     kinds: Mapping[str, str] = field(default_factory=dict)
     parallel: tuple[str, ...] = ()
     passes: int = 0
+    windows: Mapping[str, Tensor] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -121,7 +121,7 @@ class Recorder:
         guess = None if kind == "self" and product.pads(n_tokens) else self._placement.grid(n_tokens, self._size)
         grid = self._grid_of(layer, kind, n_tokens, lambda: guess)
         if self._wanted.unwindow and kind in ("window", "grid"):
-            kind, product = "self", in_image(product, grid if grid.rows else None)
+            kind, product = "self", in_image(product, grid if grid.rows else None, self.located.windows.get(layer))
         weights, folded = product.weights, _folded(product.effective)
         size = n_tokens if kind == "channel" else folded.shape[2]
         stage = self._stage(kind, folded, size, 4, lambda: grid, product.tower)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from attnprobe.capturing.call_stack import Call
+from attnprobe.capturing.kinds import kind_of
 from attnprobe.capturing.product import Product
 from attnprobe.core.errors import CaptureError
 from attnprobe.core.grid import TokenGrid
@@ -19,41 +20,78 @@ WINDOW_SIZES = ("window_size", "partition_size", "grid_size", "ws")
 """Usual names of rows and columns of a window, looked up in the layer first and then in the modules around it."""
 
 
-def in_image(product: Product, grid: TokenGrid | None) -> Product:
+def in_image(product: Product, grid: TokenGrid | None, centres: Tensor | None = None) -> Product:
     """The product with maps of the whole image, zero between windows, where its scores are -inf.
 
+    Args:
+        grid: the patches that the tokens of all windows fill; None if unknown.
+        centres: [row or column, token of all windows], where they were measured to be, in fractions of the image.
+
     Raises:
-        CaptureError: as `unwindowed`.
+        CaptureError: where the windows sit in the image does not show, or is not where the layer's names say.
     """
-    effective = unwindowed(product.effective, product, grid)
-    weights, scores = product.weights, product.scores
+    token = _tokens(product, grid, centres)
+
+    def whole(maps: Tensor, outside: float = 0.0) -> Tensor:
+        """[image, window, head, query, key] -> [image, 1, head, token, token], and `outside` beyond the window."""
+        images, _, heads, _, n_keys = maps.shape
+        made = maps.new_full((images, heads, token.numel(), token.numel()), outside)
+        at = token.to(maps.device)
+        rows, columns = at[:, :, None].expand(-1, -1, n_keys), at[:, None, :].expand(-1, n_keys, -1)
+        made[:, :, rows, columns] = maps.transpose(1, 2)
+        return made.unsqueeze(1)
+
+    weights, scores, effective = product.weights, product.scores, whole(product.effective)
     if weights is not None:
-        weights = effective if weights is product.effective else unwindowed(weights, product, grid)
-    if scores is not None:
-        scores = unwindowed(scores, product, grid, outside=-torch.inf)
-    return replace(product, effective=effective, weights=weights, scores=scores)
+        weights = effective if weights is product.effective else whole(weights)
+    return replace(
+        product, effective=effective, weights=weights, scores=None if scores is None else whole(scores, -torch.inf)
+    )
 
 
-def unwindowed(maps: Tensor, product: Product, grid: TokenGrid | None, outside: float = 0.0) -> Tensor:
-    """[image, window, head, query, key] -> [image, 1, head, token, token], and `outside` beyond the window.
+def _tokens(product: Product, grid: TokenGrid | None, centres: Tensor | None) -> Tensor:
+    """[window, token]: the patch that each token is; arguments and errors as for `in_image`.
 
-    Raises:
-        CaptureError: the layer does not say how it cuts the image into windows, or pads the image.
+    Measured, where each token responds as a patch of its own. Deeper, where it responds as many patches do, by the
+    names that layers of windows usually have, unless another layout is nearer to what was measured.
     """
-    images, n_windows, heads, n_queries, n_keys = maps.shape
-    n_tokens = n_windows * n_keys
+    n_windows, n_queries, n_keys = (product.effective.shape[axis] for axis in (1, 3, 4))
+    lost = f"{product.layer}: where its {n_windows} windows of {n_keys} tokens sit in the image does not show; "
+    remedy = "capture it with unwindow=False."
+    fits = grid is not None and not grid.n_prefix and n_windows * n_keys == grid.rows * grid.cols
+    if not fits or grid is None or n_queries != n_keys:
+        raise CaptureError(lost + remedy)
+    rows, cols = grid.rows, grid.cols
+    if centres is not None:
+        size = torch.tensor([rows, cols], device=centres.device)[:, None]
+        row, col = (centres * size - 0.5).round().long().clamp(min=0).minimum(size - 1)
+        if len((row * cols + col).unique()) == len(row):
+            return (row * cols + col).view(n_windows, n_keys)
     window, shift = _geometry(product.calls, n_keys)
-    if window is None or n_queries != n_keys or grid is None or grid.n_prefix or n_tokens != grid.rows * grid.cols:
-        raise CaptureError(
-            f"{product.layer}: where its {n_windows} windows of {n_keys} tokens sit in the image does not show; "
-            "capture it with unwindow=False."
-        )
-    strided = "grid" in product.calls[-1].name.lower()
-    token = positions(grid.rows, grid.cols, window, shift, strided=strided).to(maps.device)
-    whole = maps.new_full((images, heads, n_tokens, n_tokens), outside)
-    rows, columns = token[:, :, None].expand(-1, -1, n_keys), token[:, None, :].expand(-1, n_keys, -1)
-    whole[:, :, rows, columns] = maps.transpose(1, 2)
-    return whole.unsqueeze(1)
+    if window is None:
+        raise CaptureError(lost + remedy)
+    named = positions(rows, cols, window, shift, strided=kind_of(product) == "grid")
+    if centres is not None:
+        half = (window[0] // 2, window[1] // 2)
+        others = [
+            positions(rows, cols, window, by, strided=way) for by in {(0, 0), half, shift} for way in (False, True)
+        ]
+        if _off(named, centres, grid) > CLOSER * min(_off(other, centres, grid) for other in others):
+            raise CaptureError(
+                f"{product.layer}: its windows do not respond to the image where its names say that they sit; {remedy}"
+            )
+    return named
+
+
+CLOSER = 1.25
+"""Times by which tokens must be nearer to another layout of windows to refute the one that the names say."""
+
+
+def _off(token: Tensor, centres: Tensor, grid: TokenGrid) -> float:
+    """Root mean square distance of tokens from these patches, in patches."""
+    at = token.flatten().to(centres.device)
+    row, col = (centres[0] * grid.rows - 0.5 - at // grid.cols), (centres[1] * grid.cols - 0.5 - at % grid.cols)
+    return float((row.square() + col.square()).mean().sqrt())
 
 
 def positions(rows: int, cols: int, window: tuple[int, int], shift: tuple[int, int], *, strided: bool) -> Tensor:

@@ -6,7 +6,10 @@ import pytest
 import timm
 import torch
 import torchvision
+from timm.models.swin_transformer import window_partition, window_reverse
+from torch import nn
 
+import attnprobe as ap
 from attnprobe.capturing import record
 from attnprobe.capturing.windows import positions
 from attnprobe.core.errors import CaptureError
@@ -95,3 +98,60 @@ def test_windows_of_unknown_order_are_an_error():
     model = timm.create_model("hiera_tiny_224", img_size=(64, 64), stages=(1, 1, 2), q_pool=2).eval()
     with torch.inference_mode(), record(model, unwindow=True), pytest.raises(CaptureError, match="unwindow=False"):
         model(torch.randn(1, 3, 64, 64))
+
+
+def swin():
+    torch.manual_seed(0)
+    return timm.create_model("swin_tiny_patch4_window7_224", **SWIN).eval()
+
+
+class Named(nn.Module):
+    """A network whose name has "grid" in it."""
+
+    def __init__(self):
+        super().__init__()
+        self.gridnet = swin()
+
+    def forward(self, images):
+        return self.gridnet(images)
+
+
+def with_another_name_for_its_shift():
+    """The same network, whose blocks call their shift `roll`."""
+    model = swin()
+    for block in (block for layer in model.layers for block in layer.blocks):
+        block.roll = block.shift_size
+        del block.shift_size
+
+        def attend(x, block=block):
+            _, rows, cols, _ = x.shape
+            x = x.roll((-block.roll[0], -block.roll[1]), (1, 2))
+            parts = window_partition(x, block.window_size).flatten(1, 2)
+            parts = block.attn(parts, mask=block.attn_mask).unflatten(1, block.window_size)
+            return window_reverse(parts, block.window_size, rows, cols).roll(block.roll, (1, 2))
+
+        block._attn = attend
+    return model
+
+
+@pytest.mark.parametrize("build", [Named, with_another_name_for_its_shift])
+def test_windows_are_where_they_respond_whatever_they_are_called(build):
+    pixels = torch.randn(2, 3, 32, 64, generator=torch.Generator().manual_seed(0))
+    model = build()
+    torch.testing.assert_close(model(pixels), swin()(pixels))
+    for plain, named in zip(
+        ap.capture(swin(), pixels, "weights", unwindow=True), ap.capture(model, pixels, "weights", unwindow=True),
+        strict=True,
+    ):  # fmt: skip
+        assert named.kind == plain.kind == "self" and torch.equal(named.values, plain.values)
+
+
+def test_windows_that_are_not_where_their_names_say_are_refused_where_places_do_not_show():
+    """MaxViT, whose convolutions let tokens respond as many do; without "grid" its strided windows look plain."""
+    pixels = torch.randn(2, 3, 64, 128, generator=torch.Generator().manual_seed(0))
+    model = timm.create_model("maxvit_pico_rw_256", img_size=(64, 128), depths=(1, 1), embed_dim=(32, 64)).eval()
+    assert all(maps.kind == "self" for maps in ap.capture(model, pixels, "weights", unwindow=True))
+    for block in (block for stage in model.stages for block in stage.blocks):
+        block.__dict__["attn_grid"] = block._modules["attn_tiles"] = block._modules.pop("attn_grid")
+    with pytest.raises(CaptureError, match="its windows do not respond to the image where its names say"):
+        list(ap.capture(model, pixels, "weights", unwindow=True))
