@@ -3,8 +3,8 @@
 Question: when are layers of one shape not one trunk? Choice: by module path and by what goes in. Layers belong together
 if the outermost numbered modules around them stand in one list, digits in its name aside (`block1`, `block2` are one
 trunk), inside the innermost module that is given the images. A module that is given the images again, or a stem that
-is, begins another view of them. A block that is called again inside one pass of these is one more layer: its weights
-are shared.
+is, begins another view of them; so does one that is given another frame, or others of their channels. A block that is
+called again inside one pass of these is one more layer: its weights are shared.
 """
 
 import re
@@ -49,18 +49,27 @@ def tower_of(layer: str, calls: Sequence[Call] = (), stem_runs: int = 0) -> Towe
 
 def takes_images(call: Call, root: Call) -> bool:
     """True if a module is given tensors like the images that the model is given."""
-    mine, images = call.given, root.given
-    if mine is None or images is None or images.ndim < 4:
-        return False
-    return mine.ndim == images.ndim and mine.shape[1] == images.shape[1]
+    return call.given is not None and _are_images(call.given, root.given)
 
 
 def is_stem(args: Sequence[Any], root: Call) -> bool:
     """True if these arguments of a convolution begin with tensors like the images of the model, and a weight."""
-    images = root.given
-    if len(args) < 2 or not all(isinstance(x, Tensor) for x in args[:2]) or images is None or images.ndim < 4:
+    if len(args) < 2 or not all(isinstance(x, Tensor) for x in args[:2]):
         return False
-    return args[0].ndim == images.ndim and args[0].shape[1] == images.shape[1] == args[1].shape[1]
+    return _are_images(args[0], root.given) and args[0].shape[1] == args[1].shape[1]
+
+
+def _are_images(given: Tensor, images: Tensor | None) -> bool:
+    """True of tensors like the images of a model, or like a part of them: a frame of a video, some of the channels."""
+    if images is None or images.ndim < 4:
+        return False
+    if given.ndim == images.ndim and given.shape[1] == images.shape[1]:
+        return True
+    if given.ndim < 4 or given.shape[-2:] != images.shape[-2:]:
+        return False
+    if given.ndim == images.ndim:
+        return given.shape[1] < images.shape[1]
+    return given.ndim == images.ndim - 1 and given.shape[1] in images.shape[1:3]
 
 
 def tower_names(stages: Sequence[tuple[object, Tower]]) -> list[str]:

@@ -1,5 +1,6 @@
 """Towers and views in one forward pass are stages of their own, and shared weights are layers."""
 
+import pytest
 import torch
 from torch import nn
 
@@ -82,6 +83,37 @@ def test_a_trunk_that_runs_twice_without_a_module_around_it_is_two_views():
 
     model = Twice(lambda i: vit(plain).blocks[i]).eval()
     assert [(maps.stage, maps.values.shape[1]) for maps in ap.capture(model, PIXELS)] == [("view1", 3), ("view2", 3)]
+
+
+PARTS = {
+    "frames, one after the other": (lambda net, x: sum(net(frame) for frame in x.unbind(1)), (2, 4, 3, 32, 32), 4),
+    "frames behind channels": (lambda net, x: sum(net(frame) for frame in x.unbind(2)), (2, 3, 4, 32, 32), 4),
+    "two images side by side in channels": (lambda net, x: net(x[:, :3]) - net(x[:, 3:]), (2, 6, 32, 32), 2),
+    "one image of each three": (lambda net, x: net(x[:, 3:6]), (2, 9, 32, 32), 1),
+}
+
+
+@pytest.mark.parametrize("case", PARTS)
+def test_each_image_that_an_input_holds_is_a_view_of_its_own(case):
+    join, shape, n_views = PARTS[case]
+
+    class Several(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = vit(plain)
+
+        def forward(self, x):
+            return join(self.net, x)
+
+    pixels = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    views = list(ap.capture(Several().eval(), pixels, "weights"))
+    assert [view.values.shape[1] for view in views] == [3] * n_views
+    seen = []
+    net = Several().eval().net
+    join(lambda images: (seen.append(images), net(images))[1], pixels)
+    for view, images in zip(views, seen, strict=True):
+        (alone,) = ap.capture(net, images, "weights")
+        torch.testing.assert_close(view.values, alone.values, rtol=0, atol=1e-6)
 
 
 def test_one_block_that_is_called_again_and_again_is_as_many_layers():
