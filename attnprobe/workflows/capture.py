@@ -22,7 +22,7 @@ from attnprobe.metrics.engine.sink import MeasureSink
 from attnprobe.metrics.engine.slices import Skipped, answers_of, layers_and_grid, measure_slices
 from attnprobe.metrics.engine.units import doubts
 from attnprobe.reports import write_report
-from attnprobe.store.parts import write_certificate
+from attnprobe.store.parts import parts_of, write_certificate
 from attnprobe.store.plan import CapturePlan
 from attnprobe.store.stored import StoredMaps
 from attnprobe.store.writer import MapWriter
@@ -52,11 +52,16 @@ def capture_file(spec: CaptureSpec, *, out: Path | None = None) -> Path:
     main, base = tasks(spec, rank, replica, shared, scan=spec.bad_images == "skip")
     dtype, keep_shards = spec.stored_dtype, spec.keep_shards or rank.local_world < rank.world
 
-    def is_done(task: Task, path: Path) -> bool:
-        return rank.alone and not spec.overwrite and _is_stored(task.plan, dtype, path)
+    def state(task: Task, path: Path) -> tuple[bool, bool]:
+        """Whether the file is there and holds this capture; and whether nothing is left to be removed, either.
 
-    done = replica.told(is_done(main, out))
-    if out.exists() and rank.alone and not spec.overwrite and not done:
+        A process that was killed when the file had its name has left shards, which whoever comes next removes.
+        """
+        stored = rank.alone and not spec.overwrite and _is_stored(task.plan, dtype, path)
+        return replica.told((stored, stored and not (parts_of(path) / "plan.json").exists()))
+
+    stored, done = state(main, out)
+    if out.exists() and rank.alone and not spec.overwrite and not stored:
         raise InputError(
             f"{out} exists, of another model, images or options. Choose another output, or replace it with "
             f"{option('overwrite', python='overwrite=True')}."
@@ -68,7 +73,7 @@ def capture_file(spec: CaptureSpec, *, out: Path | None = None) -> Path:
             fill(sink, task, f"capture {path.name}")
             return sink.close(task.capturing.certificate.to_dict())
 
-    if base is not None and not replica.told(is_done(base, untrained_maps(out))):
+    if base is not None and not state(base, untrained_maps(out))[1]:
         # First, so that a command that was stopped here can be run again.
         replacing = rank.alone and not isinstance(out, RemotePath)
         store(base, untrained_maps(out), overwrite=replacing or spec.overwrite)

@@ -55,6 +55,20 @@ def test_live_measurements_are_those_of_the_stored_maps(checkpoint, tmp_path):
     assert not [p for p in (tmp_path / "live").rglob("*") if p.suffix == ".h5"]
 
 
+@pytest.mark.promise("capture-killed")
+def test_shards_that_a_killed_process_left_beside_its_file_go_when_the_command_is_run_again(
+    checkpoint, tmp_path, monkeypatch
+):
+    spec = CaptureSpec(checkpoint, data="digits", images=12, untrained=4, batch_size=4)
+    with monkeypatch.context() as patch:
+        patch.setattr(job.parts, "discard", lambda _folder: None)
+        made = capture_file(spec, out=tmp_path / "maps.h5")
+    assert len(list(tmp_path.glob("*.parts"))) == 2
+    before = made.read_bytes()
+    assert capture_file(spec, out=tmp_path / "maps.h5") == made and made.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["maps.h5", "maps.untrained.h5"]
+
+
 @pytest.mark.promise("capture-stopped")
 @pytest.mark.parametrize("world", [2, 4])
 def test_ranks_measure_what_one_process_measures_bit_for_bit(checkpoint, tmp_path, world, monkeypatch):
