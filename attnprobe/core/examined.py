@@ -23,6 +23,7 @@ class AttendedImage:
         label, prediction: class names, "" where unknown; `probability` of the prediction, NaN where unknown.
         attention: [layer, head, row, col] over the patch grid: how much the class token attends to each patch
             (the mean over queries where there is no class token), at `site`.
+        blocks: the numbers of its layers, from 1; all of them, one after the other, if empty.
     """
 
     image_id: str
@@ -32,6 +33,7 @@ class AttendedImage:
     probability: float
     attention: np.ndarray
     site: str = "weights"
+    blocks: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)

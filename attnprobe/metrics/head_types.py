@@ -85,7 +85,10 @@ def head_types(measurements: Mapping[str, Measurement], thresholds: TypeThreshol
         n_images=first.n_images,
         n_excluded=max(m.n_excluded for m in wanted),
         settings={**asdict(thresholds), "interval": "none", "bootstrap": len(again), "bootstrap_seed": seed},
-        coords={"type": list(TYPES)},
+        coords={
+            **{axis: kept for axis, kept in first.coords.items() if axis in ("layer", "head")},
+            "type": list(TYPES),
+        },
         summary={
             "types": names,
             "counts": {name: int((codes == code).sum()) for code, name in enumerate(TYPES)},

@@ -30,7 +30,8 @@ def attention_grid(
     tiles = Tiles(len(attention) + 1, height=rows / cols)
     ax = new_axes(5.2, 0.8 + 4.0 * tiles.size[1] / tiles.size[0]) if ax is None else ax
     scale = colours(limits or attention_limits([picture]))
-    tiles.prepare(ax, ["image", *("block 1" if block == 0 else str(block + 1) for block in range(len(attention)))])
+    first, *others = picture.blocks or range(1, len(attention) + 1)
+    tiles.prepare(ax, ["image", f"block {first}", *map(str, others)])
     ax.imshow(picture.pixels, extent=tiles.extent(0), aspect="equal")
     grey = picture.pixels.astype(float) @ np.array(LUMA)
     for block, values in enumerate(attention):

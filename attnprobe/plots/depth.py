@@ -52,7 +52,7 @@ def depth_curve(
         require_axes(run, "depth_curve", ("layer",), ("layer", "head"), ("threshold", "layer"))
     ax = new_axes(5.2, 3.4) if ax is None else ax
     mean, low, high = by_depth(m) if len(runs) == 1 else by_depth_of_runs(runs)
-    blocks = np.arange(len(mean))
+    blocks = np.array(m.coords.get("layer", range(1, len(mean) + 1))) - 1  # those that were kept
     options = {"marker": "o", "markersize": 3, "linewidth": 1.5, **line}
     (drawn,) = ax.plot(blocks, mean, label=line_label(label or m.metric.replace("_", " ")), **options)
     for run in runs if len(runs) > 1 else ():
@@ -60,7 +60,7 @@ def depth_curve(
     band(ax, blocks, (low, high), drawn.get_color())
     if baselines:
         baseline_lines(ax, m, lambda base: (blocks, by_depth(base)[0]), drawn.get_color())
-    deepest = max(np.size(drawn.get_xdata()) for drawn in ax.get_lines())
+    deepest = max(int(np.max(drawn.get_xdata())) for drawn in ax.get_lines() if np.size(drawn.get_xdata())) + 1
     number_from_one(ax.xaxis, deepest)
     ax.set_xlim(-0.5, deepest - 0.5)
     ax.set(xlabel="block", ylabel=_name(m))

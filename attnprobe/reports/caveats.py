@@ -40,7 +40,8 @@ def caveats(
     if m is not None and (others := _other_stages(e, m)):
         yield others
     ratios = [] if m is None else m.summary["ratio"]
-    if unknown := [block for block, ratio in enumerate(ratios, 1) if ratio is None]:
+    numbers = range(1, len(ratios) + 1) if m is None else m.coords.get("layer", range(1, len(ratios) + 1))
+    if unknown := [block for block, ratio in zip(numbers, ratios, strict=True) if ratio is None]:
         yield f"{blocks_text(unknown)} without a finite value in any image."
     if excluded := max((other.n_excluded for other in e.measurements.values()), default=0):
         named = next((m.not_finite for m in e.measurements.values() if m.not_finite), ())
@@ -75,7 +76,8 @@ def _from_start(f: Finding) -> str:
 
 def _last_block(f: Finding) -> str:
     """Sentence if maps show the kind in the last block alone, most of whose rows need not reach the output."""
-    if not kind_named(f.kind).of_maps or f.blocks != (f.depth,):
+    is_part = f.levels is not None and f.levels.numbers[-1] != f.depth  # of some blocks alone nobody knows the last
+    if not kind_named(f.kind).of_maps or f.blocks != (f.depth,) or is_part:
         return ""
     return (
         f"{f.words} is in the last block alone, over all rows of its maps: where the classifier reads the class token, "

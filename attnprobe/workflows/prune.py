@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch import nn
 
 from attnprobe.core.accuracy import accuracy_difference, accuracy_interval
 from attnprobe.core.errors import InputError, option
+from attnprobe.core.spec import ImageOptions
 from attnprobe.io import fs
 from attnprobe.io.progress import Advance, progress, silent
 from attnprobe.io.reference import UserImages
@@ -121,7 +123,8 @@ def prune(
     if finetune_epochs and not trial.recipe:
         left_out = option("finetune-epochs")
         raise InputError(f"{ref} is no run, so there is no recipe to train on with; leave {left_out} out.")
-    smaller = smaller_model(trial.model, removal, trial.facts.model, trial.facts.options)
+    chosen = ImageOptions(**where).preparation
+    smaller = smaller_model(_prepared_by(trial.model, chosen), removal, trial.facts.model, trial.facts.options)
     rebuilt, run = smaller.module, Path(str(ref))
     named, folder = run_images(run, trial.recipe, UserImages(where.get("data"), where.get("data_dir")))
     with progress(f"prune {trial.facts.model}", 2 + ROUNDS) as advance:
@@ -139,6 +142,15 @@ def prune(
     return Pruned(
         out, (parameters[0], parameters[1]), tuple(right), n_choosing, speed_up, spread, trial.measure, named, folder
     )
+
+
+def _prepared_by(model: Any, chosen: Mapping[str, Any]) -> Any:
+    """The model, whose files are to say how the user prepared its images: its accuracy holds for no others."""
+    if not chosen or not hasattr(model, "pretrained_cfg"):
+        return model
+    same = copy(model)
+    same.pretrained_cfg = {**model.pretrained_cfg, **chosen}
+    return same
 
 
 def numbers_of(text: str) -> tuple[int, ...]:

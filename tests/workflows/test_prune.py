@@ -48,6 +48,16 @@ def test_what_is_told_is_what_the_written_model_gets_right(run, tmp_path):
     assert f"{done.right[1].mean():.2%}" in told and "on the same images" in told
 
 
+@pytest.mark.parametrize("removed", [{"blocks": [4]}, {"heads": {1: [3]}}, {"attention": [2]}])
+def test_the_written_model_states_the_preparation_that_its_accuracy_was_measured_with(run, tmp_path, removed):
+    chosen = {"mean": (0.2, 0.3, 0.4), "std": (0.5, 0.6, 0.7), "crop_pct": 0.8, "interpolation": "bilinear"}
+    done = prune(run, tmp_path / "small", device="cpu", **removed, **chosen)
+    opened = load_model(done.path)
+    spec = input_spec(opened)
+    assert {name: getattr(spec, name) for name in chosen} == chosen
+    np.testing.assert_array_equal(done.right[1], right(opened))
+
+
 def test_a_pruned_model_is_captured_and_reported_on_like_any_other(run, tmp_path):
     done = prune(run, tmp_path / "small", heads={1: [3], 3: [1]}, blocks=[4], device="cpu", images=50)
     maps = capture_file(CaptureSpec(done.path, data="digits", images=20, untrained=0), out=tmp_path / "maps.h5")
