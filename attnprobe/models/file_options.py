@@ -100,6 +100,13 @@ def is_architecture(name: object) -> bool:
     return timm.is_model(name) or name in plugins()
 
 
+def _shown(value: Any) -> str:
+    """A value in a message; of one with containers inside its kind, as those may hold one another many times over."""
+    parts = list(value) if isinstance(value, list | tuple) else [value]
+    plain = all(part is None or isinstance(part, str | bytes | int | float) for part in parts)
+    return f"{value!r:.80}" if plain else f"{type(value).__name__} of {len(parts)} parts"
+
+
 def check_flags(options: Mapping[str, Any]) -> None:
     """Raises InputError for a word in place of true or false, which Python would take for true."""
     for name, value in options.items():
@@ -119,9 +126,12 @@ def checked_options(options: Mapping[str, Any]) -> dict[str, Any]:
         elif name in OPTIONS:
             fits = value is None or OPTIONS[name](value)
         else:
-            raise InputError(f"no option of a model that may be set is named {name!r}.{did_you_mean(name, OPTIONS)}")
+            said = str(name)
+            raise InputError(
+                f"no option of a model that may be set is named {said!r:.80}.{did_you_mean(said, OPTIONS)}"
+            )
         if not fits:
-            raise InputError(f"{name}={value!r:.80} is not a value that this option of a model may have.")
+            raise InputError(f"{name}={_shown(value)} is not a value that this option of a model may have.")
     return dict(options)
 
 

@@ -253,7 +253,7 @@ def _check_zip(path: Path, file: BinaryIO) -> None:
 def _find_state(path: Path, loaded: dict[str, Any]) -> dict[str, Tensor]:
     """The tensors in a training script's dictionary, by their stored names."""
     nested = next((loaded[key] for key in STATE_KEYS if isinstance(loaded.get(key), Mapping)), loaded)
-    state = flatten(nested)
+    state = flatten(nested, path.name)
     if not state:
         raise CheckpointError(
             f"{path.name} holds no weights, only {', '.join(map(str, list(loaded)[:5])) or 'nothing'}."

@@ -120,6 +120,13 @@ def _quantised() -> torch.Tensor:
         return torch.quantize_per_tensor(torch.zeros(10, 24), 0.1, 0, torch.qint8)
 
 
+def named_often(leaf: Any, times: int, depth: int, by_name: bool = False) -> Any:
+    """Lists, or dictionaries, that hold one of them many times each: times^depth paths in a small file."""
+    for _ in range(depth):
+        leaf = {str(i): leaf for i in range(times)} if by_name else [leaf] * times
+    return leaf
+
+
 PICKLES: dict[str, Callable[[Path], Any]] = {
     "runs": lambda path: torch.save({"state_dict": weights(), "args": _Runs()}, path),
     "runs_bare": lambda path: path.write_bytes(pickle.dumps(_Runs())),
@@ -166,6 +173,13 @@ PICKLES: dict[str, Callable[[Path], Any]] = {
     "nested": lambda path: torch.save(_nested(150), path),
     "nested_list": lambda path: path.write_bytes(b"\x80\x02" + b"]" * 200_000 + b"a" * 199_999 + b"."),
     "shared": lambda path: torch.save(_doubling(40), path),
+    "named_often": lambda path: torch.save({"state_dict": named_often(torch.ones(1), 300, 4, by_name=True)}, path),
+    "named_often_beside": lambda path: torch.save({**weights(), "x": named_often(1, 300, 4, by_name=True)}, path),
+    "named_often_option": _args(model=NAME, model_kwargs={**PLAIN, "depth": named_often(2, 40, 6)}),
+    "named_often_args": _args(model=named_often(2, 40, 6), img_size=named_often(32, 40, 6), model_kwargs={7: 1}),
+    "long_names": lambda path: torch.save(
+        {"state_dict": {"a" * 100_000: {"b": {str(i): torch.ones(1) for i in range(30_000)}}}}, path
+    ),
     "deflated": lambda path: _repacked(path, _deflated, zipfile.ZIP_DEFLATED),
     "many_members": lambda path: _repacked(path, _many),
     "overlapping": _overlapping,
