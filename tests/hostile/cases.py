@@ -164,6 +164,10 @@ def cases() -> Iterator[Case]:
         for command in READ_MODELS:
             ignored = command[0] == "train" and checkpoints.has_sound_weights(name)
             yield Case(name, make, place, command, name not in checkpoints.HARMLESS and not ignored)
+    for name, make in checkpoints.HUB_FOLDERS.items():
+        for command in READ_MODELS[:3]:
+            hub = tuple(part.replace("FILE", "hf:FILE") for part in command)
+            yield Case(f"hub/{name}", make, "model", hub, True)
     for kinds, place, refused in (
         (maps.REFUSED, "maps.h5", True), (maps.SHOWN, "maps.h5", False),
         (maps.PARTS, "maps.parts", True), (maps.SHOWN_PARTS, "maps.parts", False),

@@ -335,6 +335,46 @@ FOLDERS: dict[str, Callable[[Path], Any]] = {
     "manifest_nothing": _manifest({}),
 }  # fmt: skip
 
+
+def _hub(**values: Any) -> Callable[[Path], None]:
+    """A folder in the layout of transformers, with weights of one number."""
+    config = {"model_type": "vit", "architectures": ["ViTModel"], "hidden_size": 32, "num_hidden_layers": 1}
+    config |= {"num_attention_heads": 2, "intermediate_size": 32, "image_size": 32, "patch_size": 16, **values}
+
+    def make(folder: Path) -> None:
+        import transformers
+
+        assert transformers.ViTModel  # imported before a command runs in a copy of this process
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps(config))
+        torch.save({"a": torch.zeros(1)}, folder / "pytorch_model.bin")
+
+    return make
+
+
+HUB_FOLDERS: dict[str, Callable[[Path], Any]] = {
+    "layers": _hub(num_hidden_layers=10**7),
+    "layers_more": _hub(num_hidden_layers=4096, hidden_size=64, intermediate_size=64),
+    "width": _hub(hidden_size=10**6, intermediate_size=10**6),
+    "mlp": _hub(intermediate_size=10**9),
+    "image": _hub(image_size=10**6),
+    "patch": _hub(image_size=10**5, patch_size=10**5),
+    "labels": _hub(num_labels=10**9),
+    "backbone_stages": _hub(model_type="swin", architectures=["SwinModel"], depths=[10**7]),
+    "window": _hub(
+        model_type="swin", architectures=["SwinModel"], num_attention_heads=[3] * 4, window_size=10**4, image_size=10**5
+    ),
+    "vision": _hub(model_type="clip", architectures=["CLIPModel"], vision_config={"num_hidden_layers": 10**7}),
+    "vision_list": _hub(vision_config=[1]),
+    "vision_dict": _hub(vision_config={"a": 1}),
+    **{f"architecture_{name}": _hub(architectures=[name]) for name in (
+        "pipeline", "Trainer", "logging", "models", "__dict__", "PreTrainedModel", "ViTConfig", "AutoModel", "BertModel"
+    )},
+    "architectures_text": _hub(architectures="ViTModel"),
+    "architectures_number": _hub(architectures=[7]),
+}  # fmt: skip
+"""Folders that are opened as hf:FOLDER."""
+
 HARMLESS = {
     *(f"folder/{name}" for name in ("cfg_url", "cfg_size_two", "cfg_mean_one", "cfg_crop", "cfg_classifier")),
     *(f"pth/{name}" for name in ("input_size", "huge_image", "huge_image_option", "many_registers", "many_classes")),
