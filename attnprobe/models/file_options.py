@@ -79,6 +79,9 @@ OPTIONS: Mapping[str, Check] = {
 }
 """Option -> check of a value's type and bounds; None is always allowed."""
 
+CLAIMED = ("embed_dim", "num_heads", "depth", "patch_size", "global_pool")
+"""Options that training scripts take by these names as arguments of their own."""
+
 _SEEING: Mapping[str, Check] = {
     "input_size": _list(_whole(1, 8192), 3, 3),
     "mean": _list(_real(-1e6, 1e6), 1, 1024),
@@ -100,11 +103,23 @@ def is_architecture(name: object) -> bool:
     return timm.is_model(name) or name in plugins()
 
 
-def _shown(value: Any) -> str:
+def shown_value(value: Any) -> str:
     """A value in a message; of one with containers inside its kind, as those may hold one another many times over."""
     parts = list(value) if isinstance(value, list | tuple) else [value]
     plain = all(part is None or isinstance(part, str | bytes | int | float) for part in parts)
     return f"{value!r:.80}" if plain else f"{type(value).__name__} of {len(parts)} parts"
+
+
+def is_option(name: str, value: Any) -> bool:
+    """True for an option in the list, of a type and in the bounds that it may have."""
+    return name in OPTIONS and (value is None or OPTIONS[name](value))
+
+
+def claimed(args: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a training script by names of options, unchecked; `gp` is timm's short name of global_pool."""
+    given = {name: args.get(name) for name in CLAIMED}
+    given["global_pool"] = args.get("global_pool") or args.get("gp")
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def check_flags(options: Mapping[str, Any]) -> None:
@@ -131,7 +146,7 @@ def checked_options(options: Mapping[str, Any]) -> dict[str, Any]:
                 f"no option of a model that may be set is named {said!r:.80}.{did_you_mean(said, OPTIONS)}"
             )
         if not fits:
-            raise InputError(f"{name}={_shown(value)} is not a value that this option of a model may have.")
+            raise InputError(f"{name}={shown_value(value)} is not a value that this option of a model may have.")
     return dict(options)
 
 

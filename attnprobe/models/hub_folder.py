@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules import module as registering
 
 from attnprobe.core.errors import InputError
@@ -77,7 +77,8 @@ def model_class(transformers: Any, ref: str, config: Any) -> Any:
     if not name or not hasattr(transformers, str(name)):
         return transformers.AutoModel
     kind = getattr(transformers, str(name))
-    if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
+    is_model = isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)
+    if not is_model or kind.forward is nn.Module.forward:  # the latter of bases alone
         raise InputError(
             f"hf:{ref}: its config.json names the architecture {name!r:.60}, which is no model of transformers; "
             "expected one such as 'ViTModel'. Correct the entry, or leave it out."

@@ -20,7 +20,7 @@ from torch import Tensor
 from attnprobe.core.errors import CheckpointError, InputError, nearest, option
 from attnprobe.io import fs
 from attnprobe.io.run import MANIFEST, Run, damaged_files
-from attnprobe.models.file_options import checked_cfg, checked_options, is_architecture, trained_with
+from attnprobe.models.file_options import checked_cfg, checked_options, claimed, is_architecture, trained_with
 from attnprobe.models.presets import ALIASES
 from attnprobe.models.unwrap import flatten, unwrap
 
@@ -60,6 +60,7 @@ class Checkpoint:
         pretrained_cfg: pixels, crop and so on, as timm writes them.
         said: the file's own name of its architecture, or "".
         stored: every tensor by the name it has in the file, before prefixes were removed.
+        claimed: what the arguments of a training script say of options, unchecked; see `claims`.
     """
 
     path: Path
@@ -70,6 +71,7 @@ class Checkpoint:
     pretrained_cfg: Mapping[str, Any] = field(default_factory=dict)
     said: str = ""
     stored: Mapping[str, Tensor] = field(default_factory=dict)
+    claimed: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_checkpoint(path: Path | str) -> Checkpoint:
@@ -94,7 +96,7 @@ def read_checkpoint(path: Path | str) -> Checkpoint:
         options, cfg = trained_with(args)
     except InputError as error:
         raise CheckpointError(f"{path.name}: {error}") from None
-    return Checkpoint(path, sha256, _known(said), state, options, cfg, said, stored)
+    return Checkpoint(path, sha256, _known(said), state, options, cfg, said, stored, claimed(args))
 
 
 def _arguments(loaded: Mapping[str, Any]) -> dict[str, Any]:

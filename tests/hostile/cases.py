@@ -167,7 +167,7 @@ def cases() -> Iterator[Case]:
     for name, make in checkpoints.HUB_FOLDERS.items():
         for command in READ_MODELS[:3]:
             hub = tuple(part.replace("FILE", "hf:FILE") for part in command)
-            yield Case(f"hub/{name}", make, "model", hub, True)
+            yield Case(f"hub/{name}", make, "model", hub, not name.startswith("architectures_"))
     for kinds, place, refused in (
         (maps.REFUSED, "maps.h5", True), (maps.SHOWN, "maps.h5", False),
         (maps.PARTS, "maps.parts", True), (maps.SHOWN_PARTS, "maps.parts", False),
