@@ -112,6 +112,7 @@ def model_from(
 ) -> Loaded:
     """The model of a checkpoint that has been read; arguments and errors as for `load_model`."""
     name, options, notes = _which_model(checkpoint, model)
+    notes = [*checkpoint.notes, *notes]
     if model is None:
         require_stored(checkpoint, name, options)
     options, more = fit_options(checkpoint, name, options, num_classes=num_classes, img_size=img_size)

@@ -19,6 +19,9 @@ WRAPPERS = (
 Averaged weights (of an EMA or a teacher) are the published ones and come first; then what was trained; momentum copies.
 """
 
+OF_PYTORCH = {"_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod"}
+"""Words that PyTorch puts into the names of a module that is sharded, recomputed or compiled, wherever it is."""
+
 ANCHOR = "blocks.0.norm1.weight"
 """A parameter that every vision transformer of timm's kind has."""
 
@@ -64,6 +67,15 @@ def _entries(prefix: str, tree: Mapping[Any, Any], depth: int) -> Iterator[tuple
         yield name, value
         if name and isinstance(value, Mapping) and depth and not key.startswith("optim"):
             yield from _entries(f"{name}.", value, depth - 1)
+
+
+def without_wrappers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors, by names without the words that PyTorch's wrappers of single modules put into them.
+
+    Names are kept as they are where two would become one.
+    """
+    plain = {".".join(word for word in name.split(".") if word not in OF_PYTORCH): name for name in state}
+    return {name: state[stored] for name, stored in plain.items()} if len(plain) == len(state) else dict(state)
 
 
 def prefixes(names: Iterable[str]) -> list[str]:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from attnprobe.core.errors import CheckpointError
-from attnprobe.models.unwrap import flatten
+from attnprobe.models.unwrap import flatten, without_wrappers
 
 ONE = torch.ones(1)
 
@@ -25,3 +25,18 @@ def test_a_name_that_no_parameter_has_is_refused():
 def test_a_dictionary_that_two_names_share_is_read_by_both():
     shared = {"w": ONE, 3: ONE, "optimizer": {"x": ONE}, "": ONE}
     assert list(flatten({"a": shared, "b": shared}, "x.pth")) == ["a.w", "a.", "b.w", "b."]
+
+
+WORDS = ["_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod"]
+
+
+@pytest.mark.parametrize("word", WORDS)
+@pytest.mark.parametrize("name", ["{}.blocks.0.norm1.weight", "module.{}.blocks.0.{}.{}.norm1.weight", "blocks.{}.0.a"])
+def test_words_of_pytorchs_wrappers_are_removed_wherever_they_are(word, name):
+    plain = name.replace("{}.", "")
+    assert list(without_wrappers({name.format(word, word, word): ONE, "head.weight": ONE})) == [plain, "head.weight"]
+
+
+def test_names_that_would_become_one_are_kept():
+    state = {"a.weight": ONE, "_orig_mod.a.weight": ONE}
+    assert without_wrappers(state) == state
