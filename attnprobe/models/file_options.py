@@ -104,9 +104,11 @@ def is_architecture(name: object) -> bool:
 
 
 def shown_value(value: Any) -> str:
-    """A value in a message; of one with containers inside its kind, as those may hold one another many times over."""
+    """A value in a message; its kind alone if it holds containers, which may hold one another many times over, or
+    whole numbers of more digits than Python writes."""
     parts = list(value) if isinstance(value, list | tuple) else [value]
     plain = all(part is None or isinstance(part, str | bytes | int | float) for part in parts)
+    plain = plain and not any(isinstance(part, int) and part.bit_length() > 1024 for part in parts)
     return f"{value!r:.80}" if plain else f"{type(value).__name__} of {len(parts)} parts"
 
 

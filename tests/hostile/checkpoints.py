@@ -148,6 +148,13 @@ PICKLES: dict[str, Callable[[Path], Any]] = {
     "zero_patch": _args(model=NAME, model_kwargs={**PLAIN, "patch_size": [1, 1, 1]}),
     "args_types": _args(model=7, num_classes="many", model_kwargs=[1], img_size=[], in_chans=-3, mean="x"),
     "input_size": _args(model=NAME, input_size=[3, 8192, 8192], model_kwargs=PLAIN),
+    "claims": _args(model=NAME, model_kwargs=PLAIN, patch_size=7, gp="\x1b[2J", num_heads="\x07"),
+    "claims_large": _args(model=NAME, num_classes=10, num_heads=3, embed_dim=60_000, depth=1024, patch_size=[1, 1]),
+    "claims_often": _args(
+        model=NAME, num_classes=10, num_heads=named_often(3, 40, 6), patch_size=named_often(3, 2, 40), gp=[[]]
+    ),
+    "claims_digits": _args(model=NAME, num_classes=10, num_heads=10**5000, depth=-(10**5000), embed_dim=float("nan")),
+    "option_digits": _args(model=NAME, model_kwargs={**PLAIN, "num_heads": 10**5000}),
     "complex": _with(head__weight=torch.zeros(10, 24, dtype=torch.complex64)),
     "bool": _with(head__weight=torch.zeros(10, 24, dtype=torch.bool)),
     "integers": _with(head__weight=torch.zeros(10, 24, dtype=torch.int64)),
@@ -379,6 +386,7 @@ HARMLESS = {
     *(f"folder/{name}" for name in ("cfg_url", "cfg_size_two", "cfg_mean_one", "cfg_crop", "cfg_classifier")),
     *(f"pth/{name}" for name in ("input_size", "huge_image", "huge_image_option", "many_registers", "many_classes")),
     "pth/cursor_name",
+    "pth/claims",
 }
 """Checkpoints that a command may accept."""
 
