@@ -12,8 +12,9 @@ attribute `family` (a `Family` of `attnprobe.models.parts`) says how blocks and 
 
 import importlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from copy import deepcopy
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from torch import nn
 
 from attnprobe.core.errors import InputError, did_you_mean
 from attnprobe.core.images import InputSpec
-from attnprobe.io import fs
+from attnprobe.models.hub_folder import check_config, model_class, require_stored
 from attnprobe.models.processor import processed
 
 GROUP = "attnprobe.models"
@@ -104,50 +105,59 @@ def _hugging_face(
     except ImportError:
         raise InputError(f"hf:{ref} needs transformers: pip install 'attnprobe[hf]'.") from None
     if os.path.isdir(ref):
-        _check_config(Path(ref))
+        check_config(Path(ref))
     with without_network() if os.path.isdir(ref) else nullcontext():
-        config: Any = transformers.AutoConfig.from_pretrained(ref, trust_remote_code=False, **options)
-        names = getattr(config, "architectures", None) or ["AutoModel"]
-        kind = getattr(transformers, names[0], transformers.AutoModel)
+        config = _config(transformers, ref, options)
+        kind = model_class(transformers, ref, config)
         if hasattr(config, "vision_config"):  # a model of images and text: its image tower
             config = config.vision_config
             kind = getattr(transformers, type(config).__name__.removesuffix("Config") + "Model", transformers.AutoModel)
-        if num_classes is not None:
-            config.num_labels = num_classes
-        if img_size is not None:
-            config.image_size = img_size if isinstance(img_size, int) else list(img_size)
-        with _quiet(transformers.logging):
-            if pretrained:
-                model, info = kind.from_pretrained(ref, config=config, dtype="float32", output_loading_info=True)
-                if lacking := sorted(info["missing_keys"]):
-                    raise InputError(f"hf:{ref} has no weights for {len(lacking)} parameters, such as {lacking[0]!r}.")
-            else:
-                model = getattr(kind, "_from_config", getattr(kind, "from_config", kind))(config)
+        try:
+            if num_classes is not None:
+                config.num_labels = num_classes
+            if img_size is not None:
+                config.image_size = img_size if isinstance(img_size, int) else list(img_size)
+            with _quiet(transformers.logging):
+                if os.path.isdir(ref):
+                    require_stored(Path(ref), lambda: _initial(kind, deepcopy(config)))
+                model = _weighted(ref, kind, config) if pretrained else _initial(kind, config)
+        except AttributeError as error:  # as of a configuration of another model
+            raise InputError(f"hf:{ref}: its config.json does not fit {kind.__name__}: {error}.") from error
         asked: Any = None if img_size is None else to_2tuple(img_size)
         model.input_spec = processed(ref, config, asked)
         return model
 
 
-def _check_config(folder: Path) -> None:
-    """Refuse a folder whose config.json names code or other files: kernels of the hub, options of timm that load.
+def _config(transformers: Any, ref: str, options: Mapping[str, Any]) -> Any:
+    """The configuration of a folder or identifier.
 
     Raises:
-        InputError: such a name, or an unreadable file.
+        InputError: values that no model of its type has.
     """
     try:
-        waiting = [fs.parse_json(fs.read_regular(folder / "config.json", 1 << 20))]
-    except (OSError, ValueError) as error:
-        raise InputError(f"{folder} has no config.json that can be read: {error}.") from None
-    while waiting:
-        part = waiting.pop()
-        if not isinstance(part, dict):
-            raise InputError(f"{folder}: config.json must hold names and values, got {type(part).__name__}.")
-        waiting += [value for value in part.values() if isinstance(value, dict)]
-        for name in ("attn_implementation", "_attn_implementation", "_attn_implementation_internal"):
-            if part.get(name) not in (None, "eager", "sdpa"):
-                raise InputError(f"{folder}: {name}={part[name]!r:.60} names code to be loaded; use eager or sdpa.")
-        if part.get("model_type") == "timm_wrapper":
-            raise InputError(f"{folder} wraps a model of timm; open it as local-dir:{folder}, or by its name in timm.")
+        return transformers.AutoConfig.from_pretrained(ref, trust_remote_code=False, **options)
+    except OSError:  # not there
+        raise
+    except Exception as error:  # transformers checks values by classes of its own
+        reason = " ".join(str(error).split())
+        raise InputError(f"hf:{ref}: its config.json is of no model of transformers: {reason:.300}") from error
+
+
+def _initial(kind: Any, config: Any) -> Any:
+    """The model of a configuration with initial weights."""
+    return getattr(kind, "_from_config", getattr(kind, "from_config", kind))(config)
+
+
+def _weighted(ref: str, kind: Any, config: Any) -> Any:
+    """The model of a configuration with the weights of a folder or identifier.
+
+    Raises:
+        InputError: they lack some.
+    """
+    model, info = kind.from_pretrained(ref, config=config, dtype="float32", output_loading_info=True)
+    if lacking := sorted(info["missing_keys"]):
+        raise InputError(f"hf:{ref} has no weights for {len(lacking)} parameters, such as {lacking[0]!r}.")
+    return model
 
 
 @contextmanager

@@ -79,6 +79,9 @@ OPTIONS: Mapping[str, Check] = {
 }
 """Option -> check of a value's type and bounds; None is always allowed."""
 
+CLAIMED = ("embed_dim", "num_heads", "depth", "patch_size", "global_pool")
+"""Options that training scripts take by these names as arguments of their own."""
+
 _SEEING: Mapping[str, Check] = {
     "input_size": _list(_whole(1, 8192), 3, 3),
     "mean": _list(_real(-1e6, 1e6), 1, 1024),
@@ -100,6 +103,27 @@ def is_architecture(name: object) -> bool:
     return timm.is_model(name) or name in plugins()
 
 
+def shown_value(value: Any) -> str:
+    """A value in a message; its kind alone if it holds containers, which may hold one another many times over, or
+    whole numbers of more digits than Python writes."""
+    parts = list(value) if isinstance(value, list | tuple) else [value]
+    plain = all(part is None or isinstance(part, str | bytes | int | float) for part in parts)
+    plain = plain and not any(isinstance(part, int) and part.bit_length() > 1024 for part in parts)
+    return f"{value!r:.80}" if plain else f"{type(value).__name__} of {len(parts)} parts"
+
+
+def is_option(name: str, value: Any) -> bool:
+    """True for an option in the list, of a type and in the bounds that it may have."""
+    return name in OPTIONS and (value is None or OPTIONS[name](value))
+
+
+def claimed(args: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a training script by names of options, unchecked; `gp` is timm's short name of global_pool."""
+    given = {name: args.get(name) for name in CLAIMED}
+    given["global_pool"] = args.get("global_pool") or args.get("gp")
+    return {name: value for name, value in given.items() if value is not None}
+
+
 def check_flags(options: Mapping[str, Any]) -> None:
     """Raises InputError for a word in place of true or false, which Python would take for true."""
     for name, value in options.items():
@@ -119,9 +143,12 @@ def checked_options(options: Mapping[str, Any]) -> dict[str, Any]:
         elif name in OPTIONS:
             fits = value is None or OPTIONS[name](value)
         else:
-            raise InputError(f"no option of a model that may be set is named {name!r}.{did_you_mean(name, OPTIONS)}")
+            said = str(name)
+            raise InputError(
+                f"no option of a model that may be set is named {said!r:.80}.{did_you_mean(said, OPTIONS)}"
+            )
         if not fits:
-            raise InputError(f"{name}={value!r:.80} is not a value that this option of a model may have.")
+            raise InputError(f"{name}={shown_value(value)} is not a value that this option of a model may have.")
     return dict(options)
 
 

@@ -16,6 +16,7 @@ from attnprobe.core.errors import CheckpointError, InputError, option
 from attnprobe.io.download import local_copy
 from attnprobe.io.remote import RemotePath, place
 from attnprobe.models.build import build_model, named_options, require_stored
+from attnprobe.models.claims import claimed_options
 from attnprobe.models.elsewhere import plugins
 from attnprobe.models.fit import fit_options
 from attnprobe.models.identify import identify
@@ -111,6 +112,7 @@ def model_from(
 ) -> Loaded:
     """The model of a checkpoint that has been read; arguments and errors as for `load_model`."""
     name, options, notes = _which_model(checkpoint, model)
+    notes = [*checkpoint.notes, *notes]
     if model is None:
         require_stored(checkpoint, name, options)
     options, more = fit_options(checkpoint, name, options, num_classes=num_classes, img_size=img_size)
@@ -125,9 +127,11 @@ def _which_model(checkpoint: Checkpoint, named: str | None) -> tuple[str, dict[s
     """Name, options and assumptions: as the user says, else as the file says, else as the parameters show."""
     name, given = (None, {}) if named is None else named_options(named)
     if name is not None and (given or name != checkpoint.architecture):
-        return name, {**(checkpoint.options if checkpoint.architecture is None else {}), **given}, []
+        if checkpoint.architecture is not None:  # the file speaks of another model
+            return name, given, []
+        return _with_claims(checkpoint, name, {**checkpoint.options, **given})
     if checkpoint.architecture is not None:
-        return checkpoint.architecture, dict(checkpoint.options), []
+        return _with_claims(checkpoint, checkpoint.architecture, dict(checkpoint.options))
     found = identify(checkpoint.state)
     if found is None:
         known = f"calls its model {checkpoint.said!r:.80}, which is none of timm's or ours"
@@ -137,10 +141,17 @@ def _which_model(checkpoint: Checkpoint, named: str | None) -> tuple[str, dict[s
             f"does not); give the name it was built with, as in {option('model', example)}, and its options where its "
             f"sizes are its own, as in {option('model', f'{example}:embed_dim=256,depth=6,num_heads=4')}."
         )
-    assumed = ", ".join(f"{name}={value}" for name, value in found.assumed.items())
+    claims, more = claimed_options(checkpoint, found.name, found.options)
+    assumed = ", ".join(f"{name}={value}" for name, value in found.assumed.items() if name not in claims)
     notes = [f"taken for {found.name} with its sizes read off the weights; {assumed} assumed, which no weight shows"]
     options = {name: value for name, value in found.options.items() if name != "img_size"}  # `fit_options` judges it
-    return found.name, options, notes if assumed else []
+    return found.name, options | claims, (notes if assumed else []) + more
+
+
+def _with_claims(checkpoint: Checkpoint, name: str, options: dict[str, Any]) -> tuple[str, dict[str, Any], list[str]]:
+    """Name, options with those that the file's arguments state, and notes on them."""
+    taken, notes = claimed_options(checkpoint, name, options)
+    return name, options | taken, notes
 
 
 def _sha256(model: nn.Module) -> str:

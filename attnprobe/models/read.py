@@ -20,9 +20,9 @@ from torch import Tensor
 from attnprobe.core.errors import CheckpointError, InputError, nearest, option
 from attnprobe.io import fs
 from attnprobe.io.run import MANIFEST, Run, damaged_files
-from attnprobe.models.file_options import checked_cfg, checked_options, is_architecture, trained_with
+from attnprobe.models.file_options import checked_cfg, checked_options, claimed, is_architecture, trained_with
 from attnprobe.models.presets import ALIASES
-from attnprobe.models.unwrap import flatten, unwrap
+from attnprobe.models.unwrap import flatten, unwrap, without_wrappers
 
 MAX_EXPANSION = 20
 """Maximum deflate ratio of a tensor: usually near 1; 20 leaves room for zeros and stops a deflate bomb."""
@@ -40,7 +40,7 @@ MOST_BYTES = 1 << 20
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 """Names of the weights in a model folder; first the format that cannot hold code."""
 
-STATE_KEYS = ("state_dict_ema", "model_ema", "ema_state_dict", "state_dict", "model_state_dict", "model")
+STATE_KEYS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "state_dict", "model_state_dict", "model")
 """Keys of the weights in training scripts' files; first the averaged ones, which are the published ones."""
 
 NAMES = ("model", "model_name", "arch", "architecture", "name", "backbone", "timm_model")
@@ -59,7 +59,9 @@ class Checkpoint:
         state: parameters and buffers by name.
         pretrained_cfg: pixels, crop and so on, as timm writes them.
         said: the file's own name of its architecture, or "".
-        stored: every tensor by the name it has in the file, before prefixes were removed.
+        stored: every tensor by the name it has in the file, before prefixes of models were removed.
+        claimed: what the arguments of a training script say of options, unchecked; see `claims`.
+        notes: a sentence for every choice that was made in reading.
     """
 
     path: Path
@@ -70,6 +72,8 @@ class Checkpoint:
     pretrained_cfg: Mapping[str, Any] = field(default_factory=dict)
     said: str = ""
     stored: Mapping[str, Tensor] = field(default_factory=dict)
+    claimed: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 def read_checkpoint(path: Path | str) -> Checkpoint:
@@ -88,13 +92,13 @@ def read_checkpoint(path: Path | str) -> Checkpoint:
         return _read_folder(path)
     stored, loaded, sha256 = _read_weights(path)
     state = unwrap(stored)[0]
-    args = _arguments(loaded)
+    args, notes = _arguments(loaded), _choice(path, loaded)
     said = _said(args, loaded)
     try:
         options, cfg = trained_with(args)
     except InputError as error:
         raise CheckpointError(f"{path.name}: {error}") from None
-    return Checkpoint(path, sha256, _known(said), state, options, cfg, said, stored)
+    return Checkpoint(path, sha256, _known(said), state, options, cfg, said, stored, claimed(args), notes)
 
 
 def _arguments(loaded: Mapping[str, Any]) -> dict[str, Any]:
@@ -161,11 +165,11 @@ def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], str]:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
             file.seek(0)
             if path.suffix == ".safetensors":
-                return _checked(path, _read_safetensors(path, file)), {}, sha256
+                return without_wrappers(_checked(path, _read_safetensors(path, file))), {}, sha256
             loaded = _read_pickle(path, file)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}; copy it again.") from error
-    return _find_state(path, loaded), loaded, sha256
+    return without_wrappers(_find_state(path, loaded)), loaded, sha256
 
 
 def _read_safetensors(path: Path, file: BinaryIO) -> dict[str, Tensor]:
@@ -252,13 +256,29 @@ def _check_zip(path: Path, file: BinaryIO) -> None:
 
 def _find_state(path: Path, loaded: dict[str, Any]) -> dict[str, Tensor]:
     """The tensors in a training script's dictionary, by their stored names."""
-    nested = next((loaded[key] for key in STATE_KEYS if isinstance(loaded.get(key), Mapping)), loaded)
-    state = flatten(nested)
+    held = _states(path, loaded)
+    state = next(iter(held.values())) if held else flatten(loaded, path.name)
     if not state:
         raise CheckpointError(
             f"{path.name} holds no weights, only {', '.join(map(str, list(loaded)[:5])) or 'nothing'}."
         )
     return _checked(path, state)
+
+
+def _states(path: Path, loaded: Mapping[str, Any]) -> dict[str, dict[str, Tensor]]:
+    """The tensors under each of `STATE_KEYS`, the preferred first; "ema", which some keep in part, only if whole."""
+    nested = {key: loaded[key] for key in STATE_KEYS if isinstance(loaded.get(key), Mapping)}
+    held = {key: flatten(tree, path.name) for key, tree in nested.items()}
+    if len(held) > 1 and len(held.get("ema", ())) < max(len(state) for key, state in held.items() if key != "ema"):
+        held.pop("ema", None)
+    return held
+
+
+def _choice(path: Path, loaded: Mapping[str, Any]) -> tuple[str, ...]:
+    """A note on which weights are opened, of a file that holds some under several keys."""
+    chosen, *others = [key for key, state in _states(path, loaded).items() if state] or [""]
+    left = ", ".join(map(repr, others))
+    return (f"holds weights under several names; {chosen!r} is opened, not {left}",) if others else ()
 
 
 def _checked(path: Path, state: dict[str, Tensor]) -> dict[str, Tensor]:

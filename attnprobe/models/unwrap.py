@@ -1,7 +1,7 @@
 """The weights of one model among those of a training script: prefixes of wrappers, and parts that are no model."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -19,6 +19,9 @@ WRAPPERS = (
 Averaged weights (of an EMA or a teacher) are the published ones and come first; then what was trained; momentum copies.
 """
 
+OF_PYTORCH = {"_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod"}
+"""Words that PyTorch puts into the names of a module that is sharded, recomputed or compiled, wherever it is."""
+
 ANCHOR = "blocks.0.norm1.weight"
 """A parameter that every vision transformer of timm's kind has."""
 
@@ -28,15 +31,51 @@ OF_THE_MODEL = re.compile(
 """First words of names that change what a vision transformer computes, and may not be left out."""
 
 
-def flatten(tree: Mapping[Any, Any], depth: int = 3) -> dict[str, Tensor]:
-    """The tensors of nested dictionaries by their dotted names; keys that are not strings (an optimizer's) are left."""
+MOST_ENTRIES = 200_000
+"""Maximum number of entries of nested dictionaries, counted as often as they are reached: one dictionary that a small
+file names many times would otherwise be walked without end."""
+
+LONGEST_NAME = 1000
+"""Maximum number of characters of a parameter's dotted name."""
+
+
+def flatten(tree: Mapping[Any, Any], named: str, depth: int = 3) -> dict[str, Tensor]:
+    """The tensors of nested dictionaries by their dotted names; keys that are not strings (an optimizer's) are left.
+
+    Args:
+        named: the file's name in the message.
+
+    Raises:
+        CheckpointError: more entries than any model has, or a name longer than any parameter's.
+    """
     flat = {}
-    for name, value in tree.items():
-        if isinstance(name, str) and isinstance(value, Tensor):
+    for count, (name, value) in enumerate(_entries("", tree, depth)):
+        if count == MOST_ENTRIES or len(name) > LONGEST_NAME:
+            raise CheckpointError(
+                f"{named}: its nested dictionaries have more than {MOST_ENTRIES} entries, or names of more than "
+                f"{LONGEST_NAME} characters; refused. Save model.state_dict() alone."
+            )
+        if name and isinstance(value, Tensor):
             flat[name] = value
-        elif isinstance(name, str) and isinstance(value, Mapping) and depth and not name.startswith("optim"):
-            flat |= {f"{name}.{inner}": tensor for inner, tensor in flatten(value, depth - 1).items()}
     return flat
+
+
+def _entries(prefix: str, tree: Mapping[Any, Any], depth: int) -> Iterator[tuple[str, Any]]:
+    """Dotted name and value of all entries of nested dictionaries; the name is "" where the key is not a string."""
+    for key, value in tree.items():
+        name = prefix + key if isinstance(key, str) else ""
+        yield name, value
+        if name and isinstance(value, Mapping) and depth and not key.startswith("optim"):
+            yield from _entries(f"{name}.", value, depth - 1)
+
+
+def without_wrappers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors, by names without the words that PyTorch's wrappers of single modules put into them.
+
+    Names are kept as they are where two would become one.
+    """
+    plain = {".".join(word for word in name.split(".") if word not in OF_PYTORCH): name for name in state}
+    return {name: state[stored] for name, stored in plain.items()} if len(plain) == len(state) else dict(state)
 
 
 def prefixes(names: Iterable[str]) -> list[str]:

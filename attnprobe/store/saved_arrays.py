@@ -31,6 +31,12 @@ FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 MOST_EXPANSION = 20
 """Maximum size of what an archive holds, as a multiple of its own; attention that deflate packs tighter is constant."""
 
+MOST_ENTRIES = 100_000
+"""Maximum number of entries of all containers of a file, counted as often as they are reached."""
+
+LONGEST_NAME = 1000
+"""Maximum number of characters of an array's dotted name."""
+
 REBUILDERS: dict[tuple[str, str], Callable[..., Any]] = {
     **{(f"numpy.{core}.multiarray", "_reconstruct"): np.zeros(0).__reduce__()[0] for core in ("core", "_core")},
     **{(f"numpy.{core}.multiarray", "scalar"): np.float64(0).__reduce__()[0] for core in ("core", "_core")},
@@ -57,7 +63,7 @@ def read_arrays(path: Path) -> dict[str, Tensor]:
     try:
         data = fs.read_regular(path, MOST_BYTES)
         tree = _read(path.suffix.lower(), data)
-        arrays = {name: _plain(name, value) for name, value in _flat("", tree) if value.is_floating_point()}
+        arrays = _named_arrays(path, tree, len(data))
     except InputError:
         raise
     except Exception as error:  # damaged files raise any of a dozen types
@@ -118,22 +124,50 @@ class _ArrayUnpickler(pickle.Unpickler):
         return found
 
 
-def _flat(name: str, tree: Any, depth: int = 8) -> Iterator[tuple[str, Tensor]]:
-    """Name and tensor of every array in nested containers.
+def _named_arrays(path: Path, tree: Any, n_bytes: int) -> dict[str, Tensor]:
+    """{name: array} of all floating-point arrays in nested containers.
+
+    A small file may name one container, or one large array, many times; each time counts.
+
+    Args:
+        n_bytes: size of the file that holds them.
+
+    Raises:
+        InputError: more entries, longer names or more numbers than a file of this size holds.
+    """
+    arrays: dict[str, Tensor] = {}
+    left = MOST_EXPANSION * max(n_bytes, 1 << 20)
+    for count, (name, value) in enumerate(_entries("", tree)):
+        if count == MOST_ENTRIES or len(name) > LONGEST_NAME:
+            raise InputError(
+                f"{path}: its containers hold more than {MOST_ENTRIES} entries, or names of more than {LONGEST_NAME} "
+                "characters; refused. Save the arrays alone."
+            )
+        if (tensor := _tensor(value)) is None or not tensor.is_floating_point():
+            continue
+        arrays[name or "maps"] = _plain(name or "maps", tensor)
+        left -= tensor.numel() * tensor.element_size()
+        if left < 0:
+            raise InputError(f"{path}: its arrays would expand far beyond its size; refused. Save each array once.")
+    return arrays
+
+
+def _tensor(value: Any) -> Tensor | None:
+    """An array of floats, or any tensor, as a tensor; None of everything else."""
+    if isinstance(value, np.ndarray) and value.dtype.kind == "f":
+        return torch.from_numpy(np.ascontiguousarray(value))
+    return value if isinstance(value, Tensor) else None
+
+
+def _entries(name: str, tree: Any, depth: int = 8) -> Iterator[tuple[str, Any]]:
+    """Dotted name and value of everything in nested containers, the containers among it.
 
     Raises:
         InputError: they are nested deeper than `depth`, as lists that hold one another would be.
     """
     if depth == 0:
         raise InputError("its containers are nested too deeply; save the arrays alone")
-    if isinstance(tree, Tensor):
-        yield name or "maps", tree
-    elif isinstance(tree, np.ndarray):
-        if tree.dtype.kind == "f":
-            yield name or "maps", torch.from_numpy(np.ascontiguousarray(tree))
-    elif isinstance(tree, Mapping):
-        for key, value in tree.items():
-            yield from _flat(f"{name}.{key}" if name else str(key), value, depth - 1)
-    elif isinstance(tree, tuple | list):
-        for i, value in enumerate(tree):
-            yield from _flat(f"{name}.{i}" if name else str(i), value, depth - 1)
+    yield name, tree
+    if isinstance(tree, Mapping | tuple | list):
+        for key, value in tree.items() if isinstance(tree, Mapping) else enumerate(tree):
+            yield from _entries(f"{name}.{key}" if name else str(key), value, depth - 1)

@@ -1,6 +1,7 @@
 """Every hostile file with every command that reads such a file."""
 
 import json
+import pickle
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +57,8 @@ READ_MAPS = (
     ("verify-drops", "model", "--maps", "FILE", "--data", "digits", "--images", "20"),
 )
 
+MAPS = torch.ones(2, 3, 4, 4)
+
 ARRAYS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "npy_huge": ("a.npy", lambda path: path.write_bytes(_npy((1 << 20,) * 4))),
     "npy_object": ("a.npy", lambda path: np.save(path, np.array([{}], object))),
@@ -63,6 +66,13 @@ ARRAYS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "npz_bomb": ("a.npz", lambda path: np.savez_compressed(path, a=np.zeros((1, 1, 32 << 10, 32 << 10), "f4"))),
     "pkl_deep": ("a.pkl", lambda path: path.write_bytes(b"\x80\x02" + b"]" * 50_000 + b"a" * 49_999 + b".")),
     "pkl_shared": ("a.pkl", lambda path: path.write_bytes(b"\x80\x02" + _shared(40))),
+    "pkl_named_often": ("a.pkl", lambda path: _pickle(path, checkpoints.named_often(MAPS.numpy(), 40, 6))),
+    "pkl_named_often_dict": ("a.pkl", lambda path: _pickle(path, checkpoints.named_often([MAPS.numpy()], 99, 5, True))),
+    "pkl_large_often": ("a.pkl", lambda path: _pickle(path, [np.ones((1, 4, 512, 512), "f4")] * 90_000)),
+    "pkl_long_names": ("a.pkl", lambda path: _pickle(path, {"a" * 100_000: [MAPS.numpy()] * 90_000})),
+    "pt_named_often": ("a.pt", lambda path: torch.save(checkpoints.named_often(MAPS, 40, 6), path)),
+    "pt_named_often_dict": ("a.pt", lambda path: torch.save(checkpoints.named_often(MAPS, 99, 5, True), path)),
+    "pt_large_often": ("a.pt", lambda path: torch.save([torch.ones(1, 4, 512, 512)] * 90_000, path)),
     "pkl_frame": ("a.pkl", lambda path: path.write_bytes(b"\x80\x04\x95" + b"\xff" * 7 + b"\x7f" + b".")),
     "pkl_long": ("a.pkl", lambda path: path.write_bytes(b"\x80\x02T\xff\xff\xff\x7f.")),
     "pt_complex": ("a.pt", lambda path: torch.save(torch.zeros(1, 2, 3, 3, dtype=torch.complex64), path)),
@@ -74,13 +84,17 @@ ARRAYS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "pt_no_keys": ("a.pt", lambda path: torch.save(torch.zeros(1, 2, 0, 0), path)),
     **{f"npy_{kind}": ("a.npy", lambda path, kind=kind: put(path, kind)) for kind in BAD_FILES},
     **{f"pth_{name}": ("a.pth", checkpoints.PICKLES[name]) for name in ("deflated", "overlapping", "many_members",
-                                                                       "nested", "runs", "shared")},
+                                                                       "nested", "runs", "shared", "named_often")},
 }  # fmt: skip
 
 
 def _npy(shape: tuple[int, ...]) -> bytes:
     header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}".encode().ljust(118 + 64) + b"\n"
     return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(64)
+
+
+def _pickle(path: Path, tree: Any) -> None:
+    path.write_bytes(pickle.dumps(tree))
 
 
 def _shared(depth: int) -> bytes:
@@ -150,6 +164,10 @@ def cases() -> Iterator[Case]:
         for command in READ_MODELS:
             ignored = command[0] == "train" and checkpoints.has_sound_weights(name)
             yield Case(name, make, place, command, name not in checkpoints.HARMLESS and not ignored)
+    for name, make in checkpoints.HUB_FOLDERS.items():
+        for command in READ_MODELS[:3]:
+            hub = tuple(part.replace("FILE", "hf:FILE") for part in command)
+            yield Case(f"hub/{name}", make, "model", hub, not name.startswith("architectures_"))
     for kinds, place, refused in (
         (maps.REFUSED, "maps.h5", True), (maps.SHOWN, "maps.h5", False),
         (maps.PARTS, "maps.parts", True), (maps.SHOWN_PARTS, "maps.parts", False),

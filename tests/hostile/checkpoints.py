@@ -120,6 +120,13 @@ def _quantised() -> torch.Tensor:
         return torch.quantize_per_tensor(torch.zeros(10, 24), 0.1, 0, torch.qint8)
 
 
+def named_often(leaf: Any, times: int, depth: int, by_name: bool = False) -> Any:
+    """Lists, or dictionaries, that hold one of them many times each: times^depth paths in a small file."""
+    for _ in range(depth):
+        leaf = {str(i): leaf for i in range(times)} if by_name else [leaf] * times
+    return leaf
+
+
 PICKLES: dict[str, Callable[[Path], Any]] = {
     "runs": lambda path: torch.save({"state_dict": weights(), "args": _Runs()}, path),
     "runs_bare": lambda path: path.write_bytes(pickle.dumps(_Runs())),
@@ -141,6 +148,13 @@ PICKLES: dict[str, Callable[[Path], Any]] = {
     "zero_patch": _args(model=NAME, model_kwargs={**PLAIN, "patch_size": [1, 1, 1]}),
     "args_types": _args(model=7, num_classes="many", model_kwargs=[1], img_size=[], in_chans=-3, mean="x"),
     "input_size": _args(model=NAME, input_size=[3, 8192, 8192], model_kwargs=PLAIN),
+    "claims": _args(model=NAME, model_kwargs=PLAIN, patch_size=7, gp="\x1b[2J", num_heads="\x07"),
+    "claims_large": _args(model=NAME, num_classes=10, num_heads=3, embed_dim=60_000, depth=1024, patch_size=[1, 1]),
+    "claims_often": _args(
+        model=NAME, num_classes=10, num_heads=named_often(3, 40, 6), patch_size=named_often(3, 2, 40), gp=[[]]
+    ),
+    "claims_digits": _args(model=NAME, num_classes=10, num_heads=10**5000, depth=-(10**5000), embed_dim=float("nan")),
+    "option_digits": _args(model=NAME, model_kwargs={**PLAIN, "num_heads": 10**5000}),
     "complex": _with(head__weight=torch.zeros(10, 24, dtype=torch.complex64)),
     "bool": _with(head__weight=torch.zeros(10, 24, dtype=torch.bool)),
     "integers": _with(head__weight=torch.zeros(10, 24, dtype=torch.int64)),
@@ -166,6 +180,13 @@ PICKLES: dict[str, Callable[[Path], Any]] = {
     "nested": lambda path: torch.save(_nested(150), path),
     "nested_list": lambda path: path.write_bytes(b"\x80\x02" + b"]" * 200_000 + b"a" * 199_999 + b"."),
     "shared": lambda path: torch.save(_doubling(40), path),
+    "named_often": lambda path: torch.save({"state_dict": named_often(torch.ones(1), 300, 4, by_name=True)}, path),
+    "named_often_beside": lambda path: torch.save({**weights(), "x": named_often(1, 300, 4, by_name=True)}, path),
+    "named_often_option": _args(model=NAME, model_kwargs={**PLAIN, "depth": named_often(2, 40, 6)}),
+    "named_often_args": _args(model=named_often(2, 40, 6), img_size=named_often(32, 40, 6), model_kwargs={7: 1}),
+    "long_names": lambda path: torch.save(
+        {"state_dict": {"a" * 100_000: {"b": {str(i): torch.ones(1) for i in range(30_000)}}}}, path
+    ),
     "deflated": lambda path: _repacked(path, _deflated, zipfile.ZIP_DEFLATED),
     "many_members": lambda path: _repacked(path, _many),
     "overlapping": _overlapping,
@@ -321,10 +342,51 @@ FOLDERS: dict[str, Callable[[Path], Any]] = {
     "manifest_nothing": _manifest({}),
 }  # fmt: skip
 
+
+def _hub(**values: Any) -> Callable[[Path], None]:
+    """A folder in the layout of transformers, with weights of one number."""
+    config = {"model_type": "vit", "architectures": ["ViTModel"], "hidden_size": 32, "num_hidden_layers": 1}
+    config |= {"num_attention_heads": 2, "intermediate_size": 32, "image_size": 32, "patch_size": 16, **values}
+
+    def make(folder: Path) -> None:
+        import transformers
+
+        assert transformers.ViTModel  # imported before a command runs in a copy of this process
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps(config))
+        torch.save({"a": torch.zeros(1)}, folder / "pytorch_model.bin")
+
+    return make
+
+
+HUB_FOLDERS: dict[str, Callable[[Path], Any]] = {
+    "layers": _hub(num_hidden_layers=10**7),
+    "layers_more": _hub(num_hidden_layers=4096, hidden_size=64, intermediate_size=64),
+    "width": _hub(hidden_size=10**6, intermediate_size=10**6),
+    "mlp": _hub(intermediate_size=10**9),
+    "image": _hub(image_size=10**6),
+    "patch": _hub(image_size=10**5, patch_size=10**5),
+    "labels": _hub(num_labels=10**9),
+    "backbone_stages": _hub(model_type="swin", architectures=["SwinModel"], depths=[10**7]),
+    "window": _hub(
+        model_type="swin", architectures=["SwinModel"], num_attention_heads=[3] * 4, window_size=10**4, image_size=10**5
+    ),
+    "vision": _hub(model_type="clip", architectures=["CLIPModel"], vision_config={"num_hidden_layers": 10**7}),
+    "vision_list": _hub(vision_config=[1]),
+    "vision_dict": _hub(vision_config={"a": 1}),
+    **{f"architecture_{name}": _hub(architectures=[name]) for name in (
+        "pipeline", "Trainer", "logging", "models", "__dict__", "PreTrainedModel", "ViTConfig", "AutoModel", "BertModel"
+    )},
+    "architectures_text": _hub(architectures="ViTModel"),
+    "architectures_number": _hub(architectures=[7]),
+}  # fmt: skip
+"""Folders that are opened as hf:FOLDER."""
+
 HARMLESS = {
     *(f"folder/{name}" for name in ("cfg_url", "cfg_size_two", "cfg_mean_one", "cfg_crop", "cfg_classifier")),
     *(f"pth/{name}" for name in ("input_size", "huge_image", "huge_image_option", "many_registers", "many_classes")),
     "pth/cursor_name",
+    "pth/claims",
 }
 """Checkpoints that a command may accept."""
 

@@ -48,6 +48,16 @@ PROCESSORS = {
     "mean of one channel each": lambda: transformers.ViTImageProcessor(
         size={"height": 32, "width": 32}, image_mean=[0.1, 0.2, 0.3], image_std=[0.2, 0.3, 0.4]
     ),
+    "LeViT": lambda: transformers.LevitImageProcessor(
+        size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}
+    ),
+    "EfficientNet": lambda: transformers.EfficientNetImageProcessor(size={"height": 32, "width": 32}),
+    "EfficientNet, offset": lambda: transformers.EfficientNetImageProcessor(
+        size={"height": 32, "width": 32}, rescale_offset=True, rescale_factor=1 / 127.5
+    ),
+    "EfficientNet, no top": lambda: transformers.EfficientNetImageProcessor(
+        size={"height": 32, "width": 32}, include_top=False, rescale_offset=True
+    ),
     "ConvNeXt, small": lambda: transformers.ConvNextImageProcessor(size={"shortest_edge": 32}, crop_pct=0.8),
     "ConvNeXt, large": lambda: transformers.ConvNextImageProcessor(size={"shortest_edge": 384}),
 }
@@ -88,6 +98,38 @@ def test_a_processor_of_many_sizes_is_named(tmp_path):
     with pytest.warns(UserWarning, match="resized and cropped in the middle to 32 x 32"):
         model = saved(tmp_path / "model", processor)
     assert input_spec(model).size == (32, 32)
+
+
+SQUARE = {"height": 32, "width": 32}
+OTHERS = {
+    "a crop one pixel aside": lambda: transformers.PoolFormerImageProcessor(
+        size={"shortest_edge": 32}, crop_size=SQUARE
+    ),
+    "padded": lambda: transformers.Owlv2ImageProcessor(size=SQUARE),
+    "a thumbnail": lambda: transformers.DonutImageProcessor(size=SQUARE),
+    "of the picture's shape": lambda: transformers.DPTImageProcessor(
+        size=SQUARE, keep_aspect_ratio=True, ensure_multiple_of=16
+    ),
+    "of the picture's shape, padded": lambda: transformers.ZoeDepthImageProcessor(size=SQUARE),
+    "cropped first": lambda: transformers.PerceiverImageProcessor(size=SQUARE, crop_size={"height": 48, "width": 48}),
+    "of videos": lambda: transformers.VivitImageProcessor(),
+    "of trimaps too": lambda: transformers.VitMatteImageProcessor(),
+    "too large to try": lambda: transformers.ViTImageProcessor(size={"height": 10**6, "width": 10**6}),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_a_processor_that_makes_other_pixels_is_named(tmp_path, kind):
+    said = "maps are of other pixels than those it prepares|does not make images of one size"
+    with pytest.warns(UserWarning, match=said) as warned:
+        saved(tmp_path / "model", OTHERS[kind]())
+    assert sum("image processor" in str(one.message) for one in warned) == 1
+
+
+@pytest.mark.parametrize("kind", PROCESSORS)
+@pytest.mark.filterwarnings("error:.*image processor:UserWarning")
+def test_a_processor_whose_pixels_are_made_is_not_warned_of(tmp_path, kind):
+    saved(tmp_path / "model", PROCESSORS[kind]())
 
 
 def test_a_model_that_the_user_opened_has_the_processor_of_its_folder(tmp_path):

@@ -115,6 +115,38 @@ def test_of_several_models_the_averaged_one_is_taken_and_said(tmp_path):
     assert torch.equal(loaded.module.norm.weight, teacher["norm.weight"])
 
 
+@pytest.mark.parametrize("word", ["_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod"])
+def test_weights_of_sharded_recomputed_and_compiled_modules_open(tmp_path, word):
+    model = small(img_size=64)
+    inside = {name.replace("blocks.0.", f"blocks.0.{word}."): value for name, value in model.state_dict().items()}
+    for prefix in ("", f"{word}.", f"module.{word}."):
+        torch.save({**of_timm(model, img_size=64), "state_dict": wrapped(prefix, inside)}, tmp_path / "x.pth")
+        loaded = open_model(tmp_path / "x.pth")
+        assert loaded.notes == () and torch.equal(loaded.module.head.weight, model.head.weight)
+
+
+@pytest.mark.parametrize(
+    ("averaged", "trained"),
+    [("ema", "model"), ("ema", "state_dict"), ("model_ema", "model"), ("state_dict_ema", "state_dict")],
+)
+@pytest.mark.parametrize("nested", [False, True])
+def test_of_averaged_and_trained_weights_the_file_opens_the_averaged_and_says_so(tmp_path, averaged, trained, nested):
+    one, other = small().state_dict(), {name: value + 1 for name, value in small().state_dict().items()}
+    args = of_timm(small(), img_size=64)["args"]
+    content = {averaged: {"module": one, "updates": 7} if nested else one, trained: other, "args": args}
+    torch.save(content, tmp_path / "x.pth")
+    loaded = open_model(tmp_path / "x.pth")
+    assert loaded.notes == (f"x.pth: holds weights under several names; {averaged!r} is opened, not {trained!r}.",)
+    assert torch.equal(loaded.module.norm.weight, one["norm.weight"])
+
+
+def test_an_average_of_some_parameters_alone_is_not_opened(tmp_path):
+    model = small()
+    content = {"model": model.state_dict(), "ema": {"decay": 0.9, "shadow": {"norm.weight": torch.zeros(24)}}}
+    torch.save({**content, "args": of_timm(model, img_size=64)["args"]}, tmp_path / "x.pth")
+    assert torch.equal(open_model(tmp_path / "x.pth").module.norm.weight, model.norm.weight)
+
+
 def test_a_file_without_a_head_opens_without_one_and_with_a_new_one(tmp_path):
     torch.save({**of_timm(small(num_classes=0), img_size=64, num_classes=5)}, tmp_path / "x.pth")
     loaded = open_model(tmp_path / "x.pth")
