@@ -21,15 +21,15 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from attnprobe.capturing.axes import (
     Factors,
+    Known,
+    Layout,
     error_of_product,
     flex_scores_of,
-    heads_of,
     of_einsum,
     of_matmul,
     scaled_factors,
     scores_of,
     softmax_of,
-    unfolded,
 )
 from attnprobe.capturing.call_stack import Call, CallStack, is_attention
 from attnprobe.capturing.joining import joined_in_module, joined_modules, refuse_parts_of_keys
@@ -184,7 +184,7 @@ class Tracing(TorchFunctionMode):
             with unseen():
                 if name == "einsum":
                     equation = next((x for x in args if isinstance(x, str)), "")
-                    factors = of_einsum(equation, operands[i], operands[1 - i], result, map_is_first=i == 0)
+                    factors = of_einsum(equation, operands[i], operands[1 - i], result, i == 0, self._known())
                 elif min(operands[0].ndim, operands[1].ndim) < 2:
                     factors = None
                 else:
@@ -241,9 +241,9 @@ class Tracing(TorchFunctionMode):
         if layer is None or trail.number in layer.softmaxes:
             return  # a second use of one map, as for the values of relative positions
         layer.softmaxes.add(trail.number)
-        heads = heads_of(layer.module)
         factors = _of_all_heads(factors)
-        effective = self._unfolded(factors.map, heads)
+        layout = self._layout(factors.map, factors.value)
+        effective = layout.unfold(factors.map)
         weights: Tensor | None = effective
         if trail.several or trail.n_keys != factors.map.shape[-1]:
             weights = None
@@ -253,15 +253,15 @@ class Tracing(TorchFunctionMode):
         elif trail.weights is not None:
             softmax = trail.weights.movedim(trail.axis, -1)
             if not (same_storage(softmax, factors.map) and softmax.numel() == factors.map.numel()):
-                weights = unfolded(softmax, self.n_images, heads, self._given())
+                weights = layout.unfold(softmax) if softmax.numel() == effective.numel() else None
                 if weights is not None and weights.shape != effective.shape:
                     weights = None
                 elif weights is not None and torch.equal(weights, effective):
                     weights = effective
         scores = None
         if trail.scores is not None and weights is not None:
-            scores = unfolded(trail.scores.movedim(trail.axis, -1), self.n_images, heads, self._given())
-        self._emit(factors, heads, weights=weights, effective=effective, scores=scores)
+            scores = layout.unfold(trail.scores.movedim(trail.axis, -1))
+        self._emit(factors, layout, weights=weights, effective=effective, scores=scores)
 
     def _fused(self, func: Any, args: Any, kwargs: Any) -> Any:
         result = func(*args, **kwargs)  # the model's own, before anything of ours: it goes on exactly as without us
@@ -272,8 +272,7 @@ class Tracing(TorchFunctionMode):
             mask, causal, scale = given.get("attn_mask"), given.get("is_causal", False), given.get("scale")
             found: dict[str, Any] = {}
             if "factors" in self._extras and mask is None and not causal and q.shape[:-2] == k.shape[:-2]:
-                heads = heads_of(self._layer().module)
-                found["factors"] = tuple(self._unfolded(x, heads) for x in scaled_factors(q, k, scale))
+                found["factors"] = scaled_factors(q, k, scale)
             self._emit_softmax(scores_of(q, k, mask, is_causal=causal, scale=scale), (q, k, v), result, **found)
         return result
 
@@ -295,14 +294,17 @@ class Tracing(TorchFunctionMode):
         value = operands[2]
         if value.ndim > 2 and value.shape[-3] != operands[0].shape[-3]:
             value = value.repeat_interleave(operands[0].shape[-3] // value.shape[-3], -3)
-        weights, heads = softmax_of(scores), heads_of(self._layer().module)
-        maps = self._unfolded(weights, heads)
+        weights = softmax_of(scores)
+        layout = self._layout(weights, value)
+        maps = layout.unfold(weights)
         if "scores" in self._extras:
-            found["scores"] = self._unfolded(scores, heads)
+            found["scores"] = layout.unfold(scores)
+        if "factors" in found:
+            found["factors"] = tuple(map(layout.unfold, found["factors"]))
         del scores  # as large as the maps: not held while those are copied
         self._depends = any(operand in self._made for operand in operands)
         self._made[result] = True
-        self._emit(Factors(weights, value, result), heads, weights=maps, effective=maps, **found)
+        self._emit(Factors(weights, value, result), layout, weights=maps, effective=maps, **found)
 
     def _multi_head(self, func: Any, args: Any, kwargs: Any) -> Any:
         result = func(*args, **kwargs)
@@ -328,27 +330,32 @@ class Tracing(TorchFunctionMode):
             raise CaptureError("attention was computed outside of every module of the model that is traced.")
         return self.calls.running[-1]
 
-    def _given(self) -> int | None:
-        given = self._layer().given
-        return given.shape[0] if given is not None and given.ndim else None
+    def _known(self, value: Tensor | None = None) -> Known:
+        layer = self.calls.running[-1] if self.calls.running else None
+        return Known() if layer is None else Known.of(layer.module, layer.given, self.n_images, value)
 
-    def _unfolded(self, matrix: Tensor, heads: int | None) -> Tensor:
-        maps = unfolded(matrix, self.n_images, heads, self._given()) if self.n_images else None
-        if maps is None:
-            layer = self._layer()
+    def _layout(self, maps: Tensor, value: Tensor) -> Layout:
+        """Which axes of the maps that multiply V are the image's, windows and heads."""
+        layer = self._layer()
+        known = self._known(value.expand(*maps.shape[:-2], -1, -1))
+        try:
+            layout = Layout.of(maps.shape, self.n_images, known) if self.n_images else None
+        except CaptureError as error:
+            raise CaptureError(f"{layer.name or type(layer.module).__name__}: {error}") from None
+        if layout is None:
             raise CaptureError(
-                f"{layer.name or type(layer.module).__name__}: its maps are {tuple(matrix.shape)} for {self.n_images} "
+                f"{layer.name or type(layer.module).__name__}: its maps are {tuple(maps.shape)} for {self.n_images} "
                 "images; which axis is the image's cannot be told. Capture needs it first, alone or times windows or "
                 "heads; of a model of images and texts, capture the vision tower alone."
             )
-        return maps
+        return layout
 
-    def _emit(self, of: Factors, heads: int | None, **found: Any) -> None:
+    def _emit(self, of: Factors, layout: Layout, **found: Any) -> None:
         value, error_of = None, None
         if self._extras & {"value", "error_of"}:
-            value = self._unfolded(of.value.expand(*of.map.shape[:-2], -1, -1), heads)
+            value = layout.unfold(of.value.expand(*of.map.shape[:-2], -1, -1))
             if "error_of" in self._extras:
-                error_of = partial(error_of_product, value, self._unfolded(of.result, heads))
+                error_of = partial(error_of_product, value, layout.unfold(of.result))
         shape = (of.value.shape[-2], of.value.shape[-1])
         value_id = (of.value.data_ptr(), of.value.shape, of.value.stride())
         found |= {"value_shape": shape, "value": value, "error_of": error_of, "value_id": value_id}
