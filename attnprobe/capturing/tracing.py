@@ -10,6 +10,7 @@ k. Nothing the model computes is changed: its results are those of an untraced r
 import inspect
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, Self
 
@@ -17,7 +18,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
-from torch.utils.weak import WeakIdKeyDictionary
 
 from attnprobe.capturing.axes import (
     Factors,
@@ -34,6 +34,7 @@ from attnprobe.capturing.axes import (
 from attnprobe.capturing.call_stack import Call, CallStack, is_attention
 from attnprobe.capturing.joining import joined_in_module, joined_modules, refuse_parts_of_keys
 from attnprobe.capturing.multi_head import fields_of_multi_head
+from attnprobe.capturing.pieces import Pieces
 from attnprobe.capturing.product import Product
 from attnprobe.capturing.siblings import Ran
 from attnprobe.capturing.softmax_trails import WRITES, Trail, Trails, same_storage, tensors, unseen
@@ -73,7 +74,9 @@ class Tracing(TorchFunctionMode):
         self._on_product, self._on_enter, self._on_leave = on_product, on_enter, on_leave
         self._extras, self._allow_missing = frozenset(extras), allow_missing
         self._trails = Trails()
-        self._made: WeakIdKeyDictionary = WeakIdKeyDictionary()  # of the products of the call that is running
+        self._made = Pieces()  # of the products of the call that is running
+        self._n_products = 0
+        self._refused: CaptureError | None = None
         self._depends = False
         self._result: Tensor | None = None
         self._occurrences: dict[str, int] = {}
@@ -99,6 +102,12 @@ class Tracing(TorchFunctionMode):
         self.silent.clear()
         self.ran = Ran()
 
+    def _raise_refused(self) -> None:
+        """Raise CaptureError if a module that has ended was refused."""
+        if self._refused is not None:
+            error, self._refused = self._refused, None
+            raise error
+
     def _enter(self, call: Call) -> None:
         if not self.n_images and call.given is not None:
             self.n_images = call.given.shape[0]
@@ -116,10 +125,13 @@ class Tracing(TorchFunctionMode):
         if call.unread and not call.products:
             self.ran.unread[call.name] = call.last_use or call.unread
         self._hand_on(call)  # before the end of the block is reported, whose output belongs to these layers
+        if not self.calls.running:
+            self._raise_refused()
         self._on_leave(call, out)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        self._raise_refused()
         name = getattr(func, "__name__", "").partition(".")[0]  # an exported program calls `softmax.int`
         if name == "scaled_dot_product_attention":
             return self._fused(func, args, kwargs)
@@ -138,8 +150,8 @@ class Tracing(TorchFunctionMode):
         result = func(*args, **kwargs)
         if name.startswith("conv") and self.calls.running and is_stem(args, self.calls.running[0]):
             self._stems[id(args[1])] += 1
-        if self._made and any(tensor in self._made for tensor in tensors((args, kwargs))):
-            self._made.update((made, True) for made in tensors(result))
+        if self._made:
+            self._made.follow(name, args, kwargs, result)
         # A product ends a trail, so it is looked for before following: otherwise the output of this layer could pass
         # for a map in a product of the next one.
         if name in SOFTMAXES:
@@ -194,7 +206,7 @@ class Tracing(TorchFunctionMode):
                         return False
                     self._depends = any(operand in self._made for operand in operands)
                     self._emit_product(factors, trail)
-                    self._made[result] = True
+                    self._made.begin(result, self._n_products)
                     self._result = factors.result
                     return True
         return False
@@ -303,8 +315,8 @@ class Tracing(TorchFunctionMode):
             found["factors"] = tuple(map(layout.unfold, found["factors"]))
         del scores  # as large as the maps: not held while those are copied
         self._depends = any(operand in self._made for operand in operands)
-        self._made[result] = True
         self._emit(Factors(weights, value, result), layout, weights=maps, effective=maps, **found)
+        self._made.begin(result, self._n_products)
 
     def _multi_head(self, func: Any, args: Any, kwargs: Any) -> Any:
         result = func(*args, **kwargs)
@@ -357,8 +369,7 @@ class Tracing(TorchFunctionMode):
             if "error_of" in self._extras:
                 error_of = partial(error_of_product, value, layout.unfold(of.result))
         shape = (of.value.shape[-2], of.value.shape[-1])
-        value_id = (of.value.data_ptr(), of.value.shape, of.value.stride())
-        found |= {"value_shape": shape, "value": value, "error_of": error_of, "value_id": value_id}
+        found |= {"value_shape": shape, "value": value, "error_of": error_of, "factor": of.value}
         self._report("functional", **found)
 
     def _report(self, route: Literal["functional", "mha"], **found: Any) -> None:
@@ -366,15 +377,20 @@ class Tracing(TorchFunctionMode):
         occurrence = self._occurrences.get(layer.name, 0)
         self._occurrences[layer.name] = occurrence + 1
         layer.products += 1
+        self._n_products += 1
         calls = tuple(self.calls.running)
         tower = tower_of(layer.name, calls, max(self._stems.values(), default=0))
-        layer.found.append(Product(calls, occurrence, route, **found, depends=self._depends, tower=tower))
+        number = {"number": self._n_products, "depends": self._depends, "tower": tower}
+        layer.found.append(Product(calls, occurrence, route, **found, **number))
         refuse_parts_of_keys(layer.found)
 
     def _hand_on(self, call: Call) -> None:
         """Report what a module that ends has computed; a head of a list waits for its neighbours."""
         self._flush(call)
-        products = joined_in_module(call.found) if call.found else []
+        try:
+            products = joined_in_module(call.found, self._made) if call.found else []
+        except CaptureError as error:  # a hook that raises lets the others of the module raise as well, with a warning
+            self._refused, products = error, []
         if products:
             self._made.clear()
             self._result = None
@@ -394,7 +410,7 @@ class Tracing(TorchFunctionMode):
 
     def _report_all(self, products: Sequence[Product]) -> None:
         for product in products:
-            self._on_product(product)
+            self._on_product(replace(product, factor=None))
 
 
 def _of_all_heads(of: Factors) -> Factors:
