@@ -31,11 +31,16 @@ def joined_in_module(products: Sequence[Product], pieces: Pieces) -> list[Produc
         CaptureError: they are parts of one map, and which of its rows or heads each one holds cannot be told.
     """
     first = products[0]
+    if any(product.by_hand and product.number in pieces.scaled for product in products):
+        raise CaptureError(
+            f"{first.layer} multiplies V with weights whose rows do not sum to 1, and scales each row of the result "
+            "afterwards, so that what multiplies V is no map; normalise them before the product."
+        )
     if len(products) < 2 or any(product.depends for product in products):
         return list(products)
     heads = heads_of(first.calls[-1].module)
     same_shape = all(p.effective.shape[:QUERY] == first.effective.shape[:QUERY] for p in products)
-    if same_shape and all(_same_value(first, product) for product in products):
+    if same_shape and all(same_value(first, product.factor) for product in products):
         if not _of_all_queries(first):
             return [_joined(*_in_order(products, QUERY, pieces), QUERY)]
         if first.effective.shape[HEAD] == heads or any(p.number in pieces.added for p in products):
@@ -47,12 +52,13 @@ def joined_in_module(products: Sequence[Product], pieces: Pieces) -> list[Produc
     return list(products)
 
 
-def _same_value(a: Product, b: Product) -> bool:
-    """True if both multiply the same V, or two copies of it."""
-    if a.factor is None or b.factor is None or a.factor.shape != b.factor.shape:
+def same_value(product: Product, value: Tensor | None) -> bool:
+    """True if a product multiplies this V, or a copy of it."""
+    factor = product.factor
+    if factor is None or value is None or factor.shape != value.shape:
         return False
-    one, other = ((v.data_ptr(), v.stride()) for v in (a.factor, b.factor))
-    return one == other or torch.equal(a.factor, b.factor)
+    same = (factor.data_ptr(), factor.stride()) == (value.data_ptr(), value.stride())
+    return same or torch.equal(factor, value)
 
 
 def _in_order(products: Sequence[Product], axis: int, pieces: Pieces) -> tuple[list[Product], Tensor | None]:

@@ -5,6 +5,7 @@ itself, when it joins their results: by their order in a call of `cat` or `stack
 written into a tensor. Results that are added up are no parts of one map.
 """
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,9 @@ from torch.utils.weak import WeakIdKeyDictionary
 from attnprobe.capturing.softmax_trails import tensors, unseen
 
 JOINS = {"cat", "concat", "concatenate", "stack", "hstack", "vstack", "dstack", "column_stack"}
+
+SCALES = re.compile(r"^_*(i?true_?div|i?mul|div|divide|true_divide|multiply|rmul)_*$")
+"""Functions that divide or multiply entry by entry."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,7 @@ class Pieces:
         self._n_joins = 0
         self.places: dict[int, Place] = {}
         self.added: set[int] = set()
+        self.scaled: set[int] = set()  # those divided, or multiplied, by a number for each row
 
     def begin(self, result: Tensor, number: int) -> None:
         """`result` is that of the product of this number."""
@@ -69,6 +74,8 @@ class Pieces:
             self._made[args[0]] = frozenset()
         elif len(numbers) > 1:
             self.added |= numbers
+        elif SCALES.match(name) and any(_is_of_rows(tensor, result) for tensor in tensors(args)):
+            self.scaled |= numbers
         self._made.update((made, numbers) for made in tensors(result))
 
     def _join(self, parts: Any) -> None:
@@ -92,6 +99,11 @@ class Pieces:
         for number in numbers:
             if len(numbers) == 1 and len(parts) == 1 and (line := lines[parts[0]]) is not None:
                 self.places.setdefault(number, Place((*key, parts[0]), line))
+
+
+def _is_of_rows(tensor: Tensor, result: Tensor) -> bool:
+    """True if a tensor has one number for each row of a result."""
+    return tensor.is_floating_point() and tensor.numel() * result.shape[-1] == result.numel() > tensor.numel()
 
 
 def _line(whole: Tensor, index: Any, axis: int) -> tuple[int, ...] | None:

@@ -32,6 +32,7 @@ class Product:
         tower: the trunk that the layer belongs to.
         factor: V as the model multiplied it, held until its module ends, so that no other V takes its memory.
         number: of this product among those of a pass, by which its result is followed.
+        by_hand: its rows do not sum to 1, and it is made of scores without a softmax.
         added: the results of its parts are added up, so that none of its maps alone is what multiplies V.
     """
 
@@ -47,6 +48,7 @@ class Product:
     factors: tuple[Tensor, Tensor] | None = None
     factor: Tensor | None = None
     number: int = 0
+    by_hand: bool = False
     added: bool = False
     depends: bool = False
     is_cross: bool = False

@@ -109,6 +109,16 @@ class Trails:
             axis = dim - result.ndim if dim >= 0 else dim
             self._trails[result] = Trail(self._n_softmaxes, axis, result.shape[axis], None, scores, by_hand=by_hand)
 
+    @property
+    def n_softmaxes(self) -> int:
+        """How many softmaxes there were so far."""
+        return self._n_softmaxes
+
+    def begin_product(self, result: Tensor) -> None:
+        """`result` is a product of maps, and a map again, of several softmaxes."""
+        self._n_softmaxes += 1
+        self._trails[result] = Trail(self._n_softmaxes, -1, result.shape[-1], result, None, several=True)
+
     def among(self, args: Any) -> list[tuple[Tensor, Trail]]:
         """Arguments made from a softmax, those of the latest first."""
         found = ((tensor, self._trails.get(tensor)) for tensor in tensors(args))

@@ -8,6 +8,7 @@ k. Nothing the model computes is changed: its results are those of an untraced r
 """
 
 import inspect
+import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
@@ -32,7 +33,7 @@ from attnprobe.capturing.axes import (
     softmax_of,
 )
 from attnprobe.capturing.call_stack import Call, CallStack, is_attention
-from attnprobe.capturing.joining import joined_in_module, joined_modules, refuse_parts_of_keys
+from attnprobe.capturing.joining import joined_in_module, joined_modules, refuse_parts_of_keys, same_value
 from attnprobe.capturing.multi_head import fields_of_multi_head
 from attnprobe.capturing.pieces import Pieces
 from attnprobe.capturing.product import Product
@@ -114,6 +115,7 @@ class Tracing(TorchFunctionMode):
         around = self.calls.running[-1] if self.calls.running else None
         if around is not None and around.waiting and around.waiting[0].calls[-1].given is not call.given:
             self._flush(around)
+        call.earlier = self._trails.n_softmaxes
         self._on_enter(call)
 
     def _leave(self, call: Call, out: Any) -> None:
@@ -125,14 +127,15 @@ class Tracing(TorchFunctionMode):
         if call.unread and not call.products:
             self.ran.unread[call.name] = call.last_use or call.unread
         self._hand_on(call)  # before the end of the block is reported, whose output belongs to these layers
-        if not self.calls.running:
+        if not self.calls.running and sys.exc_info()[0] is None:  # else another error ends the pass
             self._raise_refused()
         self._on_leave(call, out)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        self._raise_refused()
         name = getattr(func, "__name__", "").partition(".")[0]  # an exported program calls `softmax.int`
+        if name != "__get__":  # an attribute, which hooks read, too
+            self._raise_refused()
         if name == "scaled_dot_product_attention":
             return self._fused(func, args, kwargs)
         if name == "flex_attention":
@@ -166,6 +169,7 @@ class Tracing(TorchFunctionMode):
             if self.calls.running and self.calls.running[-1].last_use and isinstance(result, Tensor):
                 self.calls.running[-1].last_use = name
         elif not found:
+            self._refuse_factorised(name, args)
             is_product = (name in MATRIX_PRODUCTS or name == "einsum") and self._trails.of_activations(args)
             if is_product and self.calls.running:
                 self.calls.running[-1].unread = name
@@ -187,6 +191,9 @@ class Tracing(TorchFunctionMode):
             return False
         if name == "__rmatmul__":
             operands.reverse()
+        if self._is_product_of_maps(operands):
+            self._trails.begin_product(result)
+            return True
         # A map times a parameter mixes heads or keys and goes on being a map; V is made of the image.
         candidates = [
             (self._trails.get(t), i) for i, t in enumerate(operands) if not self._trails.is_fixed(operands[1 - i])
@@ -202,7 +209,8 @@ class Tracing(TorchFunctionMode):
                 else:
                     factors = of_matmul(operands[0], operands[1], result, map_is_left=i == 0)
                 if factors is not None and (factors.map.shape[-1] == trail.n_keys or trail.is_cut(factors.map)):
-                    if self._is_linear(factors):
+                    if self._is_context(operands[1 - i]):
+                        self._refuse_linear()
                         return False
                     self._depends = any(operand in self._made for operand in operands)
                     self._emit_product(factors, trail)
@@ -228,29 +236,49 @@ class Tracing(TorchFunctionMode):
         self._trails.follow([(operands[at], trail)] if (trail := self._trails.get(operands[at])) else [], (), scaled)
         return (f"{terms[at]},{terms[other]}->{output}",), [scaled, operands[other]]
 
-    def _is_linear(self, of: Factors) -> bool:
-        """True if V is itself a map times V with as many rows as channels: linear attention.
+    def _is_product_of_maps(self, operands: list[Tensor]) -> bool:
+        """True if both operands are made of softmaxes of the layer that is running, as in the map A A of (A A) V."""
+        trails = [self._trails.get(tensor) for tensor in operands]
+        earlier = self.calls.running[-1].earlier if self.calls.running else 0
+        return all(trail is not None and trail.number > earlier for trail in trails)
 
-        Raises:
-            CaptureError: it is, and none may be missing.
-        """
+    def _is_context(self, value: Tensor) -> bool:
+        """True if this is a map times V with as many rows as channels, scaled or not: linear attention multiplies it
+        with queries."""
         before, running = self._result, self.calls.running
-        if before is None or not same_storage(before, of.value) or before.numel() != of.value.numel():
+        if before is None or before.shape[-1] != before.shape[-2] or before.numel() != value.numel():
             return False
-        if before.shape[-1] != before.shape[-2] or not (running and running[-1].softmaxes):
-            return False
+        return bool(running and running[-1].softmaxes) and (value in self._made or same_storage(before, value))
+
+    def _refuse_factorised(self, name: str, args: Any) -> None:
+        """Raise CaptureError if queries without a softmax are multiplied with keys times values.
+
+        Where the map of keys is not square its rows are seen to be channels, so that it is read as such.
+        """
+        found = self.calls.running[-1].found if self.calls.running else []
+        if (name in MATRIX_PRODUCTS or name == "einsum") and found and self._trails.of_activations(args):
+            rows, columns = found[-1].effective.shape[-2:]
+            if rows == columns and any(self._is_context(tensor) for tensor in tensors(args)):
+                self._refuse_linear()
+
+    def _refuse_linear(self) -> None:
+        """Raise CaptureError, as linear attention has no map; forget what was taken for one if it may be missing."""
+        layer = self.calls.running[-1]
         if self._allow_missing:
-            running[-1].found.clear()
-            running[-1].products = 0
-            return True
+            layer.found.clear()
+            layer.products = 0
+            return
         raise CaptureError(
-            f"{running[-1].name} multiplies queries with (keys times values): this is linear attention, and there is "
+            f"{layer.name} multiplies queries with (keys times values): this is linear attention, and there is "
             "no map of tokens by tokens to capture."
         )
 
     def _emit_product(self, factors: Factors, trail: Trail) -> None:
         layer = self.calls.running[-1] if self.calls.running else None
-        if layer is None or trail.number in layer.softmaxes:
+        if layer is None:
+            return
+        if trail.number in layer.softmaxes:
+            self._refuse_another_form(factors, layer)
             return  # a second use of one map, as for the values of relative positions
         layer.softmaxes.add(trail.number)
         factors = _of_all_heads(factors)
@@ -273,7 +301,21 @@ class Tracing(TorchFunctionMode):
         scores = None
         if trail.scores is not None and weights is not None:
             scores = layout.unfold(trail.scores.movedim(trail.axis, -1))
-        self._emit(factors, layout, weights=weights, effective=effective, scores=scores)
+        by_hand = trail.by_hand and weights is None
+        self._emit(factors, layout, by_hand=by_hand, weights=weights, effective=effective, scores=scores)
+
+    def _refuse_another_form(self, of: Factors, layer: Call) -> None:
+        """Raise CaptureError if a softmax that multiplied V multiplies it once more, transposed or changed."""
+        of = _of_all_heads(of)
+        same = [product for product in layer.found if same_value(product, of.value)]
+        if not same:
+            return
+        maps = self._layout(of.map, of.value).unfold(of.map)
+        if not any(p.effective.shape == maps.shape and torch.equal(p.effective, maps) for p in same):
+            raise CaptureError(
+                f"{layer.name} multiplies one V with two forms of one softmax, as with a map and its transpose; what "
+                "multiplies V is neither."
+            )
 
     def _fused(self, func: Any, args: Any, kwargs: Any) -> Any:
         result = func(*args, **kwargs)  # the model's own, before anything of ours: it goes on exactly as without us
