@@ -26,7 +26,7 @@ def heads_of(module: nn.Module) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What is known of a layer besides the shape of its tensors.
+    """Facts about a layer besides the shape of its tensors.
 
     Attributes:
         heads: the number that the layer states; None if it does not.
@@ -54,7 +54,7 @@ class Known:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Which of the axes before the last two count images, windows and heads.
+    """The axes before the last two: those that count images, windows and heads.
 
     Attributes:
         lead: lengths of these axes, the first one split in images and the rest of it.
@@ -66,7 +66,7 @@ class Layout:
 
     @classmethod
     def of(cls, shape: Sequence[int], n_images: int, known: Known) -> "Layout | None":
-        """Of a map of this shape; None if the image's axis cannot be told.
+        """The layout of a map of this shape; None if the image's axis cannot be told.
 
         Handles what is in use: [image, head], [image * window, head], [image * head], [image, window, head],
         [image, head, window], [image, group, head of the group] before the last two axes.
@@ -120,7 +120,7 @@ def _hides_windows(shape: Sequence[int], extra: int, tokens: Sequence[int]) -> b
 
 
 def _head_axes(lead: tuple[int, ...], known: Known, shape: Sequence[int], split: bool) -> tuple[int, int]:
-    """From which to which axis, in [factor of the image axis, *others], heads are counted.
+    """The axes that count heads, from which to which of [factor of the image axis, *others].
 
     Args:
         lead: their lengths.
@@ -217,7 +217,7 @@ def of_einsum(
 
 
 def _sharing_heads(letters: list[str], batch: list[int], sizes: dict[str, int], known: Known) -> tuple[str, ...]:
-    """Those of the letters of queries that are heads, with one V for all of them: grouped or multi-query attention.
+    """The letters of queries that are heads, with one V for all of them: grouped or multi-query attention.
 
     Together with axes of the batch, or alone, they make up the stated number of heads, and the other letters all
     tokens; where neither number is known there are none.

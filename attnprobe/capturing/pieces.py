@@ -1,4 +1,4 @@
-"""Where the results of the products of one module go: side by side into one tensor, in which order, or added up.
+"""Places of the results of the products of one module: side by side in one tensor, in some order, or added up.
 
 Question: of several products, which rows or heads of the layer's map does each one hold? Choice: the model says so
 itself, when it joins their results: by their order in a call of `cat` or `stack`, or by the index at which each is
@@ -23,7 +23,7 @@ SCALES = re.compile(r"^_*(i?true_?div|i?mul|div|divide|true_divide|multiply|rmul
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a result went.
+    """The place of a result in a larger one.
 
     Attributes:
         whole: what it is a part of, equal for the parts of one tensor.
@@ -35,7 +35,7 @@ class Place:
 
 
 class Pieces:
-    """What is made of the results of products, and where each of these went."""
+    """Tensors made of the results of products, and the place of each of these."""
 
     def __init__(self) -> None:
         self._made: WeakIdKeyDictionary = WeakIdKeyDictionary()  # tensor -> numbers of the products in it

@@ -111,8 +111,13 @@ class Trails:
 
     @property
     def n_softmaxes(self) -> int:
-        """How many softmaxes there were so far."""
+        """The number of softmaxes so far."""
         return self._n_softmaxes
+
+    def are_maps(self, operands: Iterable[Tensor], earlier: int) -> bool:
+        """True if all are made of softmaxes that came after so many earlier ones, as both factors of (A A) V."""
+        trails = [self.get(tensor) for tensor in operands]
+        return all(trail is not None and trail.number > earlier for trail in trails)
 
     def begin_product(self, result: Tensor) -> None:
         """`result` is a product of maps, and a map again, of several softmaxes."""

@@ -22,7 +22,6 @@ from torch.overrides import TorchFunctionMode
 
 from attnprobe.capturing.axes import (
     Factors,
-    Known,
     Layout,
     error_of_product,
     flex_scores_of,
@@ -33,7 +32,16 @@ from attnprobe.capturing.axes import (
     softmax_of,
 )
 from attnprobe.capturing.call_stack import Call, CallStack, is_attention
-from attnprobe.capturing.joining import joined_in_module, joined_modules, refuse_parts_of_keys, same_value
+from attnprobe.capturing.joining import joined_in_module, joined_modules, refuse_parts_of_keys
+from attnprobe.capturing.layouts import (
+    is_context,
+    known_of,
+    layout_of,
+    of_all_heads,
+    refuse_another_form,
+    refuse_factorised,
+    refuse_linear,
+)
 from attnprobe.capturing.multi_head import fields_of_multi_head
 from attnprobe.capturing.pieces import Pieces
 from attnprobe.capturing.product import Product
@@ -75,8 +83,7 @@ class Tracing(TorchFunctionMode):
         self._on_product, self._on_enter, self._on_leave = on_product, on_enter, on_leave
         self._extras, self._allow_missing = frozenset(extras), allow_missing
         self._trails = Trails()
-        self._made = Pieces()  # of the products of the call that is running
-        self._n_products = 0
+        self._made, self._n_products = Pieces(), 0  # of the products of the call that is running; of all of a run
         self._refused: CaptureError | None = None
         self._depends = False
         self._result: Tensor | None = None
@@ -169,7 +176,8 @@ class Tracing(TorchFunctionMode):
             if self.calls.running and self.calls.running[-1].last_use and isinstance(result, Tensor):
                 self.calls.running[-1].last_use = name
         elif not found:
-            self._refuse_factorised(name, args)
+            if (name in MATRIX_PRODUCTS or name == "einsum") and self._trails.of_activations(args):
+                refuse_factorised(args, self._result, self._made, self.calls.running, self._allow_missing)
             is_product = (name in MATRIX_PRODUCTS or name == "einsum") and self._trails.of_activations(args)
             if is_product and self.calls.running:
                 self.calls.running[-1].unread = name
@@ -191,7 +199,7 @@ class Tracing(TorchFunctionMode):
             return False
         if name == "__rmatmul__":
             operands.reverse()
-        if self._is_product_of_maps(operands):
+        if self.calls.running and self._trails.are_maps(operands, self.calls.running[-1].earlier):
             self._trails.begin_product(result)
             return True
         # A map times a parameter mixes heads or keys and goes on being a map; V is made of the image.
@@ -203,14 +211,21 @@ class Tracing(TorchFunctionMode):
             with unseen():
                 if name == "einsum":
                     equation = next((x for x in args if isinstance(x, str)), "")
-                    factors = of_einsum(equation, operands[i], operands[1 - i], result, i == 0, self._known())
+                    factors = of_einsum(
+                        equation,
+                        operands[i],
+                        operands[1 - i],
+                        result,
+                        i == 0,
+                        known_of(self.calls.running, self.n_images),
+                    )
                 elif min(operands[0].ndim, operands[1].ndim) < 2:
                     factors = None
                 else:
                     factors = of_matmul(operands[0], operands[1], result, map_is_left=i == 0)
                 if factors is not None and (factors.map.shape[-1] == trail.n_keys or trail.is_cut(factors.map)):
-                    if self._is_context(operands[1 - i]):
-                        self._refuse_linear()
+                    if is_context(operands[1 - i], self._result, self._made, self.calls.running):
+                        refuse_linear(self.calls.running[-1], self._allow_missing)
                         return False
                     self._depends = any(operand in self._made for operand in operands)
                     self._emit_product(factors, trail)
@@ -236,53 +251,16 @@ class Tracing(TorchFunctionMode):
         self._trails.follow([(operands[at], trail)] if (trail := self._trails.get(operands[at])) else [], (), scaled)
         return (f"{terms[at]},{terms[other]}->{output}",), [scaled, operands[other]]
 
-    def _is_product_of_maps(self, operands: list[Tensor]) -> bool:
-        """True if both operands are made of softmaxes of the layer that is running, as in the map A A of (A A) V."""
-        trails = [self._trails.get(tensor) for tensor in operands]
-        earlier = self.calls.running[-1].earlier if self.calls.running else 0
-        return all(trail is not None and trail.number > earlier for trail in trails)
-
-    def _is_context(self, value: Tensor) -> bool:
-        """True if this is a map times V with as many rows as channels, scaled or not: linear attention multiplies it
-        with queries."""
-        before, running = self._result, self.calls.running
-        if before is None or before.shape[-1] != before.shape[-2] or before.numel() != value.numel():
-            return False
-        return bool(running and running[-1].softmaxes) and (value in self._made or same_storage(before, value))
-
-    def _refuse_factorised(self, name: str, args: Any) -> None:
-        """Raise CaptureError if queries without a softmax are multiplied with keys times values.
-
-        Where the map of keys is not square its rows are seen to be channels, so that it is read as such.
-        """
-        found = self.calls.running[-1].found if self.calls.running else []
-        if (name in MATRIX_PRODUCTS or name == "einsum") and found and self._trails.of_activations(args):
-            rows, columns = found[-1].effective.shape[-2:]
-            if rows == columns and any(self._is_context(tensor) for tensor in tensors(args)):
-                self._refuse_linear()
-
-    def _refuse_linear(self) -> None:
-        """Raise CaptureError, as linear attention has no map; forget what was taken for one if it may be missing."""
-        layer = self.calls.running[-1]
-        if self._allow_missing:
-            layer.found.clear()
-            layer.products = 0
-            return
-        raise CaptureError(
-            f"{layer.name} multiplies queries with (keys times values): this is linear attention, and there is "
-            "no map of tokens by tokens to capture."
-        )
-
     def _emit_product(self, factors: Factors, trail: Trail) -> None:
         layer = self.calls.running[-1] if self.calls.running else None
         if layer is None:
             return
         if trail.number in layer.softmaxes:
-            self._refuse_another_form(factors, layer)
+            refuse_another_form(factors, layer, self.n_images)
             return  # a second use of one map, as for the values of relative positions
         layer.softmaxes.add(trail.number)
-        factors = _of_all_heads(factors)
-        layout = self._layout(factors.map, factors.value)
+        factors = of_all_heads(factors)
+        layout = layout_of(layer, factors.map, factors.value, self.n_images)
         effective = layout.unfold(factors.map)
         weights: Tensor | None = effective
         if trail.several or trail.n_keys != factors.map.shape[-1]:
@@ -303,19 +281,6 @@ class Tracing(TorchFunctionMode):
             scores = layout.unfold(trail.scores.movedim(trail.axis, -1))
         by_hand = trail.by_hand and weights is None
         self._emit(factors, layout, by_hand=by_hand, weights=weights, effective=effective, scores=scores)
-
-    def _refuse_another_form(self, of: Factors, layer: Call) -> None:
-        """Raise CaptureError if a softmax that multiplied V multiplies it once more, transposed or changed."""
-        of = _of_all_heads(of)
-        same = [product for product in layer.found if same_value(product, of.value)]
-        if not same:
-            return
-        maps = self._layout(of.map, of.value).unfold(of.map)
-        if not any(p.effective.shape == maps.shape and torch.equal(p.effective, maps) for p in same):
-            raise CaptureError(
-                f"{layer.name} multiplies one V with two forms of one softmax, as with a map and its transpose; what "
-                "multiplies V is neither."
-            )
 
     def _fused(self, func: Any, args: Any, kwargs: Any) -> Any:
         result = func(*args, **kwargs)  # the model's own, before anything of ours: it goes on exactly as without us
@@ -349,7 +314,7 @@ class Tracing(TorchFunctionMode):
         if value.ndim > 2 and value.shape[-3] != operands[0].shape[-3]:
             value = value.repeat_interleave(operands[0].shape[-3] // value.shape[-3], -3)
         weights = softmax_of(scores)
-        layout = self._layout(weights, value)
+        layout = layout_of(self._layer(), weights, value, self.n_images)
         maps = layout.unfold(weights)
         if "scores" in self._extras:
             found["scores"] = layout.unfold(scores)
@@ -383,26 +348,6 @@ class Tracing(TorchFunctionMode):
         if not self.calls.running:
             raise CaptureError("attention was computed outside of every module of the model that is traced.")
         return self.calls.running[-1]
-
-    def _known(self, value: Tensor | None = None) -> Known:
-        layer = self.calls.running[-1] if self.calls.running else None
-        return Known() if layer is None else Known.of(layer.module, layer.given, self.n_images, value)
-
-    def _layout(self, maps: Tensor, value: Tensor) -> Layout:
-        """Which axes of the maps that multiply V are the image's, windows and heads."""
-        layer = self._layer()
-        known = self._known(value.expand(*maps.shape[:-2], -1, -1))
-        try:
-            layout = Layout.of(maps.shape, self.n_images, known) if self.n_images else None
-        except CaptureError as error:
-            raise CaptureError(f"{layer.name or type(layer.module).__name__}: {error}") from None
-        if layout is None:
-            raise CaptureError(
-                f"{layer.name or type(layer.module).__name__}: its maps are {tuple(maps.shape)} for {self.n_images} "
-                "images; which axis is the image's cannot be told. Capture needs it first, alone or times windows or "
-                "heads; of a model of images and texts, capture the vision tower alone."
-            )
-        return layout
 
     def _emit(self, of: Factors, layout: Layout, **found: Any) -> None:
         value, error_of = None, None
@@ -453,9 +398,3 @@ class Tracing(TorchFunctionMode):
     def _report_all(self, products: Sequence[Product]) -> None:
         for product in products:
             self._on_product(replace(product, factor=None))
-
-
-def _of_all_heads(of: Factors) -> Factors:
-    """A map that several heads share, for each of them."""
-    lead = torch.broadcast_shapes(of.map.shape[:-2], of.value.shape[:-2])
-    return of if of.map.shape[:-2] == lead else Factors(of.map.expand(*lead, -1, -1), of.value, of.result)
