@@ -4,12 +4,14 @@ Everything is brought to [image, window, head, query, key]; a layer without wind
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
 
 import torch
 from torch import Tensor, nn
 
+from attnprobe.core.errors import CaptureError
 from attnprobe.core.outputs import relative_error
 
 HEAD_COUNTS = ("num_heads", "n_heads", "num_attention_heads", "heads", "n_head", "nhead")
@@ -22,42 +24,144 @@ def heads_of(module: nn.Module) -> int | None:
     return next((count for count in counts if isinstance(count, int)), None)
 
 
-def unfolded(matrix: Tensor, n_images: int, heads: int | None, given: int | None = None) -> Tensor | None:
-    """[..., row, column] -> [image, window, head, row, column]; None if its axes cannot be told apart.
+@dataclass(frozen=True, slots=True)
+class Known:
+    """Facts about a layer besides the shape of its tensors.
 
-    Handles what is in use: [image, head], [image * window, head], [image * head], [image, window, head],
-    [image, head, window] before the last two axes. Where windows and heads are equally many, heads come first.
+    Attributes:
+        heads: the number that the layer states; None if it does not.
+        given: length of the first axis of the layer's input.
+        tokens: how many tokens an image may have in that input.
+        strides: of V, brought to as many axes as the map has.
+    """
+
+    heads: int | None = None
+    given: int | None = None
+    tokens: tuple[int, ...] = ()
+    strides: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, module: nn.Module, given: Tensor | None, n_images: int, value: Tensor | None = None) -> "Known":
+        """Read off a layer, its input and V."""
+        shape = () if given is None else tuple(given.shape)
+        tokens: tuple[int, ...] = ()
+        if len(shape) == 3 and n_images in shape[:2]:
+            tokens = (shape[1] if shape[0] == n_images else shape[0],)
+        elif len(shape) == 4 and shape[0] == n_images:  # channels last, channels first
+            tokens = (shape[1] * shape[2], shape[2] * shape[3])
+        return cls(heads_of(module), shape[0] if shape else None, tokens, () if value is None else value.stride())
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The axes before the last two: those that count images, windows and heads.
+
+    Attributes:
+        lead: lengths of these axes, the first one split in images and the rest of it.
+        heads: from which to which of them are heads, the end excluded.
+    """
+
+    lead: tuple[int, ...]
+    heads: tuple[int, int]
+
+    @classmethod
+    def of(cls, shape: Sequence[int], n_images: int, known: Known) -> "Layout | None":
+        """The layout of a map of this shape; None if the image's axis cannot be told.
+
+        Handles what is in use: [image, head], [image * window, head], [image * head], [image, window, head],
+        [image, head, window], [image, group, head of the group] before the last two axes.
+
+        Raises:
+            CaptureError: windows and heads cannot be told apart.
+        """
+        first, *rest = shape[:-2] or (1,)
+        if first % n_images:
+            return None
+        heads = known.heads
+        if not rest and first == known.given:  # [image * window]: heads come one after the other
+            heads = 1
+        if first // n_images == heads and heads not in rest:  # [image * head]
+            first, rest = n_images, [heads, *rest]
+        extra = first // n_images
+        if not rest and heads and extra % heads == 0 and extra > 1:  # [image * window * head]
+            rest = [heads]
+            extra //= heads
+        elif not rest and heads is None and _hides_windows(shape, extra, known.tokens):
+            raise CaptureError(
+                f"maps of {tuple(shape)} count images, windows and heads in one axis, and the layer states no number "
+                "of heads; windows and heads cannot be told apart. Give the module an attribute num_heads."
+            )
+        lead = (extra, *rest)
+        start, end = _head_axes(lead, replace(known, heads=heads), shape, first > n_images)
+        return cls((n_images, *lead), (1 + start, 1 + end))
+
+    def unfold(self, matrix: Tensor) -> Tensor:
+        """[..., row, column] -> [image, window, head, row, column]."""
+        start, end = self.heads
+        n, size = len(self.lead), matrix.shape[-2:]
+        windows = [axis for axis in range(1, n) if not start <= axis < end]
+        axes = matrix.reshape(*self.lead, *size).permute(0, *windows, *range(start, end), n, n + 1)
+        return axes.reshape(
+            self.lead[0], math.prod(self.lead[i] for i in windows), math.prod(self.lead[start:end]), *size
+        )
+
+
+def unfolded(matrix: Tensor, n_images: int, heads: int | None, given: int | None = None) -> Tensor | None:
+    """[..., row, column] -> [image, window, head, row, column], as `Layout` says; None if it cannot be told."""
+    layout = Layout.of(matrix.shape, n_images, Known(heads, given))
+    return None if layout is None else layout.unfold(matrix)
+
+
+def _hides_windows(shape: Sequence[int], extra: int, tokens: Sequence[int]) -> bool:
+    """True if square maps of fewer tokens than the layer has are so many that windows may be among them."""
+    rows, columns = shape[-2:]
+    counts = [n // rows for n in tokens if rows == columns < n and n % rows == 0]
+    return any(extra % n_windows == 0 and extra > 1 for n_windows in counts)
+
+
+def _head_axes(lead: tuple[int, ...], known: Known, shape: Sequence[int], split: bool) -> tuple[int, int]:
+    """The axes that count heads, from which to which of [factor of the image axis, *others].
 
     Args:
-        heads: the number that the layer states, if it does.
-        given: length of the first axis of the layer's input.
+        lead: their lengths.
+        shape: of the map.
+        split: the axis of images counts windows, too.
     """
-    first, *rest = matrix.shape[:-2] or (1,)
-    if first % n_images:
+    last, n = (len(lead) - 1, len(lead)), len(lead)
+    if known.heads == 1:
+        return 0, 0
+    runs = [(i, j) for i in range(n) for j in range(i + 1, n + 1) if 1 not in (lead[i], lead[j - 1])]
+    runs = [run for run in runs if run[0] > 0 or not (split and known.given == shape[0] and n > 1)]
+    if known.heads is not None:
+        runs = [run for run in runs if math.prod(lead[slice(*run)]) == known.heads]
+        runs = [run for run in runs if run[1] - run[0] == 1] or runs
+    elif len(runs) > 1 and shape[-2] in known.tokens:
+        return (0, n) if lead[0] == 1 or not split else (1, n)  # every map is of all tokens: there are no windows
+    else:
+        runs = [run for run in runs if run[1] - run[0] == 1 and (run[0] > 0 or not split)]
+        whole = [run for run in runs if _windows_beside(run, lead) * shape[-2] in known.tokens]
+        runs = whole if len(whole) == 1 else runs
+    if len(runs) <= 1:
+        return runs[0] if runs else last
+    told = _innermost([start for start, end in runs if end - start == 1], lead, known.strides)
+    if told is None:
+        raise CaptureError(
+            f"maps of {tuple(shape)} count windows and heads in several axes, and which counts heads cannot be told; "
+            "where the layer states no number of heads, give it an attribute num_heads."
+        )
+    return told, told + 1
+
+
+def _windows_beside(run: tuple[int, int], lead: tuple[int, ...]) -> int:
+    return math.prod(lead) // math.prod(lead[slice(*run)])
+
+
+def _innermost(axes: Sequence[int], lead: tuple[int, ...], strides: tuple[int, ...]) -> int | None:
+    """The axis that counts heads, as V lies in memory: parts of the channels of one token, which are neighbours."""
+    if len(strides) != len(lead) + 2 or not 0 < strides[-1] < strides[-2]:
         return None
-    if not rest and first == given:  # [image * window]: heads come one after the other
-        heads = 1
-    if first // n_images == heads and heads not in rest:  # [image * head]
-        first, rest = n_images, [heads, *rest]
-    extra = first // n_images
-    if not rest and heads and extra % heads == 0 and extra > 1:  # [image * window * head]
-        rest = [heads]
-        extra //= heads
-    lead = [extra, *rest]
-    at = _head_axis(lead, heads)
-    axes = matrix.reshape(n_images, *lead, *matrix.shape[-2:])
-    if at is None:
-        return axes.reshape(n_images, math.prod(lead), 1, *matrix.shape[-2:])
-    axes = axes.movedim(1 + at, -3)
-    return axes.reshape(n_images, math.prod(lead) // lead[at], lead[at], *matrix.shape[-2:])
-
-
-def _head_axis(lead: list[int], heads: int | None) -> int | None:
-    """Position, in [factor of the image axis, *others], of the factor that counts heads."""
-    others = range(1, len(lead))
-    if heads is not None:
-        return next((axis for axis in (*others, 0) if lead[axis] == heads), None if heads == 1 else len(lead) - 1)
-    return len(lead) - 1
+    nearest = min(axes, key=lambda axis: strides[axis])
+    return nearest if 0 < strides[nearest] < strides[-2] else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +180,16 @@ def of_matmul(left: Tensor, right: Tensor, result: Tensor, map_is_left: bool) ->
     return Factors(right.mT, left.mT, result.mT)
 
 
-def of_einsum(equation: str, map_: Tensor, value: Tensor, result: Tensor, map_is_first: bool) -> Factors | None:
+def of_einsum(
+    equation: str, map_: Tensor, value: Tensor, result: Tensor, map_is_first: bool, known: Known | None = None
+) -> Factors | None:
     """An einsum of two tensors as a product map @ value; None if it is no product of matrices.
 
-    Letters in all three tensors are batch axes, those in map and result queries, those in map and value keys.
+    Letters in all three tensors are batch axes, those in map and result queries or heads that share V, those in map
+    and value keys.
+
+    Raises:
+        CaptureError: queries and heads that share V cannot be told apart.
     """
     inputs, _, output = equation.replace(" ", "").partition("->")
     terms = inputs.split(",")
@@ -95,11 +205,42 @@ def of_einsum(equation: str, map_: Tensor, value: Tensor, result: Tensor, map_is
     width = [letter for letter in of_value if letter in output and letter not in of_map]
     if not (queries and keys) or len({*batch, *queries, *keys}) != len(of_map):
         return None
+    sizes = dict(zip(of_map, map_.shape, strict=True))
+    sharing = _sharing_heads(queries, [sizes[letter] for letter in batch], sizes, known or Known())
+    queries = [letter for letter in queries if letter not in sharing]
+    whole = _arranged(value, of_value, batch, keys, width)
     return Factors(
-        _arranged(map_, of_map, batch, queries, keys),
-        _arranged(value, of_value, batch, keys, width),
-        _arranged(result, output, batch, queries, width),
+        _arranged(map_, of_map, [*batch, *sharing], queries, keys),
+        whole[(slice(None),) * len(batch) + (None,) * len(sharing)],
+        _arranged(result, output, [*batch, *sharing], queries, width),
     )
+
+
+def _sharing_heads(letters: list[str], batch: list[int], sizes: dict[str, int], known: Known) -> tuple[str, ...]:
+    """The letters of queries that are heads, with one V for all of them: grouped or multi-query attention.
+
+    Together with axes of the batch, or alone, they make up the stated number of heads, and the other letters all
+    tokens; where neither number is known there are none.
+    """
+    if len(letters) == 1:
+        return ()
+    choices = [some for n in range(len(letters)) for some in combinations(letters, n)]
+    if known.heads is not None:
+        runs = {math.prod(batch[i:j]) for i in range(1, len(batch)) for j in range(i, len(batch) + 1)} | {1}
+        choices = [some for some in choices if known.heads in {math.prod(sizes[x] for x in some) * n for n in runs}]
+    whole = [some for some in choices if _others(some, letters, sizes) in known.tokens]
+    if whole or known.heads is None:
+        choices = whole
+    if len(choices) > 1:
+        raise CaptureError(
+            f"a product of maps has axes of {[sizes[x] for x in letters]} that V lacks; which are heads that share V, "
+            "and which are queries, cannot be told."
+        )
+    return choices[0] if choices else ()
+
+
+def _others(some: tuple[str, ...], letters: list[str], sizes: dict[str, int]) -> int:
+    return math.prod(sizes[letter] for letter in letters if letter not in some)
 
 
 def _spelt_out(term: str, ndim: int) -> str:

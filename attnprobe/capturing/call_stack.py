@@ -24,6 +24,7 @@ class Call:
         name: dotted.
         given: the first tensor among its inputs.
         products, softmaxes: how many products with V it computed, and the numbers of the softmaxes in them.
+        earlier: how many softmaxes there were before it.
         found: its products that are not reported yet; `waiting`: those of heads in it, until all are there.
         last_use: name of the function that last took something made of a softmax, and was no product.
         times: how often it has run in this pass, this run included.
@@ -35,6 +36,7 @@ class Call:
     given: Tensor | None
     products: int = 0
     softmaxes: set[int] = field(default_factory=set)
+    earlier: int = 0
     found: list[Any] = field(default_factory=list)
     waiting: list[Any] = field(default_factory=list)
     last_use: str = ""

@@ -30,7 +30,10 @@ class Product:
         depends: what it multiplies was made of an earlier product of the same call.
         is_cross: its keys are known to be made of other tokens than its queries.
         tower: the trunk that the layer belongs to.
-        value_id: memory and shape of V as the model multiplied it, equal for products with the same V.
+        factor: V as the model multiplied it, held until its module ends, so that no other V takes its memory.
+        number: of this product among those of a pass, by which its result is followed.
+        by_hand: its rows do not sum to 1, and it is made of scores without a softmax.
+        added: the results of its parts are added up, so that none of its maps alone is what multiplies V.
     """
 
     calls: tuple[Call, ...]
@@ -43,7 +46,10 @@ class Product:
     error_of: Callable[[Tensor], float] | None
     scores: Tensor | None = None
     factors: tuple[Tensor, Tensor] | None = None
-    value_id: tuple[object, ...] | None = None
+    factor: Tensor | None = None
+    number: int = 0
+    by_hand: bool = False
+    added: bool = False
     depends: bool = False
     is_cross: bool = False
     tower: Tower = field(default_factory=Tower)

@@ -130,6 +130,9 @@ class Recorder:
             return
         if weights is None:
             index = stage.add_effective_alone(layer, folded)
+            stage.lacks_effective |= product.added
+        elif product.added:
+            index = stage.add_softmax_alone(layer, _folded(weights))
         else:
             index = stage.add_weights(layer, folded if weights is product.effective else _folded(weights))
             stage.add_effective(folded)

@@ -109,6 +109,21 @@ class Trails:
             axis = dim - result.ndim if dim >= 0 else dim
             self._trails[result] = Trail(self._n_softmaxes, axis, result.shape[axis], None, scores, by_hand=by_hand)
 
+    @property
+    def n_softmaxes(self) -> int:
+        """The number of softmaxes so far."""
+        return self._n_softmaxes
+
+    def are_maps(self, operands: Iterable[Tensor], earlier: int) -> bool:
+        """True if all are made of softmaxes that came after so many earlier ones, as both factors of (A A) V."""
+        trails = [self.get(tensor) for tensor in operands]
+        return all(trail is not None and trail.number > earlier for trail in trails)
+
+    def begin_product(self, result: Tensor) -> None:
+        """`result` is a product of maps, and a map again, of several softmaxes."""
+        self._n_softmaxes += 1
+        self._trails[result] = Trail(self._n_softmaxes, -1, result.shape[-1], result, None, several=True)
+
     def among(self, args: Any) -> list[tuple[Tensor, Trail]]:
         """Arguments made from a softmax, those of the latest first."""
         found = ((tensor, self._trails.get(tensor)) for tensor in tensors(args))

@@ -96,6 +96,7 @@ class Stage:
     q: LayerTensors = field(default_factory=LayerTensors)
     k: LayerTensors = field(default_factory=LayerTensors)
     lacks_weights: bool = False
+    lacks_effective: bool = False
     _last: Tensor | None = None
 
     def add_weights(self, layer: str, matrix: Tensor) -> int:
@@ -135,6 +136,11 @@ class Stage:
             self.effective = self._stored(self.effective, matrix)
         return len(self.layers) - 1
 
+    def add_softmax_alone(self, layer: str, matrix: Tensor) -> int:
+        """The softmaxes of a layer that adds up what each one reads, so that none is effective; its index."""
+        self.lacks_effective = self.differs = True
+        return self.add_weights(layer, matrix)
+
     def skip(self) -> None:
         """A layer that is not kept."""
         self.n_seen += 1
@@ -152,10 +158,15 @@ class Stage:
         stacks: list[tuple[Site, Tensor]] = []
         if self.weights is not None and not self.lacks_weights and ("weights" in self.sites or not self.differs):
             stacks.append(("weights", self._cut(self.weights)))
-        if self.effective is not None:
+        if self.effective is not None and not self.lacks_effective:
             stacks.append(("effective", self._cut(self.effective)))
         if self.scores is not None:
             stacks.append(("scores", self._cut(self.scores)))
+        if not stacks and self.lacks_effective:
+            raise CaptureError(
+                f"{self.layers[0]} adds up the results of several maps, or reads V with several for each head, so that "
+                "none of its maps alone is effective; capture site='weights'."
+            )
         if not stacks:
             raise CaptureError(
                 f"{self.layers[0]} makes one map of several softmaxes, so it has no weights; capture site='effective'."

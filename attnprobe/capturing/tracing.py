@@ -8,8 +8,10 @@ k. Nothing the model computes is changed: its results are those of an untraced r
 """
 
 import inspect
+import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, Self
 
@@ -17,23 +19,31 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
-from torch.utils.weak import WeakIdKeyDictionary
 
 from attnprobe.capturing.axes import (
     Factors,
+    Layout,
     error_of_product,
     flex_scores_of,
-    heads_of,
     of_einsum,
     of_matmul,
     scaled_factors,
     scores_of,
     softmax_of,
-    unfolded,
 )
 from attnprobe.capturing.call_stack import Call, CallStack, is_attention
 from attnprobe.capturing.joining import joined_in_module, joined_modules, refuse_parts_of_keys
+from attnprobe.capturing.layouts import (
+    is_context,
+    known_of,
+    layout_of,
+    of_all_heads,
+    refuse_another_form,
+    refuse_factorised,
+    refuse_linear,
+)
 from attnprobe.capturing.multi_head import fields_of_multi_head
+from attnprobe.capturing.pieces import Pieces
 from attnprobe.capturing.product import Product
 from attnprobe.capturing.siblings import Ran
 from attnprobe.capturing.softmax_trails import WRITES, Trail, Trails, same_storage, tensors, unseen
@@ -73,7 +83,8 @@ class Tracing(TorchFunctionMode):
         self._on_product, self._on_enter, self._on_leave = on_product, on_enter, on_leave
         self._extras, self._allow_missing = frozenset(extras), allow_missing
         self._trails = Trails()
-        self._made: WeakIdKeyDictionary = WeakIdKeyDictionary()  # of the products of the call that is running
+        self._made, self._n_products = Pieces(), 0  # of the products of the call that is running; of all of a run
+        self._refused: CaptureError | None = None
         self._depends = False
         self._result: Tensor | None = None
         self._occurrences: dict[str, int] = {}
@@ -99,12 +110,19 @@ class Tracing(TorchFunctionMode):
         self.silent.clear()
         self.ran = Ran()
 
+    def _raise_refused(self) -> None:
+        """Raise CaptureError if a module that has ended was refused."""
+        if self._refused is not None:
+            error, self._refused = self._refused, None
+            raise error
+
     def _enter(self, call: Call) -> None:
         if not self.n_images and call.given is not None:
             self.n_images = call.given.shape[0]
         around = self.calls.running[-1] if self.calls.running else None
         if around is not None and around.waiting and around.waiting[0].calls[-1].given is not call.given:
             self._flush(around)
+        call.earlier = self._trails.n_softmaxes
         self._on_enter(call)
 
     def _leave(self, call: Call, out: Any) -> None:
@@ -116,11 +134,15 @@ class Tracing(TorchFunctionMode):
         if call.unread and not call.products:
             self.ran.unread[call.name] = call.last_use or call.unread
         self._hand_on(call)  # before the end of the block is reported, whose output belongs to these layers
+        if not self.calls.running and sys.exc_info()[0] is None:  # else another error ends the pass
+            self._raise_refused()
         self._on_leave(call, out)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "").partition(".")[0]  # an exported program calls `softmax.int`
+        if name != "__get__":  # an attribute, which hooks read, too
+            self._raise_refused()
         if name == "scaled_dot_product_attention":
             return self._fused(func, args, kwargs)
         if name == "flex_attention":
@@ -138,8 +160,8 @@ class Tracing(TorchFunctionMode):
         result = func(*args, **kwargs)
         if name.startswith("conv") and self.calls.running and is_stem(args, self.calls.running[0]):
             self._stems[id(args[1])] += 1
-        if self._made and any(tensor in self._made for tensor in tensors((args, kwargs))):
-            self._made.update((made, True) for made in tensors(result))
+        if self._made:
+            self._made.follow(name, args, kwargs, result)
         # A product ends a trail, so it is looked for before following: otherwise the output of this layer could pass
         # for a map in a product of the next one.
         if name in SOFTMAXES:
@@ -154,6 +176,8 @@ class Tracing(TorchFunctionMode):
             if self.calls.running and self.calls.running[-1].last_use and isinstance(result, Tensor):
                 self.calls.running[-1].last_use = name
         elif not found:
+            if (name in MATRIX_PRODUCTS or name == "einsum") and self._trails.of_activations(args):
+                refuse_factorised(args, self._result, self._made, self.calls.running, self._allow_missing)
             is_product = (name in MATRIX_PRODUCTS or name == "einsum") and self._trails.of_activations(args)
             if is_product and self.calls.running:
                 self.calls.running[-1].unread = name
@@ -175,6 +199,9 @@ class Tracing(TorchFunctionMode):
             return False
         if name == "__rmatmul__":
             operands.reverse()
+        if self.calls.running and self._trails.are_maps(operands, self.calls.running[-1].earlier):
+            self._trails.begin_product(result)
+            return True
         # A map times a parameter mixes heads or keys and goes on being a map; V is made of the image.
         candidates = [
             (self._trails.get(t), i) for i, t in enumerate(operands) if not self._trails.is_fixed(operands[1 - i])
@@ -184,17 +211,25 @@ class Tracing(TorchFunctionMode):
             with unseen():
                 if name == "einsum":
                     equation = next((x for x in args if isinstance(x, str)), "")
-                    factors = of_einsum(equation, operands[i], operands[1 - i], result, map_is_first=i == 0)
+                    factors = of_einsum(
+                        equation,
+                        operands[i],
+                        operands[1 - i],
+                        result,
+                        i == 0,
+                        known_of(self.calls.running, self.n_images),
+                    )
                 elif min(operands[0].ndim, operands[1].ndim) < 2:
                     factors = None
                 else:
                     factors = of_matmul(operands[0], operands[1], result, map_is_left=i == 0)
                 if factors is not None and (factors.map.shape[-1] == trail.n_keys or trail.is_cut(factors.map)):
-                    if self._is_linear(factors):
+                    if is_context(operands[1 - i], self._result, self._made, self.calls.running):
+                        refuse_linear(self.calls.running[-1], self._allow_missing)
                         return False
                     self._depends = any(operand in self._made for operand in operands)
                     self._emit_product(factors, trail)
-                    self._made[result] = True
+                    self._made.begin(result, self._n_products)
                     self._result = factors.result
                     return True
         return False
@@ -216,34 +251,17 @@ class Tracing(TorchFunctionMode):
         self._trails.follow([(operands[at], trail)] if (trail := self._trails.get(operands[at])) else [], (), scaled)
         return (f"{terms[at]},{terms[other]}->{output}",), [scaled, operands[other]]
 
-    def _is_linear(self, of: Factors) -> bool:
-        """True if V is itself a map times V with as many rows as channels: linear attention.
-
-        Raises:
-            CaptureError: it is, and none may be missing.
-        """
-        before, running = self._result, self.calls.running
-        if before is None or not same_storage(before, of.value) or before.numel() != of.value.numel():
-            return False
-        if before.shape[-1] != before.shape[-2] or not (running and running[-1].softmaxes):
-            return False
-        if self._allow_missing:
-            running[-1].found.clear()
-            running[-1].products = 0
-            return True
-        raise CaptureError(
-            f"{running[-1].name} multiplies queries with (keys times values): this is linear attention, and there is "
-            "no map of tokens by tokens to capture."
-        )
-
     def _emit_product(self, factors: Factors, trail: Trail) -> None:
         layer = self.calls.running[-1] if self.calls.running else None
-        if layer is None or trail.number in layer.softmaxes:
+        if layer is None:
+            return
+        if trail.number in layer.softmaxes:
+            refuse_another_form(factors, layer, self.n_images)
             return  # a second use of one map, as for the values of relative positions
         layer.softmaxes.add(trail.number)
-        heads = heads_of(layer.module)
-        factors = _of_all_heads(factors)
-        effective = self._unfolded(factors.map, heads)
+        factors = of_all_heads(factors)
+        layout = layout_of(layer, factors.map, factors.value, self.n_images)
+        effective = layout.unfold(factors.map)
         weights: Tensor | None = effective
         if trail.several or trail.n_keys != factors.map.shape[-1]:
             weights = None
@@ -253,15 +271,16 @@ class Tracing(TorchFunctionMode):
         elif trail.weights is not None:
             softmax = trail.weights.movedim(trail.axis, -1)
             if not (same_storage(softmax, factors.map) and softmax.numel() == factors.map.numel()):
-                weights = unfolded(softmax, self.n_images, heads, self._given())
+                weights = layout.unfold(softmax) if softmax.numel() == effective.numel() else None
                 if weights is not None and weights.shape != effective.shape:
                     weights = None
                 elif weights is not None and torch.equal(weights, effective):
                     weights = effective
         scores = None
         if trail.scores is not None and weights is not None:
-            scores = unfolded(trail.scores.movedim(trail.axis, -1), self.n_images, heads, self._given())
-        self._emit(factors, heads, weights=weights, effective=effective, scores=scores)
+            scores = layout.unfold(trail.scores.movedim(trail.axis, -1))
+        by_hand = trail.by_hand and weights is None
+        self._emit(factors, layout, by_hand=by_hand, weights=weights, effective=effective, scores=scores)
 
     def _fused(self, func: Any, args: Any, kwargs: Any) -> Any:
         result = func(*args, **kwargs)  # the model's own, before anything of ours: it goes on exactly as without us
@@ -272,8 +291,7 @@ class Tracing(TorchFunctionMode):
             mask, causal, scale = given.get("attn_mask"), given.get("is_causal", False), given.get("scale")
             found: dict[str, Any] = {}
             if "factors" in self._extras and mask is None and not causal and q.shape[:-2] == k.shape[:-2]:
-                heads = heads_of(self._layer().module)
-                found["factors"] = tuple(self._unfolded(x, heads) for x in scaled_factors(q, k, scale))
+                found["factors"] = scaled_factors(q, k, scale)
             self._emit_softmax(scores_of(q, k, mask, is_causal=causal, scale=scale), (q, k, v), result, **found)
         return result
 
@@ -295,14 +313,17 @@ class Tracing(TorchFunctionMode):
         value = operands[2]
         if value.ndim > 2 and value.shape[-3] != operands[0].shape[-3]:
             value = value.repeat_interleave(operands[0].shape[-3] // value.shape[-3], -3)
-        weights, heads = softmax_of(scores), heads_of(self._layer().module)
-        maps = self._unfolded(weights, heads)
+        weights = softmax_of(scores)
+        layout = layout_of(self._layer(), weights, value, self.n_images)
+        maps = layout.unfold(weights)
         if "scores" in self._extras:
-            found["scores"] = self._unfolded(scores, heads)
+            found["scores"] = layout.unfold(scores)
+        if "factors" in found:
+            found["factors"] = tuple(map(layout.unfold, found["factors"]))
         del scores  # as large as the maps: not held while those are copied
         self._depends = any(operand in self._made for operand in operands)
-        self._made[result] = True
-        self._emit(Factors(weights, value, result), heads, weights=maps, effective=maps, **found)
+        self._emit(Factors(weights, value, result), layout, weights=maps, effective=maps, **found)
+        self._made.begin(result, self._n_products)
 
     def _multi_head(self, func: Any, args: Any, kwargs: Any) -> Any:
         result = func(*args, **kwargs)
@@ -328,30 +349,14 @@ class Tracing(TorchFunctionMode):
             raise CaptureError("attention was computed outside of every module of the model that is traced.")
         return self.calls.running[-1]
 
-    def _given(self) -> int | None:
-        given = self._layer().given
-        return given.shape[0] if given is not None and given.ndim else None
-
-    def _unfolded(self, matrix: Tensor, heads: int | None) -> Tensor:
-        maps = unfolded(matrix, self.n_images, heads, self._given()) if self.n_images else None
-        if maps is None:
-            layer = self._layer()
-            raise CaptureError(
-                f"{layer.name or type(layer.module).__name__}: its maps are {tuple(matrix.shape)} for {self.n_images} "
-                "images; which axis is the image's cannot be told. Capture needs it first, alone or times windows or "
-                "heads; of a model of images and texts, capture the vision tower alone."
-            )
-        return maps
-
-    def _emit(self, of: Factors, heads: int | None, **found: Any) -> None:
+    def _emit(self, of: Factors, layout: Layout, **found: Any) -> None:
         value, error_of = None, None
         if self._extras & {"value", "error_of"}:
-            value = self._unfolded(of.value.expand(*of.map.shape[:-2], -1, -1), heads)
+            value = layout.unfold(of.value.expand(*of.map.shape[:-2], -1, -1))
             if "error_of" in self._extras:
-                error_of = partial(error_of_product, value, self._unfolded(of.result, heads))
+                error_of = partial(error_of_product, value, layout.unfold(of.result))
         shape = (of.value.shape[-2], of.value.shape[-1])
-        value_id = (of.value.data_ptr(), of.value.shape, of.value.stride())
-        found |= {"value_shape": shape, "value": value, "error_of": error_of, "value_id": value_id}
+        found |= {"value_shape": shape, "value": value, "error_of": error_of, "factor": of.value}
         self._report("functional", **found)
 
     def _report(self, route: Literal["functional", "mha"], **found: Any) -> None:
@@ -359,15 +364,20 @@ class Tracing(TorchFunctionMode):
         occurrence = self._occurrences.get(layer.name, 0)
         self._occurrences[layer.name] = occurrence + 1
         layer.products += 1
+        self._n_products += 1
         calls = tuple(self.calls.running)
         tower = tower_of(layer.name, calls, max(self._stems.values(), default=0))
-        layer.found.append(Product(calls, occurrence, route, **found, depends=self._depends, tower=tower))
+        number = {"number": self._n_products, "depends": self._depends, "tower": tower}
+        layer.found.append(Product(calls, occurrence, route, **found, **number))
         refuse_parts_of_keys(layer.found)
 
     def _hand_on(self, call: Call) -> None:
         """Report what a module that ends has computed; a head of a list waits for its neighbours."""
         self._flush(call)
-        products = joined_in_module(call.found) if call.found else []
+        try:
+            products = joined_in_module(call.found, self._made) if call.found else []
+        except CaptureError as error:  # a hook that raises lets the others of the module raise as well, with a warning
+            self._refused, products = error, []
         if products:
             self._made.clear()
             self._result = None
@@ -387,10 +397,4 @@ class Tracing(TorchFunctionMode):
 
     def _report_all(self, products: Sequence[Product]) -> None:
         for product in products:
-            self._on_product(product)
-
-
-def _of_all_heads(of: Factors) -> Factors:
-    """A map that several heads share, for each of them."""
-    lead = torch.broadcast_shapes(of.map.shape[:-2], of.value.shape[:-2])
-    return of if of.map.shape[:-2] == lead else Factors(of.map.expand(*lead, -1, -1), of.value, of.result)
+            self._on_product(replace(product, factor=None))
