@@ -51,6 +51,7 @@ def run(name, folder):
                 main([command, *COMMANDS[name][0]])
             except SystemExit as end:
                 if end.code:
+                    said.flush()
                     raise RuntimeError(Path("said").read_text()) from None
 
     folder.mkdir(exist_ok=True)
@@ -66,7 +67,7 @@ def files(folder):
 
 def content(path):
     """Bytes of a file; of a maps file, which says when it was made, its maps and whose they are."""
-    if path.suffix != ".h5":
+    if path.name != "maps.h5":
         return path.read_bytes()
     with open_maps(path) as reader:
         assert reader.complete
@@ -104,7 +105,7 @@ def test_a_command_killed_at_any_operation_gives_the_undisturbed_files_when_it_i
         assert status == signal.SIGKILL
         kills += 1
         status, said = run(name, folder)
-        assert status == 0 or "exists" in said, (kills, said)
+        assert status == 0 or "exists" in said or "holds a model" in said, (kills, said)  # it was complete
         found = files(folder)
         assert found.keys() == wanted.keys(), kills
         assert all(found[path] == wanted[path] for path in same), kills

@@ -70,7 +70,7 @@ class Pieces:
             numbers = frozenset()
         elif name == "__setitem__":
             if isinstance(args[2], Tensor):
-                self._write(args[0], args[1], self._made.get(args[2], frozenset()))
+                self._write(args[0], args[1], self._made.get(args[2]) or frozenset())
             self._made[args[0]] = frozenset()
         elif len(numbers) > 1:
             self.added |= numbers
@@ -83,7 +83,7 @@ class Pieces:
         self._n_joins += 1
         seen: list[int] = []
         for part in tensors(parts):
-            numbers = self._made.get(part, frozenset())
+            numbers = self._made.get(part) or frozenset()
             if len(numbers) == 1 and seen[-1:] != [*numbers]:
                 seen += numbers
         for at, number in enumerate(seen):

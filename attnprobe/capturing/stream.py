@@ -272,8 +272,8 @@ def _doubt_of_pixels(pixels: Tensor, model: nn.Module) -> str:
             "itself, divide by 255, subtract the mean and divide by the standard deviation that it was trained with."
         )
     stated = getattr(model, "pretrained_cfg", None) or {}
-    mean, std = stated.get("mean"), stated.get("std")
-    plain = not mean or not std or (not any(mean) and all(x == 1 for x in std))
+    mean, std = stated.get("mean") or (), stated.get("std") or ()
+    plain = not any(mean) and all(x == 1 for x in std)
     if plain or not (low >= 0 and 0.5 < high <= 1):
         return ""
     return (

@@ -53,7 +53,7 @@ def capture_file(spec: CaptureSpec, *, out: Path | None = None) -> Path:
     dtype, keep_shards = spec.stored_dtype, spec.keep_shards or rank.local_world < rank.world
 
     def state(task: Task, path: Path) -> tuple[bool, bool]:
-        """Whether the file is there and holds this capture; and whether nothing is left to be removed, either.
+        """True if the file is there and holds this capture; and if nothing is left to be removed, either.
 
         A process that was killed when the file had its name has left shards, which whoever comes next removes.
         """

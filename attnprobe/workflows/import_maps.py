@@ -82,8 +82,9 @@ def import_maps(path: Path, out: Path, options: ImportOptions | None = None, *, 
     )
     with MapWriter(out, plan, dtype="float32", overwrite=overwrite) as writer:
         step = max(1, BATCH_BYTES // (values[0].numel() * 4))
-        for start in range(0, maps.n_images, step):
-            writer.append([maps.images(start, min(start + step, maps.n_images))])
+        for part in writer.pending():  # all, or what an import that was killed has left
+            for start in range(part.start, part.stop, step):
+                writer.append([maps.images(start, min(start + step, part.stop))])
         return writer.close({})
 
 

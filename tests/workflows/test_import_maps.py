@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import signal
 
 import numpy as np
 import pytest
@@ -11,8 +12,10 @@ from safetensors.torch import save_file
 
 from attnprobe.core.errors import InputError
 from attnprobe.core.spec import ImportOptions
+from attnprobe.io import fs
 from attnprobe.store import open_maps
 from attnprobe.workflows.import_maps import import_maps
+from tests.store.capturing import forked, shrink_shards
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is read as")
 
@@ -31,6 +34,23 @@ FILES = {
 
 def dump(tree, path):
     path.write_bytes(pickle.dumps(tree))
+
+
+@pytest.mark.promise("commands-killed")
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # Python 3.12 on fork beside threads
+@pytest.mark.parametrize("operation", ["link:2", "link:3", "unlink:2"])
+def test_an_import_that_was_killed_after_a_shard_goes_on(tmp_path, monkeypatch, operation):
+    shrink_shards(monkeypatch, 4 * MAPS[0].numel())
+    np.save(tmp_path / "maps.npy", MAPS.numpy())
+    options, out = ImportOptions(grid="4x4", patch=8), tmp_path / "maps.h5"
+    monkeypatch.setattr(fs, "matched", 0)
+    monkeypatch.setenv("ATTNPROBE_FAULT", f"{operation}:kill")
+    status, _ = forked(lambda: import_maps(tmp_path / "maps.npy", out, options))
+    monkeypatch.setenv("ATTNPROBE_FAULT", "")
+    assert status == signal.SIGKILL and list((out.with_suffix(".parts") / "shards").glob("s*.h5"))
+    import_maps(tmp_path / "maps.npy", out, options)
+    assert torch.equal(open_maps(out).maps().values, MAPS)
+    assert not out.with_suffix(".parts").exists()
 
 
 @pytest.mark.parametrize("name", FILES)
