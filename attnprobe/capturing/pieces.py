@@ -101,8 +101,10 @@ class Pieces:
                 self.places.setdefault(number, Place((*key, parts[0]), line))
 
 
-def _is_of_rows(tensor: Tensor, result: Tensor) -> bool:
-    """True if a tensor has one number for each row of a result."""
+def _is_of_rows(tensor: Tensor, result: Any) -> bool:
+    """True if a tensor has one number for each row of a result; what is no tensor, or one number, has no rows."""
+    if not isinstance(result, Tensor) or not result.ndim:
+        return False
     return tensor.is_floating_point() and tensor.numel() * result.shape[-1] == result.numel() > tensor.numel()
 
 

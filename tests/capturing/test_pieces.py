@@ -147,3 +147,19 @@ def test_results_that_are_added_to_something_else_stay_effective():
     (maps,) = ap.capture(model, PIXELS, ("weights", "effective"))
     assert maps.is_effective
     torch.testing.assert_close(maps.values, maps_by_hand(model), rtol=0, atol=1e-6)
+
+
+def watched(s, q, k, v):
+    """Attention whose result is looked at in the ways that training code looks at activations."""
+    out = soft(q, k) @ v
+    s.seen = [
+        (out - v).abs().max() / out.abs().max().clamp_min(1e-12), out.norm() / out.numel() ** 0.5, out.max(-1),
+        out.flatten()[0] / 2, out.sum((0, 1, 2, 3)) * 3, (out.mean() / out.std()).item(),
+        torch.div(out.amax(), 2), out[..., 0] / out[..., 1], torch.stack([out.mean(), out.std()]), out.isnan().any(),
+    ]  # fmt: skip
+    return out
+
+
+def test_a_layer_that_looks_at_its_result_is_captured_as_one_that_does_not():
+    model = vit(watched)
+    torch.testing.assert_close(captured(model, "weights"), maps_by_hand(model), rtol=0, atol=1e-6)
