@@ -86,7 +86,10 @@ def _about_means(maps: Tensor, axis: str) -> tuple[Tensor, Tensor]:
             its_mean = vectors.mean(-1, keepdim=True)
             vectors.sub_(its_mean)
             mean.copy_(its_mean.squeeze(-1).transpose(0, 1))
-            product.copy_(row_products(vectors).transpose(0, 1))
+            if len(product) == 1:  # else its tokens do not follow one another in memory
+                row_products(vectors[:, 0], out=product[0])
+            else:
+                product.copy_(row_products(vectors).transpose(0, 1))
     return products, means
 
 
