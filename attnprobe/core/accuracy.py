@@ -19,10 +19,8 @@ def accuracy_interval(right: int, n: int) -> tuple[float, float]:
 
 def no_accuracy_text(n_classes: int) -> str:
     """Sentence on a model that gives none of the labelled images a class of theirs, of which there are so many."""
-    them = (
-        f"the {n_classes} classes of the images" if n_classes > 1 else "classes of these images, of which there is one,"
-    )
-    return f"no accuracy: the model does not tell {them} apart."
+    theirs = f"are not the {n_classes} classes of the images" if n_classes > 1 else "is not the one class of the images"
+    return f"no accuracy: what the model gives {theirs}."
 
 
 def accuracy_difference(before: np.ndarray, after: np.ndarray) -> tuple[float, float, float]:

@@ -24,7 +24,7 @@ def test_a_head_of_other_classes_leaves_no_accuracy_and_capture_and_report_say_s
     spec = CaptureSpec(tmp_path / "my.pth", **checkpoint(tmp_path, 7), untrained=0)
     with pytest.warns(UserWarning, match=r"no accuracy: .*my.pth tells 7 classes apart, not the 10 of digits"):
         e = examine(capture_file(spec, out=tmp_path / "my.h5"))
-    note = "no accuracy: the model does not tell the 10 classes of the images apart."
+    note = "no accuracy: what the model gives are not the 10 classes of the images."
     assert "accuracy" not in e.info and note in e.notes and note in verdict(e).warnings
     assert note in json.loads(to_json([e]))["runs"][0]["notes"]
 
