@@ -59,9 +59,10 @@ def run(name, folder):
 
 
 def files(folder):
-    """What every file holds, by name; but for what a killed process left half-written under a name of its own."""
+    """What every file holds, by name; but for locks, and what a killed process left half-written."""
     paths = [path for path in sorted((folder / "out").rglob("*")) if path.is_file()]
-    whole = [path for path in paths if not any(part.startswith(TEMPORARY) for part in path.parts)]
+    left = ("run.lock", TEMPORARY)
+    whole = [path for path in paths if not any(part.startswith(left) for part in path.parts)]
     return {str(path.relative_to(folder)): content(path) for path in whole}
 
 
