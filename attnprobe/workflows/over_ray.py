@@ -114,6 +114,8 @@ class Worker:
         task = self._task(base)
         assert task is not None, "there are parts, so there is a task"
         sink = self._sink(base, task)
+        if isinstance(sink, MapWriter) and not any(part.start in missing for missing in sink.pending()):
+            return  # an actor that died after its commit had this part, and this one began later
         with progress("", len(part)) as advance:  # an actor has no terminal
             write_parts(sink, task, iter([part]), advance)
         if isinstance(sink, MapWriter):  # it commits in a thread
