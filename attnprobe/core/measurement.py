@@ -79,6 +79,11 @@ class Measurement(Shown):
         return self.mean.shape[self.axes.index("layer")] if "layer" in self.axes else 0
 
     @property
+    def block_numbers(self) -> tuple[int, ...]:
+        """Numbers of the blocks along that axis, from 1: those that were kept, where not all were."""
+        return tuple(self.coords.get("layer", range(1, self.n_blocks + 1)))
+
+    @property
     def metric_settings(self) -> dict[str, Any]:
         """Settings that say what the number is, without those of its interval."""
         return {name: value for name, value in self.settings.items() if name not in INTERVAL_SETTINGS}

@@ -113,16 +113,23 @@ def require_stored(checkpoint: Checkpoint, name: str, options: Mapping[str, Any]
     depths = options.get("depth") or options.get("depths") or 0
     if (depth := sum(depths) if isinstance(depths, list | tuple) else depths) > len(checkpoint.state):
         raise CheckpointError(f"{checkpoint.path.name} holds {len(checkpoint.state)} tensors for {depth} blocks.")
-    try:
-        with torch.device("meta"):
-            declared = sum(value.numel() for value in build_model(name, **options).state_dict().values())
-    except (InputError, NotImplementedError):  # some models compute while they are built, which nothing on meta can
+    if (model := without_memory(name, options)) is None:
         return
+    declared = sum(value.numel() for value in model.state_dict().values())
     if declared > 4 * stored + SMALL:
         raise CheckpointError(
             f"{checkpoint.path.name} holds {stored:,} numbers for a {name!r} of {declared:,}; its options do not fit "
             f"its weights. Name its model with {option('model')}."
         )
+
+
+def without_memory(name: str, options: Mapping[str, Any]) -> nn.Module | None:
+    """The model on the device "meta"; None if it cannot be built, or computes while it is built."""
+    try:
+        with torch.device("meta"):
+            return build_model(name, **options)
+    except (InputError, NotImplementedError):  # the latter is how a computation on "meta" ends
+        return None
 
 
 def input_spec(model: nn.Module) -> InputSpec:

@@ -7,11 +7,9 @@ So each is tried on a model without memory, and counts only if as many of the fi
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import nn
 
-from attnprobe.core.errors import InputError
-from attnprobe.models.build import build_model, require_stored
+from attnprobe.models.build import require_stored, without_memory
 from attnprobe.models.file_options import CLAIMED, is_option, shown_value
 from attnprobe.models.read import Checkpoint
 from attnprobe.models.unwrap import unwrap
@@ -32,11 +30,11 @@ def claimed_options(checkpoint: Checkpoint, name: str, options: Mapping[str, Any
     Raises:
         CheckpointError: with them the model is far larger than the file's weights.
     """
-    model = _without_memory(name, options)
+    claims = {key: value for key, value in checkpoint.claimed.items() if key not in options}
+    model = without_memory(name, options) if claims else None
     if model is None:
         return {}, []
     own = _own(model)
-    claims = {key: value for key, value in checkpoint.claimed.items() if key not in options}
     claims |= {"patch_size": _plain(claims["patch_size"])} if "patch_size" in claims else {}
     claims = {key: value for key, value in claims.items() if not is_option(key, value) or value != own.get(key)}
     possible = {key: value for key, value in claims.items() if is_option(key, value)}
@@ -45,7 +43,7 @@ def claimed_options(checkpoint: Checkpoint, name: str, options: Mapping[str, Any
     taken, least = {}, _misfits(checkpoint, model)
     for names in TOGETHER:
         more = {key: possible[key] for key in names if key in possible and key not in taken}
-        if len(more) < len(names) or (tried := _without_memory(name, {**options, **taken, **more})) is None:
+        if len(more) < len(names) or (tried := without_memory(name, {**options, **taken, **more})) is None:
             continue
         misfits = _misfits(checkpoint, tried)
         if misfits < least or (misfits == least and set(names) <= UNSEEN):
@@ -86,15 +84,6 @@ def _own(model: Any) -> dict[str, Any]:
         "patch_size": _plain(getattr(getattr(model, "patch_embed", None), "patch_size", None)),
         "global_pool": pool if isinstance(pool, str) else getattr(pool, "pool_type", None),
     }
-
-
-def _without_memory(name: str, options: Mapping[str, Any]) -> nn.Module | None:
-    """The model on the device "meta"; None if it cannot be built so."""
-    try:
-        with torch.device("meta"):
-            return build_model(name, **options)
-    except (InputError, NotImplementedError):
-        return None
 
 
 def _misfits(checkpoint: Checkpoint, model: nn.Module) -> int:

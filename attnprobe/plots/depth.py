@@ -52,7 +52,7 @@ def depth_curve(
         require_axes(run, "depth_curve", ("layer",), ("layer", "head"), ("threshold", "layer"))
     ax = new_axes(5.2, 3.4) if ax is None else ax
     mean, low, high = by_depth(m) if len(runs) == 1 else by_depth_of_runs(runs)
-    blocks = np.array(m.coords.get("layer", range(1, len(mean) + 1))) - 1  # those that were kept
+    blocks = np.array(m.block_numbers) - 1
     options = {"marker": "o", "markersize": 3, "linewidth": 1.5, **line}
     (drawn,) = ax.plot(blocks, mean, label=line_label(label or m.metric.replace("_", " ")), **options)
     for run in runs if len(runs) > 1 else ():

@@ -27,7 +27,7 @@ def head_embedding(m: Measurement, ax: Axes | None = None, *, title: str | None 
     ax = new_axes(5.2, 4.4) if ax is None else ax
     layers, heads = m.mean.shape[:2]
     places, kept = scaled(m.mean.reshape(layers * heads, -1), similarity=m.value_range[1] == 1.0)
-    block = np.repeat(m.coords.get("layer", range(1, layers + 1)), heads)
+    block = np.repeat(m.block_numbers, heads)
     scale = colours((float(block.min()), float(max(block.max(), block.min() + 1))))
     ax.scatter(*places.T, c=block, s=22, edgecolors="#404040", linewidths=0.4, **scale._asdict())
     ax.set(xticks=[], yticks=[], aspect="equal")

@@ -116,7 +116,7 @@ def head_grid(
     tiles = Tiles(len(m.mean))
     ax = new_axes(5.2, 0.8 + 4.0 * tiles.size[1] / tiles.size[0]) if ax is None else ax
     scale = colours(limits or shared_limits([m]))
-    tiles.prepare(ax, [str(block) for block in m.coords.get("layer", range(1, tiles.n + 1))])
+    tiles.prepare(ax, list(map(str, m.block_numbers)))
     for block, matrix in enumerate(m.mean):
         ax.imshow(matrix, extent=tiles.extent(block), aspect="equal", **scale._asdict())
     return _finish(ax, m, scale, title, colorbar, shrink=0.8)

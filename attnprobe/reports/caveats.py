@@ -39,9 +39,8 @@ def caveats(
         yield _two_matrices(e)
     if m is not None and (others := _other_stages(e, m)):
         yield others
-    ratios = [] if m is None else m.summary["ratio"]
-    numbers = range(1, len(ratios) + 1) if m is None else m.coords.get("layer", range(1, len(ratios) + 1))
-    if unknown := [block for block, ratio in zip(numbers, ratios, strict=True) if ratio is None]:
+    ratios = () if m is None else zip(m.block_numbers, m.summary["ratio"], strict=True)
+    if unknown := [block for block, ratio in ratios if ratio is None]:
         yield f"{blocks_text(unknown)} without a finite value in any image."
     if excluded := max((other.n_excluded for other in e.measurements.values()), default=0):
         named = next((m.not_finite for m in e.measurements.values() if m.not_finite), ())

@@ -254,9 +254,8 @@ def _largest(m: Measurement) -> str:
     if not np.isfinite(ratio).any():
         return "unknown"
     block = int(np.nanargmax(ratio))
-    number_of = m.coords.get("layer", range(1, len(ratio) + 1))[block]
     count = f"{m.summary['count']} of {m.summary['of']} blocks similar"
-    return f"at most {number(ratio[block])}, in block {number_of}; {count}"
+    return f"at most {number(ratio[block])}, in block {m.block_numbers[block]}; {count}"
 
 
 def _range_of_counts(m: Measurement) -> str:

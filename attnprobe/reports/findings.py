@@ -10,7 +10,7 @@ from attnprobe.core.examined import Examined
 from attnprobe.core.measurement import Measurement
 from attnprobe.reports.finding import Finding, bar_of, cannot_say, judged, missing
 from attnprobe.reports.kinds import KINDS, Kind
-from attnprobe.reports.levels import Levels, block_numbers, diagonal, levels
+from attnprobe.reports.levels import Levels, diagonal, levels
 from attnprobe.reports.repetition import repetition
 from attnprobe.stats.alarms import FEWEST_KEYS
 
@@ -28,7 +28,7 @@ def _needless_heads(m: Measurement) -> Levels:
     ends = np.array(m.summary.get("effective_heads_ci") or [[None, None]] * len(m.mean), float)
     mean = share(m.summary.get("effective_heads"))
     high, low = ((heads - end) / of for end in ends.T)
-    return Levels(mean, low, high, share(fresh.get("effective_heads")), block_numbers(m), m.n_images)
+    return Levels(mean, low, high, share(fresh.get("effective_heads")), m.block_numbers, m.n_images)
 
 
 def _n_keys(entropy: Measurement | None) -> int | None:

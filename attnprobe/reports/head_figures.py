@@ -12,7 +12,6 @@ from attnprobe.plots.head_atlas import SHORT, atlas_size
 from attnprobe.plots.style import colour_bar, colours, quantity
 from attnprobe.plots.tiles import Tiles
 from attnprobe.reports.drawing import GREY, Drawing, as_photograph, as_svg, canvas
-from attnprobe.reports.levels import block_numbers
 from attnprobe.reports.numbers import number, settings_text
 from attnprobe.reports.series import Series, named, series_of, settings_of
 
@@ -50,7 +49,7 @@ def atlases(runs: Sequence[Examined], width: float) -> Iterator[Drawing]:
             head_atlas(m, figure.add_subplot(), thumbnails=pictures, title="")
             alt = f"{title}: {types_text(m)}. " + "; ".join(
                 f"block {block} {', '.join(types)}"
-                for block, types in zip(block_numbers(m), m.summary["types"], strict=True)
+                for block, types in zip(m.block_numbers, m.summary["types"], strict=True)
             )
             note = f"{types_text(m)}. {below}".rstrip()
             yield as_photograph(figure, f"{alt}.", title, f"{settings_text(m)}.", note=note, wide=True)

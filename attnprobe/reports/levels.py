@@ -60,12 +60,7 @@ def levels(m: Measurement) -> Levels:
     cells = np.ones(m.mean.shape[1:], bool)
     fresh = m.baselines.get("untrained")
     untrained = np.full(len(m.mean), np.nan) if fresh is None else fresh.mean[..., cells].mean(-1)
-    return Levels(*mean_of(m, cells), untrained, block_numbers(m), m.n_images)
-
-
-def block_numbers(m: Measurement) -> tuple[int, ...]:
-    """Numbers of the blocks along the first axis, from 1."""
-    return tuple(m.coords.get("layer", range(1, len(m.mean) + 1)))
+    return Levels(*mean_of(m, cells), untrained, m.block_numbers, m.n_images)
 
 
 def diagonal(m: Measurement) -> Levels:
@@ -73,4 +68,4 @@ def diagonal(m: Measurement) -> Levels:
     fresh = m.baselines.get("untrained")
     untrained = np.full(len(m.mean), np.nan) if fresh is None else fresh.mean.diagonal()
     low, high = m.ci.diagonal(axis1=1, axis2=2)
-    return Levels(m.mean.diagonal(), low, high, untrained, block_numbers(m), m.n_images)
+    return Levels(m.mean.diagonal(), low, high, untrained, m.block_numbers, m.n_images)

@@ -81,7 +81,7 @@ def prepared_words(e: Examined, *, short: bool = False) -> str:
 
 def neighbours(m: Measurement) -> np.ndarray:
     """[layer, layer], bool: cells that compare a block with the previous one; none where that one was not kept."""
-    number = np.asarray(m.coords.get("layer", range(len(m.mean))))
+    number = np.asarray(m.block_numbers)
     return number[None, :] == number[:, None] + 1
 
 

@@ -54,8 +54,7 @@ def verify_parts_command(similar: Measurement | None, divergence: Measurement | 
 
 def redundant_heads(m: Measurement) -> Iterator[tuple[int, int]]:
     """All but the first head of each group of a measured `head_divergence`, as (block, head)."""
-    layers = m.coords.get("layer", range(1, len(m.mean) + 1))
-    for layer, groups in zip(layers, m.summary.get("clusters", ()), strict=False):
+    for layer, groups in zip(m.block_numbers, m.summary.get("clusters", ()), strict=False):
         yield from ((layer, head) for group in groups for head in sorted(group)[1:])
 
 

@@ -10,7 +10,7 @@ from attnprobe.core.measurement import Measurement
 from attnprobe.core.text import blocks_text
 from attnprobe.reports.finding import Finding, bar_of, cannot_say, judged, missing
 from attnprobe.reports.kinds import CLOSER, CONTENT, LOCAL, SINK, kind_named
-from attnprobe.reports.levels import Levels, block_numbers, levels
+from attnprobe.reports.levels import Levels, levels
 from attnprobe.reports.numbers import number
 
 KIND = kind_named("repetition")
@@ -51,7 +51,7 @@ def repetition(e: Examined, found: Mapping[str, Finding]) -> tuple[Finding, froz
     if len(m.mean) < 2:
         return cannot_say(KIND, bar, "one block has no other to be compared with"), frozenset()
     repeated = [replace(r, **_kind_of(e, found, m, r)) for r in _repeated(e, m, bar)]
-    numbers = block_numbers(m)
+    numbers = m.block_numbers
     uniform = frozenset(numbers[r.block] for r in repeated if r.kind == UNIFORM)
     result = judged(KIND, bar, _levels(e, m, repeated), {UNIFORM: uniform})
     real = [r for r in repeated if r.kind != UNIFORM]
@@ -90,7 +90,7 @@ def _levels(e: Examined, m: Measurement, repeated: list[Repeated]) -> Levels:
             known = np.nan if fresh is None else fresh.mean[block, r.other]
             rows.append((m.mean[block, r.other], *m.ci[:, block, r.other], known))
     mean, low, high, untrained = np.array(rows, float).T
-    return Levels(mean, low, high, untrained, block_numbers(m)[1:], m.n_images)
+    return Levels(mean, low, high, untrained, m.block_numbers[1:], m.n_images)
 
 
 def _kind_of(e: Examined, found: Mapping[str, Finding], m: Measurement, r: Repeated) -> dict[str, object]:
@@ -98,7 +98,7 @@ def _kind_of(e: Examined, found: Mapping[str, Finding], m: Measurement, r: Repea
     content = e.measurements.prefer("content_overlap", "weights", "effective")
     if content is not None and content.site != m.site:  # the softmax says little of maps that are changed after it
         return {}
-    if block_numbers(m)[r.block] in found["near_uniform"].blocks:
+    if m.block_numbers[r.block] in found["near_uniform"].blocks:
         return {"kind": UNIFORM}
     if content is None:
         return {}
@@ -112,7 +112,7 @@ def _kind_of(e: Examined, found: Mapping[str, Finding], m: Measurement, r: Repea
 
 def _detail(e: Examined, m: Measurement, real: list[Repeated], bar: float) -> str:
     """`blocks 2–5 copy the content of the previous block (in another image 0.21)`, one part per kind."""
-    numbers = block_numbers(m)
+    numbers = m.block_numbers
     groups: dict[tuple[str, str], list[Repeated]] = {}
     for r in real:
         words = r.kind if r.kind != SAME else f"{SAME} ({_place(e, r.block)})"
@@ -140,7 +140,7 @@ def _drift(m: Measurement, real: list[Repeated], bar: float) -> list[str]:
     if len(chain) < 2 or chain != list(range(chain[0], chain[-1] + 1)):
         return []
     first, last = chain[0] - 1, chain[-1]
-    numbers, left = block_numbers(m), float(m.mean[last, first])
+    numbers, left = m.block_numbers, float(m.mean[last, first])
     if left > bar:
         return []
     return [f"drifting: block {numbers[last]} overlaps {number(left)} with block {numbers[first]}"]
