@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from inspect import Parameter, signature
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ from attnprobe.capturing.siblings import missing_siblings, refuse_missing
 from attnprobe.capturing.softmax_trails import untraced
 from attnprobe.capturing.tracing import Tracing
 from attnprobe.core.devices import exact_products
-from attnprobe.core.errors import CaptureError, InputError
+from attnprobe.core.errors import CaptureError, InputError, option
 from attnprobe.core.maps import AttentionMaps
 from attnprobe.core.memory import is_out_of_memory
 from attnprobe.core.outputs import difference, equal, tensors_of
@@ -270,21 +271,36 @@ def _run(model: nn.Module, pixels: Tensor) -> Any:
         return model(pixels)
     except (RuntimeError, AssertionError, ValueError, TypeError) as error:
         lacks = isinstance(error, TypeError) and "required" in str(error)
-        if is_out_of_memory(error) or not (lacks or OF_SHAPES.search(str(error))):
+        keyword = isinstance(error, TypeError) and not _takes_pixels_first(model)
+        if is_out_of_memory(error) or not (lacks or keyword or OF_SHAPES.search(str(error))):
             raise
         wanted = getattr(getattr(model, "patch_embed", None), "img_size", None)
         size = f"; it was built for {wanted[0]} x {wanted[1]} pixels" if wanted else ""
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        if lacks:
+        if keyword:
+            advice = "Pixels must be its first argument: wrap it in a module whose forward(x) hands x on by name."
+        elif lacks:
             advice = "Give further arguments of its forward pass as inputs={name: value}."
-        elif (channels := OF_CHANNELS.search(str(error))) and int(channels[1]) not in (1, 3):
+        elif (channels := OF_CHANNELS.search(str(error))) and channels[1] == "1":
+            grey = option("mean", 0.5, python="spec=ap.input_spec(model).grey() of ap.load_images")
+            advice = f"It takes grey images: give one mean and one std, as in {grey}."
+        elif channels and channels[1] != "3":
             advice = f"Files are read as 3 channels: pass pixels [image, {channels[1]}, row, col], already normalised."
         elif isinstance(model, torch.fx.GraphModule) and "Guard" in reason:
             advice = "It was exported for images of another number or size; export it with dynamic_shapes."
         else:
-            advice = "ap.load_images(..., spec=ap.input_spec(model)) makes images for it."
+            advice = (
+                "ap.load_images(..., spec=ap.input_spec(model)) makes images for it; where its size is not known, "
+                "spec=ap.InputSpec(size=(ROWS, COLS))."
+            )
         failed = f"{type(model).__name__} cannot run on pixels {tuple(pixels.shape)}"
         raise InputError(f"{failed}: {reason.rstrip('.'):.160}{size}. {advice}") from error
+
+
+def _takes_pixels_first(model: nn.Module) -> bool:
+    """False if every argument of the model's forward pass is given by name alone."""
+    kinds = {parameter.kind for parameter in signature(model.forward).parameters.values()}
+    return bool(kinds & {Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD, Parameter.VAR_POSITIONAL})
 
 
 def _precision(model: nn.Module, output: Sequence[Tensor]) -> torch.dtype:

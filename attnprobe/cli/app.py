@@ -158,6 +158,7 @@ def _usage(box: str) -> str:
     first = [line for line in said if not line.startswith(" " * 8)]
     alike = [part[1].split()[0] for part in more if re.match(r" *(Perhaps you meant|Arguments similar)", part[0])]
     text = " ".join(" ".join(first).split()).rstrip(".")
+    text = re.sub(r"'None', |, 'None'", "", text)  # the absence of an option is no choice
     return text + (f" (did you mean {', '.join(dict.fromkeys(alike))}?)" if alike else "")
 
 

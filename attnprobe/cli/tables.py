@@ -1,30 +1,15 @@
 """The commands that look something up: list, explain, schema and verify."""
 
-import importlib
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from attnprobe.cli.options import Positional, Short
-from attnprobe.core.errors import InputError, did_you_mean
-
-TABLES = {
-    "variants": "kinds of networks that can be trained and compared",
-    "models": "networks of the variants, ready to be built by name",
-    "recipes": "settings of training, for `attnprobe train`",
-    "data": "data sets, for --data",
-    "metrics": "numbers that are measured, for --metric",
-    "kinds": "kinds of collapse that a verdict knows",
-    "plots": "figures, for `attnprobe plot --figure`",
-}
+from attnprobe.core.errors import InputError, check_choice, did_you_mean
 
 
-def list_(
-    what: Positional[
-        Annotated[
-            Literal["variants", "models", "recipes", "data", "metrics", "kinds", "plots"] | None, Short(metavar="TABLE")
-        ]
-    ] = None,
-) -> None:
+def list_(what: Positional[Annotated[str | None, Short(metavar="TABLE")]] = None) -> None:
     """List the variants, models, recipes, data sets, metrics, kinds of collapse or plots.
 
     For example:
@@ -35,26 +20,51 @@ def list_(
     Args:
         what: variants, models, recipes, data, metrics, kinds or plots; without one, these are listed.
     """
-    import attnprobe
-
     if what is None:
-        rows = list(TABLES.items())
-    elif what == "variants":
-        from attnprobe.models.describe import variant_table
-
-        rows = variant_table()
-    elif what == "kinds":
-        from attnprobe.reports.kinds import KINDS
-
-        rows = [(kind.name, kind.meaning) for kind in KINDS]
+        rows = [(name, summary) for name, (summary, _) in TABLES.items()]
     else:
-        tables = {"models": "MODELS", "recipes": "RECIPES", "data": "DATASETS", "metrics": "METRICS", "plots": "PLOTS"}
-        table = getattr(attnprobe, tables[what])
-        more = importlib.import_module("attnprobe.metrics").DERIVED if what == "metrics" else {}
-        rows = [(name, _summary(thing)) for name, thing in (*table.items(), *more.items())]
+        check_choice("table", what, [*TABLES])
+        rows = TABLES[what][1]()
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _variants() -> list[tuple[str, ...]]:
+    from attnprobe.models.describe import variant_table
+
+    return variant_table()
+
+
+def _kinds() -> list[tuple[str, ...]]:
+    from attnprobe.reports.kinds import KINDS
+
+    return [(kind.name, kind.meaning) for kind in KINDS]
+
+
+def _metrics() -> list[tuple[str, ...]]:
+    from attnprobe.metrics import DERIVED, METRICS
+
+    return [(name, _summary(metric)) for name, metric in (*METRICS.items(), *DERIVED.items())]
+
+
+def _registered(table: str) -> list[tuple[str, ...]]:
+    """Rows of one of attnprobe's registries, by the name that the package has it by."""
+    import attnprobe
+
+    return [(name, _summary(thing)) for name, thing in getattr(attnprobe, table).items()]
+
+
+TABLES: dict[str, tuple[str, Callable[[], list[tuple[str, ...]]]]] = {
+    "variants": ("kinds of networks that can be trained and compared", _variants),
+    "models": ("networks of the variants, ready to be built by name", partial(_registered, "MODELS")),
+    "recipes": ("settings of training, for `attnprobe train`", partial(_registered, "RECIPES")),
+    "data": ("data sets, for --data", partial(_registered, "DATASETS")),
+    "metrics": ("numbers that are measured, for --metric", _metrics),
+    "kinds": ("kinds of collapse that a verdict knows", _kinds),
+    "plots": ("figures, for `attnprobe plot --figure`", partial(_registered, "PLOTS")),
+}
+"""What each table is, and what makes its rows; the modules of a table are imported when it is asked for."""
 
 
 def _summary(thing: Any) -> str:

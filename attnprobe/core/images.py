@@ -3,7 +3,7 @@
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
@@ -50,6 +50,11 @@ class InputSpec:
             )
         if min(self.size) < 1:
             raise InputError(f"images need rows and columns, got {self.size}.")
+
+    def grey(self) -> "InputSpec":
+        """The same of one channel, whose mean and std are those of three as grey weighs them."""
+        mean, std = (sum(x * y for x, y in zip(values, LUMA, strict=True)) for values in (self.mean, self.std))
+        return replace(self, mean=(round(mean, 6),), std=(round(std, 6),))
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """[image, 3, row, col], red, green and blue in [0, 1] -> the model's input."""

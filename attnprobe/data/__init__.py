@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from attnprobe.core.errors import InputError, check_choice, did_you_mean, nearest
+from attnprobe.core.errors import InputError, check_choice, did_you_mean, nearest, option
 from attnprobe.core.images import ImageSource, InputSpec
 from attnprobe.core.registry import Registry, UnknownName
 from attnprobe.data.decode import BadImages
@@ -146,7 +146,8 @@ def load_images(
     resident_bytes = options.pop("resident_bytes", READING.resident_bytes)
     scan, shared = options.pop("scan", True), options.pop("shared", None)
     if limit is not None and limit < 1:
-        raise InputError(f"limit={limit} must be at least 1 image, or None for all.")
+        asked = option("images", limit, python=f"limit={limit}")
+        raise InputError(f"{asked} must be at least 1; without it all images are taken.")
     if resident_bytes < 0:
         raise InputError(f"resident_bytes={resident_bytes} must be a number of bytes, or 0 to keep no set.")
     check_choice("bad_images", bad_images, ("refuse", "skip"))
@@ -156,9 +157,9 @@ def load_images(
     name = str(place(name)) if kind in ("folder", "list") else name  # file:// names a path
     load = DATASETS[kind].load
     accepted = set(inspect.signature(load).parameters) - {"name", "split"}
-    for option in options:
-        if option not in accepted and option not in SHARED:
-            raise InputError(f"{name!r} has no option {option!r}.{did_you_mean(option, accepted - {'reading'})}")
+    for given in options:
+        if given not in accepted and given not in SHARED:
+            raise InputError(f"{name!r} has no option {given!r}.{did_you_mean(given, accepted - {'reading'})}")
     reading = Reading(bad_images, workers, resident_bytes, scan, shared)
     settings = {"spec": spec, "data_dir": data_dir, "limit": limit, "reading": reading, **options}
     return load(name, split, **{key: value for key, value in settings.items() if key in accepted})

@@ -21,6 +21,9 @@ from attnprobe.models.file_options import check_flags, checked_options
 from attnprobe.models.processor import processed
 from attnprobe.models.read import Checkpoint, read_checkpoint
 
+TORCHVISION = "torchvision:"
+"""What names of torchvision's models begin with."""
+
 SMALL = 10_000_000
 """Numbers that a model may have more than its file holds: 40 MB."""
 
@@ -61,10 +64,12 @@ def build_model(name: str, *, num_classes: int | None = None, seed: int | None =
             raise
         except (TypeError, AssertionError, ValueError, RuntimeError, OSError, LookupError, ArithmeticError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            if isinstance(error, OSError) and ":" in name:
+            fetched = ":" in name or bool(options.get("pretrained"))
+            if isinstance(error, OSError) and fetched:
+                initial = option("initial", python="build_model(NAME)")
                 raise InputError(
                     f"{name!r} cannot be fetched: {reason.rstrip('.')}. Without a network name a folder that holds it, "
-                    "as in local-dir:FOLDER or hf:FOLDER."
+                    f"as in local-dir:FOLDER or hf:FOLDER; with {initial} a capture has initial weights."
                 ) from error
             raise InputError(f"{name!r} cannot be built with {options or 'its defaults'}: {reason}") from error
     _check_patches_fit(name, model)
@@ -77,15 +82,16 @@ def named_options(name: str) -> tuple[str, dict[str, Any]]:
     Raises:
         InputError: an option without a value, a second colon, or an option or value that a file may not give a model.
     """
-    model, colon, options = name.partition(":")
-    if not colon or not (timm.is_model(model) or model in presets.ALIASES):
+    where = TORCHVISION if name.startswith(TORCHVISION) else ""
+    model, colon, options = name.removeprefix(where).partition(":")
+    if not colon or not (where or timm.is_model(model) or model in presets.ALIASES):
         return name, {}
     if ":" in options:
         raise InputError(
             f"{name!r}: expected one colon, then options with commas between, as in {model}:depth=6,num_heads=4."
         )
     given = parse_settings(re.split(r",(?![^\[]*\])", options))  # depths=[2,2] is one
-    return model, checked_options(given)  # a recipe's name may come from a file
+    return where + model, checked_options(given)  # a recipe's name may come from a file
 
 
 def _of_folder(name: str, *, seed: int | None, pretrained: bool = False, **options: Any) -> nn.Module:
@@ -136,8 +142,25 @@ def input_spec(model: nn.Module) -> InputSpec:
     """The size and normalisation of a model's input: its attribute `input_spec`, or as transformers or timm have it.
 
     Of a model of transformers, the image processor in the folder it came from decides. The image size that a model of
-    timm or torchvision was built for takes precedence over the default.
+    timm or torchvision was built for takes precedence over the default. A model built for one channel gets grey, and
+    the grey of a mean and a std that are stated of three.
     """
+    spec = _stated_input(model)
+    return spec.grey() if len(spec.mean) == 3 and _takes_grey(model) else spec
+
+
+def _takes_grey(model: nn.Module) -> bool:
+    """True if a model of a known library was built for images of one channel."""
+    if of_transformers(model):
+        return getattr(getattr(model.config, "vision_config", model.config), "num_channels", 3) == 1
+    if not type(model).__module__.startswith(("timm.", "attnprobe.")):
+        return False  # which may make grey of colours before its first convolution
+    stem = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
+    return stem is not None and stem.in_channels == 1
+
+
+def _stated_input(model: nn.Module) -> InputSpec:
+    """The input as the model, its image processor or its configuration states it."""
     own = getattr(model, "input_spec", None)
     if isinstance(own, InputSpec):
         return own

@@ -82,7 +82,7 @@ def config_json(name: str, model: Any, options: Mapping[str, Any]) -> dict[str, 
         "model_args": {k: v for k, v in options.items() if k not in ("num_classes", "drop_rate", "drop_path_rate")},
         "pretrained_cfg": {
             **kept,
-            "input_size": [3, *spec.size],
+            "input_size": [len(spec.mean), *spec.size],
             "mean": list(spec.mean),
             "std": list(spec.std),
             "interpolation": spec.interpolation,

@@ -19,15 +19,19 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
+import torch
 from timm.layers import to_2tuple
 from torch import nn
 
-from attnprobe.core.errors import InputError, did_you_mean
+from attnprobe.core.errors import InputError, did_you_mean, option
 from attnprobe.core.images import InputSpec
 from attnprobe.models.hub_folder import check_config, model_class, require_stored
 from attnprobe.models.processor import processed
 
 GROUP = "attnprobe.models"
+
+SIZES = {"patch_size", "num_layers", "num_heads", "hidden_dim", "mlp_dim"}
+"""Options of torchvision's VisionTransformer that its functions by name, such as vit_b_16, fix."""
 
 
 def is_elsewhere(name: str) -> bool:
@@ -84,12 +88,32 @@ def _torchvision(
         maxvit = name.startswith("maxvit")
         options["input_size" if maxvit else "image_size"] = to_2tuple(img_size) if maxvit else to_2tuple(img_size)[0]
     weights = models.get_model_weights(name).DEFAULT
-    model: Any = models.get_model(name, weights=weights if pretrained else None, **options)
+    if name.startswith("vit") and SIZES & set(options):
+        model: Any = _vit_of_sizes(models, name, options, pretrained)
+        img_size = model.image_size
+    else:
+        model = models.get_model(name, weights=weights if pretrained else None, **options)
     eye = weights.transforms()
     crop_pct = eye.crop_size[0] / eye.resize_size[0]
     size: Any = to_2tuple(img_size or eye.crop_size[0])
     model.input_spec = InputSpec(size, tuple(eye.mean), tuple(eye.std), eye.interpolation.value, crop_pct)
     return model
+
+
+def _vit_of_sizes(models: Any, name: str, sizes: Mapping[str, Any], pretrained: bool) -> nn.Module:
+    """torchvision's VisionTransformer of a name but for some sizes, which the function of that name does not take.
+
+    Raises:
+        InputError: trained weights of these sizes are asked for.
+    """
+    if pretrained:
+        initial = option("initial", python="pretrained=False")
+        raise InputError(f"torchvision has no weights of {name} with other sizes; {initial} takes initial ones.")
+    with torch.device("meta"):
+        usual = models.get_model(name)
+    own = {size: getattr(usual, size) for size in ("image_size", "patch_size", "hidden_dim", "mlp_dim")}
+    own |= {"num_layers": len(usual.encoder.layers), "num_heads": usual.encoder.layers[0].num_heads}
+    return models.VisionTransformer(**{**own, **sizes})
 
 
 def _hugging_face(

@@ -56,6 +56,7 @@ OPTIONS: Mapping[str, Check] = {
     **dict.fromkeys(("img_size", "patch_size", "window_size", "ref_feat_shape"), _SIDE),
     **dict.fromkeys(("depth", "depths"), _each(_whole(1, 1024))),
     **dict.fromkeys(("embed_dim", "num_heads", "head_dim", "heads", "in_chans"), _COUNT),
+    **{"image_size": _whole(1, 8192), "num_layers": _whole(1, 1024), "hidden_dim": _COUNT, "mlp_dim": _COUNT},
     **dict.fromkeys(("reg_tokens", "num_reg_tokens", "reattention", "swiglu_align_to"), _COUNT),
     "num_classes": _whole(0, 1_000_000),
     **dict.fromkeys(

@@ -55,7 +55,8 @@ def load_weights(
 
 def classifiers(model: nn.Module) -> tuple[str, ...]:
     """Names of the modules that a new number of classes replaces."""
-    named = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or "head"
+    usual = "heads.head" if hasattr(model, "heads") else "head"  # the former is torchvision's
+    named = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or usual
     return (*((named,) if isinstance(named, str) else named), "aux_head")
 
 
@@ -156,6 +157,7 @@ def _check_fits(checkpoint: Checkpoint, got: Mapping[str, Tensor], name: str, mo
             told = ", with the number of heads that it was built with" if hidden else ""
             advice = f"The sizes of its weights are those of {option('model', f'{name}:{options}')}{told}"
         else:
-            example = f"{name}:embed_dim=256,num_heads=4"
+            sizes = "hidden_dim=256" if name.startswith("torchvision:") else "embed_dim=256"
+            example = f"{name}:{sizes},num_heads=4"
             advice = f"Name the model and the options it was built with, as in {option('model', example)}"
         raise CheckpointError(f"{checkpoint.path.name} is not a {name!r} checkpoint: {problems}. {advice}.")

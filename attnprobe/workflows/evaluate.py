@@ -124,13 +124,16 @@ def _share(count: Any, n: Any) -> tuple[float, float, float]:
     return (float(count / n), *accuracy_interval(int(count), int(n)))
 
 
-def evaluate(model: EvaluateSpec | Path | str, **options: Any) -> Evaluation:
+def evaluate(
+    model: EvaluateSpec | Path | str | nn.Module, source: ImageSource | None = None, /, **options: Any
+) -> Evaluation:
     """Top-1 and top-5 accuracy (top-k of fewer classes) and loss of a model, on pixels prepared as in its training.
 
     Counts are those of timm's validate.py on the same images. Under torchrun each process takes its share of them.
 
     Args:
-        model: a run, a checkpoint or the name of a model; or all options at once.
+        model: a run, a checkpoint, the name of a model or a model; or all options at once.
+        source: labelled images that `load_images` opened for it; those that the options name if None.
         options: fields of `EvaluateSpec` otherwise.
 
     Raises:
@@ -138,29 +141,31 @@ def evaluate(model: EvaluateSpec | Path | str, **options: Any) -> Evaluation:
             image.
         CheckpointError: the checkpoint cannot be loaded, see `load_model`.
     """
-    spec = model if isinstance(model, EvaluateSpec) else EvaluateSpec(model, **options)
-    module, facts = resolve_model(spec.model, spec.architecture, img_size=spec.img_size)
-    for note in facts.notes:
-        warnings.warn(note, stacklevel=2)
+    if isinstance(model, nn.Module):
+        module, spec = model, EvaluateSpec(type(model).__name__, **options)
+    else:
+        spec = model if isinstance(model, EvaluateSpec) else EvaluateSpec(model, **options)
+        module, facts = resolve_model(spec.model, spec.architecture, img_size=spec.img_size)
+        for note in facts.notes:
+            warnings.warn(note, stacklevel=2)
     pixels = prepared_for(module, spec)
-    recipe = recipe_of(Path(spec.model))
-    data, data_dir = run_images(Path(spec.model), recipe, UserImages(spec.data, spec.data_dir))
-    opening: dict[str, Any] = {"spec": pixels, "data_dir": data_dir, "limit": spec.images, "workers": spec.workers}
-    opening["bad_images"] = spec.bad_images
-    if spec.split == "train":  # kept on the device, it would not be cropped
-        opening["resident_bytes"] = 0
-    images = load_images(data, spec.split, **opening)
+    if source is not None and not hasattr(source, "class_names"):
+        raise InputError(
+            f"accuracy needs labelled images, got {type(source).__name__}; "
+            "ap.load_images(FOLDER, spec=ap.input_spec(model)) opens some."
+        )
+    images = source or _images_of(spec, pixels)
     classes = n_classes(module)
     if not spec.knn:
         if classes == 0:
             neighbours = option("knn", python="knn=True")
             raise InputError(f"{spec.model} has no head that tells classes apart; {neighbours} judges its features.")
-        check_classes(images, classes, str(spec.model), data)
-    named = (str(spec.model), images.name, pixels)
+        check_classes(images, classes, str(spec.model), spec.data or images.name)
+    named = (str(spec.model), images.name, images.spec)
     amp = torch.bfloat16 if spec.amp else None
     with (
         processes(pick_device(spec.device)) as group,
-        progress(f"evaluate {facts.model}", len(group.share(range(len(images))))) as advance,
+        progress(f"evaluate {Path(spec.model).name}", len(group.share(range(len(images))))) as advance,
     ):
         module = module.to(group.device).eval()
         if spec.knn:
@@ -171,6 +176,15 @@ def evaluate(model: EvaluateSpec | Path | str, **options: Any) -> Evaluation:
             advance=advance,
         )  # fmt: skip
     return Evaluation(*named, images.class_names, scores.counts.numpy(), scores.k, scores.loss, 0, spec.amp)
+
+
+def _images_of(spec: EvaluateSpec, pixels: InputSpec) -> ImageSource:
+    """The images that options name, or those of the run's recipe."""
+    data, data_dir = run_images(Path(spec.model), recipe_of(Path(spec.model)), UserImages(spec.data, spec.data_dir))
+    # on the device, images of the training split would not be cropped
+    whole: dict[str, Any] = {"resident_bytes": 0} if spec.split == "train" else {}
+    opening = {"data_dir": data_dir, "limit": spec.images, "workers": spec.workers, "bad_images": spec.bad_images}
+    return load_images(data, spec.split, spec=pixels, **opening, **whole)
 
 
 def write_json(evaluation: Evaluation, path: Path) -> None:

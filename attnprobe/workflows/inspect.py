@@ -108,7 +108,7 @@ def inspect_model(spec: CaptureSpec) -> Inspection:
     spec = replace(spec, data=spec.data or "FOLDER")
     model, facts = resolve_model(spec.model, spec.architecture, img_size=spec.img_size, initial=True)
     wanted, device = prepared_for(model, spec), pick_device(spec.device)
-    pixels = torch.randn(TRIAL, 3, *wanted.size, generator=torch.Generator().manual_seed(0))
+    pixels = torch.randn(TRIAL, len(wanted.mean), *wanted.size, generator=torch.Generator().manual_seed(0))
     qk, selection = spec.store == "qk", Selection.parse(spec.layers, spec.heads, spec.queries)
     kept: dict[str, Any] = {"selection": selection, "allow_missing": spec.allow_missing}
     kept |= {name: name in spec.kept for name in ("tokens", "values")}

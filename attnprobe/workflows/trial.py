@@ -190,13 +190,17 @@ def are_other_classes(source: ImageSource, classes: int, data: str) -> bool:
 
 
 def prepared_for(model: nn.Module, asked: ImageOptions) -> InputSpec:
-    """Preparation of pixels: as the model was trained, but for what the user sets."""
+    """Preparation of pixels: as the model was trained, but for what the user sets; grey by one mean and one std."""
     own, chosen = input_spec(model), asked.preparation
     if not 0 < chosen.get("crop_pct", 1.0) <= 2:
         raise InputError(f"crop_pct {chosen['crop_pct']} must be a share of the resized image, such as 0.9.")
+    as_grey = len(chosen.get("mean", ())) == len(chosen.get("std", ())) == 1
     for name in ("mean", "std"):
-        if len(chosen.get(name, own.mean)) != len(own.mean):
-            raise InputError(f"{option(name)} needs {len(own.mean)} numbers, one per channel, got {len(chosen[name])}.")
+        if len(chosen.get(name, own.mean)) != len(own.mean) and not as_grey:
+            grey = ", or one for mean and std each, for grey images" if len(own.mean) == 3 else ""
+            raise InputError(
+                f"{option(name)} needs {len(own.mean)} numbers, one per channel{grey}; got {len(chosen[name])}."
+            )
     return replace(own, **chosen)
 
 

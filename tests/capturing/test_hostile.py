@@ -18,6 +18,26 @@ def certificate(model, pixels=PIXELS):
     return ap.capture(model, pixels).certificate
 
 
+class Dealt(ViT):
+    """Images run in two parts, every second one in each, and leave in the order in which they came."""
+
+    def forward(self, x):
+        places = torch.arange(len(x))
+        order = torch.cat([places[::2], places[1::2]])
+        return super().forward(x[order])[order.argsort()]
+
+
+def test_images_that_change_places_in_larger_batches_alone_are_refused():
+    pixels = torch.rand(8, 3, 32, 32, generator=torch.manual_seed(3))
+    model = Dealt(lambda _: Attention(plain)).eval()
+    with pytest.raises(CaptureError, match="order of images inside.*batch_size=2"):
+        list(ap.capture(model, pixels))
+    found = torch.cat([maps.values for maps in ap.capture(model, pixels, batch_size=2)])
+    straight = ViT(lambda _: Attention(plain)).eval()
+    straight.load_state_dict(model.state_dict())
+    torch.testing.assert_close(found, torch.cat([maps.values for maps in ap.capture(straight, pixels)]))
+
+
 class Stepwise(ViT):
     """Tokens are changed by `between` after the first block."""
 

@@ -313,6 +313,12 @@ def test_pixels_from_0_to_1_are_doubted_only_where_the_model_states_another_norm
             list(ap.capture(model, X.clamp(0, 1)))
 
 
+def test_a_model_of_one_channel_is_told_how_to_get_grey_images():
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1, in_chans=1, num_classes=0).eval()
+    with pytest.raises(InputError, match=r"takes grey images: .*spec=ap\.input_spec\(model\)\.grey\(\)"):
+        list(ap.capture(model, X))
+
+
 def test_files_of_three_channels_are_no_advice_for_a_model_of_twelve():
     model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1, in_chans=12, num_classes=0).eval()
     with pytest.raises(InputError, match=r"Files are read as 3 channels: pass pixels \[image, 12, row, col\]"):

@@ -81,7 +81,13 @@ class Broken(nn.Module):
         raise self.error
 
 
+class ByName(nn.Module):
+    def forward(self, *, pixel_values):
+        return pixel_values
+
+
 REFUSED = {
+    "pixels by name": (ByName, InputError, r"wrap it in a module whose forward\(x\) hands x on by name"),
     "missing argument": (Scaled, InputError, r"missing 1 required .*'scale'.* inputs=\{name: value\}"),
     "a number of images": (
         lambda: torch.export.export(vit(), (X,)).module(),

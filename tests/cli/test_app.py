@@ -230,6 +230,9 @@ def test_every_kind_of_collapse_is_explained_by_its_bar_and_source(run):
         (["evaluate", "a", "--batch-size", "many"], r"Error parsing --batch-size: .*'many'"),
         (["verify-drops", "a", "--what", "x"], r"invalid choice 'x' for argument '--what'. .*'block', 'attention'"),
         (["explain", "a", "b"], "Unrecognized options: b"),
+        (["list", "colours"], r"table='colours' is not a choice. .*Known: data, kinds, metrics"),
+        (["capture", "m", "--site", "x"], r"'x' for argument '--site'. Expected one of \((?!.*None)"),
+        (["capture", "vit_16_digits", "--data", "digits", "--images", "0"], "--images 0 must be at least 1"),
     ],
 )
 def test_usage_that_is_wrong_is_one_line(run, arguments, pattern):

@@ -46,5 +46,7 @@ def test_pixels_survive_normalisation():
     spec = InputSpec(mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
     pixels = torch.rand(2, 3, 4, 4)
     torch.testing.assert_close(spec.restore(spec.normalise(pixels)), pixels)
+    luma = (pixels * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1, keepdim=True)  # ITU-R BT.601
+    torch.testing.assert_close(spec.grey().restore(spec.grey().normalise(pixels)), luma.expand(-1, 3, -1, -1))
     with pytest.raises(ShapeError, match="one id per image"):
         ImageBatch(pixels, torch.zeros(2), ("a",))

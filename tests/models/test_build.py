@@ -3,8 +3,11 @@
 import pytest
 import timm
 import torch
+import transformers
+from torch import nn
 
 from attnprobe.core.errors import InputError
+from attnprobe.data import load_images
 from attnprobe.models import ALIASES, MODELS, build_model, input_spec
 
 PARAMETERS = {  # counted from the authors' code, 1000 classes
@@ -63,3 +66,27 @@ def test_what_does_not_fit_is_one_line(arguments, message):
     with pytest.raises(InputError, match=message) as caught:
         build_model(**arguments)
     assert "\n" not in str(caught.value)
+
+
+class Colours(nn.Module):
+    """Makes grey of colours by itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.vit = build_model(GREY)
+
+    def forward(self, x):
+        return self.vit(x.mean(1, keepdim=True))
+
+
+GREY = "vit_tiny_patch16_224:in_chans=1,depth=1,embed_dim=12,num_heads=3,img_size=32"
+
+
+def test_a_model_of_one_channel_gets_grey_images():
+    spec = input_spec(build_model(GREY))
+    assert spec.mean == (0.5,) and spec.std == (0.5,)
+    config = transformers.ViTConfig(hidden_size=12, num_attention_heads=3, intermediate_size=12, num_channels=1)
+    assert len(input_spec(transformers.ViTModel(config)).mean) == 1
+    assert len(input_spec(Colours()).mean) == len(input_spec(build_model("vit_16_digits")).mean) == 3
+    images = load_images("digits", limit=2, spec=spec)
+    assert next(images.batches(2)).pixels.shape == (2, 1, 32, 32)

@@ -7,6 +7,7 @@ import torch
 import transformers
 from safetensors.torch import save_file
 from torch import nn
+from torchvision.models import VisionTransformer
 
 from attnprobe.capturing import capture
 from attnprobe.core.errors import CheckpointError, InputError
@@ -38,6 +39,20 @@ def test_torchvision_by_name_and_from_a_file(tmp_path):
     save_file({name: value.contiguous() for name, value in model.state_dict().items()}, tmp_path / "x.safetensors")
     loaded = load_model(tmp_path / "x.safetensors", model="torchvision:swin_t")
     assert torch.equal(loaded.head.weight, model.head.weight)
+
+
+def test_a_vit_of_torchvisions_of_its_own_size_is_named_by_torchvisions_options(tmp_path):
+    sizes = {"image_size": 32, "patch_size": 8, "num_layers": 2, "num_heads": 3, "hidden_dim": 48, "mlp_dim": 96}
+    theirs = VisionTransformer(**sizes, num_classes=7).eval()
+    nn.init.normal_(theirs.heads.head.weight)
+    save_file(theirs.state_dict(), tmp_path / "own.safetensors")
+    name = "torchvision:vit_b_16:" + ",".join(f"{key}={value}" for key, value in sizes.items())
+    ours, pixels = load_model(tmp_path / "own.safetensors", model=name).eval(), torch.randn(2, 3, 32, 32)
+    assert torch.equal(ours(pixels), theirs(pixels)) and input_spec(ours).size == (32, 32)
+    with pytest.raises(InputError, match="no weights of vit_b_16 with other sizes"):
+        build_model(name, pretrained=True)
+    with pytest.raises(CheckpointError, match=r"vit_b_16:hidden_dim=256,num_heads=4"):
+        load_model(tmp_path / "own.safetensors", model="torchvision:vit_b_16")
 
 
 def test_unknown_names_are_one_line():

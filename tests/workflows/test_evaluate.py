@@ -142,6 +142,17 @@ def test_classes_add_up_and_few_classes_have_a_smaller_top_k(tmp_path, folder):
     assert list(ap.evaluate(saved(tmp_path / "few", "vit", 3), data=str(three)).shares) == ["top-1", "top-3"]
 
 
+def test_a_model_in_memory_on_opened_images_has_the_accuracy_of_its_file(tmp_path, folder):
+    path = saved(tmp_path / "vit", "vit")
+    model = ap.load_model(path)
+    images = ap.load_images(str(folder), spec=ap.input_spec(model))
+    done, named = ap.evaluate(model, images, device="cpu"), ap.evaluate(path, data=str(folder), device="cpu")
+    assert done.shares == named.shares and done.loss == named.loss and done.model == "VisionTransformer"
+    assert ap.evaluate(model, data=str(folder), device="cpu").loss == named.loss
+    with pytest.raises(InputError, match=r"labelled images, got Tensor; ap.load_images"):
+        ap.evaluate(model, torch.zeros(2, 3, 32, 32))
+
+
 ASKED = {"crop_pct": 1.0, "interpolation": "nearest", "mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}
 
 

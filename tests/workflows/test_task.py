@@ -1,18 +1,21 @@
 import json
 import shlex
+from dataclasses import replace
 
 import pytest
 import torch
 from PIL import Image
 
-from attnprobe.core.spec import CaptureSpec
-from attnprobe.models import build_model
+from attnprobe.core.errors import InputError
+from attnprobe.core.spec import CaptureSpec, ImageOptions
+from attnprobe.models import build_model, input_spec
 from attnprobe.reports import verdict
 from attnprobe.reports.json_report import to_json
 from attnprobe.workflows.capture import capture_file, measure_live
 from attnprobe.workflows.evaluate import evaluate
 from attnprobe.workflows.measure import examine
 from attnprobe.workflows.task import no_accuracy
+from attnprobe.workflows.trial import prepared_for
 
 
 def checkpoint(folder, classes):
@@ -65,3 +68,11 @@ def test_images_without_labels_are_said_to_have_none_and_so_no_accuracy(tmp_path
     (live,), _ = measure_live(spec, out=tmp_path / "live", formats=("json",))
     for e in (examine(capture_file(spec, out=tmp_path / "my.h5"), pictures=0), live):
         assert accuracy_words(e) == "no accuracy: the images have no labels"
+
+
+def test_one_mean_and_one_std_give_grey_images_to_a_model_that_does_not_say_it_wants_them():
+    model = build_model("vit_16_digits")
+    wanted = prepared_for(model, ImageOptions(mean=(0.4,), std=(0.2,)))
+    assert wanted == replace(input_spec(model), mean=(0.4,), std=(0.2,))
+    with pytest.raises(InputError, match="mean needs 3 numbers, one per channel, or one for mean and std each"):
+        prepared_for(model, ImageOptions(mean=(0.4,)))
