@@ -191,9 +191,12 @@ class Job:
             return
         try:
             pinned = require_same_plan(self.folder, self.plan, self._dtype)
-        except InputError:
-            if not self._overwrite:
+        except InputError as error:
+            # of a start that was refused at its first image
+            nothing_done = not self._rank.job and not any((self.folder / "shards").glob("*.h5"))
+            if not self._overwrite and (isinstance(error, MapsFileError) or not nothing_done):
                 raise
+            self._refuse_existing()
             parts.discard(self.folder)
             return
         self._merged = self._is_merged(pinned)

@@ -203,6 +203,16 @@ def test_an_unfinished_capture_by_another_plan_is_thrown_away_only_when_asked(tm
         assert reader.attrs["model"] == "deepvit"
 
 
+def test_a_capture_that_was_refused_at_its_first_image_stands_in_no_others_way(tmp_path, ten_maps, small_shards):
+    path, other = tmp_path / "maps.h5", plan_for([ten_maps], model="deepvit")
+    with pytest.raises(KeyError), MapWriter(path, plan_for([ten_maps])) as maps_writer:
+        maps_writer.begin([ten_maps.images(0, 4)])
+        raise KeyError
+    assert (tmp_path / "maps.parts" / "plan.json").exists()
+    with open_maps(capture(path, [ten_maps], plan=other)) as reader:
+        assert reader.attrs["model"] == "deepvit"
+
+
 def test_a_second_process_is_turned_away_and_harms_nothing(tmp_path, ten_maps, small_shards):
     with MapWriter(tmp_path / "maps.h5", plan_for([ten_maps])) as first:
         first.append([ten_maps.images(0, 4)])
