@@ -262,11 +262,11 @@ class Job:
             if not self._merged:
                 if certificate is not None:  # before the merge, which copies it into the file
                     parts.write_certificate(self.folder, certificate)
-                if self._keep_shards or not self._room_for_both(pinned):
-                    return self.folder
                 try:
+                    if self._keep_shards or not self._room_for_both(pinned):
+                        return self.folder
                     merge(self.folder, self.path, pinned, overwrite=self._overwrite)
-                except (FileExistsError, WorkError, MapsFileError) as error:
+                except (FileExistsError, FileNotFoundError, WorkError, MapsFileError) as error:
                     if not (self._remote and self._is_there()):  # else another process merged them, too
                         self._require_intact(pinned)
                         if isinstance(error, FileExistsError):

@@ -142,6 +142,23 @@ def test_a_slow_process_leaves_nothing_beside_a_file_that_others_finished(bucket
     check_whole(bucket, ten_maps)
 
 
+@pytest.mark.parametrize("step", ["merge", "room"])
+def test_shards_that_others_removed_with_the_file_made_are_not_missed(bucket, ten_maps, monkeypatch, step):
+    url, finished = f"{bucket.url}/maps.h5", []
+    owner, name = (job, "merge") if step == "merge" else (job.Job, "_room_for_both")
+    undisturbed = getattr(owner, name)
+
+    def others_finish_first(*args, **kwargs):
+        if not finished:
+            finished.append(None)  # before the fork: the other process is not disturbed
+            finished[0] = in_processes(lambda: work(url, ten_maps))
+        return undisturbed(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, others_finish_first)
+    assert str(work(url, ten_maps)) == url and finished == [[0]]
+    check_whole(bucket, ten_maps)
+
+
 @pytest.mark.parametrize("fail_every", [10, pytest.param(5, marks=pytest.mark.slow)])
 def test_a_server_that_fails_now_and_then_changes_nothing(bucket, ten_maps, fail_every, monkeypatch):
     monkeypatch.setattr(remote, "PAUSE", 0.01)
