@@ -150,9 +150,10 @@ class _Search:
         return None if len(passes) < 4 or passes[0].shape != passes[1].shape else self._responses(passes)
 
     def _guess(self, layer: str, product: Product, kind: str) -> TokenGrid | None:
-        if layer in self.known:
-            return token_grid(self.model, self.size)
         n_tokens = product.effective.shape[1] * product.effective.shape[4]
+        if layer in self.known:
+            grid = token_grid(self.model, self.size)
+            return grid if grid.n_tokens == n_tokens else None  # of merged tokens there are fewer
         return None if kind == "self" and product.pads(n_tokens) else self.placement.grid(n_tokens, self.size)
 
     def _responses(self, passes: Sequence[Tensor]) -> Responses:

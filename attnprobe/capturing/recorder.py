@@ -81,7 +81,8 @@ class Recorder:
                 raise CaptureError(f"{layer} ran twice; call take() after each forward pass.")
             if matrix.ndim != 4:
                 raise CaptureError(f"expected maps [image, head, query, key], got {tuple(matrix.shape)}.")
-            grid = partial(self._grid_of, layer, "self", matrix.shape[3], self._known_grid)
+            n_tokens = matrix.shape[3]
+            grid = partial(self._grid_of, layer, "self", n_tokens, partial(self._known_grid, n_tokens))
             stage = self._stage("self", matrix, matrix.shape[2], len(self._layers), grid, tower_of(layer))
             kept = self._has_room(stage, matrix)
             self._fired[layer] = (stage, stage.add_weights(layer, matrix)) if kept else None
@@ -259,10 +260,12 @@ class Recorder:
         grid = guess() if place is None else place.grid
         return grid or unplaced(n_tokens, kind)
 
-    def _known_grid(self) -> TokenGrid:
+    def _known_grid(self, n_tokens: int) -> TokenGrid | None:
+        """The grid of a model that states how it cuts images; None of merged tokens, which are fewer."""
         if self._size is None:
             raise CaptureError("the images did not pass the model's patch_embed; run the whole model.")
-        return token_grid(self._model, self._size)
+        grid = token_grid(self._model, self._size)
+        return grid if grid.n_tokens == n_tokens else None
 
     def _refuse_silence(self) -> None:
         silent = [layer.name for layer in self._layers if layer.name not in self._fired]

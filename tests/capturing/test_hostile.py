@@ -1,6 +1,7 @@
 """Models in which a map is easily filed under the wrong image, place, layer or kind."""
 
 import pytest
+import timm
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -71,6 +72,24 @@ STEPS = {
 def test_no_place_is_claimed_for_tokens_that_moved_inside_the_model(name):
     model = Stepwise(STEPS[name]).eval()
     assert all(maps.grid.rows == 0 for maps in ap.capture(model, PIXELS) if "blocks.1" in maps.layers)
+
+
+class Merging(timm.models.vision_transformer.Block):
+    """A block of timm's whose two first tokens after the class token become one behind its attention."""
+
+    def forward(self, x, **_):
+        x = x + self.attn(self.norm1(x))
+        x = torch.cat([x[:, :1], (x[:, 1:2] + x[:, 2:3]) / 2, x[:, 3:]], 1)
+        return x + self.mlp(self.norm2(x))
+
+
+def test_a_timm_model_whose_blocks_merge_tokens_has_a_stage_for_each_number_of_tokens():
+    model = timm.create_model("vit_tiny_patch16_224", img_size=48, depth=3).eval()
+    for block in model.blocks:
+        block.__class__ = Merging
+    stages = list(ap.capture(model, torch.randn(2, 3, 48, 48)))
+    assert [maps.values.shape[-2:] for maps in stages] == [(10, 10), (9, 9), (8, 8)]
+    assert [maps.grid.rows for maps in stages] == [3, 0, 0], "no place is claimed for merged tokens"
 
 
 def test_tokens_that_stay_are_proved_in_every_layer():

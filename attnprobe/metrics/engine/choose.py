@@ -40,6 +40,11 @@ def _metric(wanted: Metric | str, table: Any) -> Metric:
     """One metric, from itself or from "name:setting=value,setting=value"."""
     if isinstance(wanted, Metric):
         return wanted
+    if not isinstance(wanted, str):
+        raise InputError(
+            f"a metric is its name or a Metric, got {type(wanted).__name__}; maps of a model are measured as in "
+            "ap.measure(ap.capture(model, images))."
+        )
     name, _, settings = wanted.partition(":")
     metric: Metric = table[name]
     values = parse_settings(settings.split(",")) if settings else {}

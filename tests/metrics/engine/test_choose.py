@@ -1,6 +1,7 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
 from attnprobe.core.errors import InputError
 from attnprobe.metrics import DEFAULT, METRICS, SLOW, measure, row_entropy, similar_blocks
@@ -49,6 +50,10 @@ def test_settings_are_read_as_the_setting_takes_them():
         ("similar_blocks:rho=high", "rho='high' must be float, as 0.9 is"),
         ("similar_blocks:k=true", "k=True must be int"),
         ("similar_blocks:k", "expected NAME=VALUE"),
+        (
+            torch.zeros(2, 3),
+            r"a metric is its name or a Metric, got Tensor; .*ap.measure\(ap.capture\(model, images\)\)",
+        ),
     ],
 )
 def test_what_cannot_be_meant_is_refused_in_words(wanted, message):
