@@ -138,6 +138,7 @@ def certify(
     factors: bool = False,
     allow_missing: bool = False,
     amp: torch.dtype | None = None,
+    many: bool = False,
 ) -> Certificate:
     """Run the checks on `pixels` ([image, 3, row, col], two images are enough).
 
@@ -149,6 +150,7 @@ def certify(
         scores, factors: these are to be captured, too, and the softmax must follow from them.
         allow_missing: name blocks without a map whose siblings have one, and go on.
         amp: type of autocast, as in `Recording`.
+        many: more than two images will be captured at once.
 
     Raises:
         CaptureError: what would be captured is not what the model computes; names the layer.
@@ -172,7 +174,7 @@ def certify(
             raise _off("an explicit softmax", fused_difference, dtype)
         found = _of_layers(inner, pixels, unhooked, dtype, watch=watch, extras=extras, allow_missing=allow_missing)
     with computing(pixels.device, amp), exact_products(), unfused(inner, ()):
-        located = locate(inner, pixels)
+        located = locate(inner, pixels, many)
     same = equal(found.output, unhooked) if unhooked else None
     image_bytes = found.n_bytes // len(pixels)
     return Certificate(tuple(found.proofs), same, fused_difference, len(pixels), image_bytes, located, found.missing)

@@ -22,7 +22,7 @@ from attnprobe.capturing.places import Located, Places, Responses, changes, cont
 from attnprobe.capturing.product import Product
 from attnprobe.capturing.scattered import ANEW, coded_images, patch_sizes, read_positions, trial_images, why_not_alone
 from attnprobe.capturing.tracing import Tracing
-from attnprobe.core.errors import CaptureError
+from attnprobe.core.errors import CaptureError, option
 from attnprobe.core.grid import TokenGrid
 
 TRIES = 3
@@ -31,6 +31,12 @@ TRIES = 3
 OTHERS = 0.6
 """Change of the second image's values, relative to that of the first one's, which only the first image's change can
 explain; without any mixing it is zero, or the rounding of a scale that a whole batch shares."""
+
+OTHER_ORDER = 4
+"""A row of V is another image's if that image's own differs from it by this factor less."""
+
+BY_ROUNDING = 0.02
+"""Of the largest value, by which a row may differ from the same image's in a batch of another size."""
 
 
 @dataclass(slots=True)
@@ -42,24 +48,27 @@ class _Pass:
     outputs: dict[str, Tensor] = field(default_factory=dict)
 
 
-def locate(model: nn.Module, pixels: Tensor) -> Located:
+def locate(model: nn.Module, pixels: Tensor, many: bool = False) -> Located:
     """The places of tokens and the image axes of a model in eval mode, for images like `pixels` [image, ..., row, col].
 
+    Args:
+        many: more than two images will be captured at once, so their order is tried with four.
+
     Raises:
-        CaptureError: the maps filed under one image change with another.
+        CaptureError: the maps filed under one image change with another, or are another's in a batch of four.
     """
     if pixels.ndim < 4 or not pixels.is_floating_point():
         return Located()
     passes: list[torch.Size] = []
     counting = model.register_forward_pre_hook(lambda _model, args: passes.append(args[0].shape))
     try:
-        found = _located(model, pixels)
+        found = _located(model, pixels, many)
     finally:
         counting.remove()
     return replace(found, passes=len(passes))
 
 
-def _located(model: nn.Module, pixels: Tensor) -> Located:
+def _located(model: nn.Module, pixels: Tensor, many: bool) -> Located:
     first, others = pixels[:1], pixels[1:2]
     down, up, right = (changed[None] for changed in changes(pixels[0]))
     base = _observed(model, torch.cat([first, others]), whole=True)
@@ -76,6 +85,9 @@ def _located(model: nn.Module, pixels: Tensor) -> Located:
             "are not one image's. Does the model put heads or windows before images, views of images into one batch "
             "(test-time augmentation), or join images? Capture the model inside, on each view."
         )
+    if many and comparable:
+        images = torch.cat([first, others, down, right])
+        _refuse_other_order(model, images, [(base, 0), (base, 1), (moved, 0), (rest, 1)])
     search = _Search(model, pixels[:2], TokenPlacement.of(model), {layer.name for layer in known_layers(model)})
     of_stage: dict[tuple[object, ...], tuple[str, Places]] = {}
     keys: dict[str, tuple[object, ...]] = {}
@@ -290,6 +302,31 @@ def _mixed(base: _Pass, moved: _Pass) -> str:
         if other > OTHERS * own and other > 0:
             return layer
     return ""
+
+
+def _refuse_other_order(model: nn.Module, images: Tensor, alone: Sequence[tuple[_Pass, int]]) -> None:
+    """Raise if the second of four images is found elsewhere in their batch.
+
+    A model that deals images out, every second one to each half for instance, keeps two in order, and not four. The
+    others are changes of the first, so the second cannot be taken for them.
+
+    Args:
+        alone: for each image the pass of two that it was in, and its row there.
+    """
+    try:
+        together = _observed(model, images).values
+    except (RuntimeError, AssertionError, ValueError, TypeError):  # no room for four, or a model of so many and no more
+        return
+    for layer, values in together.items():
+        rows = [seen.values[layer][row] for seen, row in alone if layer in seen.values]
+        if len(rows) != len(values) or any(row.shape != values[0].shape for row in rows):
+            continue
+        own, *others = ((values[1] - rows[i]).abs().max().item() for i in (1, 0, 2, 3))
+        if own > BY_ROUNDING * rows[1].abs().max().item() and OTHER_ORDER * min(others) < own:
+            raise CaptureError(
+                f"{layer}: of four images at once, what would be filed under the second is another's, so the model "
+                f"changes the order of images inside. Capture with {option('batch-size', 2)}."
+            )
 
 
 def _image_axes(base: _Pass, moved: _Pass) -> dict[str, int | None]:

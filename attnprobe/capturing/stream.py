@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from attnprobe.capturing.certificate import TOLERANCE, Certificate, certify
 from attnprobe.capturing.inputs import as_images
 from attnprobe.capturing.recording import Recording, evaluating, feeding
-from attnprobe.core.errors import CaptureError, WorkError, option
+from attnprobe.core.errors import CaptureError, WorkError
 from attnprobe.core.images import ImageBatch, Order, as_seen, pixel_hashes
 from attnprobe.core.maps import AttentionMaps, Outcome
 from attnprobe.core.memory import available, free_memory, is_out_of_memory
@@ -28,13 +28,6 @@ from attnprobe.core.text import Shown
 BATCH_BYTES = 256 << 20
 """Most bytes of maps in one forward pass where the device does not tell how much memory it has: 8 images of 16 blocks,
 12 heads, 197 tokens. On CPU cores, more images at once are no faster, and only take memory."""
-
-OTHER_ORDER = 8
-"""A map is another image's if that image's own differs from it by this factor less. Rounding that depends on the size
-of a batch brings a map no nearer to another image's."""
-
-SAME = 1e-5
-"""Of the largest value, by which a map may differ from the same image's in another batch without a second look."""
 
 MEMORY_SHARE = 4
 """A batch's maps may take this fraction of a device's free memory. There are three of it at most, the one that is
@@ -104,7 +97,6 @@ class Capture(Shown):
         # Weights of 8 bits and less, and tables of whole numbers, say nothing of the pixels' precision.
         floats = (p.dtype for p in self._model.parameters() if p.dtype in TOLERANCE)
         self._device, self._dtype = _device_of(self._model), next(floats, torch.float32)
-        self._keeps_order = False
 
     def facts(self) -> dict[str, object]:
         """Images and what is captured, for notebook and terminal."""
@@ -146,6 +138,7 @@ class Capture(Shown):
                         factors=recording.factors,
                         allow_missing=recording.allow_missing,
                         amp=recording.amp,
+                        many=min(self.batch_size, self._count(self.batch_size)) > 2,
                     )
                 recording.recorder.located = proof.located
                 if parallel := proof.located.parallel:
@@ -243,35 +236,8 @@ class Capture(Shown):
         except BaseException:
             self.recording.recorder.forget()
             raise
-        if not self._keeps_order and len(batch.ids) > 2:
-            self._refuse_other_order(batch, taken)
         hashes = pixel_hashes(seen)  # while a GPU is still at the forward pass
         return [replace(maps, pixels=hashes) for maps in taken]
-
-    def _refuse_other_order(self, batch: ImageBatch, taken: Sequence[AttentionMaps]) -> None:
-        """Raise if maps of the two images in the middle of a batch are those of others in it.
-
-        The proof ran on two images. A model that deals images out, every second one to each half for instance, keeps
-        two in order and not four, so these two are run once more by themselves.
-        """
-        start = len(batch.ids) // 2 - 1
-        self.recording.run(batch.pixels[start : start + 2].to(self._dtype))
-        for maps, two in zip(taken, self.recording.recorder.take(), strict=True):
-            if maps.site == "scores" or maps.values.shape[1:] != two.values.shape[1:]:
-                continue
-            for i, alone in enumerate(two.values):
-                own = _distance(maps.values[start + i], alone)
-                if bool((own <= SAME * alone.abs().amax()).all()):
-                    continue  # which spares the others
-                others = torch.stack([_distance(values, alone) for values in maps.values]).amin(0)
-                if bool((wrong := OTHER_ORDER * others < own).any()):
-                    layer = maps.layers[int(wrong.nonzero()[0])]
-                    raise CaptureError(
-                        f"{layer}: of {len(batch.ids)} images at once, what would be filed under image {start + i + 1} "
-                        "is the map of another, so the model changes the order of images inside. Capture with "
-                        f"{option('batch-size', 2)}."
-                    )
-        self._keeps_order = True
 
     def _image_batches(self, batch_size: int, order: Order | None) -> Iterator[ImageBatch]:
         return self.images.batches(batch_size, device=self._device, order=order)
@@ -319,11 +285,6 @@ def _doubt_of_pixels(pixels: Tensor, model: nn.Module) -> str:
 
 def _numbers(values: Sequence[float]) -> str:
     return ", ".join(f"{value:g}" for value in values)
-
-
-def _distance(one: Tensor, other: Tensor) -> Tensor:
-    """[layer], largest difference of two images' maps [layer, head, query, key]."""
-    return (one - other).abs().amax((1, 2, 3))
 
 
 def _joined(batches: list[ImageBatch]) -> ImageBatch | None:

@@ -51,7 +51,12 @@ def two_processes(tmp_path, options, limit, **more):
 
 
 @pytest.mark.parametrize(
-    ("model", "sync_bn"), [("vit_16_digits", False), ("deepvit_16_digits", True), ("refiner_16_digits", True)]
+    ("model", "sync_bn"),
+    [
+        ("vit_16_digits", False),
+        ("deepvit_16_digits", True),
+        pytest.param("refiner_16_digits", True, marks=pytest.mark.slow),
+    ],
 )
 def test_two_ranks_equal_one_process_with_the_same_global_batch(tmp_path, model, sync_bn):
     """In float64: three norms in a row multiply float32's rounding by hundreds, step by step."""
@@ -71,8 +76,8 @@ def test_two_ranks_equal_one_process_with_the_same_global_batch(tmp_path, model,
 
 @pytest.mark.promise("processes-killed")
 def test_a_killed_process_ends_the_run_and_the_same_command_goes_on(tmp_path):
-    options = {**SAME, "model": "vit_16_digits", "batch_size": 8, "epochs": 3, "recovery_interval": 4}
-    process = two_processes(tmp_path, options, 512)
+    options = {**SAME, "model": "vit_16_digits", "batch_size": 8, "epochs": 2, "recovery_interval": 4}
+    process = two_processes(tmp_path, options, 256)
     run = Run(tmp_path / "two")
     deadline = time.monotonic() + 120
     while not run.epochs() and time.monotonic() < deadline:
@@ -83,12 +88,12 @@ def test_a_killed_process_ends_the_run_and_the_same_command_goes_on(tmp_path):
     os.kill(int(children[-1]), signal.SIGKILL)
     process.communicate(timeout=120)
     assert process.returncode != 0
-    process = two_processes(tmp_path, options, 512)
+    process = two_processes(tmp_path, options, 256)
     _, err = process.communicate()
     assert process.returncode == 0, err
     resumed = load_file(run.latest_checkpoint() / "model.safetensors")
     (tmp_path / "undisturbed").mkdir()
-    process = two_processes(tmp_path / "undisturbed", options, 512)
+    process = two_processes(tmp_path / "undisturbed", options, 256)
     _, err = process.communicate()
     assert process.returncode == 0, err
     undisturbed = load_file(Run(tmp_path / "undisturbed" / "two").latest_checkpoint() / "model.safetensors")
