@@ -45,6 +45,8 @@ class Measurement(Shown):
         from_mean: as in `Metric`.
         explanation: definition of the metric in words, as `attnprobe explain` prints it.
         not_finite: the first maps that held NaN or infinities, by image, layer and head.
+        together: stages of the same tokens that differ in their number of heads alone, this one included; their blocks
+            are numbered through the network, in `coords`. Empty where this is the only one.
     """
 
     metric: str
@@ -72,6 +74,7 @@ class Measurement(Shown):
     explanation: str = ""
     not_finite: tuple[str, ...] = ()
     replicates: np.ndarray | None = None
+    together: tuple[str, ...] = ()
 
     @property
     def n_blocks(self) -> int:
@@ -191,6 +194,11 @@ class Measurements(Registry[Measurement]):
         """
         found = (self.get(metric, site=site) for site in sites or ("effective", "weights"))
         return list({id(m): m for m in found if m is not None}.values())
+
+    def through(self, m: Measurement) -> list[Measurement]:
+        """`m`, and the same of all stages that its blocks are numbered with."""
+        others = (self.get(m.metric, site=m.site, stage=stage) for stage in m.together if stage != m.stage)
+        return [m, *(other for other in others if other is not None)]
 
     def prefer(self, metric: str, *sites: Site) -> Measurement | None:
         """The metric at the first of these sites where it was measured."""

@@ -10,7 +10,7 @@ from attnprobe.core.evidence import Evidence
 from attnprobe.core.examined import Examined
 from attnprobe.core.grid import TokenGrid
 from attnprobe.core.measurement import Measurement, Measurements
-from attnprobe.core.text import blocks_text, table
+from attnprobe.core.text import table
 from attnprobe.plots.style import SITES
 from attnprobe.reports.caveats import caveats, near_chance
 from attnprobe.reports.finding import NOT_MEASURED, Finding
@@ -105,7 +105,7 @@ def verdict(e: Examined | Mapping[str, Measurement]) -> Verdict:
         where = f" in {EXTENT:.0%} of the blocks or more" if single else ""
         parts = [f"none of {n_judged} kinds of collapse found{where}"]
     if single:
-        where = (f"{f.words} ({blocks_text(f.blocks)} of {f.depth})" for f in single)
+        where = (f"{f.words} ({f.among})" for f in single)
         parts.append(f"in single blocks: {', '.join(where)}")
     if unknown:
         parts.append(_unknown(unknown, n_judged))

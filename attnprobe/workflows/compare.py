@@ -16,6 +16,7 @@ from attnprobe.core.text import markdown, one_run_each
 from attnprobe.io import fs
 from attnprobe.io.progress import progress
 from attnprobe.io.remote import place
+from attnprobe.reports.caveats import about_stages
 from attnprobe.reports.markup import booktabs, markdown_table
 from attnprobe.reports.numbers import NONE, number, with_interval
 from attnprobe.reports.papers import (
@@ -38,6 +39,8 @@ from attnprobe.workflows.differences import (
     depth_of,
     order_of_heads,
     shared_images,
+    stages_differ,
+    whole_network,
     why_not,
 )
 from attnprobe.workflows.groups import Named, Side, check_paths, check_runs, named_groups
@@ -119,14 +122,19 @@ def compare(
         pairs = list(common_measurements(first.runs[0], other.runs[0]))
         with progress(f"compare {other.name}", len(pairs)) as advance:
             for one, two, site in pairs:
-                ones, twos = _everywhere(first, one), _everywhere(other, two)
-                missing = len(ones) + len(twos) < len(first.runs) + len(other.runs)
+                advance(1)
+                pairs_of = _everywhere(first, one), _everywhere(other, two)
+                missing = sum(map(len, pairs_of)) < len(first.runs) + len(other.runs)
                 reason = refusal or why_not(first.runs[0], other.runs[0], one.metric)
+                try:
+                    ones, twos = _comparable(*pairs_of)
+                except InputError as error:
+                    reason = reason or str(error)
+                    ones = twos = []
                 if reason := reason or ("it was not measured in all runs" if missing else ""):
                     found.append(Compared(other.name, one.metric, site, one.stage, why=reason))
                 else:
                     found.append(compared(other.name, ones, twos, site, shared, order, resamples))
-                advance(1)
     comparison = Comparison(sides, tuple(found), tuple(notes), tuple(unlike))
     with fs.as_work_error(f"writing the comparison into {out}"):
         return comparison, _write(comparison, table, place(out, output=True))
@@ -144,10 +152,23 @@ def _sides(paths: Sequence[Path | str] | Named, metrics: Sequence[str] | None, g
     return sides
 
 
-def _everywhere(side: Side, m: Measurement) -> list[Measurement]:
+Measured = list[tuple[Examined, Measurement]]
+
+
+def _everywhere(side: Side, m: Measurement) -> Measured:
     """The measurement of one run in the runs of its method that have it."""
-    found = (run.measurements.get(m.metric, site=m.site, stage=m.stage) for run in side.runs)
-    return [its for its in found if its is not None]
+    found = ((run, run.measurements.get(m.metric, site=m.site, stage=m.stage)) for run in side.runs)
+    return [(run, its) for run, its in found if its is not None]
+
+
+def _comparable(*sides: Measured) -> list[list[Measurement]]:
+    """The measurements of each side; where blocks have unequal numbers of heads, those of all blocks.
+
+    Raises:
+        InputError: there is no such number of all blocks.
+    """
+    whole = stages_differ([pair for side in sides for pair in side])
+    return [[whole_network(e, m) if whole else m for e, m in side] for side in sides]
 
 
 def _unlike(one: Side, two: Side, n_shared: int) -> Iterator[str]:
@@ -170,6 +191,9 @@ def _about(one: Side, two: Side, shared: tuple[str, ...], refusal: str, changed:
     text = f"{two} minus {one}: " + (refusal or f"{len(shared)} images that {seen} measured on")
     if changed:
         text += f"; {changed} more of the same names have other pixels, so they are other images and not paired"
+    for e in (*one.runs, *two.runs):
+        if stages := about_stages(e):
+            text += f"; of {e.name} {stages}"
     folded = [m.n_images for e in (*one.runs, *two.runs) for m in e.measurements.values() if m.replicates is not None]
     if folded and not refusal:
         text += f", those of up to {max(folded)} whose values were kept one by one"

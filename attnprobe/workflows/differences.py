@@ -1,5 +1,6 @@
 """Differences of one run or method from another, whose depths, heads or images may not be the same."""
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -10,13 +11,17 @@ from attnprobe.core.errors import InputError, option
 from attnprobe.core.examined import Examined
 from attnprobe.core.measurement import Measurement
 from attnprobe.core.sites import Site
+from attnprobe.core.text import blocks_text
+from attnprobe.metrics import METRICS
 from attnprobe.metrics.engine.heads import matching
 from attnprobe.reports.numbers import telling_cells
 from attnprobe.stats.alignment import (
+    APART,
     at_images,
     at_relative_depth,
     mean_over_heads,
     one_number,
+    over_stages,
     with_heads_ordered,
 )
 from attnprobe.stats.blocks import chosen_threshold
@@ -66,14 +71,50 @@ class Compared:
 
 
 def common_measurements(first: Examined, other: Examined) -> Iterator[tuple[Measurement, Measurement, str]]:
-    """Pairs of each metric of both models, on effective attention and, where it is another matrix, on softmax maps."""
+    """Pairs of each metric of both models, on effective attention and, where it is another matrix, on softmax maps.
+
+    Where `stages_differ`, only those of the first of the stages, which stand for all of them.
+    """
     for stage, metric in dict.fromkeys((m.stage, m.metric) for m in first.measurements.values()):
         seen = None
         for site in SITES:
             one, two = (e.measurements.get(metric, site=site, stage=stage) for e in (first, other))
-            if one is not None and two is not None and (one, two) != seen:
+            if one is None or two is None:
+                continue
+            apart = stages_differ([(first, one), (other, two)]) and stage not in (one.together[:1] or two.together[:1])
+            if not apart and (one, two) != seen:
                 yield one, two, one.site if one.site == two.site else site
                 seen = one, two
+
+
+def stages_differ(measured: Sequence[tuple[Examined, Measurement]]) -> bool:
+    """True if blocks of one of the models have unequal numbers of heads, and not the same ones as in the others."""
+    return len({tuple(m.block_numbers for m in e.measurements.through(one)) for e, one in measured}) > 1 and any(
+        m.together for _, m in measured
+    )
+
+
+def whole_network(e: Examined, m: Measurement) -> Measurement:
+    """The mean over heads in every block, of one with unequal numbers of heads, too.
+
+    Raises:
+        InputError: it compares blocks or relates heads, so that there is no such number.
+    """
+    if m.metric in METRICS and METRICS[m.metric].needs_all_layers:
+        raise InputError(APART)
+    return over_stages(e.measurements.through(m))
+
+
+def say_what_is_left_out(name: object, e: Examined, m: Measurement) -> None:
+    """Warn of the blocks that a figure of `m` leaves out, as they have other numbers of heads or other tokens."""
+    others = dict.fromkeys(o.stage for o in e.measurements.values() if o.metric == m.metric and o.stage != m.stage)
+    if m.together:
+        blocks = [n for its in e.measurements.through(m)[1:] for n in its.block_numbers]
+        left = f"{blocks_text(sorted(blocks))}, which have other numbers of heads"
+        warnings.warn(f"{name}: drawn are {blocks_text(m.block_numbers)}, and not {left}", stacklevel=1)
+    elif others:
+        left = ", ".join(others)
+        warnings.warn(f"{name}: drawn is stage {m.stage}, and not {left}, with other heads or tokens", stacklevel=1)
 
 
 def why_not(first: Examined, other: Examined, metric: str = "") -> str:
@@ -123,7 +164,8 @@ def _preparation(e: Examined) -> object:
 
 def depth_of(e: Examined) -> int:
     """Number of blocks that were measured; 0 where no metric has a layer axis."""
-    return next((m.n_blocks for m in e.measurements.values() if m.n_blocks), 0)
+    measured = (e.measurements.through(m) for m in e.measurements.values() if m.n_blocks)
+    return sum(m.n_blocks for m in next(measured, ()))
 
 
 def compared(

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from attnprobe.plots.heat_maps import side_by_side
 from attnprobe.plots.style import COLOURS
 from attnprobe.store import open_maps
 from attnprobe.store.history import read_history
+from attnprobe.workflows.differences import say_what_is_left_out, whole_network
 from attnprobe.workflows.groups import named_groups
 from attnprobe.workflows.measure import examine, pictures_of
 
@@ -140,14 +142,20 @@ def _what(path: Path, figure: str, metric: str, user: UserImages) -> Measurement
                 f"{option('data', python='user=UserImages(...)')}."
             )
         return pictures[0]
-    found = examine(maps, metrics=[metric], pictures=0).measurements
+    examined = examine(maps, metrics=[metric], pictures=0)
+    found = examined.measurements
     name = metric.partition(":")[0]
     if figure == "head_atlas":
         found, name = Measurements(atlases(found)), "head_types"
     same = [m for m in (found.get(name), *found.select(name)) if m is not None]
     if not same:
         raise InputError(f"{path}: {name} is not defined on its maps.")
-    return same[0]  # of the trunk on effective attention if it is there, else of the first stage
+    m = same[0]  # of the trunk on effective attention if it is there, else of the first stage
+    if figure == "depth_curve" and m.together:
+        with suppress(InputError):  # what compares blocks is of one stage
+            return whole_network(examined, m)
+    say_what_is_left_out(path, examined, m)
+    return m
 
 
 def _inches(width: str | float) -> float:

@@ -6,10 +6,12 @@ import pytest
 
 import attnprobe as ap
 from attnprobe.core.errors import InputError
+from attnprobe.metrics import measure
 from attnprobe.reports import verdict
 from attnprobe.reports.finding import Finding
 from attnprobe.reports.kinds import KINDS, checked_bars
 from attnprobe.reports.removal import advice
+from tests import unequal_heads
 from tests.evidences import evidence
 from tests.reports.formulas import all_metrics, examined, similar_blocks
 
@@ -98,6 +100,18 @@ def test_of_several_stages_the_deepest_is_judged_and_the_others_are_named():
     both = replace(e, measurements={**small, **e.measurements})
     assert verdict(both).headline == verdict(e).headline
     assert warned(both, "this is about stage trunk; similar blocks of the others: stage1 1 of 2.")
+
+
+def test_a_model_of_unequal_heads_is_judged_in_all_blocks_and_what_compares_blocks_is_said_to_be_of_some():
+    found = measure(unequal_heads.stages(heads=(3, 2, 3, 1), uniform=(2, 4)), bootstrap=50)
+    e = replace(examined(layers=4), measurements=found)
+    near = finding(e, "near_uniform")
+    assert (near.blocks, near.of) == ((2, 4), 4)
+    assert finding(e, "sink_collapse").of == finding(e, "image_independent").of == finding(e, "head_redundancy").of == 4
+    assert finding(e, "repetition").levels.numbers == (3,)
+    (told,) = warned(e, "not all blocks have equally many heads")
+    assert "repetition, similar blocks, the summary and the figures are of blocks 1 and 3 alone" in told
+    assert "judged in all 4 blocks" in told
 
 
 def test_what_multiplies_v_decides_on_repetition_and_both_counts_are_named_by_their_matrix():

@@ -13,6 +13,7 @@ from attnprobe.store import CapturePlan, MapWriter
 from attnprobe.workflows.compare import compare
 from attnprobe.workflows.differences import common_measurements
 from attnprobe.workflows.measure import examine
+from tests import unequal_heads
 from tests.reports.formulas import examined
 
 METRICS = ("similar_blocks", "layer_similarity", "row_entropy", "head_divergence")
@@ -221,3 +222,21 @@ def test_single_runs_say_that_they_are_two_checkpoints(file, tmp_path):
 def run_bytes(paths, out, **options):
     found, files = compare(paths, out=out, metrics=METRICS, resamples=200, **options)
     return found, {path.name: path.read_bytes() for path in files}
+
+
+def test_models_of_unequal_heads_are_compared_in_all_blocks_by_what_needs_no_other_block(tmp_path):
+    plain = unequal_heads.write(tmp_path / "plain.h5", heads=(3, 3, 3, 3), uniform=())
+    pruned = unequal_heads.write(tmp_path / "pruned.h5", heads=(3, 2, 3, 1), uniform=(2,))
+    for paths in ([plain, pruned], [pruned, plain]):
+        found, files = run(paths, tmp_path / "out")
+        entropy = row(found, "row_entropy")
+        assert entropy.cells.axes == ("layer",) and entropy.cells.mean.shape == (4,)
+        alone = [examine(path, metrics=["row_entropy"]).measurements for path in paths]
+        of_block_2 = [e.get("trunk_2/row_entropy", e["row_entropy"]) for e in alone]
+        means = [m.mean[m.block_numbers.index(2)].mean() for m in of_block_2]
+        assert entropy.cells.mean[1] == pytest.approx(means[1] - means[0])
+        assert len([r for r in found.differences if r.metric == "row_entropy"]) == 1
+        assert row(found, "similar_blocks").cells is None
+        assert "blocks against" not in files["comparison.md"]
+        assert "of pruned not all blocks have equally many heads" in files["comparison.md"]
+        assert "Cannot say of similar_blocks" in files["comparison.md"]

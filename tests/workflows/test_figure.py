@@ -1,5 +1,7 @@
 """One figure from files: every kind, its size, and what cannot be drawn."""
 
+import warnings
+
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
@@ -12,6 +14,7 @@ from attnprobe.core.spec import CaptureSpec
 from attnprobe.workflows.capture import capture_file
 from attnprobe.workflows.figure import draw
 from attnprobe.workflows.train import train
+from tests import unequal_heads
 from tests.plots.letters import watch_letters
 
 TINY = {"epochs": 2, "warmup_epochs": 1, "model_kwargs": {"depth": 3, "embed_dim": 24}}
@@ -60,6 +63,18 @@ def test_another_metric_and_its_settings_can_be_shown(run, tmp_path):
     other = draw([run], "depth_curve", tmp_path / "b.svg", metric="similar_blocks:tau=0.5").read_text()
     assert "cosine &gt; 0.9" in usual and "cosine &gt; 0.5" in other
     assert "token similarity" in draw([run], "depth_curve", tmp_path / "c.svg", metric="token_similarity").read_text()
+
+
+def test_of_unequal_heads_a_curve_is_of_all_blocks_and_what_compares_blocks_says_which_it_shows(tmp_path, monkeypatch):
+    path, kept = unequal_heads.write(tmp_path / "pruned.h5", heads=(3, 2, 3, 1)), []
+    monkeypatch.setattr(Figure, "savefig", lambda sheet, *_, **__: kept.append(sheet))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        draw([path], "depth_curve", tmp_path / "x.png", metric="row_entropy")
+    assert list(kept[0].axes[0].get_lines()[0].get_xdata()) == [0, 1, 2, 3]
+    with pytest.warns(UserWarning, match="drawn are blocks 1 and 3, and not blocks 2 and 4, which have other numbers"):
+        draw([path], "layer_matrix", tmp_path / "x.png")
+    assert [text.get_text() for text in kept[1].axes[0].get_xticklabels()] == ["1", "3"]
 
 
 def test_several_scatters_stand_below_one_another_each_named_above_its_legend(run, tmp_path, monkeypatch):

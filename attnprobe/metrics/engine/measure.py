@@ -1,5 +1,6 @@
 """Measurements of a stream of attention maps: mean, interval, baselines and summary of every metric."""
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -130,7 +131,7 @@ def _measurements(
     places: list[Place], metrics: Sequence[Metric], bootstrap: int, seed: int, group: str | None
 ) -> dict[str, Measurement]:
     """Measurements of one run of `collect`, by name."""
-    result = {}
+    result, places = {}, _numbered(places)
     units = {(place.stage, place.site): Units.of(place.image_ids, place.pixels, group) for place in places}
     uniform = {(place.stage, place.site): _of_uniform_attention(place, metrics) for place in places}
     for stage in dict.fromkeys(place.stage for place in places):
@@ -148,6 +149,33 @@ def _measurements(
                 baselines = {"uniform": _of_uniform(place, metric, reference, bootstrap, seed)} if reference else {}
                 result[key] = replace(m, baselines=baselines)
     return result
+
+
+def _numbered(places: list[Place]) -> list[Place]:
+    """The places, with blocks numbered through the network where stages differ in their number of heads alone.
+
+    `capturing.kinds` calls such stages trunk, trunk_2 ...; the order of blocks is that of the numbers in their names.
+    Of stages that were kept in part nobody knows the missing ones.
+    """
+    stages = {place.stage: place.uniform for place in places}
+    alike: dict[object, list[str]] = {}
+    for stage, like in stages.items():
+        base = re.sub(r"_\d+$", "", stage)
+        if base in stages and like.layers and like.part.layers is None:
+            alike.setdefault((base, like.kind, like.grid, like.values.shape[3:]), []).append(stage)
+    numbered: dict[str, dict[str, Any]] = {}
+    for together in (tuple(its) for its in alike.values() if len(its) > 1):
+        order = sorted((name for stage in together for name in stages[stage].layers), key=_natural)
+        numbers = {name: number for number, name in enumerate(order, 1)}
+        for stage in together:
+            of_blocks = tuple(numbers[name] for name in stages[stage].layers)
+            numbered[stage] = {"together": together, "numbers": of_blocks}
+    return [replace(place, **numbered.get(place.stage, {})) for place in places]
+
+
+def _natural(name: str) -> list[int | str]:
+    """Sorting key by which blocks.2 is before blocks.10."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
 def _of_uniform_attention(place: Place, metrics: Sequence[Metric]) -> dict[str, Collected]:
@@ -181,7 +209,8 @@ def _measurement(place: Place, metric: Metric, collected: Collected, bootstrap: 
     value_range = metric.value_range
     if metric.narrow_range is not None:
         value_range = metric.narrow_range(stochastic=place.stochastic or "renormalize" in settings, **settings)
-    labels = {axis: kept for axis, kept in place.uniform.part.numbers.items() if axis in metric.axes}
+    kept = {**place.uniform.part.numbers, **({"layer": list(place.numbers)} if place.numbers else {})}
+    labels = {axis: numbers for axis, numbers in kept.items() if axis in metric.axes}
     m = Measurement(
         metric=metric.name,
         site=place.site,
@@ -209,6 +238,7 @@ def _measurement(place: Place, metric: Metric, collected: Collected, bootstrap: 
         explanation=metric.explanation,
         not_finite=tuple(place.not_finite),
         replicates=drawn,
+        together=place.together,
     )
     return replace(m, summary=metric.summarise(m)) if metric.summarise else m
 
