@@ -150,10 +150,19 @@ class Measurements(Registry[Measurement]):
     multiplies its softmax maps with V as they are, so both sites name one measurement.
     """
 
-    def __init__(self, named: Mapping[str, Measurement] | None = None, facts: Mapping[str, Any] | None = None) -> None:
-        """`facts`: what is known of the model beside them, such as its accuracy on the images; see `Examined.info`."""
+    def __init__(
+        self,
+        named: Mapping[str, Measurement] | None = None,
+        facts: Mapping[str, Any] | None = None,
+        refusals: Mapping[str, str] | None = None,
+    ) -> None:
+        """
+        Args:
+            facts: what is known of the model beside them, such as its accuracy on the images; see `Examined.info`.
+            refusals: why a metric that was asked for is not among them, by its name.
+        """
         super().__init__("measurement")
-        self._things, self.facts = dict(named or {}), dict(facts or {})
+        self._things, self.facts, self.refusals = dict(named or {}), dict(facts or {}), dict(refusals or {})
 
     def __repr__(self) -> str:
         return f"<{len(self)} measurements: {', '.join(map(visible, self))}>"

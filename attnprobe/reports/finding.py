@@ -180,10 +180,10 @@ def cannot_say(kind: Kind, bar: float, why: str) -> Finding:
     )
 
 
-def missing(m: Measurement | None, name: str) -> str:
-    """Reason why there is nothing to judge by; "" if there is something."""
+def missing(m: Measurement | None, name: str, refusals: Mapping[str, str]) -> str:
+    """Reason why there is nothing to judge by; "" if there is something. `refusals` as in `Measurements`."""
     if m is None:
-        return f"{name} {NOT_MEASURED}"
+        return f"{name} {NOT_MEASURED}" + (f": {refusals[name]}" if refusals.get(name) else "")
     if m.n_images - m.n_excluded < 2:
         return "one image says nothing about others" if m.n_images == 1 else f"{name} is not finite in any two images"
     return ""

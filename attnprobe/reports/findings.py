@@ -106,7 +106,7 @@ def _levels(e: Examined, kind: Kind, m: Measurement) -> Levels:
 
 def _finding(e: Examined, kind: Kind, found: Mapping[str, Finding]) -> Finding:
     m = e.measurements.prefer(kind.metric, "weights", "effective")
-    why = missing(m, kind.metric)
+    why = missing(m, kind.metric, e.measurements.refusals)
     if m is None or why:
         return cannot_say(kind, bar_of(e, kind), why)
     if kind.name == "near_uniform" and "uniform" not in m.baselines:

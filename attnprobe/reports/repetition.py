@@ -45,7 +45,7 @@ def repetition(e: Examined, found: Mapping[str, Finding]) -> tuple[Finding, froz
         The finding, and the blocks that repeat another because they are near uniform.
     """
     bar, m = bar_of(e, KIND), e.measurements.prefer("map_overlap", "effective", "weights")
-    why = missing(m, "map_overlap")
+    why = missing(m, "map_overlap", e.measurements.refusals)
     if m is None or why:
         return cannot_say(KIND, bar, why), frozenset()
     if len(m.mean) < 2:

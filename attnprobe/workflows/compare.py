@@ -38,6 +38,7 @@ from attnprobe.workflows.differences import (
     compared,
     depth_of,
     order_of_heads,
+    same_parts,
     shared_images,
     stages_differ,
     whole_network,
@@ -201,7 +202,7 @@ def _about(one: Side, two: Side, shared: tuple[str, ...], refusal: str, changed:
         text += f"; {note.rstrip('.')}"
     first, other = one.runs[0], two.runs[0]
     depths = depth_of(first), depth_of(other)
-    if depths[0] != depths[1]:
+    if depths[0] != depths[1] and same_parts(first, other):
         text += (
             f"; {depths[1]} blocks against {depths[0]}, so compared at equal relative depth (0 the first block, 1 the "
             f"last; {min(depths)} depths, linear between blocks): neighbours are closer together in the deeper one"
@@ -298,11 +299,9 @@ def _markdown(comparison: Comparison, header: Sequence[str], rows: Sequence[Sequ
         lines += [f"## {markdown(str(other))} against {markdown(str(first))}", "", markdown(note), ""]
         its = [row for row in comparison.differences if row.run == other.name]
         effect = ("effect [run SD]",) if first.is_method else ()
-        lines += markdown_table(
-            ("metric", "mean difference (95 % CI)", *effect, "cells that differ", "largest"),
-            [difference_cells(row, bool(effect)) for row in its if row.cells is not None],
-        )
-        lines += ["", _how_tested(first), ""]
+        if cells := [difference_cells(row, bool(effect)) for row in its if row.cells is not None]:
+            head = ("metric", "mean difference (95 % CI)", *effect, "cells that differ", "largest")
+            lines += [*markdown_table(head, cells), "", _how_tested(first), ""]
         for why in dict.fromkeys(row.why for row in its if row.cells is None):
             names = dict.fromkeys(row.metric for row in its if row.cells is None and row.why == why)
             lines += [markdown(f"Cannot say of {', '.join(names)}: {why.rstrip('.')}."), ""]

@@ -27,7 +27,7 @@ from attnprobe.stats.alignment import (
 from attnprobe.stats.blocks import chosen_threshold
 from attnprobe.stats.bootstrap import interval_of_mean
 from attnprobe.stats.methods import difference_of_methods
-from attnprobe.stats.paired import Difference, paired_difference, paired_with_mean
+from attnprobe.stats.paired import KEPT, Difference, paired_difference, paired_with_mean, unlike
 from attnprobe.store.reader import MapReader
 
 ANY_NUMBER_OF_TOKENS = frozenset(
@@ -162,6 +162,12 @@ def _preparation(e: Examined) -> object:
     return e.info.get("device"), str([spec.get(name) for name in ("size", "interpolation", "crop_pct")])
 
 
+def same_parts(first: Examined, other: Examined) -> bool:
+    """True if the same layers, heads and queries of both were kept, or all."""
+    kept = [{str([m.settings.get(name) for name in KEPT]) for m in e.measurements.values()} for e in (first, other)]
+    return kept[0] == kept[1]
+
+
 def depth_of(e: Examined) -> int:
     """Number of blocks that were measured; 0 where no metric has a layer axis."""
     measured = (e.measurements.through(m) for m in e.measurements.values() if m.n_blocks)
@@ -176,6 +182,8 @@ def compared(
     methods, whose heads have no order in common, so that only their mean is compared."""
     row = Compared(name, ones[0].metric, site, ones[0].stage)
     n, methods = len(ones), len(ones) > 1
+    if why := next((why for m in (*ones[1:], *twos) if (why := unlike(ones[0], m))), ""):
+        return replace(row, why=why)
     try:
         runs = [at_images(m, shared) for m in (*ones, *twos)]
         whole = runs

@@ -19,9 +19,7 @@ from attnprobe.reports import write_report
 from attnprobe.reports.gate import Condition, Outcome, check
 from attnprobe.reports.kinds import checked_bars
 from attnprobe.reports.numbers import neighbour_means
-from attnprobe.reports.removal import verify_command
 from attnprobe.stats.images_needed import images_needed
-from attnprobe.store import open_maps
 from attnprobe.workflows.measure import examine_all
 
 CURVE_RESAMPLES = 400
@@ -84,8 +82,9 @@ def _run_of(path: Path) -> Path:
     """The run that maps belong to, which has the model."""
     run = path if path.is_dir() else path.parent
     if not Run(run).config.exists():
-        config = open_maps(path).attrs.get("config", {})
-        raise InputError(f"{path} is not of a run, so there is no model at hand: {verify_command(path, config)}.")
+        from attnprobe.workflows.candidates import command_of_maps  # late: it needs models
+
+        raise InputError(f"{path} is not of a run, so there is no model at hand: {command_of_maps(path)}.")
     return run
 
 

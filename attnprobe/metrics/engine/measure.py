@@ -67,7 +67,8 @@ def measure(
         name: collect(_require_maps(maps, f"the baseline {name!r} of measure"), wanted)
         for name, maps in (baselines or {}).items()
     }
-    return Measurements(summarise(places, wanted, required, others, bootstrap, seed, group), answers.facts())
+    found = summarise(places, wanted, required, others, bootstrap, seed, group)
+    return Measurements(found, answers.facts(), found.refusals)
 
 
 def _require_maps(chunks: Iterable[AttentionMaps], who: str) -> Iterator[AttentionMaps]:
@@ -112,7 +113,9 @@ def summarise(
                     "a baseline needs the same number of layers and heads."
                 )
             result[key] = replace(result[key], baselines={**result[key].baselines, name: bare})
-    return Measurements(result)
+    measured = {m.metric for m in result.values()}
+    refusals = {name: why for place in reversed(places) for name, why in place.refusals.items() if why}
+    return Measurements(result, refusals={name: why for name, why in refusals.items() if name not in measured})
 
 
 def _check_measured(places: list[Place], metrics: Sequence[Metric], required: frozenset[str]) -> None:
