@@ -204,6 +204,10 @@ class Measurements(Registry[Measurement]):
         found = (self.get(metric, site=site) for site in sites or ("effective", "weights"))
         return list({id(m): m for m in found if m is not None}.values())
 
+    def plus(self, others: Mapping[str, Measurement]) -> "Measurements":
+        """These and others, which replace those of their names."""
+        return Measurements({**self, **others}, self.facts, self.refusals)
+
     def through(self, m: Measurement) -> list[Measurement]:
         """`m`, and the same of all stages that its blocks are numbered with."""
         others = (self.get(m.metric, site=m.site, stage=stage) for stage in m.together if stage != m.stage)

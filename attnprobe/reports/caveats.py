@@ -65,7 +65,8 @@ def _from_start(f: Finding) -> str:
     there, n = len(f.from_start), len(f.blocks)
     if 2 * there <= n:
         return ""
-    blocks = "this block" if n == 1 else f"all {n} of these blocks" if there == n else f"{there} of these {n} blocks"
+    every = {1: "this block", 2: "both of these blocks"}.get(n, f"all {n} of these blocks")
+    blocks = every if there == n else f"{there} of these {n} blocks"
     same = f"{number(f.untrained)} there, {number(f.number)} here in block {f.block}"
     return (
         f"{f.words} is in the untrained network, too, in {blocks} ({same}): training did not bring it and has not "

@@ -75,6 +75,11 @@ def evidence_text(evidence: Evidence) -> str:
     single = ((_words(tried.changes), _cells(evidence, tried)) for tried in evidence.single)
     for cells, alike in groupby(single, key=lambda words_and_cells: words_and_cells[1]):
         lines.append(f"  {'; '.join(words for words, _ in alike)}: {cells}")  # of few images many cost the same
+    if better := [tried for tried in evidence.single if evidence.gained(tried)[1] > 0]:
+        words = "; ".join(_words(tried.changes) for tried in better)
+        n = len(evidence.single)
+        chance = f"of {n} tried, {max(1, round(0.025 * n))} would seem so by chance"
+        lines.append(f"the model is better {words} (each alone, by more than its interval; {chance})")
     for name, curve in evidence.curves.items():
         lines.append(f"{name} removed cumulatively, the cheapest first:")
         ends = [0, *(len(tried.changes) for tried in curve)]

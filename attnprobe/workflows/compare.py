@@ -38,6 +38,7 @@ from attnprobe.workflows.differences import (
     compared,
     depth_of,
     order_of_heads,
+    rounding,
     same_parts,
     shared_images,
     stages_differ,
@@ -107,6 +108,7 @@ def compare(
         WorkError: the disk is full or fails.
     """
     check_choice("table", table, TABLES)
+    fs.check_folder(place(out, output=True))
     if not paths:
         raise InputError("nothing to compare; give two maps files or runs, or more.")
     sides = _sides(paths, metrics, group)
@@ -120,6 +122,7 @@ def compare(
         notes.append(_about(first, other, shared, refusal, changed))
         unlike += _unlike(first, other, len(shared))
         order = order_of_heads(first.runs[0], other.runs[0], shared) if match_heads else None
+        rounded = rounding((*first.runs, *other.runs))
         pairs = list(common_measurements(first.runs[0], other.runs[0]))
         with progress(f"compare {other.name}", len(pairs)) as advance:
             for one, two, site in pairs:
@@ -135,7 +138,7 @@ def compare(
                 if reason := reason or ("it was not measured in all runs" if missing else ""):
                     found.append(Compared(other.name, one.metric, site, one.stage, why=reason))
                 else:
-                    found.append(compared(other.name, ones, twos, site, shared, order, resamples))
+                    found.append(compared(other.name, ones, twos, site, shared, order, resamples, rounded))
     comparison = Comparison(sides, tuple(found), tuple(notes), tuple(unlike))
     with fs.as_work_error(f"writing the comparison into {out}"):
         return comparison, _write(comparison, table, place(out, output=True))
@@ -308,17 +311,21 @@ def _markdown(comparison: Comparison, header: Sequence[str], rows: Sequence[Sequ
     return "\n".join(lines)
 
 
+BEYOND = "and is more than stored maps are rounded by"
+"""Condition of a cell that differs, in words; see `differences.rounding`."""
+
+
 def _how_tested(first: Side) -> str:
-    count = "Of similar blocks, the mean difference is that of their number. "
+    count = "The mean difference of similar blocks is of their number, of pairs of blocks that of neighbouring ones. "
     if first.is_method:
         return count + (
             "Intervals and tests are Student's t over runs and images, of heads their mean. A cell differs where the "
-            f"test, Holm-corrected over the cells of its metric, has p < {LEVEL}. The effect is the mean difference in "
-            "standard deviations of runs of one method."
+            f"test, Holm-corrected over the cells of its metric, has p < {LEVEL}, {BEYOND}. The effect is the mean "
+            "difference in standard deviations of runs of one method."
         )
     return count + (
         "A cell differs where the permutation test of image pairs, Holm-corrected over the cells of its metric, has "
-        f"p < {LEVEL}."
+        f"p < {LEVEL}, {BEYOND}."
     )
 
 
@@ -341,8 +348,9 @@ def _difference_cells(row: Compared) -> list[str]:
     whole = NONE if o is None else with_interval(float(o.mean), float(o.ci[0]), float(o.ci[1]))
     if d.smallest > LEVEL:
         return [label, whole, f"cannot say: {d.n_images} images are too few to test {d.n_tests} cells", NONE]
-    found = np.nan_to_num(d.p_holm, nan=1.0) < LEVEL
-    half = "" if d.n_tests == 0 else f" of {d.n_tests}"
+    found = (np.nan_to_num(d.p_holm, nan=1.0) < LEVEL) & (np.abs(d.mean) > row.rounding)
+    unit = " pairs" if d.axes.count("layer") == 2 else ""
+    half = "" if d.n_tests == 0 else f" of {d.n_tests}{unit}"
     count = int(found.sum()) // (2 if d.n_tests < np.isfinite(d.mean).sum() else 1)
     if not found.any():
         return [label, whole, f"0{half}", NONE]

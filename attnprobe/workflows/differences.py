@@ -57,6 +57,7 @@ class Compared:
         overall: the same of one number: of similar blocks their count, else the mean over the summary's cells.
         depth: "block", or "relative" where the two have other numbers of blocks.
         coords: labels of the cells' axes that are not plain positions.
+        rounding: differences of cells up to this may come of how maps were stored, see `rounding`.
     """
 
     run: str
@@ -68,6 +69,17 @@ class Compared:
     depth: str = "block"
     coords: dict[str, list[object]] | None = None
     why: str = ""
+    rounding: np.ndarray | float = 0.0
+
+
+STORED = {"float16": 2.0**-11, "bfloat16": 2.0**-9, "float32": 2.0**-24}
+"""Largest share of a number that rounding to it changes."""
+
+
+def rounding(runs: Sequence[Examined]) -> float:
+    """The share of a number by which the coarsest stored maps are rounded; 0 where none were stored."""
+    attrs = [e.maps.attrs for e in runs if isinstance(e.maps, MapReader)]
+    return max((STORED.get(its.get("dtype", ""), 0.0) for its in attrs), default=0.0)
 
 
 def common_measurements(first: Examined, other: Examined) -> Iterator[tuple[Measurement, Measurement, str]]:
@@ -176,10 +188,11 @@ def depth_of(e: Examined) -> int:
 
 def compared(
     name: str, ones: Sequence[Measurement], twos: Sequence[Measurement], site: str, shared: tuple[str, ...],
-    order: np.ndarray | None, resamples: int,
+    order: np.ndarray | None, resamples: int, rounded: float = 0.0,
 ) -> Compared:  # fmt: skip
     """The difference of one metric, or why there is none: of one run each on the same images, or of the runs of two
-    methods, whose heads have no order in common, so that only their mean is compared."""
+    methods, whose heads have no order in common, so that only their mean is compared; `rounded`
+    as `rounding` gives it."""
     row = Compared(name, ones[0].metric, site, ones[0].stage)
     n, methods = len(ones), len(ones) > 1
     if why := next((why for m in (*ones[1:], *twos) if (why := unlike(ones[0], m))), ""):
@@ -206,6 +219,7 @@ def compared(
             return paired_difference(runs[0], runs[1], resamples=resamples)
 
         coords = dict(runs[0].coords)
+        row = replace(row, rounding=rounded * np.abs([m.mean for m in runs]).max(0))
         if not methods and runs is whole and runs[0].from_mean is not None and telling_cells(runs[0]).any():
             cells, overall = paired_with_mean(runs[0], runs[1], telling_cells(runs[0]), resamples=resamples)
             return replace(row, cells=cells, coords=coords, overall=overall)

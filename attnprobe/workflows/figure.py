@@ -1,5 +1,6 @@
 """From maps files or runs to one figure for a paper: the file's ending says the format, the width fits a page."""
 
+import shlex
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
@@ -76,7 +77,9 @@ def draw(
     if not paths:
         raise InputError("nothing to draw; name a maps file or a run, or several.")
     if figures := [path for path in map(str, paths) if path in FIGURES and not Path(path).exists()]:
-        raise InputError(f"{figures[0]} is a figure, not a file: give it with {option('figure', figures[0])}.")
+        files = [path for path in map(str, paths) if path not in figures] or ["MAPS"]
+        command = shlex.join(["attnprobe", "plot", *files, "--figure", figures[0], "-o", str(out)])
+        raise InputError(f"{figures[0]} is a figure, not a file: {command}")
     kind, inches = FIGURES[figure], _inches(width)
     if out.suffix.lstrip(".").lower() not in Figure().canvas.get_supported_filetypes():
         raise InputError(f"{out}: cannot draw {out.suffix or 'a file without ending'}; use .pdf, .svg or .png.")

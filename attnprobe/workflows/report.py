@@ -37,6 +37,8 @@ def report(spec: ReportSpec) -> tuple[list[Examined], list[Path]]:
             maps without a run.
         WorkError: the disk is full or fails.
     """
+    out = place(spec.out, output=True)
+    fs.check_folder(out)
     if not spec.maps:
         raise InputError("nothing to report on; give one maps file or run, or several.")
     runs = [_run_of(Path(path)) for path in spec.maps] if spec.verify_drops else []
@@ -54,7 +56,6 @@ def report(spec: ReportSpec) -> tuple[list[Examined], list[Path]]:
     ]
     if spec.verify_drops:
         examined = [_verified(e, run, spec.tolerance, user) for e, run in zip(examined, runs, strict=True)]
-    out = place(spec.out, output=True)
     with fs.as_work_error(f"writing the report into {out}"):
         fs.make_folder(out)
         return examined, write_report(examined, out, spec.formats)
@@ -75,7 +76,7 @@ def _explored(e: Examined) -> Examined:
             found = images_needed(m, None if number is None else number(m), resamples=CURVE_RESAMPLES)
             if math.isfinite(found.value):  # a layer without a finite value has no mean with its neighbour
                 precision[key] = replace(found, of=of)
-    return replace(e, measurements={**e.measurements, **atlases(e.measurements)}, precision=precision)
+    return replace(e, measurements=e.measurements.plus(atlases(e.measurements)), precision=precision)
 
 
 def _run_of(path: Path) -> Path:
@@ -94,4 +95,4 @@ def _verified(e: Examined, run: Path, tolerance: float, user: UserImages) -> Exa
 
     sha = e.info.get("checkpoint_sha256", "")
     evidence = evidence_of(run, e.measurements, sha256=sha, tolerance=tolerance, data=user.data, data_dir=user.data_dir)
-    return replace(e, evidence=evidence, measurements={**e.measurements, **evidence.importance})
+    return replace(e, evidence=evidence, measurements=e.measurements.plus(evidence.importance))
