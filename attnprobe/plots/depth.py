@@ -117,7 +117,7 @@ def _per_image(m: Measurement) -> np.ndarray | None:
 def _name(m: Measurement) -> str:
     if m.axes == ("threshold", "layer"):
         return f"share of vectors with cosine > {m.settings['tau']}"
-    return quantity(m) + (", mean over heads" if m.axes == ("layer", "head") else "")
+    return quantity(m) + ("\nmean over heads" if m.axes == ("layer", "head") else "")
 
 
 SPREAD = 0.3
