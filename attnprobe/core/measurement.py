@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from attnprobe.core.registry import Registry
-from attnprobe.core.sites import Site
+from attnprobe.core.sites import SITES, Site
 from attnprobe.core.text import Shown, table, visible
 
 FromMean = Callable[[np.ndarray, int], np.ndarray]
@@ -47,6 +47,7 @@ class Measurement(Shown):
         not_finite: the first maps that held NaN or infinities, by image, layer and head.
         together: stages of the same tokens that differ in their number of heads alone, this one included; their blocks
             are numbered through the network, in `coords`. Empty where this is the only one.
+        of: what the metric is of: "maps", "block outputs" or "value vectors"; of these two the site says nothing.
     """
 
     metric: str
@@ -75,6 +76,12 @@ class Measurement(Shown):
     not_finite: tuple[str, ...] = ()
     replicates: np.ndarray | None = None
     together: tuple[str, ...] = ()
+    of: str = "maps"
+
+    @property
+    def place(self) -> str:
+        """What was measured: `softmax maps`, `block outputs`."""
+        return SITES[self.site] if self.of == "maps" else self.of
 
     @property
     def n_blocks(self) -> int:
@@ -93,7 +100,8 @@ class Measurement(Shown):
 
     def facts(self) -> dict[str, object]:
         """Place, number of images, shape, mean and summary in words, for notebook and terminal."""
-        place = self.site if self.stage == "trunk" else f"{self.site}, stage {self.stage}"
+        site = self.site if self.of == "maps" else self.of
+        place = site if self.stage == "trunk" else f"{site}, stage {self.stage}"
         shape = " x ".join(f"{n} {axis}" for n, axis in zip(self.mean.shape, self.axes, strict=True))
         numbers = {name: value for name, value in self.summary.items() if isinstance(value, int | float | str)}
         return {

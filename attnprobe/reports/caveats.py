@@ -7,8 +7,8 @@ from scipy.special import bdtrc
 from attnprobe.core.accuracy import accuracy_interval
 from attnprobe.core.examined import Examined
 from attnprobe.core.measurement import Measurement
+from attnprobe.core.sites import SITES
 from attnprobe.core.text import blocks_text
-from attnprobe.plots.style import SITES
 from attnprobe.reports.finding import Finding
 from attnprobe.reports.kinds import kind_named
 from attnprobe.reports.numbers import ci_text, number

@@ -10,8 +10,8 @@ from attnprobe.core.evidence import Evidence
 from attnprobe.core.examined import Examined
 from attnprobe.core.grid import TokenGrid
 from attnprobe.core.measurement import Measurement, Measurements
+from attnprobe.core.sites import SITES
 from attnprobe.core.text import table
-from attnprobe.plots.style import SITES
 from attnprobe.reports.caveats import about_stages, caveats, near_chance
 from attnprobe.reports.finding import NOT_MEASURED, Finding
 from attnprobe.reports.findings import findings

@@ -159,7 +159,9 @@ def _of_others(seen: Sequence[str], trial: Trial) -> str:
         return ""
     if len(missing) == len(set(seen)):
         return f", on other images than these: {min(seen)} and others, here {min(trial.ids)} and others"
-    return f", on {len(set(seen))} images, {len(missing)} of which are not among these"
+    return (
+        f", on {len(set(seen))} images, {len(missing)} of which {'is' if len(missing) == 1 else 'are'} not among these"
+    )
 
 
 def _curve(

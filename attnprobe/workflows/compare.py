@@ -359,7 +359,8 @@ def _difference_cells(row: Compared) -> list[str]:
 
 
 def _label(row: Compared) -> str:
-    return f"{row.metric} ({SITES[row.site]})" + (f", {row.stage}" if row.stage != "trunk" else "")
+    place = SITES[row.site] if row.of == "maps" else row.of
+    return f"{row.metric} ({place})" + (f", {row.stage}" if row.stage != "trunk" else "")
 
 
 def _where(row: Compared, d: Difference, place: tuple[np.intp, ...]) -> str:

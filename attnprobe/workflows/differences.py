@@ -52,7 +52,7 @@ class Compared:
 
     Attributes:
         metric, site, stage: what was compared where; "effective" is the effective attention of each run, where
-            that is not the softmax map in both.
+            that is not the softmax map in both. `of`: as in `Measurement`.
         cells: the difference of every cell; None where there is none, and `why` says why not.
         overall: the same of one number: of similar blocks their count, else the mean over the summary's cells.
         depth: "block", or "relative" where the two have other numbers of blocks.
@@ -69,6 +69,7 @@ class Compared:
     depth: str = "block"
     coords: dict[str, list[object]] | None = None
     why: str = ""
+    of: str = "maps"
     rounding: np.ndarray | float = 0.0
 
 
@@ -193,7 +194,7 @@ def compared(
     """The difference of one metric, or why there is none: of one run each on the same images, or of the runs of two
     methods, whose heads have no order in common, so that only their mean is compared; `rounded`
     as `rounding` gives it."""
-    row = Compared(name, ones[0].metric, site, ones[0].stage)
+    row = Compared(name, ones[0].metric, site, ones[0].stage, of=ones[0].of)
     n, methods = len(ones), len(ones) > 1
     if why := next((why for m in (*ones[1:], *twos) if (why := unlike(ones[0], m))), ""):
         return replace(row, why=why)

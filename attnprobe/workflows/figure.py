@@ -16,7 +16,6 @@ from attnprobe.core.examined import AttendedImage
 from attnprobe.core.figures import FIGURES
 from attnprobe.core.history import History
 from attnprobe.core.measurement import Measurement, Measurements
-from attnprobe.core.sites import SITES
 from attnprobe.core.text import short
 from attnprobe.io import fs
 from attnprobe.io.reference import NOT_SAID, UserImages
@@ -106,7 +105,7 @@ def draw(
             for one, name in zip(shown, names, strict=True):
                 function(one, axes[0], label=name)
         elif across > 1:
-            sites = [f"\n{SITES[m.site]}" if len({m.site for m in shown}) > 1 else "" for m in shown]
+            sites = [f"\n{m.place}" if len({m.site for m in shown}) > 1 else "" for m in shown]
             letters = int(inches / across * LETTERS)
             side_by_side(function, shown, axes, [short(n, letters) + s for n, s in zip(names, sites, strict=True)])
         else:

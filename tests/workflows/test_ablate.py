@@ -68,6 +68,15 @@ def test_the_curve_takes_the_cheapest_first_and_all_in_the_end(run):
     assert second[:1] == first
 
 
+def test_maps_of_other_images_than_those_that_judge_are_said_to_be(run):
+    found = examine(run, metrics=["similar_blocks", "head_divergence"]).measurements
+    others = {name: replace(m, image_ids=("photo.jpg", *m.image_ids[1:])) for name, m in found.items()}
+    none = {name: replace(m, image_ids=tuple(f"photo{i}" for i in range(20))) for name, m in found.items()}
+    words = [ablation.evidence_of(run, its, images=20, device="cpu").candidates for its in (found, others, none)]
+    assert words[1] == f"{words[0]}, on 20 images, 1 of which is not among these"
+    assert words[2].startswith(f"{words[0]}, on other images than these: photo0 and others, here digits/")
+
+
 def test_candidates_are_the_reports_and_settings_move_them(run):
     evidence = verify_drops(run, metrics=["similar_blocks:tau=0.5,rho=0"], device="cpu", images=60)
     summary = examine(run, metrics=["similar_blocks:tau=0.5,rho=0", "head_divergence"]).measurements

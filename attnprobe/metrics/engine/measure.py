@@ -242,8 +242,13 @@ def _measurement(place: Place, metric: Metric, collected: Collected, bootstrap: 
         not_finite=tuple(place.not_finite),
         replicates=drawn,
         together=place.together,
+        of=next(of for given, of in OF.items() if given in metric.parameters),
     )
     return replace(m, summary=metric.summarise(m)) if metric.summarise else m
+
+
+OF = {"maps": "maps", "tokens": "block outputs", "value_vectors": "value vectors"}
+"""What a metric is of, by the first of these that its function takes; see `Measurement.of`."""
 
 
 def _from_resamples(

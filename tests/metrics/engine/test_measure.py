@@ -25,6 +25,7 @@ from attnprobe.metrics import (
     token_similarity,
 )
 from attnprobe.metrics.engine import collected
+from attnprobe.plots.style import heading
 from tests import unequal_heads
 
 
@@ -350,3 +351,9 @@ def test_blocks_of_stages_that_differ_in_heads_alone_are_numbered_through_the_ne
     one, two = unequal_heads.stages(heads=(3, 2))
     apart = measure([one, replace(two, stage="class")], ["row_entropy"], bootstrap=0)
     assert [m.block_numbers for m in apart.values()] == [(1,), (1,)] and not apart["row_entropy"].together
+
+
+def test_a_metric_of_block_outputs_is_not_said_to_be_of_maps():
+    found = measure([some_maps()], ["row_entropy", "token_similarity"], bootstrap=0)
+    assert [m.place for m in found.values()] == ["softmax maps", "block outputs"]
+    assert heading(found["token_similarity"]).endswith("block outputs, mean of 7 images")
