@@ -100,10 +100,10 @@ def reported_measurements(
         takes = f"{option('metric', python='metrics')} takes {' and '.join(METRICS)}"
         raise InputError(f"{odd.pop()!r} does not say what could be removed; {takes}.")
     reader = open_maps(path)
-    if not is_whole(reader):
+    if _kept_in_part(reader):
         raise InputError(
-            f"{path} holds some of the layers or heads alone, or several stages, so it does not say which parts of the "
-            f"network are similar: name {option('blocks')} and {option('heads')}, or all."
+            f"{path} holds some of the layers or heads alone, so it does not say which parts of the network are "
+            f"similar: name {option('blocks')} and {option('heads')}, or all."
         )
     found = measure(reader, [*metrics, *(m for m in METRICS if m not in named)], bootstrap=0)
     return found, reader.attrs.get("checkpoint_sha256", "")
@@ -120,10 +120,10 @@ def _make_some(ref: Path | str | nn.Module, path: Path | str) -> str:
     return f"make some with `{words}{data} -o {path}` and name {named}, or try {every} without any"
 
 
-def is_whole(reader: MapReader) -> bool:
-    """True if maps are of one stage, with all its layers and heads."""
+def _kept_in_part(reader: MapReader) -> bool:
+    """True if not all layers and heads were kept."""
     part = reader.maps(site=reader.sites()[0], images=slice(0, 1)).part
-    return len(reader.stages) == 1 and part.layers is None and part.heads is None
+    return part.layers is not None or part.heads is not None
 
 
 def command_of_maps(path: Path) -> str:
@@ -132,7 +132,8 @@ def command_of_maps(path: Path) -> str:
     if not path.exists():
         return verify_command(path, {})
     reader = open_maps(path)
-    return verify_command(path, reader.attrs.get("config", {}), () if is_whole(reader) else ALL_PARTS)
+    parts = ALL_PARTS if _kept_in_part(reader) or len(reader.stages) > 1 else ()
+    return verify_command(path, reader.attrs.get("config", {}), parts)
 
 
 def _maps_of_run(ref: str) -> Path:

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -182,6 +183,12 @@ def test_maps_of_another_model_or_of_several_stages_are_no_evidence(run, tmp_pat
     maps = capture_file(CaptureSpec(small, data="digits", images=20, untrained=0), out=tmp_path / "small.h5")
     with pytest.raises(InputError, match="measured as .* stages"):
         verify_drops(small, maps=maps, data="digits", device="cpu")
+    some = capture_file(CaptureSpec(run, images=8, untrained=0, layers="1,2"), out=tmp_path / "some.h5")
+    with pytest.raises(InputError, match="some.h5 holds some of the layers or heads alone"):
+        verify_drops(run, maps=some, device="cpu")
+    for path in (maps, some):
+        with pytest.raises(InputError, match="attnprobe verify-drops .* --blocks all --heads all"):
+            verify_drops(path)
 
 
 def test_metrics_and_tolerances_that_say_nothing_are_refused(run):
