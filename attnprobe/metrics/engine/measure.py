@@ -1,6 +1,5 @@
 """Measurements of a stream of attention maps: mean, interval, baselines and summary of every metric."""
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from attnprobe.core.browse import numbered_together
 from attnprobe.core.errors import InputError, ShapeError
 from attnprobe.core.maps import AttentionMaps
 from attnprobe.core.measurement import Key, Measurement, Measurements
@@ -155,30 +155,16 @@ def _measurements(
 
 
 def _numbered(places: list[Place]) -> list[Place]:
-    """The places, with blocks numbered through the network where stages differ in their number of heads alone.
-
-    `capturing.kinds` calls such stages trunk, trunk_2 ...; the order of blocks is that of the numbers in their names.
-    Of stages that were kept in part nobody knows the missing ones.
-    """
-    stages = {place.stage: place.uniform for place in places}
-    alike: dict[object, list[str]] = {}
-    for stage, like in stages.items():
-        base = re.sub(r"_\d+$", "", stage)
-        if base in stages and like.layers and like.part.layers is None:
-            alike.setdefault((base, like.kind, like.grid, like.values.shape[3:]), []).append(stage)
-    numbered: dict[str, dict[str, Any]] = {}
-    for together in (tuple(its) for its in alike.values() if len(its) > 1):
-        order = sorted((name for stage in together for name in stages[stage].layers), key=_natural)
-        numbers = {name: number for number, name in enumerate(order, 1)}
-        for stage in together:
-            of_blocks = tuple(numbers[name] for name in stages[stage].layers)
-            numbered[stage] = {"together": together, "numbers": of_blocks}
-    return [replace(place, **numbered.get(place.stage, {})) for place in places]
-
-
-def _natural(name: str) -> list[int | str]:
-    """Sorting key by which blocks.2 is before blocks.10."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+    """The places, with blocks numbered through the network where stages differ in their number of heads alone."""
+    stages = {}
+    for like in (place.uniform for place in places):
+        common = like.kind, like.grid, like.values.shape[3:]
+        stages[like.stage] = common, like.layers if like.part.layers is None else ()
+    found = numbered_together(stages)
+    return [
+        replace(place, together=its.together, numbers=its.numbers) if (its := found.get(place.stage)) else place
+        for place in places
+    ]
 
 
 def _of_uniform_attention(place: Place, metrics: Sequence[Metric]) -> dict[str, Collected]:
