@@ -92,7 +92,7 @@ def head_atlas(
         frameon=False,
     )
     ax.set_title(heading(m) if title is None else title, fontsize="medium", parse_math=False)
-    _fit_letters(ax)
+    fit_letters(ax)
     return ax
 
 
@@ -100,7 +100,7 @@ LARGEST = 8.0
 """Points of the largest letters above a tile."""
 
 
-def _fit_letters(ax: Axes) -> None:
+def fit_letters(ax: Axes) -> None:
     """Make the letters above the tiles as large as the room between rows, and a tile's width, let them be."""
     figure = ax.get_figure(root=True)
     assert figure is not None, "its Axes lie in one"

@@ -120,10 +120,12 @@ def whole_network(e: Examined, m: Measurement) -> Measurement:
 
 def say_what_is_left_out(name: object, e: Examined, m: Measurement) -> None:
     """Warn of the blocks that a figure of `m` leaves out, as they have other numbers of heads or other tokens."""
-    others = dict.fromkeys(o.stage for o in e.measurements.values() if o.metric == m.metric and o.stage != m.stage)
-    if m.together:
-        blocks = [n for its in e.measurements.through(m)[1:] for n in its.block_numbers]
-        left = f"{blocks_text(sorted(blocks))}, which have other numbers of heads"
+    measured = {its.stage: its for its in e.measurements.values() if "layer" in its.axes}
+    others = [stage for stage in measured if stage != m.stage]
+    together = measured[m.stage].together if m.stage in measured else ()
+    if together:
+        blocks = sorted(n for stage in together if stage != m.stage for n in measured[stage].block_numbers)
+        left = f"{blocks_text(blocks)}, which have other numbers of heads"
         warnings.warn(f"{name}: drawn are {blocks_text(m.block_numbers)}, and not {left}", stacklevel=1)
     elif others:
         left = ", ".join(others)

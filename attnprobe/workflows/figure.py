@@ -23,6 +23,7 @@ from attnprobe.io.remote import place
 from attnprobe.io.run import Run, maps_of, name_of
 from attnprobe.metrics import atlases
 from attnprobe.plots import PLOTS, similar_fraction
+from attnprobe.plots.head_atlas import fit_letters
 from attnprobe.plots.heat_maps import side_by_side
 from attnprobe.plots.style import COLOURS
 from attnprobe.store import open_maps
@@ -114,11 +115,14 @@ def draw(
                 function(one, ax, **more)
                 if len(shown) > 1:
                     key = ax.get_legend()  # it lies above the Axes, where a title would run into it
-                    if key is None:
+                    if key is None or key.get_window_extent().y0 < ax.get_window_extent().y0:  # or below it
                         ax.set_title(name, fontsize="medium", parse_math=False)
                     else:
                         key.set_title(name, {"size": "medium"})
                         key.get_title().set_parse_math(False)
+        if figure == "head_atlas":
+            for ax in axes:  # only now it is known how large each is
+                fit_letters(ax)
         with fs.as_work_error(f"writing {out}"):
             fs.make_folder(out.parent)
             sheet.savefig(out, dpi=300)

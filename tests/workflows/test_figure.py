@@ -11,6 +11,7 @@ from attnprobe.core.errors import InputError
 from attnprobe.core.figures import FIGURES
 from attnprobe.core.registry import UnknownName
 from attnprobe.core.spec import CaptureSpec
+from attnprobe.plots.head_atlas import DOWN, TILE
 from attnprobe.workflows.capture import capture_file
 from attnprobe.workflows.figure import draw
 from attnprobe.workflows.train import train
@@ -89,6 +90,17 @@ def test_several_scatters_stand_below_one_another_each_named_above_its_legend(ru
         key = ax.get_legend()
         assert key.get_title().get_text() == run.name and not ax.get_title()
         assert key.get_window_extent().y0 > ax.get_window_extent().y1
+
+
+def test_several_atlases_are_each_named_above_and_their_letters_fit(run, tmp_path, monkeypatch):
+    kept = []
+    monkeypatch.setattr(Figure, "savefig", lambda sheet, *_, **__: kept.append(sheet))
+    draw([run, run / "maps.h5"], "head_atlas", tmp_path / "x.png")
+    kept[0].draw_without_rendering()
+    for ax in kept[0].axes:
+        assert ax.get_title() == run.name
+        (_, top), (_, bottom) = ax.transData.transform([(0, 0), (0, DOWN - TILE)])
+        assert all(text.get_window_extent().height < top - bottom for text in ax.texts)
 
 
 @pytest.mark.parametrize(
