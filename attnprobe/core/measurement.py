@@ -80,7 +80,7 @@ class Measurement(Shown):
 
     @property
     def place(self) -> str:
-        """What was measured: `softmax maps`, `block outputs`."""
+        """The thing that was measured, in words: `softmax maps`, `block outputs`."""
         return SITES[self.site] if self.of == "maps" else self.of
 
     @property

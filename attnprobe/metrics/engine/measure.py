@@ -234,7 +234,7 @@ def _measurement(place: Place, metric: Metric, collected: Collected, bootstrap: 
 
 
 OF = {"maps": "maps", "tokens": "block outputs", "value_vectors": "value vectors"}
-"""What a metric is of, by the first of these that its function takes; see `Measurement.of`."""
+"""The thing a metric is of, by the first of these that its function takes; see `Measurement.of`."""
 
 
 def _from_resamples(
