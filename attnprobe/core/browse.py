@@ -1,6 +1,7 @@
 """The protocol of maps that are read one layer at a time. Without torch, so that a viewer starts at once."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,7 +15,7 @@ class StageShape:
     """Shape of the maps of one stage; fields as in `AttentionMaps`.
 
     Attributes:
-        layers, heads: numbers of those present, counted from 1.
+        layers, heads: numbers of those present, counted from 1; see `numbered_together`.
         queries: positions of the query tokens, counted from 0; `keys`: the number of key tokens.
         sites: of its maps, weights first, each with whether its rows sum to 1.
     """
@@ -27,6 +28,47 @@ class StageShape:
     keys: int
     grid: TokenGrid
     sites: tuple[tuple[str, bool], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Numbered:
+    """Numbers of the blocks of a stage, through the network: from 1, in the order in which they run.
+
+    Attributes:
+        together: stages that were numbered together, this one included.
+        numbers: of its blocks.
+    """
+
+    together: tuple[str, ...]
+    numbers: tuple[int, ...]
+
+
+def numbered_together(stages: Mapping[str, tuple[Hashable, Sequence[str]]]) -> dict[str, Numbered]:
+    """Stages that differ in their number of heads alone, with the numbers of their blocks; others are left out.
+
+    `capturing.kinds` calls such stages trunk, trunk_2 ...; the order of blocks is that of the numbers in their names.
+
+    Args:
+        stages: {name: (what stages must have in common, as tokens and kind; names of the layers)}, without names for a
+            stage that was kept in part: nobody knows the missing ones.
+    """
+    alike: dict[Hashable, list[str]] = {}
+    for stage, (common, layers) in stages.items():
+        base = re.sub(r"_\d+$", "", stage)
+        if base in stages and layers:
+            alike.setdefault((base, common), []).append(stage)
+    numbered = {}
+    for together in (tuple(its) for its in alike.values() if len(its) > 1):
+        order = sorted((name for stage in together for name in stages[stage][1]), key=_natural)
+        number_of = {name: number for number, name in enumerate(order, 1)}
+        for stage in together:
+            numbered[stage] = Numbered(together, tuple(number_of[name] for name in stages[stage][1]))
+    return numbered
+
+
+def _natural(name: str) -> list[int | str]:
+    """Sorting key by which blocks.2 is before blocks.10."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
 class Browsable(Protocol):

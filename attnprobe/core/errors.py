@@ -135,6 +135,8 @@ def did_you_mean(name: str, known: Iterable[str], lister: str = "") -> str:
         lister: the command that lists all, for names that are too many for a message.
     """
     known = sorted(set(known))
+    if not known:
+        return " There are none."
     if len(known) <= LISTED:
         return f"{nearest(name, known)} Known: {', '.join(known)}."
     return f"{nearest(name, known)} {len(known)} names are known{f': {lister}' if lister else ''}."

@@ -95,7 +95,8 @@ class Examined:
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "measurements", Measurements(self.measurements))
+        known = {name: getattr(self.measurements, name, {}) for name in ("facts", "refusals")}
+        object.__setattr__(self, "measurements", Measurements(self.measurements, **known))
 
     @property
     def untrained(self) -> "Examined | None":

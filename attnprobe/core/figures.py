@@ -35,7 +35,7 @@ KINDS = (
     FigureKind("head_scatter", "attention_distance", 0.75),
     FigureKind("head_grid", "head_divergence", 0.85, (("layer", "head", "head"),), heat=True),
     FigureKind("head_embedding", "head_divergence_across_layers", 0.9, (("layer", "head", "layer", "head"),)),
-    FigureKind("head_atlas", "atlas", 0.6, (("layer", "head", "type"),)),
+    FigureKind("head_atlas", "atlas", 0.75, (("layer", "head", "type"),)),
     FigureKind("layer_key", "attention_rollout", 0.6, (("layer", "key"),), heat=True),
     FigureKind("attention_grid", "", 0.9),
     FigureKind("filmstrip", "layer_similarity", 0.55),

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from attnprobe.core.registry import Registry
-from attnprobe.core.sites import Site
+from attnprobe.core.sites import SITES, Site
 from attnprobe.core.text import Shown, table, visible
 
 FromMean = Callable[[np.ndarray, int], np.ndarray]
@@ -45,6 +45,9 @@ class Measurement(Shown):
         from_mean: as in `Metric`.
         explanation: definition of the metric in words, as `attnprobe explain` prints it.
         not_finite: the first maps that held NaN or infinities, by image, layer and head.
+        together: stages of the same tokens that differ in their number of heads alone, this one included; their blocks
+            are numbered through the network, in `coords`. Empty where this is the only one.
+        of: what the metric is of: "maps", "block outputs" or "value vectors"; of these two the site says nothing.
     """
 
     metric: str
@@ -72,6 +75,13 @@ class Measurement(Shown):
     explanation: str = ""
     not_finite: tuple[str, ...] = ()
     replicates: np.ndarray | None = None
+    together: tuple[str, ...] = ()
+    of: str = "maps"
+
+    @property
+    def place(self) -> str:
+        """The thing that was measured, in words: `softmax maps`, `block outputs`."""
+        return SITES[self.site] if self.of == "maps" else self.of
 
     @property
     def n_blocks(self) -> int:
@@ -90,7 +100,8 @@ class Measurement(Shown):
 
     def facts(self) -> dict[str, object]:
         """Place, number of images, shape, mean and summary in words, for notebook and terminal."""
-        place = self.site if self.stage == "trunk" else f"{self.site}, stage {self.stage}"
+        site = self.site if self.of == "maps" else self.of
+        place = site if self.stage == "trunk" else f"{site}, stage {self.stage}"
         shape = " x ".join(f"{n} {axis}" for n, axis in zip(self.mean.shape, self.axes, strict=True))
         numbers = {name: value for name, value in self.summary.items() if isinstance(value, int | float | str)}
         return {
@@ -147,10 +158,19 @@ class Measurements(Registry[Measurement]):
     multiplies its softmax maps with V as they are, so both sites name one measurement.
     """
 
-    def __init__(self, named: Mapping[str, Measurement] | None = None, facts: Mapping[str, Any] | None = None) -> None:
-        """`facts`: what is known of the model beside them, such as its accuracy on the images; see `Examined.info`."""
+    def __init__(
+        self,
+        named: Mapping[str, Measurement] | None = None,
+        facts: Mapping[str, Any] | None = None,
+        refusals: Mapping[str, str] | None = None,
+    ) -> None:
+        """
+        Args:
+            facts: what is known of the model beside them, such as its accuracy on the images; see `Examined.info`.
+            refusals: why a metric that was asked for is not among them, by its name.
+        """
         super().__init__("measurement")
-        self._things, self.facts = dict(named or {}), dict(facts or {})
+        self._things, self.facts, self.refusals = dict(named or {}), dict(facts or {}), dict(refusals or {})
 
     def __repr__(self) -> str:
         return f"<{len(self)} measurements: {', '.join(map(visible, self))}>"
@@ -191,6 +211,15 @@ class Measurements(Registry[Measurement]):
         """
         found = (self.get(metric, site=site) for site in sites or ("effective", "weights"))
         return list({id(m): m for m in found if m is not None}.values())
+
+    def plus(self, others: Mapping[str, Measurement]) -> "Measurements":
+        """These and others, which replace those of their names."""
+        return Measurements({**self, **others}, self.facts, self.refusals)
+
+    def through(self, m: Measurement) -> list[Measurement]:
+        """`m`, and the same of all stages that its blocks are numbered with."""
+        others = (self.get(m.metric, site=m.site, stage=stage) for stage in m.together if stage != m.stage)
+        return [m, *(other for other in others if other is not None)]
 
     def prefer(self, metric: str, *sites: Site) -> Measurement | None:
         """The metric at the first of these sites where it was measured."""

@@ -27,7 +27,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from attnprobe.core.errors import WorkError
+from attnprobe.core.errors import InputError, WorkError
 from attnprobe.io.remote import RemotePath, require_local
 
 OPERATIONS = ("make_folder", "create", "reserve", "write", "fsync", "link", "rename", "unlink", "fsync_folder")
@@ -71,6 +71,16 @@ def _perform(operation: str, path: Path, call: Callable[[], Any]) -> Any:
             return call()
         except InterruptedError:
             continue
+
+
+OF_FILES = (".h5", ".html", ".json", ".csv", ".md", ".tex", ".pdf", ".png", ".svg")
+"""Endings that nobody gives a folder."""
+
+
+def check_folder(path: Path) -> None:
+    """Raises InputError where a folder for several files is to be, and the name is a file's."""
+    if not path.is_dir() and (path.suffix.lower() in OF_FILES or path.exists()):
+        raise InputError(f"{path} names a file, and several are written: name a folder, such as {path.stem or 'out'}.")
 
 
 def make_folder(path: Path) -> None:

@@ -27,7 +27,7 @@ def _summary(m: Measurement, distance: Callable[[np.ndarray], np.ndarray] = lamb
     labels = clusters(mean, cut)
     groups = [[] for _ in range(max(labels) + 1)]
     for head, label in enumerate(labels):
-        groups[label].append([head // heads + 1, head % heads + 1])
+        groups[label].append([m.block_numbers[head // heads], head % heads + 1])
     found = {"effective_heads": len(groups), "effective_heads_ci": fewest_and_most(len(groups), mean, ends, cut)}
     return found | {"redundant": n - len(groups), "of": n, "clusters": groups, "cut": cut, "n_images": m.n_images}
 

@@ -26,7 +26,7 @@ def _summary(m: Measurement) -> dict[str, Any]:
     overlap = [None, *(float(m.mean[block, p]) for block, p in enumerate(partners, 1))]
     return {
         "overlap": [None if x is None or math.isnan(x) else x for x in overlap],
-        "compared_with": [None, *(p + 1 for p in partners)],
+        "compared_with": [None, *(m.block_numbers[p] for p in partners)],
         "compare": m.settings["compare"],
         "n_images": m.n_images,
     }

@@ -42,10 +42,11 @@ def _summary(m: Measurement) -> dict[str, Any]:
     """Number of similar blocks, which ones and from which block on, counted from 1; see `similar_blocks`."""
     thresholds, rho, tau = m.coords["threshold"], m.settings["rho"], m.settings["tau"]
     chosen = chosen_threshold(m)
-    n_blocks = m.mean.shape[-1]
-    similar = [block + 1 for block in range(n_blocks) if m.mean[chosen, block] > rho]
-    first = last = n_blocks - 1 if m.settings["compare"] == "next" else n_blocks
-    while first in similar:
+    n_blocks, numbers = m.mean.shape[-1], m.block_numbers
+    similar = m.mean[chosen] > rho
+    last = n_blocks - (m.settings["compare"] == "next")  # the last of these has no next one
+    first = last
+    while first and similar[first - 1]:
         first -= 1
     counts = (m.mean > rho).sum(-1).tolist()
     low, high = _count_interval(m, rho)
@@ -56,8 +57,8 @@ def _summary(m: Measurement) -> dict[str, Any]:
         "of": n_blocks,
         "ratio": [_or_none(x) for x in m.mean[chosen]],
         "ratio_ci": [[_or_none(bound) for bound in block] for block in m.ci[:, chosen].T],
-        "similar": similar,
-        "collapsed_from": first + 1 if first < last else None,
+        "similar": [number for number, alike in zip(numbers, similar, strict=True) if alike],
+        "collapsed_from": numbers[first] if first < last else None,
         "curve": {
             "threshold": [thresholds[i] for i in curve],
             "count": [counts[i] for i in curve],

@@ -64,6 +64,7 @@ def depth_curve(
     number_from_one(ax.xaxis, deepest)
     ax.set_xlim(-0.5, deepest - 0.5)
     ax.set(xlabel="block", ylabel=_name(m))
+    ax.ticklabel_format(axis="y", useOffset=False)  # matplotlib writes the offset over the legend
     if m.axes == ("threshold", "layer"):
         ax.axhline(m.settings["rho"], color=GREY, linewidth=0.8)
         ax.set_ylim(-0.03, 1.03)
@@ -116,7 +117,7 @@ def _per_image(m: Measurement) -> np.ndarray | None:
 def _name(m: Measurement) -> str:
     if m.axes == ("threshold", "layer"):
         return f"share of vectors with cosine > {m.settings['tau']}"
-    return quantity(m) + (", mean over heads" if m.axes == ("layer", "head") else "")
+    return quantity(m) + ("\nmean over heads" if m.axes == ("layer", "head") else "")
 
 
 SPREAD = 0.3
@@ -151,5 +152,6 @@ def head_scatter(m: Measurement, ax: Axes | None = None, *, baselines: bool = Tr
     number_from_one(ax.xaxis, blocks, kept=m.coords.get("layer"))
     ax.set_xlim(-0.6, blocks - 0.4)
     ax.set(xlabel="block", ylabel=quantity(m))
+    ax.ticklabel_format(axis="y", useOffset=False)
     legend(ax)
     return ax

@@ -67,7 +67,6 @@ def head_atlas(
     layers, heads = m.mean.shape[:2]
     width, height = atlas_size(m)
     ax = new_axes(9.6, 1.4 + 9.1 * height / width) if ax is None else ax
-    size = min(8.0, 0.26 * 72 * ax.get_window_extent().width / ax.figure.dpi / layers)
     whole = np.zeros((height, width, 4))  # one array of all: a thousand images take half a minute to draw
     for layer, head in np.ndindex(layers, heads):
         name = m.summary["types"][layer][head]
@@ -75,7 +74,7 @@ def head_atlas(
         thumbnail = None if thumbnails is None else thumbnails[layer, head]
         whole[top : top + TILE, left : left + TILE] = _tile(thumbnail, name)
         unsure = "" if m.mean[layer, head, names.index(name)] >= SURE or name == "unknown" else "?"
-        ax.text(left + TILE / 2, top - 2, SHORT[name] + unsure, ha="center", va="bottom", fontsize=size)
+        ax.text(left + TILE / 2, top - 2, SHORT[name] + unsure, ha="center", va="bottom")
     ax.imshow(whole, extent=(0, width, height, 0), interpolation="nearest")
     ax.set(xlabel="block", ylabel="head")
     for axis, n, step, start in ((ax.xaxis, layers, ACROSS, TILE / 2), (ax.yaxis, heads, DOWN, DOWN - TILE / 2)):
@@ -93,7 +92,26 @@ def head_atlas(
         frameon=False,
     )
     ax.set_title(heading(m) if title is None else title, fontsize="medium", parse_math=False)
+    fit_letters(ax)
     return ax
+
+
+LARGEST = 8.0
+"""Points of the largest letters above a tile."""
+
+
+def fit_letters(ax: Axes) -> None:
+    """Make the letters above the tiles as large as the room between rows, and a tile's width, let them be."""
+    figure = ax.get_figure(root=True)
+    assert figure is not None, "its Axes lie in one"
+    for text in ax.texts:
+        text.set_fontsize(LARGEST)
+    figure.draw_without_rendering()  # only the layout knows how large a tile is
+    boxes = [text.get_window_extent() for text in ax.texts]
+    (left, top), (right, bottom) = ax.transData.transform([(0, 0), (ACROSS, DOWN - TILE - 4)])
+    room = min((right - left) / max(box.width for box in boxes), (top - bottom) / max(box.height for box in boxes))
+    for text in ax.texts:
+        text.set_fontsize(LARGEST * min(1.0, 0.95 * room))
 
 
 def _tile(values: np.ndarray | None, name: str) -> np.ndarray:

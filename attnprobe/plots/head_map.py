@@ -10,9 +10,10 @@ from matplotlib.patches import Rectangle
 from attnprobe.core.errors import InputError
 from attnprobe.core.images import LUMA
 from attnprobe.core.maps import AttentionMaps
+from attnprobe.core.sites import SITES
 from attnprobe.plots.attention_grid import OPACITY
 from attnprobe.plots.map_strip import tiles_of
-from attnprobe.plots.style import SITES, Limits, colours, finish, limits_from_zero, new_axes
+from attnprobe.plots.style import Limits, colours, finish, limits_from_zero, new_axes
 
 
 def head_map(

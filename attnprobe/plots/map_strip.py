@@ -6,8 +6,8 @@ from matplotlib.patches import Rectangle
 
 from attnprobe.core.errors import InputError, ShapeError
 from attnprobe.core.maps import AttentionMaps
+from attnprobe.core.sites import SITES
 from attnprobe.plots.style import (
-    SITES,
     Limits,
     colours,
     finish,

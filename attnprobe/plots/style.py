@@ -14,7 +14,6 @@ from numpy.typing import ArrayLike
 
 from attnprobe.core.errors import ShapeError
 from attnprobe.core.measurement import Measurement
-from attnprobe.core.sites import SITES
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """Okabe & Ito's palette without black and yellow, which vanish on a dark or a light page."""
@@ -54,7 +53,7 @@ def quantity(m: Measurement) -> str:
 
 def heading(m: Measurement) -> str:
     """Two short lines: what was measured; where, on how many images."""
-    return f"{m.metric.replace('_', ' ')}\n{SITES[m.site]}, mean of {m.n_images} images"
+    return f"{m.metric.replace('_', ' ')}\n{m.place}, mean of {m.n_images} images"
 
 
 def number_from_one(

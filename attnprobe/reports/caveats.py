@@ -7,8 +7,8 @@ from scipy.special import bdtrc
 from attnprobe.core.accuracy import accuracy_interval
 from attnprobe.core.examined import Examined
 from attnprobe.core.measurement import Measurement
+from attnprobe.core.sites import SITES
 from attnprobe.core.text import blocks_text
-from attnprobe.plots.style import SITES
 from attnprobe.reports.finding import Finding
 from attnprobe.reports.kinds import kind_named
 from attnprobe.reports.numbers import ci_text, number
@@ -37,8 +37,8 @@ def caveats(
         yield from filter(None, map(_last_block, (*findings, *single)))
     if e.measurements.change_after_softmax:
         yield _two_matrices(e)
-    if m is not None and (others := _other_stages(e, m)):
-        yield others
+    if stages := about_stages(e):
+        yield f"{stages}."
     ratios = () if m is None else zip(m.block_numbers, m.summary["ratio"], strict=True)
     if unknown := [block for block, ratio in ratios if ratio is None]:
         yield f"{blocks_text(unknown)} without a finite value in any image."
@@ -65,7 +65,8 @@ def _from_start(f: Finding) -> str:
     there, n = len(f.from_start), len(f.blocks)
     if 2 * there <= n:
         return ""
-    blocks = "this block" if n == 1 else f"all {n} of these blocks" if there == n else f"{there} of these {n} blocks"
+    every = {1: "this block", 2: "both of these blocks"}.get(n, f"all {n} of these blocks")
+    blocks = every if there == n else f"{there} of these {n} blocks"
     same = f"{number(f.untrained)} there, {number(f.number)} here in block {f.block}"
     return (
         f"{f.words} is in the untrained network, too, in {blocks} ({same}): training did not bring it and has not "
@@ -84,14 +85,30 @@ def _last_block(f: Finding) -> str:
     )
 
 
-def _other_stages(e: Examined, m: Measurement) -> str:
-    """Sentence on other stages, whose blocks have other heads or tokens, with their counts."""
-    others = [
-        f"{other.stage} {other.summary['count']} of {other.summary['of']}"
-        for other in e.measurements.select(m.metric, site=m.site)
-        if other.stage != m.stage
-    ]
-    return f"this is about stage {m.stage}; similar blocks of the others: {', '.join(others)}." if others else ""
+def about_stages(e: Examined) -> str:
+    """Clause on what is said of some blocks alone, where not all have equally many heads and tokens; else empty."""
+    measured = [m for m in e.measurements.values() if "layer" in m.axes]
+    if len({m.stage for m in measured}) < 2:
+        return ""
+    m = e.measurements.prefer("similar_blocks", "effective", "weights") or max(measured, key=lambda m: m.n_blocks)
+    apart = dict.fromkeys(other.stage for other in measured if other.stage not in (m.stage, *m.together))
+    counts = {
+        other.stage: f"{other.stage} {other.summary['count']} of {other.summary['of']}"
+        for other in e.measurements.select("similar_blocks", site=m.site)
+        if other.stage in apart
+    }
+    clauses = []
+    if m.together:
+        n_blocks = sum(its.n_blocks for its in e.measurements.through(m))
+        clauses.append(
+            "not all blocks have equally many heads: repetition, similar blocks, the summary and the figures are of "
+            f"{blocks_text(m.block_numbers)} alone, which do; all other kinds are judged in all {n_blocks} blocks"
+        )
+    if counts:
+        clauses.append(f"this is about stage {m.stage}; similar blocks of the others: {', '.join(counts.values())}")
+    elif apart:
+        clauses.append(f"this is about stage {m.stage}; not judged, for other heads or tokens: {', '.join(apart)}")
+    return "; ".join(clauses)
 
 
 def _two_matrices(e: Examined) -> str:

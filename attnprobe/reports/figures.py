@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 
 from attnprobe.core.examined import AttendedImage, Examined, Precision
 from attnprobe.core.measurement import Measurement
+from attnprobe.core.sites import SITES
 from attnprobe.io.progress import progress
 from attnprobe.plots import (
     attention_grid,
@@ -22,7 +23,7 @@ from attnprobe.plots import (
 )
 from attnprobe.plots.attention_grid import attention_limits, attention_of
 from attnprobe.plots.depth import by_depth
-from attnprobe.plots.style import SITES, colour_bar, colours, quantity
+from attnprobe.plots.style import colour_bar, colours, quantity
 from attnprobe.plots.tiles import Tiles
 from attnprobe.reports.drawing import GREY, Drawing, as_photograph, as_svg, canvas
 from attnprobe.reports.head_figures import AXES, LEGEND, atlases, head_grids, heat_maps

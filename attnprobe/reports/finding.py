@@ -68,6 +68,14 @@ class Finding:
         return self.of + (self.kind == "repetition")
 
     @property
+    def among(self) -> str:
+        """`block 6 of 6`; of a network of which not all blocks are judged, `block 6, 1 of 3 judged`."""
+        numbers = () if self.levels is None else self.levels.numbers
+        if numbers and numbers[-1] > self.depth:
+            return f"{blocks_text(self.blocks)}, {len(self.blocks)} of {self.of} judged"
+        return f"{blocks_text(self.blocks)} of {self.depth}"
+
+    @property
     def single(self) -> bool:
         """True if it is found in single blocks only (`EXTENT`), none of which counts alone."""
         copies = self.kind == "repetition" and self.number is not None and self.number > (1 + self.bar) / 2
@@ -108,7 +116,7 @@ class Finding:
         if self.found == "no":
             return "explained by another kind" if self.is_explained else "not found"
         if self.single:
-            return f"in single blocks: {blocks_text(self.blocks)} of {self.depth}"
+            return f"in single blocks: {self.among}"
         bounds = "" if self.surely == self.at_most else f" ({self.surely}–{self.at_most})"
         without_gaps = self.blocks[-1] - self.blocks[0] + 1 == len(self.blocks) > 1
         start = f"from block {self.first_block}" if without_gaps else blocks_text(self.blocks)
@@ -172,10 +180,10 @@ def cannot_say(kind: Kind, bar: float, why: str) -> Finding:
     )
 
 
-def missing(m: Measurement | None, name: str) -> str:
-    """Reason why there is nothing to judge by; "" if there is something."""
+def missing(m: Measurement | None, name: str, refusals: Mapping[str, str]) -> str:
+    """Reason why there is nothing to judge by; "" if there is something. `refusals` as in `Measurements`."""
     if m is None:
-        return f"{name} {NOT_MEASURED}"
+        return f"{name} {NOT_MEASURED}" + (f": {refusals[name]}" if refusals.get(name) else "")
     if m.n_images - m.n_excluded < 2:
         return "one image says nothing about others" if m.n_images == 1 else f"{name} is not finite in any two images"
     return ""

@@ -86,23 +86,32 @@ def findings(e: Examined) -> tuple[Finding, ...]:
         found["repetition"], repeating = repetition(e, found)
     if repeating:  # reported where it is explained, and not counted as repetition
         near = found["near_uniform"]
-        words = f"so {len(repeating)} of them overlap{'s' if len(repeating) == 1 else ''} with the previous block"
+        m = e.measurements.prefer("map_overlap", "effective", "weights")
+        alike = " of as many heads" if m is not None and m.together else ""
+        verb = f"overlap{'s' if len(repeating) == 1 else ''}"
+        words = f"so {len(repeating)} of them {verb} with the previous block{alike}"
         found["near_uniform"] = replace(near, detail="; ".join(filter(None, (near.detail, words))))
     return tuple(found[kind.name] for kind in KINDS)
 
 
+def _levels(e: Examined, kind: Kind, m: Measurement) -> Levels:
+    """The numbers of a kind in one stage."""
+    numbers = NUMBERS.get(kind.name, levels)(m)
+    prefix = None if kind.name != "sink_collapse" else e.measurements.get("prefix_mass", site=m.site, stage=m.stage)
+    if prefix is None:
+        return numbers
+    n_tokens = prefix.mean.shape[-1]
+    return numbers.or_larger(levels(prefix).then(lambda x: n_tokens * x))  # on all prefix tokens together
+
+
 def _finding(e: Examined, kind: Kind, found: Mapping[str, Finding]) -> Finding:
     m = e.measurements.prefer(kind.metric, "weights", "effective")
-    why = missing(m, kind.metric)
+    why = missing(m, kind.metric, e.measurements.refusals)
     if m is None or why:
         return cannot_say(kind, bar_of(e, kind), why)
     if kind.name == "near_uniform" and "uniform" not in m.baselines:
         return cannot_say(kind, bar_of(e, kind), "the uniform baseline was not measured")
-    numbers = NUMBERS.get(kind.name, levels)(m)
-    prefix = e.measurements.prefer("prefix_mass", "weights", "effective")
-    if kind.name == "sink_collapse" and prefix is not None:
-        n_tokens = prefix.mean.shape[-1]
-        numbers = numbers.or_larger(levels(prefix).then(lambda x: n_tokens * x))  # on all prefix tokens together
+    numbers = Levels.joined([_levels(e, kind, its) for its in e.measurements.through(m)])
     changed = kind.of_maps and m.site == "weights" and not m.is_effective
     detail = "of the softmax, which this variant changes before V" if changed else ""
     excused = {found[name].words: frozenset(found[name].blocks) for name in EXCUSED.get(kind.name, ())}

@@ -100,9 +100,15 @@ def _provenance(runs: Sequence[Examined]) -> list[tuple[str, list[str]]]:
     """(fact, its value for each run), in the order in which runs have them."""
     facts = dict.fromkeys(name for e in runs for name in e.info)
     rows = [(name, [_text(plain(e.info.get(name))) for e in runs]) for name in facts]
-    rows.append(("blocks", [str(len(e.layers)) for e in runs]))
+    rows.append(("blocks", [str(_n_blocks(e)) for e in runs]))
     rows.append(("tokens", [_tokens(e) for e in runs]))
     return rows
+
+
+def _n_blocks(e: Examined) -> int:
+    """Blocks of the stage that is shown, and of those that are numbered with it."""
+    together = (e.measurements.through(m) for m in e.measurements.values() if m.together and m.n_blocks)
+    return max((sum(its.n_blocks for its in stages) for stages in together), default=len(e.layers))
 
 
 def _text(value: Any) -> str:

@@ -1,6 +1,6 @@
 """One number per block with its interval, by which a kind of collapse is judged, and that of the untrained network."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,6 +45,18 @@ class Levels:
             np.minimum(self.high, np.maximum(most, self.mean)),
         )
         return Levels(self.mean, low, high, self.untrained, self.numbers, self.n_images)
+
+    @classmethod
+    def joined(cls, parts: "Sequence[Levels]") -> "Levels":
+        """Levels of the blocks of several stages, in the order of their numbers."""
+        numbers = np.concatenate([part.numbers for part in parts])
+        order = np.argsort(numbers)
+        mean, low, high, untrained = (
+            np.concatenate([getattr(part, name) for part in parts])[order]
+            for name in ("mean", "low", "high", "untrained")
+        )
+        n_images = min(part.n_images for part in parts)
+        return cls(mean, low, high, untrained, tuple(numbers[order].tolist()), n_images)
 
     def or_larger(self, other: "Levels") -> "Levels":
         """The larger of two levels, block by block."""

@@ -18,12 +18,16 @@ from attnprobe.plots import removal_curve
 from attnprobe.reports.drawing import Drawing, as_svg, canvas
 from attnprobe.reports.numbers import number
 
+ALL_PARTS = ("--blocks", "all", "--heads", "all")
+"""Options that try every part, where maps do not say of the whole network what is similar."""
 
-def verify_command(path: Path, config: Mapping[str, Any]) -> str:
+
+def verify_command(path: Path, config: Mapping[str, Any], parts: Sequence[str] = ()) -> str:
     """The command that measures the accuracy without what these maps call similar: with the model's name and images.
 
     Args:
         path: of the maps file; `config`: its description of the capture.
+        parts: options that name blocks and heads instead, as `parts_options` does; empty for those the maps tell.
     """
     named, images, prepared = (
         part if isinstance(part := config.get(name), Mapping) else {} for name in ("named", "images", "preparation")
@@ -31,10 +35,10 @@ def verify_command(path: Path, config: Mapping[str, Any]) -> str:
     options: dict[str, Any] = {name: prepared.get(name) for name in PREPARATION}
     model, maps = str(path.parent), []
     if not Run(path.parent).config.exists():  # a run knows its model and images
-        model, maps = named.get("model") or "MODEL", ["--maps", str(path)]
+        model, maps = named.get("model") or "MODEL", [] if parts else ["--maps", str(path)]
         options |= {"architecture": named.get("architecture") or None, "data": images.get("data") or "DATA"}
         options |= {"data_dir": images.get("data_dir") or None}
-    words = ["attnprobe", "verify-drops", model, *maps, *ImageOptions(**options).words]
+    words = ["attnprobe", "verify-drops", model, *maps, *parts, *ImageOptions(**options).words]
     return shlex.join(visible(str(word)) for word in words)
 
 
@@ -44,18 +48,23 @@ MOST_NAMED = 24
 
 def verify_parts_command(similar: Measurement | None, divergence: Measurement | None) -> str:
     """The same command where there is no maps file: it names the similar blocks and redundant heads."""
-    blocks = [] if similar is None else [str(n) for n in similar.summary.get("similar", ()) if n > 1]
-    heads = [] if divergence is None else [f"{block}:{head}" for block, head in redundant_heads(divergence)]
-    words = ["attnprobe", "verify-drops", "MODEL", "--data", "DATA"]
-    words += ["--blocks", ",".join(blocks)] if blocks else []
-    words += ["--heads", ",".join(heads) if len(heads) <= MOST_NAMED else "all"] if heads else []
-    return shlex.join(words)
+    found = ([] if m is None else [m] for m in (similar, divergence))
+    return shlex.join(["attnprobe", "verify-drops", "MODEL", "--data", "DATA", *parts_options(*found)])
+
+
+def parts_options(similar: Sequence[Measurement], divergence: Sequence[Measurement]) -> list[str]:
+    """Options that name the similar blocks and redundant heads of all stages, by their numbers in the network."""
+    blocks = sorted(n for m in similar for n in m.summary.get("similar", ()) if n > 1)
+    heads = [f"{block}:{head}" for block, head in sorted(pair for m in divergence for pair in redundant_heads(m))]
+    words = ["--blocks", ",".join(map(str, blocks))] if blocks else []
+    return words + (["--heads", ",".join(heads) if len(heads) <= MOST_NAMED else "all"] if heads else [])
 
 
 def redundant_heads(m: Measurement) -> Iterator[tuple[int, int]]:
     """All but the first head of each group of a measured `head_divergence`, as (block, head)."""
+    kept = m.coords.get("head", range(1, m.mean.shape[-1] + 1))
     for layer, groups in zip(m.block_numbers, m.summary.get("clusters", ()), strict=False):
-        yield from ((layer, head) for group in groups for head in sorted(group)[1:])
+        yield from ((layer, kept[head - 1]) for group in groups for head in sorted(group)[1:])
 
 
 def evidence_text(evidence: Evidence) -> str:
@@ -66,6 +75,11 @@ def evidence_text(evidence: Evidence) -> str:
     single = ((_words(tried.changes), _cells(evidence, tried)) for tried in evidence.single)
     for cells, alike in groupby(single, key=lambda words_and_cells: words_and_cells[1]):
         lines.append(f"  {'; '.join(words for words, _ in alike)}: {cells}")  # of few images many cost the same
+    if better := [tried for tried in evidence.single if evidence.gained(tried)[1] > 0]:
+        words = "; ".join(_words(tried.changes) for tried in better)
+        n = len(evidence.single)
+        chance = f"of {n} tried, {max(1, round(0.025 * n))} would seem so by chance"
+        lines.append(f"the model is better {words} (each alone, by more than its interval; {chance})")
     for name, curve in evidence.curves.items():
         lines.append(f"{name} removed cumulatively, the cheapest first:")
         ends = [0, *(len(tried.changes) for tried in curve)]

@@ -45,7 +45,7 @@ def repetition(e: Examined, found: Mapping[str, Finding]) -> tuple[Finding, froz
         The finding, and the blocks that repeat another because they are near uniform.
     """
     bar, m = bar_of(e, KIND), e.measurements.prefer("map_overlap", "effective", "weights")
-    why = missing(m, "map_overlap")
+    why = missing(m, "map_overlap", e.measurements.refusals)
     if m is None or why:
         return cannot_say(KIND, bar, why), frozenset()
     if len(m.mean) < 2:
@@ -116,7 +116,7 @@ def _detail(e: Examined, m: Measurement, real: list[Repeated], bar: float) -> st
     groups: dict[tuple[str, str], list[Repeated]] = {}
     for r in real:
         words = r.kind if r.kind != SAME else f"{SAME} ({_place(e, r.block)})"
-        groups.setdefault((words, _of_what(r)), []).append(r)
+        groups.setdefault((words, _of_what(numbers[r.block] - numbers[r.other], r.matched)), []).append(r)
     parts = []
     for (words, what), members in groups.items():
         known = [r.elsewhere for r in members if r.elsewhere is not None]
@@ -125,10 +125,9 @@ def _detail(e: Examined, m: Measurement, real: list[Repeated], bar: float) -> st
     return "; ".join([*parts, *_drift(m, real, bar)])
 
 
-def _of_what(r: Repeated) -> str:
-    if r.matched:
-        return "the previous block with its heads in another order"
-    back = r.block - r.other
+def _of_what(back: int, matched: bool) -> str:
+    if matched:
+        return f"the {'previous block' if back == 1 else f'block {back} before'} with its heads in another order"
     if back == 1:
         return "the previous block"
     return "the block two before (A, B, A, B)" if back == 2 else f"the block {back} before"

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from attnprobe.core.examined import Examined
 from attnprobe.core.measurement import Measurement
 from attnprobe.core.text import short
-from attnprobe.plots.style import SITES
 from attnprobe.reports.numbers import settings_text
 
 
@@ -19,7 +18,7 @@ class Series:
 
     @property
     def place(self) -> str:
-        return SITES[self.m.site]
+        return self.m.place
 
 
 def series_of(runs: Sequence[Examined], metric: str) -> list[Series]:

@@ -10,14 +10,21 @@ from attnprobe.core.evidence import Evidence
 from attnprobe.core.examined import Examined
 from attnprobe.core.grid import TokenGrid
 from attnprobe.core.measurement import Measurement, Measurements
-from attnprobe.core.text import blocks_text, table
-from attnprobe.plots.style import SITES
-from attnprobe.reports.caveats import caveats, near_chance
+from attnprobe.core.sites import SITES
+from attnprobe.core.text import table
+from attnprobe.reports.caveats import about_stages, caveats, near_chance
 from attnprobe.reports.finding import NOT_MEASURED, Finding
 from attnprobe.reports.findings import findings
 from attnprobe.reports.kinds import EXTENT, OTHER_BARS
 from attnprobe.reports.numbers import ci_text, is_counted
-from attnprobe.reports.removal import advice, cost_text, verify_command, verify_parts_command
+from attnprobe.reports.removal import (
+    ALL_PARTS,
+    advice,
+    cost_text,
+    parts_options,
+    verify_command,
+    verify_parts_command,
+)
 
 PROGRAM = "attnprobe "
 """Beginning of a command in an advice."""
@@ -105,7 +112,7 @@ def verdict(e: Examined | Mapping[str, Measurement]) -> Verdict:
         where = f" in {EXTENT:.0%} of the blocks or more" if single else ""
         parts = [f"none of {n_judged} kinds of collapse found{where}"]
     if single:
-        where = (f"{f.words} ({blocks_text(f.blocks)} of {f.depth})" for f in single)
+        where = (f"{f.words} ({f.among})" for f in single)
         parts.append(f"in single blocks: {', '.join(where)}")
     if unknown:
         parts.append(_unknown(unknown, n_judged))
@@ -122,7 +129,8 @@ def _unknown(unknown: list[Finding], n_judged: int) -> str:
     """`cannot say of 2 kinds: head redundancy (head_divergence was not measured); ...`, once for each reason."""
     reasons: dict[str, list[str]] = {}
     for f in unknown:
-        reasons.setdefault("not measured" if f.detail.endswith(NOT_MEASURED) else f.detail, []).append(f.words)
+        before, unmeasured, why = f.detail.partition(NOT_MEASURED)
+        reasons.setdefault((why.removeprefix(": ") or "not measured") if unmeasured else before, []).append(f.words)
     if not n_judged and len(reasons) == 1:
         return f"cannot say: {next(iter(reasons))}"
     listed = "; ".join(f"{', '.join(words)} ({why})" for why, words in reasons.items())
@@ -147,13 +155,21 @@ def _advice(e: Examined, m: Measurement | None) -> str:
     if e.evidence is not None:
         return advice(e.evidence)
     heads = e.measurements.get("head_divergence", site="weights")
-    counts = ((m.summary.get("count") if m else 0, "similar block"),
-              (heads.summary.get("redundant") if heads else 0, "redundant head"))  # fmt: skip
+    similar, divergence = ([] if one is None else e.measurements.through(one) for one in (m, heads))
+    counts = ((sum(its.summary.get("count", 0) for its in similar), "similar block"),
+              (sum(its.summary.get("redundant", 0) for its in divergence), "redundant head"))  # fmt: skip
     what = [f"{n} {word}{'s' if n > 1 else ''}" for n, word in counts if n]
     if e.info.get("accuracy") is None or not what:
         return ""
     path, config = getattr(e.maps, "path", None), getattr(e.maps, "attrs", {}).get("config", {})
-    command = verify_parts_command(m, heads) if path is None else verify_command(Path(path), config)
+    if path is None:
+        command = verify_parts_command(m, heads)
+    elif about_stages(e):  # verify-drops does not take what is similar from maps of several stages, or of some layers
+        command = verify_command(
+            Path(path), config, parts_options(similar, divergence) if len(similar) > 1 else ALL_PARTS
+        )
+    else:
+        command = verify_command(Path(path), config, () if m and heads else parts_options(similar, divergence))
     return f"to measure the accuracy without its {' and '.join(what)} ({OTHER_BARS}): {command}"
 
 

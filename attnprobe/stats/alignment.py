@@ -10,6 +10,7 @@ import numpy as np
 
 from attnprobe.core.errors import InputError
 from attnprobe.core.measurement import Measurement
+from attnprobe.stats.interval import mean_of
 
 
 def at_images(m: Measurement, image_ids: Sequence[str]) -> Measurement:
@@ -89,9 +90,53 @@ def mean_over_heads(m: Measurement) -> Measurement:
     if (m.axes.count("head") > 1 and not pairs) or m.from_mean is not None:
         raise InputError(f"{m.metric} relates heads, which have no order in common, so there is no cell in common.")
     axis, different = m.axes.index("head") - len(m.axes), ~np.eye(m.mean.shape[-1], dtype=bool)
-    change = (lambda values: values[..., different].mean(-1)) if pairs else (lambda values: values.mean(axis))
+    if pairs and not different.any():  # one head
+        change = lambda values: np.full(values.shape[:-2], np.nan)  # noqa: E731
+    else:
+        change = (lambda values: values[..., different].mean(-1)) if pairs else (lambda values: values.mean(axis))
     coords = {name: labels for name, labels in m.coords.items() if name != "head"}
     return replace(_mapped(m, change), axes=tuple(name for name in m.axes if name != "head"), coords=coords)
+
+
+APART = "it compares blocks or heads, and blocks have unequal numbers of heads"
+"""Reason why there is no number of every block."""
+
+
+def over_stages(stages: Sequence[Measurement]) -> Measurement:
+    """The mean over heads in the blocks of several stages, in the order of their numbers.
+
+    Raises:
+        InputError: it compares blocks or relates heads, or is no mean over images.
+    """
+    parts = [_with_interval(mean_over_heads(m)) if "head" in m.axes else m for m in stages]
+    first = parts[0]
+    if first.from_mean is not None:
+        raise InputError("it is no mean over images, and blocks have unequal numbers of heads")
+    if first.axes[:1] != ("layer",) or first.axes.count("layer") > 1:
+        raise InputError(APART)
+    numbers = [number for part in parts for number in part.block_numbers]
+    order = np.argsort(numbers)
+
+    def joined(name: str, of: Sequence[Measurement] = parts) -> np.ndarray | None:
+        values = [getattr(m, name) for m in of]
+        axis = len(first.axes)
+        return None if any(v is None for v in values) else np.concatenate(values, axis=-axis).take(order, axis=-axis)
+
+    baselines = {
+        name: replace(
+            first.baselines[name], axes=first.axes, mean=joined("mean", [part.baselines[name] for part in parts])
+        )
+        for name in first.baselines
+        if all(name in part.baselines for part in parts)
+    }
+    arrays = {name: joined(name) for name in ("mean", "std", "ci", "per_image", "replicates")}
+    coords = {**first.coords, "layer": sorted(numbers)}
+    return replace(first, **arrays, coords=coords, baselines=baselines, together=(), summary={})
+
+
+def _with_interval(m: Measurement) -> Measurement:
+    """The measurement with intervals of the means over heads, not means of the heads' intervals."""
+    return replace(m, ci=np.stack(mean_of(m, np.ones((), bool))[1:]))
 
 
 def one_number(m: Measurement, function: Callable[[np.ndarray], np.ndarray]) -> Measurement:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from attnprobe.core.errors import InputError, ShapeError
+from attnprobe.core.errors import InputError, ShapeError, option
 from attnprobe.core.measurement import FromMean, Measurement
 from attnprobe.stats.bootstrap import BLOCK_BYTES, centred, draws, percentile_interval
 from attnprobe.stats.interval import within_differences
@@ -211,18 +211,43 @@ def _of_function(a: np.ndarray, b: np.ndarray, from_mean: FromMean, resamples: i
     return mean, ci, np.where(known, (1 + as_large) / (1 + exchanges), np.nan)
 
 
+KEPT = ("layers", "heads", "queries")
+"""Settings that say which part of the maps was kept."""
+
+
+MOST_LISTED = 12
+"""Kept layers, heads or queries that a sentence lists."""
+
+
+def unlike(first: Measurement, second: Measurement) -> str:
+    """Reason why two measurements are not of one quantity; "" if they are."""
+    if first.metric != second.metric:
+        return f"two numbers of one kind can be compared, not {first.metric} and {second.metric}"
+    both = first.metric_settings, second.metric_settings
+    for name in dict.fromkeys((*both[0], *both[1])):
+        one, two = (settings.get(name) for settings in both)
+        if one == two:
+            continue
+        if name not in KEPT:
+            return f"it was measured with {name}={one} and with {name}={two}: measure both with the same settings"
+        parts = (f"all {name}" if part is None else _listed(name, part) for part in (one, two))
+        return f"of one {' were kept, of the other '.join(parts)}: capture both with the same {option(name)}"
+    return ""
+
+
+def _listed(name: str, part: Sequence[int]) -> str:
+    """`layers 1, 3, 4`; of many their number."""
+    return f"{name} {', '.join(map(str, part))}" if len(part) <= MOST_LISTED else f"{len(part)} {name}"
+
+
 def aligned(first: Measurement, second: Measurement) -> tuple[np.ndarray, np.ndarray]:
     """Values [image, *cells] of both, float64, in the same order of images.
 
     Raises:
         InputError, ShapeError: they cannot be compared; see `paired_difference`.
     """
-    what = [(m.metric, m.metric_settings) for m in (first, second)]
-    if what[0] != what[1]:
-        raise InputError(
-            f"two numbers of one kind can be compared, not {what[0][0]} {what[0][1]} and {what[1][0]} {what[1][1]}; "
-            "measure both runs with the same settings."
-        )
+    if why := unlike(first, second):
+        raise InputError(why)
     if first.site != second.site and not (first.is_effective and second.is_effective):
         raise InputError(
             f"{first.metric} at site {first.site!r} and at {second.site!r} are of different matrices; compare the "
@@ -237,7 +262,7 @@ def aligned(first: Measurement, second: Measurement) -> tuple[np.ndarray, np.nda
             "other; cell by cell only models of equal depth and heads can be compared."
         )
     uniform = [m.baselines["uniform"].mean for m in (first, second) if "uniform" in m.baselines]
-    if len(uniform) == 2 and not np.allclose(*uniform, rtol=1e-4, atol=1e-6, equal_nan=True):
+    if len(uniform) == 2 and (np.abs(uniform[0] - uniform[1]) > 1e-6 + 1e-4 * np.abs(uniform[1])).any():  # NaN is not
         raise InputError(
             f"uniform attention has another {first.metric} in the two runs, so they saw other numbers of tokens or "
             "patches; compare a metric that does not depend on them, such as map_overlap."

@@ -10,7 +10,7 @@ from typing import Any, Self
 import h5py
 import numpy as np
 
-from attnprobe.core.browse import StageShape
+from attnprobe.core.browse import StageShape, numbered_together
 from attnprobe.core.errors import InputError, MapsFileError, did_you_mean, nearest
 from attnprobe.core.text import Shown
 from attnprobe.io import fs
@@ -143,7 +143,11 @@ class StoredMaps(Shown):
 
     def shapes(self) -> tuple[StageShape, ...]:
         """Every stage."""
-        found = []
+        found, stages = [], {}
+        for stage in self._layouts.values():
+            common = stage.kind, stage.grid, stage.maps[0].shape[2:]
+            stages[stage.name] = common, stage.layers if stage.kept_layers is None else ()
+        numbered = numbered_together(stages)
         for stage in self._layouts.values():
             *lengths, keys = stage.maps[0].shape
             kept = (stage.kept_layers, stage.kept_heads, stage.kept_queries)
@@ -151,6 +155,7 @@ class StoredMaps(Shown):
                 tuple(range(n)) if some is None else some for n, some in zip(lengths, kept, strict=True)
             )
             layers, heads = (tuple(i + 1 for i in some) for some in (layers, heads))
+            layers = numbered[stage.name].numbers if stage.name in numbered else layers
             sites = tuple((d.name, d.stochastic) for d in stage.maps)
             found.append(StageShape(stage.name, stage.kind, layers, heads, queries, keys, stage.grid, sites))
         return tuple(found)

@@ -96,12 +96,19 @@ def evidence_of(
         sha256: hash of the checkpoint that was measured; "" if it is not known.
         where: as for `verify_drops`.
     """
-    return _evidence(ref, reported_candidates(measurements, what), tolerance, sha256, **where)
+    seen = next((m.image_ids for m in measurements.values() if m.image_ids and not m.settings.get("group")), ())
+    return _evidence(ref, reported_candidates(measurements, what), tolerance, sha256, seen, **where)
 
 
 def _evidence(
-    ref: Path | str | nn.Module, candidates: Candidates, tolerance: float, sha256: str = "", **where: Any
+    ref: Path | str | nn.Module,
+    candidates: Candidates,
+    tolerance: float,
+    sha256: str = "",
+    seen: Sequence[str] = (),
+    **where: Any,
 ) -> Evidence:
+    """The evidence on candidates; `seen`: the images of the maps that named them, if any did."""
     if not 0 <= tolerance < 1:
         raise InputError(f"tolerance {tolerance} must be a share of the images, from 0 to 1; 0.02 is two percent.")
     trial = open_trial(ref, **where)
@@ -127,9 +134,8 @@ def _evidence(
         options = ImageOptions(**where).words  # for the command that is advised
         classes = len(trial.images.class_names)
         name = type(ref).__name__ if isinstance(ref, nn.Module) else str(ref)
-        evidence = Evidence(
-            name, candidates.words, whole, single, {}, trial.chooses, tolerance, classes, options, measure=trial.measure
-        )
+        words, about = candidates.words + _of_others(seen, trial), {"options": options, "measure": trial.measure}
+        evidence = Evidence(name, words, whole, single, {}, trial.chooses, tolerance, classes, **about)
         for curve, of_curve in kinds.items():
             if alone := [tried for tried in single if tried.changes[0].kind in of_curve]:
                 evidence = replace(evidence, curves={**evidence.curves, curve: _curve(alone, evidence, ablated)})
@@ -144,6 +150,18 @@ def _evidence(
     if candidates.heads == "all":
         found["head_ablation"] = head_ablation(_losses_gained(evidence, ablatable), trial.ids)
     return replace(evidence, importance=found)
+
+
+def _of_others(seen: Sequence[str], trial: Trial) -> str:
+    """Clause if what is similar was seen on other images than these; else empty."""
+    missing = set(seen) - set(trial.ids)
+    if not missing:
+        return ""
+    if len(missing) == len(set(seen)):
+        return f", on other images than these: {min(seen)} and others, here {min(trial.ids)} and others"
+    return (
+        f", on {len(set(seen))} images, {len(missing)} of which {'is' if len(missing) == 1 else 'are'} not among these"
+    )
 
 
 def _curve(

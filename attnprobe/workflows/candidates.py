@@ -15,8 +15,8 @@ from attnprobe.io.run import Run
 from attnprobe.metrics import measure
 from attnprobe.models.ablate import Ablatable
 from attnprobe.reports.kinds import OTHER_BARS
-from attnprobe.reports.removal import redundant_heads, verify_command
-from attnprobe.store import open_maps
+from attnprobe.reports.removal import ALL_PARTS, redundant_heads, verify_command
+from attnprobe.store import MapReader, open_maps
 
 METRICS = ("similar_blocks", "head_divergence")
 """Metrics by which a report calls blocks similar and heads redundant."""
@@ -100,6 +100,11 @@ def reported_measurements(
         takes = f"{option('metric', python='metrics')} takes {' and '.join(METRICS)}"
         raise InputError(f"{odd.pop()!r} does not say what could be removed; {takes}.")
     reader = open_maps(path)
+    if _kept_in_part(reader):
+        raise InputError(
+            f"{path} holds some of the layers or heads alone, so it does not say which parts of the network are "
+            f"similar: name {option('blocks')} and {option('heads')}, or all."
+        )
     found = measure(reader, [*metrics, *(m for m in METRICS if m not in named)], bootstrap=0)
     return found, reader.attrs.get("checkpoint_sha256", "")
 
@@ -115,6 +120,22 @@ def _make_some(ref: Path | str | nn.Module, path: Path | str) -> str:
     return f"make some with `{words}{data} -o {path}` and name {named}, or try {every} without any"
 
 
+def _kept_in_part(reader: MapReader) -> bool:
+    """True if not all layers and heads were kept."""
+    part = reader.maps(site=reader.sites()[0], images=slice(0, 1)).part
+    return part.layers is not None or part.heads is not None
+
+
+def command_of_maps(path: Path) -> str:
+    """The command that measures the accuracy without what a maps file calls similar; of parts of a network without
+    anything that it could."""
+    if not path.exists():
+        return verify_command(path, {})
+    reader = open_maps(path)
+    parts = ALL_PARTS if _kept_in_part(reader) or len(reader.stages) > 1 else ()
+    return verify_command(path, reader.attrs.get("config", {}), parts)
+
+
 def _maps_of_run(ref: str) -> Path:
     """The maps file of a run, made or not.
 
@@ -123,8 +144,7 @@ def _maps_of_run(ref: str) -> Path:
     """
     run = Run.of(ref)
     if Path(ref).suffix in (".h5", ".parts"):
-        config = open_maps(ref).attrs.get("config", {}) if Path(ref).exists() else {}
-        raise InputError(f"{ref} holds maps, not a model: {verify_command(Path(ref), config)}.")
+        raise InputError(f"{ref} holds maps, not a model: {command_of_maps(Path(ref))}.")
     if not run.config.exists():
         raise InputError(f"{ref} is no run, so no maps say what is similar: {_make_some(ref, 'maps.h5')}.")
     return run.maps

@@ -16,6 +16,7 @@ from attnprobe.core.text import markdown, one_run_each
 from attnprobe.io import fs
 from attnprobe.io.progress import progress
 from attnprobe.io.remote import place
+from attnprobe.reports.caveats import about_stages
 from attnprobe.reports.markup import booktabs, markdown_table
 from attnprobe.reports.numbers import NONE, number, with_interval
 from attnprobe.reports.papers import (
@@ -37,7 +38,11 @@ from attnprobe.workflows.differences import (
     compared,
     depth_of,
     order_of_heads,
+    rounding,
+    same_parts,
     shared_images,
+    stages_differ,
+    whole_network,
     why_not,
 )
 from attnprobe.workflows.groups import Named, Side, check_paths, check_runs, named_groups
@@ -103,6 +108,7 @@ def compare(
         WorkError: the disk is full or fails.
     """
     check_choice("table", table, TABLES)
+    fs.check_folder(place(out, output=True))
     if not paths:
         raise InputError("nothing to compare; give two maps files or runs, or more.")
     sides = _sides(paths, metrics, group)
@@ -116,17 +122,23 @@ def compare(
         notes.append(_about(first, other, shared, refusal, changed))
         unlike += _unlike(first, other, len(shared))
         order = order_of_heads(first.runs[0], other.runs[0], shared) if match_heads else None
+        rounded = rounding((*first.runs, *other.runs))
         pairs = list(common_measurements(first.runs[0], other.runs[0]))
         with progress(f"compare {other.name}", len(pairs)) as advance:
             for one, two, site in pairs:
-                ones, twos = _everywhere(first, one), _everywhere(other, two)
-                missing = len(ones) + len(twos) < len(first.runs) + len(other.runs)
+                advance(1)
+                pairs_of = _everywhere(first, one), _everywhere(other, two)
+                missing = sum(map(len, pairs_of)) < len(first.runs) + len(other.runs)
                 reason = refusal or why_not(first.runs[0], other.runs[0], one.metric)
+                try:
+                    ones, twos = _comparable(*pairs_of)
+                except InputError as error:
+                    reason = reason or str(error)
+                    ones = twos = []
                 if reason := reason or ("it was not measured in all runs" if missing else ""):
                     found.append(Compared(other.name, one.metric, site, one.stage, why=reason))
                 else:
-                    found.append(compared(other.name, ones, twos, site, shared, order, resamples))
-                advance(1)
+                    found.append(compared(other.name, ones, twos, site, shared, order, resamples, rounded))
     comparison = Comparison(sides, tuple(found), tuple(notes), tuple(unlike))
     with fs.as_work_error(f"writing the comparison into {out}"):
         return comparison, _write(comparison, table, place(out, output=True))
@@ -144,10 +156,23 @@ def _sides(paths: Sequence[Path | str] | Named, metrics: Sequence[str] | None, g
     return sides
 
 
-def _everywhere(side: Side, m: Measurement) -> list[Measurement]:
+Measured = list[tuple[Examined, Measurement]]
+
+
+def _everywhere(side: Side, m: Measurement) -> Measured:
     """The measurement of one run in the runs of its method that have it."""
-    found = (run.measurements.get(m.metric, site=m.site, stage=m.stage) for run in side.runs)
-    return [its for its in found if its is not None]
+    found = ((run, run.measurements.get(m.metric, site=m.site, stage=m.stage)) for run in side.runs)
+    return [(run, its) for run, its in found if its is not None]
+
+
+def _comparable(*sides: Measured) -> list[list[Measurement]]:
+    """The measurements of each side; where blocks have unequal numbers of heads, those of all blocks.
+
+    Raises:
+        InputError: there is no such number of all blocks.
+    """
+    whole = stages_differ([pair for side in sides for pair in side])
+    return [[whole_network(e, m) if whole else m for e, m in side] for side in sides]
 
 
 def _unlike(one: Side, two: Side, n_shared: int) -> Iterator[str]:
@@ -170,6 +195,9 @@ def _about(one: Side, two: Side, shared: tuple[str, ...], refusal: str, changed:
     text = f"{two} minus {one}: " + (refusal or f"{len(shared)} images that {seen} measured on")
     if changed:
         text += f"; {changed} more of the same names have other pixels, so they are other images and not paired"
+    for e in (*one.runs, *two.runs):
+        if stages := about_stages(e):
+            text += f"; of {e.name} {stages}"
     folded = [m.n_images for e in (*one.runs, *two.runs) for m in e.measurements.values() if m.replicates is not None]
     if folded and not refusal:
         text += f", those of up to {max(folded)} whose values were kept one by one"
@@ -177,7 +205,7 @@ def _about(one: Side, two: Side, shared: tuple[str, ...], refusal: str, changed:
         text += f"; {note.rstrip('.')}"
     first, other = one.runs[0], two.runs[0]
     depths = depth_of(first), depth_of(other)
-    if depths[0] != depths[1]:
+    if depths[0] != depths[1] and same_parts(first, other):
         text += (
             f"; {depths[1]} blocks against {depths[0]}, so compared at equal relative depth (0 the first block, 1 the "
             f"last; {min(depths)} depths, linear between blocks): neighbours are closer together in the deeper one"
@@ -274,28 +302,30 @@ def _markdown(comparison: Comparison, header: Sequence[str], rows: Sequence[Sequ
         lines += [f"## {markdown(str(other))} against {markdown(str(first))}", "", markdown(note), ""]
         its = [row for row in comparison.differences if row.run == other.name]
         effect = ("effect [run SD]",) if first.is_method else ()
-        lines += markdown_table(
-            ("metric", "mean difference (95 % CI)", *effect, "cells that differ", "largest"),
-            [difference_cells(row, bool(effect)) for row in its if row.cells is not None],
-        )
-        lines += ["", _how_tested(first), ""]
+        if cells := [difference_cells(row, bool(effect)) for row in its if row.cells is not None]:
+            head = ("metric", "mean difference (95 % CI)", *effect, "cells that differ", "largest")
+            lines += [*markdown_table(head, cells), "", _how_tested(first), ""]
         for why in dict.fromkeys(row.why for row in its if row.cells is None):
             names = dict.fromkeys(row.metric for row in its if row.cells is None and row.why == why)
             lines += [markdown(f"Cannot say of {', '.join(names)}: {why.rstrip('.')}."), ""]
     return "\n".join(lines)
 
 
+BEYOND = "and is more than stored maps are rounded by"
+"""Condition of a cell that differs, in words; see `differences.rounding`."""
+
+
 def _how_tested(first: Side) -> str:
-    count = "Of similar blocks, the mean difference is that of their number. "
+    count = "The mean difference of similar blocks is of their number, of pairs of blocks that of neighbouring ones. "
     if first.is_method:
         return count + (
             "Intervals and tests are Student's t over runs and images, of heads their mean. A cell differs where the "
-            f"test, Holm-corrected over the cells of its metric, has p < {LEVEL}. The effect is the mean difference in "
-            "standard deviations of runs of one method."
+            f"test, Holm-corrected over the cells of its metric, has p < {LEVEL}, {BEYOND}. The effect is the mean "
+            "difference in standard deviations of runs of one method."
         )
     return count + (
         "A cell differs where the permutation test of image pairs, Holm-corrected over the cells of its metric, has "
-        f"p < {LEVEL}."
+        f"p < {LEVEL}, {BEYOND}."
     )
 
 
@@ -318,8 +348,9 @@ def _difference_cells(row: Compared) -> list[str]:
     whole = NONE if o is None else with_interval(float(o.mean), float(o.ci[0]), float(o.ci[1]))
     if d.smallest > LEVEL:
         return [label, whole, f"cannot say: {d.n_images} images are too few to test {d.n_tests} cells", NONE]
-    found = np.nan_to_num(d.p_holm, nan=1.0) < LEVEL
-    half = "" if d.n_tests == 0 else f" of {d.n_tests}"
+    found = (np.nan_to_num(d.p_holm, nan=1.0) < LEVEL) & (np.abs(d.mean) > row.rounding)
+    unit = " pairs" if d.axes.count("layer") == 2 else ""
+    half = "" if d.n_tests == 0 else f" of {d.n_tests}{unit}"
     count = int(found.sum()) // (2 if d.n_tests < np.isfinite(d.mean).sum() else 1)
     if not found.any():
         return [label, whole, f"0{half}", NONE]
@@ -328,7 +359,8 @@ def _difference_cells(row: Compared) -> list[str]:
 
 
 def _label(row: Compared) -> str:
-    return f"{row.metric} ({SITES[row.site]})" + (f", {row.stage}" if row.stage != "trunk" else "")
+    place = SITES[row.site] if row.of == "maps" else row.of
+    return f"{row.metric} ({place})" + (f", {row.stage}" if row.stage != "trunk" else "")
 
 
 def _where(row: Compared, d: Difference, place: tuple[np.intp, ...]) -> str:

@@ -1,5 +1,6 @@
 """Differences of one run or method from another, whose depths, heads or images may not be the same."""
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -10,19 +11,23 @@ from attnprobe.core.errors import InputError, option
 from attnprobe.core.examined import Examined
 from attnprobe.core.measurement import Measurement
 from attnprobe.core.sites import Site
+from attnprobe.core.text import blocks_text
+from attnprobe.metrics import METRICS
 from attnprobe.metrics.engine.heads import matching
 from attnprobe.reports.numbers import telling_cells
 from attnprobe.stats.alignment import (
+    APART,
     at_images,
     at_relative_depth,
     mean_over_heads,
     one_number,
+    over_stages,
     with_heads_ordered,
 )
 from attnprobe.stats.blocks import chosen_threshold
 from attnprobe.stats.bootstrap import interval_of_mean
 from attnprobe.stats.methods import difference_of_methods
-from attnprobe.stats.paired import Difference, paired_difference, paired_with_mean
+from attnprobe.stats.paired import KEPT, Difference, paired_difference, paired_with_mean, unlike
 from attnprobe.store.reader import MapReader
 
 ANY_NUMBER_OF_TOKENS = frozenset(
@@ -47,11 +52,12 @@ class Compared:
 
     Attributes:
         metric, site, stage: what was compared where; "effective" is the effective attention of each run, where
-            that is not the softmax map in both.
+            that is not the softmax map in both. `of`: as in `Measurement`.
         cells: the difference of every cell; None where there is none, and `why` says why not.
         overall: the same of one number: of similar blocks their count, else the mean over the summary's cells.
         depth: "block", or "relative" where the two have other numbers of blocks.
         coords: labels of the cells' axes that are not plain positions.
+        rounding: differences of cells up to this may come of how maps were stored, see `rounding`.
     """
 
     run: str
@@ -63,17 +69,67 @@ class Compared:
     depth: str = "block"
     coords: dict[str, list[object]] | None = None
     why: str = ""
+    of: str = "maps"
+    rounding: np.ndarray | float = 0.0
+
+
+STORED = {"float16": 2.0**-11, "bfloat16": 2.0**-9, "float32": 2.0**-24}
+"""Largest share of a number that rounding to it changes."""
+
+
+def rounding(runs: Sequence[Examined]) -> float:
+    """The share of a number by which the coarsest stored maps are rounded; 0 where none were stored."""
+    attrs = [e.maps.attrs for e in runs if isinstance(e.maps, MapReader)]
+    return max((STORED.get(its.get("dtype", ""), 0.0) for its in attrs), default=0.0)
 
 
 def common_measurements(first: Examined, other: Examined) -> Iterator[tuple[Measurement, Measurement, str]]:
-    """Pairs of each metric of both models, on effective attention and, where it is another matrix, on softmax maps."""
+    """Pairs of each metric of both models, on effective attention and, where it is another matrix, on softmax maps.
+
+    Where `stages_differ`, only those of the first of the stages, which stand for all of them.
+    """
     for stage, metric in dict.fromkeys((m.stage, m.metric) for m in first.measurements.values()):
         seen = None
         for site in SITES:
             one, two = (e.measurements.get(metric, site=site, stage=stage) for e in (first, other))
-            if one is not None and two is not None and (one, two) != seen:
+            if one is None or two is None:
+                continue
+            apart = stages_differ([(first, one), (other, two)]) and stage not in (one.together[:1] or two.together[:1])
+            if not apart and (one, two) != seen:
                 yield one, two, one.site if one.site == two.site else site
                 seen = one, two
+
+
+def stages_differ(measured: Sequence[tuple[Examined, Measurement]]) -> bool:
+    """True if blocks of one of the models have unequal numbers of heads, and not the same ones as in the others."""
+    return len({tuple(m.block_numbers for m in e.measurements.through(one)) for e, one in measured}) > 1 and any(
+        m.together for _, m in measured
+    )
+
+
+def whole_network(e: Examined, m: Measurement) -> Measurement:
+    """The mean over heads in every block, of one with unequal numbers of heads, too.
+
+    Raises:
+        InputError: it compares blocks or relates heads, so that there is no such number.
+    """
+    if m.metric in METRICS and METRICS[m.metric].needs_all_layers:
+        raise InputError(APART)
+    return over_stages(e.measurements.through(m))
+
+
+def say_what_is_left_out(name: object, e: Examined, m: Measurement) -> None:
+    """Warn of the blocks that a figure of `m` leaves out, as they have other numbers of heads or other tokens."""
+    measured = {its.stage: its for its in e.measurements.values() if "layer" in its.axes}
+    others = [stage for stage in measured if stage != m.stage]
+    together = measured[m.stage].together if m.stage in measured else ()
+    if together:
+        blocks = sorted(n for stage in together if stage != m.stage for n in measured[stage].block_numbers)
+        left = f"{blocks_text(blocks)}, which have other numbers of heads"
+        warnings.warn(f"{name}: drawn are {blocks_text(m.block_numbers)}, and not {left}", stacklevel=1)
+    elif others:
+        left = ", ".join(others)
+        warnings.warn(f"{name}: drawn is stage {m.stage}, and not {left}, with other heads or tokens", stacklevel=1)
 
 
 def why_not(first: Examined, other: Examined, metric: str = "") -> str:
@@ -121,19 +177,29 @@ def _preparation(e: Examined) -> object:
     return e.info.get("device"), str([spec.get(name) for name in ("size", "interpolation", "crop_pct")])
 
 
+def same_parts(first: Examined, other: Examined) -> bool:
+    """True if the same layers, heads and queries of both were kept, or all."""
+    kept = [{str([m.settings.get(name) for name in KEPT]) for m in e.measurements.values()} for e in (first, other)]
+    return kept[0] == kept[1]
+
+
 def depth_of(e: Examined) -> int:
     """Number of blocks that were measured; 0 where no metric has a layer axis."""
-    return next((m.n_blocks for m in e.measurements.values() if m.n_blocks), 0)
+    measured = (e.measurements.through(m) for m in e.measurements.values() if m.n_blocks)
+    return sum(m.n_blocks for m in next(measured, ()))
 
 
 def compared(
     name: str, ones: Sequence[Measurement], twos: Sequence[Measurement], site: str, shared: tuple[str, ...],
-    order: np.ndarray | None, resamples: int,
+    order: np.ndarray | None, resamples: int, rounded: float = 0.0,
 ) -> Compared:  # fmt: skip
     """The difference of one metric, or why there is none: of one run each on the same images, or of the runs of two
-    methods, whose heads have no order in common, so that only their mean is compared."""
-    row = Compared(name, ones[0].metric, site, ones[0].stage)
+    methods, whose heads have no order in common, so that only their mean is compared; `rounded`
+    as `rounding` gives it."""
+    row = Compared(name, ones[0].metric, site, ones[0].stage, of=ones[0].of)
     n, methods = len(ones), len(ones) > 1
+    if why := next((why for m in (*ones[1:], *twos) if (why := unlike(ones[0], m))), ""):
+        return replace(row, why=why)
     try:
         runs = [at_images(m, shared) for m in (*ones, *twos)]
         whole = runs
@@ -156,6 +222,7 @@ def compared(
             return paired_difference(runs[0], runs[1], resamples=resamples)
 
         coords = dict(runs[0].coords)
+        row = replace(row, rounding=rounded * np.abs([m.mean for m in runs]).max(0))
         if not methods and runs is whole and runs[0].from_mean is not None and telling_cells(runs[0]).any():
             cells, overall = paired_with_mean(runs[0], runs[1], telling_cells(runs[0]), resamples=resamples)
             return replace(row, cells=cells, coords=coords, overall=overall)

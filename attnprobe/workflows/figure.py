@@ -1,7 +1,9 @@
 """From maps files or runs to one figure for a paper: the file's ending says the format, the width fits a page."""
 
+import shlex
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,6 @@ from attnprobe.core.examined import AttendedImage
 from attnprobe.core.figures import FIGURES
 from attnprobe.core.history import History
 from attnprobe.core.measurement import Measurement, Measurements
-from attnprobe.core.sites import SITES
 from attnprobe.core.text import short
 from attnprobe.io import fs
 from attnprobe.io.reference import NOT_SAID, UserImages
@@ -22,10 +23,12 @@ from attnprobe.io.remote import place
 from attnprobe.io.run import Run, maps_of, name_of
 from attnprobe.metrics import atlases
 from attnprobe.plots import PLOTS, similar_fraction
+from attnprobe.plots.head_atlas import fit_letters
 from attnprobe.plots.heat_maps import side_by_side
 from attnprobe.plots.style import COLOURS
 from attnprobe.store import open_maps
 from attnprobe.store.history import read_history
+from attnprobe.workflows.differences import say_what_is_left_out, whole_network
 from attnprobe.workflows.groups import named_groups
 from attnprobe.workflows.measure import examine, pictures_of
 
@@ -74,7 +77,9 @@ def draw(
     if not paths:
         raise InputError("nothing to draw; name a maps file or a run, or several.")
     if figures := [path for path in map(str, paths) if path in FIGURES and not Path(path).exists()]:
-        raise InputError(f"{figures[0]} is a figure, not a file: give it with {option('figure', figures[0])}.")
+        files = [path for path in map(str, paths) if path not in figures] or ["MAPS"]
+        command = shlex.join(["attnprobe", "plot", *files, "--figure", figures[0], "-o", str(out)])
+        raise InputError(f"{figures[0]} is a figure, not a file: {command}")
     kind, inches = FIGURES[figure], _inches(width)
     if out.suffix.lstrip(".").lower() not in Figure().canvas.get_supported_filetypes():
         raise InputError(f"{out}: cannot draw {out.suffix or 'a file without ending'}; use .pdf, .svg or .png.")
@@ -101,7 +106,7 @@ def draw(
             for one, name in zip(shown, names, strict=True):
                 function(one, axes[0], label=name)
         elif across > 1:
-            sites = [f"\n{SITES[m.site]}" if len({m.site for m in shown}) > 1 else "" for m in shown]
+            sites = [f"\n{m.place}" if len({m.site for m in shown}) > 1 else "" for m in shown]
             letters = int(inches / across * LETTERS)
             side_by_side(function, shown, axes, [short(n, letters) + s for n, s in zip(names, sites, strict=True)])
         else:
@@ -110,11 +115,14 @@ def draw(
                 function(one, ax, **more)
                 if len(shown) > 1:
                     key = ax.get_legend()  # it lies above the Axes, where a title would run into it
-                    if key is None:
+                    if key is None or key.get_window_extent().y0 < ax.get_window_extent().y0:  # or below it
                         ax.set_title(name, fontsize="medium", parse_math=False)
                     else:
                         key.set_title(name, {"size": "medium"})
                         key.get_title().set_parse_math(False)
+        if figure == "head_atlas":
+            for ax in axes:  # only now it is known how large each is
+                fit_letters(ax)
         with fs.as_work_error(f"writing {out}"):
             fs.make_folder(out.parent)
             sheet.savefig(out, dpi=300)
@@ -140,14 +148,20 @@ def _what(path: Path, figure: str, metric: str, user: UserImages) -> Measurement
                 f"{option('data', python='user=UserImages(...)')}."
             )
         return pictures[0]
-    found = examine(maps, metrics=[metric], pictures=0).measurements
+    examined = examine(maps, metrics=[metric], pictures=0)
+    found = examined.measurements
     name = metric.partition(":")[0]
     if figure == "head_atlas":
         found, name = Measurements(atlases(found)), "head_types"
     same = [m for m in (found.get(name), *found.select(name)) if m is not None]
     if not same:
         raise InputError(f"{path}: {name} is not defined on its maps.")
-    return same[0]  # of the trunk on effective attention if it is there, else of the first stage
+    m = same[0]  # of the trunk on effective attention if it is there, else of the first stage
+    if figure == "depth_curve" and m.together:
+        with suppress(InputError):  # what compares blocks is of one stage
+            return whole_network(examined, m)
+    say_what_is_left_out(path, examined, m)
+    return m
 
 
 def _inches(width: str | float) -> float:

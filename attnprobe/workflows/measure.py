@@ -160,7 +160,7 @@ def pictures_of(reader: MapReader, count: int, user: UserImages = NOT_SAID) -> t
             prediction=class_name(int(told.prediction[i])) if told else "",
             probability=float(told.probability[i]) if told else float("nan"),
             attention=attention[i],
-            blocks=tuple(maps.part.numbers.get("layer", ())),
+            blocks=next(shape.layers for shape in reader.shapes() if shape.name == maps.stage),
         )
         for i in range(len(chosen))
     )

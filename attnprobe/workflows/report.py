@@ -19,9 +19,7 @@ from attnprobe.reports import write_report
 from attnprobe.reports.gate import Condition, Outcome, check
 from attnprobe.reports.kinds import checked_bars
 from attnprobe.reports.numbers import neighbour_means
-from attnprobe.reports.removal import verify_command
 from attnprobe.stats.images_needed import images_needed
-from attnprobe.store import open_maps
 from attnprobe.workflows.measure import examine_all
 
 CURVE_RESAMPLES = 400
@@ -39,6 +37,8 @@ def report(spec: ReportSpec) -> tuple[list[Examined], list[Path]]:
             maps without a run.
         WorkError: the disk is full or fails.
     """
+    out = place(spec.out, output=True)
+    fs.check_folder(out)
     if not spec.maps:
         raise InputError("nothing to report on; give one maps file or run, or several.")
     runs = [_run_of(Path(path)) for path in spec.maps] if spec.verify_drops else []
@@ -56,7 +56,6 @@ def report(spec: ReportSpec) -> tuple[list[Examined], list[Path]]:
     ]
     if spec.verify_drops:
         examined = [_verified(e, run, spec.tolerance, user) for e, run in zip(examined, runs, strict=True)]
-    out = place(spec.out, output=True)
     with fs.as_work_error(f"writing the report into {out}"):
         fs.make_folder(out)
         return examined, write_report(examined, out, spec.formats)
@@ -77,15 +76,16 @@ def _explored(e: Examined) -> Examined:
             found = images_needed(m, None if number is None else number(m), resamples=CURVE_RESAMPLES)
             if math.isfinite(found.value):  # a layer without a finite value has no mean with its neighbour
                 precision[key] = replace(found, of=of)
-    return replace(e, measurements={**e.measurements, **atlases(e.measurements)}, precision=precision)
+    return replace(e, measurements=e.measurements.plus(atlases(e.measurements)), precision=precision)
 
 
 def _run_of(path: Path) -> Path:
     """The run that maps belong to, which has the model."""
     run = path if path.is_dir() else path.parent
     if not Run(run).config.exists():
-        config = open_maps(path).attrs.get("config", {})
-        raise InputError(f"{path} is not of a run, so there is no model at hand: {verify_command(path, config)}.")
+        from attnprobe.workflows.candidates import command_of_maps  # late: it needs models
+
+        raise InputError(f"{path} is not of a run, so there is no model at hand: {command_of_maps(path)}.")
     return run
 
 
@@ -95,4 +95,4 @@ def _verified(e: Examined, run: Path, tolerance: float, user: UserImages) -> Exa
 
     sha = e.info.get("checkpoint_sha256", "")
     evidence = evidence_of(run, e.measurements, sha256=sha, tolerance=tolerance, data=user.data, data_dir=user.data_dir)
-    return replace(e, evidence=evidence, measurements={**e.measurements, **evidence.importance})
+    return replace(e, evidence=evidence, measurements=e.measurements.plus(evidence.importance))

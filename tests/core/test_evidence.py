@@ -43,6 +43,14 @@ def test_a_loss_that_is_sure_is_told():
     ) and "nothing can be removed at a tolerance of 2.0%: each part costs more" in advice(e)
 
 
+def test_a_part_without_which_the_model_is_better_is_told():
+    text = evidence_text(evidence(blocks_lost=(-30, 0), images=400))
+    assert (
+        "the model is better without block 2 (each alone, by more than its interval; of 2 tried, 1 would seem" in text
+    )
+    assert "is better" not in evidence_text(evidence(blocks_lost=(0, 30), images=400))
+
+
 def test_a_row_holds_what_went_last_and_the_numbers_of_all():
     e = evidence(blocks_lost=(0, 4), images=100)
     row = e.rows()[-1]

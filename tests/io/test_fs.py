@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from attnprobe.core.errors import Stopped, WorkError
+from attnprobe.core.errors import InputError, Stopped, WorkError
 from attnprobe.io import fs
 
 
@@ -169,3 +169,13 @@ def test_a_stop_at_any_moment_of_opening_a_file_is_that_stop_and_no_error(tmp_pa
         break
     assert n > 10 and file.read() == b"content"
     file.close()
+
+
+@pytest.mark.parametrize("name", ["report.h5", "page.HTML", "there"])
+def test_a_folder_is_not_named_as_a_file_is(tmp_path, name):
+    (tmp_path / "there").touch()
+    with pytest.raises(InputError, match=f"{name} names a file, and several are written: name a folder, such as"):
+        fs.check_folder(tmp_path / name)
+    (tmp_path / "old.h5").mkdir()
+    for folder in ("old.h5", "new", "v1.2"):
+        fs.check_folder(tmp_path / folder)

@@ -78,7 +78,9 @@ def test_a_rectangular_table_is_resized_from_its_own_grid(tmp_path):
 
 def test_a_square_that_the_file_does_not_say_is_named_and_another_table_refused(tmp_path):
     torch.save(of_timm(small(img_size=(64, 256))), tmp_path / "x.pth")
-    assert "64 positions are taken for a square of 8 x 8 patches (128 px)" in open_model(tmp_path / "x.pth").notes[0]
+    (note,) = open_model(tmp_path / "x.pth").notes
+    assert "64 positions are taken for a square of 8 x 8 patches (128 px); give img_size=128 if they are one" in note
+    assert open_model(tmp_path / "x.pth", img_size=128).notes == ()
     assert open_model(tmp_path / "x.pth", img_size=(64, 256)).notes == ()
     torch.save(of_timm(small(img_size=(128, 256))), tmp_path / "y.pth")
     with pytest.raises(CheckpointError, match="table of 129 entries is no square.*img_size=\\(64, 256\\)"):

@@ -1,13 +1,16 @@
 from dataclasses import replace
 
+import matplotlib
 import numpy as np
 import pytest
 from scipy import stats
 
 from attnprobe.core.errors import ShapeError
+from attnprobe.metrics import METRICS
 from attnprobe.plots import depth_curve, head_scatter
 from attnprobe.plots.depth import by_depth, by_depth_of_runs
 from attnprobe.stats.over_runs import Runs, estimate, scatter_of_mean
+from attnprobe.workflows.figure import PRINT
 from tests.reports.formulas import examined, layer_cosine, measurement, similar_blocks
 
 
@@ -137,3 +140,23 @@ def test_every_head_is_a_dot_at_its_block_and_the_line_is_their_mean():
 def test_head_scatter_refuses_other_axes():
     with pytest.raises(ShapeError, match="head_scatter draws"):
         head_scatter(measurement("layer_similarity", layer_cosine(3, 0.5)))
+
+
+def test_the_name_of_every_metric_stays_inside_a_figure_as_narrow_as_a_column(fresh_axes):
+    drawn = [METRICS[name] for name in METRICS if METRICS[name].axes in (("layer",), ("layer", "head"))]
+    assert len(drawn) > 20
+    with matplotlib.rc_context(PRINT):
+        for metric in drawn:
+            ax = depth_curve(measurement(metric.name, np.full((4, 3)[: len(metric.axes)], 0.5)), fresh_axes(3.25, 2.2))
+            ax.figure.draw_without_rendering()
+            page, box = ax.figure.bbox, ax.yaxis.label.get_window_extent()
+            assert page.y0 <= box.y0 and box.y1 <= page.y1 and page.x0 <= box.x0, ax.get_ylabel()
+
+
+def test_no_number_along_the_axis_is_an_offset_from_another(fresh_axes, labels):
+    m = measurement("row_entropy", np.linspace(2.83301, 2.83302, 8).reshape(4, 2), spread=1e-7)
+    for draw in (depth_curve, head_scatter):
+        ax = draw(m, fresh_axes())
+        ax.figure.draw_without_rendering()
+        assert not ax.yaxis.get_offset_text().get_text()
+        assert all(text.startswith("2.83") for _, text in labels(ax.yaxis))

@@ -1,13 +1,16 @@
 from dataclasses import replace
 
+import matplotlib
 import numpy as np
 import pytest
 from matplotlib.colors import to_rgba
+from matplotlib.figure import Figure
 
 from attnprobe.core.errors import ShapeError
 from attnprobe.metrics.head_types import TYPES
 from attnprobe.plots import head_atlas, plot
 from attnprobe.plots.head_atlas import ACROSS, COLOURS, DOWN, FRAME, SHORT, SIDE, TILE
+from attnprobe.workflows.figure import PRINT
 from tests.reports.formulas import types
 
 
@@ -33,6 +36,16 @@ def test_each_tile_is_framed_and_lettered_by_its_type_and_shows_its_map(fresh_ax
 
 def test_no_letter_is_cut_at_any_size(layers, heads, clipped):
     assert clipped(plot(types(layers, heads)).figure) == []
+
+
+@pytest.mark.parametrize("size", [(8, 4), (12, 12), (24, 6)])
+def test_in_a_column_of_a_paper_letters_lie_neither_on_tiles_nor_on_one_another(size):
+    with matplotlib.rc_context(PRINT):
+        ax = head_atlas(types(*size), Figure(figsize=(3.25, 2.4), layout="constrained").add_subplot())
+    ax.figure.draw_without_rendering()
+    (left, top), (right, bottom) = ax.transData.transform([(0, 0), (ACROSS, DOWN - TILE)])
+    boxes = [text.get_window_extent() for text in ax.texts]
+    assert max(box.width for box in boxes) < right - left and max(box.height for box in boxes) < top - bottom
 
 
 def test_maps_without_a_value_and_maps_of_nothing_are_drawn(fresh_axes):

@@ -10,11 +10,12 @@ from axe_core_python.sync_playwright import Axe
 from markupsafe import Markup
 
 from attnprobe.core.examined import Examined
-from attnprobe.metrics import METRICS
+from attnprobe.metrics import METRICS, measure
 from attnprobe.reports import html
 from attnprobe.reports.drawing import Drawing
 from attnprobe.reports.figures import Section
 from attnprobe.reports.html import PAGE_BYTES, explorer_of, proof_of, to_html
+from tests import unequal_heads
 from tests.browser import chromium, drawn, open_page
 from tests.reports.formulas import examined, picture
 from tests.view.arrays import arrays
@@ -306,3 +307,20 @@ def test_a_printed_page_leaves_out_what_needs_a_hand_and_keeps_the_rest(few_figu
     assert not page.locator("#explorer").is_visible() and not page.locator("details").first.is_visible()
     assert page.locator("table.kinds").is_visible() and page.locator("figure").first.is_visible()
     assert page.evaluate("getComputedStyle(document.querySelector('figure')).breakInside") == "avoid"
+
+
+def test_in_print_no_heading_is_parted_from_what_it_is_over(few_figures, runs, open_page):
+    page = open_page(to_html(runs), java_script_enabled=False)
+    page.emulate_media(media="print")
+    parted = """elements => elements.filter(e => {
+        const header = e.closest("header"), after = x => getComputedStyle(x).breakAfter
+        return after(e) !== "avoid" || (header && after(header) !== "avoid")
+    }).map(e => e.textContent)"""
+    headings = page.locator("main :is(h2, h3)")
+    assert headings.count() > 4 and headings.evaluate_all(parted) == []
+
+
+def test_the_blocks_of_a_model_of_unequal_heads_are_all_counted(no_figures):
+    measured = measure(unequal_heads.stages(heads=(3, 2, 3, 1)), ["row_entropy"], bootstrap=0)
+    page = to_html([replace(examined(layers=2), measurements=measured)])
+    assert '<th scope="row">blocks</th><td>4</td>' in page

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -6,10 +7,13 @@ import pytest
 
 import attnprobe as ap
 from attnprobe.core.errors import InputError
+from attnprobe.core.maps import Part
+from attnprobe.metrics import measure
 from attnprobe.reports import verdict
 from attnprobe.reports.finding import Finding
 from attnprobe.reports.kinds import KINDS, checked_bars
-from attnprobe.reports.removal import advice
+from attnprobe.reports.removal import advice, redundant_heads
+from tests import unequal_heads
 from tests.evidences import evidence
 from tests.reports.formulas import all_metrics, examined, similar_blocks
 
@@ -98,6 +102,18 @@ def test_of_several_stages_the_deepest_is_judged_and_the_others_are_named():
     both = replace(e, measurements={**small, **e.measurements})
     assert verdict(both).headline == verdict(e).headline
     assert warned(both, "this is about stage trunk; similar blocks of the others: stage1 1 of 2.")
+
+
+def test_a_model_of_unequal_heads_is_judged_in_all_blocks_and_what_compares_blocks_is_said_to_be_of_some():
+    found = measure(unequal_heads.stages(heads=(3, 2, 3, 1), uniform=(2, 4)), bootstrap=50)
+    e = replace(examined(layers=4), measurements=found)
+    near = finding(e, "near_uniform")
+    assert (near.blocks, near.of) == ((2, 4), 4)
+    assert finding(e, "sink_collapse").of == finding(e, "image_independent").of == finding(e, "head_redundancy").of == 4
+    assert finding(e, "repetition").levels.numbers == (3,)
+    (told,) = warned(e, "not all blocks have equally many heads")
+    assert "repetition, similar blocks, the summary and the figures are of blocks 1 and 3 alone" in told
+    assert "judged in all 4 blocks" in told
 
 
 def test_what_multiplies_v_decides_on_repetition_and_both_counts_are_named_by_their_matrix():
@@ -246,6 +262,30 @@ def test_the_next_step_names_the_run_and_there_is_none_without_labels(tmp_path):
     named = " --blocks 9,10,11,12,13,14,15,16"  # where there is no file in which they are found again
     assert f": attnprobe verify-drops MODEL --data DATA{named}" in verdict(e).advice
     assert verdict(replace(e, info={})).advice == ""
+
+
+def test_the_next_step_names_parts_where_the_maps_cannot_tell_them():
+    attrs = {"config": {"images": {"data": "photos/"}, "named": {"model": "vit"}}}
+    of_file = {"maps": SimpleNamespace(path=Path("maps.h5"), attrs=attrs)}
+    some = without(replace(examined(similar=range(9, 17)), **of_file), "similar_blocks")
+    heads = ",".join(f"{block}:{head}" for block, head in redundant_heads(some.measurements["head_divergence"]))
+    assert verdict(some).advice.endswith(f": attnprobe verify-drops vit --heads {heads} --data photos/")
+    found = measure(unequal_heads.stages(heads=(3, 2, 3, 1), uniform=(1, 2, 3, 4)), bootstrap=50)
+    e = replace(examined(layers=4), measurements=found, **of_file)
+    assert verdict(e).advice.endswith(
+        ": attnprobe verify-drops vit --blocks 3 --heads 1:2,1:3,2:2,3:2,3:3 --data photos/"
+    )
+    stages = {f"stage1/{m.metric}": replace(m, stage="stage1") for m in all_metrics(2, 6, similar=(2,)).values()}
+    both = replace(some, measurements={**stages, **examined(similar=range(9, 17)).measurements})
+    assert verdict(both).advice.endswith(": attnprobe verify-drops vit --blocks all --heads all --data photos/")
+
+
+def test_what_could_not_be_measured_has_its_reason_beside_it(make_maps):
+    maps = make_maps(images=40, layers=2, part=Part(layers=(0, 2)))
+    e = replace(examined(layers=2), measurements=measure([maps], bootstrap=50))
+    why = "only some of the layers were kept, and it relates each to others: capture all layers"
+    assert f"repetition, image-independent attention ({why})" in verdict(e).headline
+    assert finding(e, "repetition").detail == f"map_overlap was not measured: {why}"
 
 
 def test_measurements_alone_have_the_verdict_of_what_was_examined():

@@ -16,6 +16,7 @@ from attnprobe.core.errors import InputError, MapsFileError
 from attnprobe.core.maps import AttentionMaps, TokenGrid
 from attnprobe.store import MapWriter, open_maps, seal
 from attnprobe.store.parts import shard_path
+from tests import unequal_heads
 from tests.store.capturing import capture, plan_for
 
 pytestmark = pytest.mark.usefixtures("merging_here")
@@ -332,3 +333,8 @@ def test_explicit_positions_of_tokens_come_back_and_are_an_attribute(tmp_path, t
         assert reader.shapes()[0].grid.slots == grid.slots
     with h5py.File(path) as file:
         assert file["stages/trunk"].attrs["positions"].tolist() == list(grid.positions)
+
+
+def test_blocks_of_stages_that_differ_in_heads_alone_are_numbered_through_the_network(tmp_path):
+    shapes = open_maps(unequal_heads.write(tmp_path / "maps.h5", heads=(3, 2, 3, 1))).shapes()
+    assert [(shape.name, shape.layers) for shape in shapes] == [("trunk", (1, 3)), ("trunk_2", (2,)), ("trunk_3", (4,))]

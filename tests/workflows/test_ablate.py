@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -66,6 +67,15 @@ def test_the_curve_takes_the_cheapest_first_and_all_in_the_end(run):
     assert curve[0].right[chosen].mean() == max(alone.values())
     first, second = (tried.changes for tried in curve[:2])
     assert second[:1] == first
+
+
+def test_maps_of_other_images_than_those_that_judge_are_said_to_be(run):
+    found = examine(run, metrics=["similar_blocks", "head_divergence"]).measurements
+    others = {name: replace(m, image_ids=("photo.jpg", *m.image_ids[1:])) for name, m in found.items()}
+    none = {name: replace(m, image_ids=tuple(f"photo{i}" for i in range(20))) for name, m in found.items()}
+    words = [ablation.evidence_of(run, its, images=20, device="cpu").candidates for its in (found, others, none)]
+    assert words[1] == f"{words[0]}, on 20 images, 1 of which is not among these"
+    assert words[2].startswith(f"{words[0]}, on other images than these: photo0 and others, here digits/")
 
 
 def test_candidates_are_the_reports_and_settings_move_them(run):
@@ -173,6 +183,12 @@ def test_maps_of_another_model_or_of_several_stages_are_no_evidence(run, tmp_pat
     maps = capture_file(CaptureSpec(small, data="digits", images=20, untrained=0), out=tmp_path / "small.h5")
     with pytest.raises(InputError, match="measured as .* stages"):
         verify_drops(small, maps=maps, data="digits", device="cpu")
+    some = capture_file(CaptureSpec(run, images=8, untrained=0, layers="1,2"), out=tmp_path / "some.h5")
+    with pytest.raises(InputError, match="some.h5 holds some of the layers or heads alone"):
+        verify_drops(run, maps=some, device="cpu")
+    for path in (maps, some):
+        with pytest.raises(InputError, match="attnprobe verify-drops .* --blocks all --heads all"):
+            verify_drops(path)
 
 
 def test_metrics_and_tolerances_that_say_nothing_are_refused(run):

@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from attnprobe.core.errors import InputError
-from attnprobe.core.maps import AttentionMaps
+from attnprobe.core.maps import AttentionMaps, Part
 from attnprobe.store import CapturePlan, MapWriter
 from attnprobe.workflows.compare import compare
 from attnprobe.workflows.differences import common_measurements
 from attnprobe.workflows.measure import examine
+from tests import unequal_heads
 from tests.reports.formulas import examined
 
 METRICS = ("similar_blocks", "layer_similarity", "row_entropy", "head_divergence")
@@ -22,7 +23,8 @@ METRICS = ("similar_blocks", "layer_similarity", "row_entropy", "head_divergence
 def file(tmp_path, make_maps):
     """Write a maps file of random maps."""
 
-    def write(name, *, images=8, first=0, order=None, model=None, recipe=None, width=0, **size):
+    def write(name, *, images=8, first=0, order=None, model=None, recipe=None, width=0, dtype="float32", part=None,
+              **size):  # fmt: skip
         maps = make_maps(images=images, **size)
         tokens = torch.randn(*maps.values.shape[:2], maps.grid.n_tokens, width) if width else None
         values = maps.values if order is None else maps.values[:, :, order]
@@ -31,10 +33,11 @@ def file(tmp_path, make_maps):
         plan = CapturePlan(image_ids=ids, model=model or name, variant="vit", checkpoint_sha256="", config=config,
                            versions={}, data="random", seed=0, device="cpu")  # fmt: skip
         path = tmp_path / f"{name}.h5"
-        with MapWriter(path, plan, dtype="float32") as writer:
+        with MapWriter(path, plan, dtype=dtype) as writer:
             for shard in writer.pending():
                 own = None if tokens is None else tokens[list(shard)]
-                writer.append([AttentionMaps(values[list(shard)], tuple(ids[i] for i in shard), maps.grid, tokens=own)])
+                about = {"tokens": own, "part": part or Part()}
+                writer.append([AttentionMaps(values[list(shard)], tuple(ids[i] for i in shard), maps.grid, **about)])
             writer.close()
         return path
 
@@ -221,3 +224,43 @@ def test_single_runs_say_that_they_are_two_checkpoints(file, tmp_path):
 def run_bytes(paths, out, **options):
     found, files = compare(paths, out=out, metrics=METRICS, resamples=200, **options)
     return found, {path.name: path.read_bytes() for path in files}
+
+
+def test_models_of_unequal_heads_are_compared_in_all_blocks_by_what_needs_no_other_block(tmp_path):
+    plain = unequal_heads.write(tmp_path / "plain.h5", heads=(3, 3, 3, 3), uniform=())
+    pruned = unequal_heads.write(tmp_path / "pruned.h5", heads=(3, 2, 3, 1), uniform=(2,))
+    for paths in ([plain, pruned], [pruned, plain]):
+        found, files = run(paths, tmp_path / "out")
+        entropy = row(found, "row_entropy")
+        assert entropy.cells.axes == ("layer",) and entropy.cells.mean.shape == (4,)
+        alone = [examine(path, metrics=["row_entropy"]).measurements for path in paths]
+        of_block_2 = [e.get("trunk_2/row_entropy", e["row_entropy"]) for e in alone]
+        means = [m.mean[m.block_numbers.index(2)].mean() for m in of_block_2]
+        assert entropy.cells.mean[1] == pytest.approx(means[1] - means[0])
+        assert len([r for r in found.differences if r.metric == "row_entropy"]) == 1
+        assert row(found, "similar_blocks").cells is None
+        assert "blocks against" not in files["comparison.md"]
+        assert "of pruned not all blocks have equally many heads" in files["comparison.md"]
+        assert "Cannot say of similar_blocks" in files["comparison.md"]
+
+
+def test_what_differs_between_two_captures_is_said_in_words_and_once(file, tmp_path):
+    one = file("one", layers=2, part=Part(layers=(0, 2)))
+    for other, words in ((file("two", layers=2, part=Part(layers=(1, 3))), "layers 2, 4"), (file("all"), "all layers")):
+        _, files = compare([one, other], out=tmp_path / "out", metrics=["row_entropy", "layer_similarity"])
+        text = files[0].read_text()
+        (told,) = [line for line in text.splitlines() if line.startswith("Cannot say of")]
+        assert "row_entropy" in told and "layer_similarity" in told and "{" not in told
+        assert f"of one layers 1, 3 were kept, of the other {words}: capture both with the same " in told
+        assert "relative depth" not in text and "| metric |" not in text
+
+
+def test_what_rounding_of_stored_maps_can_make_is_no_difference(file, tmp_path):
+    one, same = file("one"), file("same", dtype="bfloat16")
+    found, files = run([one, same], tmp_path / "out")
+    entropy = row(found, "row_entropy")
+    assert (entropy.cells.mean != 0).any() and (np.abs(entropy.cells.mean) < entropy.rounding).all()
+    assert "0 of 6 |" in next(line for line in files["comparison.md"].splitlines() if "| row_entropy" in line)
+    assert "more than stored maps are rounded by" in files["comparison.md"]
+    assert row(run([one, file("other", seed=1)], tmp_path / "far")[0], "row_entropy").rounding.max() < 1e-6
+    assert "pairs | " in next(line for line in files["comparison.md"].splitlines() if "| layer_similarity" in line)

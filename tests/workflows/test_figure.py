@@ -1,5 +1,7 @@
 """One figure from files: every kind, its size, and what cannot be drawn."""
 
+import warnings
+
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
@@ -9,9 +11,11 @@ from attnprobe.core.errors import InputError
 from attnprobe.core.figures import FIGURES
 from attnprobe.core.registry import UnknownName
 from attnprobe.core.spec import CaptureSpec
+from attnprobe.plots.head_atlas import DOWN, TILE
 from attnprobe.workflows.capture import capture_file
 from attnprobe.workflows.figure import draw
 from attnprobe.workflows.train import train
+from tests import unequal_heads
 from tests.plots.letters import watch_letters
 
 TINY = {"epochs": 2, "warmup_epochs": 1, "model_kwargs": {"depth": 3, "embed_dim": 24}}
@@ -62,6 +66,18 @@ def test_another_metric_and_its_settings_can_be_shown(run, tmp_path):
     assert "token similarity" in draw([run], "depth_curve", tmp_path / "c.svg", metric="token_similarity").read_text()
 
 
+def test_of_unequal_heads_a_curve_is_of_all_blocks_and_what_compares_blocks_says_which_it_shows(tmp_path, monkeypatch):
+    path, kept = unequal_heads.write(tmp_path / "pruned.h5", heads=(3, 2, 3, 1)), []
+    monkeypatch.setattr(Figure, "savefig", lambda sheet, *_, **__: kept.append(sheet))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        draw([path], "depth_curve", tmp_path / "x.png", metric="row_entropy")
+    assert list(kept[0].axes[0].get_lines()[0].get_xdata()) == [0, 1, 2, 3]
+    with pytest.warns(UserWarning, match="drawn are blocks 1 and 3, and not blocks 2 and 4, which have other numbers"):
+        draw([path], "layer_matrix", tmp_path / "x.png")
+    assert [text.get_text() for text in kept[1].axes[0].get_xticklabels()] == ["1", "3"]
+
+
 def test_several_scatters_stand_below_one_another_each_named_above_its_legend(run, tmp_path, monkeypatch):
     kept = []
     monkeypatch.setattr(Figure, "savefig", lambda sheet, *_, **__: kept.append(sheet))
@@ -74,6 +90,17 @@ def test_several_scatters_stand_below_one_another_each_named_above_its_legend(ru
         key = ax.get_legend()
         assert key.get_title().get_text() == run.name and not ax.get_title()
         assert key.get_window_extent().y0 > ax.get_window_extent().y1
+
+
+def test_several_atlases_are_each_named_above_and_their_letters_fit(run, tmp_path, monkeypatch):
+    kept = []
+    monkeypatch.setattr(Figure, "savefig", lambda sheet, *_, **__: kept.append(sheet))
+    draw([run, run / "maps.h5"], "head_atlas", tmp_path / "x.png")
+    kept[0].draw_without_rendering()
+    for ax in kept[0].axes:
+        assert ax.get_title() == run.name
+        (_, top), (_, bottom) = ax.transData.transform([(0, 0), (0, DOWN - TILE)])
+        assert all(text.get_window_extent().height < top - bottom for text in ax.texts)
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,8 @@ class Place:
     """Values of all metrics at one site of one stage; `uniform` has the shape, grid and kind of its maps.
 
     Where values are folded, `image_ids` and `pixels` are of the images that are kept, and `n_units` is the number of
-    images, or groups of them, of the whole run; else it is None.
+    images, or groups of them, of the whole run; else it is None. `together` and `numbers`: the stages that its blocks
+    are numbered with, and their numbers, if there are several; see `Measurement.together`.
     """
 
     stage: str
@@ -46,6 +47,8 @@ class Place:
     not_finite: list[str]
     pixels: list[int]
     n_units: int | None = None
+    together: tuple[str, ...] = ()
+    numbers: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, maps: AttentionMaps, metrics: Sequence[Metric], n_units: int | None = None) -> "Place":

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from attnprobe.core.browse import numbered_together
 from attnprobe.core.errors import InputError, ShapeError
 from attnprobe.core.maps import AttentionMaps
 from attnprobe.core.measurement import Key, Measurement, Measurements
@@ -66,7 +67,8 @@ def measure(
         name: collect(_require_maps(maps, f"the baseline {name!r} of measure"), wanted)
         for name, maps in (baselines or {}).items()
     }
-    return Measurements(summarise(places, wanted, required, others, bootstrap, seed, group), answers.facts())
+    found = summarise(places, wanted, required, others, bootstrap, seed, group)
+    return Measurements(found, answers.facts(), found.refusals)
 
 
 def _require_maps(chunks: Iterable[AttentionMaps], who: str) -> Iterator[AttentionMaps]:
@@ -111,7 +113,9 @@ def summarise(
                     "a baseline needs the same number of layers and heads."
                 )
             result[key] = replace(result[key], baselines={**result[key].baselines, name: bare})
-    return Measurements(result)
+    measured = {m.metric for m in result.values()}
+    refusals = {name: why for place in reversed(places) for name, why in place.refusals.items() if why}
+    return Measurements(result, refusals={name: why for name, why in refusals.items() if name not in measured})
 
 
 def _check_measured(places: list[Place], metrics: Sequence[Metric], required: frozenset[str]) -> None:
@@ -130,7 +134,7 @@ def _measurements(
     places: list[Place], metrics: Sequence[Metric], bootstrap: int, seed: int, group: str | None
 ) -> dict[str, Measurement]:
     """Measurements of one run of `collect`, by name."""
-    result = {}
+    result, places = {}, _numbered(places)
     units = {(place.stage, place.site): Units.of(place.image_ids, place.pixels, group) for place in places}
     uniform = {(place.stage, place.site): _of_uniform_attention(place, metrics) for place in places}
     for stage in dict.fromkeys(place.stage for place in places):
@@ -148,6 +152,19 @@ def _measurements(
                 baselines = {"uniform": _of_uniform(place, metric, reference, bootstrap, seed)} if reference else {}
                 result[key] = replace(m, baselines=baselines)
     return result
+
+
+def _numbered(places: list[Place]) -> list[Place]:
+    """The places, with blocks numbered through the network where stages differ in their number of heads alone."""
+    stages = {}
+    for like in (place.uniform for place in places):
+        common = like.kind, like.grid, like.values.shape[3:]
+        stages[like.stage] = common, like.layers if like.part.layers is None else ()
+    found = numbered_together(stages)
+    return [
+        replace(place, together=its.together, numbers=its.numbers) if (its := found.get(place.stage)) else place
+        for place in places
+    ]
 
 
 def _of_uniform_attention(place: Place, metrics: Sequence[Metric]) -> dict[str, Collected]:
@@ -181,7 +198,8 @@ def _measurement(place: Place, metric: Metric, collected: Collected, bootstrap: 
     value_range = metric.value_range
     if metric.narrow_range is not None:
         value_range = metric.narrow_range(stochastic=place.stochastic or "renormalize" in settings, **settings)
-    labels = {axis: kept for axis, kept in place.uniform.part.numbers.items() if axis in metric.axes}
+    kept = {**place.uniform.part.numbers, **({"layer": list(place.numbers)} if place.numbers else {})}
+    labels = {axis: numbers for axis, numbers in kept.items() if axis in metric.axes}
     m = Measurement(
         metric=metric.name,
         site=place.site,
@@ -209,8 +227,14 @@ def _measurement(place: Place, metric: Metric, collected: Collected, bootstrap: 
         explanation=metric.explanation,
         not_finite=tuple(place.not_finite),
         replicates=drawn,
+        together=place.together,
+        of=next(of for given, of in OF.items() if given in metric.parameters),
     )
     return replace(m, summary=metric.summarise(m)) if metric.summarise else m
+
+
+OF = {"maps": "maps", "tokens": "block outputs", "value_vectors": "value vectors"}
+"""The thing a metric is of, by the first of these that its function takes; see `Measurement.of`."""
 
 
 def _from_resamples(

@@ -25,6 +25,8 @@ from attnprobe.metrics import (
     token_similarity,
 )
 from attnprobe.metrics.engine import collected
+from attnprobe.plots.style import heading
+from tests import unequal_heads
 
 
 def some_maps(images=7, seed=0, tokens=True):
@@ -338,3 +340,20 @@ def test_what_are_no_maps_is_named_with_what_gives_maps(given, named):
         measure(given())
     with pytest.raises(InputError, match=f"^the baseline 'untrained' of measure takes attention maps.* got {named}"):
         measure([some_maps()], [row_entropy], baselines={"untrained": given()})
+
+
+def test_blocks_of_stages_that_differ_in_heads_alone_are_numbered_through_the_network():
+    found = measure(unequal_heads.stages(heads=(3, 2, *[3] * 8, 2)), ["row_entropy", "similar_blocks"], bootstrap=0)
+    trunk, other = found["row_entropy"], found["trunk_2/row_entropy"]
+    assert trunk.block_numbers == (1, *range(3, 11)) and other.block_numbers == (2, 11)
+    assert trunk.together == other.together == ("trunk", "trunk_2")
+    assert set(found["similar_blocks"].summary["similar"]) <= {*trunk.block_numbers}
+    one, two = unequal_heads.stages(heads=(3, 2))
+    apart = measure([one, replace(two, stage="class")], ["row_entropy"], bootstrap=0)
+    assert [m.block_numbers for m in apart.values()] == [(1,), (1,)] and not apart["row_entropy"].together
+
+
+def test_a_metric_of_block_outputs_is_not_said_to_be_of_maps():
+    found = measure([some_maps()], ["row_entropy", "token_similarity"], bootstrap=0)
+    assert [m.place for m in found.values()] == ["softmax maps", "block outputs"]
+    assert heading(found["token_similarity"]).endswith("block outputs, mean of 7 images")
