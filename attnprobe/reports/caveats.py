@@ -33,7 +33,7 @@ def caveats(
     if e.measurements and not any("untrained" in other.baselines for other in e.measurements.values()):
         yield "no untrained network was measured, so the numbers have no reference."
     yield from filter(None, map(_from_start, findings))
-    if "cls" in e.grid.prefix:
+    if "cls" in e.grid.prefix and not _apart(e):  # with other stages behind, a stage's last block is not the network's
         yield from filter(None, map(_last_block, (*findings, *single)))
     if e.measurements.change_after_softmax:
         yield _two_matrices(e)
@@ -85,13 +85,25 @@ def _last_block(f: Finding) -> str:
     )
 
 
+def _judged(e: Examined) -> Measurement | None:
+    """The measurement of the stage that a verdict is about; None where nothing is measured by block."""
+    measured = [m for m in e.measurements.values() if "layer" in m.axes]
+    similar = e.measurements.prefer("similar_blocks", "effective", "weights")
+    return similar or max(measured, key=lambda m: m.n_blocks, default=None)
+
+
+def _apart(e: Examined) -> list[str]:
+    """Stages whose blocks are not judged with those that a verdict is about."""
+    m = _judged(e)
+    of_blocks = dict.fromkeys(other.stage for other in e.measurements.values() if "layer" in other.axes)
+    return [] if m is None else [stage for stage in of_blocks if stage not in (m.stage, *m.together)]
+
+
 def about_stages(e: Examined) -> str:
     """Clause on what is said of some blocks alone, where not all have equally many heads and tokens; else empty."""
-    measured = [m for m in e.measurements.values() if "layer" in m.axes]
-    if len({m.stage for m in measured}) < 2:
+    if (m := _judged(e)) is None:
         return ""
-    m = e.measurements.prefer("similar_blocks", "effective", "weights") or max(measured, key=lambda m: m.n_blocks)
-    apart = dict.fromkeys(other.stage for other in measured if other.stage not in (m.stage, *m.together))
+    apart = _apart(e)
     counts = {
         other.stage: f"{other.stage} {other.summary['count']} of {other.summary['of']}"
         for other in e.measurements.select("similar_blocks", site=m.site)

@@ -1,8 +1,14 @@
 """Each kind of collapse, made on purpose, is named, and no other; each test case is a kind."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import torch
 
+from attnprobe.core.examined import Examined
+from attnprobe.core.maps import AttentionMaps
+from attnprobe.metrics import measure
 from attnprobe.reports.kinds import KINDS, kind_named
 from attnprobe.reports.verdict import verdict
 from tests.reports import known_maps as made
@@ -156,3 +162,13 @@ def test_a_kind_of_the_last_block_alone_comes_with_what_a_class_token_reads(bloc
     found = judged(maps, tokens())
     assert "in single blocks: near-uniform attention" in found.headline
     assert any("near-uniform attention is in the last block alone" in said for said in found.warnings) == warned
+
+
+def test_the_last_block_of_a_stage_that_others_follow_is_not_the_networks_last():
+    maps = softmax(logits())
+    maps[:, -1] = softmax(logits(0.2))[:, -1]
+    stage = AttentionMaps(torch.as_tensor(maps, dtype=torch.float32), tuple(map(str, range(IMAGES))), made.GRID)
+    other = replace(stage, values=stage.values[:, :1].repeat(1, 1, 2, 1, 1), stage="other")  # of twice the heads
+    for stages, said in (([stage], True), ([stage, other], False)):
+        found = verdict(Examined("a", measure(stages, ["row_entropy"], bootstrap=50), {}, (), made.GRID))
+        assert any("is in the last block alone" in text for text in found.warnings) == said
