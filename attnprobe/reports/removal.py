@@ -22,20 +22,22 @@ ALL_PARTS = ("--blocks", "all", "--heads", "all")
 """Options that try every part, where maps do not say of the whole network what is similar."""
 
 
-def verify_command(path: Path, config: Mapping[str, Any], parts: Sequence[str] = ()) -> str:
+def verify_command(path: Path | None, config: Mapping[str, Any], parts: Sequence[str] = ()) -> str:
     """The command that measures the accuracy without what these maps call similar: with the model's name and images.
 
     Args:
-        path: of the maps file; `config`: its description of the capture.
+        path: of the maps file; None where nothing but measurements was kept.
+        config: its description of the capture.
         parts: options that name blocks and heads instead, as `parts_options` does; empty for those the maps tell.
     """
     named, images, prepared = (
         part if isinstance(part := config.get(name), Mapping) else {} for name in ("named", "images", "preparation")
     )
     options: dict[str, Any] = {name: prepared.get(name) for name in PREPARATION}
-    model, maps = str(path.parent), []
-    if not Run(path.parent).config.exists():  # a run knows its model and images
-        model, maps = named.get("model") or "MODEL", [] if parts else ["--maps", str(path)]
+    if path is not None and Run(path.parent).config.exists():  # a run knows its model and images
+        model, maps = str(path.parent), []
+    else:
+        model, maps = named.get("model") or "MODEL", [] if parts or path is None else ["--maps", str(path)]
         options |= {"architecture": named.get("architecture") or None, "data": images.get("data") or "DATA"}
         options |= {"data_dir": images.get("data_dir") or None}
     words = ["attnprobe", "verify-drops", model, *maps, *parts, *ImageOptions(**options).words]
@@ -44,12 +46,6 @@ def verify_command(path: Path, config: Mapping[str, Any], parts: Sequence[str] =
 
 MOST_NAMED = 24
 """Heads that a command names; of more it tries all."""
-
-
-def verify_parts_command(similar: Measurement | None, divergence: Measurement | None) -> str:
-    """The same command where there is no maps file: it names the similar blocks and redundant heads."""
-    found = ([] if m is None else [m] for m in (similar, divergence))
-    return shlex.join(["attnprobe", "verify-drops", "MODEL", "--data", "DATA", *parts_options(*found)])
 
 
 def parts_options(similar: Sequence[Measurement], divergence: Sequence[Measurement]) -> list[str]:

@@ -23,7 +23,6 @@ from attnprobe.reports.removal import (
     cost_text,
     parts_options,
     verify_command,
-    verify_parts_command,
 )
 
 PROGRAM = "attnprobe "
@@ -163,7 +162,7 @@ def _advice(e: Examined, m: Measurement | None) -> str:
         return ""
     path, config = getattr(e.maps, "path", None), getattr(e.maps, "attrs", {}).get("config", {})
     if path is None:
-        command = verify_parts_command(m, heads)
+        command = verify_command(None, e.info, parts_options(similar, divergence))
     elif about_stages(e):  # verify-drops does not take what is similar from maps of several stages, or of some layers
         command = verify_command(
             Path(path), config, parts_options(similar, divergence) if len(similar) > 1 else ALL_PARTS

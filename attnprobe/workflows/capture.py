@@ -27,6 +27,7 @@ from attnprobe.store.plan import CapturePlan
 from attnprobe.store.stored import StoredMaps
 from attnprobe.store.writer import MapWriter
 from attnprobe.workflows.lockstep import Replica
+from attnprobe.workflows.measured import facts_of
 from attnprobe.workflows.task import Task, tasks
 
 
@@ -274,9 +275,7 @@ def _examined(task: Task, slices: list[Path], metrics: Sequence[str] | None, ski
     measurements = measure_slices(map(fs.read_regular, slices), metrics, **more)
     answers = answers_of(map(fs.read_regular, slices))
     plan = task.plan
-    names = ("model", "variant", "data", "seed", "device", "checkpoint_sha256", "versions")
-    info = {name: getattr(plan, name) for name in names} | answers.facts()
-    info |= {name: plan.config[name] for name in ("parameters", "images", "spec")}
+    info = facts_of(plan.facts()) | answers.facts()
     return Examined(
         name=task.name,
         measurements=measurements,

@@ -1,7 +1,8 @@
 """A folder that `capture --stats-only` has filled, read again like a maps file: for `report` and `compare`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from attnprobe.core.errors import AttnprobeError, InputError, MapsFileError, option
 from attnprobe.core.examined import Examined
@@ -15,6 +16,14 @@ from attnprobe.metrics.engine.units import doubts
 from attnprobe.store.parts import read_certificate
 
 OF_PLAN = ("model", "variant", "data", "seed", "device", "checkpoint_sha256", "versions")
+OF_CONFIG = ("parameters", "images", "spec", "named", "preparation")
+"""Entries of a plan, and of its description of the capture, that a report has."""
+
+
+def facts_of(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """What a report says of a capture, from its plan."""
+    config = plan["config"]
+    return {name: plan[name] for name in OF_PLAN} | {name: config[name] for name in OF_CONFIG if name in config}
 
 
 def is_measured(folder: Path) -> bool:
@@ -36,9 +45,8 @@ def examine_measured(
         plan = fs.parse_json(fs.read_regular(folder / "slices" / "plan.json", MOST_BYTES))
         measured = [METRICS[one["name"]].with_settings(**{k: v for k, v in one.items() if k != "name"})
                     for one in plan["metrics"]]  # fmt: skip
-        info = {name: plan[name] for name in OF_PLAN}
+        info = facts_of(plan)
         config, n_planned, folded_by = plan["config"], plan["n_images"], plan.get("group", group)
-        info |= {"parameters": config.get("parameters"), "images": config.get("images"), "spec": config.get("spec")}
         skipped, n_images = Skipped(), 0
         for path in slices:
             _, n, its = images_of(path.read_bytes())

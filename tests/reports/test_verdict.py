@@ -260,7 +260,7 @@ def test_the_next_step_names_the_run_and_there_is_none_without_labels(tmp_path):
     maps = tmp_path / "maps.h5"
     assert verdict(of_file).advice.endswith(f": attnprobe verify-drops MODEL --maps {maps} --data photos/")
     named = " --blocks 9,10,11,12,13,14,15,16"  # where there is no file in which they are found again
-    assert f": attnprobe verify-drops MODEL --data DATA{named}" in verdict(e).advice
+    assert f": attnprobe verify-drops MODEL{named} --data DATA" in verdict(e).advice
     assert verdict(replace(e, info={})).advice == ""
 
 
