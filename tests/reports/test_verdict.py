@@ -260,7 +260,8 @@ def test_the_next_step_names_the_run_and_there_is_none_without_labels(tmp_path):
     maps = tmp_path / "maps.h5"
     assert verdict(of_file).advice.endswith(f": attnprobe verify-drops MODEL --maps {maps} --data photos/")
     named = " --blocks 9,10,11,12,13,14,15,16"  # where there is no file in which they are found again
-    assert f": attnprobe verify-drops MODEL{named} --data DATA" in verdict(e).advice
+    heads = "9:2,9:3,10:2,10:3,11:2,11:3,12:2,12:3,13:2,13:3,14:2,14:3,15:2,15:3,16:2,16:3"
+    assert verdict(e).advice.endswith(f": attnprobe verify-drops MODEL{named} --heads {heads} --data DATA")
     assert verdict(replace(e, info={})).advice == ""
 
 
