@@ -18,7 +18,7 @@ from attnprobe.metrics.engine.choose import choose
 from attnprobe.reports import write_report
 from attnprobe.reports.gate import Condition, Outcome, check
 from attnprobe.reports.kinds import checked_bars
-from attnprobe.reports.numbers import neighbour_means
+from attnprobe.reports.numbers import neighbour_means, neighbours
 from attnprobe.stats.images_needed import images_needed
 from attnprobe.workflows.measure import examine_all
 
@@ -72,7 +72,9 @@ def _explored(e: Examined) -> Examined:
     for key, number, of in (("similar_blocks", None, "similar blocks"),
                             ("layer_similarity_centred", neighbour_means, "centred cosine of neighbours")):  # fmt: skip
         m = e.measurements.get(key)
-        if m is not None and m.per_image is not None and m.n_images > 1 and len(e.layers) > 1:
+        if m is None or (number is not None and not neighbours(m).any()):
+            continue
+        if m.per_image is not None and m.n_images > 1 and len(e.layers) > 1:
             found = images_needed(m, None if number is None else number(m), resamples=CURVE_RESAMPLES)
             if math.isfinite(found.value):  # a layer without a finite value has no mean with its neighbour
                 precision[key] = replace(found, of=of)
