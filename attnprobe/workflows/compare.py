@@ -195,9 +195,11 @@ def _about(one: Side, two: Side, shared: tuple[str, ...], refusal: str, changed:
     text = f"{two} minus {one}: " + (refusal or f"{len(shared)} images that {seen} measured on")
     if changed:
         text += f"; {changed} more of the same names have other pixels, so they are other images and not paired"
+    said: dict[str, list[str]] = {}
     for e in (*one.runs, *two.runs):
-        if stages := about_stages(e):
-            text += f"; of {e.name} {stages}"
+        said.setdefault(about_stages(e), []).append(e.name)
+    for stages, names in said.items():
+        text += f"; of {' and '.join(dict.fromkeys(names))} {stages}" if stages else ""
     folded = [m.n_images for e in (*one.runs, *two.runs) for m in e.measurements.values() if m.replicates is not None]
     if folded and not refusal:
         text += f", those of up to {max(folded)} whose values were kept one by one"

@@ -242,6 +242,9 @@ def test_models_of_unequal_heads_are_compared_in_all_blocks_by_what_needs_no_oth
         assert "blocks against" not in files["comparison.md"]
         assert "of pruned not all blocks have equally many heads" in files["comparison.md"]
         assert "Cannot say of similar_blocks" in files["comparison.md"]
+    found, files = run([pruned, unequal_heads.write(tmp_path / "twin.h5", heads=(3, 2, 3, 1))], tmp_path / "twins")
+    assert files["comparison.md"].count("not all blocks have equally many heads") == 1
+    assert {r.stage for r in found.differences if r.cells is not None} == {"trunk", "trunk_2", "trunk_3"}
 
 
 def test_what_differs_between_two_captures_is_said_in_words_and_once(file, tmp_path):
