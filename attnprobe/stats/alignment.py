@@ -90,10 +90,13 @@ def mean_over_heads(m: Measurement) -> Measurement:
     if (m.axes.count("head") > 1 and not pairs) or m.from_mean is not None:
         raise InputError(f"{m.metric} relates heads, which have no order in common, so there is no cell in common.")
     axis, different = m.axes.index("head") - len(m.axes), ~np.eye(m.mean.shape[-1], dtype=bool)
-    if pairs and not different.any():  # one head
-        change = lambda values: np.full(values.shape[:-2], np.nan)  # noqa: E731
-    else:
-        change = (lambda values: values[..., different].mean(-1)) if pairs else (lambda values: values.mean(axis))
+
+    def change(values: np.ndarray) -> np.ndarray:
+        if not pairs:
+            return values.mean(axis)
+        one_head = not different.any()  # and so no pair
+        return np.full(values.shape[:-2], np.nan) if one_head else values[..., different].mean(-1)
+
     coords = {name: labels for name, labels in m.coords.items() if name != "head"}
     return replace(_mapped(m, change), axes=tuple(name for name in m.axes if name != "head"), coords=coords)
 
