@@ -6,6 +6,7 @@ What the safe readers of Python and PyTorch leave open is closed here:
   n lines of a pickle; one that is nested 100,000 deep overflows the stack; keys may be chosen to have equal hashes.
   `require_bounded` follows a pickle without building anything.
 - A place in the memo is memory: ten bytes can ask for 64 GB of it.
+- Bytes are pickled as a text and its encoding. Two encodings take the square of the text's length: hours for 100 kB.
 - A pickle can say how the bytes of a type of numpy's are understood, so that any address becomes an object.
   `SavedType` and `SavedArray` go by the type's name alone.
 """
@@ -33,6 +34,9 @@ MOST_ODD = 10_000
 
 USUAL_ODD = 20
 """Tuples that what is given to a function usually holds: shapes, strides, the arguments themselves."""
+
+SLOW = {"idna", "punycode"}
+"""Encodings of text whose time grows with the square of its length."""
 
 TUPLES = {"TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"}
 HASHED = {"SETITEM", "SETITEMS", "DICT", "ADDITEMS", "FROZENSET"}
@@ -88,8 +92,13 @@ def _follow(file: BinaryIO) -> None:
     stack: list[Any] = []  # of parts; None is a mark
     memo: dict[int, _Part] = {}
     given = odd = 0
+    encodes = slow = False
     for count, (opcode, argument, place) in enumerate(pickletools.genops(file)):
         name = opcode.name
+        encodes |= name == "GLOBAL" and str(argument) == "_codecs encode"
+        slow |= _is_slow(argument)
+        if encodes and slow:
+            raise InputError("it would encode text in a way that takes too long; refused")
         if name == "MARK":
             stack.append(None)
         elif name == "POP":
@@ -117,6 +126,11 @@ def _follow(file: BinaryIO) -> None:
             if given > MOST_GIVEN + (place or 0) or odd > MOST_ODD or target.depth > MOST_NESTED:
                 raise InputError("its tuples or keys are too many, too long or nested too deeply; refused")
             stack += [target] * len(opcode.stack_after)
+
+
+def _is_slow(argument: object) -> bool:
+    """Whether it is the name of such an encoding, however it is spelt."""
+    return isinstance(argument, str) and len(argument) < 40 and re.sub("[^a-z]", "", argument.lower()) in SLOW
 
 
 def _operands(stack: list[Any], opcode: pickletools.OpcodeInfo) -> list[_Part]:

@@ -160,6 +160,8 @@ def _equal_hashes(after: bytes, n: int = 100_000) -> bytes:
     return b"".join(b"\x8a\x0c" + number + after for number in numbers)
 
 
+LONG_TEXT = _text("".join(map(chr, range(20_000, 50_000))))
+
 OPERATIONS: dict[str, bytes] = {
     "tuple_key": b"}" + doubled_tuple(60) + b"Ns",
     "tuple_key_deep": b"}K\x01" + b"\x85" * 300_000 + b"Ns",
@@ -171,6 +173,9 @@ OPERATIONS: dict[str, bytes] = {
     "memo_far": b"]r\xff\xff\xff\x7f",
     "text_often": _text("a" * 1_000_000) + b"q\x00" + b"0]("
     + _called("_codecs", "encode", b"h\x00", _text("latin1")) * 20_000 + b"e",
+    "slow_encoding": _called("_codecs", "encode", LONG_TEXT, _text("_Punycode")),
+    "slow_encoding_inside": _called("torch._tensor", "_rebuild_from_type_v2", b"c_codecs\nencode\nctorch\nTensor\n(",
+                                    LONG_TEXT + _text("punycode") + b"t}"),
     "addresses": b"](" + of_addresses() + b"e",
     "addresses_named": b"](" + of_addresses(kind="f8", flags=b"K\x3f") + b"e",
 }  # fmt: skip
