@@ -111,7 +111,7 @@ def _meeting_place() -> dict[str, Any]:
         return {}
     store, rank, world = next(dist.rendezvous("env://", timeout=REACHED))
     store.set_timeout(default_pg_timeout)  # for the other processes, which may be slower to come
-    return {"store": store, "rank": rank, "world_size": world}
+    return {"store": dist.PrefixStore("default_pg", store), "rank": rank, "world_size": world}
 
 
 @contextmanager

@@ -187,8 +187,9 @@ def test_killed_stopped_and_orphaned_processes_end_in_time_and_the_next_start_co
         time.sleep(chance.uniform(0, 0.8 * seconds))
         kind, _, whom = fault.partition(" ")
         victim = agent.pid if whom == "torchrun" else ranks[int(whom or n % 2)]
-        if agent.poll() is not None or not is_alive(victim):
-            continue  # it was faster
+        if agent.poll() is not None or not is_alive(victim):  # it was faster
+            agent.communicate()
+            continue
         os.kill(victim, signal.SIGKILL if kind == "kill" else signal.SIGSTOP)
         met[fault] += 1
         if kind != "kill":
