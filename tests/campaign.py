@@ -23,6 +23,7 @@ PROMISES = {
     "capture-stopped": "a stopped and resumed capture, by 1 to 4 processes, gives the bits of an unbroken one",
     "train-killed": "kill -9 in training: the next start ends with the bits of an unbroken run",
     "commands-killed": "kill -9 at every file operation of a command: run again, it gives the undisturbed files",
+    "killed-at-random": "kill -9 of a command at a random moment: run again, it gives the undisturbed files",
     "stop-requested": "SIGTERM or Ctrl-C at a random moment: exit 75 or 130, right numbers or none, and it goes on",
     "disk-full": "a disk of any size that fills up: exit 1, one line, complete after the next run",
     "io-faults": "any file operation that fails, is cut short or is interrupted: one line, no torn file",

@@ -1,7 +1,9 @@
-"""Commands that are killed at each of their file operations: running the command again gives the undisturbed files."""
+"""Commands that are killed, at each file operation and at random moments: run again, they give the same files."""
 
 import os
+import random
 import signal
+import time
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
@@ -39,11 +41,23 @@ COMMANDS = {
 """Arguments, and files that are the same in two undisturbed runs."""
 
 
-def run(name, folder):
-    """Exit status of the command in this folder, and what it said."""
+def kill_after(seconds):
+    """Kill this process when so much time has passed."""
+    doomed = os.getpid()
+    if os.fork() == 0:
+        time.sleep(seconds)
+        if os.getppid() == doomed:
+            os.kill(doomed, signal.SIGKILL)
+        os._exit(0)
+
+
+def run(name, folder, moment=None):
+    """Exit status of the command in this folder, and what it said; it is killed at a moment, if one is given."""
     command = "capture" if name == "statistics" else name
 
     def work():
+        if moment is not None:
+            kill_after(moment)
         os.chdir(folder)
         torch.set_num_threads(1)
         with open("said", "w") as said, redirect_stdout(said), redirect_stderr(said):
@@ -85,16 +99,34 @@ def sources(tmp_path):
     (whole / "out" / "maps.h5").rename(tmp_path / "maps.h5")
 
 
-@pytest.mark.promise("commands-killed")
-@pytest.mark.parametrize("name", COMMANDS)
-def test_a_command_killed_at_any_operation_gives_the_undisturbed_files_when_it_is_run_again(
-    tmp_path, sources, monkeypatch, name, record_property
-):
-    whole = [tmp_path / f"whole{i}" for i in range(2)]
+@pytest.fixture
+def undisturbed(tmp_path, sources, request):
+    """What an undisturbed run of a command leaves, which of its files are always the same, and how long it took."""
+    name, whole = request.node.callspec.params["name"], [tmp_path / f"whole{i}" for i in range(2)]
+    begun = time.monotonic()
     assert [run(name, folder) for folder in whole] == [(0, "")] * 2
+    seconds = (time.monotonic() - begun) / 2
     wanted, other = map(files, whole)
     same = {path for path in wanted if wanted[path] == other.get(path)}
     assert {Path(path).name for path in same} >= COMMANDS[name][1]
+    return wanted, same, seconds
+
+
+def check_again(name, folder, undisturbed):
+    """Run a command again that was killed, and compare what is there then."""
+    wanted, same, _ = undisturbed
+    status, said = run(name, folder)
+    assert status == 0 or "exists" in said or "holds a model" in said, (folder.name, said)  # it was complete
+    found = files(folder)
+    assert found.keys() == wanted.keys(), folder.name
+    assert all(found[path] == wanted[path] for path in same), folder.name
+
+
+@pytest.mark.promise("commands-killed")
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_killed_at_any_operation_gives_the_undisturbed_files_when_it_is_run_again(
+    tmp_path, undisturbed, monkeypatch, name, record_property
+):
     kills = 0
     while True:
         folder = tmp_path / str(kills)
@@ -105,10 +137,29 @@ def test_a_command_killed_at_any_operation_gives_the_undisturbed_files_when_it_i
             break
         assert status == signal.SIGKILL
         kills += 1
-        status, said = run(name, folder)
-        assert status == 0 or "exists" in said or "holds a model" in said, (kills, said)  # it was complete
-        found = files(folder)
-        assert found.keys() == wanted.keys(), kills
-        assert all(found[path] == wanted[path] for path in same), kills
+        check_again(name, folder, undisturbed)
     assert kills > 5
+    print(f"{name}: {kills} kills")
     record_property("tried", kills)
+
+
+KILLS = 25
+
+
+@pytest.mark.promise("killed-at-random")
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_killed_at_a_random_moment_gives_the_undisturbed_files_when_it_is_run_again(
+    tmp_path, undisturbed, name, record_property
+):
+    chance, left, n = random.Random(name), [], 0
+    while len(left) < KILLS:
+        folder, n = tmp_path / str(n), n + 1
+        status, _ = run(name, folder, moment=chance.uniform(0, undisturbed[2]))
+        if status == 0:
+            continue  # it was faster
+        assert status == signal.SIGKILL
+        left.append(len(list(folder.rglob("*"))))
+        check_again(name, folder, undisturbed)
+    print(f"{name}: {KILLS} kills of {n} runs of {undisturbed[2]:.2f} s; files and folders there: {sorted(left)}")
+    assert len(set(left)) > 1, "kills fell before something was there, and after"
+    record_property("tried", KILLS)

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as safetensors_load
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from attnprobe.core.errors import CheckpointError, InputError, nearest, option
 from attnprobe.io import fs
+from attnprobe.io.pickles import load_tensors
 from attnprobe.io.run import MANIFEST, Run, damaged_files
 from attnprobe.models.file_options import checked_cfg, checked_options, claimed, is_architecture, trained_with
 from attnprobe.models.presets import ALIASES
@@ -185,20 +185,16 @@ def _read_pickle(path: Path, file: BinaryIO) -> dict[str, Any]:
     """A PyTorch file as plain data: tensors, numbers, arrays, strings, paths, containers, argparse.Namespace."""
     _require_saved_by_torch(path, file)
     _check_zip(path, file)
-    numbers = {"scalar": np.float64(0).__reduce__()[0], "_reconstruct": np.zeros(0).__reduce__()[0]}
-    plain: list[Any] = [argparse.Namespace, np.dtype, np.ndarray]
-    plain += [  # the module is called otherwise in numpy 1 and 2, and in their files
-        (made, f"numpy.{core}.multiarray.{name}") for core in ("core", "_core") for name, made in numbers.items()
-    ]
+    plain: list[Any] = [argparse.Namespace]
     plain += [  # a Windows path is read as any other; 3.13 calls the module otherwise
         (PurePosixPath, f"{module}.{kind}")
         for module in ("pathlib", "pathlib._local")
         for kind in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")
     ]
-    plain += [type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "u1", "?")]
     try:
-        with torch.serialization.safe_globals(plain):
-            loaded = torch.load(file, map_location="cpu", weights_only=True)
+        loaded = load_tensors(file, plain)
+    except InputError as error:
+        raise CheckpointError(f"{path.name}: {error}. Ask its author for a .safetensors file.") from None
     except pickle.UnpicklingError as error:
         needs = str(error).split("GLOBAL ")[-1].split(" ")[0] if "GLOBAL " in str(error) else "arbitrary objects"
         advice = (

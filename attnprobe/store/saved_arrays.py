@@ -20,6 +20,7 @@ from torch import Tensor
 
 from attnprobe.core.errors import InputError
 from attnprobe.io import fs
+from attnprobe.io.pickles import NUMPY, load_tensors, require_bounded
 
 ENDINGS = (".npy", ".npz", ".pt", ".pth", ".safetensors", ".pkl", ".pickle")
 
@@ -38,13 +39,11 @@ LONGEST_NAME = 1000
 """Maximum number of characters of an array's dotted name."""
 
 REBUILDERS: dict[tuple[str, str], Callable[..., Any]] = {
-    **{(f"numpy.{core}.multiarray", "_reconstruct"): np.zeros(0).__reduce__()[0] for core in ("core", "_core")},
-    **{(f"numpy.{core}.multiarray", "scalar"): np.float64(0).__reduce__()[0] for core in ("core", "_core")},
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
+    **NUMPY,
+    ("__builtin__", "bytes"): lambda: b"",  # none, as protocol 2 has them
     ("_codecs", "encode"): lambda text, _encoding: text.encode("latin1"),
     ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,  # pyright: ignore
-    ("torch.storage", "_load_from_bytes"): lambda data: torch.load(io.BytesIO(data), weights_only=True),
+    ("torch.storage", "_load_from_bytes"): lambda data: load_tensors(io.BytesIO(data)),
     ("collections", "OrderedDict"): OrderedDict,
 }  # type: ignore[dict-item]
 """Everything a pickle may name, and what is called for it."""
@@ -89,8 +88,10 @@ def _read(ending: str, data: bytes) -> Any:
         arrays = load_safetensors(data)  # the format keeps no order, so names must tell it
         return {name: arrays[name] for name in sorted(arrays, key=_by_number)}
     if ending in (".pt", ".pth"):
-        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    return _ArrayUnpickler(io.BytesIO(data)).load()
+        return load_tensors(io.BytesIO(data))
+    require_bounded(file := io.BytesIO(data))
+    file.seek(0)
+    return _ArrayUnpickler(file).load()
 
 
 def _plain(name: str, tensor: Tensor) -> Tensor:

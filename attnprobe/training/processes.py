@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.constants import default_pg_timeout
 from torch.nn.parallel import DistributedDataParallel
 
 from attnprobe.core.devices import own_gpu
@@ -25,6 +26,9 @@ from attnprobe.core.errors import InputError, Stopped, WorkError
 
 PATIENCE = timedelta(days=1)
 """Longest wait for the first process while it probes or saves; NCCL's own limit, 10 minutes, is for collectives."""
+
+REACHED = timedelta(seconds=30)
+"""Longest wait, of two, for torchrun, which listens before it starts a process, unless it was killed since."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +102,18 @@ class Processes:
             dist.barrier(self.patient)
 
 
+def _meeting_place() -> dict[str, Any]:
+    """Arguments for PyTorch that say where the processes meet; none where one of them opens the place.
+
+    PyTorch itself would try for half an hour to reach a torchrun that is dead.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return {}
+    store, rank, world = next(dist.rendezvous("env://", timeout=REACHED))
+    store.set_timeout(default_pg_timeout)  # for the other processes, which may be slower to come
+    return {"store": dist.PrefixStore("default_pg", store), "rank": rank, "world_size": world}
+
+
 @contextmanager
 def processes(device: torch.device) -> Iterator[Processes]:
     """Join torchrun's processes, be it one, if it started this one, and leave them at the end.
@@ -118,7 +134,7 @@ def processes(device: torch.device) -> Iterator[Processes]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     try:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", **_meeting_place())
         patient = dist.new_group(backend="gloo", timeout=PATIENCE)
         assert isinstance(patient, dist.ProcessGroup), "every process is in the group"
         yield Processes(device, rank, world, patient)

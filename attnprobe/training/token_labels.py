@@ -16,6 +16,8 @@ from torch import Tensor
 from torchvision.ops import roi_align
 
 from attnprobe.core.errors import InputError
+from attnprobe.io import fs
+from attnprobe.io.pickles import load_tensors
 
 
 class LabelMaps:
@@ -42,7 +44,8 @@ class LabelMaps:
     def __call__(self, position: int) -> Tensor:
         file = self.files[position]
         try:
-            maps = torch.load(file, map_location="cpu", weights_only=True)
+            with fs.open_regular(file) as opened:
+                maps = load_tensors(opened)
         except Exception as error:
             raise InputError(f"label map {file} cannot be read: {str(error).splitlines()[0]}") from error
         if not isinstance(maps, Tensor) or maps.ndim != 4 or maps.shape[0] != 2:

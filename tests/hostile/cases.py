@@ -73,6 +73,11 @@ ARRAYS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "pt_named_often": ("a.pt", lambda path: torch.save(checkpoints.named_often(MAPS, 40, 6), path)),
     "pt_named_often_dict": ("a.pt", lambda path: torch.save(checkpoints.named_often(MAPS, 99, 5, True), path)),
     "pt_large_often": ("a.pt", lambda path: torch.save([torch.ones(1, 4, 512, 512)] * 90_000, path)),
+    **{
+        f"pkl_{name}": ("a.pkl", lambda path, body=body: path.write_bytes(b"\x80\x02" + body + b"."))
+        for name, body in checkpoints.OPERATIONS.items()
+    },
+    "pkl_tensor_often": ("a.pkl", lambda path: path.write_bytes(checkpoints.tensor_often())),
     "pkl_frame": ("a.pkl", lambda path: path.write_bytes(b"\x80\x04\x95" + b"\xff" * 7 + b"\x7f" + b".")),
     "pkl_long": ("a.pkl", lambda path: path.write_bytes(b"\x80\x02T\xff\xff\xff\x7f.")),
     "pt_complex": ("a.pt", lambda path: torch.save(torch.zeros(1, 2, 3, 3, dtype=torch.complex64), path)),
@@ -83,8 +88,10 @@ ARRAYS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "pt_empty": ("a.pt", lambda path: torch.save(torch.zeros(0, 2, 3, 3), path)),
     "pt_no_keys": ("a.pt", lambda path: torch.save(torch.zeros(1, 2, 0, 0), path)),
     **{f"npy_{kind}": ("a.npy", lambda path, kind=kind: put(path, kind)) for kind in BAD_FILES},
-    **{f"pth_{name}": ("a.pth", checkpoints.PICKLES[name]) for name in ("deflated", "overlapping", "many_members",
-                                                                       "nested", "runs", "shared", "named_often")},
+    **{f"pth_{name}": ("a.pth", checkpoints.PICKLES[name]) for name in (
+        "deflated", "overlapping", "many_members", "nested", "runs", "shared", "named_often", "tuple_key", "tuple_deep",
+        "addresses",
+    )},
 }  # fmt: skip
 
 

@@ -127,7 +127,87 @@ def named_often(leaf: Any, times: int, depth: int, by_name: bool = False) -> Any
     return leaf
 
 
+def doubled_tuple(depth: int) -> bytes:
+    """Operations of a pickle that leave a tuple of 2^depth leaves."""
+    return b"K\x01\x85q\x00" + b"".join(b"h%c\x86q%c" % (i, i + 1) for i in range(depth))
+
+
+def _called(module: str, name: str, *arguments: bytes) -> bytes:
+    """Operations of a pickle that call a function."""
+    return f"c{module}\n{name}\n(".encode() + b"".join(arguments) + b"tR"
+
+
+def _text(text: str) -> bytes:
+    return b"X" + struct.pack("<I", len(data := text.encode())) + data
+
+
+def of_addresses(kind: str = "O8", flags: bytes = b"K\x00") -> bytes:
+    """Operations of a pickle that make an array whose bytes are addresses of objects, if numpy is told to believe it.
+
+    Args:
+        flags: what the pickle says of the type: 0, that its values are no references.
+    """
+    told = b"(K\x03" + _text("|") + b"NNN" + b"J\xff\xff\xff\xff" * 2 + flags + b"tb"
+    kind_of = _called("numpy", "dtype", _text(kind), b"\x89\x88") + told
+    empty = _called("numpy.core.multiarray", "_reconstruct", b"cnumpy\nndarray\nK\x00\x85", _text("b"))
+    data = _called("_codecs", "encode", _text("A" * 8), _text("latin1"))
+    return empty + b"(K\x01K\x01\x85" + kind_of + b"\x89" + data + b"tb"
+
+
+def _equal_hashes(after: bytes, n: int = 100_000) -> bytes:
+    """Operations of a pickle that leave n numbers of one hash, with these operations after each."""
+    numbers = (int.to_bytes(i * (2**61 - 1), 12, "little") for i in range(1, n + 1))
+    return b"".join(b"\x8a\x0c" + number + after for number in numbers)
+
+
+LONG_TEXT = _text("".join(map(chr, range(20_000, 50_000))))
+
+OPERATIONS: dict[str, bytes] = {
+    "tuple_key": b"}" + doubled_tuple(60) + b"Ns",
+    "tuple_key_deep": b"}K\x01" + b"\x85" * 300_000 + b"Ns",
+    "tuple_deep": b"K\x01" + b"\x85" * 300_000,
+    "tuple_key_often": b"}((" + b"K\x01" * 100_000 + b"tq\x00N" + b"h\x00N" * 50_000 + b"u",
+    "tuple_given": _called("collections", "OrderedDict", b"]" + b"]" + doubled_tuple(60) + b"aNaa"),
+    "equal_hashes": b"}(" + _equal_hashes(b"N") + b"u",
+    "equal_hashes_given": _called("collections", "OrderedDict", b"](" + _equal_hashes(b"N\x86") + b"e"),
+    "memo_far": b"]r\xff\xff\xff\x7f",
+    "text_often": _text("a" * 1_000_000) + b"q\x00" + b"0]("
+    + _called("_codecs", "encode", b"h\x00", _text("latin1")) * 20_000 + b"e",
+    "slow_encoding": _called("_codecs", "encode", LONG_TEXT, _text("_Punycode")),
+    "slow_encoding_inside": _called("torch._tensor", "_rebuild_from_type_v2", b"c_codecs\nencode\nctorch\nTensor\n(",
+                                    LONG_TEXT + _text("punycode") + b"t}"),
+    "addresses": b"](" + of_addresses() + b"e",
+    "addresses_named": b"](" + of_addresses(kind="f8", flags=b"K\x3f") + b"e",
+}  # fmt: skip
+"""Bodies of pickles that are hashed for ever, fill the memory, or make objects of bytes."""
+
+
+def tensor_often() -> bytes:
+    """A pickle that asks 20,000 times for the tensor of one megabyte that it holds."""
+    torch.save(torch.ones(1, 1, 512, 512), saved := io.BytesIO())
+    data = b"B" + struct.pack("<I", len(saved.getvalue())) + saved.getvalue() + b"q\x00"
+    return b"\x80\x03" + data + b"0](" + _called("torch.storage", "_load_from_bytes", b"h\x00") * 20_000 + b"e."
+
+
+def in_zip(body: bytes) -> Callable[[Path], None]:
+    """A .pth of this pickle."""
+
+    def change(after: zipfile.ZipFile, members: Mapping[str, bytes]) -> None:
+        for name, data in members.items():
+            after.writestr(name, b"\x80\x02" + body + b"." if name.endswith("data.pkl") else data)
+
+    return lambda path: _repacked(path, change)
+
+
+def in_stream(body: bytes) -> Callable[[Path], None]:
+    """A .pth of this pickle, as PyTorch wrote them before 1.6."""
+    start = b"".join(pickle.dumps(x, 2) for x in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}))
+    return lambda path: path.write_bytes(start + b"\x80\x02" + body + b"." + pickle.dumps([], 2)) and None
+
+
 PICKLES: dict[str, Callable[[Path], Any]] = {
+    **{name: in_zip(body) for name, body in OPERATIONS.items()},
+    **{f"stream_{name}": in_stream(OPERATIONS[name]) for name in ("tuple_key", "tuple_deep", "addresses")},
     "runs": lambda path: torch.save({"state_dict": weights(), "args": _Runs()}, path),
     "runs_bare": lambda path: path.write_bytes(pickle.dumps(_Runs())),
     "hub_name": _args(model="hf-hub:timm/vit_tiny_patch16_224"),

@@ -2,12 +2,16 @@
 
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections import Counter
+from contextlib import suppress
 from datetime import timedelta
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,8 +22,9 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from attnprobe.core.errors import InputError
+from attnprobe.core.errors import InputError, WorkError
 from attnprobe.io.run import Run
+from attnprobe.store import open_maps
 from attnprobe.training.processes import Processes, processes
 from tests.training.sync_bn import SharedBatchNorm
 from tests.training.test_loop import config, losses, run_training
@@ -41,11 +46,13 @@ run_training(Path(sys.argv[1]), config(**json.loads(sys.argv[2])), int(sys.argv[
 SAME = {"drop_path": 0.0, "scale": [1.0, 1.0], "smoothing": 0.0, "epochs": 3, "warmup_epochs": 0, "threads": 1}
 
 
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+
+
 def two_processes(tmp_path, options, limit, **more):
     script = tmp_path / "run.py"
     script.write_text(SCRIPT)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-               str(script), str(tmp_path / "two"), json.dumps(options), str(limit)]  # fmt: skip
+    command = [*TORCHRUN, str(script), str(tmp_path / "two"), json.dumps(options), str(limit)]
     env = {**os.environ, "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True, **more)
 
@@ -98,6 +105,111 @@ def test_a_killed_process_ends_the_run_and_the_same_command_goes_on(tmp_path):
     assert process.returncode == 0, err
     undisturbed = load_file(Run(tmp_path / "undisturbed" / "two").latest_checkpoint() / "model.safetensors")
     assert all(torch.equal(resumed[name], undisturbed[name]) for name in undisturbed)
+
+
+def ranks_of(agent):
+    """{rank: process} of what a torchrun has started so far."""
+    found = {}
+    for child in subprocess.run(
+        ["pgrep", "-P", str(agent)], capture_output=True, text=True, check=False
+    ).stdout.split():
+        with suppress(OSError):
+            told = dict(part.split("=", 1) for part in Path(f"/proc/{child}/environ").read_text().split("\0") if part)
+            if "RANK" in told:
+                found[int(told["RANK"])] = int(child)
+    return found
+
+
+def is_alive(pid):
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    return False
+
+
+def both_run(agent):
+    return len(ranks_of(agent.pid)) == 2
+
+
+def all_ended(ranks):
+    return not any(map(is_alive, ranks.values()))
+
+
+def until(seconds, done, *arguments):
+    """Whether it is done in that time."""
+    deadline = time.monotonic() + seconds
+    while not done(*arguments) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return done(*arguments)
+
+
+TRAINED = {**SAME, "model": "vit_16_digits", "batch_size": 8, "epochs": 3, "recovery_interval": 4}
+
+
+def training(folder):
+    folder.mkdir(exist_ok=True)
+    return two_processes(folder, TRAINED, 512)
+
+
+def trained(folder):
+    run = Run(folder / "two")
+    assert run.epochs()[-1] == 3
+    return {name: value.numpy().tobytes() for name, value in load_file(run.checkpoint(3) / "model.safetensors").items()}
+
+
+def capturing(folder):
+    command = [*TORCHRUN, "-m", "attnprobe", "capture", "vit_16_digits", "--data", "digits", "--images", "1000",
+               "--device", "cpu", "-o", str(folder / "maps.h5")]  # fmt: skip
+    env = {**os.environ, "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def captured(folder):
+    with open_maps(folder / "maps.h5") as reader:
+        assert reader.complete
+        return {i: x.numpy().tobytes() for maps in reader for i, x in zip(maps.image_ids, maps.values, strict=True)}
+
+
+FAULTS = ("kill 0", "kill 1", "kill torchrun", "stop 0", "stop 1", "pause")
+
+
+@pytest.mark.promise("processes-killed")
+@pytest.mark.slow
+@pytest.mark.parametrize(("start", "result", "rounds"), [(training, trained, 28), (capturing, captured, 12)])
+def test_killed_stopped_and_orphaned_processes_end_in_time_and_the_next_start_completes(
+    tmp_path, start, result, rounds, record_property
+):
+    """A process is killed, torchrun is, a process stands still until torchrun is told to end, or for a moment only."""
+    begun = time.monotonic()
+    _, err = (whole := start(tmp_path / "whole")).communicate()
+    assert whole.returncode == 0, err
+    seconds, wanted = time.monotonic() - begun, result(tmp_path / "whole")
+    chance, met, n = random.Random(rounds), Counter(), 0
+    while sum(met.values()) < rounds:
+        fault, n = FAULTS[n % len(FAULTS)], n + 1
+        agent = start(folder := tmp_path / str(n))
+        assert until(60, both_run, agent)
+        ranks = ranks_of(agent.pid)
+        time.sleep(chance.uniform(0, 0.8 * seconds))
+        kind, _, whom = fault.partition(" ")
+        victim = agent.pid if whom == "torchrun" else ranks[int(whom or n % 2)]
+        if agent.poll() is not None or not is_alive(victim):  # it was faster
+            agent.communicate()
+            continue
+        os.kill(victim, signal.SIGKILL if kind == "kill" else signal.SIGSTOP)
+        met[fault] += 1
+        if kind != "kill":
+            time.sleep(2)
+            os.kill(agent.pid if kind == "stop" else victim, signal.SIGTERM if kind == "stop" else signal.SIGCONT)
+        _, err = agent.communicate(timeout=120)
+        assert until(120, all_ended, ranks), (n, fault)
+        assert (agent.returncode == 0) or kind != "pause", (n, err)
+        if kind != "pause":
+            _, err = (again := start(folder)).communicate(timeout=120)
+            assert again.returncode == 0 or "exists" in err, (n, fault, err)  # it was complete
+        assert result(folder) == wanted, (n, fault)
+    print(f"{rounds} rounds of runs of {seconds:.1f} s: {dict(met)}")
+    assert len(met) == len(FAULTS)
+    record_property("tried", rounds)
 
 
 UNREADABLE = """
@@ -164,6 +276,16 @@ def test_collectives_have_their_usual_limit_and_waiting_for_the_first_process_a_
         assert group.total(torch.ones(2)).tolist() == [1, 1] and group.any(True)
         assert isinstance(group.parallel(nn.Linear(2, 2), sync_bn=False), DistributedDataParallel)
     assert not dist.is_initialized()
+
+
+def test_a_process_whose_torchrun_was_killed_before_they_met_ends(one_of_torchrun, monkeypatch):
+    """PyTorch alone would try to reach it for half an hour."""
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    monkeypatch.setattr("attnprobe.training.processes.REACHED", timedelta(seconds=1))
+    begun = time.monotonic()
+    with pytest.raises(WorkError, match="run the same command again"), processes(torch.device("cpu")):
+        pass
+    assert time.monotonic() - begun < 20
 
 
 def test_more_processes_than_gpus_are_refused_before_they_wait_for_one_another(one_of_torchrun, monkeypatch):
