@@ -58,6 +58,13 @@ def test_the_gate_stops_a_model_whose_blocks_repeat_and_says_why(tmp_path, maps)
     assert (tmp_path / "report" / "report.html").exists()
 
 
+@pytest.mark.parametrize("part", ["training", "capture"])
+def test_a_part_of_the_gpu_benchmark_runs_without_one(part):
+    done = runpy.run_path(str(EXAMPLES / "benchmarks" / "gpu.py"))["run"](part, "cpu", True)
+    assert done["status"] == "ok" and done["rows"], done
+
+
+@pytest.mark.slow
 def test_every_part_of_the_gpu_benchmark_runs(tmp_path):
     status, told = run(tmp_path, sys.executable, EXAMPLES / "benchmarks" / "gpu.py", "--device", "cpu", "--tiny")
     assert status == 0, told

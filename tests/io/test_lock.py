@@ -43,13 +43,14 @@ def test_the_lock_of_a_killed_process_is_free(tmp_path):
 @pytest.mark.promise("two-starts")
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # Python 3.12 on fork beside threads
 def test_of_fifty_double_starts_one_holds_the_lock_each_time(tmp_path, record_property):
-    def start(path):
+    def start(path, ends):
         child = os.fork()
         if child:
             return child
         try:
+            os.close(ends[1])
             FileLock(path)
-            time.sleep(0.1)  # until the other has tried
+            os.read(ends[0], 1)  # until the other has tried, and this end closes
             os._exit(0)
         except InUse as error:
             os._exit(error.exit_code)
@@ -57,9 +58,19 @@ def test_of_fifty_double_starts_one_holds_the_lock_each_time(tmp_path, record_pr
             os._exit(1)
 
     for n in range(50):
-        both = [start(tmp_path / f"{n}.lock") for _ in range(2)]
-        codes = sorted(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in both)
-        assert codes == [0, 75], n
+        ends = os.pipe()
+        both, codes = {start(tmp_path / f"{n}.lock", ends) for _ in range(2)}, []
+        deadline = time.monotonic() + 60  # of two that both hold it neither ends
+        while both and time.monotonic() < deadline:
+            for child in list(both):
+                ended, status = os.waitpid(child, os.WNOHANG)
+                if ended:
+                    both.remove(child)
+                    codes.append(os.waitstatus_to_exitcode(status))
+                    os.close(ends[1]) if len(codes) == 1 else None
+            time.sleep(0.001)
+        os.close(ends[0])
+        assert codes == [75, 0], n
     record_property("tried", 50)
 
 

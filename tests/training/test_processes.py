@@ -67,7 +67,7 @@ def two_processes(tmp_path, options, limit, **more):
 )
 def test_two_ranks_equal_one_process_with_the_same_global_batch(tmp_path, model, sync_bn):
     """In float64: three norms in a row multiply float32's rounding by hundreds, step by step."""
-    options = {**SAME, "model": model, "sync_bn": sync_bn, "scale": (1.0, 1.0), "epochs": 9}  # 54 steps
+    options = {**SAME, "model": model, "sync_bn": sync_bn, "scale": (1.0, 1.0), "epochs": 5}  # 30 steps
     one = run_training(tmp_path / "one", config(**options, batch_size=32), 183, double=True)
     process = two_processes(tmp_path, {**options, "batch_size": 16}, 183)
     _, err = process.communicate()
@@ -83,7 +83,8 @@ def test_two_ranks_equal_one_process_with_the_same_global_batch(tmp_path, model,
 
 @pytest.mark.promise("processes-killed")
 def test_a_killed_process_ends_the_run_and_the_same_command_goes_on(tmp_path):
-    options = {**SAME, "model": "vit_16_digits", "batch_size": 8, "epochs": 2, "recovery_interval": 4}
+    options = {**SAME, "model": "vit_16_digits", "model_kwargs": {"depth": 3}, "batch_size": 8, "epochs": 3}
+    options["recovery_interval"] = 4
     process = two_processes(tmp_path, options, 256)
     run = Run(tmp_path / "two")
     deadline = time.monotonic() + 120
