@@ -189,17 +189,22 @@ def child(arguments, fresh):
         silent = [(os.POSIX_SPAWN_OPEN, stream, os.devnull, os.O_WRONLY, 0) for stream in (1, 2)]
         command = [sys.executable, "-m", "attnprobe", *arguments]
         return os.posix_spawn(sys.executable, command, os.environ, file_actions=silent)
-    pid = os.fork()
-    if pid:
-        return pid
     from attnprobe.__main__ import program
 
+    begins, begin = os.pipe()
+    pid = os.fork()
+    os.close(begin if pid else begins)
+    if pid:
+        with open(begins, "rb") as told:
+            told.read()  # on a busy machine a copy may not have come to our first line when the first stops are sent
+        return pid
     code = 99
     try:
         for stream in (1, 2):
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
         torch.set_num_threads(1)
         sys.argv = ["attnprobe", *arguments]
+        os.close(begin)
         program()
     except SystemExit as end:
         code = end.code or 0
