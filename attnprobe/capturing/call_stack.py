@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -49,6 +50,9 @@ class CallStack:
 
     Args:
         model: its modules are followed; those of torch.nn without children are left out, they are never attention.
+
+    Attributes:
+        scripted: modules of TorchScript by name, which cannot be followed.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -60,12 +64,19 @@ class CallStack:
             for name, module in modules_by_name(model).items()
             if list(module.children()) or not type(module).__module__.startswith("torch.nn.modules.")
         ]
+        self.scripted: dict[str, nn.Module] = {}
 
     def attach(self, on_enter: Callable[[Call], None], on_leave: Callable[[Call, Any], None]) -> None:
         """Hook the modules; `on_enter` and `on_leave` are called for every call, the latter with its output."""
         self._on_enter, self._on_leave = on_enter, on_leave
         for name, module in self._followed:
-            self._hooks.append(module.register_forward_pre_hook(partial(self._enter, name), with_kwargs=True))
+            try:
+                self._hooks.append(module.register_forward_pre_hook(partial(self._enter, name), with_kwargs=True))
+            except RuntimeError:  # of TorchScript, which takes no hooks, and hides what it computes
+                if not isinstance(module, torch.jit.ScriptModule):
+                    raise
+                self.scripted[name] = module
+                continue
             self._hooks.append(module.register_forward_hook(self._leave, always_call=True))
 
     def detach(self) -> None:

@@ -210,6 +210,7 @@ def _of_layers(
     routes = {layer.name: layer.route for layer in layers}
     recording = Recording(model, MAPS, watch=watch, budget=AT_ONCE, allow_missing=allow_missing)
     proofs: list[LayerProof] = []
+    around: set[str] = set()
     n_bytes = 0
     with recording as recorder:
         while not proofs or recorder.first:
@@ -221,11 +222,13 @@ def _of_layers(
             if not error <= TOLERANCE[dtype]:
                 raise _off("hooks", error, dtype)
             fired = recorder.fired
+            around |= {call.name for product in products.values() for call in product.calls}
             taken = recorder.take()
             n_bytes += sum(maps.values.nbytes for maps in taken)
             proofs += _proofs(taken, products, routes, "factors" in extras)
             taken = []
-    missing = missing_siblings(tracing.ran, fired)
+    tracing.ran.modules |= tracing.calls.scripted
+    missing = missing_siblings(tracing.ran, fired, around)
     if not allow_missing:
         refuse_missing(missing, tracing.ran)
     return _Layers(proofs, hooked, n_bytes, tuple(missing))

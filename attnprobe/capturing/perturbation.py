@@ -28,15 +28,18 @@ from attnprobe.core.grid import TokenGrid
 TRIES = 3
 """Sizes of patches that are tried of a model that does not say its own."""
 
-OTHERS = 0.6
+OTHERS = 0.2
 """Change of the second image's values, relative to that of the first one's, which only the first image's change can
 explain; without any mixing it is zero, or the rounding of a scale that a whole batch shares."""
 
-OTHER_ORDER = 4
-"""A row of V is another image's if that image's own differs from it by this factor less."""
+NOTHING = 1e-4
+"""Change of the second image's values by another image, relative to the first one's by a little noise, that is none."""
 
 BY_ROUNDING = 0.02
-"""Of the largest value, by which a row may differ from the same image's in a batch of another size."""
+"""Of the largest value, by which V of an image may differ from the same image's in a batch of another size."""
+
+BY_OTHERS = 1e-3
+"""The same in a batch of equal size, with others beside it; without any mixing that is zero."""
 
 
 @dataclass(slots=True)
@@ -76,6 +79,7 @@ def _located(model: nn.Module, pixels: Tensor, many: bool) -> Located:
     rest = _observed(model, torch.cat([up, right]) if len(others) else up)
     last = rest if len(others) else _observed(model, right)
     comparable = len(others) > 0 and not _shares_scales(model)
+    _refuse_across_images(base, min(2, len(pixels)))
     if comparable and (mixed := _mixed(base, moved)):
         again = _observed(model, torch.cat([first, others]))
         if any(not torch.equal(value, again.values.get(layer, value[:0])) for layer, value in base.values.items()):
@@ -85,9 +89,15 @@ def _located(model: nn.Module, pixels: Tensor, many: bool) -> Located:
             "are not one image's. Does the model put heads or windows before images, views of images into one batch "
             "(test-time augmentation), or join images? Capture the model inside, on each view."
         )
+    if comparable and (unmoved := _never_second(base, moved, rest)):
+        raise CaptureError(
+            f"{unmoved}: what would be filed under the second image does not change with it, so its rows are those of "
+            "others. Does the model add images of its own, to pad the batch for instance? Capture the model inside."
+        )
     if many and comparable:
-        images = torch.cat([first, others, down, right])
-        _refuse_other_order(model, images, [(base, 0), (base, 1), (moved, 0), (rest, 1)])
+        more = [down, right, others.flip(-1), first.flip(-2)]
+        alone = [(base, 0), (base, 1), (moved, 0), (rest, 1)]
+        _refuse_other_images(model, torch.cat([first, others, *more]), alone)
     search = _Search(model, pixels[:2], TokenPlacement.of(model), {layer.name for layer in known_layers(model)})
     of_stage: dict[tuple[object, ...], tuple[str, Places]] = {}
     keys: dict[str, tuple[object, ...]] = {}
@@ -304,28 +314,63 @@ def _mixed(base: _Pass, moved: _Pass) -> str:
     return ""
 
 
-def _refuse_other_order(model: nn.Module, images: Tensor, alone: Sequence[tuple[_Pass, int]]) -> None:
-    """Raise if the second of four images is found elsewhere in their batch.
+def _refuse_across_images(base: _Pass, n_images: int) -> None:
+    """Raise if V of a layer is not one row of windows per image, as of attention from image to image."""
+    for layer, values in base.values.items():
+        if len(values) != n_images:
+            raise CaptureError(
+                f"{layer} multiplies {len(values)} maps of {values.shape[-2]} keys for {n_images} images: it attends "
+                "across images (nn.MultiheadAttention takes [token, image, width] unless batch_first=True), and no map "
+                "is of one image."
+            )
 
-    A model that deals images out, every second one to each half for instance, keeps two in order, and not four. The
-    others are changes of the first, so the second cannot be taken for them.
+
+def _never_second(base: _Pass, moved: _Pass, rest: _Pass) -> str:
+    """The first layer of which V of the first image moves with that, and V of the second with neither; "" for none.
 
     Args:
-        alone: for each image the pass of two that it was in, and its row there.
+        rest: the pass in which both images are others.
+    """
+    for layer, before in base.values.items():
+        first, second = (seen.values.get(layer) for seen in (moved, rest))
+        if first is None or second is None or not before.shape == first.shape == second.shape:
+            continue
+        own = (first[0] - before[0]).abs().max().item()
+        if (second[1] - before[1]).abs().max().item() < NOTHING * own:
+            return layer
+    return ""
+
+
+def _refuse_other_images(model: nn.Module, pixels: Tensor, alone: Sequence[tuple[_Pass, int]]) -> None:
+    """Raise if what a model computes of an image depends on its place or on the other images in a batch of four.
+
+    A model that deals images out, every second one to each half for instance, keeps two in order, and not four. One
+    that normalises pixels by the batch, or subtracts one image from the others, gives no image maps of its own.
+
+    Args:
+        pixels: four images, and two more in place of the last two. All but the second are changes of the first.
+        alone: for each of the four the pass of two that it was in, and its row there.
     """
     try:
-        together = _observed(model, images).values
+        together, beside = (_observed(model, pixels[which]).values for which in ([0, 1, 2, 3], [0, 1, 4, 5]))
     except (RuntimeError, AssertionError, ValueError, TypeError):  # no room for four, or a model of so many and no more
         return
     for layer, values in together.items():
         rows = [seen.values[layer][row] for seen, row in alone if layer in seen.values]
-        if len(rows) != len(values) or any(row.shape != values[0].shape for row in rows):
+        others = beside.get(layer)
+        if others is None or others.shape != values.shape or [row.shape for row in rows] != [x.shape for x in values]:
             continue
-        own, *others = ((values[1] - rows[i]).abs().max().item() for i in (1, 0, 2, 3))
-        if own > BY_ROUNDING * rows[1].abs().max().item() and OTHER_ORDER * min(others) < own:
+        size = values.abs().max().item()
+        own, *elsewhere = ((values[1] - rows[i]).abs().max().item() for i in (1, 0, 2, 3))
+        if own > BY_ROUNDING * size >= min(elsewhere):
             raise CaptureError(
-                f"{layer}: of four images at once, what would be filed under the second is another's, so the model "
-                f"changes the order of images inside. Capture with {option('batch-size', 2)}."
+                f"{layer}: of four images at once, what would be filed under one is another's, so the model changes "
+                f"the order of images inside. Capture with {option('batch-size', 2)}."
+            )
+        if (values[:2] - others[:2]).abs().max().item() > BY_OTHERS * size:
+            raise CaptureError(
+                f"{layer}: what it computes of one image depends on the other images of a batch, so no map is of one "
+                "image alone. Does the model normalise by the batch, or compare images? Capture the model inside."
             )
 
 

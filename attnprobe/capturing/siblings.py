@@ -8,7 +8,7 @@ shape. A block of convolutions, pooling or a mixing MLP does none of these, so t
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -25,8 +25,8 @@ class Ran:
     """The modules of one forward pass.
 
     Attributes:
-        modules: by name, those that ran.
-        shapes: of the output of each, where that is a tensor.
+        modules: by name, those that ran, and scripts, of which nobody knows.
+        shapes: of the output of each, where that is a tensor and known.
         unread: name of the last function of those that computed a softmax, or a product of two activations, of which no
             map was read.
     """
@@ -43,17 +43,19 @@ class Ran:
             self.shapes[name] = first.shape
 
 
-def missing_siblings(ran: Ran, layers: Iterable[str]) -> dict[str, str]:
+def missing_siblings(ran: Ran, layers: Iterable[str], around: Collection[str] = ()) -> dict[str, str]:
     """Modules that should have maps as their siblings have: name -> what stands in their place in such a sibling.
 
     Args:
         layers: names of the captured layers.
+        around: names of the modules that were running when a map was captured. Of an attention module that several
+            blocks share, only the first block is in the layers' names.
     """
     captured = list(dict.fromkeys(layer.partition("#")[0] for layer in layers))
     missing: dict[str, str] = {}
     for layer in captured:
         for place, counterpart in _counterparts(layer, ran):
-            known = place in missing or _has_map(place, captured)
+            known = place in missing or place in around or _has_map(place, captured)
             if not known and _should_have_map(ran, place, counterpart):
                 missing[place] = counterpart
     return missing
@@ -108,7 +110,7 @@ def _should_have_map(ran: Ran, place: str, counterpart: str) -> bool:
         return True
     computes = any(f"{name}.".startswith(f"{place}.") for name in ran.unread)
     computes = computes or any(isinstance(inner, torch.jit.ScriptModule) for inner in module.modules())
-    return computes and ran.shapes.get(place) == ran.shapes.get(counterpart)
+    return computes and ran.shapes.get(place, ran.shapes.get(counterpart)) == ran.shapes.get(counterpart)
 
 
 def _parameters(module: nn.Module) -> list[tuple[str, torch.Size]]:

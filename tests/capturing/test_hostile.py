@@ -39,6 +39,101 @@ def test_images_that_change_places_in_larger_batches_alone_are_refused():
     torch.testing.assert_close(found, torch.cat([maps.values for maps in ap.capture(straight, pixels)]))
 
 
+class Changed(ViT):
+    """A ViT behind something that is done to the batch of images."""
+
+    def __init__(self, change):
+        super().__init__(lambda _: Attention(plain))
+        self.change = change
+
+    def forward(self, x):
+        return super().forward(self.change(x))[: len(x)]
+
+
+def padded(x):
+    return torch.cat([x, x.new_zeros(-len(x) % 8, *x.shape[1:])])
+
+
+BATCHES = {
+    "padded to eight": (padded, "does not change with it.*pad the batch"),
+    "a blank image for each": (lambda x: torch.cat([x, torch.zeros_like(x)]), "does not change with it"),
+    "two more images": (lambda x: torch.cat([x, torch.ones_like(x[:1]).repeat(2, 1, 1, 1)]), "does not change with it"),
+    "without the first": (lambda x: torch.cat([x[:1], x[1:] - 0.5 * x[:1]]), "changes when only the first one does"),
+    "without the last": (lambda x: x - 0.5 * x[-1:], "depends on the other images"),
+    "normalised by the batch": (lambda x: x / x.std((0, 2, 3), keepdim=True), "depends on the other images"),
+}
+
+
+@pytest.mark.parametrize("name", BATCHES)
+def test_maps_that_are_of_no_single_image_are_refused(name):
+    change, reason = BATCHES[name]
+    with pytest.raises(CaptureError, match=reason):
+        list(ap.capture(Changed(change).eval(), PIXELS))
+
+
+class Across(nn.Module):
+    """nn.MultiheadAttention that is given [image, token, width] and takes [token, image, width]."""
+
+    def __init__(self):
+        super().__init__()
+        self.mha = nn.MultiheadAttention(48, 3)
+
+    def forward(self, x):
+        return self.mha(x, x, x, need_weights=False)[0]
+
+
+@pytest.mark.parametrize("n_images", [4, 17])
+def test_attention_from_image_to_image_is_refused_also_of_as_many_images_as_tokens(n_images):
+    model = ViT(lambda _: Across()).eval()
+    with pytest.raises(CaptureError, match="attends across images.*batch_first=True"):
+        list(ap.capture(model, torch.randn(n_images, 3, 32, 32), batch_size=32))
+
+
+class Whole(nn.Module):
+    """A block of attention and an MLP that TorchScript can compile."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.mlp = nn.Linear(48, 144), nn.Sequential(nn.Linear(48, 48), nn.GELU())
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).chunk(3, -1)
+        return self.mlp((q @ k.transpose(-2, -1)).softmax(-1) @ v)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")
+def test_a_scripted_stem_or_mlp_is_passed_over_and_a_scripted_block_named():
+    model = ViT(lambda _: Whole()).eval()
+    (maps,) = ap.capture(model, PIXELS)
+    model.embed, model.blocks[1].mlp = torch.jit.script(model.embed), torch.jit.script(model.blocks[1].mlp)
+    (found,) = ap.capture(model, PIXELS)
+    assert torch.equal(found.values, maps.values)
+    model.blocks[1] = torch.jit.script(model.blocks[1])
+    with pytest.raises(CaptureError, match=r"show no attention map: blocks\.1"):
+        list(ap.capture(model, PIXELS))
+
+
+class Sharing(nn.Module):
+    """A block whose attention module may be another block's, too."""
+
+    def __init__(self, attention):
+        super().__init__()
+        self.attn = attention
+
+    def forward(self, x):
+        return self.attn(x)
+
+
+def test_attention_that_all_blocks_share_has_a_map_in_each():
+    shared = Attention(plain)
+    model, copied = ViT(lambda _: Sharing(shared)).eval(), ViT(lambda _: Attention(plain)).eval()
+    for block in copied.blocks:
+        block.load_state_dict(shared.state_dict())
+    (maps,), (expected,) = (ap.capture(each, PIXELS, "weights") for each in (model, copied))
+    assert maps.layers == ("blocks.0.attn", "blocks.0.attn#2", "blocks.0.attn#3")
+    torch.testing.assert_close(maps.values, expected.values)
+
+
 class Stepwise(ViT):
     """Tokens are changed by `between` after the first block."""
 
