@@ -92,6 +92,13 @@ class TokenPlacement:
         parameters = {kind: found[0] for kind, found in first.items() if found is not None}
         return cls(tuple(convs), ("cls",) * counts["cls"] + ("dist",) * counts["dist"] + registers, parameters)
 
+    @property
+    def overlapping(self) -> bool:
+        """True if a convolution over pixels sees more of them than it moves by."""
+        return any(
+            kernel > step for stem in self.stems for kernel, step in zip(stem.kernel_size, stem.stride, strict=True)
+        )
+
     def grid(self, n_tokens: int, size: tuple[int, int] | None) -> TokenGrid | None:
         """The grid of `n_tokens` tokens of an image of `size` pixels; None if there is none that fits.
 

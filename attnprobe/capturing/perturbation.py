@@ -18,7 +18,7 @@ from torch.func import functional_call
 from attnprobe.capturing.call_stack import Call
 from attnprobe.capturing.hooks import block_names, known_layers, token_grid
 from attnprobe.capturing.kinds import TokenPlacement, kind_of
-from attnprobe.capturing.places import Located, Places, Responses, changes, contradicts, places, responses
+from attnprobe.capturing.places import Located, Places, Responses, changes, contradicts, places, responses, share_places
 from attnprobe.capturing.product import Product
 from attnprobe.capturing.scattered import ANEW, coded_images, patch_sizes, read_positions, trial_images, why_not_alone
 from attnprobe.capturing.tracing import Tracing
@@ -158,7 +158,7 @@ class _Search:
         found = self._responses(passes)
         if kind in ("window", "grid"):
             return kind, _of_windows(found, guess)
-        place = places(found, self.size, guess, self.placement.prefix)
+        place = places(found, self.size, guess, self.placement.prefix, self.placement.overlapping)
         if kind == "self" and place.status != "proved" and self._are_channels(passes):
             return self.first_layer(layer, product, "channel", passes)
         if place.status == "unknown":
@@ -294,6 +294,8 @@ def _of_windows(found: Responses, guess: TokenGrid | None) -> Places:
     col = (found.col * guess.cols - 0.5).round().clamp(0, guess.cols - 1)
     if len((row * guess.cols + col).unique()) == len(row):
         return Places("proved", "", guess)
+    if share_places(found.row, found.col):
+        return Places("unknown", "several of its tokens are at one place each, as those of a video's frames are")
     return Places("assumed", "its tokens already depend on much of the image, so their places do not show", guess)
 
 

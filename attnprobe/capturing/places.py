@@ -33,6 +33,10 @@ FIT, FIT_MEAN = 0.75, 0.35
 """Largest and root mean square distance, in patches, of tokens from the patches of a grid that is proved. Tokens in any
 other order are off by one patch or more."""
 
+IN_CELL = 0.4
+"""Largest distance, in cells, of a token from the middle of the cell that several share; of tokens everywhere it is
+half a cell."""
+
 PITCH = (0.3, 0.05)
 """Share by which the distance of neighbouring patches may differ from a size that the model states or that fills the
 image: of fewer than four rows, which are all at an edge, and of more."""
@@ -136,13 +140,21 @@ def responses(base: Tensor, down: Tensor, up: Tensor, right: Tensor) -> Response
     return Responses(moved, row, col, height, width)
 
 
-def places(found: Responses, size: tuple[int, int], guess: TokenGrid | None, prefix: tuple[str, ...] = ()) -> Places:
+def places(
+    found: Responses,
+    size: tuple[int, int],
+    guess: TokenGrid | None,
+    prefix: tuple[str, ...] = (),
+    overlapping: bool = False,
+) -> Places:
     """The grid that the responses prove, or what they leave of the `guess`.
 
     Args:
         size: rows and columns of the image in pixels.
         guess: from the geometry of the model; None for none.
         prefix: names of prefix tokens that the model may have, in order.
+        overlapping: its patches see more than their own pixels, and less at the edges of the image, where they seem to
+            lie nearer to the middle.
     """
     moved = found.moved
     n_prefix = int((~moved).sum())
@@ -157,7 +169,9 @@ def places(found: Responses, size: tuple[int, int], guess: TokenGrid | None, pre
     errors = {grid: _distances(row, col, grid) for grid in grids}
     best = min(grids, key=lambda grid: errors[grid].square().mean().item())
     if errors[best].max() <= FIT and errors[best].square().mean().sqrt() <= FIT_MEAN:
-        return Places("proved", "", _grid(best, _patch(row, col, best, size, guess), guess, n_prefix, prefix))
+        return Places(
+            "proved", "", _grid(best, _patch(row, col, best, size, guess, overlapping), guess, n_prefix, prefix)
+        )
     if (other := next((grid for grid in grids if _in_another_order(row, col, grid)), None)) is not None:
         rows, cols = other
         return Places("unknown", f"its tokens fill a grid of {rows} x {cols} patches in another order than row by row")
@@ -222,6 +236,20 @@ def _in_another_order(row: Tensor, col: Tensor, grid: tuple[int, int]) -> bool:
     return min(grid) > 1 and bool(inside.all()) and len(patch.unique()) == len(patch)
 
 
+def share_places(row: Tensor, col: Tensor) -> bool:
+    """True if tokens stand in the middle of the cells of a grid, the same number of them, two or more, in each."""
+    n = len(row)
+    for cells in (n // several for several in range(2, n // 2 + 1) if n % several == 0):
+        for rows in (rows for rows in range(2, cells // 2 + 1) if cells % rows == 0):
+            cols = cells // rows
+            at_row, at_col = row * rows - 0.5, col * cols - 0.5
+            off = torch.maximum((at_row - at_row.round()).abs(), (at_col - at_col.round()).abs())
+            counts = (at_row.round() * cols + at_col.round()).unique(return_counts=True)[1]
+            if off.max() <= IN_CELL and len(counts) == cells and bool((counts == n // cells).all()):
+                return True
+    return False
+
+
 def _distances(row: Tensor, col: Tensor, grid: tuple[int, int], unit: bool = True) -> Tensor:
     """Distance of each token from its patch of a grid, row by row: in patches, or in fractions of the image.
 
@@ -247,16 +275,17 @@ def _grid(
 
 
 def _patch(
-    row: Tensor, col: Tensor, shape: tuple[int, int], size: tuple[int, int], guess: TokenGrid | None
+    row: Tensor, col: Tensor, shape: tuple[int, int], size: tuple[int, int], guess: TokenGrid | None, overlapping: bool
 ) -> tuple[int, int]:
     """Height and width of a patch in pixels: those of the model or of a grid that fills the image, if the tokens lie so
     far apart, else as far apart as they lie: of images that are padded, cropped or resized on the way."""
     of_model = (0, 0) if guess is None else guess.patch
     centres = row.view(shape).mean(1), col.view(shape).mean(0)
-    return tuple(map(_side, centres, size, of_model))  # type: ignore[return-value]
+    rows, cols = (_side(*each, overlapping) for each in zip(centres, size, of_model, strict=True))
+    return rows, cols
 
 
-def _side(centres: Tensor, size: int, of_model: int) -> int:
+def _side(centres: Tensor, size: int, of_model: int, overlapping: bool) -> int:
     """One side of a patch in pixels, from the centres of the rows or columns of patches in fractions of the image."""
     n = len(centres)
     filling = max(1, round(size / n))
@@ -271,7 +300,7 @@ def _side(centres: Tensor, size: int, of_model: int) -> int:
         (abs(side - apart) / side, side) for side in (filling, of_model or filling) for apart in (all_pairs, neighbours)
     )
     alike = abs(all_pairs - neighbours) <= PITCH[1] * neighbours
-    return near if off <= PITCH[n >= 4] else max(1, round(all_pairs if alike else neighbours))
+    return near if off <= PITCH[n >= 4 and not overlapping] else max(1, round(all_pairs if alike else neighbours))
 
 
 def _listed(numbers: list[int]) -> str:

@@ -134,6 +134,40 @@ def test_attention_that_all_blocks_share_has_a_map_in_each():
     torch.testing.assert_close(maps.values, expected.values)
 
 
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("kernel", "padding"), [(16, 4), (12, 2), (8, 0)])
+def test_patches_that_overlap_are_as_large_as_they_move_by(kernel, padding, seed):
+    model = ViT(lambda _: Attention(plain), depth=1).eval()
+    model.embed = nn.Conv2d(3, 48, kernel, 8, padding)
+    torch.manual_seed(seed)
+    nn.init.normal_(model.embed.weight, std=0.1)
+    place = certificate(model).located.places["blocks.0"]
+    assert place.status == "proved" and (place.grid.rows, place.grid.patch) == (4, (8, 8))
+
+
+class Frames(nn.Module):
+    """A video of four tubes of 4 x 4 patches, whose tokens attend within their own tube."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.head = nn.Conv3d(3, 48, (2, 8, 8), (2, 8, 8)), nn.Linear(48, 10)
+        self.blocks = nn.ModuleList(Attention(plain) for _ in range(2))
+
+    def forward(self, x):
+        x = self.embed(x).flatten(3).permute(0, 2, 3, 1)  # [video, tube, patch, width]
+        for block in self.blocks:
+            x = x + block(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        return self.head(x.mean((1, 2)))
+
+
+def test_tokens_of_a_videos_tubes_are_on_no_grid_of_the_image():
+    video = torch.randn(2, 3, 8, 32, 32, generator=torch.manual_seed(1))
+    capturing = ap.capture(Frames().eval(), video)
+    assert [(maps.values.shape, maps.grid.rows) for maps in capturing] == [((2, 2, 3, 64, 16), 0)]
+    assert {place.status for place in capturing.certificate.located.places.values()} == {"unknown"}
+
+
 class Stepwise(ViT):
     """Tokens are changed by `between` after the first block."""
 
