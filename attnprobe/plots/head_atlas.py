@@ -104,14 +104,15 @@ def fit_letters(ax: Axes) -> None:
     """Make the letters above the tiles as large as the room between rows, and a tile's width, let them be."""
     figure = ax.get_figure(root=True)
     assert figure is not None, "its Axes lie in one"
-    for text in ax.texts:
-        text.set_fontsize(LARGEST)
-    figure.draw_without_rendering()  # only the layout knows how large a tile is
-    boxes = [text.get_window_extent() for text in ax.texts]
-    (left, top), (right, bottom) = ax.transData.transform([(0, 0), (ACROSS, DOWN - TILE - 4)])
-    room = min((right - left) / max(box.width for box in boxes), (top - bottom) / max(box.height for box in boxes))
-    for text in ax.texts:
-        text.set_fontsize(LARGEST * min(1.0, 0.95 * room))
+    size, room = LARGEST, 0.0
+    while room <= 1.0 and size > 0.5:  # before matplotlib 3.11 letters are of whole pixels, so one step may not do
+        for text in ax.texts:
+            text.set_fontsize(size)
+        figure.draw_without_rendering()  # only the layout knows how large a tile is
+        boxes = [text.get_window_extent() for text in ax.texts]
+        (left, top), (right, bottom) = ax.transData.transform([(0, 0), (ACROSS, DOWN - TILE - 4)])
+        room = min((right - left) / max(box.width for box in boxes), (top - bottom) / max(box.height for box in boxes))
+        size *= 0.95 * min(1.0, room)
 
 
 def _tile(values: np.ndarray | None, name: str) -> np.ndarray:

@@ -21,7 +21,7 @@ OF_CONFIG = ("parameters", "images", "spec", "named", "preparation")
 
 
 def facts_of(plan: Mapping[str, Any]) -> dict[str, Any]:
-    """What a report says of a capture, from its plan."""
+    """Facts that a report has of a capture, from its plan."""
     config = plan["config"]
     return {name: plan[name] for name in OF_PLAN} | {name: config[name] for name in OF_CONFIG if name in config}
 

@@ -77,5 +77,8 @@ def test_hdf5_agrees_and_finds_every_flipped_byte(size):
     for position in np.random.default_rng(0).integers(0, size + 4, 50):
         content = bytearray(buffer.getvalue())
         content[offset + position] ^= 1 << int(position % 8)
-        with h5py.File(io.BytesIO(content), "r") as file, pytest.raises(OSError, match="filter returned failure"):
+        with (
+            h5py.File(io.BytesIO(content), "r") as file,
+            pytest.raises(OSError, match="filter returned failure|Fletcher32"),
+        ):
             file["x"][:]

@@ -94,7 +94,7 @@ def test_a_changed_byte_in_a_chunk_raises_in_plain_h5py_too(tmp_path, make_maps)
         copy = bytearray(content)
         copy[position] ^= 1 << int(generator.integers(8))
         path.write_bytes(copy)
-        with h5py.File(path) as file, pytest.raises(OSError, match="filter returned failure"):
+        with h5py.File(path) as file, pytest.raises(OSError, match="filter returned failure|Fletcher32"):
             file["stages/trunk/weights"][:]
 
 
