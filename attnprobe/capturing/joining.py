@@ -2,30 +2,37 @@
 
 Products that do not depend on one another and belong to one attention module are parts of one map. Two cases are told
 by what they share: chunks of the queries multiply the very same V; heads are given the same input, each with one map,
-or multiply the same V with a map of all queries each.
+or multiply the same V with a map of all queries each, or have results that the model joins to one tensor.
+
+Heads that share keys and values may be one product, too, whose rows are the queries of all heads. Which row is which
+head's query is told by how the model cuts the rows of the result.
 """
 
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from attnprobe.capturing.axes import heads_of
+from attnprobe.capturing.axes import Known, heads_of
+from attnprobe.capturing.call_stack import Call
 from attnprobe.capturing.pieces import Pieces
 from attnprobe.capturing.product import Product
+from attnprobe.capturing.softmax_trails import tensors
 from attnprobe.core.errors import CaptureError
 
 HEAD, QUERY, KEY = 2, 3, 4
 """Axes of [image, window, head, query, key]."""
 
 
-def joined_in_module(products: Sequence[Product], pieces: Pieces) -> list[Product]:
+def joined_in_module(products: Sequence[Product], pieces: Pieces, out: Any = None) -> list[Product]:
     """The products of one call of one module: as one, if they are its heads or chunks of its queries.
 
     Args:
         pieces: where their results went.
+        out: what the module returns.
 
     Raises:
         CaptureError: they are parts of one map, and which of its rows or heads each one holds cannot be told.
@@ -36,6 +43,8 @@ def joined_in_module(products: Sequence[Product], pieces: Pieces) -> list[Produc
             f"{first.layer} multiplies V with weights whose rows do not sum to 1, and scales each row of the result "
             "afterwards, so that what multiplies V is no map; normalise them before the product."
         )
+    products = [_unfolded(product, pieces, out) for product in products]
+    first = products[0]
     if len(products) < 2 or any(product.depends for product in products):
         return list(products)
     heads = heads_of(first.calls[-1].module)
@@ -49,7 +58,99 @@ def joined_in_module(products: Sequence[Product], pieces: Pieces) -> list[Produc
         return [_joined(*_in_order(products, HEAD, pieces), HEAD)]
     if len(products) == heads and _single_heads(products):
         return [_joined(*_in_order(products, HEAD, pieces), HEAD)]
+    if _in_one_tensor(products, pieces):
+        n_heads = sum(product.effective.shape[HEAD] for product in products)
+        stacked = pieces.places[first.number].axis is None
+        if _single_heads(products) or n_heads == heads or (heads is None and not stacked):
+            return [_joined(*_in_order(products, HEAD, pieces), HEAD)]
+    elif _may_be_parts(products, pieces, heads):
+        raise _of_unknown_order(products)
     return list(products)
+
+
+def possibly_folded(product: Product) -> int:
+    """How many heads the rows of a product may hold: it has so many times as many rows as its module has tokens, which
+    are its keys; 1 if it has not."""
+    n_queries, n_keys = product.effective.shape[-2:]
+    given = product.calls[-1].given
+    tokens = () if given is None or given.ndim != 3 else Known.of(_NOTHING, given, len(product.effective)).tokens
+    return n_queries // n_keys if n_keys in tokens and n_keys > 1 and n_queries % n_keys == 0 else 1
+
+
+_NOTHING = nn.Identity()
+
+
+def _unfolded(product: Product, pieces: Pieces, out: Any) -> Product:
+    """A product whose rows are the queries of several heads, with these as heads.
+
+    Raises:
+        CaptureError: whether heads or queries come first in its rows cannot be told.
+    """
+    n_heads, (n_rows, n_tokens) = possibly_folded(product), product.effective.shape[-2:]
+    if n_heads == 1 or any(t.ndim > 1 and n_rows in t.shape[1:-1] for t in tensors(out)):
+        return product  # as many tokens as there are rows leave the module
+    cuts = pieces.cuts.get(product.number, frozenset())
+    if (n_tokens in cuts) == (n_heads in cuts):
+        raise CaptureError(
+            f"{product.layer} has {n_rows} queries for {n_tokens} tokens: those of {n_heads} heads that share keys and "
+            "values, in one axis; whether heads or tokens come first in it cannot be told. Give queries and heads axes "
+            "of their own."
+        )
+    sizes = (n_heads, n_tokens) if n_tokens in cuts else (n_tokens, n_heads)
+
+    def unfold(rows: Tensor) -> Tensor:
+        split = rows.unflatten(QUERY, sizes)
+        return (split if n_tokens in cuts else split.transpose(QUERY, KEY)).flatten(HEAD, QUERY)
+
+    def fold(rows: Tensor) -> Tensor:
+        split = rows.unflatten(HEAD, (-1, n_heads))
+        return (split if n_tokens in cuts else split.transpose(QUERY, KEY)).flatten(QUERY, KEY)
+
+    effective, weights, value, error_of = unfold(product.effective), product.weights, product.value, product.error_of
+    return replace(
+        product,
+        effective=effective,
+        weights=effective if weights is product.effective else None if weights is None else unfold(weights),
+        value=None if value is None else value.repeat_interleave(n_heads, HEAD),
+        error_of=None if error_of is None else lambda maps: error_of(fold(maps)),
+        scores=None if product.scores is None else unfold(product.scores),
+        factors=None
+        if product.factors is None
+        else (unfold(product.factors[0]), product.factors[1].repeat_interleave(n_heads, HEAD)),
+    )
+
+
+def _in_one_tensor(products: Sequence[Product], pieces: Pieces) -> bool:
+    """True if products of all queries have their results side by side in one tensor, and not as further tokens."""
+    places = [pieces.places.get(product.number) for product in products]
+    known = [place for place in places if place is not None]
+    if len(known) < len(products) or len({place.whole for place in known}) > 1:
+        return False
+    n_queries = products[0].effective.shape[QUERY]
+    at = [position for place in known for position in place.at]
+    along = any(place.is_along(n_queries) for place in known)
+    return len(at) == len(set(at)) and not along and _alike(products)
+
+
+def _alike(products: Sequence[Product]) -> bool:
+    """True if all have maps of all queries, of the same shape but for the number of heads, and no windows."""
+    shapes = {(p.effective.shape[:HEAD], p.effective.shape[QUERY:]) for p in products}
+    return len(shapes) == 1 and products[0].effective.shape[1] == 1 and all(map(_of_all_queries, products))
+
+
+def _may_be_parts(products: Sequence[Product], pieces: Pieces, heads: int | None) -> bool:
+    """True if products are as heads or chunks of queries are, but it was not seen how their results are joined.
+
+    Results that are added up, or joined as further tokens, are branches.
+    """
+    numbers = [product.number for product in products]
+    wholes = {pieces.places[n].whole if n in pieces.places else None for n in numbers}
+    if all(n in pieces.added for n in numbers) or (len(wholes) == 1 and None not in wholes):
+        return False
+    if heads != 1 and _single_heads(products) and _alike(products):
+        return True
+    groups = [[p for p in products if same_value(q, p.factor)] for q in products]
+    return all(1 < len(group) < len(products) and not _of_all_queries(group[0]) for group in groups)
 
 
 def same_value(product: Product, value: Tensor | None) -> bool:
@@ -74,7 +175,8 @@ def _in_order(products: Sequence[Product], axis: int, pieces: Pieces) -> tuple[l
     order = sorted(range(len(known)), key=lambda i: known[i].at[0])
     products, lines = [products[i] for i in order], [known[i].at for i in order]
     at = [position for line in lines for position in line]
-    if at == sorted(set(at)):
+    in_channels = axis == HEAD and _single_heads(products) and len(at) == len(set(at))
+    if at == sorted(set(at)) or in_channels:
         return products, None
     if len(at) > len(set(at)) or any(len(x) != p.effective.shape[axis] for x, p in zip(lines, products, strict=True)):
         raise _of_unknown_order(products)
@@ -105,15 +207,41 @@ def refuse_parts_of_keys(products: Sequence[Product]) -> None:
 def _of_all_queries(product: Product) -> bool:
     """True if a product has a query for each token of its module's input, so that another one is no further chunk."""
     given, (n_queries, n_keys) = product.calls[-1].given, product.effective.shape[-2:]
-    return n_queries == (given.shape[1] if given is not None and given.ndim == 3 else n_keys)
+    if given is None or given.ndim != 3:
+        return n_queries == n_keys
+    n_images = len(product.effective)
+    return n_queries == given.shape[0 if given.shape[1] == n_images != given.shape[0] else 1]
 
 
-def joined_modules(products: Sequence[Product]) -> list[Product]:
-    """The products of neighbouring modules of a list that were given the same input: heads of the module around it."""
+def joined_modules(products: Sequence[Product], pieces: Pieces) -> list[Product]:
+    """The products of modules side by side as one, if they are heads of the module around them.
+
+    They are if the modules are neighbours in a list and were given the same input, or are of one class and their
+    outputs are joined to one tensor.
+
+    Args:
+        pieces: where the outputs of the modules went.
+    """
     if len(products) < 2 or not _single_heads(products):
         return list(products)
-    whole = _joined(products, None, HEAD)
+    calls = [product.calls[-1] for product in products]
+    if len({type(call.module) for call in calls}) == 1 and _in_one_tensor(products, pieces):
+        whole = _joined(*_in_order(products, HEAD, pieces), HEAD)
+    elif all(is_numbered(call) and call.given is calls[0].given for call in calls):
+        whole = _joined(products, None, HEAD)
+    else:
+        return list(products)
     return [replace(whole, calls=whole.calls[:-1])]
+
+
+def is_numbered(call: Call) -> bool:
+    """True if a module is one of a list."""
+    return call.name.rpartition(".")[2].isdigit()
+
+
+def may_be_head(product: Product) -> bool:
+    """True if a module with this product may be a head of the module around it."""
+    return product.effective.shape[1] == product.effective.shape[HEAD] == 1
 
 
 def _single_heads(products: Sequence[Product]) -> bool:
@@ -123,7 +251,10 @@ def _single_heads(products: Sequence[Product]) -> bool:
 
 
 def _joined(products: Sequence[Product], order: Tensor | None, axis: int) -> Product:
-    """Several products as one, side by side along the axis of heads or of queries, which is then put in order."""
+    """Several products as one, side by side along the axis of heads or of queries, which is then put in order.
+
+    Heads of several widths have a map, and no V.
+    """
     first = products[0]
     cat = partial(_cat, axis=axis, order=order)
     effective = cat([p.effective for p in products])
@@ -138,7 +269,8 @@ def _joined(products: Sequence[Product], order: Tensor | None, axis: int) -> Pro
     factors = None
     if all(p.factors is not None for p in products):
         queries, keys = zip(*(p.factors for p in products if p.factors is not None), strict=True)
-        factors = (cat(queries), keys[0] if axis == QUERY else cat(keys))
+        queries, keys = cat(queries), keys[0] if axis == QUERY else cat(keys)
+        factors = None if queries is None or keys is None else (queries, keys)
     assert effective is not None, "every product has an effective map"
     return replace(
         first,
@@ -152,9 +284,9 @@ def _joined(products: Sequence[Product], order: Tensor | None, axis: int) -> Pro
     )
 
 
-def _cat(tensors: Sequence[Tensor | None], axis: int, order: Tensor | None) -> Tensor | None:
-    known = [tensor for tensor in tensors if tensor is not None]
-    if len(known) < len(tensors):
+def _cat(parts: Sequence[Tensor | None], axis: int, order: Tensor | None) -> Tensor | None:
+    known = [part for part in parts if part is not None]
+    if len(known) < len(parts) or any(tensor.shape[axis + 1 :] != known[0].shape[axis + 1 :] for tensor in known):
         return None
     whole = torch.cat(known, axis)
     return whole if order is None else whole.index_select(axis, order)

@@ -32,7 +32,14 @@ from attnprobe.capturing.axes import (
     softmax_of,
 )
 from attnprobe.capturing.call_stack import Call, CallStack, is_attention
-from attnprobe.capturing.joining import joined_in_module, joined_modules, refuse_parts_of_keys
+from attnprobe.capturing.joining import (
+    is_numbered,
+    joined_in_module,
+    joined_modules,
+    may_be_head,
+    possibly_folded,
+    refuse_parts_of_keys,
+)
 from attnprobe.capturing.layouts import (
     is_context,
     known_of,
@@ -84,6 +91,7 @@ class Tracing(TorchFunctionMode):
         self._extras, self._allow_missing = frozenset(extras), allow_missing
         self._trails = Trails()
         self._made, self._n_products = Pieces(), 0  # of the products of the call that is running; of all of a run
+        self._outputs = Pieces()  # of modules that may be heads of the one around them, by the number of their product
         self._refused: CaptureError | None = None
         self._depends = False
         self._result: Tensor | None = None
@@ -120,8 +128,8 @@ class Tracing(TorchFunctionMode):
         if not self.n_images and call.given is not None:
             self.n_images = call.given.shape[0]
         around = self.calls.running[-1] if self.calls.running else None
-        if around is not None and around.waiting and around.waiting[0].calls[-1].given is not call.given:
-            self._flush(around)
+        if around is not None and around.waiting and not self._is_beside(around.waiting[0].calls[-1], call):
+            self._flush()
         call.earlier = self._trails.n_softmaxes
         self._on_enter(call)
 
@@ -133,7 +141,7 @@ class Tracing(TorchFunctionMode):
         self.ran.note(call.name, call.module, out)
         if call.unread and not call.products:
             self.ran.unread[call.name] = call.last_use or call.unread
-        self._hand_on(call)  # before the end of the block is reported, whose output belongs to these layers
+        self._hand_on(call, out)  # before the end of the block is reported, whose output belongs to these layers
         if not self.calls.running and sys.exc_info()[0] is None:  # else another error ends the pass
             self._raise_refused()
         self._on_leave(call, out)
@@ -162,6 +170,8 @@ class Tracing(TorchFunctionMode):
             self._stems[id(args[1])] += 1
         if self._made:
             self._made.follow(name, args, kwargs, result)
+        if self._outputs:
+            self._outputs.follow(name, args, kwargs, result)
         # A product ends a trail, so it is looked for before following: otherwise the output of this layer could pass
         # for a map in a product of the next one.
         if name in SOFTMAXES:
@@ -229,7 +239,7 @@ class Tracing(TorchFunctionMode):
                         return False
                     self._depends = any(operand in self._made for operand in operands)
                     self._emit_product(factors, trail)
-                    self._made.begin(result, self._n_products)
+                    self._begin(result)
                     self._result = factors.result
                     return True
         return False
@@ -323,7 +333,7 @@ class Tracing(TorchFunctionMode):
         del scores  # as large as the maps: not held while those are copied
         self._depends = any(operand in self._made for operand in operands)
         self._emit(Factors(weights, value, result), layout, weights=maps, effective=maps, **found)
-        self._made.begin(result, self._n_products)
+        self._begin(result)
 
     def _multi_head(self, func: Any, args: Any, kwargs: Any) -> Any:
         result = func(*args, **kwargs)
@@ -371,29 +381,49 @@ class Tracing(TorchFunctionMode):
         layer.found.append(Product(calls, occurrence, route, **found, **number))
         refuse_parts_of_keys(layer.found)
 
-    def _hand_on(self, call: Call) -> None:
-        """Report what a module that ends has computed; a head of a list waits for its neighbours."""
-        self._flush(call)
+    def _begin(self, result: Tensor) -> None:
+        """Follow the result of the product that was reported last."""
+        found = self.calls.running[-1].found if self.calls.running else []
+        folded = bool(found) and possibly_folded(found[-1]) > 1
+        self._made.begin(result, self._n_products, found[-1].effective.shape[-2] if folded else 0)
+
+    def _is_beside(self, waiting: Call, call: Call) -> bool:
+        """True if a module may be a head as the one that waits is: it is given the same input, or a part of it, and
+        nothing made of that one's output."""
+        first, given = waiting.given, call.given
+        if first is None or given is None or given in self._outputs:
+            return False
+        return given is first or same_storage(given, first)
+
+    def _hand_on(self, call: Call, out: Any) -> None:
+        """Report what a module that ends has computed; what may be a head waits for its neighbours."""
+        if call.waiting:
+            self._flush(call)
         try:
-            products = joined_in_module(call.found, self._made) if call.found else []
+            products = joined_in_module(call.found, self._made, out) if call.found else []
         except CaptureError as error:  # a hook that raises lets the others of the module raise as well, with a warning
             self._refused, products = error, []
         if products:
             self._made.clear()
             self._result = None
-        if len(products) == 1 and call.name.rpartition(".")[2].isdigit() and self.calls.running:
+        if len(products) == 1 and (is_numbered(call) or may_be_head(products[0])) and self.calls.running:
             around = self.calls.running[-1]
-            if around.waiting and around.waiting[0].calls[-1].given is not call.given:
-                self._flush(around)
+            if around.waiting and not self._is_beside(around.waiting[0].calls[-1], call):
+                self._flush()
             around.waiting += products
-        else:
+            for output in list(tensors(out))[:1]:
+                self._outputs.begin(output, products[0].number)
+        elif products:
+            self._flush()
             self._report_all(products)
         call.found = []
 
-    def _flush(self, call: Call) -> None:
-        """Report the heads that wait in a module."""
-        waiting, call.waiting = call.waiting, []
-        self._report_all(joined_modules(waiting))
+    def _flush(self, *ended: Call) -> None:
+        """Report the heads that wait in the modules that are running, or have just ended, the outermost first."""
+        for call in (*self.calls.running, *ended):
+            waiting, call.waiting = call.waiting, []
+            self._report_all(joined_modules(waiting, self._outputs))
+        self._outputs.clear()
 
     def _report_all(self, products: Sequence[Product]) -> None:
         for product in products:
