@@ -192,12 +192,22 @@ class Capture(Shown):
             warnings.warn(doubt, stacklevel=2)
         return first
 
-    def _is_of_other_classes(self, output: object, n_images: int) -> bool:
-        """True if the output is features (num_classes=0), or of another number of classes than the images have."""
-        logits = class_logits(output, n_images)
-        names = getattr(self.images, "class_names", ())
-        n_classes = 0 if logits is None else logits.shape[-1]
-        return getattr(self._model, "num_classes", None) == 0 or bool(names and n_classes != len(names))
+    def _outcome(self, output: object, labels: Tensor) -> Outcome | None:
+        """Labels and predictions, if the model returns class logits.
+
+        Predictions are unknown where the output is features (num_classes=0), one number per image, which is no class,
+        or of another number of classes than the images have.
+        """
+        names, stated = getattr(self.images, "class_names", ()), getattr(self._model, "num_classes", None)
+        logits = class_logits(output, len(labels), (stated if isinstance(stated, int) else None, len(names) or None))
+        if logits is None:
+            return None
+        n_classes = logits.shape[-1]
+        if stated == 0 or n_classes < 2 or (names and n_classes != len(names)):
+            unknown = torch.full((len(logits),), -1, device=logits.device)
+            return Outcome(labels.to(logits.device), unknown, unknown * float("nan"))
+        probability, prediction = logits.float().softmax(-1).max(-1)
+        return Outcome(labels.to(prediction.device), prediction, probability, n_classes)
 
     def _maps_of(self, batch: ImageBatch) -> Iterator[list[AttentionMaps]]:
         """The maps of a batch, in as many parts as memory asks for."""
@@ -231,7 +241,7 @@ class Capture(Shown):
         seen = as_seen(batch.pixels, getattr(self.images, "spec", None))
         try:
             output = self.recording.run(batch.pixels.to(self._dtype))
-            outcome = _outcome(output, batch.labels, self._is_of_other_classes(output, len(batch.ids)))
+            outcome = self._outcome(output, batch.labels)
             taken = self.recording.recorder.take(batch.ids, outcome)
         except BaseException:
             self.recording.recorder.forget()
@@ -301,15 +311,3 @@ def _cut(batch: ImageBatch, start: int, stop: int) -> ImageBatch:
 
 def _too_large() -> WorkError:
     return WorkError("out of memory with one image; keep fewer layers, heads or queries, or a smaller image size.")
-
-
-def _outcome(output: object, labels: Tensor, of_other_classes: bool) -> Outcome | None:
-    """Predictions, if the model returns class logits; unknown where its classes are others."""
-    logits = class_logits(output, len(labels))
-    if logits is None:
-        return None
-    if of_other_classes:
-        prediction = torch.full((len(logits),), -1, device=logits.device)
-        return Outcome(labels.to(logits.device), prediction, prediction * float("nan"))
-    probability, prediction = logits.float().softmax(-1).max(-1)
-    return Outcome(labels.to(prediction.device), prediction, probability, logits.shape[-1])

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -58,17 +58,40 @@ def equal(ours: list[Tensor], theirs: list[Tensor]) -> bool:
     return all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in pairs) and not difference(ours, theirs)
 
 
-def class_logits(output: Any, n_images: int) -> Tensor | None:
-    """The output's `logits`, or its first [image, class] tensor of floats; None if there is none.
+def class_logits(output: Any, n_images: int, classes: Sequence[int | None] = ()) -> Tensor | None:
+    """The output's `logits`, or one of its [image, class] tensors of floats; None if there is none.
 
     Of named parts only those whose name ends so: others of this shape may be features, such as `pooler_output`.
+    Probabilities are returned as their logarithms, whose softmax they are.
+
+    Args:
+        classes: numbers of classes that may be meant, the likeliest first; of several tensors the one of so many
+            columns is taken, or else the first.
     """
     named = _named(output)
     called = [part for name, part in named.items() if name.lower().endswith("logits")]
-    for tensor in _leaves(called if named else output, set()):
-        if isinstance(tensor, Tensor) and tensor.ndim == 2 and len(tensor) == n_images and tensor.is_floating_point():
-            return tensor.to_dense() if tensor.layout is not torch.strided else tensor
-    return None
+    found = [
+        tensor
+        for tensor in _leaves(called if named else output, set())
+        if isinstance(tensor, Tensor) and tensor.ndim == 2 and len(tensor) == n_images and tensor.is_floating_point()
+    ]
+    if not found:
+        return None
+    fitting = [tensor for n in classes for tensor in found if tensor.shape[-1] == n]
+    chosen = (fitting or found)[0]
+    return _logits(chosen.to_dense() if chosen.layout is not torch.strided else chosen)
+
+
+def _logits(rows: Tensor) -> Tensor:
+    """The same values, or the logarithms of probabilities: of rows that are all >= 0 and sum to 1.
+
+    Decided where the tensor is: nothing waits for a device.
+    """
+    exact = rows.float() if rows.dtype.itemsize < 4 else rows
+    off = (exact.sum(-1) - 1).abs().amax() if len(rows) else exact.new_tensor(1.0)
+    are_probabilities = (off < max(1e-4, torch.finfo(rows.dtype).eps)) & (exact >= 0).all()
+    logarithms = exact.clamp_min(torch.finfo(exact.dtype).tiny).log()
+    return torch.where(are_probabilities, logarithms, exact)
 
 
 def _named(output: Any) -> dict[str, Any]:

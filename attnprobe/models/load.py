@@ -127,9 +127,10 @@ def _which_model(checkpoint: Checkpoint, named: str | None) -> tuple[str, dict[s
     """Name, options and assumptions: as the user says, else as the file says, else as the parameters show."""
     name, given = (None, {}) if named is None else named_options(named)
     if name is not None and (given or name != checkpoint.architecture):
-        if checkpoint.architecture is not None:  # the file speaks of another model
-            return name, given, []
-        return _with_claims(checkpoint, name, {**checkpoint.options, **given})
+        stated = checkpoint.options if checkpoint.architecture in (None, name) else {}  # else of another model
+        if set(stated) - set(given):
+            require_stored(checkpoint, name, {**stated, **given})
+        return _with_claims(checkpoint, name, {**stated, **given})
     if checkpoint.architecture is not None:
         return _with_claims(checkpoint, checkpoint.architecture, dict(checkpoint.options))
     found = identify(checkpoint.state)

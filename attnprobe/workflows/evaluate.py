@@ -205,8 +205,9 @@ class _Logits(nn.Module):
         self.model, self.images = model, images
 
     def forward(self, pixels: Tensor) -> Tensor:
-        logits = logits_of(self.model, pixels)
-        if (n := logits.shape[-1]) < len(self.images.class_names):
+        classes = len(self.images.class_names)
+        logits = logits_of(self.model, pixels, classes)
+        if (n := logits.shape[-1]) < classes:
             raise InputError(f"{self.images.name} has more classes than the {n} logits of {type(self.model).__name__}.")
         return logits
 

@@ -74,7 +74,7 @@ class Trial:
                 if not self.has_head:
                     rows.append(features(model, pixels).float().cpu())
                     continue
-                logits = logits_of(model, pixels)
+                logits = logits_of(model, pixels, len(self.images.class_names))
                 right.append((logits.argmax(-1) == labels).cpu())
                 loss.append(F.cross_entropy(logits.float(), labels, reduction="none").cpu())
         if not self.has_head:
@@ -154,15 +154,24 @@ def _opened(ref: Path | str | nn.Module, architecture: str | None) -> tuple[nn.M
     return model, facts
 
 
-def logits_of(model: nn.Module, pixels: Tensor) -> Tensor:
-    """[image, class] of any kind of model with a head.
+def logits_of(model: nn.Module, pixels: Tensor, classes: int | None = None) -> Tensor:
+    """[image, class] of any kind of model with a head; of probabilities their logarithms.
+
+    Args:
+        classes: number of the images' classes, by which the logits of several outputs are known where the model does
+            not say how many it has.
 
     Raises:
-        InputError: its output has none.
+        InputError: its output has none, or one number per image.
     """
-    logits = class_logits(model(pixels), len(pixels))
+    logits = class_logits(model(pixels), len(pixels), (n_classes(model) or None, classes or None))
     if logits is None:
         raise InputError(f"{type(model).__name__} returns no logits [image, class]; `evaluate --knn` judges features.")
+    if logits.shape[-1] < 2:
+        raise InputError(
+            f"{type(model).__name__} returns one number per image, from which no class follows; give it a logit per "
+            "class, or `evaluate --knn` judges features."
+        )
     return logits
 
 

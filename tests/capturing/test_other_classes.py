@@ -46,3 +46,38 @@ def test_images_without_classes_are_still_seen_as_something_but_by_a_head_of_non
     pixels = torch.randn(2, 3, 16, 16)
     assert (outcome(7, pixels).prediction >= 0).all()
     assert (outcome(0, pixels).prediction == -1).all()
+
+
+class Giving(nn.Module):
+    """A vision transformer whose logits go out in another form."""
+
+    def __init__(self, form, num_classes=3, stated=None):
+        super().__init__()
+        self.model = build_model("vit_16_digits", seed=0, num_classes=num_classes, **TINY)
+        self.form, self.num_classes = form, stated
+
+    def forward(self, x):
+        return self.form(self.model(x))
+
+
+def given(*args, images=None):
+    return next(iter(capture(Giving(*args).eval(), Labelled() if images is None else images))).outcome
+
+
+def test_probabilities_are_stored_as_they_are():
+    plain, softmax = given(lambda y: y), given(lambda y: y.softmax(-1))
+    assert torch.equal(plain.prediction, softmax.prediction)
+    torch.testing.assert_close(plain.probability, softmax.probability)
+
+
+def test_of_one_number_per_image_no_class_follows():
+    for images in (None, torch.randn(2, 3, 16, 16)):
+        found = given(torch.sigmoid, 1, images=images)
+        assert (found.prediction == -1).all() and found.probability.isnan().all() and found.n_classes == 0
+
+
+@pytest.mark.parametrize(("stated", "images"), [(3, torch.randn(2, 3, 16, 16)), (None, None)])
+def test_of_several_tensors_the_one_with_a_column_per_class_is_the_logits(stated, images):
+    found = given(lambda y: (y.new_ones(len(y), 7).cumsum(1), y), 3, stated, images=images)
+    assert found.n_classes == 3
+    assert torch.equal(found.prediction, given(lambda y: y, 3, 3, images=images).prediction)

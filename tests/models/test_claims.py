@@ -7,6 +7,7 @@ import pytest
 import timm
 import torch
 
+from attnprobe.core.errors import CheckpointError
 from attnprobe.models.load import open_model
 
 NAME = "vit_tiny_patch16_224"
@@ -111,6 +112,22 @@ def test_model_kwargs_and_the_users_own_options_come_first(tmp_path):
     assert heads(open_model(tmp_path / "x.pth")) == 4
     named = open_model(tmp_path / "x.pth", model=f"{NAME}:depth=2,embed_dim=24,num_heads=8")
     assert heads(named) == 8
+
+
+@pytest.mark.parametrize("stated", [{}, {"model": NAME}, {"model": "deit_tiny_patch16_224"}], ids=str)
+def test_arguments_count_beside_the_users_options_whatever_model_they_name(tmp_path, stated):
+    args = argparse.Namespace(num_heads=4, img_size=32, **stated)
+    torch.save({"model": small(num_heads=4).state_dict(), "args": args}, tmp_path / "x.pth")
+    named = open_model(tmp_path / "x.pth", model=f"{NAME}:depth=2,embed_dim=24")
+    assert heads(named) == 4 and any("num_heads=4 taken from its arguments" in note for note in named.notes)
+    assert heads(open_model(tmp_path / "x.pth", model=f"{NAME}:depth=2,embed_dim=24,num_heads=8")) == 8
+
+
+def test_options_of_the_file_beside_the_users_may_not_ask_for_more_than_its_weights(tmp_path):
+    args = argparse.Namespace(model=NAME, model_kwargs={"embed_dim": 16384, "num_heads": 1})
+    torch.save({"model": small().state_dict(), "args": args}, tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match="do not fit its weights"):
+        open_model(tmp_path / "x.pth", model=f"{NAME}:depth=2")
 
 
 def test_arguments_count_for_a_model_that_only_the_user_names(tmp_path):

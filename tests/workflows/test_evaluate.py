@@ -30,6 +30,7 @@ from attnprobe.models.describe import config_json
 from attnprobe.reports.removal import verify_command
 from attnprobe.workflows.capture import capture_file
 from attnprobe.workflows.train import train
+from attnprobe.workflows.trial import open_trial
 
 MODELS = {
     "vit": ("vit_tiny_patch16_224", {"depth": 2, "embed_dim": 32, "num_heads": 2, "patch_size": 8}, {"crop_pct": 0.8}),
@@ -248,6 +249,32 @@ def test_a_model_without_a_head_or_of_other_classes_is_refused_in_a_line(kind, t
     assert code == 2 and line.startswith("attnprobe: ") and "no head" in line and "--knn" in line
     code, out, _ = call_command("evaluate", ref, "--data", str(folder), "--knn")
     assert code == 0 and "5-NN" in out
+
+
+class Giving(nn.Module):
+    """A model that gives its logits in another form."""
+
+    def __init__(self, path, form):
+        super().__init__()
+        self.model, self.form = load_model(path), form
+        self.input_spec = input_spec(self.model)
+
+    def forward(self, x):
+        return self.form(self.model(x))
+
+
+def test_probabilities_and_logits_beside_features_are_evaluated_as_the_logits_are(tmp_path, folder):
+    path = saved(tmp_path / "vit", "vit")
+    forms = (lambda y: y, lambda y: y.softmax(-1), lambda y: (y.new_zeros(len(y), 20), y))
+    plain, *others = (ap.evaluate(Giving(path, form), data=str(folder)) for form in forms)
+    for other in others:
+        assert (other.counts == plain.counts).all() and other.loss == pytest.approx(plain.loss, rel=1e-4)
+    with pytest.raises(InputError, match="one number per image"):
+        ap.evaluate(Giving(path, lambda y: y[:, :1]), data=str(folder))
+    trials = [open_trial(Giving(path, form), data=str(folder)) for form in forms]
+    answers = [trial.answers(trial.model) for trial in trials]
+    for right, loss in answers[1:]:
+        assert (right == answers[0][0]).all() and np.allclose(loss, answers[0][1], rtol=1e-4)
 
 
 def test_models_of_transformers_are_evaluated_by_their_logits(tmp_path, folder):
