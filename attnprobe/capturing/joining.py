@@ -14,9 +14,9 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from attnprobe.capturing.axes import Known, heads_of
+from attnprobe.capturing.axes import heads_of, tokens_of
 from attnprobe.capturing.call_stack import Call
 from attnprobe.capturing.pieces import Pieces
 from attnprobe.capturing.product import Product
@@ -68,26 +68,30 @@ def joined_in_module(products: Sequence[Product], pieces: Pieces, out: Any = Non
     return list(products)
 
 
-def possibly_folded(product: Product) -> int:
-    """How many heads the rows of a product may hold: it has so many times as many rows as its module has tokens, which
-    are its keys; 1 if it has not."""
+def possibly_folded(product: Product, call: Call | None = None) -> int:
+    """How many heads the rows of a product may hold: it has so many times as many rows as a module has tokens, which
+    are its keys; 1 if it has not.
+
+    Args:
+        call: of that module; the layer itself if None.
+    """
     n_queries, n_keys = product.effective.shape[-2:]
-    given = product.calls[-1].given
-    tokens = () if given is None or given.ndim != 3 else Known.of(_NOTHING, given, len(product.effective)).tokens
-    return n_queries // n_keys if n_keys in tokens and n_keys > 1 and n_queries % n_keys == 0 else 1
+    given = (call or product.calls[-1]).given
+    tokens = () if given is None or n_keys < 2 else tokens_of(given, len(product.effective))
+    return n_queries // n_keys if n_keys in tokens and n_queries not in tokens and n_queries % n_keys == 0 else 1
 
 
-_NOTHING = nn.Identity()
-
-
-def _unfolded(product: Product, pieces: Pieces, out: Any) -> Product:
+def _unfolded(product: Product, pieces: Pieces, out: Any, call: Call | None = None) -> Product:
     """A product whose rows are the queries of several heads, with these as heads.
+
+    Args:
+        pieces: how its rows were cut; `out` is what the module of `call` returns.
 
     Raises:
         CaptureError: whether heads or queries come first in its rows cannot be told.
     """
-    n_heads, (n_rows, n_tokens) = possibly_folded(product), product.effective.shape[-2:]
-    if n_heads == 1 or any(t.ndim > 1 and n_rows in t.shape[1:-1] for t in tensors(out)):
+    n_heads, (n_rows, n_tokens) = possibly_folded(product, call), product.effective.shape[-2:]
+    if n_heads == 1 or _has_rows(out, n_rows):
         return product  # as many tokens as there are rows leave the module
     cuts = pieces.cuts.get(product.number, frozenset())
     if (n_tokens in cuts) == (n_heads in cuts):
@@ -118,6 +122,11 @@ def _unfolded(product: Product, pieces: Pieces, out: Any) -> Product:
         if product.factors is None
         else (unfold(product.factors[0]), product.factors[1].repeat_interleave(n_heads, HEAD)),
     )
+
+
+def _has_rows(out: Any, n_rows: int) -> bool:
+    """True if a module returns a tensor of so many tokens."""
+    return any(t.ndim > 2 and n_rows in tokens_of(t, len(t)) for t in tensors(out))
 
 
 def _in_one_tensor(products: Sequence[Product], pieces: Pieces) -> bool:
@@ -213,7 +222,7 @@ def _of_all_queries(product: Product) -> bool:
     return n_queries == given.shape[0 if given.shape[1] == n_images != given.shape[0] else 1]
 
 
-def joined_modules(products: Sequence[Product], pieces: Pieces) -> list[Product]:
+def joined_modules(products: Sequence[Product], pieces: Pieces, out: Any = None) -> list[Product]:
     """The products of modules side by side as one, if they are heads of the module around them.
 
     They are if the modules are neighbours in a list and were given the same input, or are of one class and their
@@ -221,7 +230,14 @@ def joined_modules(products: Sequence[Product], pieces: Pieces) -> list[Product]
 
     Args:
         pieces: where the outputs of the modules went.
+        out: what the module around them returns; None if it has not ended.
+
+    Raises:
+        CaptureError: the rows of one hold several heads, and which holds which cannot be told.
     """
+    products = [
+        _unfolded(p, pieces, out, p.calls[-2]) if p.number in pieces.cuts or out is not None else p for p in products
+    ]
     if len(products) < 2 or not _single_heads(products):
         return list(products)
     calls = [product.calls[-1] for product in products]

@@ -117,6 +117,9 @@ class Tracing(TorchFunctionMode):
         self._stems.clear()
         self.silent.clear()
         self.ran = Ran()
+        self._made.clear()  # an error, as of memory, may have ended the last pass in the middle of a layer
+        self._outputs.clear()
+        self._refused = None
 
     def _raise_refused(self) -> None:
         """Raise CaptureError if a module that has ended was refused."""
@@ -127,9 +130,6 @@ class Tracing(TorchFunctionMode):
     def _enter(self, call: Call) -> None:
         if not self.n_images and call.given is not None:
             self.n_images = call.given.shape[0]
-        around = self.calls.running[-1] if self.calls.running else None
-        if around is not None and around.waiting and not self._is_beside(around.waiting[0].calls[-1], call):
-            self._flush()
         call.earlier = self._trails.n_softmaxes
         self._on_enter(call)
 
@@ -398,7 +398,7 @@ class Tracing(TorchFunctionMode):
     def _hand_on(self, call: Call, out: Any) -> None:
         """Report what a module that ends has computed; what may be a head waits for its neighbours."""
         if call.waiting:
-            self._flush(call)
+            self._flush(call, out)
         try:
             products = joined_in_module(call.found, self._made, out) if call.found else []
         except CaptureError as error:  # a hook that raises lets the others of the module raise as well, with a warning
@@ -406,23 +406,28 @@ class Tracing(TorchFunctionMode):
         if products:
             self._made.clear()
             self._result = None
-        if len(products) == 1 and (is_numbered(call) or may_be_head(products[0])) and self.calls.running:
-            around = self.calls.running[-1]
+        around = self.calls.running[-1] if self.calls.running and len(products) == 1 else None
+        folded = around is not None and possibly_folded(products[0], around) > 1
+        if around is not None and (folded or is_numbered(call) or may_be_head(products[0])):
             if around.waiting and not self._is_beside(around.waiting[0].calls[-1], call):
                 self._flush()
             around.waiting += products
             for output in list(tensors(out))[:1]:
-                self._outputs.begin(output, products[0].number)
+                self._outputs.begin(output, products[0].number, products[0].effective.shape[-2] if folded else 0)
         elif products:
             self._flush()
             self._report_all(products)
         call.found = []
 
-    def _flush(self, *ended: Call) -> None:
-        """Report the heads that wait in the modules that are running, or have just ended, the outermost first."""
-        for call in (*self.calls.running, *ended):
+    def _flush(self, ended: Call | None = None, out: Any = None) -> None:
+        """Report the heads that wait in the modules that are running, and in one that has just ended, with its output;
+        the outermost first."""
+        for call in (*self.calls.running, *([] if ended is None else [ended])):
             waiting, call.waiting = call.waiting, []
-            self._report_all(joined_modules(waiting, self._outputs))
+            try:
+                self._report_all(joined_modules(waiting, self._outputs, out if call is ended else None))
+            except CaptureError as error:
+                self._refused = self._refused or error
         self._outputs.clear()
 
     def _report_all(self, products: Sequence[Product]) -> None:

@@ -336,3 +336,141 @@ def test_more_learnt_queries_than_tokens_are_queries():
 
     shapes = {maps.kind: maps.values.shape[2:] for maps in ap.capture(Reads().eval(), PIXELS)}
     assert shapes == {"self": (3, 17, 17), "pyramid": (1, 34, 17)}
+
+
+class Core(nn.Module):
+    def forward(self, q, k, v):
+        return attend(q, k, v)
+
+
+class Unit(nn.Module):
+    def forward(self, x):
+        return x / x.std(-1, keepdim=True)
+
+
+class InAModule(Bare):
+    """A module without weights multiplies maps and values, of one head or of heads folded into queries."""
+
+    def __init__(self, mix):
+        super().__init__(None)
+        self.core = Core()
+        self.mix = lambda q, k, v: mix(self.core, q, k, v)
+
+
+INSIDE = {
+    "folded": lambda core, q, k, v: core(q.flatten(1, 2), k[:, 0], v[:, 0]).unflatten(1, q.shape[1:3]),
+    "folded, tokens first": lambda core, q, k, v: heads(
+        core(q.transpose(1, 2).flatten(1, 2), k[:, 0], v[:, 0]).reshape(len(q), 17, 48)
+    ),
+    "a loop": lambda core, q, k, v: torch.stack([core(q[:, h], k[:, 0], v[:, 0]) for h in RANGE], 1),
+}
+
+
+@pytest.mark.parametrize("name", INSIDE)
+def test_heads_are_told_behind_the_module_that_multiplies_values(name):
+    model = ViT(lambda _: InAModule(INSIDE[name])).eval()
+    (maps,) = ap.capture(model, PIXELS, "weights")
+    assert (maps.kind, maps.grid.rows) == ("self", 4)
+    torch.testing.assert_close(maps.values, shared(model, [0, 0, 0]), rtol=0, atol=1e-6)
+
+
+def test_rows_folded_in_another_module_whose_order_is_not_told_are_refused():
+    model = ViT(lambda _: InAModule(lambda core, q, k, v: core(q.flatten(1, 2), k[:, 0], v[:, 0])[:, None, :17]))
+    for block in model.blocks:
+        block.proj = nn.Linear(16, 48)
+    with pytest.raises(CaptureError, match="51 queries for 17 tokens"):
+        captured(model.eval())
+
+
+def test_a_module_behind_each_head_leaves_them_heads():
+    unit = Unit()
+    model = ViT(lambda _: NamedHeads("dict", join=lambda ys: torch.cat([unit(y) for y in ys], -1)))
+    for block in model.blocks:
+        block.unit = unit
+    (maps,) = ap.capture(model.eval(), PIXELS, "weights")
+    torch.testing.assert_close(maps.values, maps_by_hand(model), rtol=0, atol=1e-6)
+
+
+class OfChannels(nn.Module):
+    """[image, channel, row, col] -> the same; heads in a loop, or folded into queries."""
+
+    def __init__(self, folded):
+        super().__init__()
+        self.qkv, self.folded = nn.Conv2d(48, 144, 1), folded
+
+    def split(self, x):
+        return self.qkv(x).flatten(2).unflatten(1, (3, 3, 16)).permute(1, 0, 2, 4, 3)
+
+    def forward(self, x):
+        q, k, v = self.split(x)
+        if self.folded:
+            y = attend(q.flatten(1, 2), k[:, 0], v[:, 0]).unflatten(1, (3, -1)).mT
+        else:
+            y = torch.cat([attend(q[:, h], k[:, h], v[:, h]).mT for h in RANGE], 1)
+        return x + y.reshape(x.shape)
+
+
+@pytest.mark.parametrize("folded", [False, True])
+def test_heads_of_a_layer_whose_channels_come_first_are_heads(folded):
+    class Grid(ViT):
+        def forward(self, x):
+            x = self.embed(x)
+            for block in self.blocks:
+                x = block(x)
+            return x.mean((2, 3))
+
+    model = Grid(lambda _: OfChannels(folded)).eval()
+    (maps,) = ap.capture(model, PIXELS, "weights")
+    assert maps.kind == "self"
+    torch.testing.assert_close(maps.values, shared(model, [0, 0, 0] if folded else [0, 1, 2]), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_a_loop_over_heads_of_a_sequence_that_comes_first_is_one_layer(first):
+    class Turned(Bare):
+        def split(self, x):
+            return super().split(x.transpose(0, 1) if first else x)
+
+        def forward(self, x):
+            y = super().forward(x)
+            return y.transpose(0, 1) if first else y
+
+    class Sequence(ViT):
+        def forward(self, x):
+            x = self.embed(x).flatten(2).mT + self.pos[:, 1:]
+            x = x.transpose(0, 1) if first else x
+            for block in self.blocks:
+                x = x + block(x)
+            return x.mean(0 if first else 1)
+
+    model = Sequence(lambda _: Turned(LOOPS["cat of channels"])).eval()
+    (maps,) = ap.capture(model, PIXELS, "weights")
+    torch.testing.assert_close(maps.values, maps_by_hand(model), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["heads first", "tokens first"])
+def test_one_image_has_the_folded_heads_that_several_have(name):
+    model = vit(FOLDED[name])
+    (one,), (all_,) = ap.capture(model, PIXELS[:1], "weights"), ap.capture(model, PIXELS, "weights")
+    torch.testing.assert_close(one.values, all_.values[:1], rtol=0, atol=1e-6)
+
+
+def test_an_error_in_the_middle_of_a_layer_leaves_no_refusal_for_the_next_pass():
+    failing = []
+
+    def mix(q, k, v):
+        ys = each(q, k, v, (0, 1))
+        if failing:
+            raise RuntimeError(failing.pop())
+        return heads(torch.cat([*ys.values(), attend(q[:, 2], k[:, 2], v[:, 2])], -1))
+
+    model = vit(mix)
+    wanted = captured(model, "weights")
+    with torch.no_grad(), ap.record(model, "weights") as recording:
+        failing.append("once")
+        with pytest.raises(RuntimeError, match="once"):
+            model(PIXELS)
+        recording.forget()
+        model(PIXELS)
+        (maps,) = recording.take()
+    torch.testing.assert_close(maps.values, wanted, rtol=0, atol=1e-6)
