@@ -25,7 +25,7 @@ def heads_of(module: nn.Module) -> int | None:
 
 
 def tokens_of(given: Tensor, n_images: int) -> tuple[int, ...]:
-    """How many tokens each image may have in the input of a layer."""
+    """The numbers of tokens that each image may have in the input of a layer."""
     shape = tuple(given.shape)
     if len(shape) == 3 and n_images in shape[:2]:
         return (shape[1] if shape[0] == n_images else shape[0],)

@@ -20,7 +20,7 @@ from attnprobe.capturing.axes import heads_of, tokens_of
 from attnprobe.capturing.call_stack import Call
 from attnprobe.capturing.pieces import Pieces
 from attnprobe.capturing.product import Product
-from attnprobe.capturing.softmax_trails import tensors
+from attnprobe.capturing.softmax_trails import same_storage, tensors
 from attnprobe.core.errors import CaptureError
 
 HEAD, QUERY, KEY = 2, 3, 4
@@ -69,8 +69,8 @@ def joined_in_module(products: Sequence[Product], pieces: Pieces, out: Any = Non
 
 
 def possibly_folded(product: Product, call: Call | None = None) -> int:
-    """How many heads the rows of a product may hold: it has so many times as many rows as a module has tokens, which
-    are its keys; 1 if it has not.
+    """The number of heads that the rows of a product may hold: it has so many times as many rows as a module has
+    tokens, which are its keys; 1 if it has not.
 
     Args:
         call: of that module; the layer itself if None.
@@ -79,6 +79,11 @@ def possibly_folded(product: Product, call: Call | None = None) -> int:
     given = (call or product.calls[-1]).given
     tokens = () if given is None or n_keys < 2 else tokens_of(given, len(product.effective))
     return n_queries // n_keys if n_keys in tokens and n_queries not in tokens and n_queries % n_keys == 0 else 1
+
+
+def rows_of_heads(product: Product, call: Call | None = None) -> int:
+    """The number of rows of a product, if they may be those of several heads, as `possibly_folded` says; 0 if not."""
+    return product.effective.shape[-2] if possibly_folded(product, call) > 1 else 0
 
 
 def _unfolded(product: Product, pieces: Pieces, out: Any, call: Call | None = None) -> Product:
@@ -91,10 +96,13 @@ def _unfolded(product: Product, pieces: Pieces, out: Any, call: Call | None = No
         CaptureError: whether heads or queries come first in its rows cannot be told.
     """
     n_heads, (n_rows, n_tokens) = possibly_folded(product, call), product.effective.shape[-2:]
-    if n_heads == 1 or _has_rows(out, n_rows):
-        return product  # as many tokens as there are rows leave the module
     cuts = pieces.cuts.get(product.number, frozenset())
-    if (n_tokens in cuts) == (n_heads in cuts):
+    told = (n_tokens in cuts) != (n_heads in cuts)
+    if n_heads == 1 or any(
+        n_rows in tokens_of(t, len(t)) for t in tensors(out) if t.ndim == 3 or (not told and t.ndim)
+    ):
+        return product  # as many tokens as there are rows leave the module
+    if not told:
         raise CaptureError(
             f"{product.layer} has {n_rows} queries for {n_tokens} tokens: those of {n_heads} heads that share keys and "
             "values, in one axis; whether heads or tokens come first in it cannot be told. Give queries and heads axes "
@@ -122,11 +130,6 @@ def _unfolded(product: Product, pieces: Pieces, out: Any, call: Call | None = No
         if product.factors is None
         else (unfold(product.factors[0]), product.factors[1].repeat_interleave(n_heads, HEAD)),
     )
-
-
-def _has_rows(out: Any, n_rows: int) -> bool:
-    """True if a module returns a tensor of so many tokens."""
-    return any(t.ndim > 2 and n_rows in tokens_of(t, len(t)) for t in tensors(out))
 
 
 def _in_one_tensor(products: Sequence[Product], pieces: Pieces) -> bool:
@@ -250,14 +253,23 @@ def joined_modules(products: Sequence[Product], pieces: Pieces, out: Any = None)
     return [replace(whole, calls=whole.calls[:-1])]
 
 
+def are_beside(first: Call, call: Call, outputs: Pieces) -> bool:
+    """True if a module may be a head as another is: it is given the same input, or a part of it, and nothing made of
+    that one's output."""
+    if first.given is None or call.given is None or call.given in outputs:
+        return False
+    return call.given is first.given or same_storage(call.given, first.given)
+
+
 def is_numbered(call: Call) -> bool:
     """True if a module is one of a list."""
     return call.name.rpartition(".")[2].isdigit()
 
 
-def may_be_head(product: Product) -> bool:
-    """True if a module with this product may be a head of the module around it."""
-    return product.effective.shape[1] == product.effective.shape[HEAD] == 1
+def may_wait(product: Product, around: Call) -> bool:
+    """True if a module with this product may be a head of the module around it, or have several in its rows."""
+    single = product.effective.shape[1] == product.effective.shape[HEAD] == 1
+    return single or is_numbered(product.calls[-1]) or possibly_folded(product, around) > 1
 
 
 def _single_heads(products: Sequence[Product]) -> bool:
