@@ -24,6 +24,16 @@ def heads_of(module: nn.Module) -> int | None:
     return next((count for count in counts if isinstance(count, int)), None)
 
 
+def tokens_of(given: Tensor, n_images: int) -> tuple[int, ...]:
+    """The numbers of tokens that each image may have in the input of a layer."""
+    shape = tuple(given.shape)
+    if len(shape) == 3 and n_images in shape[:2]:
+        return (shape[1] if shape[0] == n_images else shape[0],)
+    if len(shape) == 4 and shape[0] == n_images:  # channels last, channels first
+        return (shape[1] * shape[2], shape[2] * shape[3])
+    return ()
+
+
 @dataclass(frozen=True, slots=True)
 class Known:
     """Facts about a layer besides the shape of its tensors.
@@ -44,11 +54,7 @@ class Known:
     def of(cls, module: nn.Module, given: Tensor | None, n_images: int, value: Tensor | None = None) -> "Known":
         """Read off a layer, its input and V."""
         shape = () if given is None else tuple(given.shape)
-        tokens: tuple[int, ...] = ()
-        if len(shape) == 3 and n_images in shape[:2]:
-            tokens = (shape[1] if shape[0] == n_images else shape[0],)
-        elif len(shape) == 4 and shape[0] == n_images:  # channels last, channels first
-            tokens = (shape[1] * shape[2], shape[2] * shape[3])
+        tokens = () if given is None else tokens_of(given, n_images)
         return cls(heads_of(module), shape[0] if shape else None, tokens, () if value is None else value.stride())
 
 

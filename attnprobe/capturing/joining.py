@@ -14,13 +14,13 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from attnprobe.capturing.axes import Known, heads_of
+from attnprobe.capturing.axes import heads_of, tokens_of
 from attnprobe.capturing.call_stack import Call
 from attnprobe.capturing.pieces import Pieces
 from attnprobe.capturing.product import Product
-from attnprobe.capturing.softmax_trails import tensors
+from attnprobe.capturing.softmax_trails import same_storage, tensors
 from attnprobe.core.errors import CaptureError
 
 HEAD, QUERY, KEY = 2, 3, 4
@@ -68,29 +68,41 @@ def joined_in_module(products: Sequence[Product], pieces: Pieces, out: Any = Non
     return list(products)
 
 
-def possibly_folded(product: Product) -> int:
-    """How many heads the rows of a product may hold: it has so many times as many rows as its module has tokens, which
-    are its keys; 1 if it has not."""
+def possibly_folded(product: Product, call: Call | None = None) -> int:
+    """The number of heads that the rows of a product may hold: it has so many times as many rows as a module has
+    tokens, which are its keys; 1 if it has not.
+
+    Args:
+        call: of that module; the layer itself if None.
+    """
     n_queries, n_keys = product.effective.shape[-2:]
-    given = product.calls[-1].given
-    tokens = () if given is None or given.ndim != 3 else Known.of(_NOTHING, given, len(product.effective)).tokens
-    return n_queries // n_keys if n_keys in tokens and n_keys > 1 and n_queries % n_keys == 0 else 1
+    given = (call or product.calls[-1]).given
+    tokens = () if given is None or n_keys < 2 else tokens_of(given, len(product.effective))
+    return n_queries // n_keys if n_keys in tokens and n_queries not in tokens and n_queries % n_keys == 0 else 1
 
 
-_NOTHING = nn.Identity()
+def rows_of_heads(product: Product, call: Call | None = None) -> int:
+    """The number of rows of a product, if they may be those of several heads, as `possibly_folded` says; 0 if not."""
+    return product.effective.shape[-2] if possibly_folded(product, call) > 1 else 0
 
 
-def _unfolded(product: Product, pieces: Pieces, out: Any) -> Product:
+def _unfolded(product: Product, pieces: Pieces, out: Any, call: Call | None = None) -> Product:
     """A product whose rows are the queries of several heads, with these as heads.
+
+    Args:
+        pieces: how its rows were cut; `out` is what the module of `call` returns.
 
     Raises:
         CaptureError: whether heads or queries come first in its rows cannot be told.
     """
-    n_heads, (n_rows, n_tokens) = possibly_folded(product), product.effective.shape[-2:]
-    if n_heads == 1 or any(t.ndim > 1 and n_rows in t.shape[1:-1] for t in tensors(out)):
-        return product  # as many tokens as there are rows leave the module
+    n_heads, (n_rows, n_tokens) = possibly_folded(product, call), product.effective.shape[-2:]
     cuts = pieces.cuts.get(product.number, frozenset())
-    if (n_tokens in cuts) == (n_heads in cuts):
+    told = (n_tokens in cuts) != (n_heads in cuts)
+    if n_heads == 1 or any(
+        n_rows in tokens_of(t, len(t)) for t in tensors(out) if t.ndim == 3 or (not told and t.ndim)
+    ):
+        return product  # as many tokens as there are rows leave the module
+    if not told:
         raise CaptureError(
             f"{product.layer} has {n_rows} queries for {n_tokens} tokens: those of {n_heads} heads that share keys and "
             "values, in one axis; whether heads or tokens come first in it cannot be told. Give queries and heads axes "
@@ -213,7 +225,7 @@ def _of_all_queries(product: Product) -> bool:
     return n_queries == given.shape[0 if given.shape[1] == n_images != given.shape[0] else 1]
 
 
-def joined_modules(products: Sequence[Product], pieces: Pieces) -> list[Product]:
+def joined_modules(products: Sequence[Product], pieces: Pieces, out: Any = None) -> list[Product]:
     """The products of modules side by side as one, if they are heads of the module around them.
 
     They are if the modules are neighbours in a list and were given the same input, or are of one class and their
@@ -221,7 +233,14 @@ def joined_modules(products: Sequence[Product], pieces: Pieces) -> list[Product]
 
     Args:
         pieces: where the outputs of the modules went.
+        out: what the module around them returns; None if it has not ended.
+
+    Raises:
+        CaptureError: the rows of one hold several heads, and which holds which cannot be told.
     """
+    products = [
+        _unfolded(p, pieces, out, p.calls[-2]) if p.number in pieces.cuts or out is not None else p for p in products
+    ]
     if len(products) < 2 or not _single_heads(products):
         return list(products)
     calls = [product.calls[-1] for product in products]
@@ -234,14 +253,23 @@ def joined_modules(products: Sequence[Product], pieces: Pieces) -> list[Product]
     return [replace(whole, calls=whole.calls[:-1])]
 
 
+def are_beside(first: Call, call: Call, outputs: Pieces) -> bool:
+    """True if a module may be a head as another is: it is given the same input, or a part of it, and nothing made of
+    that one's output."""
+    if first.given is None or call.given is None or call.given in outputs:
+        return False
+    return call.given is first.given or same_storage(call.given, first.given)
+
+
 def is_numbered(call: Call) -> bool:
     """True if a module is one of a list."""
     return call.name.rpartition(".")[2].isdigit()
 
 
-def may_be_head(product: Product) -> bool:
-    """True if a module with this product may be a head of the module around it."""
-    return product.effective.shape[1] == product.effective.shape[HEAD] == 1
+def may_wait(product: Product, around: Call) -> bool:
+    """True if a module with this product may be a head of the module around it, or have several in its rows."""
+    single = product.effective.shape[1] == product.effective.shape[HEAD] == 1
+    return single or is_numbered(product.calls[-1]) or possibly_folded(product, around) > 1
 
 
 def _single_heads(products: Sequence[Product]) -> bool:

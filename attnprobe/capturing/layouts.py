@@ -10,7 +10,7 @@ from attnprobe.capturing.axes import Factors, Known, Layout
 from attnprobe.capturing.call_stack import Call
 from attnprobe.capturing.joining import same_value
 from attnprobe.capturing.pieces import Pieces
-from attnprobe.capturing.softmax_trails import same_storage, tensors
+from attnprobe.capturing.softmax_trails import Trails, same_storage, tensors, unseen
 from attnprobe.core.errors import CaptureError
 
 
@@ -95,3 +95,21 @@ def refuse_another_form(of: Factors, layer: Call, n_images: int) -> None:
             f"{layer.name} multiplies one V with two forms of one softmax, as with a map and its transpose; what "
             "multiplies V is neither."
         )
+
+
+def folded_of_three(args: Any, operands: list[Tensor], trails: Trails) -> tuple[Any, list[Tensor]]:
+    """An einsum of a map, V and a third tensor as one of two: the third as a factor of the map."""
+    equation = next((x for x in args if isinstance(x, str)), "")
+    inputs, _, output = equation.replace(" ", "").partition("->")
+    terms = inputs.split(",")
+    at = next((i for i, t in enumerate(operands) if trails.get(t) is not None), None)
+    if at is None or len(terms) != 3 or "." in equation:
+        return args, operands
+    third = next((i for i, term in enumerate(terms) if i != at and set(term) <= set(terms[at])), None)
+    if third is None:
+        return args, operands
+    other = ({0, 1, 2} - {at, third}).pop()
+    with unseen():
+        scaled = torch.einsum(f"{terms[at]},{terms[third]}->{terms[at]}", operands[at], operands[third])
+    trails.follow([(operands[at], trail)] if (trail := trails.get(operands[at])) else [], (), scaled)
+    return (f"{terms[at]},{terms[other]}->{output}",), [scaled, operands[other]]

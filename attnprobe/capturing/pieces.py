@@ -51,7 +51,9 @@ class Place:
 
     def is_along(self, n_rows: int) -> bool:
         """True if results of so many rows were joined along their rows, as seen by their shape."""
-        return self.axis is not None and self.shape.count(n_rows) == 1 and self.shape[self.axis] == n_rows
+        if self.axis is None or self.shape[self.axis] != n_rows:
+            return False
+        return self.shape[1:].count(n_rows) == (self.axis % len(self.shape) > 0)
 
 
 class Pieces:
@@ -80,8 +82,8 @@ class Pieces:
     def begin(self, result: Tensor, number: int, n_rows: int = 0) -> None:
         """`result` is that of the product of this number; where its rows may be heads, too, there are `n_rows`."""
         self._made[result] = frozenset([number])
-        if n_rows and tuple(result.shape).count(n_rows) == 1:
-            self._rows[result] = (number, tuple(result.shape).index(n_rows))
+        if n_rows and tuple(result.shape[1:]).count(n_rows) == 1:  # the first axis is the images'
+            self._rows[result] = (number, tuple(result.shape).index(n_rows, 1))
 
     def follow(self, name: str, args: Any, kwargs: Any, result: Any) -> None:
         """A function of this name was called; tensors that hold joined results count as made of none of them."""
@@ -124,8 +126,8 @@ class Pieces:
                 self.cuts.setdefault(number, frozenset(sizes))
             elif made[0].shape[: axis + 1] == given.shape[: axis + 1]:
                 self._rows[made[0]] = (number, axis)
-        elif name in TURNS and tuple(made[0].shape).count(n_rows) == 1:
-            self._rows[made[0]] = (number, tuple(made[0].shape).index(n_rows))
+        elif name in TURNS and tuple(made[0].shape[1:]).count(n_rows) == 1:
+            self._rows[made[0]] = (number, tuple(made[0].shape).index(n_rows, 1))
         elif KEEPS_ROWS.match(name) and made[0].shape == given.shape:
             self._rows[made[0]] = (number, axis)
 

@@ -13,6 +13,11 @@ from torch.utils.weak import WeakIdKeyDictionary
 WRITES = re.compile(r"^(?!__).*(?<!_)_$|^__i(add|sub|mul|truediv|div|pow)__$|^__setitem__$")
 """Names of functions that change their first argument."""
 
+MATRIX_PRODUCTS = {"matmul", "__matmul__", "__rmatmul__", "bmm", "linalg_matmul", "baddbmm"}
+SOFTMAXES = {"softmax", "special_softmax"}
+GATES = {"exp", "sigmoid", "relu", "softplus"}
+"""What stands for a softmax, or is the first step of one written by hand, where it is taken of logits."""
+
 unseen = torch._C.DisableTorchFunction
 """For our own arithmetic: no mode sees it, and no subclass of Tensor takes part."""
 

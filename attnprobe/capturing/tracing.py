@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from attnprobe.capturing import joining
 from attnprobe.capturing.axes import (
     Factors,
     Layout,
@@ -32,15 +33,8 @@ from attnprobe.capturing.axes import (
     softmax_of,
 )
 from attnprobe.capturing.call_stack import Call, CallStack, is_attention
-from attnprobe.capturing.joining import (
-    is_numbered,
-    joined_in_module,
-    joined_modules,
-    may_be_head,
-    possibly_folded,
-    refuse_parts_of_keys,
-)
 from attnprobe.capturing.layouts import (
+    folded_of_three,
     is_context,
     known_of,
     layout_of,
@@ -53,14 +47,19 @@ from attnprobe.capturing.multi_head import fields_of_multi_head
 from attnprobe.capturing.pieces import Pieces
 from attnprobe.capturing.product import Product
 from attnprobe.capturing.siblings import Ran
-from attnprobe.capturing.softmax_trails import WRITES, Trail, Trails, same_storage, tensors, unseen
+from attnprobe.capturing.softmax_trails import (
+    GATES,
+    MATRIX_PRODUCTS,
+    SOFTMAXES,
+    WRITES,
+    Trail,
+    Trails,
+    same_storage,
+    tensors,
+    unseen,
+)
 from attnprobe.capturing.towers import is_stem, tower_of
 from attnprobe.core.errors import CaptureError
-
-MATRIX_PRODUCTS = {"matmul", "__matmul__", "__rmatmul__", "bmm", "linalg_matmul", "baddbmm"}
-SOFTMAXES = {"softmax", "special_softmax"}
-GATES = {"exp", "sigmoid", "relu", "softplus"}
-"""What stands for a softmax, or is the first step of one written by hand, where it is taken of logits."""
 
 
 class Tracing(TorchFunctionMode):
@@ -117,6 +116,9 @@ class Tracing(TorchFunctionMode):
         self._stems.clear()
         self.silent.clear()
         self.ran = Ran()
+        self._made.clear()  # an error, as of memory, may have ended the last pass in the middle of a layer
+        self._outputs.clear()
+        self._refused = None
 
     def _raise_refused(self) -> None:
         """Raise CaptureError if a module that has ended was refused."""
@@ -127,9 +129,6 @@ class Tracing(TorchFunctionMode):
     def _enter(self, call: Call) -> None:
         if not self.n_images and call.given is not None:
             self.n_images = call.given.shape[0]
-        around = self.calls.running[-1] if self.calls.running else None
-        if around is not None and around.waiting and not self._is_beside(around.waiting[0].calls[-1], call):
-            self._flush()
         call.earlier = self._trails.n_softmaxes
         self._on_enter(call)
 
@@ -168,10 +167,8 @@ class Tracing(TorchFunctionMode):
         result = func(*args, **kwargs)
         if name.startswith("conv") and self.calls.running and is_stem(args, self.calls.running[0]):
             self._stems[id(args[1])] += 1
-        if self._made:
-            self._made.follow(name, args, kwargs, result)
-        if self._outputs:
-            self._outputs.follow(name, args, kwargs, result)
+        for pieces in filter(None, (self._made, self._outputs)):
+            pieces.follow(name, args, kwargs, result)
         # A product ends a trail, so it is looked for before following: otherwise the output of this layer could pass
         # for a map in a product of the next one.
         if name in SOFTMAXES:
@@ -204,7 +201,7 @@ class Tracing(TorchFunctionMode):
         if name == "baddbmm":
             operands = operands[1:]  # what it is added to is checked with the product
         if name == "einsum" and len(operands) == 3:
-            args, operands = self._folded(args, operands)
+            args, operands = folded_of_three(args, operands, self._trails)
         if len(operands) != 2 or not isinstance(result, Tensor):
             return False
         if name == "__rmatmul__":
@@ -221,14 +218,8 @@ class Tracing(TorchFunctionMode):
             with unseen():
                 if name == "einsum":
                     equation = next((x for x in args if isinstance(x, str)), "")
-                    factors = of_einsum(
-                        equation,
-                        operands[i],
-                        operands[1 - i],
-                        result,
-                        i == 0,
-                        known_of(self.calls.running, self.n_images),
-                    )
+                    known = known_of(self.calls.running, self.n_images)
+                    factors = of_einsum(equation, operands[i], operands[1 - i], result, i == 0, known)
                 elif min(operands[0].ndim, operands[1].ndim) < 2:
                     factors = None
                 else:
@@ -243,23 +234,6 @@ class Tracing(TorchFunctionMode):
                     self._result = factors.result
                     return True
         return False
-
-    def _folded(self, args: Any, operands: list[Tensor]) -> tuple[Any, list[Tensor]]:
-        """An einsum of a map, V and a third tensor as one of two: the third as a factor of the map."""
-        equation = next((x for x in args if isinstance(x, str)), "")
-        inputs, _, output = equation.replace(" ", "").partition("->")
-        terms = inputs.split(",")
-        at = next((i for i, t in enumerate(operands) if self._trails.get(t) is not None), None)
-        if at is None or len(terms) != 3 or "." in equation:
-            return args, operands
-        third = next((i for i, term in enumerate(terms) if i != at and set(term) <= set(terms[at])), None)
-        if third is None:
-            return args, operands
-        other = ({0, 1, 2} - {at, third}).pop()
-        with unseen():
-            scaled = torch.einsum(f"{terms[at]},{terms[third]}->{terms[at]}", operands[at], operands[third])
-        self._trails.follow([(operands[at], trail)] if (trail := self._trails.get(operands[at])) else [], (), scaled)
-        return (f"{terms[at]},{terms[other]}->{output}",), [scaled, operands[other]]
 
     def _emit_product(self, factors: Factors, trail: Trail) -> None:
         layer = self.calls.running[-1] if self.calls.running else None
@@ -379,50 +353,45 @@ class Tracing(TorchFunctionMode):
         tower = tower_of(layer.name, calls, max(self._stems.values(), default=0))
         number = {"number": self._n_products, "depends": self._depends, "tower": tower}
         layer.found.append(Product(calls, occurrence, route, **found, **number))
-        refuse_parts_of_keys(layer.found)
+        joining.refuse_parts_of_keys(layer.found)
 
     def _begin(self, result: Tensor) -> None:
         """Follow the result of the product that was reported last."""
-        found = self.calls.running[-1].found if self.calls.running else []
-        folded = bool(found) and possibly_folded(found[-1]) > 1
-        self._made.begin(result, self._n_products, found[-1].effective.shape[-2] if folded else 0)
-
-    def _is_beside(self, waiting: Call, call: Call) -> bool:
-        """True if a module may be a head as the one that waits is: it is given the same input, or a part of it, and
-        nothing made of that one's output."""
-        first, given = waiting.given, call.given
-        if first is None or given is None or given in self._outputs:
-            return False
-        return given is first or same_storage(given, first)
+        found = self.calls.running[-1].found[-1:] if self.calls.running else []
+        self._made.begin(result, self._n_products, sum(map(joining.rows_of_heads, found)))
 
     def _hand_on(self, call: Call, out: Any) -> None:
         """Report what a module that ends has computed; what may be a head waits for its neighbours."""
         if call.waiting:
-            self._flush(call)
+            self._flush(call, out)
         try:
-            products = joined_in_module(call.found, self._made, out) if call.found else []
+            products = joining.joined_in_module(call.found, self._made, out) if call.found else []
         except CaptureError as error:  # a hook that raises lets the others of the module raise as well, with a warning
             self._refused, products = error, []
         if products:
             self._made.clear()
             self._result = None
-        if len(products) == 1 and (is_numbered(call) or may_be_head(products[0])) and self.calls.running:
-            around = self.calls.running[-1]
-            if around.waiting and not self._is_beside(around.waiting[0].calls[-1], call):
+        around = self.calls.running[-1] if self.calls.running and len(products) == 1 else None
+        if around is not None and joining.may_wait(products[0], around):
+            if around.waiting and not joining.are_beside(around.waiting[0].calls[-1], call, self._outputs):
                 self._flush()
             around.waiting += products
             for output in list(tensors(out))[:1]:
-                self._outputs.begin(output, products[0].number)
+                self._outputs.begin(output, products[0].number, joining.rows_of_heads(products[0], around))
         elif products:
             self._flush()
             self._report_all(products)
         call.found = []
 
-    def _flush(self, *ended: Call) -> None:
-        """Report the heads that wait in the modules that are running, or have just ended, the outermost first."""
-        for call in (*self.calls.running, *ended):
+    def _flush(self, ended: Call | None = None, out: Any = None) -> None:
+        """Report the heads that wait in the modules that are running, and in one that has just ended, with its output;
+        the outermost first."""
+        for call in (*self.calls.running, *([] if ended is None else [ended])):
             waiting, call.waiting = call.waiting, []
-            self._report_all(joined_modules(waiting, self._outputs))
+            try:
+                self._report_all(joining.joined_modules(waiting, self._outputs, out if call is ended else None))
+            except CaptureError as error:
+                self._refused = self._refused or error
         self._outputs.clear()
 
     def _report_all(self, products: Sequence[Product]) -> None:
