@@ -23,7 +23,7 @@ class Call:
 
     Attributes:
         name: dotted.
-        given: the first tensor among its inputs.
+        given: the first tensor among its inputs; `version`: how often it had been changed in place by then.
         products, softmaxes: how many products with V it computed, and the numbers of the softmaxes in them.
         earlier: how many softmaxes there were before it.
         found: its products that are not reported yet; `waiting`: those of heads in it, until all are there.
@@ -35,6 +35,7 @@ class Call:
     name: str
     module: nn.Module
     given: Tensor | None
+    version: int = 0
     products: int = 0
     softmaxes: set[int] = field(default_factory=set)
     earlier: int = 0
@@ -95,7 +96,8 @@ class CallStack:
             self._times.clear()
         given = next(iter(inputs), None)
         self._times[name] += 1
-        call = Call(name, module, given, times=self._times[name])
+        version = 0 if given is None or given.is_inference() else given._version
+        call = Call(name, module, given, version, times=self._times[name])
         self._on_enter(call)
         self.running.append(call)
 

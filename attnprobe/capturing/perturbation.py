@@ -229,14 +229,19 @@ def _parallel(products: Sequence[Product]) -> tuple[str, ...]:
     """Layers that run beside the one before them: both are in one list of modules, and given the same tokens."""
     found = []
     for one, other in itertools.pairwise(products):
-        given = {id(call.given): call.name for call in one.calls[1:] if call.given is not None}
-        beside = ((given.get(id(call.given), call.name), call.name) for call in other.calls[1:])
+        given = {_given(call): call.name for call in one.calls[1:] if call.given is not None}
+        beside = ((given.get(_given(call), call.name), call.name) for call in other.calls[1:])
         # Class attention is given the same patches each time, and is not parallel.
         if one.tower == other.tower and kind_of(other) == "self":
             split = [(a.rpartition("."), b.rpartition(".")) for a, b in beside if a != b]
             if any(a[0] == b[0] and a[2].isdigit() and b[2].isdigit() for a, b in split):
                 found.append(other.layer)
     return tuple(found)
+
+
+def _given(call: Call) -> tuple[int, int]:
+    """The tokens that a module was given; those that a residual is added to in place become others."""
+    return id(call.given), call.version
 
 
 def _observed(model: nn.Module, pixels: Tensor, only: str = "", moving: str = "", whole: bool = False) -> _Pass:

@@ -203,7 +203,6 @@ def test_heads_that_are_given_parts_of_the_input_are_heads_of_one_layer(how):
     torch.testing.assert_close(maps.values, maps_by_hand(model), rtol=0, atol=1e-6)
 
 
-@pytest.mark.filterwarnings("ignore:.*side by side in one block")
 def test_single_heads_in_a_row_are_layers_even_if_tokens_are_added_in_place():
     class InPlace(ViT):
         def forward(self, x):
