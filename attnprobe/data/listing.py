@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from attnprobe.core.errors import InputError
-from attnprobe.data.pillow import open_image
+from attnprobe.data.pillow import EXTENSIONS, open_image
 
 MAX_LABEL = 1_000_000
 """Bound on labels written as numbers; one class name is made for each."""
@@ -96,6 +96,11 @@ def list_lines(where: Path) -> Listing:
     except OSError as error:
         raise InputError(f"cannot read the list {str(where)!r}: {error.strerror}.") from error
     except UnicodeDecodeError as error:
+        if where.name.lower().endswith(EXTENSIONS):
+            raise InputError(
+                f"{str(where)!r} is an image; expected a folder of images, or a text file with the path of one image "
+                "per line."
+            ) from error
         raise InputError(
             f"{str(where)!r} is not a text file in UTF-8; expected the path of one image per line."
         ) from error

@@ -91,6 +91,9 @@ def named_options(name: str) -> tuple[str, dict[str, Any]]:
             f"{name!r}: expected one colon, then options with commas between, as in {model}:depth=6,num_heads=4."
         )
     given = parse_settings(re.split(r",(?![^\[]*\])", options))  # depths=[2,2] is one
+    for key, value in given.items():  # YAML reads 1e-5 as text
+        if isinstance(value, str) and re.fullmatch(r"\d+(\.\d*)?[eE][+-]?\d{1,3}", value):
+            given[key] = float(value)
     return where + model, checked_options(given)  # a recipe's name may come from a file
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from attnprobe.core.errors import CheckpointError, option
 from attnprobe.models.build import build_model
+from attnprobe.models.misfit import require_same_tokens
 from attnprobe.models.read import Checkpoint
 from attnprobe.models.unwrap import require_ranks, unwrap
 from attnprobe.models.weights import classifiers, has_table, stored_grid
@@ -29,12 +30,13 @@ def fit_options(
         num_classes, img_size: what the user says; takes precedence over all.
 
     Raises:
-        CheckpointError: the image size is neither given nor known.
+        CheckpointError: the image size is neither given nor known, or only one of file and model is distilled.
     """
     options = dict(options)
     model = _shape_of(name, options)
     state, _ = unwrap(checkpoint.stored or checkpoint.state, model.state_dict())
     require_ranks(state, model.state_dict(), checkpoint.path.name)
+    require_same_tokens(checkpoint, state, name, model, options)
     shown, notes = _head(state, model)
     if isinstance(model, VisionTransformer):
         tokens, more = _tokens(state, model)

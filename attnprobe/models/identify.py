@@ -86,7 +86,7 @@ def _geometry(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
         "num_classes": shapes["head.weight"][0] if "head.weight" in shapes else 0,
         "conv_stem": conv_stem,
     }
-    n_prefix = ("cls_token" in shapes) + shapes.get("reg_token", (1, 0, 1))[1]
+    n_prefix = ("cls_token" in shapes) + ("dist_token" in shapes) + shapes.get("reg_token", (1, 0, 1))[1]
     if "pos_embed" in shapes:
         side = math.isqrt(shapes["pos_embed"][1] - n_prefix)
         if side * side == shapes["pos_embed"][1] - n_prefix:

@@ -119,7 +119,8 @@ def model_from(
     built: Any = build_model(name, **options)
     notes += more
     new_head = num_classes is not None
-    notes += load_weights(built, checkpoint, name=name, new_head=new_head, allow_nonfinite=allow_nonfinite)
+    how: dict[str, Any] = {"new_head": new_head, "allow_nonfinite": allow_nonfinite, "options": options}
+    notes += load_weights(built, checkpoint, name=name, **how)
     return Loaded(built, name, options, checkpoint.sha256, tuple(f"{checkpoint.path.name}: {note}." for note in notes))
 
 

@@ -21,6 +21,7 @@ from attnprobe.io import fs
 from attnprobe.io.pickles import load_tensors
 from attnprobe.io.run import MANIFEST, Run, damaged_files
 from attnprobe.models.file_options import checked_cfg, checked_options, claimed, is_architecture, trained_with
+from attnprobe.models.holding import only_dict, only_model
 from attnprobe.models.presets import ALIASES
 from attnprobe.models.unwrap import flatten, unwrap, without_wrappers
 
@@ -210,7 +211,7 @@ def _read_pickle(path: Path, file: BinaryIO) -> dict[str, Any]:
         raise CheckpointError(
             f"{path.name} is truncated or not a PyTorch checkpoint ({first}); copy it again."
         ) from error
-    return loaded if isinstance(loaded, dict) else {"state_dict": loaded}
+    return loaded if isinstance(loaded, dict) else only_dict(loaded, path.name)
 
 
 def _require_saved_by_torch(path: Path, file: BinaryIO) -> None:
@@ -253,7 +254,7 @@ def _check_zip(path: Path, file: BinaryIO) -> None:
 def _find_state(path: Path, loaded: dict[str, Any]) -> dict[str, Tensor]:
     """The tensors in a training script's dictionary, by their stored names."""
     held = _states(path, loaded)
-    state = next(iter(held.values())) if held else flatten(loaded, path.name)
+    state = next(iter(held.values())) if held else only_model(loaded, path.name) or flatten(loaded, path.name)
     if not state:
         raise CheckpointError(
             f"{path.name} holds no weights, only {', '.join(map(str, list(loaded)[:5])) or 'nothing'}."

@@ -10,7 +10,7 @@ from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from attnprobe.core.errors import CheckpointError, option
-from attnprobe.models.identify import identify, sizes_beyond
+from attnprobe.models.misfit import refuse_misfits, require_same_tokens
 from attnprobe.models.read import Checkpoint
 from attnprobe.models.unwrap import require_ranks, unused, unwrap
 from attnprobe.models.variants.deepvit import DeepViT
@@ -18,12 +18,19 @@ from attnprobe.models.variants.refiner import Refiner
 
 
 def load_weights(
-    model: Any, checkpoint: Checkpoint, *, name: str, new_head: bool, allow_nonfinite: bool = False
+    model: Any,
+    checkpoint: Checkpoint,
+    *,
+    name: str,
+    new_head: bool,
+    allow_nonfinite: bool = False,
+    options: Mapping[str, Any] | None = None,
 ) -> list[str]:
     """Load a checkpoint strictly into a model, its position table resized to the model's resolution.
 
     Args:
         name: the model's name in messages.
+        options: what it was built with, for messages.
         new_head: a head for another number of classes keeps the model's own weights instead of being an error.
 
     Returns:
@@ -36,17 +43,18 @@ def load_weights(
     own = model.state_dict()
     state, notes = unwrap(checkpoint.stored or checkpoint.state, own)
     require_ranks(state, own, checkpoint.path.name)
+    require_same_tokens(checkpoint, state, name, model, options or {})
     notes += _fit_positions(state, checkpoint, model)
     heads = [key for key in own if key.startswith(tuple(f"{head}." for head in classifiers(model)))]
     if new_head and any(key not in state or state[key].shape != own[key].shape for key in heads):
         notes.append(f"the head for {model.num_classes} classes has initial weights")
         of_heads = tuple(f"{head}." for head in classifiers(model))
         state = {key: v for key, v in state.items() if not key.startswith(of_heads)} | {key: own[key] for key in heads}
-    spare = unused(state.keys() - own.keys(), own)
+    spare, stored = unused(state.keys() - own.keys(), own), state
     if spare:
         notes.append("not used: " + ", ".join(f"{first} ({n} tensors)" for first, n in sorted(spare.items())))
         state = {key: value for key, value in state.items() if key.partition(".")[0] not in spare}
-    _check_fits(checkpoint, state, name, model)
+    refuse_misfits(checkpoint, state, name, model, options or {}, stored.keys() - state.keys())
     model.load_state_dict(state, strict=True)
     if checkpoint.pretrained_cfg:
         model.pretrained_cfg = {**model.pretrained_cfg, **checkpoint.pretrained_cfg}
@@ -134,30 +142,3 @@ def _check_finite(checkpoint: Checkpoint, allow: bool) -> None:
             f"{checkpoint.path.name} holds NaN or infinite weights in {len(bad)} tensors, first {bad[0]!r}; "
             f"the training diverged. Use an earlier checkpoint, or {look} to look at it anyway."
         )
-
-
-def _check_fits(checkpoint: Checkpoint, got: Mapping[str, Tensor], name: str, model: nn.Module) -> None:
-    wanted = model.state_dict()
-    wrong = [f"{k} is {tuple(got[k].shape)}, model wants {tuple(v.shape)}" for k, v in wanted.items()
-             if k in got and got[k].shape != v.shape]  # fmt: skip
-    wrong += [f"{k} is {got[k].dtype}, model wants {v.dtype}" for k, v in wanted.items()
-              if k in got and got[k].is_floating_point() != v.is_floating_point()]  # fmt: skip
-    missing, extra = sorted(set(wanted) - set(got)), sorted(set(got) - set(wanted))
-    if wrong or missing or extra:
-        parts = [("of other shapes", wrong), ("missing", missing), ("unknown to it", extra)]
-        problems = "; ".join(f"{len(items)} {what} ({', '.join(items[:2])})" for what, items in parts if items)
-        likely = identify(checkpoint.state)
-        if likely and likely.name != name:
-            advice = f"It looks like {likely.name!r}; try {option('model', likely.name)}"
-        elif checkpoint.architecture == name:
-            advice = f"The file's own description does not fit its weights; name its model with {option('model')}"
-        elif sizes := sizes_beyond(name, got):
-            hidden = ",num_heads=HEADS" if "embed_dim" in sizes else ""
-            options = ",".join(f"{key}={value}".replace(" ", "") for key, value in sizes.items()) + hidden
-            told = ", with the number of heads that it was built with" if hidden else ""
-            advice = f"The sizes of its weights are those of {option('model', f'{name}:{options}')}{told}"
-        else:
-            sizes = "hidden_dim=256" if name.startswith("torchvision:") else "embed_dim=256"
-            example = f"{name}:{sizes},num_heads=4"
-            advice = f"Name the model and the options it was built with, as in {option('model', example)}"
-        raise CheckpointError(f"{checkpoint.path.name} is not a {name!r} checkpoint: {problems}. {advice}.")

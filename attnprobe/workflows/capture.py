@@ -86,9 +86,16 @@ def capture_file(spec: CaptureSpec, *, out: Path | None = None) -> Path:
 
 
 def maps_file(spec: CaptureSpec, out: Path | None) -> Path:
-    """The file of a capture: as the user names it, else maps.h5 in the run, or MODEL.h5 here."""
+    """The file of a capture: as the user names it, else maps.h5 in the run, or MODEL.h5 here.
+
+    Raises:
+        InputError: it is a folder.
+    """
     run = Run.of(Path(spec.model))
-    return place(out or (run.maps if run.checkpoints.is_dir() else f"{Path(spec.model).stem}.h5"), output=True)
+    file = place(out or (run.maps if run.checkpoints.is_dir() else f"{Path(spec.model).stem}.h5"), output=True)
+    if not isinstance(file, RemotePath) and file.is_dir():
+        raise InputError(f"{file} is a folder; the output is a file name that ends in .h5, such as {file / 'maps.h5'}.")
+    return file
 
 
 def measure_live(

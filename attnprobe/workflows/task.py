@@ -19,6 +19,7 @@ from attnprobe.core.errors import InputError
 from attnprobe.core.images import ImageSource
 from attnprobe.core.spec import CaptureSpec
 from attnprobe.data import load_images
+from attnprobe.data.decode import DecodedImages
 from attnprobe.data.shared_list import Shared
 from attnprobe.io.ranks import Rank
 from attnprobe.io.reference import UserImages
@@ -90,6 +91,8 @@ def tasks(
         if has_baseline:
             with warnings.catch_warnings(action="ignore"):  # they are some of the images, of which all was said
                 few = load_images(data, spec.split, limit=min(spec.untrained, spec.images or spec.untrained), **opening)
+            if isinstance(source, DecodedImages) and isinstance(few, DecodedImages):
+                few.remarked = source.remarked  # what is said of the one need not be said of the other
     if remark := no_accuracy(len(source.class_names), n_classes(model), str(spec.model), source.name):
         warnings.warn(remark, stacklevel=3)
     images = {"data": data, "split": spec.split, "data_dir": data_dir and str(data_dir), "images": spec.images}

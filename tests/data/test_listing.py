@@ -76,6 +76,12 @@ def test_other_encodings_and_missing_lists_are_refused(listed, tmp_path):
         list_lines(tmp_path / "nowhere.txt")
 
 
+def test_an_image_in_place_of_a_list_is_said_to_be_one(tmp_path, write_image):
+    write_image(tmp_path / "a.png")
+    with pytest.raises(InputError, match="is an image; expected a folder of images, or a text file"):
+        list_lines(tmp_path / "a.png")
+
+
 def test_a_listed_file_that_is_missing_is_a_bad_image(listed, tmp_path, write_image, small):
     write_image(tmp_path / "a.png")
     where = listed("a.png\nb.png\n")

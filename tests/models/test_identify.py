@@ -116,7 +116,12 @@ def test_the_first_mismatches_and_the_likely_model_are_listed(tmp_path):
         (
             {"depth": 2, "embed_dim": 64, "num_heads": 2, "img_size": 64},
             {"embed_dim": 64, "num_heads": 2},
-            "vit_tiny_patch16_224:depth=2,embed_dim=64,img_size=64,num_heads=HEADS, with the number of heads",
+            "vit_tiny_patch16_224:depth=2,embed_dim=64,img_size=64,num_heads=2.",
+        ),
+        (
+            {"depth": 2, "embed_dim": 48},
+            {"embed_dim": 48},
+            "vit_tiny_patch16_224:depth=2,embed_dim=48,num_heads=HEADS, with the number of heads",
         ),
     ],
 )
@@ -126,4 +131,4 @@ def test_sizes_that_the_weights_show_are_named_with_the_ones_that_were_given(tmp
     with pytest.raises(CheckpointError) as caught:
         load_model(tmp_path / "x.safetensors", model=name)
     assert advised in str(caught.value).replace("'", "")
-    load_model(tmp_path / "x.safetensors", model=advised.partition(", ")[0].replace("HEADS", "2"))
+    load_model(tmp_path / "x.safetensors", model=advised.rstrip(".").partition(", ")[0].replace("HEADS", "3"))

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import attnprobe as ap
 from attnprobe.capturing import Capture, Recording, stream
@@ -456,6 +457,21 @@ def test_a_capture_that_is_there_already_is_said_to_be(checkpoint, photos, tmp_p
 
 
 @pytest.mark.promise("images-bad")
+def test_a_folder_as_output_is_refused_with_the_name_of_a_file(checkpoint, photos, tmp_path, call_command):
+    code, _, err = call_command("capture", str(checkpoint), "--data", str(photos), "-o", str(tmp_path))
+    assert code == 2 and "is a folder" in err and ".h5" in err and "--overwrite" not in err
+
+
+def test_transparency_is_said_once_of_a_capture_and_its_baseline(checkpoint, tmp_path, call_command):
+    pixels = np.random.default_rng(0).integers(0, 255, (4, 40, 40, 4), dtype=np.uint8)
+    (tmp_path / "see").mkdir()
+    for k, image in enumerate(pixels):
+        Image.fromarray(image).save(tmp_path / "see" / f"{k}.png")
+    command = ("capture", str(checkpoint), "--data", str(tmp_path / "see"), "-o", str(tmp_path / "x.h5"))
+    code, _, err = call_command(*command, "--device", "cpu")
+    assert code == 0 and (tmp_path / "x.untrained.h5").exists() and err.count("alpha channel") == 1
+
+
 def test_bad_images_are_named_once_and_with_the_option_and_the_baseline_loses_no_other(
     checkpoint, photos, tmp_path, call_command
 ):
