@@ -2,9 +2,9 @@
 
 The certificate's two images a and b are run as [a, b], as [a changed, b], and as two more changes of a. What moves in
 the second pass belongs to the first image, and nothing of the second may move; in the third the second must (see
-`whose`). How the tokens of a respond to the changes says where they are (see `places`). Two passes of two images, beside
-the one that they are compared with, and two of four where more than two are captured at once. Only where tokens turn
-out to form no complete grid do log2(patches) + 4 passes follow: see `scattered`.
+`whose`). How the tokens of a respond to the changes says where they are (see `places`). Two passes of two images,
+beside the one that they are compared with, and two of four where more than two are captured at once. Only where tokens
+turn out to form no complete grid do log2(patches) + 4 passes follow: see `scattered`.
 """
 
 import itertools

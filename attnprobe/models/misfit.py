@@ -1,4 +1,4 @@
-"""Why a file's weights are not those of the model that was named, and what to name or to save instead."""
+"""Reasons why a file's weights are not those of the model that was named, and what to name or to save instead."""
 
 import re
 from collections.abc import Iterable, Mapping
