@@ -249,7 +249,7 @@ def _as_double(trial, pixels, labels):
     """The trial on these images alone, in float64."""
 
     class Doubled:
-        device = trial.device
+        device, images = trial.device, trial.images
 
         def labelled(self):
             yield pixels, labels
