@@ -86,6 +86,7 @@ def test_a_part_that_fails_or_hangs_is_reported_with_what_it_had_found(monkeypat
     assert "| loader | **stopped after 0.25 s** |" in table and "| profile | **exit status 1** |" in table
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_capture(tmp_path):
     short = {"epochs": 1, "warmup_epochs": 0, "model_kwargs": {"depth": 2}}
     train("digits_vit_16", tmp_path / "run", settings=short)

@@ -47,6 +47,7 @@ def test_growth_above_theory_is_bold_and_growth_of_theory_is_not(growth):
     assert rows[1].startswith("| heads 3 to 12 | to disk | memory, MiB | 3.0 | 12.0 | 1.00 |")
 
 
+@pytest.mark.slow
 def test_the_script_measures_every_point_draws_it_and_goes_on_where_it_stopped(tmp_path):
     command = [sys.executable, str(BENCHMARKS / "growth.py"), "--quick", "--out", "growth.json"]
     environment = {"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1", "HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}

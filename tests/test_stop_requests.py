@@ -245,7 +245,9 @@ def check_stops(run, tmp_path, command, times, fresh):
 
 @pytest.mark.promise("stop-requested")
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # Python 3.12 on fork beside threads
-@pytest.mark.parametrize("command", ["capture", "stats", "report", "verify-drops"])
+@pytest.mark.parametrize(
+    "command", ["capture", "stats", "report", pytest.param("verify-drops", marks=pytest.mark.slow)]
+)
 def test_a_stop_at_a_random_moment_leaves_right_numbers_and_says_so(trained, tmp_path, command, record_property):
     assert check_stops(trained, tmp_path, command, times=3, fresh=False)
     record_property("tried", 3)

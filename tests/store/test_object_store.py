@@ -257,6 +257,7 @@ def test_a_damaged_shard_is_captured_again(bucket, ten_maps, how, monkeypatch):
     assert bucket.names() == ["maps.h5", "maps.parts/quarantine/s000001.h5"]
 
 
+@pytest.mark.slow
 def test_of_a_large_file_only_what_is_asked_for_is_read(bucket, make_maps, monkeypatch):
     maps = make_maps(images=60, layers=6, heads=4, rows=8, cols=8, dtype=torch.float32, spread=3.0)
     work(f"{bucket.url}/maps.h5", maps)

@@ -81,6 +81,7 @@ def test_two_ranks_equal_one_process_with_the_same_global_batch(tmp_path, model,
         torch.testing.assert_close(final[1][name], value, rtol=1e-2, atol=1e-3, msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.promise("processes-killed")
 def test_a_killed_process_ends_the_run_and_the_same_command_goes_on(tmp_path):
     options = {**SAME, "model": "vit_16_digits", "model_kwargs": {"depth": 3}, "batch_size": 8, "epochs": 3}

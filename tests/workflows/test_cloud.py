@@ -243,6 +243,7 @@ def program(*arguments):
     return subprocess.run(command, env=environment(), capture_output=True, text=True, check=False, timeout=300)
 
 
+@pytest.mark.slow
 def test_the_program_says_in_one_line_what_a_store_refused_and_how_it_ended(bucket, checkpoint):
     capture = ("capture", str(checkpoint), "--data", "digits", "--images", "8", "--untrained", "0")
     with strict(bucket):

@@ -40,6 +40,7 @@ def test_two_processes_with_half_of_the_weights_each_write_the_file_of_one(check
             assert torch.equal(alone.values, together.values)
 
 
+@pytest.mark.slow
 @needs_distributed
 def test_measurements_without_maps_are_those_of_one_process(checkpoint, tmp_path):
     measure_live(CaptureSpec(checkpoint, **COMMON), out=tmp_path / "one", formats=("json",))
