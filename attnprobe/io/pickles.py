@@ -129,7 +129,7 @@ def _follow(file: BinaryIO) -> None:
 
 
 def _is_slow(argument: object) -> bool:
-    """Whether it is the name of such an encoding, however it is spelt."""
+    """True if it is the name of an encoding that takes the square of the time, however it is spelt."""
     return isinstance(argument, str) and len(argument) < 40 and re.sub("[^a-z]", "", argument.lower()) in SLOW
 
 
