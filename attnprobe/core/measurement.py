@@ -164,7 +164,8 @@ class Measurements(Registry[Measurement]):
         facts: Mapping[str, Any] | None = None,
         refusals: Mapping[str, str] | None = None,
     ) -> None:
-        """
+        """Collect measurements by their names.
+
         Args:
             facts: what is known of the model beside them, such as its accuracy on the images; see `Examined.info`.
             refusals: why a metric that was asked for is not among them, by its name.
