@@ -164,7 +164,7 @@ def certify(
         # First as the user runs it, since what follows differs from it step by step, and each step is compared: the
         # explicit softmax without hooks, then the same with hooks.
         as_run = tensors_of(_run(inner, pixels))
-        with unfused(inner, layers), untraced() if watched else nullcontext():
+        with unfused(inner.modules(), layers), untraced() if watched else nullcontext():
             unhooked = tensors_of(inner(pixels))
         fused_difference = difference(as_run, unhooked)
         dtype = _precision(inner, as_run)
@@ -173,7 +173,7 @@ def certify(
         if not (fused_difference <= TOLERANCE[dtype] or _is_rounding(inner, pixels, watch)):
             raise _off("an explicit softmax", fused_difference, dtype)
         found = _of_layers(inner, pixels, unhooked, dtype, watch=watch, extras=extras, allow_missing=allow_missing)
-    with computing(pixels.device, amp), exact_products(), unfused(inner, ()):
+    with computing(pixels.device, amp), exact_products(), unfused(inner.modules(), ()):
         located = locate(inner, pixels, many)
     same = equal(found.output, unhooked) if unhooked else None
     image_bytes = found.n_bytes // len(pixels)
@@ -258,7 +258,7 @@ def _is_rounding(model: nn.Module, pixels: Tensor, watch: bool | None) -> bool:
         model, pixels = copy.deepcopy(model).cpu().double(), pixels.cpu().double()
         fused = tensors_of(model(pixels))
         layers, watched = layers_to_hook(model, watch)
-        with unfused(model, layers), untraced() if watched else nullcontext():
+        with unfused(model.modules(), layers), untraced() if watched else nullcontext():
             explicit = tensors_of(model(pixels))
     except (RuntimeError, TypeError):  # a model that insists on its own precision
         return False

@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,10 +146,11 @@ def known_layers(model: Duck) -> list[AttentionLayer]:
 
 def _shows_softmax(module: Duck) -> bool:
     shows = hasattr(module, "fused_attn") and isinstance(getattr(module, "attn_drop", None), nn.Module)
-    return shows and not _is_differential(module)
+    return shows and not is_differential(module)
 
 
-def _is_differential(module: Duck) -> bool:
+def is_differential(module: Duck) -> bool:
+    """True of timm's differential attention."""
     return hasattr(module, "fused_attn") and hasattr(module, "lambda_init")
 
 
@@ -171,14 +172,14 @@ def block_names(layer: str) -> list[str]:
 
 
 @contextmanager
-def unfused(model: Duck, layers: Sequence[AttentionLayer]) -> Iterator[None]:
-    """Run these layers, and all of differential attention, with an explicit softmax.
+def unfused(modules: Iterable[Duck], layers: Sequence[AttentionLayer]) -> Iterator[None]:
+    """Run these layers, and those of `modules` that are differential attention, with an explicit softmax.
 
     Differential attention, (A1 - lambda A2) V (Ye et al. 2024, arXiv:2410.05258), has its map in the explicit code
     alone: fused, it subtracts A2 V. Switches are put back, also after an exception.
     """
-    modules: list[Duck] = [layer.module for layer in layers] + [m for m in model.modules() if _is_differential(m)]
-    switched = [module for module in modules if getattr(module, "fused_attn", False)]
+    wanted: list[Duck] = [layer.module for layer in layers] + [m for m in modules if is_differential(m)]
+    switched = [module for module in wanted if getattr(module, "fused_attn", False)]
     for module in switched:
         module.fused_attn = False
     try:

@@ -46,6 +46,7 @@ class Recorder:
     ) -> None:  # fmt: skip
         self._model, self._layers, self._sites, self._wanted, self._pool = model, layers, sites, wanted, pool
         self._placement = TokenPlacement.of(model)
+        self._known_towers = {layer.name: tower_of(layer.name) for layer in layers}
         self._room: dict[StageKey, int] = {}
         self._tracing: Tracing | None = None
         self._first_module = ""
@@ -83,7 +84,7 @@ class Recorder:
                 raise CaptureError(f"expected maps [image, head, query, key], got {tuple(matrix.shape)}.")
             n_tokens = matrix.shape[3]
             grid = partial(self._grid_of, layer, "self", n_tokens, partial(self._known_grid, n_tokens))
-            stage = self._stage("self", matrix, matrix.shape[2], len(self._layers), grid, tower_of(layer))
+            stage = self._stage("self", matrix, matrix.shape[2], len(self._layers), grid, self._known_towers[layer])
             kept = self._has_room(stage, matrix)
             self._fired[layer] = (stage, stage.add_weights(layer, matrix)) if kept else None
         elif (place := self._fired[layer]) is not None:

@@ -9,7 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attnprobe.capturing.hooks import AttentionLayer, has_other_attention, known_layers, unfused, unwrap
+from attnprobe.capturing.hooks import (
+    AttentionLayer,
+    has_other_attention,
+    is_differential,
+    known_layers,
+    unfused,
+    unwrap,
+)
 from attnprobe.capturing.recorder import Recorder, Wanted
 from attnprobe.capturing.stages import BufferPool
 from attnprobe.capturing.tracing import Tracing
@@ -69,6 +76,7 @@ class Recording(Wanted):
         self._layers, watched = layers_to_hook(self.model, watch)
         self.recorder = Recorder(self.model, self._layers, self.sites, self, self.pool)
         self._modules = list(self.model.modules())  # found once: a pass of a small model is as short as this takes
+        self._differential = [module for module in self._modules if is_differential(module)]
         self._tracing = self._traced() if watched or self.values else None
 
     def _traced(self) -> Tracing:
@@ -106,7 +114,7 @@ class Recording(Wanted):
         last, and so is left first: it would see the work of the others as calls of the model.
         """
         recorder = self.recorder
-        stack.enter_context(unfused(self.model, self._layers))
+        stack.enter_context(unfused(self._differential, self._layers))
         stack.enter_context(torch.compiler.set_stance("force_eager"))  # compiled code was traced without hooks
         if self._layers:
             patches: nn.Module = self.model.get_submodule("patch_embed")

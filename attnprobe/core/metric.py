@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -83,7 +84,7 @@ class Metric:
     @property
     def parameters(self) -> Mapping[str, inspect.Parameter]:
         """Parameters of the function, by name."""
-        return inspect.signature(self.function).parameters
+        return _parameters_of(self.function)
 
     @property
     def all_settings(self) -> dict[str, Any]:
@@ -203,6 +204,11 @@ def shares_of_magnitude(maps: Tensor) -> Tensor:
     """
     size = maps.abs()
     return size / torch.where((total := size.sum(-1, keepdim=True)) > 0, total, torch.nan)
+
+
+@cache
+def _parameters_of(function: Callable[..., Tensor]) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(function).parameters
 
 
 def _listed(settings: Mapping[str, Any]) -> str:

@@ -100,7 +100,7 @@ def main() -> None:
     maps = maps_of(model, pixels, spread=3)
 
     def forward() -> None:
-        with torch.inference_mode(), unfused(model, find_layers(model)):
+        with torch.inference_mode(), unfused(model.modules(), find_layers(model)):
             model(pixels)
 
     chosen = list(choose(options.metric or ["all"])[0])

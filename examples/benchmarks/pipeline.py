@@ -62,7 +62,7 @@ def in_turn(
 
 def plain_forward(model: torch.nn.Module, pixels: torch.Tensor, batch: int = BATCH) -> None:
     """The same forward pass with the explicit softmax, nobody listening."""
-    with torch.inference_mode(), unfused(model, find_layers(model)):
+    with torch.inference_mode(), unfused(model.modules(), find_layers(model)):
         for start in range(0, len(pixels), batch):
             model(pixels[start : start + batch])
 
