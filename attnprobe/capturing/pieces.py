@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from attnprobe.capturing.softmax_trails import tensors, unseen
+from attnprobe.capturing.softmax_trails import memory_of, tensors, unseen
 
 JOINS = {"cat", "concat", "concatenate", "stack", "hstack", "vstack", "dstack", "column_stack"}
 
@@ -149,7 +149,7 @@ class Pieces:
         """A result is written into a tensor; it has a place if it fills all of its axes but one."""
         with unseen():
             lines = [_line(whole, index, axis) for axis in range(whole.ndim)]
-            key = (whole.untyped_storage().data_ptr(), whole.shape, whole.stride())
+            key = (memory_of(whole), whole.shape, whole.stride())
         parts = [axis for axis, line in enumerate(lines) if line != tuple(range(whole.shape[axis]))]
         for number in numbers:
             if len(numbers) == 1 and len(parts) == 1 and (line := lines[parts[0]]) is not None:

@@ -14,6 +14,7 @@ from attnprobe.capturing.kinds import TokenPlacement, kind_of, stage_names, unpl
 from attnprobe.capturing.places import Located
 from attnprobe.capturing.product import Product
 from attnprobe.capturing.selection import Selection
+from attnprobe.capturing.softmax_trails import tensors
 from attnprobe.capturing.stages import BufferPool, Stage, StageKey
 from attnprobe.capturing.towers import Tower, tower_names, tower_of
 from attnprobe.capturing.tracing import Tracing
@@ -90,10 +91,10 @@ class Recorder:
         elif (place := self._fired[layer]) is not None:
             place[0].add_effective(matrix)
 
-    def keep_tokens(self, layer: str, _block: nn.Module, _args: object, out: Any) -> None:
+    def keep_tokens(self, layer: str, _block: nn.Module, args: tuple[Any, ...], out: Any) -> None:
         """The output of a known layer's block."""
-        out = out[0] if isinstance(out, tuple) else out  # a block may hand on more than its tokens
-        if not isinstance(out, Tensor) or out.ndim != 3:
+        out = _tokens_in(out, next(iter(args), None))
+        if out is None:
             raise CaptureError(f"the block of {layer} returns no [image, token, width] tensor.")
         if (place := self._fired[layer]) is not None:
             place[0].add_tokens(place[1], out)
@@ -161,18 +162,18 @@ class Recorder:
     def see_return(self, call: Call, out: Any) -> None:
         """A module ends; if it is the block of some layers, its output is their tokens."""
         places = self._waiting.pop(call.name, [])
-        out = self._image_first(call.name, out[0] if isinstance(out, tuple) and out else out) if places else None
+        out = self._image_first(call.name, _tokens_in(out, call.given)) if places else None
         if out is not None:
             for stage, index in places:
                 stage.add_tokens(index, out)
 
-    def _image_first(self, block: str, out: Any) -> Tensor | None:
-        """The output of a block as [image, token, width]; None where it is not that in any order.
+    def _image_first(self, block: str, out: Tensor | None) -> Tensor | None:
+        """The tokens [?, ?, width] that a block returns as [image, token, width]; None where they are not that.
 
         Which axis is the image's is what perturbation found; without it the first, if it has as many entries as there
         are images, else the second.
         """
-        if not isinstance(out, Tensor) or out.ndim != 3:
+        if out is None:
             return None
         n_images = self._tracing.n_images if self._tracing is not None else 0
         lengths = [axis for axis in (0, 1) if out.shape[axis] == n_images]
@@ -311,6 +312,15 @@ def factors_of(product: Product) -> tuple[Tensor, Tensor]:
         )
     queries, keys = product.factors
     return queries[:, 0], keys[:, 0]
+
+
+def _tokens_in(out: Any, given: Any) -> Tensor | None:
+    """The tokens among all that a block returns: what has the shape of its input, or what comes first; None if that has
+    not three axes."""
+    found = list(tensors(out))
+    alike = [tensor for tensor in found if isinstance(given, Tensor) and tensor.shape == given.shape]
+    first = next(iter(alike or found), None)
+    return first if first is not None and first.ndim == 3 else None
 
 
 def _folded(maps: Tensor) -> Tensor:

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
+from attnprobe.core.errors import CaptureError
+
 WRITES = re.compile(r"^(?!__).*(?<!_)_$|^__i(add|sub|mul|truediv|div|pow)__$|^__setitem__$")
 """Names of functions that change their first argument."""
 
@@ -77,7 +79,7 @@ class Trails:
         self._trails: WeakIdKeyDictionary = WeakIdKeyDictionary()
         # Sharded parameters are whole, and then parameters in memory of their own, while their module runs.
         whole = (t for t in fixed if not hasattr(t, "to_local"))
-        self._fixed = {t.untyped_storage().data_ptr() for t in whole}
+        self._fixed = {memory_of(t) for t in whole}
         self._n_softmaxes = 0
         self._logits: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
@@ -160,7 +162,7 @@ class Trails:
 
     def is_fixed(self, tensor: Tensor) -> bool:
         """True if a tensor is a parameter or buffer of the model, or a view of one."""
-        return isinstance(tensor, nn.Parameter) or tensor.untyped_storage().data_ptr() in self._fixed
+        return isinstance(tensor, nn.Parameter) or memory_of(tensor) in self._fixed
 
 
 def tensors(tree: Any) -> Iterator[Tensor]:
@@ -174,5 +176,21 @@ def tensors(tree: Any) -> Iterator[Tensor]:
         yield from tensors(tuple(tree.values()))
 
 
+def memory_of(tensor: Tensor) -> int:
+    """The address of a tensor's memory, which its views share.
+
+    Raises:
+        CaptureError: it has none, as inside `torch.func.vmap`.
+    """
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except NotImplementedError:
+        raise CaptureError(
+            "the model computes attention inside torch.func.vmap or another transform of functions, where tensors "
+            "cannot be followed; write it for a batch of images."
+        ) from None
+
+
 def same_storage(a: Tensor, b: Tensor) -> bool:
-    return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
+    """True if two tensors share their memory."""
+    return memory_of(a) == memory_of(b)

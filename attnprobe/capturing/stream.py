@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attnprobe.capturing.certificate import TOLERANCE, Certificate, certify
+from attnprobe.capturing.certificate import Certificate, certify
 from attnprobe.capturing.inputs import as_images
 from attnprobe.capturing.recording import Recording, evaluating, feeding
+from attnprobe.core.devices import float_type
 from attnprobe.core.errors import CaptureError, WorkError
 from attnprobe.core.images import ImageBatch, Order, as_seen, pixel_hashes
 from attnprobe.core.maps import AttentionMaps, Outcome
@@ -94,9 +95,7 @@ class Capture(Shown):
     def __post_init__(self) -> None:
         self._model = self.recording.model
         self.images = as_images(self.images)
-        # Weights of 8 bits and less, and tables of whole numbers, say nothing of the pixels' precision.
-        floats = (p.dtype for p in self._model.parameters() if p.dtype in TOLERANCE)
-        self._device, self._dtype = _device_of(self._model), next(floats, torch.float32)
+        self._device, self._dtype = _device_of(self._model), float_type(self._model)
 
     def facts(self) -> dict[str, object]:
         """Images and what is captured, for notebook and terminal."""

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from attnprobe.core.errors import InputError, option
 
@@ -48,6 +48,18 @@ def with_float64(device: torch.device) -> torch.device:
 def in_float64(tensor: Tensor) -> Tensor:
     """A tensor in float64; on the CPU if its own device has no such type."""
     return tensor.to(with_float64(tensor.device)).double()
+
+
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+"""Types of numbers that a model may compute in."""
+
+
+def float_type(model: nn.Module) -> torch.dtype:
+    """The type of the pixels that a model takes: that of its first weight, or float32.
+
+    Weights of 8 bits and less, and tables of whole numbers, say nothing of it.
+    """
+    return next((p.dtype for p in model.parameters() if p.dtype in FLOATS), torch.float32)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from attnprobe.core.accuracy import accuracy_interval
+from attnprobe.core.devices import float_type
 from attnprobe.core.errors import InputError, option
 from attnprobe.core.images import ImageSource, InputSpec
 from attnprobe.core.spec import EvaluateSpec
@@ -220,7 +221,7 @@ def _by_neighbours(
     ids, labels, rows = [], [], []
     for batch in images.batches(spec.batch_size, device=group.device, order=group.share(range(len(images)))):
         with torch.autocast(group.device.type, torch.bfloat16, enabled=spec.amp is not None):
-            found = features(model, batch.pixels).float()
+            found = features(model, batch.pixels.to(float_type(model))).float()
         known = (batch.labels >= 0).tolist()
         ids += [name for name, counts in zip(batch.ids, known, strict=True) if counts]
         labels += batch.labels[batch.labels >= 0].tolist()

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from attnprobe.core.devices import float_type
 from attnprobe.core.errors import InputError, check_choice, option
 from attnprobe.core.images import ImageSource, InputSpec
 from attnprobe.core.outputs import class_logits
@@ -72,7 +73,7 @@ class Trial:
         with change or nullcontext():
             for pixels, labels in self.labelled():
                 if not self.has_head:
-                    rows.append(features(model, pixels).float().cpu())
+                    rows.append(features(model, pixels.to(float_type(model))).float().cpu())
                     continue
                 logits = logits_of(model, pixels, len(self.images.class_names))
                 right.append((logits.argmax(-1) == labels).cpu())
@@ -164,7 +165,7 @@ def logits_of(model: nn.Module, pixels: Tensor, classes: int | None = None) -> T
     Raises:
         InputError: its output has none, or one number per image.
     """
-    logits = class_logits(model(pixels), len(pixels), (n_classes(model) or None, classes or None))
+    logits = class_logits(model(pixels.to(float_type(model))), len(pixels), (n_classes(model) or None, classes or None))
     if logits is None:
         raise InputError(f"{type(model).__name__} returns no logits [image, class]; `evaluate --knn` judges features.")
     if logits.shape[-1] < 2:

@@ -250,3 +250,63 @@ def test_other_numbers_of_texts_and_images_are_refused():
     pair = Pair().eval()
     with torch.no_grad(), pytest.raises(CaptureError, match="4 images and 8 texts"), ap.record(pair, "weights"):
         pair(torch.zeros(8, 5, dtype=torch.long), PIXELS)
+
+
+class Block(nn.Module):
+    """A block around attention that returns its tokens in one of several ways."""
+
+    def __init__(self, wrap):
+        super().__init__()
+        self.attn, self.wrap = Attention(lambda s, q, k, v: soft(q, k) @ v), wrap
+
+    def forward(self, x):
+        return self.wrap(x + self.attn(x))
+
+
+class Blocks(ViT):
+    """A ViT whose blocks return more than their tokens; `pick` takes these."""
+
+    def __init__(self, wrap, pick):
+        super().__init__(lambda _: Block(wrap))
+        self.pick = pick
+
+    def forward(self, x):
+        x = self.embed(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], 1) + self.pos
+        for block in self.blocks:
+            x = self.pick(block(x))
+        return self.head(x[:, 0])
+
+
+RETURNS = {
+    "alone": (lambda y: y, lambda out: out),
+    "before maps": (lambda y: (y, y @ y.mT), lambda out: out[0]),
+    "after one number per image": (lambda y: (y.mean((1, 2)), y), lambda out: out[1]),
+    "after maps of three axes": (lambda y: (y @ y.mT, y), lambda out: out[1]),
+    "by name": (lambda y: {"weights": None, "hidden": y}, lambda out: out["hidden"]),
+    "in a list in a tuple": (lambda y: (None, [y]), lambda out: out[1][0]),
+}
+
+
+@pytest.mark.parametrize("way", RETURNS)
+def test_the_tokens_of_a_block_are_found_among_all_that_it_returns(way):
+    model, seen = Blocks(*RETURNS[way]).eval(), []
+    for block in model.blocks:
+        block.register_forward_hook(lambda _m, _args, out: seen.append(model.pick(out)))
+    with torch.no_grad():
+        model(PIXELS)
+    expected = torch.stack(seen, 1)
+    assert torch.equal(torch.cat([maps.tokens for maps in ap.capture(model, PIXELS, tokens=True)]), expected)
+
+
+def test_attention_inside_a_transform_of_functions_is_refused_in_a_line():
+    def of_one_image(x, weight):
+        q, k, v = (x @ weight).chunk(3, -1)
+        return (q @ k.mT).softmax(-1) @ v
+
+    class Transformed(Attention):
+        def forward(self, x):
+            return torch.func.vmap(of_one_image, (0, None))(x, self.qkv.weight.mT)
+
+    with pytest.raises(CaptureError, match="inside torch.func.vmap.*write it for a batch of images"):
+        captured(ViT(lambda _: Transformed(None)).eval())

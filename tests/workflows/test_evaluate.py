@@ -154,6 +154,17 @@ def test_a_model_in_memory_on_opened_images_has_the_accuracy_of_its_file(tmp_pat
         ap.evaluate(model, torch.zeros(2, 3, 32, 32))
 
 
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("knn", [False, True])
+def test_a_model_of_another_precision_is_given_pixels_of_its_own(precision, knn, tmp_path, folder):
+    model = ap.load_model(saved(tmp_path / "vit", "vit"))
+    known = ap.evaluate(model, data=str(folder), device="cpu", knn=knn)
+    found = ap.evaluate(model.to(precision), data=str(folder), device="cpu", knn=knn)
+    assert found.n_images == known.n_images
+    if precision is torch.float64 and not knn:
+        assert found.loss == pytest.approx(known.loss, rel=1e-5)
+
+
 ASKED = {"crop_pct": 1.0, "interpolation": "nearest", "mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}
 
 
