@@ -112,12 +112,6 @@ class Layout:
         )
 
 
-def unfolded(matrix: Tensor, n_images: int, heads: int | None, given: int | None = None) -> Tensor | None:
-    """[..., row, column] -> [image, window, head, row, column], as `Layout` says; None if it cannot be told."""
-    layout = Layout.of(matrix.shape, n_images, Known(heads, given))
-    return None if layout is None else layout.unfold(matrix)
-
-
 def _hides_windows(shape: Sequence[int], extra: int, tokens: Sequence[int]) -> bool:
     """True if square maps of fewer tokens than the layer has are so many that windows may be among them."""
     rows, columns = shape[-2:]

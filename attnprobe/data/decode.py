@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from attnprobe.core.devices import on_device
 from attnprobe.core.errors import InputError, WorkError, option
-from attnprobe.core.images import ImageBatch, InputSpec, Order, position_batches
+from attnprobe.core.images import ImageBatch, Order, position_batches
 from attnprobe.data.order import ListedImages
 from attnprobe.data.pillow import pillow_quiet, remark_on, why_unreadable
 from attnprobe.data.rgb import as_rgb
@@ -33,22 +33,6 @@ Reader = Callable[[int], tuple[Image.Image, int]]
 Transform = Callable[..., Any]
 """From an image to [3, row, col], uint8; a training transform also takes the position and the numbers that decide what
 is done to the image, and may return more tensors beside the pixels. Must pickle."""
-
-
-def eval_transform(spec: InputSpec) -> Any:
-    """timm's evaluation transform up to bytes: an image -> [3, row, col], uint8.
-
-    What remains, a division by 255 and `spec.normalise`, is done on the device: a quarter of the bytes to move.
-    """
-    from timm.data import create_transform  # late: it takes seconds, and sets on the device do without
-
-    return create_transform(
-        (3, *spec.size),
-        interpolation=spec.interpolation,
-        crop_pct=spec.crop_pct,
-        crop_mode=spec.crop_mode,
-        use_prefetcher=True,
-    )
 
 
 class Decoder(Dataset):
@@ -125,7 +109,7 @@ class DecodedImages(ListedImages):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.decoder, self.first = Decoder(self.read, eval_transform(self.spec), remarks=self.remarks), 0
+        self.decoder, self.first = Decoder(self.read, self.spec.transform(), remarks=self.remarks), 0
         self.keeps_empty = False
         self.remarked: set[str] = set()
 

@@ -10,7 +10,7 @@ import torch
 from attnprobe.core.devices import on_device
 from attnprobe.core.errors import InputError
 from attnprobe.core.images import ImageBatch, InputSpec, Order, position_batches, runs_of
-from attnprobe.data.decode import BadImages, eval_transform
+from attnprobe.data.decode import BadImages
 from attnprobe.data.order import ListedImages
 from attnprobe.data.pillow import why_unreadable, without_ghostscript
 from attnprobe.data.rgb import as_rgb
@@ -39,7 +39,7 @@ class StreamedImages(ListedImages):
         ids = tuple(f"{name}/{place:07d}" for place in range(min(announced, limit or announced)))
         about = f"{name} of {announced} images={len(ids)}"
         super().__init__(name, spec, ids=ids, class_names=tuple(class_names), fingerprint=about)
-        self.bad_images, self.transform = bad_images, eval_transform(spec)
+        self.bad_images, self.transform = bad_images, spec.transform()
         self.stream, self.reading, self.place = stream, iter(()), len(self.ids)
 
     def batches(

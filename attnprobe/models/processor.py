@@ -70,8 +70,6 @@ def _difference(made: Any, spec: InputSpec) -> str:
     """What a processor does to a test picture other than an `InputSpec`, after "its image processor"; "" if nothing."""
     if not _is_modest(vars(made)):
         return "names sizes that no picture is tried with"
-    from timm.data import create_transform  # late: it takes seconds
-
     rows, cols = np.mgrid[:60, :80] / 60
     waves = np.stack([np.sin(7 * cols), np.sin(9 * rows + 1), np.cos(6 * (rows + cols))], axis=-1)
     picture = Image.fromarray((127.5 + 127.5 * waves).astype(np.uint8))
@@ -79,14 +77,7 @@ def _difference(made: Any, spec: InputSpec) -> str:
         theirs = torch.as_tensor(made(picture, return_tensors="pt")["pixel_values"]).float()
     except Exception:  # one that takes more than a picture, or makes no pixels
         return "makes no pixels of a picture alone"
-    prepare: Any = create_transform(
-        (3, *spec.size),
-        interpolation=spec.interpolation,
-        crop_pct=spec.crop_pct,
-        crop_mode=spec.crop_mode,
-        use_prefetcher=True,
-    )
-    ours = spec.normalise(torch.as_tensor(prepare(picture))[None].float() / 255)
+    ours = spec.normalise(torch.as_tensor(spec.transform()(picture))[None].float() / 255)
     if ours.shape != theirs.shape:
         return f"makes {tuple(theirs.shape[1:])} of a test picture, not {tuple(ours.shape[1:])}"
     apart = float((ours - theirs).abs().mean() / ours.std().clamp(min=1e-6))

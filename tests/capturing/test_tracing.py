@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from attnprobe.capturing import capture, certify, record
-from attnprobe.capturing.axes import scores_of, softmax_of, unfolded
+from attnprobe.capturing.axes import Known, Layout, scores_of, softmax_of
 from attnprobe.core.errors import CaptureError
 from tests.capturing.oracle import no_trace
 
@@ -172,6 +172,11 @@ def test_half_precision_is_recomputed_in_float32():
     weights = softmax_of(scores_of(q, k))
     assert weights.dtype == torch.float32
     torch.testing.assert_close(weights.sum(-1), torch.ones(1, 1, 4))
+
+
+def unfolded(matrix, n_images, heads, given=None):
+    layout = Layout.of(matrix.shape, n_images, Known(heads, given))
+    return None if layout is None else layout.unfold(matrix)
 
 
 def test_axes_are_told_apart_by_the_number_of_heads():
