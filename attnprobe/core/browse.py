@@ -18,6 +18,7 @@ class StageShape:
         layers, heads: numbers of those present, counted from 1; see `numbered_together`.
         queries: positions of the query tokens, counted from 0; `keys`: the number of key tokens.
         sites: of its maps, weights first, each with whether its rows sum to 1.
+        n_blocks: of all stages that are numbered together; 0 for those of this one.
     """
 
     name: str
@@ -28,6 +29,7 @@ class StageShape:
     keys: int
     grid: TokenGrid
     sites: tuple[tuple[str, bool], ...]
+    n_blocks: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -155,9 +155,11 @@ class StoredMaps(Shown):
                 tuple(range(n)) if some is None else some for n, some in zip(lengths, kept, strict=True)
             )
             layers, heads = (tuple(i + 1 for i in some) for some in (layers, heads))
-            layers = numbered[stage.name].numbers if stage.name in numbered else layers
+            its = numbered.get(stage.name)
+            n_blocks = 0 if its is None else sum(len(numbered[name].numbers) for name in its.together)
+            layers = layers if its is None else its.numbers
             sites = tuple((d.name, d.stochastic) for d in stage.maps)
-            found.append(StageShape(stage.name, stage.kind, layers, heads, queries, keys, stage.grid, sites))
+            found.append(StageShape(stage.name, stage.kind, layers, heads, queries, keys, stage.grid, sites, n_blocks))
         return tuple(found)
 
     def layer(self, stage: str, site: str, image: int, layer: int) -> np.ndarray:

@@ -105,7 +105,7 @@ def _stage(shape: StageShape, every: int) -> dict[str, Any]:
     return {
         "name": visible(shape.name),
         "blocks": [number for i, number in enumerate(shape.layers) if i % every == 0],
-        "of": max(shape.layers),
+        "of": shape.n_blocks or max(shape.layers),
         "heads": list(shape.heads),
         "queries": queries_of(shape),
         "rows": shape.grid.rows,

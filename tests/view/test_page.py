@@ -3,9 +3,11 @@ import hashlib
 import json
 import re
 
+from attnprobe.store import open_maps
 from attnprobe.view import page
-from attnprobe.view.described import described
+from attnprobe.view.described import Viewed, described
 from attnprobe.view.embedded import embed
+from tests import unequal_heads
 from tests.view.arrays import viewed
 
 SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
@@ -36,3 +38,9 @@ def test_names_with_hidden_characters_are_spelt_out_and_tokens_have_titles():
     told = described(run)
     assert told["name"] == "a‹U+202E›b"
     assert told["stages"][0]["prefix"] == ["class token", "register 1", "x‹U+202E›"]
+
+
+def test_a_block_of_a_model_of_unequal_heads_is_said_to_be_one_of_all(tmp_path):
+    maps = open_maps(unequal_heads.write(tmp_path / "maps.h5", heads=(3, 2, 3, 1)))
+    stages = described(Viewed("pruned", maps))["stages"]
+    assert [(stage["blocks"], stage["of"]) for stage in stages] == [([1, 3], 4), ([2], 4), ([4], 4)]
