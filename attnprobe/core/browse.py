@@ -68,6 +68,37 @@ def numbered_together(stages: Mapping[str, tuple[Hashable, Sequence[str]]]) -> d
     return numbered
 
 
+TRUNK = re.compile(r"(trunk|stage\d+)(_[a-z]+)?(_\d+)?")
+"""Names of stages that images pass one after the other; those of an encoder beside a decoder have more in front."""
+
+OVER_TOKENS = ("self", "window", "grid", "pyramid")
+"""Kinds of maps between the tokens of the image."""
+
+
+def numbered_through(stages: Mapping[str, tuple[str, Sequence[str]]]) -> dict[str, tuple[int, ...]]:
+    """Numbers of the blocks of every stage through a network of several, from 1, in the order in which they run.
+
+    That order is that of the modules that hold them, as the stages name these, then of the numbers in their names, then
+    of the stages. Empty where there is one stage, or one was kept in part.
+
+    Args:
+        stages: {name: (kind, names of the layers)}, in their order, without names for a stage that was kept in part.
+    """
+    trunk = {name: layers for name, (kind, layers) in stages.items() if TRUNK.fullmatch(name) and kind in OVER_TOKENS}
+    if len(trunk) < 2 or not all(trunk.values()):
+        return {}
+    named = [(layer, stage) for stage, layers in trunk.items() for layer in layers]
+    holders = list(dict.fromkeys(_holder(layer) for layer, _ in named))
+    keys = {layer: (holders.index(_holder(layer)), *map(int, re.findall(r"\d+", layer))) for layer, _ in named}
+    order = [stage for _, stage in sorted(named, key=lambda pair: keys[pair[0]])]
+    return {stage: tuple(i for i, other in enumerate(order, 1) if other == stage) for stage in trunk}
+
+
+def _holder(layer: str) -> str:
+    """The name of a layer up to its first number."""
+    return re.split(r"\d", layer, maxsplit=1)[0]
+
+
 def _natural(name: str) -> list[int | str]:
     """Sorting key by which blocks.2 is before blocks.10."""
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]

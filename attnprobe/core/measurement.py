@@ -1,7 +1,7 @@
 """The values of one metric on a set of images, and the measurements of one model by name."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -47,6 +47,8 @@ class Measurement(Shown):
         not_finite: the first maps that held NaN or infinities, by image, layer and head.
         together: stages of the same tokens that differ in their number of heads alone, this one included; their blocks
             are numbered through the network, in `coords`. Empty where this is the only one.
+        network: {stage: numbers of its blocks through all stages that images pass one after the other, this one
+            included}; empty where there is one such stage, where these are `together`, or some layers were not kept.
         of: what the metric is of: "maps", "block outputs" or "value vectors"; of these two the site says nothing.
     """
 
@@ -76,6 +78,7 @@ class Measurement(Shown):
     not_finite: tuple[str, ...] = ()
     replicates: np.ndarray | None = None
     together: tuple[str, ...] = ()
+    network: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     of: str = "maps"
 
     @property
@@ -205,12 +208,12 @@ class Measurements(Registry[Measurement]):
             return super().get(metric, default)
         return max(self.select(metric, site=site, stage=stage), key=lambda m: m.n_blocks, default=default)
 
-    def at_sites(self, metric: str, *sites: Site) -> list[Measurement]:
+    def at_sites(self, metric: str, *sites: Site, stage: str | None = None) -> list[Measurement]:
         """The metric at each of these sites where it was measured, each measurement once.
 
-        Without sites: on effective attention, then on softmax maps.
+        Without sites: on effective attention, then on softmax maps. Without a stage: in the one with the most blocks.
         """
-        found = (self.get(metric, site=site) for site in sites or ("effective", "weights"))
+        found = (self.get(metric, site=site, stage=stage) for site in sites or ("effective", "weights"))
         return list({id(m): m for m in found if m is not None}.values())
 
     def plus(self, others: Mapping[str, Measurement]) -> "Measurements":
@@ -222,9 +225,30 @@ class Measurements(Registry[Measurement]):
         others = (self.get(m.metric, site=m.site, stage=stage) for stage in m.together if stage != m.stage)
         return [m, *(other for other in others if other is not None)]
 
-    def prefer(self, metric: str, *sites: Site) -> Measurement | None:
+    def in_network(self, m: Measurement) -> list[Measurement]:
+        """`m` and the same of all stages that images pass one after the other, each with the numbers that its blocks
+        have through these; where they are one stage, or not numbered so, as `through`."""
+        if m.stage not in m.network:
+            return self.through(m)
+        found = (self.get(m.metric, site=m.site, stage=stage) for stage in m.network)
+        return [
+            replace(its, coords={**its.coords, "layer": list(m.network[its.stage])}) for its in found if its is not None
+        ]
+
+    def of_network(self) -> "Measurements":
+        """Those of the stages that images pass one after the other; of others, as of encoder and decoder, those of the
+        stage with the most blocks, and of what is numbered with it."""
+        by_block = [m for m in self.values() if m.n_blocks]
+        if not by_block:
+            return self
+        deepest = max(by_block, key=lambda m: sum(its.n_blocks for its in self.in_network(m)))
+        stages = deepest.network or deepest.together or (deepest.stage,)
+        kept = {name: m for name, m in self.items() if m.stage in stages or not m.n_blocks}
+        return Measurements(kept, self.facts, self.refusals)
+
+    def prefer(self, metric: str, *sites: Site, stage: str | None = None) -> Measurement | None:
         """The metric at the first of these sites where it was measured."""
-        return next(iter(self.at_sites(metric, *sites)), None)
+        return next(iter(self.at_sites(metric, *sites, stage=stage)), None)
 
     @property
     def change_after_softmax(self) -> bool:

@@ -85,23 +85,22 @@ def _last_block(f: Finding) -> str:
     )
 
 
-def _judged(e: Examined) -> Measurement | None:
-    """The measurement of the stage that a verdict is about; None where nothing is measured by block."""
-    measured = [m for m in e.measurements.values() if "layer" in m.axes]
-    similar = e.measurements.prefer("similar_blocks", "effective", "weights")
-    return similar or max(measured, key=lambda m: m.n_blocks, default=None)
+def _shown(e: Examined) -> Measurement | None:
+    """The measurement of the stage that figures and summary are about; None where nothing is measured by block."""
+    judged = e.measurements.of_network()
+    similar = judged.prefer("similar_blocks", "effective", "weights")
+    return similar or max((m for m in judged.values() if m.n_blocks), key=lambda m: m.n_blocks, default=None)
 
 
 def _apart(e: Examined) -> list[str]:
     """Stages whose blocks are not judged with those that a verdict is about."""
-    m = _judged(e)
-    of_blocks = dict.fromkeys(other.stage for other in e.measurements.values() if "layer" in other.axes)
-    return [] if m is None else [stage for stage in of_blocks if stage not in (m.stage, *m.together)]
+    judged = {m.stage for m in e.measurements.of_network().values() if m.n_blocks}
+    return list(dict.fromkeys(m.stage for m in e.measurements.values() if m.n_blocks and m.stage not in judged))
 
 
 def about_stages(e: Examined) -> str:
     """Clause on what is said of some blocks alone, where not all have equally many heads and tokens; else empty."""
-    if (m := _judged(e)) is None:
+    if (m := _shown(e)) is None:
         return ""
     apart = _apart(e)
     counts = {
@@ -110,7 +109,13 @@ def about_stages(e: Examined) -> str:
         if other.stage in apart
     }
     clauses = []
-    if m.together:
+    if m.network:
+        listed = ", ".join(f"{stage} {_run(numbers)}" for stage, numbers in m.network.items())
+        clauses.append(
+            f"blocks are counted through all stages ({listed}) and compared within their own; a number of the summary, "
+            "and a figure, is of the stage with the most blocks that has it, where they count from 1"
+        )
+    elif m.together:
         n_blocks = sum(its.n_blocks for its in e.measurements.through(m))
         clauses.append(
             "not all blocks have equally many heads: repetition, similar blocks, the summary and the figures are of "
@@ -121,6 +126,11 @@ def about_stages(e: Examined) -> str:
     elif apart:
         clauses.append(f"this is about stage {m.stage}; not judged, for other heads or tokens: {', '.join(apart)}")
     return "; ".join(clauses)
+
+
+def _run(numbers: tuple[int, ...]) -> str:
+    """`3–6`, or `1, 3` where there are gaps."""
+    return blocks_text(numbers).removeprefix("blocks ").removeprefix("block ")
 
 
 def _two_matrices(e: Examined) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 
 from attnprobe.core.examined import Examined
 from attnprobe.core.measurement import Measurement
+from attnprobe.core.text import blocks_text
 from attnprobe.reports.finding import Finding, bar_of, cannot_say, judged, missing
 from attnprobe.reports.kinds import KINDS, Kind
 from attnprobe.reports.levels import Levels, diagonal, levels
@@ -44,12 +45,13 @@ def _most(m: Measurement) -> float | None:
     return None if n_keys is None else math.log(n_keys)
 
 
-def _too_few_keys(e: Examined) -> str:
-    """Reason why maps cannot be judged at all; "" if they can."""
-    n_keys = _n_keys(e.measurements.prefer("row_entropy", "weights", "effective"))
-    if n_keys is None or n_keys >= FEWEST_KEYS:
+def _too_few_keys(e: Examined, stage: str | None = None) -> str:
+    """Reason why maps of a stage, or of any, cannot be judged at all; "" if they can."""
+    entropies = (m for m in e.measurements.select("row_entropy", stage=stage))
+    known = [n for n in map(_n_keys, entropies) if n is not None]
+    if not known or max(known) >= FEWEST_KEYS:
         return ""
-    return f"attention over {n_keys} token{'s' if n_keys > 1 else ''} leaves no choice to judge"
+    return f"attention over {max(known)} token{'s' if max(known) > 1 else ''} leaves no choice to judge"
 
 
 NUMBERS: dict[str, Callable[[Measurement], Levels]] = {
@@ -73,7 +75,8 @@ and queries that all attend to one token have no entropy. Named once."""
 
 
 def findings(e: Examined) -> tuple[Finding, ...]:
-    """The finding on each kind, in the order of `KINDS`."""
+    """The finding on each kind, in the order of `KINDS`, over the stages that images pass one after the other."""
+    e = replace(e, measurements=e.measurements.of_network())
     found: dict[str, Finding] = {}
     few = _too_few_keys(e)
     for kind in sorted(KINDS, key=lambda kind: [*EXCUSED, kind.name].index(kind.name)):
@@ -87,7 +90,7 @@ def findings(e: Examined) -> tuple[Finding, ...]:
     if repeating:  # reported where it is explained, and not counted as repetition
         near = found["near_uniform"]
         m = e.measurements.prefer("map_overlap", "effective", "weights")
-        alike = " of as many heads" if m is not None and m.together else ""
+        alike = "" if m is None else " of their stage" if m.network else " of as many heads" if m.together else ""
         verb = f"overlap{'s' if len(repeating) == 1 else ''}"
         words = f"so {len(repeating)} of them {verb} with the previous block{alike}"
         found["near_uniform"] = replace(near, detail="; ".join(filter(None, (near.detail, words))))
@@ -111,8 +114,12 @@ def _finding(e: Examined, kind: Kind, found: Mapping[str, Finding]) -> Finding:
         return cannot_say(kind, bar_of(e, kind), why)
     if kind.name == "near_uniform" and "uniform" not in m.baselines:
         return cannot_say(kind, bar_of(e, kind), "the uniform baseline was not measured")
-    numbers = Levels.joined([_levels(e, kind, its) for its in e.measurements.through(m)])
+    stages = [its for its in e.measurements.in_network(m) if not (kind.of_maps and _too_few_keys(e, its.stage))]
+    numbers = Levels.joined([_levels(e, kind, its) for its in stages])
     changed = kind.of_maps and m.site == "weights" and not m.is_effective
-    detail = "of the softmax, which this variant changes before V" if changed else ""
+    details = ["of the softmax, which this variant changes before V"] if changed else []
+    if len(numbers.numbers) < sum(map(len, m.network.values())):
+        details.append(f"judged in {blocks_text(numbers.numbers)} alone")
+    detail = "; ".join(details)
     excused = {found[name].words: frozenset(found[name].blocks) for name in EXCUSED.get(kind.name, ())}
     return judged(kind, bar_of(e, kind), numbers, excused, detail)

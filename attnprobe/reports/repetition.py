@@ -44,25 +44,29 @@ def repetition(e: Examined, found: Mapping[str, Finding]) -> tuple[Finding, froz
     Returns:
         The finding, and the blocks that repeat another because they are near uniform.
     """
-    bar, m = bar_of(e, KIND), e.measurements.prefer("map_overlap", "effective", "weights")
-    why = missing(m, "map_overlap", e.measurements.refusals)
-    if m is None or why:
+    bar, first = bar_of(e, KIND), e.measurements.prefer("map_overlap", "effective", "weights")
+    why = missing(first, "map_overlap", e.measurements.refusals)
+    if first is None or why:
         return cannot_say(KIND, bar, why), frozenset()
-    if len(m.mean) < 2:
+    # Blocks with other numbers of heads or tokens cannot repeat one another.
+    stages = [m for m in (e.measurements.in_network(first) if first.network else [first]) if len(m.mean) > 1]
+    if not stages:
         return cannot_say(KIND, bar, "one block has no other to be compared with"), frozenset()
-    repeated = [replace(r, **_kind_of(e, found, m, r)) for r in _repeated(e, m, bar)]
-    numbers = m.block_numbers
-    uniform = frozenset(numbers[r.block] for r in repeated if r.kind == UNIFORM)
-    result = judged(KIND, bar, _levels(e, m, repeated), {UNIFORM: uniform})
-    real = [r for r in repeated if r.kind != UNIFORM]
-    detail = _detail(e, m, real, bar)
-    return replace(result, detail="; ".join(filter(None, (detail, result.detail)))), uniform
+    uniform: set[int] = set()
+    parts, details = [], []
+    for m in stages:
+        repeated = [replace(r, **_kind_of(e, found, m, r)) for r in _repeated(e, m, bar)]
+        uniform |= {m.block_numbers[r.block] for r in repeated if r.kind == UNIFORM}
+        parts.append(_levels(e, m, repeated))
+        details.append(_detail(e, m, [r for r in repeated if r.kind != UNIFORM], bar))
+    result = judged(KIND, bar, Levels.joined(parts), {UNIFORM: frozenset(uniform)})
+    return replace(result, detail="; ".join(filter(None, (*details, result.detail)))), frozenset(uniform)
 
 
 def _repeated(e: Examined, m: Measurement, bar: float) -> list[Repeated]:
     """Blocks that repeat the previous one; or with their heads in another order, or an earlier block, if that removes
     more than half of the distance: of broad maps some other one is always a little nearer."""
-    matched = e.measurements.prefer("map_overlap_matched", "weights", "effective")
+    matched = e.measurements.prefer("map_overlap_matched", "weights", "effective", stage=m.stage)
     found = []
     for block in range(1, len(m.mean)):
         before = m.mean[block, :block]
@@ -79,7 +83,8 @@ def _repeated(e: Examined, m: Measurement, bar: float) -> list[Repeated]:
 
 def _levels(e: Examined, m: Measurement, repeated: list[Repeated]) -> Levels:
     """Overlap of every block but the first: with the previous block, or with the block it repeats."""
-    fresh, matched = m.baselines.get("untrained"), e.measurements.prefer("map_overlap_matched", "weights", "effective")
+    fresh = m.baselines.get("untrained")
+    matched = e.measurements.prefer("map_overlap_matched", "weights", "effective", stage=m.stage)
     how = {r.block: r for r in repeated}
     rows = []
     for block in range(1, len(m.mean)):
@@ -95,7 +100,7 @@ def _levels(e: Examined, m: Measurement, repeated: list[Repeated]) -> Levels:
 
 def _kind_of(e: Examined, found: Mapping[str, Finding], m: Measurement, r: Repeated) -> dict[str, object]:
     """Kind of the repetition, and the overlap with the repeated block in another image."""
-    content = e.measurements.prefer("content_overlap", "weights", "effective")
+    content = e.measurements.prefer("content_overlap", "weights", "effective", stage=m.stage)
     if content is not None and content.site != m.site:  # the softmax says little of maps that are changed after it
         return {}
     if m.block_numbers[r.block] in found["near_uniform"].blocks:
@@ -115,7 +120,7 @@ def _detail(e: Examined, m: Measurement, real: list[Repeated], bar: float) -> st
     numbers = m.block_numbers
     groups: dict[tuple[str, str], list[Repeated]] = {}
     for r in real:
-        words = r.kind if r.kind != SAME else f"{SAME} ({_place(e, r.block)})"
+        words = r.kind if r.kind != SAME else f"{SAME} ({_place(e, m.stage, r.block)})"
         groups.setdefault((words, _of_what(numbers[r.block] - numbers[r.other], r.matched)), []).append(r)
     parts = []
     for (words, what), members in groups.items():
@@ -145,10 +150,10 @@ def _drift(m: Measurement, real: list[Repeated], bar: float) -> list[str]:
     return [f"drifting: block {numbers[last]} overlaps {number(left)} with block {numbers[first]}"]
 
 
-def _place(e: Examined, block: int) -> str:
+def _place(e: Examined, stage: str, block: int) -> str:
     """Kind of maps that are the same in all images: a sink, a local window, or positional."""
-    sink = e.measurements.prefer("sink_mass", "weights", "effective")
-    distance = e.measurements.prefer("attention_distance", "weights", "effective")
+    sink = e.measurements.prefer("sink_mass", "weights", "effective", stage=stage)
+    distance = e.measurements.prefer("attention_distance", "weights", "effective", stage=stage)
     if sink is not None and levels(sink).mean[block] > SINK:
         return "sink"
     if distance is not None and "uniform" in distance.baselines:

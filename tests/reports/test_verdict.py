@@ -4,10 +4,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 import attnprobe as ap
+from attnprobe.core.browse import numbered_through
 from attnprobe.core.errors import InputError
-from attnprobe.core.maps import Part
+from attnprobe.core.examined import Examined
+from attnprobe.core.grid import TokenGrid
+from attnprobe.core.maps import AttentionMaps, Part
 from attnprobe.metrics import measure
 from attnprobe.reports import verdict
 from attnprobe.reports.finding import Finding
@@ -301,3 +305,64 @@ def test_measurements_alone_have_the_verdict_of_what_was_examined():
 def test_a_block_that_repeats_is_counted_among_all_blocks_though_the_first_cannot():
     f = Finding("repetition", "repetition", "overlap", "yes", 0.87, bar=0.85, block=6, blocks=(6,), of=5)
     assert f.single and f.answer == "in single blocks: block 6 of 6" and f.brief == "1 of 5"
+
+
+def stages_of(kinds, sides, uniform):
+    """Maps of stages, two blocks each; blocks of the numbers in `uniform` attend alike, the others do not."""
+    generator, made, ids = torch.Generator().manual_seed(0), [], tuple(f"image{i}" for i in range(8))
+    for stage, (kind, side) in enumerate(zip(kinds, sides, strict=True), 1):
+        scores = torch.randn(len(ids), 2, 2, side**2, side**2, generator=generator)
+        scores *= torch.tensor([0.0 if 2 * stage - 1 + i in uniform else 3.0 for i in range(2)]).view(2, 1, 1, 1)
+        layers = tuple(f"layers.{stage}.blocks.{i}.attn" for i in range(2))
+        about = {"stage": f"stage{stage}", "kind": kind, "layers": layers}
+        made.append(AttentionMaps(scores.softmax(-1), ids, TokenGrid(side, side, ()), **about))
+    return made
+
+
+@pytest.mark.parametrize("kinds", [("self",) * 3, ("window", "window", "self"), ("window", "self", "grid")])
+@pytest.mark.parametrize("uniform", [(1,), (4,), (2, 6), ()])
+def test_stages_that_follow_one_another_are_judged_as_one_network(kinds, uniform):
+    found = measure(stages_of(kinds, (6, 5, 4), uniform), bootstrap=20)
+    near, rank, again = (finding(found, kind) for kind in ("near_uniform", "rank_collapse", "repetition"))
+    assert (near.blocks, near.of) == (uniform, 6)
+    has_rank = [
+        number for stage, kind in enumerate(kinds) for number in (2 * stage + 1, 2 * stage + 2) if kind == "self"
+    ]
+    assert list(rank.levels.numbers) == has_rank and rank.of == len(has_rank)
+    assert (f"judged in blocks {has_rank[0]}–{has_rank[-1]} alone" in rank.detail) == (len(has_rank) < 6)
+    assert again.levels.numbers == (2, 4, 6), "the first block of a stage has none of its own before it"
+    (told,) = warned(Examined("", found, {}, (), TokenGrid(0, 0, ())), "blocks are counted through all stages")
+    assert "stage1 1–2, stage2 3–4, stage3 5–6" in told
+
+
+def test_stages_of_too_few_tokens_to_judge_are_left_out_and_the_others_judged():
+    found = measure(stages_of(("self",) * 3, (6, 4, 1), (2,)), bootstrap=20)
+    near = finding(found, "near_uniform")
+    assert (near.blocks, near.levels.numbers, near.detail) == ((2,), (1, 2, 3, 4), "judged in blocks 1–4 alone")
+
+
+def test_all_kinds_are_of_one_stage_where_encoder_and_decoder_run_one_after_the_other():
+    encoder, decoder = stages_of(("self", "self"), (6, 5), (3,))
+    both = [replace(encoder, stage="encoder"), replace(decoder, stage="decoder")]
+    found = measure(both, bootstrap=20)
+    assert {f.levels.numbers for f in verdict(found).findings if f.levels} <= {(1, 2), (2,)}
+    assert finding(found, "near_uniform").of == 2
+    assert warned(Examined("", found, {}, (), TokenGrid(0, 0, ())), "this is about stage encoder")
+
+
+@pytest.mark.parametrize(
+    ("names", "numbers"),
+    [
+        ({"stage1": ["a.0", "a.1"], "stage2": ["b.0"]}, {"stage1": (1, 2), "stage2": (3,)}),
+        ({"stage1_window": ["0.0.window", "0.1.window"], "stage1_grid": ["0.0.grid", "0.1.grid"], "stage2": ["1.0"]},
+         {"stage1_window": (1, 3), "stage1_grid": (2, 4), "stage2": (5,)}),
+        ({"stage1": ["a.2.b.9"], "stage2": ["a.10.b.0"]}, {"stage1": (1,), "stage2": (2,)}),
+        ({"trunk": ["0", "1"]}, {}),
+        ({"stage1": ["0", "1"], "stage2": []}, {}),
+        ({"encoder_trunk": ["0"], "decoder_trunk": ["0"]}, {}),
+    ],
+)  # fmt: skip
+def test_blocks_are_numbered_through_stages_in_the_order_in_which_they_run(names, numbers):
+    kinds = {"window": "window", "grid": "grid"}
+    stages = {name: (kinds.get(name.rpartition("_")[2], "self"), layers) for name, layers in names.items()}
+    assert numbered_through(stages) == numbers

@@ -1,7 +1,7 @@
 """A stream of attention maps through the metrics: what was collected at each site of each stage."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import compress, islice
 
 import numpy as np
@@ -33,7 +33,7 @@ class Place:
 
     Where values are folded, `image_ids` and `pixels` are of the images that are kept, and `n_units` is the number of
     images, or groups of them, of the whole run; else it is None. `together` and `numbers`: the stages that its blocks
-    are numbered with, and their numbers, if there are several; see `Measurement.together`.
+    are numbered with, and their numbers, if there are several; see `Measurement.together`. `network`: as there.
     """
 
     stage: str
@@ -49,6 +49,7 @@ class Place:
     n_units: int | None = None
     together: tuple[str, ...] = ()
     numbers: tuple[int, ...] = ()
+    network: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, maps: AttentionMaps, metrics: Sequence[Metric], n_units: int | None = None) -> "Place":

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from attnprobe.core.browse import numbered_together
+from attnprobe.core.browse import numbered_through, numbered_together
 from attnprobe.core.errors import InputError, ShapeError
 from attnprobe.core.maps import AttentionMaps
 from attnprobe.core.measurement import Key, Measurement, Measurements
@@ -155,16 +155,21 @@ def _measurements(
 
 
 def _numbered(places: list[Place]) -> list[Place]:
-    """The places, with blocks numbered through the network where stages differ in their number of heads alone."""
-    stages = {}
+    """The places, with blocks numbered through the network where stages differ in their number of heads alone, and
+    with the numbers that they have through all stages."""
+    stages, kinds = {}, {}
     for like in (place.uniform for place in places):
         common = like.kind, like.grid, like.values.shape[3:]
         stages[like.stage] = common, like.layers if like.part.layers is None else ()
-    found = numbered_together(stages)
-    return [
-        replace(place, together=its.together, numbers=its.numbers) if (its := found.get(place.stage)) else place
-        for place in places
-    ]
+        kinds[like.stage] = like.kind, stages[like.stage][1]
+    found, network = numbered_together(stages), numbered_through(kinds)
+    numbered = []
+    for place in places:
+        its = found.get(place.stage)
+        place = place if its is None else replace(place, together=its.together, numbers=its.numbers)
+        is_more = place.stage in network and set(place.together) != set(network)
+        numbered.append(replace(place, network=network) if is_more else place)
+    return numbered
 
 
 def _of_uniform_attention(place: Place, metrics: Sequence[Metric]) -> dict[str, Collected]:
@@ -228,6 +233,7 @@ def _measurement(place: Place, metric: Metric, collected: Collected, bootstrap: 
         not_finite=tuple(place.not_finite),
         replicates=drawn,
         together=place.together,
+        network=place.network,
         of=next(of for given, of in OF.items() if given in metric.parameters),
     )
     return replace(m, summary=metric.summarise(m)) if metric.summarise else m
