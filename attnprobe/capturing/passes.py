@@ -10,6 +10,7 @@ from torch.func import functional_call
 from attnprobe.capturing.call_stack import Call
 from attnprobe.capturing.hooks import block_names
 from attnprobe.capturing.product import Product
+from attnprobe.capturing.softmax_trails import tokens_in
 from attnprobe.capturing.tracing import Tracing
 
 
@@ -43,9 +44,9 @@ def observed(model: nn.Module, pixels: Tensor, only: str = "", moving: str = "",
         blocks.add(next((name for name in block_names(product.layer) if name in names), ""))
 
     def keep_output(call: Call, out: Any) -> None:
-        out = out[0] if isinstance(out, tuple) and out else out
-        if call.name in blocks and isinstance(out, Tensor) and out.ndim == 3:
-            seen.outputs[call.name] = out
+        tokens = tokens_in(out, call.given) if call.name in blocks else None
+        if tokens is not None and tokens.ndim == 3:
+            seen.outputs[call.name] = tokens
 
     with Tracing(model, keep, on_leave=keep_output, extras={"value"}, allow_missing=True):
         if moving:

@@ -14,7 +14,7 @@ from attnprobe.capturing.kinds import TokenPlacement, kind_of, stage_names, unpl
 from attnprobe.capturing.places import Located
 from attnprobe.capturing.product import Product
 from attnprobe.capturing.selection import Selection
-from attnprobe.capturing.softmax_trails import tensors
+from attnprobe.capturing.softmax_trails import tokens_in
 from attnprobe.capturing.stages import BufferPool, Stage, StageKey
 from attnprobe.capturing.towers import Tower, tower_names, tower_of
 from attnprobe.capturing.tracing import Tracing
@@ -93,8 +93,8 @@ class Recorder:
 
     def keep_tokens(self, layer: str, _block: nn.Module, args: tuple[Any, ...], out: Any) -> None:
         """The output of a known layer's block."""
-        out = _tokens_in(out, next(iter(args), None))
-        if out is None:
+        out = tokens_in(out, next(iter(args), None))
+        if out is None or out.ndim != 3:
             raise CaptureError(f"the block of {layer} returns no [image, token, width] tensor.")
         if (place := self._fired[layer]) is not None:
             place[0].add_tokens(place[1], out)
@@ -162,20 +162,23 @@ class Recorder:
     def see_return(self, call: Call, out: Any) -> None:
         """A module ends; if it is the block of some layers, its output is their tokens."""
         places = self._waiting.pop(call.name, [])
-        out = self._image_first(call.name, _tokens_in(out, call.given)) if places else None
-        if out is not None:
-            for stage, index in places:
-                stage.add_tokens(index, out)
+        if not places or (returned := tokens_in(out, call.given)) is None:
+            return
+        for stage, index in places:
+            if (tokens := self._image_first(call.name, returned, stage.n_queries)) is not None:
+                stage.add_tokens(index, tokens)
 
-    def _image_first(self, block: str, out: Tensor | None) -> Tensor | None:
-        """The tokens [?, ?, width] that a block returns as [image, token, width]; None where they are not that.
+    def _image_first(self, block: str, out: Tensor, n_tokens: int) -> Tensor | None:
+        """What a block returns as [image, token, width]; None where it is not that.
 
-        Which axis is the image's is what perturbation found; without it the first, if it has as many entries as there
-        are images, else the second.
+        Of three axes, the image's is the one that perturbation found; without it the first, if it has as many entries
+        as there are images, else the second. Of four, tokens fill rows and columns, before the channels or behind them.
         """
-        if out is None:
-            return None
         n_images = self._tracing.n_images if self._tracing is not None else 0
+        if out.ndim == 4:
+            last, first = out.flatten(1, 2), out.flatten(2).mT
+            fits = [tokens for tokens in (last, first) if tokens.shape[:2] == (n_images, n_tokens)]
+            return fits[0] if len(fits) == 1 else None
         lengths = [axis for axis in (0, 1) if out.shape[axis] == n_images]
         axis = self.located.image_axes.get(block, lengths[0] if lengths else None)
         return out if axis == 0 else out.transpose(0, 1) if axis == 1 else None
@@ -312,15 +315,6 @@ def factors_of(product: Product) -> tuple[Tensor, Tensor]:
         )
     queries, keys = product.factors
     return queries[:, 0], keys[:, 0]
-
-
-def _tokens_in(out: Any, given: Any) -> Tensor | None:
-    """The tokens among all that a block returns: what has the shape of its input, or what comes first; None if that has
-    not three axes."""
-    found = list(tensors(out))
-    alike = [tensor for tensor in found if isinstance(given, Tensor) and tensor.shape == given.shape]
-    first = next(iter(alike or found), None)
-    return first if first is not None and first.ndim == 3 else None
 
 
 def _folded(maps: Tensor) -> Tensor:

@@ -127,7 +127,7 @@ class Metric:
         if self.needs_prefix and not maps.grid.prefix:
             return "there is neither a class token nor a register"
         if "tokens" in self.parameters and maps.tokens is None:
-            return "the block outputs were not captured: capture with tokens=True"
+            return "no block outputs were captured: capture with tokens=True, where blocks return their tokens"
         if "value_vectors" in self.parameters and maps.value_vectors is None:
             return "the value vectors were not captured, only maps: capture with values=True (--what values)"
         if self._needs_effective and not maps.is_effective:

@@ -90,7 +90,8 @@ def named_options(name: str) -> tuple[str, dict[str, Any]]:
         raise InputError(
             f"{name!r}: expected one colon, then options with commas between, as in {model}:depth=6,num_heads=4."
         )
-    given = parse_settings(re.split(r",(?![^\[]*\])", options))  # depths=[2,2] is one
+    listed = options.translate(str.maketrans("()", "[]"))
+    given = parse_settings(re.split(r",(?![^\[]*\])", listed))  # depths=[2,2] and depths=(2,2) are one
     for key, value in given.items():  # YAML reads 1e-5 as text
         if isinstance(value, str) and re.fullmatch(r"\d+(\.\d*)?[eE][+-]?\d{1,3}", value):
             given[key] = float(value)

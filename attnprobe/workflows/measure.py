@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from attnprobe.core.accuracy import no_accuracy_text
+from attnprobe.core.browse import StageShape
 from attnprobe.core.errors import InputError, MapsFileError, option
 from attnprobe.core.examined import AttendedImage, Examined
 from attnprobe.core.maps import AttentionMaps
@@ -115,6 +116,11 @@ def _no_accuracy(reader: MapReader) -> Iterator[str]:
         yield no_accuracy_text(classes)
 
 
+def _has_places(shape: StageShape) -> bool:
+    """True if the keys of a stage have places in the image."""
+    return shape.kind in ("self", "pyramid") and shape.keys == shape.grid.n_tokens and shape.grid.rows > 0
+
+
 def pictures_of(reader: MapReader, count: int, user: UserImages = NOT_SAID) -> tuple[AttendedImage, ...]:
     """A few images, evenly spread over the file, with the attention they get; none if the data set is not at hand.
 
@@ -133,17 +139,16 @@ def pictures_of(reader: MapReader, count: int, user: UserImages = NOT_SAID) -> t
         )
     chosen = [int(i) for i in np.linspace(0, len(reader) - 1, min(count, len(reader)))]
     chosen = [i for i in chosen if data and reader.image_ids[i] in data.where]
-    if not data or not chosen:
+    stage = next((shape for shape in reader.shapes() if _has_places(shape)), None)
+    if not data or not chosen or stage is None:  # without places, what its keys are has none in the picture
         return ()
     pixels = data.pixels([reader.image_ids[i] for i in chosen])
-    maps = reader.maps(site=reader.sites()[0], images=chosen)
+    maps = reader.maps(stage.name, reader.sites(stage.name)[0], chosen)
     grid = maps.grid
     source = (grid.token(grid.prefix[0]) if grid.prefix else None) or 0
     kept = range(maps.values.shape[3]) if maps.part.queries is None else maps.part.queries
     if source not in kept:
         return ()  # whom the first of its rows belongs to is not shown
-    if maps.kind not in ("self", "pyramid") or maps.values.shape[-1] != grid.n_tokens or not grid.rows:
-        return ()  # what its keys are has no place in the picture
     rows = maps.values[:, :, :, kept.index(source)] if grid.prefix else maps.values.mean(3)  # [image, layer, head, key]
     attention = grid.over_image(rows.float().numpy())
     names = config.get("class_names") or ()
@@ -160,7 +165,7 @@ def pictures_of(reader: MapReader, count: int, user: UserImages = NOT_SAID) -> t
             prediction=class_name(int(told.prediction[i])) if told else "",
             probability=float(told.probability[i]) if told else float("nan"),
             attention=attention[i],
-            blocks=next(shape.layers for shape in reader.shapes() if shape.name == maps.stage),
+            blocks=stage.layers,
         )
         for i in range(len(chosen))
     )

@@ -310,3 +310,45 @@ def test_attention_inside_a_transform_of_functions_is_refused_in_a_line():
 
     with pytest.raises(CaptureError, match="inside torch.func.vmap.*write it for a batch of images"):
         captured(ViT(lambda _: Transformed(None)).eval())
+
+
+class Rows(nn.Module):
+    """A block that is given tokens in rows and columns, channels last or first, and returns them so."""
+
+    def __init__(self, first):
+        super().__init__()
+        self.attn, self.first = Attention(lambda s, q, k, v: soft(q, k) @ v), first
+
+    def forward(self, x):
+        tokens = x.flatten(2).mT if self.first else x.flatten(1, 2)
+        tokens = tokens + self.attn(tokens)
+        return (tokens.mT if self.first else tokens).reshape(x.shape)
+
+
+class Pyramid(ViT):
+    """A ViT without a class token, whose blocks keep the grid of patches."""
+
+    def __init__(self, first, patch):
+        super().__init__(lambda _: Rows(first), patch=patch)
+        self.first = first
+
+    def forward(self, x):
+        x = self.embed(x)
+        x = x if self.first else x.permute(0, 2, 3, 1)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x.flatten(2).mean(-1) if self.first else x.flatten(1, 2).mean(1))
+
+
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("patch", [8, 4])
+def test_tokens_in_rows_and_columns_are_the_tokens_of_a_block(first, patch):
+    model, seen = Pyramid(first, patch).eval(), []
+    for block in model.blocks:
+        block.register_forward_hook(
+            lambda _m, _args, out: seen.append(out.flatten(2).mT if first else out.flatten(1, 2))
+        )
+    with torch.no_grad():
+        model(PIXELS)
+    expected = torch.stack(seen, 1)
+    assert torch.equal(torch.cat([maps.tokens for maps in ap.capture(model, PIXELS, tokens=True)]), expected)

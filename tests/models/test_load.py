@@ -132,7 +132,7 @@ def test_weights_of_own_sizes_are_loaded_by_a_name_with_options(tmp_path):
 
 
 def test_a_name_with_options_is_a_model_of_these_sizes():
-    swin = load_model("swin_tiny_patch4_window7_224:depths=[1,1,1,1],embed_dim=24,num_heads=[1,2,2,2]", initial=True)
+    swin = load_model("swin_tiny_patch4_window7_224:depths=[1,1,1,1],embed_dim=24,num_heads=(1,2,2,2)", initial=True)
     assert [len(stage.blocks) for stage in swin.layers] == [1, 1, 1, 1] and swin.embed_dim == 24
     assert len(load_model("vit_16_digits:depth=3").blocks) == 3
     assert len(build_model("vit_16_digits:depth=3", num_classes=4).blocks) == 3

@@ -275,3 +275,18 @@ def test_weights_that_are_no_numbers_can_be_looked_at_if_asked(tmp_path, name, v
         capture_file(spec, out=out)
     examined = examine(capture_file(replace(spec, allow_nonfinite=True), out=out), metrics=["row_entropy"])
     assert examined.measurements["row_entropy"].n_images == 8 and examined.certificate["output_equal"]
+
+
+def test_of_a_model_of_several_stages_pictures_verdict_and_explorer_count_blocks_through_the_network(tmp_path):
+    sizes = "img_size=32,patch_size=2,window_size=4,depths=(1,2,1),embed_dim=24,num_heads=(2,2,2),num_classes=10"
+    name = f"swin_tiny_patch4_window7_224:{sizes}"
+    spec = CaptureSpec(name, data="digits", images=6, untrained=0, initial=True)
+    path = capture_file(spec, out=tmp_path / "swin.h5")
+    e = examine(path, pictures=2)
+    assert [picture.blocks for picture in e.pictures] == [(4,), (4,)] and e.pictures[0].pixels.shape == (32, 32, 3)
+    shapes = e.maps.shapes()
+    assert [(shape.kind, shape.layers, shape.n_blocks) for shape in shapes] == [
+        ("window", (1,), 4), ("window", (2, 3), 4), ("self", (4,), 4),
+    ]  # fmt: skip
+    judged = {f.kind: f.levels.numbers for f in ap.verdict(e).findings if f.levels is not None}
+    assert judged["near_uniform"] == judged["oversmoothing"] == (1, 2, 3, 4) and judged["repetition"] == (3,)
