@@ -18,9 +18,20 @@ from attnprobe.capturing.call_stack import Call
 from attnprobe.capturing.hooks import known_layers, token_grid
 from attnprobe.capturing.kinds import TokenPlacement, kind_of
 from attnprobe.capturing.passes import observed
-from attnprobe.capturing.places import Located, Places, Responses, changes, contradicts, places, responses, share_places
+from attnprobe.capturing.places import (
+    Located,
+    Places,
+    Responses,
+    changes,
+    contradicts,
+    of_merged,
+    places,
+    responses,
+    share_places,
+)
 from attnprobe.capturing.product import Product
 from attnprobe.capturing.scattered import ANEW, coded_images, patch_sizes, read_positions, trial_images, why_not_alone
+from attnprobe.capturing.towers import Tower
 from attnprobe.capturing.whose import (
     image_axes,
     mixed,
@@ -88,12 +99,16 @@ def _located(model: nn.Module, pixels: Tensor, many: bool) -> Located:
     keys: dict[str, tuple[object, ...]] = {}
     before: dict[tuple[object, ...], Responses | None] = {}
     windows: dict[str, Tensor] = {}
+    finest: dict[Tower, TokenGrid] = {}
     for layer, product in base.products.items():
         passes = [value for seen in (base, moved, rest, last) if (value := seen.values.get(layer)) is not None]
         kind = kind_of(product)
         key = keys[layer] = (kind, *product.effective.shape[1:], product.tower)
         if key not in of_stage:
-            of_stage[key] = search.first_layer(layer, product, kind, passes)
+            found_kind, place = search.first_layer(layer, product, kind, passes)
+            if place.status == "proved" and place.grid is not None:
+                place = replace(place, grid=of_merged(place.grid, finest.setdefault(product.tower, place.grid)))
+            of_stage[key] = found_kind, place
         now = search.responses_of(passes) if kind in ("self", "window", "grid") else None
         if now is not None and kind != "self":
             if bool(now.moved.all()):

@@ -303,6 +303,20 @@ def _side(centres: Tensor, size: int, of_model: int, overlapping: bool) -> int:
     return near if off <= PITCH[n >= 4 and not overlapping] else max(1, round(all_pairs if alike else neighbours))
 
 
+def of_merged(grid: TokenGrid, finest: TokenGrid) -> TokenGrid:
+    """The grid of a later stage, with patches as large as those of the first stage that are merged in each.
+
+    Measured they seem smaller: layers before have mixed tokens, which then seem to lie nearer to the middle. Left as
+    measured where rows or columns are not merged evenly, or the size is off by more than a factor of 2.
+    """
+    several = [(finest.rows, grid.rows), (finest.cols, grid.cols)]
+    if not all(few and many % few == 0 for many, few in several):
+        return grid
+    height, width = (side * (many // few) for side, (many, few) in zip(finest.patch, several, strict=True))
+    near = all(one <= 2 * ours <= 4 * one for ours, one in zip(grid.patch, (height, width), strict=True))
+    return replace(grid, patch=(height, width)) if near else grid
+
+
 def _listed(numbers: list[int]) -> str:
     shown = ", ".join(map(str, numbers[:4]))
     return shown if len(numbers) <= 4 else f"{shown} and {len(numbers) - 4} more"

@@ -3,10 +3,12 @@
 import itertools
 
 import pytest
+import timm
 import torch
 from torch import nn
 
-from attnprobe.capturing.places import Responses, changes, contradicts, places, responses
+import attnprobe as ap
+from attnprobe.capturing.places import Responses, changes, contradicts, of_merged, places, responses
 from attnprobe.core.maps import TokenGrid
 
 
@@ -168,3 +170,24 @@ def test_patches_that_do_not_fill_the_image_have_the_size_that_they_have(size, p
     measured = found(Fitted(patch), size, guess=guess)
     assert measured.status == "proved"
     assert measured.grid == TokenGrid(rows, cols, (), (patch, patch))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_patches_of_a_later_stage_are_as_large_as_those_of_the_first_that_are_merged_in_them(seed):
+    torch.manual_seed(seed)
+    sizes = {"img_size": 32, "patch_size": 2, "window_size": 4, "depths": (2, 2, 2), "embed_dim": 24}
+    model = timm.create_model("swin_tiny_patch4_window7_224", **sizes, num_heads=(2, 3, 6)).eval()
+    found = ap.capture(model, torch.randn(2, 3, 32, 32))
+    assert [(maps.grid.rows, maps.grid.cols, maps.grid.patch) for maps in found] == [
+        (16, 16, (2, 2)), (8, 8, (4, 4)), (4, 4, (8, 8)),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("rows", "measured", "patch"),
+    [(7, (28, 33), (32, 32)), (7, (20, 40), (32, 32)), (14, (16, 16), (16, 16)), (7, (14, 32), (14, 32)),
+     (6, (30, 30), (30, 30)), (28, (7, 8), (7, 8))],
+)  # fmt: skip
+def test_a_patch_is_of_merged_ones_where_rows_are_merged_evenly_and_about_so_large(rows, measured, patch):
+    finest = TokenGrid(14, 14, (), (16, 16))
+    assert of_merged(TokenGrid(rows, rows, (), measured), finest).patch == patch
