@@ -175,7 +175,11 @@ def _usual_quantities(runs: Sequence[Examined]) -> Iterator[tuple[str, str, Cell
         ("head_types", "most frequent head types", _types),
     ):
         yield label, metric, _cell(metric, write, "weights")
-    yield "token similarity, last block", "token_similarity", _cell("token_similarity", _last, "weights", "effective")
+    yield (
+        "token similarity, last block",
+        "token_similarity",
+        _cell("token_similarity", _last, "weights", "effective", last=True),
+    )
 
 
 def _orders(runs: Sequence[Examined]) -> str:
@@ -184,12 +188,15 @@ def _orders(runs: Sequence[Examined]) -> str:
     return f", order {'/'.join(map(str, sorted(found)))}" if found - {1} else ""
 
 
-def _cell(metric: str, write: Callable[[Measurement], str], *sites: Site) -> Cell:
-    """Writes the metric of a run at the first of these sites where it was measured."""
+def _cell(metric: str, write: Callable[[Measurement], str], *sites: Site, last: bool = False) -> Cell:
+    """Writes the metric of a run at the first of these sites where it was measured; of several stages of the one with
+    the most blocks, or of the last one, which is named."""
 
     def cell(e: Examined) -> str:
         m = e.measurements.prefer(metric, *sites)
-        return NONE if m is None else write(m)
+        if m is not None and last:
+            m = max(e.measurements.in_network(m), key=lambda its: its.block_numbers[-1])
+        return NONE if m is None else f"{write(m)}, {m.stage}" if m.network else write(m)
 
     return cell
 

@@ -153,10 +153,10 @@ def _what(path: Path, figure: str, metric: str, user: UserImages) -> Measurement
     name = metric.partition(":")[0]
     if figure == "head_atlas":
         found, name = Measurements(atlases(found)), "head_types"
-    same = [m for m in (found.get(name), *found.select(name)) if m is not None]
-    if not same:
+    if not (same := found.select(name)):
         raise InputError(f"{path}: {name} is not defined on its maps.")
-    m = same[0]  # of the trunk on effective attention if it is there, else of the first stage
+    # Of the trunk on effective attention if it is there, else of the stage with the most blocks, as in a report.
+    m = found.get(name) or max(same, key=lambda m: m.n_blocks)
     if figure == "depth_curve" and m.together:
         with suppress(InputError):  # what compares blocks is of one stage
             return whole_network(examined, m)

@@ -18,6 +18,7 @@ from attnprobe.io.run import Run, untrained_maps
 from attnprobe.metrics import DEFAULT
 from attnprobe.models import build_model
 from attnprobe.models.describe import config_json
+from attnprobe.reports.tables import summary_table
 from attnprobe.workflows import capture as capture_module
 from attnprobe.workflows.capture import capture_file
 from attnprobe.workflows.measure import examine
@@ -290,3 +291,6 @@ def test_of_a_model_of_several_stages_pictures_verdict_and_explorer_count_blocks
     ]  # fmt: skip
     judged = {f.kind: f.levels.numbers for f in ap.verdict(e).findings if f.levels is not None}
     assert judged["near_uniform"] == judged["oversmoothing"] == (1, 2, 3, 4) and judged["repetition"] == (3,)
+    rows = summary_table([e]).iloc[:, 0]
+    assert rows["row entropy [nats]"].endswith(", stage2")
+    assert rows["similar blocks"].endswith(", stage3") and rows["token similarity, last block"].endswith(", stage3")
