@@ -106,8 +106,9 @@ def _provenance(runs: Sequence[Examined]) -> list[tuple[str, list[str]]]:
 
 
 def _n_blocks(e: Examined) -> int:
-    """Blocks of the stage that is shown, and of those that are numbered with it."""
-    together = (e.measurements.through(m) for m in e.measurements.values() if m.together and m.n_blocks)
+    """Blocks of the network, of all stages that images pass one after the other."""
+    numbered = (m for m in e.measurements.values() if (m.together or m.network) and m.n_blocks)
+    together = map(e.measurements.in_network, numbered)
     return max((sum(its.n_blocks for its in stages) for stages in together), default=len(e.layers))
 
 
