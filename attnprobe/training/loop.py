@@ -274,7 +274,8 @@ def _update_weights(learner: Learner, config: TrainConfig, update: int) -> None:
     scaler.update()  # after the step, which still needs the scale that the gradients have
     optimizer.zero_grad(set_to_none=True)  # after the last part of an update only: parts add their gradients up
     if learner.ema:
-        learner.ema.update(learner.model, step=update)  # last, to average the weights that the step has made
+        # last, to average the weights that the step has made; timm counts updates from 1: the first is copied
+        learner.ema.update(learner.model, step=update + 1)
 
 
 def _validated(
