@@ -231,6 +231,14 @@ def test_the_moving_average_begins_with_the_first_update_as_in_timm():
     assert found == [(-1.0, -1.0), (-2.0, -1.5), (-3.0, -2.25)]
 
 
+def test_adaptive_clipping_leaves_the_head_as_it_is_as_in_timm():
+    module = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 2))
+    start = {name: value.clone() for name, value in module.state_dict().items()}
+    after, _ = next(updates_of(module, config(clip_grad=0.01, clip_mode="agc"), 10.0))
+    moved = {name: (start[name] - value).abs().max() for name, value in after.items()}
+    assert moved["1.weight"] == moved["1.bias"] == pytest.approx(10.0) and moved["0.weight"] < 0.1
+
+
 def test_it_learns(tmp_path):
     result = run_training(tmp_path, config(epochs=12, lr=3e-3, drop_path=0.0, scale=(1.0, 1.0), model_ema=False), 1400)
     assert result.best > 0.6
