@@ -10,8 +10,9 @@ from attnprobe.core.registry import Registry
 from attnprobe.core.sites import SITES, Site
 from attnprobe.core.text import Shown, table, visible
 
-FromMean = Callable[[np.ndarray, int], np.ndarray]
-"""(mean over images [..., *any], number of images) -> [..., *axes]; see `Metric.from_mean`."""
+FromMean = Callable[[np.ndarray, float | np.ndarray], np.ndarray]
+"""(mean over images [..., *any], number of images) -> [..., *axes]; see `Metric.from_mean`. The number counts finite
+values, and is [*any] where it is not the same for all."""
 
 INTERVAL_SETTINGS = ("interval", "bootstrap", "bootstrap_seed")
 """Settings that say how sure a number is, not what it is."""
