@@ -98,6 +98,15 @@ class Measurement(Shown):
         return tuple(self.coords.get("layer", range(1, self.n_blocks + 1)))
 
     @property
+    def n_finite(self) -> int:
+        """Number of images with a finite value in some cell, by those whose values were kept; where none were, in every
+        cell."""
+        if self.per_image is None or not len(self.per_image):
+            return self.n_images - self.n_excluded
+        rows = np.isfinite(self.per_image).reshape(len(self.per_image), -1).any(1)
+        return round(rows.mean() * self.n_images)
+
+    @property
     def metric_settings(self) -> dict[str, Any]:
         """Settings that say what the number is, without those of its interval."""
         return {name: value for name, value in self.settings.items() if name not in INTERVAL_SETTINGS}
