@@ -10,8 +10,9 @@ from attnprobe.core.registry import Registry
 from attnprobe.core.sites import SITES, Site
 from attnprobe.core.text import Shown, table, visible
 
-FromMean = Callable[[np.ndarray, int], np.ndarray]
-"""(mean over images [..., *any], number of images) -> [..., *axes]; see `Metric.from_mean`."""
+FromMean = Callable[[np.ndarray, float | np.ndarray], np.ndarray]
+"""(mean over images [..., *any], number of images) -> [..., *axes]; see `Metric.from_mean`. The number counts finite
+values, and is [*any] where it is not the same for all."""
 
 INTERVAL_SETTINGS = ("interval", "bootstrap", "bootstrap_seed")
 """Settings that say how sure a number is, not what it is."""
@@ -95,6 +96,15 @@ class Measurement(Shown):
     def block_numbers(self) -> tuple[int, ...]:
         """Numbers of the blocks along that axis, from 1: those that were kept, where not all were."""
         return tuple(self.coords.get("layer", range(1, self.n_blocks + 1)))
+
+    @property
+    def n_finite(self) -> int:
+        """Number of images with a finite value in some cell, by those whose values were kept; where none were, in every
+        cell."""
+        if self.per_image is None or not len(self.per_image):
+            return self.n_images - self.n_excluded
+        rows = np.isfinite(self.per_image).reshape(len(self.per_image), -1).any(1)
+        return round(rows.mean() * self.n_images)
 
     @property
     def metric_settings(self) -> dict[str, Any]:

@@ -51,6 +51,7 @@ class Metric:
         narrow_range: (stochastic, **settings) -> a value range tighter than `value_range`.
         from_mean: (mean over images [..., *the function's axes], number of images) -> [..., *axes], for a number
             that is not a mean over images itself, such as a ratio of means; the function then returns what is averaged.
+            The number counts images with a finite value, and is of each entry where it is not the same for all.
     """
 
     name: str

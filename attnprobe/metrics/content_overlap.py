@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from attnprobe.core.metric import metric
+from attnprobe.stats.bootstrap import at_least_two
 
 BUCKETS = 1021
 """Sums with random signs that stand for the maps of a layer, entry j in sum j mod 1021: a count sketch (Charikar et al.
@@ -17,15 +18,14 @@ ROWS = 1024
 entry where there are fewer. Keeps the error below 0.02."""
 
 
-def _beyond_other_images(mean: np.ndarray, n_images: int) -> np.ndarray:
+def _beyond_other_images(mean: np.ndarray, n_images: float | np.ndarray) -> np.ndarray:
     """Mean sketches [..., layer, BUCKETS] and mean products [..., layer, layer], side by side -> [..., layer, layer].
 
     The covariance over images: the mean product of one image minus that of two different ones.
     """
     sketch, product = mean[..., :BUCKETS], mean[..., BUCKETS:]
-    if n_images < 2:
-        return np.full(product.shape, np.nan)
-    return (product - sketch @ sketch.swapaxes(-1, -2)) * n_images / (n_images - 1)
+    n = at_least_two(n_images, mean)[..., BUCKETS:]
+    return (product - sketch @ sketch.swapaxes(-1, -2)) * n / (n - 1)
 
 
 @metric(

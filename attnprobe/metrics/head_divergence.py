@@ -44,4 +44,4 @@ def head_divergence(maps: Tensor, *, cut: float = 0.05) -> Tensor:
     mixed = torch.stack([mixture_information(layer.flatten(-2)) for layer in maps.unbind(1)], 1)
     divergence = (own.unsqueeze(-1) + own.unsqueeze(-2)) / 2 - mixed  # a small difference: all sums are in float64
     divergence = (divergence / maps.shape[-2]).triu(1).clamp_min(0)  # below 0 by rounding only; NaN stays NaN
-    return (divergence + divergence.mT).to(maps.dtype)
+    return (divergence + divergence.mT + torch.diag_embed(0 * own)).to(maps.dtype)  # NaN on the diagonal, too

@@ -10,7 +10,7 @@ from attnprobe.core.measurement import FromMean, Measurement
 from attnprobe.stats.bootstrap import interval_of_function, interval_of_mean
 
 
-def of_unit_length(mean: np.ndarray, n_images: int = 0) -> np.ndarray:
+def of_unit_length(mean: np.ndarray, n_images: float | np.ndarray = 0) -> np.ndarray:
     """[..., layer, head] divided by its Euclidean length over the heads of a layer; 0 where all are 0."""
     length = np.sqrt(np.nansum(mean**2, axis=-1, keepdims=True))
     return np.where(length > 0, mean / np.where(length > 0, length, 1), 0 * mean)

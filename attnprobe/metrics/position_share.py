@@ -5,21 +5,22 @@ import torch
 from torch import Tensor
 
 from attnprobe.core.metric import metric
+from attnprobe.stats.bootstrap import at_least_two
 
 BUCKETS = 251
 """Sums with random signs that stand for a map, entry j in sum j mod 251: a count sketch (Charikar et al. 2002). A prime
 that does not divide usual numbers of tokens, so that the entries of a column, of a row and of a diagonal are spread."""
 
 
-def _share(mean: np.ndarray, n_images: int) -> np.ndarray:
+def _share(mean: np.ndarray, n_images: float | np.ndarray) -> np.ndarray:
     """Mean sketch and mean squared length [..., BUCKETS + 1] -> squared length of the mean over the latter.
 
     As it would be on very many images: the mean of n that have nothing in common is as long as one of them / sqrt(n).
     """
     common, total = np.square(mean[..., :-1]).sum(-1), mean[..., -1]
     seen = common / np.where(total == 0, 1.0, total)
-    share = np.clip((n_images * seen - 1) / (n_images - 1), 0.0, 1.0) if n_images > 1 else np.full_like(total, np.nan)
-    return np.where(total == 0, 0.0, share)
+    n = at_least_two(n_images, mean)[..., -1]
+    return np.where(total == 0, 0.0, np.clip((n * seen - 1) / (n - 1), 0.0, 1.0))
 
 
 @metric(axes=("layer", "head"), value_range=(0.0, 1.0), from_mean=_share)

@@ -176,7 +176,7 @@ def _of_matched_heads(maps: Tensor, axis: str, center: str, exclude_prefix: int)
 def _pooled(pair: Pair, block: int, others: list[int], compare: str) -> Tensor:
     """[image, head x token]: cosine of each vector with the same one of the other blocks, pooled over these."""
     if not others:
-        return torch.zeros_like(pair(block, block))
+        return 0 * pair(block, block)  # 0 * NaN: zeros would hide it
     found = torch.stack([pair(block, other) for other in others])
     return found.amax(0) if compare in ("any", "neighbors-max") else found.mean(0)
 

@@ -9,6 +9,7 @@ from attnprobe.core.errors import InputError, check_choice
 from attnprobe.core.grid import TokenGrid
 from attnprobe.core.metric import metric
 from attnprobe.metrics.engine.linear_algebra import row_products
+from attnprobe.stats.bootstrap import at_least_two
 
 
 @metric(axes=("layer",), value_range=(-1.0, 1.0))
@@ -48,11 +49,10 @@ def token_layer_similarity(tokens: Tensor) -> Tensor:
 TOKENS = ("either", "class", "mean")
 
 
-def _between_images(mean: np.ndarray, n_images: int) -> np.ndarray:
+def _between_images(mean: np.ndarray, n_images: float | np.ndarray) -> np.ndarray:
     """Mean unit vectors [..., layer, token, width] -> [..., layer]: mean cosine of two images, of the larger token."""
-    if n_images < 2:
-        return np.full(mean.shape[:-2], np.nan)
-    return (n_images * np.square(mean).sum(-1).max(-1) - 1) / (n_images - 1)
+    n = at_least_two(n_images, mean)[..., 0]
+    return ((n * np.square(mean).sum(-1) - 1) / (n - 1)).max(-1)
 
 
 @metric(axes=("layer",), value_range=(-1.0, 1.0), from_mean=_between_images)

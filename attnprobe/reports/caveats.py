@@ -50,9 +50,9 @@ def caveats(
             f"{first}"
         )
     judged = [m] if m is not None else e.measurements.values()
-    n_images = min((other.n_images - other.n_excluded for other in judged), default=0)
+    n_images = min((other.n_finite for other in judged), default=0)
     if n_images < FEW_IMAGES:
-        whole = "" if m is None or not m.n_excluded else " with finite values"
+        whole = "" if m is None or m.n_finite == m.n_images else " with finite values"
         yield f"only {n_images} image{'s' if n_images != 1 else ''}{whole}: {FEW_IMAGES} or more for intervals to hold."
     if chance := near_chance(e):
         yield chance

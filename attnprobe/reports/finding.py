@@ -184,9 +184,10 @@ def missing(m: Measurement | None, name: str, refusals: Mapping[str, str]) -> st
     """Reason why there is nothing to judge by; "" if there is something. `refusals` as in `Measurements`."""
     if m is None:
         return f"{name} {NOT_MEASURED}" + (f": {refusals[name]}" if refusals.get(name) else "")
-    if m.n_images - m.n_excluded < 2:
-        return "one image says nothing about others" if m.n_images == 1 else f"{name} is not finite in any two images"
-    return ""
+    if m.n_images == 1:
+        return "one image says nothing about others"
+    of_two = m.std if m.from_mean is None else m.mean  # NaN in cells with fewer than two finite values
+    return "" if np.isfinite(of_two).any() else f"{name} is not finite in any two images"
 
 
 def judged(kind: Kind, bar: float, found: Levels, excused: Mapping[str, frozenset[int]], detail: str = "") -> Finding:

@@ -226,7 +226,8 @@ def _redundant(m: Measurement) -> str:
 
 
 def _heads(m: Measurement) -> str:
-    return f"{number(float(np.mean(m.summary['effective_heads'])))} of {m.mean.shape[1]}" if m.summary else NONE
+    known = [n for n in m.summary.get("effective_heads", ()) if n is not None]
+    return f"{number(float(np.mean(known)))} of {m.mean.shape[1]}" if known else NONE
 
 
 def _of(count: int, total: int, low: int | None, high: int | None) -> str:

@@ -145,7 +145,7 @@ def _with_interval(m: Measurement) -> Measurement:
 def one_number(m: Measurement, function: Callable[[np.ndarray], np.ndarray]) -> Measurement:
     """A measurement without axes: a function of the mean over images, [..., *axes] -> [...]; see `from_mean`."""
 
-    def of_mean(mean: np.ndarray, n_images: int) -> np.ndarray:
+    def of_mean(mean: np.ndarray, n_images: float | np.ndarray) -> np.ndarray:
         return function(mean if m.from_mean is None else m.from_mean(mean, n_images))
 
     return replace(m, axes=(), from_mean=of_mean, coords={}, baselines={})

@@ -55,7 +55,7 @@ def interval_of_function(function: FromMean, per_image: np.ndarray, replicates: 
 def _centred_values(function: FromMean, per_image: np.ndarray, replicates: int, seed: int) -> np.ndarray:
     """`values_of_function`, centred at the function of all images."""
     drawn = values_of_function(function, per_image, replicates, seed)
-    return centred(drawn, function(finite_mean(per_image), len(per_image)))
+    return centred(drawn, function(finite_mean(per_image), n_finite(per_image)))
 
 
 def finite_mean(per_image: np.ndarray) -> np.ndarray:
@@ -63,6 +63,22 @@ def finite_mean(per_image: np.ndarray) -> np.ndarray:
     finite = np.isfinite(per_image)
     with np.errstate(invalid="ignore"):
         return np.where(finite, per_image, 0.0).sum(0, dtype=np.float64) / finite.sum(0)
+
+
+def n_finite(per_image: np.ndarray) -> float | np.ndarray:
+    """[image, *axes] -> the number of images whose value is finite, for `FromMean`."""
+    return one_if_equal(np.isfinite(per_image).sum(0).astype(np.float64))
+
+
+def one_if_equal(n: np.ndarray) -> float | np.ndarray:
+    """Numbers of images [*axes], or the one number that all of them are."""
+    return float(n.flat[0]) if (n == n.flat[0]).all() else n
+
+
+def at_least_two(n_images: float | np.ndarray, mean: np.ndarray) -> np.ndarray:
+    """The number of images for each entry of a mean, as `FromMean` is given it; NaN where there are fewer than two."""
+    n = np.asarray(n_images, np.float64)
+    return np.broadcast_to(np.where(n < 2, np.nan, n), mean.shape)
 
 
 def centred(drawn: np.ndarray, value: np.ndarray) -> np.ndarray:
@@ -162,10 +178,11 @@ def values_of_function(
     `size` images are drawn for each resample; as many as there are if None.
     """
     n_images, cells = len(per_image), per_image.reshape(len(per_image), -1)
+    size = size or n_images
     at_once = max(1, BLOCK_BYTES // 8 // cells.shape[1])
-    results = []
+    results, of_size = [], n_finite(per_image) / n_images * size
     for counts in draws(n_images, replicates, seed, size):
         for start in range(0, len(counts), at_once):
-            means = _means(cells, counts[start : start + at_once], size or n_images)
-            results.append(function(means.reshape(-1, *per_image.shape[1:]), size or n_images))
+            means = _means(cells, counts[start : start + at_once], size)
+            results.append(function(means.reshape(-1, *per_image.shape[1:]), of_size))
     return np.concatenate(results)

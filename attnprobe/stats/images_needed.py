@@ -55,7 +55,7 @@ def images_needed(
             return number(means)
         return means[:, row] if counted else np.nanmean(means.reshape(len(means), -1), axis=1)
 
-    def of_means(means: np.ndarray, n_images: int) -> np.ndarray:
+    def of_means(means: np.ndarray, n_images: float | np.ndarray) -> np.ndarray:
         return wanted(means if m.from_mean is None else m.from_mean(means, n_images))
 
     drawn = [values_of_function(of_means, m.per_image, resamples, seed, size) for size in sizes]

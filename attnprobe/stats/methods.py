@@ -6,7 +6,7 @@ import numpy as np
 
 from attnprobe.core.errors import InputError
 from attnprobe.core.measurement import Measurement
-from attnprobe.stats.bootstrap import BLOCK_BYTES, finite_mean, values_of_function
+from attnprobe.stats.bootstrap import BLOCK_BYTES, finite_mean, n_finite, values_of_function
 from attnprobe.stats.interval import within_differences
 from attnprobe.stats.over_runs import Estimate, Runs, estimate, scatter_of_mean
 from attnprobe.stats.paired import Difference, aligned, corrected
@@ -62,7 +62,7 @@ def _of_function(m: Measurement, per_image: np.ndarray, resamples: int, seed: in
     n_images = per_image.shape[1]
     value, scatter = [], []
     for run in per_image:
-        value.append(m.from_mean(finite_mean(run), n_images))
+        value.append(m.from_mean(finite_mean(run), n_finite(run)))
         drawn = values_of_function(m.from_mean, run, resamples, seed)
         scatter.append((drawn - drawn.mean(0)) / np.sqrt(resamples - 1))
     return Runs(np.stack(value), np.stack(scatter), n_images)

@@ -20,7 +20,7 @@ import numpy as np
 
 from attnprobe.core.errors import InputError, ShapeError, option
 from attnprobe.core.measurement import FromMean, Measurement
-from attnprobe.stats.bootstrap import BLOCK_BYTES, centred, draws, percentile_interval
+from attnprobe.stats.bootstrap import BLOCK_BYTES, centred, draws, one_if_equal, percentile_interval
 from attnprobe.stats.interval import within_differences
 
 LEVEL = 0.05
@@ -113,7 +113,7 @@ def paired_with_mean(
     assert of_mean is not None, "of means, `paired_difference` is as fast"
     times, shape = _times(first, a, resamples), first.mean.shape
 
-    def both(mean: np.ndarray, n_images: int) -> np.ndarray:
+    def both(mean: np.ndarray, n_images: float | np.ndarray) -> np.ndarray:
         cells = of_mean(mean, n_images)
         whole = cells[..., telling].mean(-1)[..., None]
         return np.concatenate([cells.reshape(*whole.shape[:-1], -1), whole], -1)
@@ -193,11 +193,12 @@ def _of_function(a: np.ndarray, b: np.ndarray, from_mean: FromMean, resamples: i
     """Differences of numbers that `from_mean` makes of the means of values [image, *any], with intervals and tests."""
 
     def function(means: np.ndarray) -> np.ndarray:
-        return from_mean(means, len(a))
+        return from_mean(means, count)
 
     with np.errstate(invalid="ignore"):
         usable = np.isfinite(a) & np.isfinite(b)
         n = usable.sum(0).astype(np.float64)
+        count = one_if_equal(n)
         mean_a, mean_b = (np.where(usable, x, 0.0).sum(0) / n for x in (a, b))
         mean = function(mean_b) - function(mean_a)
         resampled = np.concatenate([function(y) - function(x) for x, y in _resampled(a, b, usable, resamples, seed)])

@@ -86,7 +86,7 @@ def _read(ending: str, data: bytes) -> Any:
             return {name: arrays[name] for name in arrays.files}
     if ending == ".safetensors":
         arrays = load_safetensors(data)  # the format keeps no order, so names must tell it
-        return {name: arrays[name] for name in sorted(arrays, key=_by_number)}
+        return {name: arrays[name] for name in sorted(arrays, key=by_number)}
     if ending in (".pt", ".pth"):
         return load_tensors(io.BytesIO(data))
     require_bounded(file := io.BytesIO(data))
@@ -106,7 +106,7 @@ def _plain(name: str, tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _by_number(name: str) -> list[tuple[int, str]]:
+def by_number(name: str) -> list[tuple[int, str]]:
     """A key that sorts block2 before block10."""
     return [(int(digits or -1), text) for text, digits in re.findall(r"(\D*)(\d*)", name)]
 

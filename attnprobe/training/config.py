@@ -202,6 +202,8 @@ class TrainConfig(AugmentConfig):
     """Maximum norm of the gradient."""
 
     clip_mode: Literal["norm", "value", "agc"] = "norm"
+    """By the norm of all, by value, or each unit by its own norm (adaptive), which leaves the head out, as in timm."""
+
     grad_accum_steps: int = 1
     """Batches per update; the last update of an epoch may have fewer."""
 

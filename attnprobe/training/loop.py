@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from timm.models import model_parameters
 from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3, dispatch_clip_grad
 from torch import Tensor, nn
@@ -269,12 +270,14 @@ def _update_weights(learner: Learner, config: TrainConfig, update: int) -> None:
     optimizer, scaler = learner.optimizer, learner.scaler
     if config.clip_grad is not None:
         scaler.unscale_(optimizer)  # before clipping: the limit is for gradients of the loss, not of the scaled loss
-        dispatch_clip_grad(learner.model.parameters(), config.clip_grad, mode=config.clip_mode)
+        clipped = model_parameters(learner.model, exclude_head=config.clip_mode == "agc")  # as in timm's train.py
+        dispatch_clip_grad(clipped, config.clip_grad, mode=config.clip_mode)
     scaler.step(optimizer)  # unscales, if clipping has not, and skips the step if a gradient overflowed float16
     scaler.update()  # after the step, which still needs the scale that the gradients have
     optimizer.zero_grad(set_to_none=True)  # after the last part of an update only: parts add their gradients up
     if learner.ema:
-        learner.ema.update(learner.model, step=update)  # last, to average the weights that the step has made
+        # last, to average the weights that the step has made; timm counts updates from 1: the first is copied
+        learner.ema.update(learner.model, step=update + 1)
 
 
 def _validated(

@@ -13,7 +13,7 @@ from attnprobe.core.grid import TokenGrid
 from attnprobe.core.maps import AttentionMaps
 from attnprobe.core.spec import ImportOptions
 from attnprobe.store import CapturePlan, MapWriter
-from attnprobe.store.saved_arrays import read_arrays
+from attnprobe.store.saved_arrays import by_number, read_arrays
 
 LETTERS = {"I": "image", "L": "layer", "H": "head", "Q": "query", "K": "key"}
 ORDER = ("image", "layer", "head", "query", "key")
@@ -29,7 +29,8 @@ def import_maps(path: Path, out: Path, options: ImportOptions | None = None, *, 
     """Write the arrays of `path` as a maps file, without a certificate: that they are a model's maps is not proved.
 
     Arrays whose last two axes are not [query, key] of one size are left out where others are: a tuple of queries, keys,
-    values and maps per layer gives its maps.
+    values and maps per layer gives its maps. Layers are in the order of the file, or of the numbers in their names
+    where nothing else differs.
 
     Args:
         path: .npy, .npz, .pt, .safetensors, or a pickle of nested lists of arrays.
@@ -42,7 +43,7 @@ def import_maps(path: Path, out: Path, options: ImportOptions | None = None, *, 
         InputError: the file cannot be read, or its arrays do not have these axes, this grid, or finite values.
     """
     options = options or ImportOptions()
-    arrays = _maps_among(read_arrays(path), options.axes)
+    arrays = _in_order(_maps_among(read_arrays(path), options.axes))
     layers = [layer for name, array in arrays.items() for layer in _layers(name, array, options.axes)]
     shape = layers[0][1].shape
     if other := next((name for name, values in layers if values.shape != shape), None):
@@ -98,6 +99,14 @@ def _maps_among(arrays: dict[str, Tensor], axes: str) -> dict[str, Tensor]:
         shapes = ", ".join(f"{name} {tuple(a.shape)}" for name, a in list(arrays.items())[:4])
         raise InputError(f"no array has {wanted or '4 or 5'} axes: {shapes}. Name the axes of each with --axes.")
     return (probable if len(probable) < len(square) else square) or square or fitting
+
+
+def _in_order(arrays: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The arrays by the numbers in their names where these alone differ, so that layer 2 comes before layer 10 of names
+    that were sorted as text; else as in the file."""
+    if len({re.sub(r"\d+", "", name) for name in arrays}) > 1:
+        return arrays
+    return {name: arrays[name] for name in sorted(arrays, key=by_number)}
 
 
 def _named(axes: str) -> list[str]:

@@ -99,12 +99,12 @@ def test_the_interval_of_the_clusters_covers_images_that_disagree(soft):
     assert m.summary["effective_heads_ci"] == [[1, 2], [1, 2]] and m.summary["redundant_ci"] == [0, 2]
 
 
-def test_unknown_distances_give_no_summary(soft):
+def test_layers_of_unknown_distances_are_not_clustered(soft):
     values = soft(2, 2, 2, 7, 7).clone()
     values[:, 0, 0] = math.nan
     m = measure([AttentionMaps(values, ("a", "b"), TokenGrid(2, 3))], [head_divergence])["head_divergence"]
-    assert m.n_excluded == 2 and m.summary == {}
-    assert np.isfinite(m.mean[1]).all()
+    assert m.n_excluded == 2 and np.isfinite(m.mean[1]).all()
+    assert m.summary["effective_heads"] == [None, 2] and m.summary["of"] == 2
 
 
 def test_zero_logits_do_not_warn():

@@ -56,6 +56,25 @@ def test_known_maps_are_called_by_their_truth(truth):
     assert words in found.headline
 
 
+def test_blocks_that_are_not_finite_in_any_image_leave_the_others_to_be_judged():
+    """As of a network whose numbers overflow from some block on: the blocks before are sound, or collapsed."""
+    maps = made.in_all_blocks(softmax(logits(layers=1)[:, :, :1].repeat(made.HEADS, 2)))
+    maps[:, 6:] = np.nan
+    found = judged(maps)
+    assert named(found) == {REPEATS, "head_redundancy"} and "blocks 7–8 without a finite value" in found.headline
+    for kind, blocks in ((REPEATS, (2, 3, 4, 5, 6)), ("head_redundancy", (1, 2, 3, 4, 5, 6))):
+        assert next(f for f in found.findings if f.kind == kind).blocks == blocks
+    assert not any("only 0 images" in warning for warning in found.warnings)
+
+
+def test_a_head_that_is_not_finite_in_any_image_is_not_counted_and_a_single_finite_image_is_no_verdict():
+    maps = softmax(logits())
+    maps[:, 2, 1] = np.nan
+    assert judged(maps).headline.startswith("none of 7 kinds of collapse found")
+    maps[1:] = np.nan
+    assert judged(maps).status == "cannot say"
+
+
 @pytest.mark.parametrize("copies", [range(2, 8), range(2, 9), (8,), (3, 4, 7)])
 def test_more_copies_make_no_weaker_verdict(copies):
     """Blocks that copy the one before are named, all of them and no others, whatever the last block does."""

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import load_file
+from timm.utils import ModelEmaV3
 
 from attnprobe.core.errors import CheckpointError, InputError, WorkError
 from attnprobe.core.images import InputSpec
@@ -24,6 +25,7 @@ from attnprobe.io.run import Run, damaged_files
 from attnprobe.models import build_model, load_model
 from attnprobe.models.describe import config_json
 from attnprobe.training import TrainConfig, evaluate, loop, pick_device, train
+from attnprobe.training.checkpoint import Learner
 from attnprobe.training.loop import read_log
 
 SPEC = InputSpec(size=(16, 16))
@@ -207,6 +209,34 @@ def test_saved_weights_are_the_validated_moving_average(tmp_path):
     assert top1 == result.top1
     state = json.loads((result.run.checkpoint(2) / "state.json").read_text())
     assert state["epoch"] == 2
+
+
+def updates_of(module, options, gradient):
+    """Weights and moving average after each of three updates by SGD with a rate of 1 and this gradient."""
+    ema = ModelEmaV3(module, decay=options.model_ema_decay, use_warmup=options.model_ema_warmup)
+    optimizer = torch.optim.SGD(module.parameters(), lr=1.0)
+    learner = Learner(module, ema, optimizer, torch.amp.GradScaler("cpu", enabled=False))
+    for update in range(3):
+        for parameter in module.parameters():
+            parameter.grad = torch.full_like(parameter, gradient)
+        loop._update_weights(learner, options, update)
+        yield module.state_dict(), ema.module.state_dict()
+
+
+def test_the_moving_average_begins_with_the_first_update_as_in_timm():
+    module = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.zeros_(module.weight)
+    options = config(model_ema_decay=0.5, model_ema_warmup=False, clip_grad=None)
+    found = [(now["weight"].item(), mean["weight"].item()) for now, mean in updates_of(module, options, 1.0)]
+    assert found == [(-1.0, -1.0), (-2.0, -1.5), (-3.0, -2.25)]
+
+
+def test_adaptive_clipping_leaves_the_head_as_it_is_as_in_timm():
+    module = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 2))
+    start = {name: value.clone() for name, value in module.state_dict().items()}
+    after, _ = next(updates_of(module, config(clip_grad=0.01, clip_mode="agc"), 10.0))
+    moved = {name: (start[name] - value).abs().max() for name, value in after.items()}
+    assert moved["1.weight"] == moved["1.bias"] == pytest.approx(10.0) and moved["0.weight"] < 0.1
 
 
 def test_it_learns(tmp_path):

@@ -72,12 +72,26 @@ def test_axes_are_put_in_order(tmp_path, axes, order):
     torch.testing.assert_close(open_maps(path).maps().values, MAPS)
 
 
-def test_layers_of_a_format_without_an_order_are_sorted_by_number(tmp_path):
+@pytest.mark.parametrize("ending", [".safetensors", ".npz", ".pt"])
+def test_layers_are_sorted_by_the_numbers_in_their_names(tmp_path, ending):
+    """Also of files that keep an order, which is often that of names as text: block 10 before block 2."""
     layers = torch.rand(12, 2, 1, 4, 4, generator=torch.Generator().manual_seed(2)).softmax(-1)
-    save_file({f"block.{i}.attn": layer for i, layer in enumerate(layers)}, tmp_path / "x.safetensors")
-    maps = open_maps(import_maps(tmp_path / "x.safetensors", tmp_path / "maps.h5")).maps()
+    arrays = {f"block.{i}.attn": layers[i] for i in sorted(range(12), key=str)}
+    path = tmp_path / f"x{ending}"
+    if ending == ".npz":
+        np.savez(path, **{name: layer.numpy() for name, layer in arrays.items()})
+    else:
+        {".pt": torch.save, ".safetensors": save_file}[ending](arrays, path)
+    maps = open_maps(import_maps(path, tmp_path / "maps.h5")).maps()
     assert maps.layers == tuple(f"block.{i}.attn" for i in range(12))
     torch.testing.assert_close(maps.values, layers.transpose(0, 1))
+
+
+def test_layers_of_names_that_tell_no_order_stay_as_in_the_file(tmp_path):
+    layers = {name: MAPS[:, i].numpy() for i, name in enumerate(("stem", "body2", "body1"))}
+    np.savez(tmp_path / "x.npz", **layers)
+    maps = open_maps(import_maps(tmp_path / "x.npz", tmp_path / "maps.h5")).maps()
+    assert maps.layers == tuple(layers)
 
 
 def test_a_missing_axis_counts_as_one(tmp_path):

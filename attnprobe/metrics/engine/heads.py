@@ -31,34 +31,42 @@ def matching(gains: Tensor) -> Tensor:
 
 
 def cluster_summary(m: Measurement, distance: Callable[[np.ndarray], np.ndarray] = lambda mean: mean) -> dict[str, Any]:
-    """Groups of heads in each layer, closer than m.settings["cut"]; heads count from 1. Empty if a distance is unknown.
+    """Groups of heads in each layer, closer than m.settings["cut"]; heads count from 1.
 
     The number of groups is the number of effective heads; `redundant` counts the other heads. Both are ours, and so are
-    their intervals, see `fewest_and_most`.
+    their intervals, see `fewest_and_most`. A layer of which a distance is unknown has no groups, None effective heads
+    and does not count; empty if there is no other.
 
     Args:
         m: over (layer, head, head).
         distance: what makes distances [..., head, head] of means over images.
     """
-    if not np.isfinite(m.mean).all():
+    known = np.isfinite(m.mean).all((-2, -1))
+    if not known.any():
         return {}
     cut, heads = m.settings["cut"], m.mean.shape[-1]
-    labels = [clusters(layer, cut) for layer in distance(m.mean)]
+    of, labels = heads * int(known.sum()), [clusters(layer, cut) for layer in distance(m.mean[known])]
     effective = [max(of_layer) + 1 for of_layer in labels]
-    by_layer = zip(effective, distance(m.mean), distance(m.ci).swapaxes(0, 1), strict=True)
+    by_layer = zip(effective, distance(m.mean[known]), distance(m.ci[:, known]).swapaxes(0, 1), strict=True)
     ranges = [fewest_and_most(n, mean, ends, cut) for n, mean, ends in by_layer]
-    known = all(low is not None for low, _ in ranges)
-    redundant_ci = [heads * len(labels) - sum(n) for n in zip(*ranges, strict=True)][::-1] if known else [None, None]
+    bounded = all(low is not None for low, _ in ranges)
+    redundant_ci = [of - sum(n) for n in zip(*ranges, strict=True)][::-1] if bounded else [None, None]
+    groups = [
+        [[head + 1 for head in range(heads) if of_layer[head] == cluster] for cluster in range(max(of_layer) + 1)]
+        for of_layer in labels
+    ]
+
+    def by_place(found: list[Any], unknown: Any) -> list[Any]:
+        rest = iter(found)
+        return [next(rest) if is_known else unknown for is_known in known]
+
     return {
-        "effective_heads": effective,
-        "effective_heads_ci": ranges,
-        "redundant": heads * len(labels) - sum(effective),
+        "effective_heads": by_place(effective, None),
+        "effective_heads_ci": by_place(ranges, [None, None]),
+        "redundant": of - sum(effective),
         "redundant_ci": redundant_ci,
-        "of": heads * len(labels),
-        "clusters": [
-            [[head + 1 for head in range(heads) if of_layer[head] == cluster] for cluster in range(max(of_layer) + 1)]
-            for of_layer in labels
-        ],
+        "of": of,
+        "clusters": by_place(groups, []),
         "cut": cut,
         "n_images": m.n_images,
     }

@@ -76,7 +76,7 @@ def hsic_of_products(apart: Tensor, diagonal: Tensor, estimator: str) -> Tensor:
     return apart - 2 / (n - 2) * alone + trace @ trace.mT / ((n - 1) * (n - 2))
 
 
-def normalised(mean: np.ndarray, n_images: int = 0) -> np.ndarray:
+def normalised(mean: np.ndarray, n_images: float | np.ndarray = 0) -> np.ndarray:
     """Mean HSIC [..., kernel, kernel] -> CKA: divided by the root of the two kernels' own; 0 where one is zero."""
     own = np.diagonal(mean, axis1=-2, axis2=-1)
     size = np.sqrt(own[..., :, None]) * np.sqrt(own[..., None, :])

@@ -18,7 +18,13 @@ from attnprobe.metrics.engine.choose import choose
 from attnprobe.metrics.engine.collect import Place, collect, values_of
 from attnprobe.metrics.engine.collected import Collected
 from attnprobe.metrics.engine.units import Units, with_units
-from attnprobe.stats.bootstrap import centred, interval_of_function, interval_of_mean, percentile_interval
+from attnprobe.stats.bootstrap import (
+    centred,
+    interval_of_function,
+    interval_of_mean,
+    one_if_equal,
+    percentile_interval,
+)
 from attnprobe.stats.interval import within
 
 
@@ -251,8 +257,9 @@ def _from_resamples(
     mean, std = moments.mean_and_std()
     if metric.from_mean is None:
         return "poisson", mean, std, np.where(moments.n > 1, percentile_interval(drawn, n_images), np.nan)
-    mean = metric.from_mean(mean, n_images)
-    ci = percentile_interval(centred(metric.from_mean(drawn, n_images), mean), n_images)
+    n_finite = one_if_equal(n_images * (moments.n / collected.n_images))
+    mean = metric.from_mean(mean, n_finite)
+    ci = percentile_interval(centred(metric.from_mean(drawn, n_finite), mean), n_images)
     return "poisson", mean, np.full_like(mean, np.nan), within(ci, metric.value_range)
 
 
@@ -267,7 +274,7 @@ def _mean_and_interval(
             return "normal", mean, std, within(moments.normal_interval(), metric.value_range)
         ci = interval_of_mean(per_image, bootstrap, seed)
         return "bootstrap", mean, std, np.where(moments.n > 1, ci, np.nan)
-    mean = metric.from_mean(mean, collected.n_images)
+    mean = metric.from_mean(mean, one_if_equal(moments.n))
     unknown = np.full_like(mean, np.nan)  # no spread over images where the value of one image means nothing
     if per_image is None or bootstrap == 0 or collected.folded or collected.n_images < 2:
         return "none", mean, unknown, np.stack([unknown, unknown])

@@ -117,3 +117,14 @@ def test_the_range_of_the_number_of_groups_covers_the_true_one(distance):
         covered.append(low <= truth <= high)
     assert np.mean(covered) >= 0.92
     assert fewest_and_most(3, np.zeros((3, 3)), np.full((2, 3, 3), np.nan), 0.05) == [None, None]
+
+
+def test_a_layer_of_which_a_distance_is_unknown_does_not_count_and_the_others_are_clustered():
+    maps = one_hot_heads(4, layers=3)
+    maps.values[:, :, 1] = maps.values[:, :, 0]
+    maps.values[:, 1, 3] = float("nan")
+    found = measure([maps], ["head_divergence"], bootstrap=20)["head_divergence"].summary
+    assert found["effective_heads"] == [3, None, 3] and found["clusters"][1] == []
+    assert (found["redundant"], found["redundant_ci"], found["of"]) == (2, [2, 2], 8)
+    maps.values[:] = float("nan")
+    assert measure([maps], ["head_divergence"], bootstrap=20)["head_divergence"].summary == {}

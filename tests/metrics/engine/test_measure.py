@@ -102,6 +102,24 @@ def test_the_default_metrics_are_measured_and_their_mean_is_that_of_the_function
         json.dumps({"summary": m.summary, "settings": m.settings}, allow_nan=False)
 
 
+@pytest.mark.parametrize("lost", [slice(None), 1], ids=["in all blocks", "in one block"])
+def test_images_that_are_not_finite_are_as_if_they_were_not_there(lost):
+    """Also for numbers of pairs of images, which are no means over them: there are fewer pairs then."""
+    maps, images = some_maps(), [0, 3, 4]
+    damaged = replace(maps, values=maps.values.clone(), tokens=maps.tokens.clone())
+    for tensor in (damaged.values, damaged.tokens):
+        tensor[images, lost] = math.nan
+    names = [*DEFAULT, "position_share", "map_cka", "token_cka", "head_dependence"]
+    others = [maps.images(i, i + 1) for i in range(maps.n_images) if i not in images]
+    found, expected = measure([damaged], names, bootstrap=20), measure(others, names, bootstrap=20)
+    for name, m in found.items():
+        here, there = (x.mean for x in (m, expected[name]))
+        if lost == 1:  # this block's own numbers: those with others are of fewer images, too
+            own = (1, 1) if m.axes == ("layer", "layer") else (..., 1) if m.axes[0] == "threshold" else 1
+            here, there = here[own], there[own]
+        np.testing.assert_allclose(here, there, atol=1e-9, err_msg=name)
+
+
 def test_half_precision_is_measured_in_single_and_double_stays():
     for dtype, expected in ((torch.bfloat16, np.float32), (torch.float16, np.float32), (torch.float64, np.float64)):
         maps = some_maps()
