@@ -97,6 +97,13 @@ class Finding:
         return tuple(n for n, there in zip(self.levels.numbers, beyond, strict=True) if there and n in self.blocks)
 
     @property
+    def not_finite(self) -> tuple[int, ...]:
+        """Blocks without a finite value, where others have one; they are not judged."""
+        if self.levels is None:
+            return ()
+        return tuple(n for n, x in zip(self.levels.numbers, self.levels.mean, strict=True) if not np.isfinite(x))
+
+    @property
     def phrase(self) -> str:
         """Words for the headline, where it is found; "from block n" names the first of the blocks, not all after it."""
         bounds = ci_text((self.surely, self.at_most)) if self.surely < self.at_most else ""
@@ -200,6 +207,8 @@ def judged(kind: Kind, bar: float, found: Levels, excused: Mapping[str, frozense
     found, finite = found.within(kind.possible), np.isfinite(found.mean)
     if not finite.any():
         return cannot_say(kind, bar, f"{kind.metric} is not finite in any block")
+    if kind.to_the_end and not finite[-1]:
+        return cannot_say(kind, bar, f"{kind.metric} is not finite in the last block")
     numbers, sign = np.asarray(found.numbers), -1 if kind.below else 1
     why = {n: word for word, blocks in excused.items() for n in blocks}
     free = np.array([n not in why for n in found.numbers])

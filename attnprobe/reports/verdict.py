@@ -1,6 +1,6 @@
 """The verdict: kinds of collapse found, from which block on, in words that claim no more than the numbers."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -11,7 +11,7 @@ from attnprobe.core.examined import Examined
 from attnprobe.core.grid import TokenGrid
 from attnprobe.core.measurement import Measurement, Measurements
 from attnprobe.core.sites import SITES
-from attnprobe.core.text import table
+from attnprobe.core.text import blocks_text, table
 from attnprobe.reports.caveats import about_stages, caveats, near_chance
 from attnprobe.reports.finding import NOT_MEASURED, Finding
 from attnprobe.reports.findings import findings
@@ -113,6 +113,8 @@ def verdict(e: Examined | Mapping[str, Measurement]) -> Verdict:
     if single:
         where = (f"{f.words} ({f.among})" for f in single)
         parts.append(f"in single blocks: {', '.join(where)}")
+    if silent := _not_judged(found, named):
+        parts.append(f"{blocks_text(sorted(silent))} without a finite value")
     if unknown:
         parts.append(_unknown(unknown, n_judged))
     if near_chance(e):
@@ -122,6 +124,13 @@ def verdict(e: Examined | Mapping[str, Measurement]) -> Verdict:
     status: Status = "found" if named else "none found" if n_judged else "cannot say"
     m = e.measurements.prefer("similar_blocks", "effective", "weights")
     return Verdict(status, "; ".join(parts), _settings(e, m), tuple(caveats(e, m, named, single)), _advice(e, m), found)
+
+
+def _not_judged(findings: Iterable[Finding], named: Iterable[Finding]) -> set[int]:
+    """Blocks without a finite value by which a kind is judged; what is named says so itself, and repetition needs one
+    of the block before, too."""
+    every = {n for f in findings if f.found != "cannot say" and f.kind != "repetition" for n in f.not_finite}
+    return every.difference(*(f.not_finite for f in named))
 
 
 def _unknown(unknown: list[Finding], n_judged: int) -> str:

@@ -67,10 +67,20 @@ def test_blocks_that_are_not_finite_in_any_image_leave_the_others_to_be_judged()
     assert not any("only 0 images" in warning for warning in found.warnings)
 
 
+def test_a_last_block_that_is_not_finite_is_no_verdict_on_what_must_last_to_the_end():
+    tokens = torch.randn(made.IMAGES, LAYERS, made.TOKENS, 8, generator=torch.Generator().manual_seed(0))
+    tokens[:, 6:] = torch.nan
+    values = torch.full((made.IMAGES, LAYERS, 1, made.TOKENS, made.TOKENS), 1 / made.TOKENS)
+    maps = AttentionMaps(values, tuple(map(str, range(made.IMAGES))), made.GRID, tokens=tokens)
+    found = verdict(measure([maps], ["image_similarity", "token_similarity"], bootstrap=20))
+    assert "none of 1 kinds of collapse found; blocks 7–8 without a finite value" in found.headline
+    assert "representation collapse across images (image_similarity is not finite in the last block)" in found.headline
+
+
 def test_a_head_that_is_not_finite_in_any_image_is_not_counted_and_a_single_finite_image_is_no_verdict():
     maps = softmax(logits())
     maps[:, 2, 1] = np.nan
-    assert judged(maps).headline.startswith("none of 7 kinds of collapse found")
+    assert judged(maps).headline.startswith("none of 7 kinds of collapse found; block 3 without a finite value")
     maps[1:] = np.nan
     assert judged(maps).status == "cannot say"
 
