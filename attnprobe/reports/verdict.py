@@ -96,7 +96,8 @@ def verdict(e: Examined | Mapping[str, Measurement]) -> Verdict:
         InputError: something else, such as maps or a path.
     """
     if isinstance(e, Mapping):
-        e = Examined("", Measurements(e), getattr(e, "facts", {}), (), TokenGrid(0, 0))
+        measured = Measurements(e, refusals=getattr(e, "refusals", {}))
+        e = Examined("", measured, getattr(e, "facts", {}), (), TokenGrid(0, 0))
     if not isinstance(e, Examined):
         raise InputError(
             f"verdict takes measurements, as ap.measure(maps) gives them, or ap.examine(path), got {type(e).__name__}."

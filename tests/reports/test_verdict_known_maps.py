@@ -67,6 +67,13 @@ def test_blocks_that_are_not_finite_in_any_image_leave_the_others_to_be_judged()
     assert not any("only 0 images" in warning for warning in found.warnings)
 
 
+def test_why_a_kind_cannot_be_judged_is_told_of_measurements_alone_too():
+    values = torch.from_numpy(softmax(logits(layers=2)))
+    maps = AttentionMaps(values, tuple(map(str, range(made.IMAGES))), made.GRID)
+    found = verdict(measure([maps], bootstrap=20))
+    assert "the block outputs were not captured: capture with tokens=True" in found.headline
+
+
 def test_a_last_block_that_is_not_finite_is_no_verdict_on_what_must_last_to_the_end():
     tokens = torch.randn(made.IMAGES, LAYERS, made.TOKENS, 8, generator=torch.Generator().manual_seed(0))
     tokens[:, 6:] = torch.nan

@@ -58,7 +58,7 @@ def cluster_summary(m: Measurement, distance: Callable[[np.ndarray], np.ndarray]
 
     def by_place(found: list[Any], unknown: Any) -> list[Any]:
         rest = iter(found)
-        return [next(rest) if is_known else unknown for is_known in known]
+        return [next(rest) if is_known else unknown for is_known in known.tolist()]
 
     return {
         "effective_heads": by_place(effective, None),
