@@ -18,8 +18,10 @@ from attnprobe.capturing.hooks import (
     unwrap,
 )
 from attnprobe.capturing.recorder import Recorder, Wanted
+from attnprobe.capturing.selection import Selection
 from attnprobe.capturing.stages import BufferPool
 from attnprobe.capturing.tracing import Tracing
+from attnprobe.core.errors import InputError
 from attnprobe.core.sites import SITES, Site
 
 
@@ -56,7 +58,7 @@ class Recording(Wanted):
 
     Raises:
         CaptureError: (by `Recorder.take`) no attention layer can be read.
-        ValueError: an unknown site.
+        InputError: an unknown site, or another selection than a `Selection`.
     """
 
     model: nn.Module
@@ -70,7 +72,11 @@ class Recording(Wanted):
     def __post_init__(self) -> None:
         self.sites = (self.sites,) if isinstance(self.sites, str) else tuple(self.sites)
         if not self.sites or not set(self.sites) <= set(SITES):
-            raise ValueError(f"sites must be some of {tuple(SITES)}, got {self.sites}.")
+            raise InputError(f"sites must be some of {', '.join(SITES)}, got {self.sites!r:.60}.")
+        if not isinstance(self.selection, Selection):
+            raise InputError(
+                f"a selection is attnprobe.capturing.selection.Selection(layers=(1, 2)), got {self.selection!r:.60}."
+            )
         self.model = unwrap(self.model)
         watch = True if self.factors or "scores" in self.sites else self.watch
         self._layers, watched = layers_to_hook(self.model, watch)

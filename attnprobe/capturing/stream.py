@@ -276,9 +276,10 @@ def _doubt_of_pixels(pixels: Tensor, model: nn.Module) -> str:
     says that it wants others.
     """
     low, high = (x.item() for x in pixels.aminmax())
-    if low >= 0 and 32 < high <= 255 and bool((pixels == pixels.round()).all()):
+    if low >= 0 and 32 < high <= 255:
+        whole = "whole numbers" if bool((pixels == pixels.round()).all()) else "numbers"
         return (
-            f"pixels are whole numbers up to {high:.0f}, as if they were not normalised: unless the model does that "
+            f"pixels are {whole} up to {high:.0f}, as if they were not normalised: unless the model does that "
             "itself, divide by 255, subtract the mean and divide by the standard deviation that it was trained with."
         )
     stated = getattr(model, "pretrained_cfg", None) or {}

@@ -103,7 +103,7 @@ def evaluate(
     """Measure a model's accuracy on labelled images, with intervals.
 
     Top-1, top-5 and loss, or the nearest-neighbour accuracy of a model without a head. Pixels are resized, cropped and
-    normalised as in the model's training, unless options say otherwise.
+    normalised as the model's files say; where they say nothing, as timm does for the named model. Options set others.
 
     For example:
 

@@ -116,7 +116,7 @@ def load_images(
     name: str,
     split: str = "val",
     *,
-    spec: InputSpec,
+    spec: InputSpec | None = None,
     data_dir: Path | None = None,
     limit: int | None = None,
     bad_images: BadImages = "refuse",
@@ -130,7 +130,7 @@ def load_images(
     Args:
         name: an entry of `DATASETS` as its summary writes it, or a path; "folder" for the path `data_dir`.
         split: "train" or "val"; some sets have more.
-        spec: size and normalisation of the pixels, and timm's evaluation crop.
+        spec: size and normalisation of the pixels, and timm's evaluation crop, as `input_spec(model)` gives them.
         data_dir: the folder of sets of torch, hfds ..., or of images.
         limit: at most so many images: the same ones every time, classes balanced.
         bad_images: "refuse" the whole set if an image cannot be read, or "skip" such images.
@@ -141,8 +141,10 @@ def load_images(
             process makes for others; classes= and per_class= of fractals.
 
     Raises:
-        InputError: an unknown name, split or option, no image, or unreadable ones.
+        InputError: an unknown name, split or option, no image, unreadable ones, or no `spec`.
     """
+    if not isinstance(spec, InputSpec):
+        raise InputError(f"load_images needs spec=ap.input_spec(model), the pixels it wants, got {spec!r:.60}.")
     resident_bytes = options.pop("resident_bytes", READING.resident_bytes)
     scan, shared = options.pop("scan", True), options.pop("shared", None)
     if limit is not None and limit < 1:

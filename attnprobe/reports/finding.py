@@ -174,7 +174,8 @@ class Finding:
         ]  # fmt: skip
         where = f", {blocks_text(self.blocks)}" if self.blocks else ""
         more = f"; {self.detail}" if self.detail else ""
-        return f"{self.words}: {self.found}, {counted} of {self.of} blocks{where}; {', '.join(facts)}{more}"
+        found = "in single blocks alone" if self.single else self.found
+        return f"{self.words}: {found}, {counted} of {self.of} blocks{where}; {', '.join(facts)}{more}"
 
 
 def bar_of(e: Examined, kind: Kind) -> float:

@@ -120,7 +120,7 @@ KINDS = (
     ),
     Kind(
         "head_redundancy", "head redundancy",
-        "Most heads of a block attend like another one of its heads.",
+        "Most heads of a block could be left out: others attend alike.",
         "share of heads that another could stand for", "head_divergence",
         2 / 3, "arXiv:1906.04341, the distance", "ours: of 12 heads 4 are left, of 4 one",
     ),
@@ -140,7 +140,7 @@ is often near uniform, and one block beyond a bar comes and goes with the seed. 
 copies another (nearer to an overlap of 1 than to the bar), since it could go, and where its output is the last, which
 is what the classifier sees. Ours."""
 
-OTHER_BARS = "counted as in the literature, by other bars than the kinds repetition and head_redundancy"
+OTHER_BARS = "counts of the literature, with bars of their own"
 """Said where similar blocks and redundant heads are counted beside the kinds: a page can name neither kind and count
 both."""
 

@@ -75,7 +75,7 @@ def evidence_text(evidence: Evidence) -> str:
         words = "; ".join(_words(tried.changes) for tried in better)
         n = len(evidence.single)
         chance = f"of {n} tried, {max(1, round(0.025 * n))} would seem so by chance"
-        lines.append(f"the model is better {words} (each alone, by more than its interval; {chance})")
+        lines.append(f"the model is better when changed so: {words} (each alone, by more than its interval; {chance})")
     for name, curve in evidence.curves.items():
         lines.append(f"{name} removed cumulatively, the cheapest first:")
         ends = [0, *(len(tried.changes) for tried in curve)]

@@ -41,6 +41,8 @@ def write_report(
     """
     if not runs:
         raise InputError("nothing to report: give at least one examined model.")
+    if not all(isinstance(e, Examined) for e in runs):
+        raise InputError("a report is of examined models: write_report([ap.examine(MAPS_FILE)], FOLDER).")
     names = [e.name for e in runs]
     if twice := {name for name in names if names.count(name) > 1}:
         raise InputError(f"two runs are named {min(twice)!r}; names must differ, rename one of them.")

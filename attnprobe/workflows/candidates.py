@@ -117,7 +117,7 @@ def _make_some(ref: Path | str | nn.Module, path: Path | str) -> str:
         f"{option('maps', path)} and labelled images with {option('data', 'FOLDER')}" if data else option("maps", path)
     )
     every = option("blocks", "all")
-    return f"make some with `{words}{data} -o {path}` and name {named}, or try {every} without any"
+    return f"make some with `{words}{data} -o {path}` and name {named}, or try {every}, which needs no maps"
 
 
 def _kept_in_part(reader: MapReader) -> bool:

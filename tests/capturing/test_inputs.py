@@ -296,6 +296,8 @@ def test_a_tower_of_lower_precision_is_captured_in_that_precision(wanted, dtype,
 def test_bytes_as_floats_are_named_and_normalised_pixels_are_not(vit):
     with pytest.warns(UserWarning, match="whole numbers up to 255, as if they were not normalised"):
         list(ap.capture(vit, (X.clamp(-2, 2) + 2).mul(63.75).round()))
+    with pytest.warns(UserWarning, match="numbers up to 255, as if they were not normalised"):
+        list(ap.capture(vit, (X.clamp(-2, 2) + 2).mul(63.75)))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for pixels in (X, X.clamp(0, 1) - 0.1, X.round(), torch.zeros_like(X)):
@@ -323,3 +325,17 @@ def test_files_of_three_channels_are_no_advice_for_a_model_of_twelve():
     model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1, in_chans=12, num_classes=0).eval()
     with pytest.raises(InputError, match=r"Files are read as 3 channels: pass pixels \[image, 12, row, col\]"):
         list(ap.capture(model, X))
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (lambda vit: ap.capture(vit, X, selection="1,2"), "a selection is .*Selection.*got '1,2'"),
+        (lambda vit: ap.capture(vit, X, site="softmax"), "sites must be some of weights, effective.*got .'softmax'"),
+        (lambda vit: ap.load_images("digits"), "load_images needs spec=ap.input_spec.model., the pixels it wants, got None"),
+        (lambda vit: ap.write_report(ap.measure(ap.capture(vit, X)), "out"), "write_report..ap.examine.MAPS_FILE.., FOLDER"),
+    ],
+)  # fmt: skip
+def test_what_a_newcomer_passes_instead_is_named_in_a_line(vit, asked, said):
+    with pytest.raises(InputError, match=said):
+        asked(vit)

@@ -46,7 +46,8 @@ def test_a_loss_that_is_sure_is_told():
 def test_a_part_without_which_the_model_is_better_is_told():
     text = evidence_text(evidence(blocks_lost=(-30, 0), images=400))
     assert (
-        "the model is better without block 2 (each alone, by more than its interval; of 2 tried, 1 would seem" in text
+        "better when changed so: without block 2 (each alone, by more than its interval; of 2 tried, 1 would seem"
+        in text
     )
     assert "is better" not in evidence_text(evidence(blocks_lost=(0, 30), images=400))
 

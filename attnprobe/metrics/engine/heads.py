@@ -41,7 +41,7 @@ def cluster_summary(m: Measurement, distance: Callable[[np.ndarray], np.ndarray]
         m: over (layer, head, head).
         distance: what makes distances [..., head, head] of means over images.
     """
-    known = np.isfinite(m.mean).all((-2, -1))
+    known: np.ndarray = np.asarray(np.isfinite(m.mean).all((-2, -1)))
     if not known.any():
         return {}
     cut, heads = m.settings["cut"], m.mean.shape[-1]
