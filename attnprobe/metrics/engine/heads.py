@@ -41,7 +41,7 @@ def cluster_summary(m: Measurement, distance: Callable[[np.ndarray], np.ndarray]
         m: over (layer, head, head).
         distance: what makes distances [..., head, head] of means over images.
     """
-    known: np.ndarray = np.asarray(np.isfinite(m.mean).all((-2, -1)))
+    known = np.array([np.isfinite(layer).all() for layer in m.mean])
     if not known.any():
         return {}
     cut, heads = m.settings["cut"], m.mean.shape[-1]
@@ -58,7 +58,7 @@ def cluster_summary(m: Measurement, distance: Callable[[np.ndarray], np.ndarray]
 
     def by_place(found: list[Any], unknown: Any) -> list[Any]:
         rest = iter(found)
-        return [next(rest) if is_known else unknown for is_known in known.tolist()]
+        return [next(rest) if is_known else unknown for is_known in known]
 
     return {
         "effective_heads": by_place(effective, None),
