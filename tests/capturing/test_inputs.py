@@ -332,8 +332,8 @@ def test_files_of_three_channels_are_no_advice_for_a_model_of_twelve():
     [
         (lambda vit: ap.capture(vit, X, selection="1,2"), "a selection is .*Selection.*got '1,2'"),
         (lambda vit: ap.capture(vit, X, site="softmax"), "sites must be some of weights, effective.*got .'softmax'"),
-        (lambda vit: ap.load_images("digits"), "load_images needs spec=ap.input_spec.model., the pixels it wants, got None"),
-        (lambda vit: ap.write_report(ap.measure(ap.capture(vit, X)), "out"), "write_report..ap.examine.MAPS_FILE.., FOLDER"),
+        (lambda vit: ap.load_images("digits"), "load_images needs spec=ap.input_spec.model.,.*got None"),
+        (lambda vit: ap.write_report(ap.measure(ap.capture(vit, X)), "out"), "a report is of examined models"),
     ],
 )  # fmt: skip
 def test_what_a_newcomer_passes_instead_is_named_in_a_line(vit, asked, said):
