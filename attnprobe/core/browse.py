@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -15,7 +15,7 @@ class StageShape:
     """Shape of the maps of one stage; fields as in `AttentionMaps`.
 
     Attributes:
-        layers, heads: numbers of those present, counted from 1; see `numbered_together`.
+        layers, heads: numbers of those present, counted from 1; see `numbered`.
         queries: positions of the query tokens, counted from 0; `keys`: the number of key tokens.
         sites: of its maps, weights first, each with whether its rows sum to 1.
         n_blocks: of all stages that are numbered together; 0 for those of this one.
@@ -34,38 +34,18 @@ class StageShape:
 
 @dataclass(frozen=True, slots=True)
 class Numbered:
-    """Numbers of the blocks of a stage, through the network: from 1, in the order in which they run.
+    """Numbers of the blocks of a stage, counted from 1 through several stages, in the order in which they run.
 
     Attributes:
-        together: stages that were numbered together, this one included.
-        numbers: of its blocks.
+        together: stages that differ in their number of heads alone, this one included; empty where it is the only one.
+        numbers: of its blocks through these.
+        network: {stage: numbers} of all stages that images pass one after the other, this one included; empty where
+            there is one such stage, or where these are `together`.
     """
 
-    together: tuple[str, ...]
-    numbers: tuple[int, ...]
-
-
-def numbered_together(stages: Mapping[str, tuple[Hashable, Sequence[str]]]) -> dict[str, Numbered]:
-    """Stages that differ in their number of heads alone, with the numbers of their blocks; others are left out.
-
-    `capturing.kinds` calls such stages trunk, trunk_2 ...; the order of blocks is that of the numbers in their names.
-
-    Args:
-        stages: {name: (what stages must have in common, as tokens and kind; names of the layers)}, without names for a
-            stage that was kept in part: nobody knows the missing ones.
-    """
-    alike: dict[Hashable, list[str]] = {}
-    for stage, (common, layers) in stages.items():
-        base = re.sub(r"_\d+$", "", stage)
-        if base in stages and layers:
-            alike.setdefault((base, common), []).append(stage)
-    numbered = {}
-    for together in (tuple(its) for its in alike.values() if len(its) > 1):
-        order = sorted((name for stage in together for name in stages[stage][1]), key=_natural)
-        number_of = {name: number for number, name in enumerate(order, 1)}
-        for stage in together:
-            numbered[stage] = Numbered(together, tuple(number_of[name] for name in stages[stage][1]))
-    return numbered
+    together: tuple[str, ...] = ()
+    numbers: tuple[int, ...] = ()
+    network: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 TRUNK = re.compile(r"(trunk|stage\d+)(_[a-z]+)?(_\d+)?")
@@ -75,33 +55,44 @@ OVER_TOKENS = ("self", "window", "grid", "pyramid")
 """Kinds of maps between the tokens of the image."""
 
 
-def numbered_through(stages: Mapping[str, tuple[str, Sequence[str]]]) -> dict[str, tuple[int, ...]]:
-    """Numbers of the blocks of every stage through a network of several, from 1, in the order in which they run.
+def numbered(stages: Mapping[str, tuple[str, Hashable, Sequence[str]]]) -> dict[str, Numbered]:
+    """The stages whose blocks are numbered with those of others; the others are left out.
 
-    That order is that of the modules that hold them, as the stages name these, then of the numbers in their names, then
-    of the stages. Empty where there is one stage, or one was kept in part.
+    `capturing.kinds` calls stages that differ in heads alone trunk, trunk_2 ...
 
     Args:
-        stages: {name: (kind, names of the layers)}, in their order, without names for a stage that was kept in part.
+        stages: {name: (kind, what else stages have in common that differ in heads alone; names of the layers)}, in
+            their order, without names for a stage that was kept in part: nobody knows the missing ones.
     """
-    trunk = {name: layers for name, (kind, layers) in stages.items() if TRUNK.fullmatch(name) and kind in OVER_TOKENS}
-    if len(trunk) < 2 or not all(trunk.values()):
-        return {}
-    named = [(layer, stage) for stage, layers in trunk.items() for layer in layers]
-    holders = list(dict.fromkeys(_holder(layer) for layer, _ in named))
-    keys = {layer: (holders.index(_holder(layer)), *map(int, re.findall(r"\d+", layer))) for layer, _ in named}
-    order = [stage for _, stage in sorted(named, key=lambda pair: keys[pair[0]])]
-    return {stage: tuple(i for i, other in enumerate(order, 1) if other == stage) for stage in trunk}
+    alike: dict[Hashable, list[str]] = {}
+    for stage, (kind, common, layers) in stages.items():
+        base = re.sub(r"_\d+$", "", stage)
+        if base in stages and layers:
+            alike.setdefault((base, kind, common), []).append(stage)
+    trunk = [stage for stage, (kind, *_) in stages.items() if TRUNK.fullmatch(stage) and kind in OVER_TOKENS]
+    network = _in_order(trunk, stages) if len(trunk) > 1 and all(stages[stage][2] for stage in trunk) else {}
+    found = {stage: Numbered(network=network) for stage in network}
+    for together in (tuple(its) for its in alike.values() if len(its) > 1):
+        through = network if together[0] in network and set(together) != set(network) else {}
+        numbers = _in_order(together, stages)
+        found |= {stage: Numbered(together, numbers[stage], through) for stage in together}
+    return found
 
 
-def _holder(layer: str) -> str:
-    """The name of a layer up to its first number."""
-    return re.split(r"\d", layer, maxsplit=1)[0]
+def _in_order(
+    chosen: Sequence[str], stages: Mapping[str, tuple[str, Hashable, Sequence[str]]]
+) -> dict[str, tuple[int, ...]]:
+    """Numbers of the blocks of the chosen stages: in the order of the modules that hold them, as the stages name these,
+    then of the numbers in their names, then of the stages."""
+    named = [(layer, stage) for stage in chosen for layer in stages[stage][2]]
+    holders = list(dict.fromkeys(re.split(r"\d", layer, maxsplit=1)[0] for layer, _ in named))
 
+    def place(pair: tuple[str, str]) -> list[int]:
+        holder, *_ = re.split(r"\d", pair[0], maxsplit=1)
+        return [holders.index(holder), *map(int, re.findall(r"\d+", pair[0]))]
 
-def _natural(name: str) -> list[int | str]:
-    """Sorting key by which blocks.2 is before blocks.10."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+    order = [stage for _, stage in sorted(named, key=place)]
+    return {stage: tuple(i for i, other in enumerate(order, 1) if other == stage) for stage in chosen}
 
 
 class Browsable(Protocol):

@@ -10,7 +10,7 @@ from typing import Any, Self
 import h5py
 import numpy as np
 
-from attnprobe.core.browse import StageShape, numbered_through, numbered_together
+from attnprobe.core.browse import Numbered, StageShape, numbered
 from attnprobe.core.errors import InputError, MapsFileError, did_you_mean, nearest
 from attnprobe.core.text import Shown
 from attnprobe.io import fs
@@ -143,15 +143,15 @@ class StoredMaps(Shown):
 
     def shapes(self) -> tuple[StageShape, ...]:
         """Every stage."""
-        found, stages, kinds = [], {}, {}
-        for stage in self._layouts.values():
-            common, layers = (stage.kind, stage.grid, stage.maps[0].shape[2:]), stage.layers
-            stages[stage.name] = common, layers if stage.kept_layers is None else ()
-            kinds[stage.name] = stage.kind, stages[stage.name][1]
-        numbered = {name: (its.numbers, its.together) for name, its in numbered_together(stages).items()}
-        network = numbered_through(kinds)
-        numbered |= {name: (numbers, tuple(network)) for name, numbers in network.items()}
-        lengths_of = {name: len(numbers) for name, (numbers, _) in numbered.items()}
+        numbers = numbered({
+            stage.name: (
+                stage.kind,
+                (stage.grid, stage.maps[0].shape[2:]),
+                () if stage.kept_layers is not None else stage.layers,
+            )
+            for stage in self._layouts.values()
+        })  # fmt: skip
+        found = []
         for stage in self._layouts.values():
             *lengths, keys = stage.maps[0].shape
             kept = (stage.kept_layers, stage.kept_heads, stage.kept_queries)
@@ -159,8 +159,9 @@ class StoredMaps(Shown):
                 tuple(range(n)) if some is None else some for n, some in zip(lengths, kept, strict=True)
             )
             layers, heads = (tuple(i + 1 for i in some) for some in (layers, heads))
-            layers, others = numbered.get(stage.name, (layers, ()))
-            n_blocks = sum(lengths_of[name] for name in others)
+            its = numbers.get(stage.name, Numbered())
+            layers = its.network.get(stage.name) or its.numbers or layers
+            n_blocks = sum(map(len, its.network.values())) or sum(len(numbers[name].numbers) for name in its.together)
             sites = tuple((d.name, d.stochastic) for d in stage.maps)
             found.append(StageShape(stage.name, stage.kind, layers, heads, queries, keys, stage.grid, sites, n_blocks))
         return tuple(found)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import attnprobe as ap
-from attnprobe.core.browse import numbered_through
+from attnprobe.core.browse import numbered
 from attnprobe.core.errors import InputError
 from attnprobe.core.examined import Examined
 from attnprobe.core.grid import TokenGrid
@@ -365,5 +365,5 @@ def test_all_kinds_are_of_one_stage_where_encoder_and_decoder_run_one_after_the_
 )  # fmt: skip
 def test_blocks_are_numbered_through_stages_in_the_order_in_which_they_run(names, numbers):
     kinds = {"window": "window", "grid": "grid"}
-    stages = {name: (kinds.get(name.rpartition("_")[2], "self"), layers) for name, layers in names.items()}
-    assert numbered_through(stages) == numbers
+    stages = {name: (kinds.get(name.rpartition("_")[2], "self"), name, layers) for name, layers in names.items()}
+    assert {name: its.network[name] for name, its in numbered(stages).items()} == numbers

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from attnprobe.core.browse import numbered_through, numbered_together
+from attnprobe.core.browse import numbered
 from attnprobe.core.errors import InputError, ShapeError
 from attnprobe.core.maps import AttentionMaps
 from attnprobe.core.measurement import Key, Measurement, Measurements
@@ -161,21 +161,18 @@ def _measurements(
 
 
 def _numbered(places: list[Place]) -> list[Place]:
-    """The places, with blocks numbered through the network where stages differ in their number of heads alone, and
-    with the numbers that they have through all stages."""
-    stages, kinds = {}, {}
-    for like in (place.uniform for place in places):
-        common = like.kind, like.grid, like.values.shape[3:]
-        stages[like.stage] = common, like.layers if like.part.layers is None else ()
-        kinds[like.stage] = like.kind, stages[like.stage][1]
-    found, network = numbered_together(stages), numbered_through(kinds)
-    numbered = []
-    for place in places:
-        its = found.get(place.stage)
-        place = place if its is None else replace(place, together=its.together, numbers=its.numbers)
-        is_more = place.stage in network and set(place.together) != set(network)
-        numbered.append(replace(place, network=network) if is_more else place)
-    return numbered
+    """The places, with the numbers that their blocks have through several stages."""
+    likes = [place.uniform for place in places]
+    found = numbered({
+        like.stage: (like.kind, (like.grid, like.values.shape[3:]), () if like.part.layers is not None else like.layers)
+        for like in likes
+    })  # fmt: skip
+    return [
+        replace(place, together=its.together, numbers=its.numbers, network=its.network)
+        if (its := found.get(place.stage))
+        else place
+        for place in places
+    ]
 
 
 def _of_uniform_attention(place: Place, metrics: Sequence[Metric]) -> dict[str, Collected]:
