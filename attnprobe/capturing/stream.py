@@ -6,7 +6,7 @@ the model, run it, capture another or stop asking.
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from itertools import islice
 from typing import Any
@@ -18,7 +18,7 @@ from attnprobe.capturing.certificate import Certificate, certify
 from attnprobe.capturing.inputs import as_images
 from attnprobe.capturing.recording import Recording, evaluating, feeding
 from attnprobe.core.devices import float_type
-from attnprobe.core.errors import CaptureError, WorkError
+from attnprobe.core.errors import CaptureError, InputError, WorkError, did_you_mean
 from attnprobe.core.images import ImageBatch, Order, as_seen, pixel_hashes
 from attnprobe.core.maps import AttentionMaps, Outcome
 from attnprobe.core.memory import available, free_memory, is_out_of_memory
@@ -71,7 +71,11 @@ def capture(
     Raises:
         CaptureError: (while iterating) no image, no attention layer, or a failed proof.
         WorkError: (while iterating) memory does not suffice for one image.
+        InputError: an unknown option.
     """
+    known = {field.name for field in fields(Recording)} - {"model", "sites"}
+    if unknown := sorted(options.keys() - known):
+        raise InputError(f"capture has no option {unknown[0]!r}.{did_you_mean(unknown[0], known)}")
     recording = Recording(model, site, tokens=tokens, values=values, inputs=inputs or {}, **options)
     return Capture(recording, images, batch_size)
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from operator import itemgetter
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -44,7 +45,7 @@ def threshold_curve(m: Measurement, ax: Axes | None = None, *, label: str = "", 
     if None not in curve["low"]:
         band(ax, curve["threshold"], (curve["low"], curve["high"]), drawn.get_color())
     if baselines:
-        baseline_lines(ax, m, _counts, drawn.get_color())
+        baseline_lines(ax, m, lambda base: itemgetter("threshold", "count")(base.summary["curve"]), drawn.get_color())
     if isinstance(m.summary["tau"], float | int):
         ax.axvline(m.summary["tau"], color=GREY, linewidth=0.8)
     ax.set(xlabel="threshold of the cosine (tau)", ylabel=f"similar blocks (share > {m.summary['rho']})")
@@ -52,11 +53,6 @@ def threshold_curve(m: Measurement, ax: Axes | None = None, *, label: str = "", 
     ax.yaxis.set_major_locator(MaxNLocator(integer=True))
     legend(ax)
     return ax
-
-
-def _counts(m: Measurement) -> tuple[list[float], list[int]]:
-    """Thresholds, and the number of similar blocks at each."""
-    return m.summary["curve"]["threshold"], m.summary["curve"]["count"]
 
 
 def similar_fraction(

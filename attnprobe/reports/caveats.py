@@ -110,7 +110,7 @@ def about_stages(e: Examined) -> str:
     }
     clauses = []
     if m.network:
-        listed = ", ".join(f"{stage} {_run(numbers)}" for stage, numbers in m.network.items())
+        listed = ", ".join(f"{stage}: {blocks_text(numbers)}" for stage, numbers in m.network.items())
         clauses.append(
             f"blocks are counted through all stages ({listed}) and compared within their own; a number of the summary, "
             "and a figure, is of the stage with the most blocks that has it, where they count from 1"
@@ -126,11 +126,6 @@ def about_stages(e: Examined) -> str:
     elif apart:
         clauses.append(f"this is about stage {m.stage}; not judged, for other heads or tokens: {', '.join(apart)}")
     return "; ".join(clauses)
-
-
-def _run(numbers: tuple[int, ...]) -> str:
-    """`3–6`, or `1, 3` where there are gaps."""
-    return blocks_text(numbers).removeprefix("blocks ").removeprefix("block ")
 
 
 def _two_matrices(e: Examined) -> str:

@@ -331,6 +331,7 @@ def test_files_of_three_channels_are_no_advice_for_a_model_of_twelve():
     ("asked", "said"),
     [
         (lambda vit: ap.capture(vit, X, selection="1,2"), "a selection is .*Selection.*got '1,2'"),
+        (lambda vit: ap.capture(vit, X, layers=[1]), "capture has no option 'layers'.*Known: .*selection"),
         (lambda vit: ap.capture(vit, X, site="softmax"), "sites must be some of weights, effective.*got .'softmax'"),
         (lambda vit: ap.load_images("digits"), "load_images needs spec=ap.input_spec.model.,.*got None"),
         (lambda vit: ap.write_report(ap.measure(ap.capture(vit, X)), "out"), "a report is of examined models"),

@@ -333,7 +333,7 @@ def test_stages_that_follow_one_another_are_judged_as_one_network(kinds, uniform
     assert (f"judged in blocks {has_rank[0]}–{has_rank[-1]} alone" in rank.detail) == (len(has_rank) < 6)
     assert again.levels.numbers == (2, 4, 6), "the first block of a stage has none of its own before it"
     (told,) = warned(Examined("", found, {}, (), TokenGrid(0, 0, ())), "blocks are counted through all stages")
-    assert "stage1 1–2, stage2 3–4, stage3 5–6" in told
+    assert "stage1: blocks 1–2, stage2: blocks 3–4, stage3: blocks 5–6" in told
 
 
 def test_stages_of_too_few_tokens_to_judge_are_left_out_and_the_others_judged():
