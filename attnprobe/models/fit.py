@@ -129,7 +129,7 @@ def _image_size(state: Mapping[str, Tensor], checkpoint: Checkpoint, model: Any)
     size = _shortest(tuple(cells * (side // n) for cells, side, n in zip(grid, own, embed.grid_size, strict=True)))
     if is_declared:
         return {"img_size": size}, []
-    assumed = f"its {grid[0] * grid[1]} positions are assumed to be {grid[0]} x {grid[1]} patches ({size} px)"
+    assumed = f"its {grid[0] * grid[1]} positions are read as {grid[0]} x {grid[1]} patches ({size} px)"
     sides = option("img-size", "ROWS COLUMNS", python="img_size=(ROWS, COLUMNS)")
     confirmed = option("img-size", str(size), python=f"img_size={size}")
     return {"img_size": size}, [f"{assumed}; confirm that with {confirmed}, or give {sides}"]

@@ -217,7 +217,7 @@ def _gate_gradients(trial: Trial, ablatable: Ablatable) -> np.ndarray:
     for pixels, labels in trial.labelled():
         gates = [torch.ones(len(labels), n, device=trial.device, requires_grad=True) for n in ablatable.heads]
         with ablatable.gated(gates):
-            logits = logits_of(ablatable.module, pixels, len(trial.images.class_names)).float()
+            logits = logits_of(ablatable.module, pixels, len(trial.images.class_names))
             some = [gate for gate in gates if gate.shape[1]]  # of a block without attention there is nothing to derive
             F.cross_entropy(logits, labels, reduction="sum").backward(inputs=some)
         widest = max(ablatable.heads)

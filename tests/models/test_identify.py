@@ -61,7 +61,7 @@ def test_options_of_any_other_size_are_read_off_the_shapes(model, tmp_path):
     )  # its branch scale shows in no weight
 
 
-@pytest.mark.filterwarnings("ignore:.*are assumed to be")
+@pytest.mark.filterwarnings("ignore:.*are read as")
 def test_what_no_weight_shows_is_said(tmp_path):
     save_file(DeepViT(**SMALL, depth=2, num_heads=3).state_dict(), tmp_path / "x.safetensors")
     with pytest.warns(UserWarning, match=r"scale_adjustment=1.0, transform_scale=False assumed"):
@@ -97,7 +97,7 @@ def test_a_file_at_another_resolution_keeps_it(tmp_path):
     save_file(model.state_dict(), tmp_path / "x.safetensors")
     torch.save({"arch": "deepvit_16_digits", "state_dict": model.state_dict()}, tmp_path / "x.pth.tar")
     for name in ("x.safetensors", "x.pth.tar"):
-        with pytest.warns(UserWarning, match=r"64 positions are assumed to be 8 x 8 patches .64 px."):
+        with pytest.warns(UserWarning, match=r"64 positions are read as 8 x 8 patches .64 px."):
             assert torch.equal(load_model(tmp_path / name).pos_embed, model.pos_embed)
 
 

@@ -79,7 +79,7 @@ def test_a_rectangular_table_is_resized_from_its_own_grid(tmp_path):
 def test_a_square_that_the_file_does_not_say_is_named_and_another_table_refused(tmp_path):
     torch.save(of_timm(small(img_size=(64, 256))), tmp_path / "x.pth")
     (note,) = open_model(tmp_path / "x.pth").notes
-    assert "64 positions are assumed to be 8 x 8 patches (128 px); confirm that with img_size=128" in note
+    assert "64 positions are read as 8 x 8 patches (128 px); confirm that with img_size=128" in note
     assert open_model(tmp_path / "x.pth", img_size=128).notes == ()
     assert open_model(tmp_path / "x.pth", img_size=(64, 256)).notes == ()
     torch.save(of_timm(small(img_size=(128, 256))), tmp_path / "y.pth")

@@ -71,7 +71,7 @@ def test_why_a_kind_cannot_be_judged_is_told_of_measurements_alone_too():
     values = torch.from_numpy(softmax(logits(layers=2)))
     maps = AttentionMaps(values, tuple(map(str, range(made.IMAGES))), made.GRID)
     found = verdict(measure([maps], bootstrap=20))
-    assert "the block outputs were not captured: capture with tokens=True" in found.headline
+    assert "no block outputs were captured: capture with tokens=True" in found.headline
 
 
 def test_a_last_block_that_is_not_finite_is_no_verdict_on_what_must_last_to_the_end():

@@ -365,8 +365,8 @@ def test_a_model_of_several_stages_is_probed_with_what_has_a_meaning_there(probe
     blocks = watching.history.blocks
     assert len({name.rpartition("/")[0] for name in blocks}) == 2
     assert {values.shape for values in blocks.values()} == {(1, 2)}
-    with pytest.raises(InputError, match="'rank_residual' is not defined"):
-        probe(metrics=["rank_residual"])(1, model)
+    with pytest.raises(InputError, match="'prefix_mass' is not defined"):
+        probe(metrics=["prefix_mass"])(1, model)
 
 
 def test_an_epoch_that_is_probed_again_replaces_what_followed(probe):
