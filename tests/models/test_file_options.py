@@ -134,7 +134,7 @@ def test_a_training_scripts_args_name_no_address(tmp_path, server, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", url)
     state = dict(build_model("deepvit_16_digits", **SMALL).state_dict())
     torch.save({"state_dict": state, "args": {"model": "hf-hub:x/y", "num_classes": 4}}, tmp_path / "a.pth")
-    with pytest.warns(UserWarning, match="positions are read as"):
+    with pytest.warns(UserWarning, match="taken for deepvit_16|positions are read as"):
         load_model(tmp_path / "a.pth")  # recognised by its parameters
     torch.save({"state_dict": {"x": torch.zeros(2)}, "arch": "hf-hub:x/y"}, tmp_path / "b.pth")
     with pytest.raises(CheckpointError, match="calls its model 'hf-hub:x/y'.*model="):
