@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from attnprobe.capturing.softmax_trails import tensors
 from attnprobe.core.errors import CaptureError
 
 ATTENTION = re.compile("attention|attn", re.IGNORECASE)
@@ -134,3 +135,12 @@ def is_attention(module: nn.Module, name: str = "") -> bool:
         return False
     names = [name for name, _ in (*module.named_children(), *module.named_parameters(recurse=False))]
     return any(QUERY.match(name) for name in names)
+
+
+def tokens_in(out: Any, given: Any) -> Tensor | None:
+    """The tokens among all that a block returns: what has the shape of its input, or what comes first; None if that has
+    neither three axes nor four."""
+    found = list(tensors(out))
+    alike = [tensor for tensor in found if isinstance(given, Tensor) and tensor.shape == given.shape]
+    first = next(iter(alike or found), None)
+    return first if first is not None and first.ndim in (3, 4) else None

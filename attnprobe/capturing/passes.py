@@ -7,10 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from attnprobe.capturing.call_stack import Call
+from attnprobe.capturing.call_stack import Call, tokens_in
 from attnprobe.capturing.hooks import block_names
 from attnprobe.capturing.product import Product
-from attnprobe.capturing.softmax_trails import tokens_in
 from attnprobe.capturing.tracing import Tracing
 
 

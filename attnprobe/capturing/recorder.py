@@ -8,13 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attnprobe.capturing.call_stack import Call
+from attnprobe.capturing.call_stack import Call, tokens_in
 from attnprobe.capturing.hooks import AttentionLayer, block_names, hidden_kernel, token_grid
 from attnprobe.capturing.kinds import TokenPlacement, kind_of, stage_names, unplaced
 from attnprobe.capturing.places import Located
 from attnprobe.capturing.product import Product
 from attnprobe.capturing.selection import Selection
-from attnprobe.capturing.softmax_trails import tokens_in
 from attnprobe.capturing.stages import BufferPool, Stage, StageKey
 from attnprobe.capturing.towers import Tower, tower_names, tower_of
 from attnprobe.capturing.tracing import Tracing

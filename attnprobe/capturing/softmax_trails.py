@@ -176,24 +176,17 @@ def tensors(tree: Any) -> Iterator[Tensor]:
         yield from tensors(tuple(tree.values()))
 
 
-def tokens_in(out: Any, given: Any) -> Tensor | None:
-    """The tokens among all that a block returns: what has the shape of its input, or what comes first; None if that has
-    neither three axes nor four."""
-    found = list(tensors(out))
-    alike = [tensor for tensor in found if isinstance(given, Tensor) and tensor.shape == given.shape]
-    first = next(iter(alike or found), None)
-    return first if first is not None and first.ndim in (3, 4) else None
-
-
 def memory_of(tensor: Tensor) -> int:
-    """The address of a tensor's memory, which its views share.
+    """The address of a tensor's memory, which its views share; of a sparse tensor, which has several, its own id.
 
     Raises:
         CaptureError: it has none, as inside `torch.func.vmap`.
     """
+    if tensor.layout is not torch.strided:
+        return id(tensor)
     try:
         return tensor.untyped_storage().data_ptr()
-    except NotImplementedError:
+    except NotImplementedError:  # a tensor that a transform of functions stands in for
         raise CaptureError(
             "the model computes attention inside torch.func.vmap or another transform of functions, where tensors "
             "cannot be followed; write it for a batch of images."

@@ -84,14 +84,10 @@ def _in_order(
 ) -> dict[str, tuple[int, ...]]:
     """Numbers of the blocks of the chosen stages: in the order of the modules that hold them, as the stages name these,
     then of the numbers in their names, then of the stages."""
-    named = [(layer, stage) for stage in chosen for layer in stages[stage][2]]
-    holders = list(dict.fromkeys(re.split(r"\d", layer, maxsplit=1)[0] for layer, _ in named))
-
-    def place(pair: tuple[str, str]) -> list[int]:
-        holder, *_ = re.split(r"\d", pair[0], maxsplit=1)
-        return [holders.index(holder), *map(int, re.findall(r"\d+", pair[0]))]
-
-    order = [stage for _, stage in sorted(named, key=place)]
+    parts = [(re.split(r"(\d+)", layer), stage) for stage in chosen for layer in stages[stage][2]]
+    holders = list(dict.fromkeys(words[0] for words, _ in parts))
+    places = [(holders.index(words[0]), [int(digits) for digits in words[1::2]], stage) for words, stage in parts]
+    order = [stage for *_, stage in sorted(places, key=lambda place: place[:2])]
     return {stage: tuple(i for i, other in enumerate(order, 1) if other == stage) for stage in chosen}
 
 

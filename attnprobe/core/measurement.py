@@ -238,7 +238,7 @@ class Measurements(Registry[Measurement]):
     def in_network(self, m: Measurement) -> list[Measurement]:
         """`m` and the same of all stages that images pass one after the other, each with the numbers that its blocks
         have through these; where they are one stage, or not numbered so, as `through`."""
-        if m.stage not in m.network:
+        if not m.network:
             return self.through(m)
         found = (self.get(m.metric, site=m.site, stage=stage) for stage in m.network)
         return [

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from operator import itemgetter
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -45,7 +44,8 @@ def threshold_curve(m: Measurement, ax: Axes | None = None, *, label: str = "", 
     if None not in curve["low"]:
         band(ax, curve["threshold"], (curve["low"], curve["high"]), drawn.get_color())
     if baselines:
-        baseline_lines(ax, m, lambda base: itemgetter("threshold", "count")(base.summary["curve"]), drawn.get_color())
+        colour = drawn.get_color()
+        baseline_lines(ax, m, lambda b: (b.summary["curve"]["threshold"], b.summary["curve"]["count"]), colour)
     if isinstance(m.summary["tau"], float | int):
         ax.axvline(m.summary["tau"], color=GREY, linewidth=0.8)
     ax.set(xlabel="threshold of the cosine (tau)", ylabel=f"similar blocks (share > {m.summary['rho']})")

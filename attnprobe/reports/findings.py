@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from attnprobe.core.examined import Examined
-from attnprobe.core.measurement import Measurement
+from attnprobe.core.measurement import Measurement, Measurements
 from attnprobe.core.text import blocks_text
 from attnprobe.reports.finding import Finding, bar_of, cannot_say, judged, missing
 from attnprobe.reports.kinds import KINDS, Kind
@@ -47,11 +47,18 @@ def _most(m: Measurement) -> float | None:
 
 def _too_few_keys(e: Examined, stage: str | None = None) -> str:
     """Reason why maps of a stage, or of any, cannot be judged at all; "" if they can."""
-    entropies = (m for m in e.measurements.select("row_entropy", stage=stage))
+    entropies = e.measurements.select("row_entropy", stage=stage)
     known = [n for n in map(_n_keys, entropies) if n is not None]
     if not known or max(known) >= FEWEST_KEYS:
         return ""
     return f"attention over {max(known)} token{'s' if max(known) > 1 else ''} leaves no choice to judge"
+
+
+def _with_choice(e: Examined) -> Measurements:
+    """The measurements, without those of maps in stages whose maps cannot be judged."""
+    few = {stage for stage in {m.stage for m in e.measurements.values()} if _too_few_keys(e, stage)}
+    kept = {name: m for name, m in e.measurements.items() if m.of != "maps" or m.stage not in few}
+    return Measurements(kept, e.measurements.facts, e.measurements.refusals)
 
 
 NUMBERS: dict[str, Callable[[Measurement], Levels]] = {
@@ -78,7 +85,8 @@ def findings(e: Examined) -> tuple[Finding, ...]:
     """The finding on each kind, in the order of `KINDS`, over the stages that images pass one after the other."""
     e = replace(e, measurements=e.measurements.of_network())
     found: dict[str, Finding] = {}
-    few = _too_few_keys(e)
+    if not (few := _too_few_keys(e)):
+        e = replace(e, measurements=_with_choice(e))
     for kind in sorted(KINDS, key=lambda kind: [*EXCUSED, kind.name].index(kind.name)):
         if kind.of_maps and few:
             found[kind.name] = cannot_say(kind, bar_of(e, kind), few)
@@ -114,8 +122,7 @@ def _finding(e: Examined, kind: Kind, found: Mapping[str, Finding]) -> Finding:
         return cannot_say(kind, bar_of(e, kind), why)
     if kind.name == "near_uniform" and "uniform" not in m.baselines:
         return cannot_say(kind, bar_of(e, kind), "the uniform baseline was not measured")
-    stages = [its for its in e.measurements.in_network(m) if not (kind.of_maps and _too_few_keys(e, its.stage))]
-    numbers = Levels.joined([_levels(e, kind, its) for its in stages])
+    numbers = Levels.joined([_levels(e, kind, its) for its in e.measurements.in_network(m)])
     changed = kind.of_maps and m.site == "weights" and not m.is_effective
     details = ["of the softmax, which this variant changes before V"] if changed else []
     if len(numbers.numbers) < sum(map(len, m.network.values())):

@@ -352,3 +352,10 @@ def test_tokens_in_rows_and_columns_are_the_tokens_of_a_block(first, patch):
         model(PIXELS)
     expected = torch.stack(seen, 1)
     assert torch.equal(torch.cat([maps.tokens for maps in ap.capture(model, PIXELS, tokens=True)]), expected)
+
+
+def test_a_model_that_holds_a_sparse_tensor_is_captured_as_without_it():
+    model = vit(lambda s, q, k, v: soft(q, k) @ v)
+    expected = captured(model)
+    model.register_buffer("neighbours", torch.eye(4).to_sparse())
+    assert torch.equal(captured(model), expected)

@@ -45,8 +45,6 @@ def built(family, implementation):
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_maps_equal_what_the_model_returns_when_asked(family, implementation):
-    if implementation == "sdpa" and not getattr(transformers, FAMILIES[family][1])._supports_sdpa:
-        pytest.skip(f"transformers {transformers.__version__} runs {family} eagerly alone")
     model, asked = built(family, implementation), built(family, "eager")
     asked.load_state_dict(model.state_dict())
     pixels = torch.randn(2, 3, 32, 32)

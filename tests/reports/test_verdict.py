@@ -340,6 +340,7 @@ def test_stages_of_too_few_tokens_to_judge_are_left_out_and_the_others_judged():
     found = measure(stages_of(("self",) * 3, (6, 4, 1), (2,)), bootstrap=20)
     near = finding(found, "near_uniform")
     assert (near.blocks, near.levels.numbers, near.detail) == ((2,), (1, 2, 3, 4), "judged in blocks 1–4 alone")
+    assert finding(found, "repetition").levels.numbers == (2, 4)
 
 
 def test_all_kinds_are_of_one_stage_where_encoder_and_decoder_run_one_after_the_other():

@@ -41,32 +41,29 @@ def cluster_summary(m: Measurement, distance: Callable[[np.ndarray], np.ndarray]
         m: over (layer, head, head).
         distance: what makes distances [..., head, head] of means over images.
     """
-    known = np.array([np.isfinite(layer).all() for layer in m.mean])
-    if not known.any():
-        return {}
     cut, heads = m.settings["cut"], m.mean.shape[-1]
-    of, labels = heads * int(known.sum()), [clusters(layer, cut) for layer in distance(m.mean[known])]
-    effective = [max(of_layer) + 1 for of_layer in labels]
-    by_layer = zip(effective, distance(m.mean[known]), distance(m.ci[:, known]).swapaxes(0, 1), strict=True)
-    ranges = [fewest_and_most(n, mean, ends, cut) for n, mean, ends in by_layer]
-    bounded = all(low is not None for low, _ in ranges)
-    redundant_ci = [of - sum(n) for n in zip(*ranges, strict=True)][::-1] if bounded else [None, None]
-    groups = [
-        [[head + 1 for head in range(heads) if of_layer[head] == cluster] for cluster in range(max(of_layer) + 1)]
-        for of_layer in labels
+    distances, ends = distance(m.mean), distance(m.ci).swapaxes(0, 1)
+    labels = [clusters(layer, cut) if np.isfinite(layer).all() else [] for layer in distances]
+    effective = [max(of_layer) + 1 if of_layer else None for of_layer in labels]
+    ranges = [
+        [None, None] if n is None else fewest_and_most(n, mean, bounds, cut)
+        for n, mean, bounds in zip(effective, distances, ends, strict=True)
     ]
-
-    def by_place(found: list[Any], unknown: Any) -> list[Any]:
-        rest = iter(found)
-        return [next(rest) if is_known else unknown for is_known in known]
-
+    counted = [(n, *range_) for n, range_ in zip(effective, ranges, strict=True) if n is not None]
+    if not counted:
+        return {}
+    groups, fewest, most = zip(*counted, strict=True)
+    of = heads * len(groups)
     return {
-        "effective_heads": by_place(effective, None),
-        "effective_heads_ci": by_place(ranges, [None, None]),
-        "redundant": of - sum(effective),
-        "redundant_ci": redundant_ci,
+        "effective_heads": effective,
+        "effective_heads_ci": ranges,
+        "redundant": of - sum(groups),
+        "redundant_ci": [None, None] if None in fewest else [of - sum(most), of - sum(fewest)],
         "of": of,
-        "clusters": by_place(groups, []),
+        "clusters": [
+            [[head + 1 for head in range(heads) if of_layer[head] == cluster] for cluster in range(n or 0)]
+            for n, of_layer in zip(effective, labels, strict=True)
+        ],
         "cut": cut,
         "n_images": m.n_images,
     }
