@@ -116,10 +116,10 @@ class Job:
         """Let go of the claims and the folder, which goes if nothing was begun in it, or all is done."""
         claims, self._claims = self._claims, None
         if claims is not None:
-            claims.release_all()
-            if not (self.folder / "plan.json").exists():  # all is done
-                with suppress(OSError):
-                    claims.folder.rmdir()
+            if (self.folder / "plan.json").exists():
+                claims.release_all()
+            else:  # all is done, and a process that came late may have claimed once more what was being removed
+                claims.remove()
         lock, self._lock = self._lock, None
         if lock is not None:
             parts.leave(self.folder, lock)

@@ -148,6 +148,24 @@ def test_no_shard_is_begun_again_while_the_shards_of_a_finished_file_are_removed
     check_whole(path, ten_maps)
 
 
+def test_a_claim_that_comes_while_claims_are_removed_is_removed_with_them(tmp_path, ten_maps, monkeypatch):
+    path, unlink = tmp_path / "maps.h5", fs.unlink
+    with MapWriter(path, plan_for([ten_maps]), Rank(1, 2, job="a")) as late:
+        late.begin([ten_maps.images(0, 3)])
+
+        def unlinked(name):
+            unlink(name)
+            if name.name == "merge.lock" and not claimed:
+                claimed.append(name)
+                assert [*late.parts()] == [] and late.close(CERTIFICATE) == path
+
+        claimed = []
+        monkeypatch.setattr(fs, "unlink", unlinked)
+        assert work(path, ten_maps, 0, 2) == path
+    assert claimed
+    check_whole(path, ten_maps)
+
+
 def test_one_after_the_other_the_late_one_finds_all_done(tmp_path, ten_maps):
     path = tmp_path / "maps.h5"
     assert work(path, ten_maps, 0, 2) == path
